@@ -1,0 +1,96 @@
+"""pdmd: distills diffusion and flow models into few-step mixtures of experts by Phased DMD."""
+
+from pdmd.denoisers import Denoiser
+from pdmd.distill import FromDenoiser, FromPrevious, FromTeacher, Initializer, distill
+from pdmd.experts import (
+    Expert,
+    FullGradient,
+    OdeExpert,
+    RenoisingExpert,
+    StochasticTruncation,
+    Truncation,
+    experts,
+)
+from pdmd.objectives import (
+    DistributionMatching,
+    Objective,
+    Players,
+    Rollout,
+    SubintervalScoreMatching,
+    WeightedSum,
+    objectives,
+    subinterval_target,
+)
+from pdmd.phases import Disjoint, Nested, Phase, PhasePlan
+from pdmd.predictions import Prediction
+from pdmd.routers import IntervalRouter, RoutedDenoiser, Router, routers
+from pdmd.sampling import sample, sample_ode, trajectory
+from pdmd.schedules import (
+    CosineVP,
+    DiscreteVP,
+    LinearVP,
+    RectifiedFlow,
+    Schedule,
+    Shifted,
+    VarianceExploding,
+    VariancePreserving,
+)
+from pdmd.solvers import ode_step, renoise_step
+from pdmd.students import Student
+from pdmd.teachers import Guided, MixtureTeacher, MlpDenoiser, Teacher, teachers
+from pdmd.training.optimizers import AdamRecipe
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdamRecipe",
+    "CosineVP",
+    "Denoiser",
+    "DiscreteVP",
+    "Disjoint",
+    "DistributionMatching",
+    "Expert",
+    "FromDenoiser",
+    "FromPrevious",
+    "FromTeacher",
+    "FullGradient",
+    "Guided",
+    "Initializer",
+    "IntervalRouter",
+    "LinearVP",
+    "MixtureTeacher",
+    "MlpDenoiser",
+    "Nested",
+    "Objective",
+    "OdeExpert",
+    "Phase",
+    "PhasePlan",
+    "Players",
+    "Prediction",
+    "RectifiedFlow",
+    "RenoisingExpert",
+    "Rollout",
+    "RoutedDenoiser",
+    "Router",
+    "Schedule",
+    "Shifted",
+    "StochasticTruncation",
+    "Student",
+    "SubintervalScoreMatching",
+    "Teacher",
+    "Truncation",
+    "VarianceExploding",
+    "VariancePreserving",
+    "WeightedSum",
+    "distill",
+    "experts",
+    "objectives",
+    "ode_step",
+    "renoise_step",
+    "routers",
+    "sample",
+    "sample_ode",
+    "subinterval_target",
+    "teachers",
+    "trajectory",
+]

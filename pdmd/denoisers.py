@@ -1,0 +1,95 @@
+r"""Denoisers: networks that know the forward process they were trained for.
+
+A :class:`Denoiser` is a network :math:`f_\theta(x_t, t, c)` together with its schedule and the
+kind of its output, so that calling it yields a :class:`~pdmd.predictions.Prediction` and nobody
+else needs to know what it predicts.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pdmd.predictions import Kind, Prediction, check_kind
+from pdmd.schedules import Schedule
+from pdmd.typing import Condition, Latents, Times
+
+__all__ = ["Denoiser"]
+
+
+class Denoiser(nn.Module, ABC):
+    """A network with its schedule and the kind of its prediction.
+
+    A subclass implements :meth:`network`.
+
+    Args:
+        schedule: The forward process of the network's inputs.
+        kind: What the network predicts.
+        latent_shape: Shape of one sample, without the batch.
+        time_range: The lowest and highest time that the network was trained for.
+
+    Raises:
+        ValueError: If the kind is unknown or the time range is not within [0, 1].
+    """
+
+    def __init__(
+        self,
+        *,
+        schedule: Schedule,
+        kind: Kind,
+        latent_shape: Sequence[int],
+        time_range: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        super().__init__()
+        low, high = time_range
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"a time range is 0 <= low < high <= 1, got {time_range}")
+        self.schedule = schedule
+        self.kind: Kind = check_kind(kind)
+        self.latent_shape = tuple(int(n) for n in latent_shape)
+        self.time_range = (float(low), float(high))
+
+    @abstractmethod
+    def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
+        """Evaluates the network.
+
+        Args:
+            x_t: Noisy latents, with shape :math:`(B, *)`.
+            t: Times in [0, 1], with shape :math:`(B)`, in float64.
+            condition: A TensorDict with batch size :math:`(B)`, or ``None``.
+
+        Returns:
+            A prediction of :attr:`kind`, with the shape of ``x_t``.
+        """
+
+    def forward(self, x_t: Latents, t: Times, condition: Condition = None) -> Prediction:
+        """Evaluates the network and says what came out.
+
+        Args:
+            x_t: Noisy latents, with shape :math:`(B, *)`.
+            t: Times in [0, 1]: a float, or a tensor with shape :math:`()` or :math:`(B)`.
+            condition: A TensorDict with batch size :math:`(B)`, or ``None``.
+
+        Returns:
+            The prediction, with value of shape :math:`(B, *)`.
+        """
+        t = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
+        value = self.network(x_t, t.expand(len(x_t)), condition)
+        return Prediction(value=value, kind=self.kind, x_t=x_t, t=t, schedule=self.schedule)
+
+    def trainable_copy(self) -> Denoiser:
+        """Returns a copy whose parameters train, to start an expert or a fake score from.
+
+        Raises:
+            ValueError: If the denoiser has no parameters.
+        """
+        if not any(True for _ in self.parameters()):
+            raise ValueError(
+                f"{type(self).__name__} has no parameters to train; pass an initializer with a "
+                "network, such as init=FromDenoiser(network)"
+            )
+        return copy.deepcopy(self).requires_grad_(True).train()

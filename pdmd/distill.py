@@ -1,0 +1,302 @@
+"""Distillation: from a teacher and a plan to a student, one phase after the other."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from pdmd.denoisers import Denoiser
+from pdmd.experts import Expert, OdeExpert, StochasticTruncation, Truncation
+from pdmd.objectives.base import Objective
+from pdmd.objectives.distribution_matching import DistributionMatching
+from pdmd.objectives.score_matching import SubintervalScoreMatching
+from pdmd.phases import PhasePlan
+from pdmd.students import Student
+from pdmd.teachers.base import Teacher
+from pdmd.training.calibration import calibration_slopes
+from pdmd.training.checkpoint import Checkpointer, Interrupted, restore_trainer, take_network
+from pdmd.training.data import ConditionStream
+from pdmd.training.optimizers import AdamRecipe
+from pdmd.training.phase_trainer import PhaseTrainer
+from pdmd.training.recorder import Recorder
+from pdmd.typing import Condition
+
+__all__ = [
+    "FromDenoiser",
+    "FromPrevious",
+    "FromTeacher",
+    "Initializer",
+    "check_teacher",
+    "distill",
+]
+
+
+class Initializer(ABC):
+    """Where the networks of a phase start."""
+
+    @abstractmethod
+    def expert(self, teacher: Denoiser, finished: Sequence[Expert]) -> Denoiser:
+        """Returns a trainable denoiser for the next expert.
+
+        Args:
+            teacher: The teacher.
+            finished: The experts of the phases before.
+        """
+
+    def fake(self, teacher: Denoiser) -> Denoiser:
+        """Returns a trainable denoiser for the phase's fake score; the teacher's copy."""
+        return teacher.trainable_copy()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class FromTeacher(Initializer):
+    """Starts every expert at the teacher, as the paper does."""
+
+    def expert(self, teacher: Denoiser, finished: Sequence[Expert]) -> Denoiser:
+        return teacher.trainable_copy()
+
+
+class FromPrevious(Initializer):
+    """Starts every expert at the one before it, and the first at the teacher."""
+
+    def expert(self, teacher: Denoiser, finished: Sequence[Expert]) -> Denoiser:
+        return (finished[-1].denoiser if finished else teacher).trainable_copy()
+
+
+class FromDenoiser(Initializer):
+    """Starts experts and fake scores at a given network, for teachers without weights.
+
+    Args:
+        denoiser: The network, on the teacher's schedule.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+
+    def expert(self, teacher: Denoiser, finished: Sequence[Expert]) -> Denoiser:
+        return self.denoiser.trainable_copy()
+
+    def fake(self, teacher: Denoiser) -> Denoiser:
+        return self.denoiser.trainable_copy()
+
+
+@torch.no_grad()
+def check_teacher(
+    teacher: Denoiser,
+    plan: PhasePlan,
+    objective: Objective,
+    condition: Condition,
+) -> None:
+    """Asks the teacher once at every end of the plan, before any work.
+
+    Raises:
+        ValueError: If the plan leaves the teacher's time range, or an answer has the wrong shape
+            or is not finite.
+    """
+    low, high = teacher.time_range
+    generator = torch.Generator().manual_seed(0)
+    rows = None if condition is None else condition[:2]
+    n = 2 if rows is None else int(rows.batch_size[0])
+    x = torch.randn(n, *teacher.latent_shape, generator=generator)
+    for phase in plan:
+        asked = objective.time_bounds(phase)
+        for t in (*phase.timesteps, *(asked or ())):
+            if not low <= t <= high:
+                raise ValueError(
+                    f"phase {phase.index + 1} asks the teacher at t = {t:.4g}, outside its range "
+                    f"[{low:.4g}, {high:.4g}]; move the plan or the time margin into the range"
+                )
+            value = teacher(x, t, rows).value
+            if value.shape != x.shape:
+                raise ValueError(
+                    f"the teacher returned shape {tuple(value.shape)} for latents of shape "
+                    f"{tuple(x.shape)}; its network must keep the shape"
+                )
+            if not bool(value.isfinite().all()):
+                raise ValueError(
+                    f"the teacher's output at t = {t:.4g} is not finite; check its weights and "
+                    "time range"
+                )
+
+
+def distill(
+    teacher: Teacher,
+    plan: PhasePlan,
+    prompts: Sequence[Any] | None = None,
+    *,
+    generator: Objective | None = None,
+    fake_score: Objective | None = None,
+    init: Initializer | None = None,
+    expert: type[Expert] = OdeExpert,
+    truncation: Truncation | None = None,
+    updates: int = 500,
+    fake_updates: int = 5,
+    batch_size: int = 128,
+    optimizer: AdamRecipe | None = None,
+    fake_optimizer: AdamRecipe | None = None,
+    ema: float = 0.99,
+    clip: float = 10.0,
+    seed: int = 0,
+    recorder: Recorder | None = None,
+    checkpointer: Checkpointer | None = None,
+    resume: bool = False,
+    source: Mapping[str, Any] | None = None,
+) -> Student:
+    """Distills a teacher into a few-step mixture of experts.
+
+    Args:
+        teacher: What to distill; wrap it in :class:`~pdmd.teachers.Guided` for guidance.
+        plan: The phases.
+        prompts: Prompts to draw from; the teacher's own by default.
+        generator: What experts minimise; distribution matching by default.
+        fake_score: What fake scores minimise; subinterval score matching by default.
+        init: Where a phase's networks start; at the teacher by default.
+        expert: How an expert walks through its phase.
+        truncation: Where a rollout stops inside a phase; at a random step by default.
+        updates: Updates of each expert.
+        fake_updates: Updates of the fake score before each of the expert's (TTUR).
+        batch_size: Samples in each update.
+        optimizer: The experts' optimizer.
+        fake_optimizer: The fake scores'; by default the expert's at twice its rate.
+        ema: Decay of the weight average that becomes the expert.
+        clip: Largest gradient norm.
+        seed: Seed of every draw; the same seed gives the same bits on the same machine.
+        recorder: Hears of progress.
+        checkpointer: Writes checkpoints, and may be asked to stop the run.
+        resume: Whether to go on from the checkpointer's newest checkpoint.
+        source: Passed on to the student; see :class:`~pdmd.students.Student`.
+
+    Returns:
+        The student, frozen.
+
+    Raises:
+        ValueError: If a setting is out of its range, the plan leaves the teacher's time range, or
+            the teacher's output is not finite.
+        NonFiniteError: If a loss or gradient is not finite.
+        Interrupted: If the checkpointer was asked to stop; its checkpoint is written.
+
+    References:
+        Fan et al., Phased DMD, arXiv:2510.27684, Algorithm 1.
+    """
+    for name, value, least in (
+        ("updates", updates, 1),
+        ("fake_updates", fake_updates, 0),
+        ("batch_size", batch_size, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if not clip > 0:
+        raise ValueError(f"clip must be positive, got {clip}")
+    generator = generator or DistributionMatching()
+    fake_score = fake_score or SubintervalScoreMatching()
+    init = init or FromTeacher()
+    optimizer = optimizer or AdamRecipe()
+    fake_optimizer = fake_optimizer or AdamRecipe(lr=2 * optimizer.lr, decay_from=1.0)
+    recorder = recorder or Recorder()
+    encoded = teacher.encode(teacher.prompts if prompts is None else prompts)
+    conditions = ConditionStream(encoded)
+    fake_score_times = [fake_score.time_bounds(phase) for phase in plan]
+    del fake_score_times  # computed for its errors, before any work
+    check_teacher(teacher, plan, generator, encoded)
+    trainable = {id(p) for p in teacher.parameters() if p.requires_grad}
+    teacher.requires_grad_(False).eval()
+    rng = torch.Generator().manual_seed(seed)
+
+    finished: list[Expert] = []
+    cursor: dict[str, Any] = {"finished": 0, "update": None}
+    tensors: Mapping[str, torch.Tensor] = {}
+    if resume:
+        if checkpointer is None:
+            raise ValueError("resume=True needs a checkpointer to resume from")
+        cursor, tensors = checkpointer.read()
+        for phase in plan.phases[: cursor["finished"]]:
+            denoiser = init.expert(teacher, finished)
+            take_network(tensors, f"finished.{phase.index}", denoiser)
+            finished.append(_freeze(expert(denoiser, phase)))
+        recorder.resumed(cursor["finished"] + 1, cursor["update"] or 0)
+    try:
+        for phase in plan.phases[cursor["finished"] :]:
+            trainer = PhaseTrainer(
+                expert=expert(init.expert(teacher, finished), phase),
+                earlier=finished,
+                teacher=teacher,
+                fake=init.fake(teacher),
+                generator_objective=generator,
+                fake_objective=fake_score,
+                conditions=conditions,
+                truncation=truncation or StochasticTruncation(),
+                updates=updates,
+                fake_updates=fake_updates,
+                batch_size=batch_size,
+                optimizer=optimizer,
+                fake_optimizer=fake_optimizer,
+                ema_decay=ema,
+                clip=clip,
+                generator=rng,
+            )
+            if tensors:
+                if cursor["update"] is not None:
+                    restore_trainer(trainer, cursor["update"], tensors)
+                rng.set_state(tensors["rng"])
+                tensors = {}
+            _train(trainer, len(plan), finished, recorder, checkpointer)
+            times = _calibration_times(generator, trainer)
+            if times:
+                rollout = trainer.rollout(record=False)
+                fake, real = calibration_slopes(
+                    [trainer.players.fake, teacher],
+                    rollout.x_s,
+                    phase.t_end,
+                    times,
+                    rollout.condition,
+                    rng,
+                )
+                recorder.calibration(phase, times, fake, real)
+            finished.append(_freeze(expert(trainer.ema.network, phase)))  # type: ignore[arg-type]
+            if checkpointer is not None:
+                checkpointer.save(finished, None, rng)
+    finally:
+        recorder.close()
+        for parameter in teacher.parameters():
+            parameter.requires_grad_(id(parameter) in trainable)
+    return Student(finished, encode=teacher.encode, source=source).eval().requires_grad_(False)
+
+
+def _train(
+    trainer: PhaseTrainer,
+    phases: int,
+    finished: Sequence[Expert],
+    recorder: Recorder,
+    checkpointer: Checkpointer | None,
+) -> None:
+    recorder.phase_begins(trainer.phase, phases, trainer.updates, trainer.update)
+    while trainer.update < trainer.updates:
+        if checkpointer is not None and checkpointer.stop_requested:
+            checkpointer.save(finished, trainer, trainer.generator)
+            raise Interrupted(
+                f"stopped in phase {trainer.phase.index + 1} after update {trainer.update}"
+            )
+        scalars = trainer.cycle()
+        recorder.advanced(trainer.update)
+        if trainer.update % recorder.interval == 0 or trainer.update == trainer.updates:
+            values = {name: float(value) for name, value in scalars.items()}
+            recorder.scalars(trainer.phase, trainer.update, values)
+        if checkpointer is not None and trainer.update % checkpointer.every == 0:
+            checkpointer.save(finished, trainer, trainer.generator)
+
+
+def _freeze(expert: Expert) -> Expert:
+    return expert.eval().requires_grad_(False)
+
+
+def _calibration_times(objective: Objective, trainer: PhaseTrainer) -> list[float]:
+    bounds = objective.time_bounds(trainer.phase)
+    if bounds is None:
+        return []
+    low, high = bounds
+    return [low + (high - low) * i / 9 for i in range(10)]

@@ -1,0 +1,247 @@
+"""Objectives: named losses of the players of one phase.
+
+An objective compares denoisers on what a rollout produced. It knows nothing of trainers, files or
+devices, and composes in Python: ``a + 0.05 * b``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdmd.denoisers import Denoiser
+from pdmd.phases import Phase
+from pdmd.registry import Registry
+from pdmd.schedules import Schedule
+from pdmd.typing import Condition, Latents
+
+__all__ = [
+    "LogSnrTimes",
+    "Objective",
+    "Players",
+    "Rollout",
+    "TimeSampler",
+    "UniformTimes",
+    "WeightedSum",
+    "objectives",
+]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Players:
+    """The denoisers of a phase.
+
+    Attributes:
+        real: The teacher, frozen.
+        fake: The fake score, the online model of the student's distribution.
+        generator: The expert's denoiser in training.
+    """
+
+    real: Denoiser
+    fake: Denoiser
+    generator: Denoiser
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rollout:
+    r"""What the student made in one phase.
+
+    Attributes:
+        x_s: The phase's output at :math:`s = t_k`, with shape :math:`(B, *)`. It carries the
+            generator's gradient in a generator update and none in a fake-score update.
+        condition: The conditions, with batch size :math:`(B)`, or ``None``.
+        phase: The phase.
+    """
+
+    x_s: Latents
+    condition: Condition
+    phase: Phase
+
+
+class TimeSampler(ABC):
+    """Draws the times at which a rollout is diffused and compared."""
+
+    @abstractmethod
+    def __call__(
+        self, n: int, phase: Phase, schedule: Schedule, generator: torch.Generator
+    ) -> Tensor:
+        """Returns times within the phase's score range, float64, with shape :math:`(n)`."""
+
+    @abstractmethod
+    def bounds(self, phase: Phase) -> tuple[float, float]:
+        """Returns the lowest and highest time that can be drawn in a phase."""
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{k}={v!r}" for k, v in vars(self).items())
+        return f"{type(self).__name__}({arguments})"
+
+
+class _InnerTimes(TimeSampler):
+    """Times kept off the ends of the score range by a margin.
+
+    Args:
+        margin: The share of :math:`(t_k, 1)` left out above :math:`t_k`, and of time left out
+            below 1; the target's variance diverges at the one, the noise hides all at the other.
+
+    Raises:
+        ValueError: If the margin is not in (0, 0.5).
+    """
+
+    def __init__(self, margin: float = 0.02) -> None:
+        if not 0 < margin < 0.5:
+            raise ValueError(f"a time margin is in (0, 0.5), got {margin}")
+        self.margin = float(margin)
+
+    def bounds(self, phase: Phase) -> tuple[float, float]:
+        low, high = phase.score_range
+        low = max(low, phase.t_end + self.margin * (1 - phase.t_end))
+        high = min(high, 1 - self.margin)
+        if not low < high:
+            raise ValueError(
+                f"phase {phase.index + 1}: a time margin of {self.margin} leaves nothing of the "
+                f"score range {phase.score_range}; use a smaller margin"
+            )
+        return low, high
+
+
+class UniformTimes(_InnerTimes):
+    """Draws times uniformly, as the paper does."""
+
+    def __call__(
+        self, n: int, phase: Phase, schedule: Schedule, generator: torch.Generator
+    ) -> Tensor:
+        low, high = self.bounds(phase)
+        return low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float64)
+
+
+class LogSnrTimes(_InnerTimes):
+    """Draws times uniformly in log-SNR."""
+
+    def __call__(
+        self, n: int, phase: Phase, schedule: Schedule, generator: torch.Generator
+    ) -> Tensor:
+        low, high = self.bounds(phase)
+        ends = schedule.log_snr(torch.tensor([high, low], dtype=torch.float64))
+        u = torch.rand(n, generator=generator, dtype=torch.float64)
+        return schedule.t_from_log_snr(ends[0] + (ends[1] - ends[0]) * u).clamp(low, high)
+
+
+class Objective(ABC):
+    """A named loss over the players of a phase.
+
+    A subclass sets :attr:`name` and implements :meth:`losses`. Objectives add and scale::
+
+        objective = DistributionMatching() + 0.05 * Diversity()
+    """
+
+    name: str
+
+    @abstractmethod
+    def losses(
+        self, players: Players, rollout: Rollout, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Computes the objective's losses.
+
+        Args:
+            players: The denoisers of the phase.
+            rollout: What the student made.
+            generator: The source of randomness.
+
+        Returns:
+            Scalar float32 losses by name; their sum is what is minimised.
+        """
+
+    def time_bounds(self, phase: Phase) -> tuple[float, float] | None:
+        """Returns the times at which the teacher is asked in a phase, ``None`` if it is not."""
+        return None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the objectives within."""
+        return (self.name,)
+
+    def __add__(self, other: Objective) -> WeightedSum:
+        return WeightedSum([*_terms(self), *_terms(other)])
+
+    def __mul__(self, weight: float) -> WeightedSum:
+        return WeightedSum([(weight * w, term) for w, term in _terms(self)])
+
+    __rmul__ = __mul__
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k != "name")
+        return f"{type(self).__name__}({arguments})"
+
+
+class WeightedSum(Objective):
+    """A weighted sum of objectives with distinct names.
+
+    Args:
+        terms: Pairs of weight and objective.
+
+    Raises:
+        ValueError: If a name occurs twice, a weight is not finite, or there are no terms.
+    """
+
+    name = "sum"
+
+    def __init__(self, terms: Sequence[tuple[float, Objective]]) -> None:
+        if not terms:
+            raise ValueError("a weighted sum needs at least one objective")
+        seen: set[str] = set()
+        for weight, term in terms:
+            if not math.isfinite(weight):
+                raise ValueError(f"the weight of {term.name!r} is {weight}; use a finite number")
+            if term.name in seen:
+                raise ValueError(
+                    f"two objectives are named {term.name!r}; give one another name, as in "
+                    f"{type(term).__name__}(name='other')"
+                )
+            seen.add(term.name)
+        self.terms = tuple((float(weight), term) for weight, term in terms)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the objectives within."""
+        return tuple(term.name for _, term in self.terms)
+
+    def losses(
+        self, players: Players, rollout: Rollout, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Computes every term, scaled by its weight."""
+        out: dict[str, Tensor] = {}
+        for weight, term in self.terms:
+            for name, value in term.losses(players, rollout, generator).items():
+                if name in out:
+                    raise ValueError(f"two objectives return a loss named {name!r}")
+                out[name] = weight * value
+        return out
+
+    def time_bounds(self, phase: Phase) -> tuple[float, float] | None:
+        """Returns the hull of the terms' times."""
+        bounds = [b for _, term in self.terms if (b := term.time_bounds(phase)) is not None]
+        return (min(b[0] for b in bounds), max(b[1] for b in bounds)) if bounds else None
+
+    def __repr__(self) -> str:
+        return " + ".join(f"{w:g} * {term!r}" if w != 1 else repr(term) for w, term in self.terms)
+
+
+def _terms(objective: Objective) -> tuple[tuple[float, Objective], ...]:
+    if not isinstance(objective, Objective):
+        raise TypeError(f"only objectives add to objectives, got {type(objective).__name__}")
+    return objective.terms if isinstance(objective, WeightedSum) else ((1.0, objective),)
+
+
+objectives: Registry[Any] = Registry(
+    "objective",
+    {
+        "distribution_matching": "pdmd.objectives.distribution_matching:DistributionMatching",
+        "score_matching": "pdmd.objectives.score_matching:SubintervalScoreMatching",
+    },
+)

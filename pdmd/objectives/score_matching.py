@@ -1,0 +1,94 @@
+r"""Score matching within a subinterval, where no clean sample exists.
+
+Only :math:`x_s`, :math:`s = t_k`, is known. With :math:`x_t = a x_s + b \varepsilon` the
+conditional score :math:`S^* = -\varepsilon / b` has :math:`\mathbb E[S^* | x_t] = \nabla \log
+p_t(x_t)`, and since every prediction is affine in :math:`(x_t, \nabla \log p_t)`, its unbiased
+target follows from
+
+.. math::
+    x_0^* = \frac{x_s}{\alpha_s} - \frac{\alpha_t \sigma_s^2}{\alpha_s^2 b} \varepsilon, \qquad
+    \varepsilon^* = \frac{\sigma_t}{b} \varepsilon, \qquad
+    y^* = p_t x_0^* + q_t \varepsilon^*.
+
+At :math:`s = 0` these are :math:`x_0` and :math:`\varepsilon`: ordinary denoising score matching.
+
+References:
+    Fan et al., Phased DMD, arXiv:2510.27684, Section 3.2 (rectified-flow velocity).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pdmd.objectives.base import Objective, Players, Rollout, TimeSampler, UniformTimes
+from pdmd.objectives.weightings import ClampedWeighting, Weighting
+from pdmd.predictions import Kind, combination
+from pdmd.schedules import Schedule
+from pdmd.solvers import diffuse
+from pdmd.typing import Latents, Times, expand, randn_like
+
+__all__ = ["SubintervalScoreMatching", "subinterval_target"]
+
+
+def subinterval_target(
+    x_s: Latents, epsilon: Latents, s: Times, t: Times, schedule: Schedule, kind: Kind
+) -> Latents:
+    r"""Returns the unbiased target of a prediction at time :math:`t`, given :math:`x_s`.
+
+    Args:
+        x_s: Samples at time :math:`s`, with shape :math:`(B, *)`.
+        epsilon: The noise that carried them to :math:`x_t = a x_s + b \varepsilon`, likewise.
+        s: The subinterval's clean end, in :math:`[0, 1)`.
+        t: Times in :math:`(s, 1]`, with shape :math:`()` or :math:`(B)`.
+        schedule: The forward process.
+        kind: What the network predicts.
+
+    Returns:
+        The target, with shape :math:`(B, *)`, in float32 or wider.
+
+    Raises:
+        ValueError: If :math:`s \geq t` anywhere.
+
+    References:
+        Fan et al., Phased DMD, arXiv:2510.27684, Section 3.2.
+    """
+    _, b = schedule.transition(s, t)
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule(s), schedule(t)
+    p, q = combination(kind, t, schedule)
+    of_x = p / alpha_s
+    of_epsilon = q * (sigma_t / b) - p * (alpha_t * sigma_s.square() / (alpha_s.square() * b))
+    return expand(of_x, x_s) * x_s + expand(of_epsilon, epsilon) * epsilon
+
+
+class SubintervalScoreMatching(Objective):
+    r"""Trains the fake score on the student's samples :math:`x_s`.
+
+    Args:
+        weighting: Weight of the squared residual; the paper's by default.
+        times: Draws :math:`t`; uniform over the score range by default.
+        name: The loss's name.
+    """
+
+    def __init__(
+        self,
+        weighting: Weighting | None = None,
+        times: TimeSampler | None = None,
+        name: str = "score_matching",
+    ) -> None:
+        self.weighting = weighting or ClampedWeighting()
+        self.times = times or UniformTimes()
+        self.name = name
+
+    def losses(
+        self, players: Players, rollout: Rollout, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Computes the mean weighted squared residual of the fake score."""
+        x_s, s, fake = rollout.x_s.detach(), rollout.phase.t_end, players.fake
+        schedule = fake.schedule
+        t = self.times(len(x_s), rollout.phase, schedule, generator)
+        epsilon = randn_like(x_s, generator)
+        prediction = fake(diffuse(x_s, epsilon, s, t, schedule), t, rollout.condition)
+        target = subinterval_target(x_s, epsilon, s, t, schedule, fake.kind)
+        weight = expand(self.weighting(s, t, schedule, fake.kind), x_s)
+        return {self.name: (weight * (prediction.value.float() - target.float()).square()).mean()}

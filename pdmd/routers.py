@@ -1,0 +1,115 @@
+"""Routers: which expert serves a time.
+
+The boundary between two phases belongs to the less noisy expert, since the state there is its
+input: a student that has arrived at :math:`t_k` is carried on by expert k + 1.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pdmd.denoisers import Denoiser
+from pdmd.predictions import Prediction
+from pdmd.registry import Registry
+from pdmd.schedules import as_times
+from pdmd.typing import Condition, Latents, Times
+
+__all__ = ["IntervalRouter", "RoutedDenoiser", "Router", "routers"]
+
+routers: Registry[type[Router]] = Registry("router")
+
+
+class Router(ABC):
+    """A total map from times in [0, 1] to expert indices."""
+
+    @abstractmethod
+    def __call__(self, t: Times) -> Tensor:
+        """Returns the expert index of every time, int64, with the shape of ``t``.
+
+        Raises:
+            ValueError: If a time is outside [0, 1].
+        """
+
+
+@routers.register("interval")
+class IntervalRouter(Router):
+    """Routes by the intervals between boundaries.
+
+    Args:
+        boundaries: Times falling strictly from 1 to 0, both included; n experts need n + 1.
+
+    Raises:
+        ValueError: If they do not.
+    """
+
+    def __init__(self, boundaries: Sequence[float]) -> None:
+        times = [float(t) for t in boundaries]
+        if len(times) < 2 or times[0] != 1 or times[-1] != 0:
+            raise ValueError(f"boundaries run from 1 to 0, both included, got {times}")
+        for a, b in zip(times, times[1:], strict=False):
+            if not b < a:
+                raise ValueError(f"boundaries must fall strictly, got {b} after {a}")
+        self.boundaries = tuple(times)
+        self._inner = torch.tensor(times[1:-1], dtype=torch.float64)
+
+    def __call__(self, t: Times) -> Tensor:
+        t = as_times(t)
+        return (t.unsqueeze(-1) <= self._inner.to(t.device)).sum(-1)
+
+    def __repr__(self) -> str:
+        return f"IntervalRouter({list(self.boundaries)})"
+
+
+class RoutedDenoiser(Denoiser):
+    """Several denoisers behind a router, seen as one.
+
+    Serves a teacher of two networks (Wan 2.2) and the student alike.
+
+    Args:
+        denoisers: The experts' networks, of one schedule; noisiest first.
+        router: Chooses among them.
+
+    Raises:
+        ValueError: If there are none.
+    """
+
+    def __init__(self, denoisers: Sequence[Denoiser], router: Router) -> None:
+        if not denoisers:
+            raise ValueError("a routed denoiser needs at least one denoiser")
+        first = denoisers[0]
+        super().__init__(
+            schedule=first.schedule,
+            kind=first.kind,
+            latent_shape=first.latent_shape,
+            time_range=(
+                min(d.time_range[0] for d in denoisers),
+                max(d.time_range[1] for d in denoisers),
+            ),
+        )
+        self.denoisers = nn.ModuleList(denoisers)
+        self.router = router
+
+    def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
+        """Evaluates each sample with the denoiser of its time."""
+        index = self.router(t)
+        used = index.unique().tolist()
+        if len(used) == 1:
+            return self._evaluate(used[0], x_t, t, condition)
+        value = torch.empty_like(x_t, dtype=torch.promote_types(x_t.dtype, torch.float32))
+        for i in used:
+            rows = (index == i).nonzero().squeeze(-1)
+            part = None if condition is None else condition[rows]
+            value = value.index_copy(0, rows, self._evaluate(i, x_t[rows], t[rows], part).to(value))
+        return value
+
+    def _evaluate(self, i: int, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
+        prediction: Prediction = self.denoisers[i](x_t, t, condition)
+        return prediction.to(self.kind)
+
+    def trainable_copy(self) -> Denoiser:
+        """Returns a routed denoiser of trainable copies."""
+        return RoutedDenoiser([d.trainable_copy() for d in self.denoisers], self.router)  # type: ignore[operator]

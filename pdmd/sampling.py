@@ -1,0 +1,109 @@
+"""Sampling: a student in few steps, any denoiser in many."""
+
+from __future__ import annotations
+
+import torch
+
+from pdmd.denoisers import Denoiser
+from pdmd.solvers import ode_step
+from pdmd.students import Student
+from pdmd.typing import Condition, Latents
+
+__all__ = ["initial_noise", "sample", "sample_ode", "trajectory"]
+
+
+def initial_noise(
+    denoiser: Denoiser, batch: int, generator: torch.Generator | None = None
+) -> Latents:
+    r"""Draws :math:`x_1 = \sigma_1 \varepsilon` in float32, with shape ``(batch, *)``."""
+    _, sigma = denoiser.schedule(1.0)
+    return float(sigma) * torch.randn(batch, *denoiser.latent_shape, generator=generator)
+
+
+def _batch(condition: Condition, batch: int | None) -> int:
+    if condition is None:
+        if batch is None:
+            raise ValueError("without a condition, say how many samples: batch=16")
+        return batch
+    rows = int(condition.batch_size[0])
+    if batch is not None and batch != rows:
+        raise ValueError(f"batch = {batch}, but the condition has {rows} rows")
+    return rows
+
+
+@torch.no_grad()
+def trajectory(
+    student: Student,
+    condition: Condition = None,
+    *,
+    batch: int | None = None,
+    generator: torch.Generator | None = None,
+) -> list[Latents]:
+    r"""Carries noise through every expert and keeps what each made.
+
+    Args:
+        student: The student.
+        condition: A condition with batch size :math:`(B)`, or ``None``.
+        batch: :math:`B`, needed without a condition.
+        generator: The source of randomness.
+
+    Returns:
+        :math:`[x_1, x_{t_1}, \dots, x_0]`, each with shape :math:`(B, *)`.
+
+    Raises:
+        ValueError: If the batch is missing or does not fit the condition.
+    """
+    states = [initial_noise(student, _batch(condition, batch), generator)]
+    for expert in student.experts:
+        states.append(expert(states[-1], condition, generator=generator))
+    return states
+
+
+def sample(
+    student: Student,
+    condition: Condition = None,
+    *,
+    batch: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Latents:
+    """Draws clean samples; arguments and errors are those of :func:`trajectory`.
+
+    Returns:
+        Latents at time 0, with shape :math:`(B, *)`.
+    """
+    return trajectory(student, condition, batch=batch, generator=generator)[-1]
+
+
+@torch.no_grad()
+def sample_ode(
+    denoiser: Denoiser,
+    condition: Condition = None,
+    *,
+    steps: int = 50,
+    batch: int | None = None,
+    generator: torch.Generator | None = None,
+    t_end: float = 0.0,
+) -> Latents:
+    r"""Integrates a denoiser's probability flow from noise, in equal steps of time.
+
+    Args:
+        denoiser: A teacher, or any denoiser.
+        condition: A condition with batch size :math:`(B)`, or ``None``.
+        steps: Network evaluations.
+        batch: :math:`B`, needed without a condition.
+        generator: The source of randomness.
+        t_end: Where to stop.
+
+    Returns:
+        Latents at ``t_end``, with shape :math:`(B, *)`.
+
+    Raises:
+        ValueError: If ``steps`` is below 1, or the batch is missing or does not fit.
+    """
+    if steps < 1:
+        raise ValueError(f"sampling needs at least 1 step, got {steps}")
+    x = initial_noise(denoiser, _batch(condition, batch), generator)
+    times = [1 - (1 - t_end) * i / steps for i in range(steps)] + [t_end]
+    for t, s in zip(times, times[1:], strict=False):
+        x = ode_step(denoiser(x, t, condition), s)
+    return x

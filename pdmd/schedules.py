@@ -1,0 +1,453 @@
+r"""Noise schedules.
+
+A schedule fixes the forward process
+
+.. math:: x_t = \alpha_t x_0 + \sigma_t \varepsilon, \qquad \varepsilon \sim \mathcal N(0, I),
+
+for :math:`t \in [0, 1]`, 0 clean and 1 noise, and with it the log signal-to-noise ratio
+:math:`\lambda_t = 2 \log (\alpha_t / \sigma_t)`, strictly decreasing in :math:`t`. For
+:math:`s < t` the same process carries :math:`x_s` to :math:`x_t = \alpha_{t|s} x_s +
+\sigma_{t|s} \varepsilon` with
+
+.. math::
+    \alpha_{t|s} = \alpha_t / \alpha_s, \qquad
+    \sigma_{t|s}^2 = \sigma_t^2 - \alpha_{t|s}^2 \sigma_s^2
+                   = \sigma_t^2 \left(1 - e^{\lambda_t - \lambda_s}\right).
+
+The last form is the one computed: it loses no digits as :math:`t \to s`, and at
+:math:`\sigma_s = 0` it gives :math:`\sigma_{t|s} = \sigma_t` to the bit. All coefficients are
+float64.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pdmd.typing import Times
+
+__all__ = [
+    "CosineVP",
+    "DiscreteVP",
+    "LinearVP",
+    "RectifiedFlow",
+    "Schedule",
+    "Shifted",
+    "VarianceExploding",
+    "VariancePreserving",
+    "as_times",
+]
+
+
+def as_times(t: Times) -> Tensor:
+    """Views times as float64 and checks that they lie in [0, 1].
+
+    Raises:
+        ValueError: If a time is outside [0, 1] or not finite.
+    """
+    t = torch.as_tensor(t, dtype=torch.float64)
+    if not bool(((t >= 0) & (t <= 1)).all()):
+        bad = t[~((t >= 0) & (t <= 1))].flatten()[0].item()
+        raise ValueError(f"time {bad} is outside [0, 1]; 0 is clean data and 1 is noise")
+    return t
+
+
+class Schedule(ABC):
+    r"""The coefficients of one forward process.
+
+    A subclass implements :meth:`__call__`; everything else has a default that is exact up to
+    rounding, and may be overridden with a closed form. :math:`\alpha_t / \sigma_t` must be
+    strictly decreasing in :math:`t`.
+    """
+
+    @abstractmethod
+    def __call__(self, t: Times) -> tuple[Tensor, Tensor]:
+        r"""Returns :math:`(\alpha_t, \sigma_t)` in float64, with the shape of ``t``."""
+
+    def derivatives(self, t: Times) -> tuple[Tensor, Tensor]:
+        r"""Returns :math:`(\dot\alpha_t, \dot\sigma_t)`, derivatives in t, in float64.
+
+        The default differentiates :meth:`__call__` by automatic differentiation.
+        """
+        with torch.enable_grad():
+            t = as_times(t).detach().requires_grad_(True)
+            out = []
+            for value in self(t):
+                grad = None
+                if value.requires_grad:
+                    (grad,) = torch.autograd.grad(value.sum(), t, allow_unused=True)
+                out.append(torch.zeros_like(t) if grad is None else grad)
+        return out[0].detach(), out[1].detach()
+
+    def log_snr(self, t: Times) -> Tensor:
+        r"""Returns :math:`\lambda_t = 2 \log(\alpha_t / \sigma_t)`, infinite at pure ends."""
+        alpha_t, sigma_t = self(t)
+        return 2 * (alpha_t.log() - sigma_t.log())
+
+    def t_from_log_snr(self, log_snr: Tensor | float) -> Tensor:
+        r"""Inverts :meth:`log_snr`.
+
+        The default bisects to the last bit of float64.
+
+        Args:
+            log_snr: :math:`\lambda`, of any shape.
+
+        Returns:
+            :math:`t` with :math:`\lambda_t = \lambda`, in float64, of the same shape.
+
+        Raises:
+            ValueError: If a value is beyond the range that the schedule reaches on [0, 1].
+        """
+        log_snr = self._check_log_snr(log_snr)
+        low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
+        for _ in range(1100):
+            middle = (low + high) / 2
+            cleaner = self.log_snr(middle) > log_snr
+            new_low, new_high = (
+                torch.where(cleaner, middle, low),
+                torch.where(cleaner, high, middle),
+            )
+            if torch.equal(new_low, low) and torch.equal(new_high, high):
+                break
+            low, high = new_low, new_high
+        return torch.where(log_snr >= self.log_snr(0.0), 0.0, (low + high) / 2)
+
+    def transition(self, s: Times, t: Times) -> tuple[Tensor, Tensor]:
+        r"""Returns :math:`(\alpha_{t|s}, \sigma_{t|s})` in float64.
+
+        Args:
+            s: The cleaner time, in :math:`[0, 1)`.
+            t: The noisier time, in :math:`(s, 1]`; broadcasts with ``s``.
+
+        Raises:
+            ValueError: If :math:`s \geq t` anywhere.
+
+        References:
+            Kingma et al., Variational Diffusion Models, arXiv:2107.00630, Appendix A.
+        """
+        s, t = as_times(s), as_times(t)
+        if bool((s >= t).any()):
+            s_all, t_all = torch.broadcast_tensors(s, t)
+            i = int((s_all >= t_all).flatten().nonzero()[0])
+            raise ValueError(
+                f"a transition goes from s to a noisier t > s, "
+                f"got s = {s_all.flatten()[i].item()}, t = {t_all.flatten()[i].item()}"
+            )
+        (alpha_s, _), (alpha_t, sigma_t) = self(s), self(t)
+        gap = self.log_snr(t) - self.log_snr(s)
+        return alpha_t / alpha_s, sigma_t * torch.sqrt(-torch.expm1(gap))
+
+    def _check_log_snr(self, log_snr: Tensor | float) -> Tensor:
+        log_snr = torch.as_tensor(log_snr, dtype=torch.float64)
+        top, bottom = float(self.log_snr(0.0)), float(self.log_snr(1.0))
+        slack = 1e-9 * (1 + log_snr.abs())
+        bad = ~((log_snr <= top + slack) & (log_snr >= bottom - slack))
+        if bool(bad.any()):
+            raise ValueError(
+                f"log-SNR {log_snr[bad].flatten()[0].item()} is outside what this schedule "
+                f"reaches, [{bottom:.4g}, {top:.4g}]"
+            )
+        return log_snr
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(
+            f"{k}={v!r}" for k, v in vars(self).items() if not isinstance(v, Tensor)
+        )
+        return f"{type(self).__name__}({arguments})"
+
+
+class RectifiedFlow(Schedule):
+    r""":math:`\alpha_t = 1 - t`, :math:`\sigma_t = t`.
+
+    References:
+        Liu et al., Flow Straight and Fast, arXiv:2209.03003.
+    """
+
+    def __call__(self, t: Times) -> tuple[Tensor, Tensor]:
+        t = as_times(t)
+        return 1 - t, t
+
+    def derivatives(self, t: Times) -> tuple[Tensor, Tensor]:
+        t = as_times(t)
+        return -torch.ones_like(t), torch.ones_like(t)
+
+    def log_snr(self, t: Times) -> Tensor:
+        t = as_times(t)
+        return 2 * (torch.log1p(-t) - t.log())
+
+    def t_from_log_snr(self, log_snr: Tensor | float) -> Tensor:
+        return torch.sigmoid(-self._check_log_snr(log_snr) / 2)
+
+
+class Shifted(Schedule):
+    r"""A schedule run on the warped time :math:`t' = k t / (1 + (k - 1) t)`.
+
+    A shift :math:`k > 1` spends more of :math:`[0, 1]` near noise, as high-resolution models do;
+    on rectified flow it lowers the log-SNR by :math:`2 \log k` everywhere.
+
+    Args:
+        base: The schedule to warp.
+        shift: :math:`k > 0`.
+
+    Raises:
+        ValueError: If the shift is not a positive finite number.
+
+    References:
+        Esser et al., Scaling Rectified Flow Transformers, arXiv:2403.03206, Eq. 23.
+    """
+
+    def __init__(self, base: Schedule, shift: float) -> None:
+        self.base = base
+        self.shift = check_shift(shift)
+
+    def warp(self, t: Times) -> Tensor:
+        """Returns the base schedule's time at ``t``."""
+        return shift_times(as_times(t), self.shift)
+
+    def __call__(self, t: Times) -> tuple[Tensor, Tensor]:
+        return self.base(self.warp(t))
+
+    def derivatives(self, t: Times) -> tuple[Tensor, Tensor]:
+        t = as_times(t)
+        slope = self.shift / (1 + (self.shift - 1) * t) ** 2
+        d_alpha, d_sigma = self.base.derivatives(self.warp(t))
+        return d_alpha * slope, d_sigma * slope
+
+    def log_snr(self, t: Times) -> Tensor:
+        return self.base.log_snr(self.warp(t))
+
+    def t_from_log_snr(self, log_snr: Tensor | float) -> Tensor:
+        return shift_times(self.base.t_from_log_snr(log_snr), 1 / self.shift)
+
+
+def check_shift(shift: float) -> float:
+    """Checks a shift and returns it as a float.
+
+    Raises:
+        ValueError: If it is not a positive finite number.
+    """
+    if not (math.isfinite(shift) and shift > 0):
+        raise ValueError(f"a shift is a positive finite number, got {shift}; 1 means no shift")
+    return float(shift)
+
+
+def shift_times(t: Tensor, shift: float) -> Tensor:
+    r"""Maps :math:`t \mapsto k t / (1 + (k - 1) t)`, which keeps 0 and 1 exactly."""
+    warped = shift * t / (1 + (shift - 1) * t)
+    return torch.where(t == 1, torch.ones_like(t), warped)
+
+
+class VariancePreserving(Schedule):
+    r"""Base of the schedules with :math:`\alpha_t^2 + \sigma_t^2 = 1`.
+
+    A subclass implements :meth:`log_snr`; then :math:`\alpha_t^2 = \operatorname{sigmoid}
+    (\lambda_t)` and :math:`\sigma_t^2 = \operatorname{sigmoid}(-\lambda_t)`.
+    """
+
+    @abstractmethod
+    def log_snr(self, t: Times) -> Tensor:
+        r"""Returns :math:`\lambda_t` in float64."""
+
+    def __call__(self, t: Times) -> tuple[Tensor, Tensor]:
+        log_snr = self.log_snr(t)
+        return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+
+
+class LinearVP(VariancePreserving):
+    r"""Variance preserving with a noise rate :math:`\beta` linear in time.
+
+    .. math:: \alpha_t^2 = e^{-B_t}, \quad
+        B_t = \beta_{\min} t + \tfrac12 (\beta_{\max} - \beta_{\min}) t^2
+
+    References:
+        Song et al., Score-Based Generative Modeling through SDEs, arXiv:2011.13456, Eq. 32.
+    """
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
+        if not (0 < beta_min <= beta_max < math.inf):
+            raise ValueError(
+                f"expected 0 < beta_min <= beta_max, got beta_min = {beta_min}, "
+                f"beta_max = {beta_max}"
+            )
+        self.beta_min, self.beta_max = float(beta_min), float(beta_max)
+
+    def _integral(self, t: Tensor) -> Tensor:
+        return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2
+
+    def __call__(self, t: Times) -> tuple[Tensor, Tensor]:
+        integral = self._integral(as_times(t))
+        return torch.exp(-integral / 2), torch.sqrt(-torch.expm1(-integral))
+
+    def derivatives(self, t: Times) -> tuple[Tensor, Tensor]:
+        t = as_times(t)
+        beta = self.beta_min + (self.beta_max - self.beta_min) * t
+        alpha_t, sigma_t = self(t)
+        return -beta * alpha_t / 2, beta * alpha_t**2 / (2 * sigma_t)
+
+    def log_snr(self, t: Times) -> Tensor:
+        integral = self._integral(as_times(t))
+        return -integral - torch.log(-torch.expm1(-integral))
+
+    def t_from_log_snr(self, log_snr: Tensor | float) -> Tensor:
+        log_snr = self._check_log_snr(log_snr)
+        negative = -log_snr
+        integral = negative.clamp(min=0) + torch.log1p(torch.exp(-negative.abs()))
+        slope = self.beta_max - self.beta_min
+        root = torch.sqrt(self.beta_min**2 + 2 * slope * integral)
+        return (2 * integral / (self.beta_min + root)).clamp(0, 1)
+
+
+class CosineVP(VariancePreserving):
+    r""":math:`\alpha_t = \cos(\pi t / 2)`, :math:`\sigma_t = \sin(\pi t / 2)`.
+
+    References:
+        Nichol and Dhariwal, Improved DDPM, arXiv:2102.09672, Eq. 17 (with offset 0).
+    """
+
+    def __call__(self, t: Times) -> tuple[Tensor, Tensor]:
+        t = as_times(t)
+        return torch.sin(math.pi / 2 * (1 - t)), torch.sin(math.pi / 2 * t)
+
+    def derivatives(self, t: Times) -> tuple[Tensor, Tensor]:
+        alpha_t, sigma_t = self(t)
+        return -math.pi / 2 * sigma_t, math.pi / 2 * alpha_t
+
+    def log_snr(self, t: Times) -> Tensor:
+        alpha_t, sigma_t = self(t)
+        return 2 * (alpha_t.log() - sigma_t.log())
+
+    def t_from_log_snr(self, log_snr: Tensor | float) -> Tensor:
+        log_snr = self._check_log_snr(log_snr)
+        return 2 / math.pi * torch.atan(torch.exp(-log_snr / 2))
+
+
+class DiscreteVP(VariancePreserving):
+    r"""Variance preserving through the :math:`N` levels of a trained DDPM.
+
+    Level :math:`i` sits at :math:`t = (i + 1) / N` and log-SNR is linear between levels. Below
+    the first level :math:`\sigma_t / \alpha_t` falls linearly to 0 at :math:`t = 0`; a last level
+    of zero signal (a zero-terminal-SNR model) is reached with :math:`\alpha_t / \sigma_t` linear.
+
+    Args:
+        alphas_cumprod: :math:`\bar\alpha_i = \alpha^2` of every level, strictly decreasing in
+            :math:`(0, 1)`, with shape :math:`(N)`; the last may be 0.
+
+    Raises:
+        ValueError: If the levels are fewer than 2, not strictly decreasing, or outside (0, 1).
+    """
+
+    def __init__(self, alphas_cumprod: Sequence[float] | Tensor) -> None:
+        levels = torch.as_tensor(alphas_cumprod, dtype=torch.float64).flatten()
+        if len(levels) < 2:
+            raise ValueError(f"alphas_cumprod needs at least 2 levels, got {len(levels)}")
+        inside = (levels > 0) & (levels < 1)
+        inside[-1] |= levels[-1] == 0
+        if not bool(inside.all()):
+            i = int((~inside).nonzero()[0])
+            raise ValueError(f"alphas_cumprod[{i}] = {levels[i].item()} is outside (0, 1)")
+        if bool((levels.diff() >= 0).any()):
+            i = int((levels.diff() >= 0).nonzero()[0]) + 1
+            raise ValueError(
+                f"alphas_cumprod must fall strictly, got alphas_cumprod[{i}] = "
+                f"{levels[i].item()} after {levels[i - 1].item()}"
+            )
+        self.alphas_cumprod = levels
+        self._terminal_zero = bool(levels[-1] == 0)
+        knots = levels[:-1] if self._terminal_zero else levels
+        self._log_snr = knots.log() - torch.log1p(-knots)
+        self._times = torch.arange(1, len(knots) + 1, dtype=torch.float64) / len(levels)
+
+    def log_snr(self, t: Times) -> Tensor:
+        t = as_times(t)
+        times, values = self._times, self._log_snr
+        if len(times) > 1:
+            i = torch.searchsorted(times, t.detach(), right=True).clamp(1, len(times) - 1)
+            w = (t - times[i - 1]) / (times[i] - times[i - 1])
+            inner = values[i - 1] * (1 - w) + values[i] * w
+        else:
+            inner = values[0].expand(t.shape)
+        inner = torch.where(t < times[0], values[0] - 2 * torch.log(t / times[0]), inner)
+        if self._terminal_zero:
+            last = times[-1]
+            tail = values[-1] + 2 * torch.log((1 - t) / (1 - last))
+            inner = torch.where(t > last, tail, inner)
+        return inner
+
+    def derivatives(self, t: Times) -> tuple[Tensor, Tensor]:
+        t = as_times(t)
+        times, values = self._times, self._log_snr
+        slope = torch.zeros_like(t)
+        if len(times) > 1:
+            i = torch.searchsorted(times, t, right=True).clamp(1, len(times) - 1)
+            slope = (values[i] - values[i - 1]) / (times[i] - times[i - 1])
+        slope = torch.where(t < times[0], -2 / t, slope)
+        if self._terminal_zero:
+            slope = torch.where(t > times[-1], -2 / (1 - t), slope)
+        alpha_t, sigma_t = self(t)
+        return slope * alpha_t * sigma_t**2 / 2, -slope * sigma_t * alpha_t**2 / 2
+
+    def t_from_log_snr(self, log_snr: Tensor | float) -> Tensor:
+        log_snr = self._check_log_snr(log_snr)
+        times, values = self._times, self._log_snr
+        if len(times) > 1:
+            i = torch.searchsorted(-values, -log_snr, right=True).clamp(1, len(times) - 1)
+            w = (log_snr - values[i - 1]) / (values[i] - values[i - 1])
+            t = times[i - 1] * (1 - w) + times[i] * w
+        else:
+            t = times[0].expand(log_snr.shape)
+        t = torch.where(log_snr > values[0], times[0] * torch.exp((values[0] - log_snr) / 2), t)
+        if self._terminal_zero:
+            tail = 1 - (1 - times[-1]) * torch.exp((log_snr - values[-1]) / 2)
+            t = torch.where(log_snr < values[-1], tail, t)
+        return t.clamp(0, 1)
+
+    def __repr__(self) -> str:
+        return f"DiscreteVP({len(self.alphas_cumprod)} levels)"
+
+
+class VarianceExploding(Schedule):
+    r""":math:`\alpha_t = 1`, :math:`\sigma_t = (\sigma_{\min}^{1/\rho} (1 - t) +
+    \sigma_{\max}^{1/\rho} t)^\rho`.
+
+    With the default :math:`\sigma_{\min} = 0`, time 0 is clean data exactly.
+
+    References:
+        Karras et al., EDM, arXiv:2206.00364, Eq. 5.
+    """
+
+    def __init__(
+        self, sigma_max: float = 80.0, sigma_min: float = 0.0, rho: float = 7.0
+    ) -> None:
+        if not (0 <= sigma_min < sigma_max < math.inf):
+            raise ValueError(
+                f"expected 0 <= sigma_min < sigma_max, got sigma_min = {sigma_min}, "
+                f"sigma_max = {sigma_max}"
+            )
+        if not (1 <= rho < math.inf):
+            raise ValueError(f"rho must be at least 1, got {rho}")
+        self.sigma_max, self.sigma_min, self.rho = float(sigma_max), float(sigma_min), float(rho)
+
+    def _root(self, t: Tensor) -> Tensor:
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return low * (1 - t) + high * t
+
+    def __call__(self, t: Times) -> tuple[Tensor, Tensor]:
+        t = as_times(t)
+        return torch.ones_like(t), self._root(t) ** self.rho
+
+    def derivatives(self, t: Times) -> tuple[Tensor, Tensor]:
+        t = as_times(t)
+        slope = self.sigma_max ** (1 / self.rho) - self.sigma_min ** (1 / self.rho)
+        return torch.zeros_like(t), self.rho * self._root(t) ** (self.rho - 1) * slope
+
+    def log_snr(self, t: Times) -> Tensor:
+        return -2 * self.rho * torch.log(self._root(as_times(t)))
+
+    def t_from_log_snr(self, log_snr: Tensor | float) -> Tensor:
+        root = torch.exp(-self._check_log_snr(log_snr) / (2 * self.rho))
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return ((root - low) / (high - low)).clamp(0, 1)

@@ -1,0 +1,258 @@
+"""Students: the experts of all phases with their router.
+
+A student is itself a denoiser that knows its prompts, so it can be distilled again. Its folder is
+safetensors and JSON: nothing in it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from pdmd.denoisers import Denoiser
+from pdmd.experts import Expert, experts
+from pdmd.phases import Phase, PhasePlan
+from pdmd.routers import IntervalRouter, RoutedDenoiser, Router
+from pdmd.teachers.base import Teacher, networks, teachers
+from pdmd.typing import Condition, Latents
+
+__all__ = ["Student", "describe_plan", "plan_from_description"]
+
+FORMAT = 1
+
+
+class Student(Teacher):
+    """A few-step mixture of experts.
+
+    Args:
+        experts: One frozen expert per phase, noisiest first; their phases make the plan.
+        encode: Turns prompts into conditions, usually the teacher's own.
+        router: Chooses the expert of a time; by the plan's boundaries by default.
+        source: How to build the networks again: ``{"teacher": name, "arguments": {...}}`` of a
+            registered teacher, and ``"network": {"name": ..., "arguments": {...}}`` of a
+            registered network where the experts are not copies of the teacher; written into the
+            folder so that loading needs no objects.
+
+    Raises:
+        ValueError: If there are no experts, or their phases do not make a plan.
+    """
+
+    def __init__(
+        self,
+        experts: Sequence[Expert],
+        *,
+        encode: Callable[[Sequence[Any]], Condition] | None = None,
+        router: Router | None = None,
+        source: Mapping[str, Any] | None = None,
+    ) -> None:
+        plan = PhasePlan(tuple(expert.phase for expert in experts))
+        denoiser = experts[0].denoiser
+        super().__init__(
+            schedule=denoiser.schedule,
+            kind=denoiser.kind,
+            latent_shape=denoiser.latent_shape,
+            time_range=denoiser.time_range,
+        )
+        self.plan = plan
+        self.experts = nn.ModuleList(experts)
+        self.router = router or IntervalRouter(plan.boundaries)
+        self.source = dict(source) if source is not None else None
+        self._encode = encode
+
+    def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
+        """Evaluates each sample with the expert of its time."""
+        return self._routed().network(x_t, t, condition)
+
+    def encode(self, prompts: Sequence[Any]) -> Condition:
+        """Encodes prompts as the teacher does.
+
+        Raises:
+            ValueError: If the student was made without an encoder.
+        """
+        if self._encode is None:
+            raise ValueError(
+                "this student has no prompt encoder; pass a condition from the teacher's "
+                "encode(), or load it with Student.load(folder, teacher=teacher)"
+            )
+        return self._encode(prompts)
+
+    def trainable_copy(self) -> Denoiser:
+        """Returns a routed denoiser of trainable copies of the experts' networks."""
+        return self._routed().trainable_copy()
+
+    def _routed(self) -> RoutedDenoiser:
+        return RoutedDenoiser([expert.denoiser for expert in self.experts], self.router)  # type: ignore[misc]
+
+    def save(self, folder: str | Path) -> None:
+        """Writes ``student.json`` and one safetensors file per expert.
+
+        The folder appears whole or not at all; one that held a student is replaced.
+
+        Args:
+            folder: Where to write.
+
+        Raises:
+            ValueError: If the folder holds other things than a student.
+        """
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()) and not (folder / "student.json").exists():
+            raise ValueError(f"{folder} holds other files; choose an empty or new folder")
+        draft = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        entries = []
+        for i, expert in enumerate(self.experts):
+            name = f"expert_{i + 1}.safetensors"
+            state = {k: v.detach().cpu().contiguous() for k, v in expert.denoiser.state_dict().items()}  # type: ignore[union-attr]
+            save_file(state, draft / name)
+            entries.append({"file": name, "sha256": _sha256(draft / name), "expert": _name(expert)})  # type: ignore[arg-type]
+        content = {
+            "format": FORMAT,
+            "source": self.source,
+            "plan": describe_plan(self.plan),
+            "experts": entries,
+        }
+        (draft / "student.json").write_text(json.dumps(content, indent=2) + "\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        draft.rename(folder)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        template: Denoiser | None = None,
+        teacher: Teacher | None = None,
+    ) -> Student:
+        """Reads a student from a folder.
+
+        Args:
+            folder: What :meth:`save` wrote.
+            template: A network of the experts' shape; by default the registered teacher named in
+                the folder provides it.
+            teacher: Provides the prompt encoder, and the template unless one is given.
+
+        Returns:
+            The student, frozen.
+
+        Raises:
+            ValueError: If the folder is missing, damaged, of a newer format, or names no teacher
+                and neither ``template`` nor ``teacher`` is given.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        content = _read_description(folder)
+        source = content["source"]
+        if teacher is None and source is not None:
+            teacher = teachers[source["teacher"]](**source.get("arguments", {}))
+        if template is None:
+            if teacher is None:
+                raise ValueError(
+                    f"{folder} names no registered teacher; pass template=network or "
+                    "teacher=teacher to Student.load"
+                )
+            network = (source or {}).get("network")
+            if network is not None:
+                template = networks[network["name"]](**network.get("arguments", {}))
+            else:
+                template = teacher.trainable_copy()
+        plan = plan_from_description(content["plan"])
+        if len(plan) != len(content["experts"]):
+            raise ValueError(
+                f"{folder / 'student.json'} is damaged: {len(plan)} phases but "
+                f"{len(content['experts'])} experts"
+            )
+        loaded = []
+        for phase, entry in zip(plan, content["experts"], strict=True):
+            path = folder / Path(entry["file"]).name
+            if not path.is_file():
+                raise ValueError(f"{path} is missing; distill again or restore the file")
+            if _sha256(path) != entry["sha256"]:
+                raise ValueError(
+                    f"{path} is damaged: its checksum is not the one in student.json; distill "
+                    "again or restore the file"
+                )
+            denoiser = template.trainable_copy()
+            try:
+                denoiser.load_state_dict(load_file(path))
+            except (RuntimeError, SafetensorError) as error:
+                first = str(error).strip().splitlines()[-1].strip()
+                raise ValueError(f"{path} does not fit the network: {first}") from error
+            loaded.append(experts[entry["expert"]](denoiser, phase))
+        student = cls(loaded, encode=teacher.encode if teacher else None, source=source)
+        return student.eval().requires_grad_(False)
+
+
+def describe_plan(plan: PhasePlan) -> list[dict[str, Any]]:
+    """Returns a plan as JSON values."""
+    return [
+        {
+            "timesteps": list(phase.timesteps),
+            "t_end": phase.t_end,
+            "score_range": list(phase.score_range),
+        }
+        for phase in plan
+    ]
+
+
+def plan_from_description(description: Sequence[Mapping[str, Any]]) -> PhasePlan:
+    """Returns the plan that :func:`describe_plan` described."""
+    return PhasePlan(
+        tuple(
+            Phase(
+                index=i,
+                timesteps=tuple(entry["timesteps"]),
+                t_end=entry["t_end"],
+                score_range=(entry["score_range"][0], entry["score_range"][1]),
+            )
+            for i, entry in enumerate(description)
+        )
+    )
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / "student.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a student folder: it has no student.json")
+    try:
+        content = json.loads(path.read_text())
+        number = content["format"]
+        content["plan"], content["experts"], content["source"]  # noqa: B018
+        if number == FORMAT:
+            plan_from_description(content["plan"])
+            for entry in content["experts"]:
+                str(entry["file"]), str(entry["sha256"]), experts[entry["expert"]]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}); distill again or restore it"
+        ) from error
+    if number != FORMAT:
+        raise ValueError(
+            f"{path} has format {number}, this version reads {FORMAT}; upgrade pdmd"
+        )
+    return content
+
+
+def _name(expert: Expert) -> str:
+    for name in experts:
+        if experts[name] is type(expert):
+            return name
+    raise ValueError(
+        f"{type(expert).__name__} is not registered, so its student cannot be loaded again; "
+        "decorate the class with @experts.register(name)"
+    )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,58 @@
+"""Teachers: denoisers that can be distilled.
+
+A new teacher is about twenty lines: its schedule and kind in the constructor, its network, and
+how prompts become conditions.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from pdmd.denoisers import Denoiser
+from pdmd.registry import Registry
+from pdmd.typing import Condition
+
+__all__ = ["Teacher", "networks", "teachers"]
+
+
+class Teacher(Denoiser):
+    """A denoiser that knows its prompts.
+
+    A subclass implements :meth:`~pdmd.denoisers.Denoiser.network` and :meth:`encode`.
+    """
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[Any]) -> Condition:
+        """Turns prompts into a condition.
+
+        Args:
+            prompts: One prompt per sample, of whatever type the teacher takes (text, a class
+                index); ``None`` stands for no prompt, which guidance needs.
+
+        Returns:
+            A TensorDict with batch size ``(len(prompts),)``, or ``None`` for a teacher that takes
+            no conditions.
+
+        Raises:
+            ValueError: If a prompt is not one the teacher takes.
+        """
+
+    @property
+    def prompts(self) -> Sequence[Any]:
+        """The prompts a distillation draws from unless it is given others."""
+        return [None]
+
+
+teachers: Registry[Any] = Registry(
+    "teacher",
+    {
+        "digits": "pdmd.teachers.digits:DigitsTeacher.from_package",
+        "mixture": "pdmd.teachers.mixture:MixtureTeacher.random",
+    },
+)
+
+networks: Registry[Any] = Registry(
+    "network", {"mlp": "pdmd.teachers.mlp:MlpDenoiser.rectified_flow"}
+)

@@ -1,0 +1,208 @@
+r"""The exact teacher: a Gaussian mixture, whose score is known at every time.
+
+For :math:`p_0 = \sum_m w_m \mathcal N(\mu_m, \tau_m^2 I)` the diffused density is the mixture of
+:math:`\mathcal N(\alpha_t \mu_m, V_m I)`, :math:`V_m = \alpha_t^2 \tau_m^2 + \sigma_t^2`, so with
+responsibilities :math:`r_m(x_t)`
+
+.. math::
+    \mathbb E[\varepsilon | x_t] = \sum_m r_m \frac{\sigma_t (x_t - \alpha_t \mu_m)}{V_m},
+    \qquad
+    \mathbb E[x_0 | x_t] = \sum_m r_m \Big(\mu_m + \frac{\alpha_t \tau_m^2
+    (x_t - \alpha_t \mu_m)}{V_m}\Big).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdmd.predictions import Kind, combination
+from pdmd.schedules import RectifiedFlow, Schedule
+from pdmd.teachers.base import Teacher
+from pdmd.typing import Condition, Latents, expand
+
+__all__ = ["MixtureTeacher"]
+
+
+class MixtureTeacher(Teacher):
+    """A Gaussian mixture, class-conditional or not, in any dimension, on any schedule.
+
+    Args:
+        means: :math:`\\mu_m`, with shape :math:`(M, D)`.
+        stds: :math:`\\tau_m`: one number, or a tensor with shape :math:`(M)`.
+        weights: :math:`w_m`, with shape :math:`(M)`, positive; normalised; uniform by default.
+        labels: The class of every mode, with shape :math:`(M)`, for a conditional teacher.
+        schedule: The forward process; rectified flow by default.
+        kind: What it predicts.
+
+    Raises:
+        ValueError: If shapes disagree, a standard deviation is negative or a weight not positive.
+    """
+
+    def __init__(
+        self,
+        means: Tensor,
+        stds: Tensor | float = 0.3,
+        *,
+        weights: Tensor | None = None,
+        labels: Tensor | None = None,
+        schedule: Schedule | None = None,
+        kind: Kind = "velocity",
+    ) -> None:
+        means = torch.as_tensor(means)
+        if means.ndim != 2 or not means.numel():
+            raise ValueError(f"means have shape (modes, dim), got {tuple(means.shape)}")
+        modes = len(means)
+        stds = torch.as_tensor(stds, dtype=torch.float64).expand(modes).clone()
+        if not bool((stds >= 0).all()):
+            raise ValueError(f"stds must not be negative, got {stds.min().item()}")
+        weights = torch.ones(modes) if weights is None else torch.as_tensor(weights)
+        if weights.shape != (modes,) or not bool((weights > 0).all()):
+            raise ValueError(f"weights are {modes} positive numbers, got {weights.tolist()}")
+        if labels is not None:
+            labels = torch.as_tensor(labels, dtype=torch.int64)
+            if labels.shape != (modes,) or int(labels.min()) < 0:
+                raise ValueError(f"labels are {modes} class indices, got {labels.tolist()}")
+            if len(labels.unique()) != int(labels.max()) + 1:
+                raise ValueError(f"every class from 0 needs a mode, got labels {labels.tolist()}")
+        super().__init__(
+            schedule=schedule or RectifiedFlow(), kind=kind, latent_shape=(means.shape[1],)
+        )
+        self.means: Tensor
+        self.stds: Tensor
+        self.log_weights: Tensor
+        self.labels: Tensor | None
+        self.register_buffer("means", means.double())
+        self.register_buffer("stds", stds)
+        self.register_buffer("log_weights", (weights / weights.sum()).double().log())
+        self.register_buffer("labels", labels)
+
+    @classmethod
+    def random(
+        cls,
+        *,
+        dim: int = 16,
+        classes: int = 8,
+        modes: int = 8,
+        std: float = 0.3,
+        seed: int = 7,
+        schedule: Schedule | None = None,
+    ) -> MixtureTeacher:
+        """Makes a teacher with means drawn from a standard normal.
+
+        Args:
+            dim: Dimension of a sample.
+            classes: Number of classes; 0 for an unconditional teacher.
+            modes: Modes in each class.
+            std: Standard deviation of every mode.
+            seed: Seed of the means.
+            schedule: The forward process; rectified flow by default.
+        """
+        for name, value, least in (("dim", dim, 1), ("classes", classes, 0), ("modes", modes, 1)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        generator = torch.Generator().manual_seed(seed)
+        means = torch.randn(modes * max(classes, 1), dim, generator=generator)
+        labels = torch.arange(classes).repeat_interleave(modes) if classes else None
+        return cls(means, std, labels=labels, schedule=schedule)
+
+    @property
+    def classes(self) -> int:
+        """The number of classes, 0 for an unconditional teacher."""
+        return 0 if self.labels is None else int(self.labels.max()) + 1
+
+    @property
+    def prompts(self) -> Sequence[Any]:
+        """Every class, or no prompt for an unconditional teacher."""
+        return list(range(self.classes)) or [None]
+
+    def encode(self, prompts: Sequence[Any]) -> Condition:
+        """Turns class indices into a condition with ``label``."""
+        return encode_labels(prompts, self.classes)
+
+    def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
+        """Evaluates the closed form in float64."""
+        alpha_t, sigma_t = (expand(c, self.means[:, :1])[:, None] for c in self.schedule(t))
+        means, x = self.means, x_t.double()
+        variance = alpha_t[..., 0] ** 2 * self.stds**2 + sigma_t[..., 0] ** 2  # (B, M)
+        residual = x[:, None] - alpha_t * means  # (B, M, D)
+        logits = self._log_prior(condition, len(x)) - 0.5 * (
+            residual.square().sum(-1) / variance + means.shape[1] * variance.log()
+        )
+        r = logits.softmax(-1)
+        scaled = (r / variance)[..., None] * residual
+        epsilon = sigma_t[:, 0] * scaled.sum(1)
+        x0 = r @ means + alpha_t[:, 0] * (self.stds.square()[:, None] * scaled).sum(1)
+        p, q = combination(self.kind, t, self.schedule)
+        return (expand(p, x0) * x0 + expand(q, x0) * epsilon).to(x_t.dtype)
+
+    def sample(
+        self, n: int, condition: Condition = None, *, generator: torch.Generator | None = None
+    ) -> Latents:
+        """Draws exact clean samples.
+
+        Args:
+            n: How many.
+            condition: A condition with batch size :math:`(n)`, or ``None`` for all classes.
+            generator: The source of randomness.
+
+        Returns:
+            Samples in float32, with shape :math:`(n, D)`.
+        """
+        probabilities = self._log_prior(condition, n).softmax(-1)
+        mode = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+        noise = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64)
+        return (self.means[mode] + self.stds[mode, None] * noise).float()
+
+    def log_prob(self, x: Latents, t: float = 0.0, condition: Condition = None) -> Tensor:
+        """Returns the log-density of samples at time ``t``, float64, with shape :math:`(B)`."""
+        alpha_t, sigma_t = self.schedule(t)
+        variance = alpha_t**2 * self.stds**2 + sigma_t**2
+        square = (x.double()[:, None] - alpha_t * self.means).square().sum(-1)
+        log_prior = self._log_prior(condition, len(x)).log_softmax(-1)
+        dim = self.means.shape[1]
+        log_mode = -0.5 * (square / variance + dim * (2 * math.pi * variance).log())
+        return (log_prior + log_mode).logsumexp(-1)
+
+    def _log_prior(self, condition: Condition, batch: int) -> Tensor:
+        log_weights = self.log_weights.expand(batch, -1)
+        if condition is None or self.labels is None:
+            return log_weights
+        label = condition["label"][:, None]  # type: ignore[index]
+        other = (label != self.labels) & (label < self.classes)
+        return log_weights.masked_fill(other, -torch.inf)
+
+
+def encode_labels(prompts: Sequence[Any], classes: int) -> Condition:
+    """Turns class indices into a condition.
+
+    Args:
+        prompts: Class indices, as integers or their digits; ``None`` for no class.
+        classes: The number of classes; with 0 every prompt must be ``None``.
+
+    Returns:
+        A TensorDict with ``label`` of shape :math:`(B)`, where ``classes`` means none; ``None``
+        without classes.
+
+    Raises:
+        ValueError: If a prompt is not a class.
+    """
+    from tensordict import TensorDict
+
+    labels = []
+    for prompt in prompts:
+        if prompt is None:
+            labels.append(classes)
+            continue
+        text = str(prompt).strip()
+        if not (text.isascii() and text.isdigit() and int(text) < classes):
+            allowed = f"a class from 0 to {classes - 1}" if classes else "None: there are no classes"
+            raise ValueError(f"prompt {prompt!r} is not {allowed}")
+        labels.append(int(text))
+    if not classes:
+        return None
+    return TensorDict({"label": torch.tensor(labels, dtype=torch.int64)}, batch_size=[len(labels)])

@@ -1,0 +1,1 @@
+"""The training of phases: trainer, optimizers, averages, checkpoints and records."""

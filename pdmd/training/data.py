@@ -1,0 +1,32 @@
+"""The conditions of a distillation: prompts, encoded once and drawn at random."""
+
+from __future__ import annotations
+
+import torch
+
+from pdmd.typing import Condition
+
+__all__ = ["ConditionStream"]
+
+
+class ConditionStream:
+    """Draws batches of conditions with replacement.
+
+    Args:
+        condition: Every encoded prompt, with batch size :math:`(N)`, or ``None``.
+
+    Raises:
+        ValueError: If there are no rows.
+    """
+
+    def __init__(self, condition: Condition) -> None:
+        if condition is not None and not condition.batch_size[0]:
+            raise ValueError("there are no prompts to distill on; pass at least one")
+        self.condition = condition
+
+    def draw(self, batch: int, generator: torch.Generator) -> Condition:
+        """Returns a condition with batch size ``(batch,)``, or ``None``."""
+        if self.condition is None:
+            return None
+        rows = torch.randint(int(self.condition.batch_size[0]), (batch,), generator=generator)
+        return self.condition[rows]

@@ -1,0 +1,58 @@
+"""Optimizer recipes: which optimizer, and how its rate falls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["AdamRecipe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamRecipe:
+    """AdamW, with a rate that is constant and then falls linearly.
+
+    Attributes:
+        lr: The learning rate.
+        betas: The decay rates of the two moments.
+        weight_decay: Decoupled weight decay.
+        decay_from: The share of the updates after which the rate falls; 1 never.
+        decay_to: The share of ``lr`` reached at the end.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    lr: float = 5e-4
+    betas: tuple[float, float] = (0.5, 0.99)
+    weight_decay: float = 0.0
+    decay_from: float = 0.5
+    decay_to: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ValueError(f"a learning rate is positive, got {self.lr}")
+        for beta in self.betas:
+            if not 0 <= beta < 1:
+                raise ValueError(f"betas are in [0, 1), got {self.betas}")
+        for name in ("decay_from", "decay_to"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is in [0, 1], got {getattr(self, name)}")
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+
+    def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """Makes the optimizer."""
+        return torch.optim.AdamW(
+            parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
+        )
+
+    def rate(self, progress: float) -> float:
+        """Returns the learning rate after a share of the updates, from 0 to 1."""
+        if self.decay_from >= 1 or progress <= self.decay_from:
+            return self.lr
+        fall = (progress - self.decay_from) / (1 - self.decay_from)
+        return self.lr * (1 - (1 - self.decay_to) * min(fall, 1.0))

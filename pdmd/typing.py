@@ -1,0 +1,69 @@
+"""The types that every module speaks: latents, times and conditions.
+
+Time is a float :math:`t \\in [0, 1]`: 0 is clean data, 1 is noise. Libraries that count
+otherwise are converted inside their adapter and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
+
+    Condition: TypeAlias = TensorDict | None
+else:
+    Condition = object
+
+__all__ = ["Condition", "Latents", "Times", "expand", "randn_like", "repeat_condition"]
+
+Latents: TypeAlias = torch.Tensor
+"""Noisy or clean samples, with shape :math:`(B, *)`."""
+
+Times: TypeAlias = torch.Tensor | float
+"""Times in :math:`[0, 1]`: a float, or a tensor with shape :math:`(B)` or :math:`()`."""
+
+
+def expand(coefficient: torch.Tensor, x: Latents) -> torch.Tensor:
+    """Shapes a per-sample coefficient so that it multiplies latents.
+
+    Args:
+        coefficient: Float64 coefficient, with shape :math:`()` or :math:`(B)`.
+        x: Latents whose shape :math:`(B, *)` and arithmetic type the result takes.
+
+    Returns:
+        The coefficient with shape :math:`()` or :math:`(B, 1, ...)`, in float32 or wider.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    coefficient = coefficient.to(device=x.device, dtype=dtype)
+    if coefficient.ndim == 0:
+        return coefficient
+    return coefficient.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def randn_like(x: Latents, generator: torch.Generator | None) -> Latents:
+    """Draws standard normal noise shaped like ``x`` from an explicit generator.
+
+    Args:
+        x: Latents, with shape :math:`(B, *)`.
+        generator: The source of randomness; ``None`` uses torch's global one.
+
+    Returns:
+        Noise with the shape, type and device of ``x``.
+    """
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+def repeat_condition(condition: Condition, batch: int) -> Condition:
+    """Expands a condition of batch size one to ``batch`` rows, without copying.
+
+    Args:
+        condition: A condition with batch size :math:`(1)`, or ``None``.
+        batch: The number of rows wanted.
+
+    Returns:
+        A condition with batch size ``(batch,)``, or ``None``.
+    """
+    return None if condition is None else condition.expand(batch)
