@@ -234,7 +234,9 @@ class PhasePlan:
         inner = [float(schedule.t_from_log_snr(value)) for value in log_snrs]
         for a, b in zip(log_snrs, log_snrs[1:], strict=False):
             if not b > a:
-                raise ValueError(f"log-SNRs must rise strictly from noise to data, got {b} after {a}")
+                raise ValueError(
+                    f"log-SNRs must rise strictly from noise to data, got {b} after {a}"
+                )
         return cls.from_timesteps([1.0, *inner, 0.0], steps=steps, score_range=score_range)
 
     @property
@@ -274,5 +276,7 @@ def _counts(steps: int | Sequence[int], total: int) -> list[int]:
         if count < 1:
             raise ValueError(f"every phase needs at least 1 step, got {count}")
     if sum(counts) != total:
-        raise ValueError(f"steps {counts} add up to {sum(counts)}, but the times make {total} steps")
+        raise ValueError(
+            f"steps {counts} add up to {sum(counts)}, but the times make {total} steps"
+        )
     return counts

@@ -103,7 +103,9 @@ class RoutedDenoiser(Denoiser):
         for i in used:
             rows = (index == i).nonzero().squeeze(-1)
             part = None if condition is None else condition[rows]
-            value = value.index_copy(0, rows, self._evaluate(i, x_t[rows], t[rows], part).to(value))
+            value = value.index_copy(
+                0, rows, self._evaluate(i, x_t[rows], t[rows], part).to(value)
+            )
         return value
 
     def _evaluate(self, i: int, x_t: Latents, t: Tensor, condition: Condition) -> Latents:

@@ -419,9 +419,7 @@ class VarianceExploding(Schedule):
         Karras et al., EDM, arXiv:2206.00364, Eq. 5.
     """
 
-    def __init__(
-        self, sigma_max: float = 80.0, sigma_min: float = 0.0, rho: float = 7.0
-    ) -> None:
+    def __init__(self, sigma_max: float = 80.0, sigma_min: float = 0.0, rho: float = 7.0) -> None:
         if not (0 <= sigma_min < sigma_max < math.inf):
             raise ValueError(
                 f"expected 0 <= sigma_min < sigma_max, got sigma_min = {sigma_min}, "

@@ -33,9 +33,7 @@ def ode_step(prediction: Prediction, s: Times) -> Latents:
     return prediction.combine(alpha_s, sigma_s)
 
 
-def diffuse(
-    x_s: Latents, epsilon: Latents, s: Times, t: Times, schedule: Schedule
-) -> Latents:
+def diffuse(x_s: Latents, epsilon: Latents, s: Times, t: Times, schedule: Schedule) -> Latents:
     r"""Diffuses :math:`x_s` forward with given noise.
 
     .. math:: x_t = \alpha_{t|s} x_s + \sigma_{t|s} \varepsilon

@@ -111,9 +111,13 @@ class Student(Teacher):
         entries = []
         for i, expert in enumerate(self.experts):
             name = f"expert_{i + 1}.safetensors"
-            state = {k: v.detach().cpu().contiguous() for k, v in expert.denoiser.state_dict().items()}  # type: ignore[union-attr]
+            state = {
+                k: v.detach().cpu().contiguous() for k, v in expert.denoiser.state_dict().items()
+            }  # type: ignore[union-attr]
             save_file(state, draft / name)
-            entries.append({"file": name, "sha256": _sha256(draft / name), "expert": _name(expert)})  # type: ignore[arg-type]
+            entries.append(
+                {"file": name, "sha256": _sha256(draft / name), "expert": _name(expert)}
+            )  # type: ignore[arg-type]
         content = {
             "format": FORMAT,
             "source": self.source,
@@ -238,9 +242,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
             f"{path} is damaged ({type(error).__name__}: {error}); distill again or restore it"
         ) from error
     if number != FORMAT:
-        raise ValueError(
-            f"{path} has format {number}, this version reads {FORMAT}; upgrade pdmd"
-        )
+        raise ValueError(f"{path} has format {number}, this version reads {FORMAT}; upgrade pdmd")
     return content
 
 

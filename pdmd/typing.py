@@ -1,6 +1,6 @@
-"""The types that every module speaks: latents, times and conditions.
+r"""The types that every module speaks: latents, times and conditions.
 
-Time is a float :math:`t \\in [0, 1]`: 0 is clean data, 1 is noise. Libraries that count
+Time is a float :math:`t \in [0, 1]`: 0 is clean data, 1 is noise. Libraries that count
 otherwise are converted inside their adapter and nowhere else.
 """
 

@@ -29,11 +29,11 @@ __all__ = ["MixtureTeacher"]
 
 
 class MixtureTeacher(Teacher):
-    """A Gaussian mixture, class-conditional or not, in any dimension, on any schedule.
+    r"""A Gaussian mixture, class-conditional or not, in any dimension, on any schedule.
 
     Args:
-        means: :math:`\\mu_m`, with shape :math:`(M, D)`.
-        stds: :math:`\\tau_m`: one number, or a tensor with shape :math:`(M)`.
+        means: :math:`\mu_m`, with shape :math:`(M, D)`.
+        stds: :math:`\tau_m`: one number, or a tensor with shape :math:`(M)`.
         weights: :math:`w_m`, with shape :math:`(M)`, positive; normalised; uniform by default.
         labels: The class of every mode, with shape :math:`(M)`, for a conditional teacher.
         schedule: The forward process; rectified flow by default.
@@ -200,7 +200,9 @@ def encode_labels(prompts: Sequence[Any], classes: int) -> Condition:
             continue
         text = str(prompt).strip()
         if not (text.isascii() and text.isdigit() and int(text) < classes):
-            allowed = f"a class from 0 to {classes - 1}" if classes else "None: there are no classes"
+            allowed = (
+                f"a class from 0 to {classes - 1}" if classes else "None: there are no classes"
+            )
             raise ValueError(f"prompt {prompt!r} is not {allowed}")
         labels.append(int(text))
     if not classes:

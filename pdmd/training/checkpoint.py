@@ -62,7 +62,9 @@ class Checkpointer:
         """Removes every checkpoint."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def save(self, finished: Sequence[Expert], trainer: PhaseTrainer | None, generator: torch.Generator) -> None:
+    def save(
+        self, finished: Sequence[Expert], trainer: PhaseTrainer | None, generator: torch.Generator
+    ) -> None:
         """Writes a checkpoint, then lets it take the place of the one before."""
         from safetensors.torch import save_file
 

@@ -138,9 +138,7 @@ class PhaseTrainer:
         self.update += 1
         return scalars
 
-    def _apply(
-        self, role: str, objective: Objective, rollout: Rollout
-    ) -> dict[str, torch.Tensor]:
+    def _apply(self, role: str, objective: Objective, rollout: Rollout) -> dict[str, torch.Tensor]:
         optimizer = self.optimizers[role]
         rate = self.recipes[role].rate(self.update / max(self.updates, 1))
         for group in optimizer.param_groups:

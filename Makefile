@@ -1,0 +1,44 @@
+# Every target sets itself up; the environment is made once and made again when pyproject.toml
+# changes.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test slow types docs clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# torch comes first and pinned: pip then keeps the CPU build where one is offered (2.13.0+cpu
+# satisfies 2.13.0), rather than take a newer release whose CUDA libraries are several gigabytes.
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -e '.[test,dev,docs]'
+	touch $@
+
+install: $(INSTALLED) ## Make the environment
+
+demo: $(INSTALLED) ## Distill the packaged digits teacher on the CPU into runs/digits
+	$(BIN)/pdmd distill digits --out runs/digits
+
+test: $(INSTALLED) ## Lint, check the imports' direction, run the fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+slow: $(INSTALLED) ## Run the tests that take minutes
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+types: $(INSTALLED) ## Check the types
+	$(BIN)/pyright
+
+docs: $(INSTALLED) ## Build the documentation, warnings as errors
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+clean: ## Remove what was built, runs/ and the environment apart
+	rm -rf docs/_build build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find pdmd tests examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

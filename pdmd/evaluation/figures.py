@@ -1,0 +1,188 @@
+"""Figures of a run, drawn with matplotlib off screen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+__all__ = [
+    "calibration_figure",
+    "image_grid",
+    "loss_figure",
+    "plan_figure",
+    "side_by_side",
+    "tradeoff_figure",
+    "vector_scatter",
+]
+
+COLOURS = ("#3b6ea8", "#d9822b", "#4d9a57", "#a8485f", "#7a5ea8", "#8a7340", "#3f9c9c", "#777777")
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _clean(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+
+
+def image_grid(images: Tensor, *, columns: int, title: str = "") -> Figure:
+    """Draws images in [0, 1], of shape :math:`(B, 1 or 3, H, W)`, in rows of ``columns``."""
+    return side_by_side({title: images}, columns=columns)
+
+
+def side_by_side(panels: Mapping[str, Tensor], *, columns: int) -> Figure:
+    """Draws one grid of images per panel, next to each other."""
+    rows = math.ceil(len(next(iter(panels.values()))) / columns)
+    figure = _figure(3.2 * len(panels), 3.2 * rows / columns + 0.35)
+    for i, (title, images) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        n, channels, height, width = images.shape
+        canvas = torch.ones(rows * (height + 1) + 1, columns * (width + 1) + 1, channels)
+        for j in range(n):
+            top, left = 1 + (j // columns) * (height + 1), 1 + (j % columns) * (width + 1)
+            canvas[top : top + height, left : left + width] = images[j].permute(1, 2, 0)
+        axes.imshow(
+            canvas.squeeze(-1).clamp(0, 1).numpy(),
+            cmap="gray",
+            vmin=0,
+            vmax=1,
+            interpolation="nearest",
+        )
+        axes.set_axis_off()
+        axes.set_title(title, fontsize=10)
+    return figure
+
+
+def vector_scatter(panels: Mapping[str, Tensor], labels: Tensor | None = None) -> Figure:
+    """Draws the first two dimensions of vectors, one panel each on common axes."""
+    figure = _figure(3.2 * len(panels), 3.3)
+    limit = 1.05 * max(float(x[:, :2].abs().quantile(0.995)) for x in panels.values())
+    for i, (title, x) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        second = x[:, min(1, x.shape[1] - 1)]
+        colour = COLOURS[0] if labels is None else labels.numpy()
+        axes.scatter(x[:, 0].numpy(), second.numpy(), c=colour, cmap="tab10", s=3, alpha=0.5)
+        axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+        axes.set_title(title, fontsize=10)
+        _clean(axes)
+    return figure
+
+
+def plan_figure(phases: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draws phases over the log-SNR axis: steps, boundaries and score ranges.
+
+    Args:
+        phases: ``timesteps``, ``t_end``, ``score_range`` and ``log_snr`` (at timesteps and end;
+            ``None`` where infinite) of every phase.
+    """
+    figure = _figure(9, 0.62 * len(phases) + 1.5)
+    axes = figure.add_subplot()
+    finite = [v for phase in phases for v in phase["log_snr"] if v is not None]
+    low, high = min([*finite, -4.0]) - 2.5, max([*finite, 4.0]) + 2.5
+    for i, phase in enumerate(phases):
+        values = [
+            (low if j == 0 else high) if v is None else v for j, v in enumerate(phase["log_snr"])
+        ]
+        colour = COLOURS[i % len(COLOURS)]
+        nested = phase["score_range"][1] == 1
+        left = low if nested else values[0]
+        axes.barh(-i, values[-1] - left, left=left, height=0.62, color=colour, alpha=0.18)
+        axes.barh(-i, values[-1] - values[0], left=values[0], height=0.3, color=colour)
+        axes.plot(values[:-1], [-i] * (len(values) - 1), "|", color="white", ms=9, mew=1.6)
+        end, snr = phase["t_end"], phase["log_snr"][-1]
+        label = f"t = {end:.3g}" + ("" if snr is None else f",  log-SNR {snr:.2f}")
+        room = values[-1] + 0.15 < high - 2.3
+        axes.text(
+            values[-1] + (0.12 if room else -0.12),
+            -i,
+            label,
+            va="center",
+            fontsize=8,
+            ha="left" if room else "right",
+            color="black" if room else "white",
+        )
+    axes.set_yticks(
+        [-i for i in range(len(phases))], [f"phase {i + 1}" for i in range(len(phases))]
+    )
+    axes.set(xlim=(low, high), xlabel="log-SNR   (noise on the left, data on the right)")
+    axes.set_title("dark: what the expert carries    light: where scores are compared", fontsize=9)
+    _clean(axes)
+    return figure
+
+
+def loss_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draws every recorded scalar against the update, phases one after the other."""
+    names = sorted({name for row in history for name in row["scalars"]})
+    figure = _figure(9, 2.3 * math.ceil(len(names) / 2))
+    ends: dict[int, int] = {}
+    for row in history:
+        ends[row["phase"]] = max(ends.get(row["phase"], 0), row["update"])
+    for i, name in enumerate(names):
+        axes = figure.add_subplot(math.ceil(len(names) / 2), 2, i + 1)
+        start = 0
+        for phase in sorted(ends):
+            rows = [r for r in history if r["phase"] == phase and name in r["scalars"]]
+            axes.plot(
+                [start + r["update"] for r in rows],
+                [r["scalars"][name] for r in rows],
+                color=COLOURS[(phase - 1) % len(COLOURS)],
+                linewidth=1.1,
+                label=f"phase {phase}",
+            )
+            start += ends[phase]
+        axes.set_title(name.replace("_", " ").replace("/", ": "), fontsize=9)
+        axes.set_xlabel("update", fontsize=8)
+        _clean(axes)
+        if i == 0:
+            axes.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def calibration_figure(curves: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draws the slopes of fake and real scores on the student's samples; 1 is calibrated."""
+    figure = _figure(9, 3.0)
+    titles = {"fake": "fake score: knows the student", "real": "teacher: the student matches it"}
+    for i, (role, title) in enumerate(titles.items()):
+        axes = figure.add_subplot(1, 2, i + 1)
+        axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
+        for j, curve in enumerate(curves):
+            axes.plot(
+                curve["t"],
+                curve[role],
+                "o-",
+                ms=3,
+                linewidth=1.1,
+                color=COLOURS[j % len(COLOURS)],
+                label=f"phase {curve['phase']}",
+            )
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("t")
+        axes.set_ylabel("slope")
+        _clean(axes)
+        axes.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def tradeoff_figure(rows: Sequence[Mapping[str, Any]], quality: str, diversity: str) -> Figure:
+    """Draws a quality and a diversity metric against network evaluations."""
+    figure = _figure(9, 3.0)
+    shown = [row for row in rows if row["nfe"]]
+    for i, name in enumerate((quality, diversity)):
+        axes = figure.add_subplot(1, 2, i + 1)
+        for j, row in enumerate(shown):
+            axes.plot(row["nfe"], row[name], "o", ms=8, color=COLOURS[j], label=row["method"])
+        axes.set_xscale("log")
+        axes.set(xlabel="network evaluations per sample", ylabel=name.replace("_", " "))
+        _clean(axes)
+        axes.legend(fontsize=7, frameon=False)
+    return figure

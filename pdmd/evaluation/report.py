@@ -1,0 +1,141 @@
+"""The report of a run: one self-contained HTML page, and the grids it shows."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pdmd.evaluation.figures import (
+    calibration_figure,
+    loss_figure,
+    plan_figure,
+    side_by_side,
+    tradeoff_figure,
+    vector_scatter,
+)
+from pdmd.sampling import sample_ode, trajectory
+from pdmd.solvers import renoise_step
+from pdmd.students import Student
+from pdmd.teachers.base import Teacher
+
+__all__ = ["write_grids", "write_report"]
+
+
+def write_grids(folder: str | Path, student: Student, teacher: Teacher, *, seed: int = 0) -> None:
+    """Draws teacher and student side by side: final samples, and the state after every phase.
+
+    Args:
+        folder: The run folder; gets ``grids/*.png``.
+        student: The student.
+        teacher: Its teacher.
+        seed: Seed of every draw.
+    """
+    grids = Path(folder) / "grids"
+    grids.mkdir(parents=True, exist_ok=True)
+    images = hasattr(getattr(teacher, "teacher", teacher), "decode")
+    count = 100 if images else 1500
+    prompts = [teacher.prompts[i % len(teacher.prompts)] for i in range(count)]
+    condition = teacher.encode(prompts)
+
+    def generator() -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    clean = sample_ode(teacher, condition, steps=50, batch=count, generator=generator())
+    few = sample_ode(
+        teacher, condition, steps=student.plan.nfe, batch=count, generator=generator()
+    )
+    states = trajectory(student, condition, batch=count, generator=generator())
+    labels = None if condition is None else condition["label"]
+
+    def draw(panels: dict[str, torch.Tensor]) -> Any:
+        if images:
+            decode = getattr(teacher, "teacher", teacher).decode
+            return side_by_side({k: decode(x) for k, x in panels.items()}, columns=10)
+        return vector_scatter(panels, labels)
+
+    n = student.plan.nfe
+    panels = {
+        "teacher, 50 steps": clean,
+        f"teacher, {n} steps": few,
+        f"student, {n} steps": states[-1],
+    }
+    draw(panels).savefig(grids / "samples.png")
+    for phase, state in zip(student.plan, states[1:], strict=True):
+        exact = clean
+        if phase.t_end > 0:
+            exact = renoise_step(clean, 0.0, phase.t_end, student.schedule, generator())
+        where = f"t = {phase.t_end:.3g}"
+        figure = draw({f"teacher at {where}": exact, f"student at {where}": state})
+        figure.savefig(grids / f"phase_{phase.index + 1}.png")
+
+
+def write_report(folder: str | Path) -> Path:
+    """Writes ``report.html`` from the other files of a run folder.
+
+    Args:
+        folder: A run folder; what is missing in it is said to be so in the page.
+
+    Returns:
+        The page's path.
+    """
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
+    folder = Path(folder)
+    config = tomllib.loads((folder / "config.toml").read_text())
+    plan, summary = _json(folder / "plan.json"), _json(folder / "summary.json")
+    metrics, curves = _json(folder / "metrics.json"), _json(folder / "calibration.json")
+    path = folder / "history.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    history = [json.loads(line) for line in lines if line.strip()]
+    rows = metrics["rows"] if metrics else []
+    figures: dict[str, str] = {}
+    if plan:
+        figures["plan"] = _figure(plan_figure(plan["phases"]))
+    if history:
+        figures["losses"] = _figure(loss_figure(history))
+    if curves:
+        figures["calibration"] = _figure(calibration_figure(curves))
+    if rows:
+        pair = ("feature_distance", "coverage") if "coverage" in rows[0] else ("sw2", "klh")
+        figures["tradeoff"] = _figure(tradeoff_figure(rows, *pair))
+    found = sorted((folder / "grids").glob("phase_*.png"), key=lambda p: int(p.stem.split("_")[1]))
+    samples = folder / "grids" / "samples.png"
+    environment = Environment(
+        loader=PackageLoader("pdmd.evaluation", "."), autoescape=select_autoescape(["j2", "html"])
+    )
+    page = environment.get_template("report.html.j2").render(
+        name=folder.name,
+        folder=str(folder),
+        config=config,
+        settings=(folder / "config.toml").read_text(),
+        plan=plan,
+        summary=summary,
+        rows=rows,
+        figures=figures,
+        samples=_data(samples.read_bytes()) if samples.exists() else None,
+        grids=[_data(p.read_bytes()) for p in found],
+        nfe=sum(len(p["timesteps"]) for p in plan["phases"]) if plan else 0,
+    )
+    out = folder / "report.html"
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _figure(figure: Any) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return _data(buffer.getvalue())
+
+
+def _data(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()

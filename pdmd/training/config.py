@@ -1,0 +1,343 @@
+"""The configuration of a run: keyword-only dataclasses, read from TOML and the command line.
+
+Objects are built from it here, and configuration goes no further.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import math
+import tomllib
+import types
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pdmd.experts import FullGradient, StochasticTruncation, experts
+from pdmd.objectives import (
+    DistributionMatching,
+    LogSnrTimes,
+    SubintervalScoreMatching,
+    UniformTimes,
+    gap_weights,
+    weightings,
+)
+from pdmd.phases import Disjoint, Nested, PhasePlan
+from pdmd.teachers.base import Teacher, networks, teachers
+from pdmd.teachers.guided import Guided
+from pdmd.training.optimizers import AdamRecipe
+
+__all__ = [
+    "DistillConfig",
+    "EvaluateConfig",
+    "NetworkConfig",
+    "ObjectiveConfig",
+    "PlanConfig",
+    "TeacherConfig",
+    "TrainConfig",
+    "load_config",
+    "presets",
+    "read_config",
+    "write_config",
+]
+
+T = TypeVar("T")
+
+
+@dataclass(kw_only=True)
+class TeacherConfig:
+    """What to distill."""
+
+    name: str = "digits"
+    """A registered teacher: see 'pdmd teachers'."""
+    guidance: float = 1.0
+    """Classifier-free guidance scale; 1 is none."""
+    arguments: dict[str, int | float | str | bool] = field(default_factory=dict)
+    """Passed to the teacher by name, such as dim and modes for the mixture."""
+    plugins: tuple[str, ...] = ()
+    """Python modules to import first; they may register teachers."""
+
+    def build(self) -> Teacher:
+        """Makes the teacher, guided if asked."""
+        self.check_name()
+        try:
+            teacher = teachers[self.name](**self.arguments)
+        except TypeError as error:
+            raise ValueError(f"teacher.arguments do not fit {self.name!r}: {error}") from error
+        return teacher if self.guidance == 1 else Guided(teacher, self.guidance)
+
+    def check_name(self) -> None:
+        """Imports the plugins and looks the teacher up."""
+        for module in self.plugins:
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise ValueError(
+                    f"teacher.plugins: cannot import {module!r} ({error}); install it or put it "
+                    "on PYTHONPATH"
+                ) from error
+        if self.name not in teachers:
+            teachers[self.name]
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"teacher.guidance must be finite, got {self.guidance}")
+
+
+@dataclass(kw_only=True)
+class NetworkConfig:
+    """The experts' network where the teacher has no weights, first taught by flow matching."""
+
+    name: str = "mlp"
+    """A registered network."""
+    width: int = 64
+    """Hidden width."""
+    depth: int = 3
+    """Hidden layers."""
+    updates: int = 3000
+    """Flow-matching updates before distillation."""
+
+
+@dataclass(kw_only=True)
+class PlanConfig:
+    """How the noise range is cut."""
+
+    phases: int = 4
+    """Number of phases."""
+    steps: tuple[int, ...] = (1,)
+    """Steps in each phase: one number for all, or one per phase."""
+    timesteps: tuple[float, ...] = ()
+    """Times from 1 to 0, instead of equal steps; 'phases' is then ignored."""
+    shift: float = 1.0
+    """Above 1, more of the plan lies near noise."""
+    score_range: Literal["nested", "disjoint"] = "nested"
+    """Where scores are compared: (t_k, 1) as in the paper, or (t_k, t_{k-1})."""
+
+    def build(self) -> PhasePlan:
+        """Makes the plan."""
+        score_range = {"nested": Nested(), "disjoint": Disjoint()}[self.score_range]
+        if not self.steps:
+            raise ValueError("plan.steps is empty; give one number, or one per phase")
+        steps = self.steps[0] if len(self.steps) == 1 else self.steps
+        if self.timesteps:
+            return PhasePlan.from_timesteps(
+                self.timesteps, steps=steps, shift=self.shift, score_range=score_range
+            )
+        return PhasePlan.uniform(
+            self.phases, steps=steps, shift=self.shift, score_range=score_range
+        )
+
+
+@dataclass(kw_only=True)
+class ObjectiveConfig:
+    """What generator and fake score minimise."""
+
+    weight: str = "normalised"
+    """Distribution matching: normalised, exact_kl or posterior."""
+    weighting: str = "clamped"
+    """Score matching: clamped, ratio, epsilon, inverse_variance or none."""
+    times: Literal["uniform", "log_snr"] = "uniform"
+    """How times are drawn in the score range."""
+    margin: float = 0.02
+    """Share of the score range left out at its ends."""
+
+    def build(self) -> tuple[DistributionMatching, SubintervalScoreMatching]:
+        """Makes the two objectives."""
+        times = {"uniform": UniformTimes, "log_snr": LogSnrTimes}[self.times](self.margin)
+        return (
+            DistributionMatching(gap_weights[self.weight](), times),
+            SubintervalScoreMatching(weightings[self.weighting](), times),
+        )
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """The loop."""
+
+    updates: int = 200
+    """Updates of each expert."""
+    fake_updates: int = 5
+    """Fake-score updates before each of the expert's (TTUR)."""
+    batch_size: int = 128
+    """Samples in each update."""
+    lr: float = 5e-4
+    """The expert's learning rate."""
+    fake_lr: float = 1e-3
+    """The fake score's learning rate."""
+    ema: float = 0.99
+    """Decay of the weight average that becomes the expert."""
+    clip: float = 10.0
+    """Largest gradient norm."""
+    init: Literal["teacher", "previous"] = "teacher"
+    """Where each expert starts."""
+    expert: str = "ode"
+    """How an expert walks through its phase: ode or renoising."""
+    truncation: Literal["stochastic", "full"] = "stochastic"
+    """Gradient through one random step of a phase, or through all."""
+    seed: int = 0
+    """Seed of every draw."""
+    checkpoint_every: int = 50
+    """Updates between checkpoints."""
+
+    def recipes(self) -> tuple[AdamRecipe, AdamRecipe]:
+        """Makes the two optimizers' recipes."""
+        return AdamRecipe(lr=self.lr), AdamRecipe(lr=self.fake_lr, decay_from=1.0)
+
+    def build_truncation(self) -> StochasticTruncation | FullGradient:
+        """Makes the truncation."""
+        return StochasticTruncation() if self.truncation == "stochastic" else FullGradient()
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """The comparison with the teacher."""
+
+    samples: int = 2000
+    """Samples of each method."""
+    teacher_steps: int = 50
+    """Steps of the teacher's own sampling."""
+    seed: int = 1234
+    """Seed of every draw."""
+
+
+@dataclass(kw_only=True)
+class DistillConfig:
+    """Distills a teacher into a few-step mixture of experts and reports what came out."""
+
+    out: str = ""
+    """The run folder; runs/NAME by default."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def check(self) -> None:
+        """Builds everything that is quick to build, for its errors.
+
+        Raises:
+            ValueError: Naming the value and the remedy.
+        """
+        self.teacher.check_name()
+        if self.network.name not in networks:
+            networks[self.network.name]
+        plan = self.plan.build()
+        generator, fake = self.objective.build()
+        for phase in plan:
+            generator.times.bounds(phase)
+            fake.times.bounds(phase)
+        self.train.recipes()
+        if self.train.expert not in experts:
+            experts[self.train.expert]
+        least = {
+            "network": {"width": 1, "depth": 1, "updates": 1},
+            "train": {"updates": 1, "fake_updates": 0, "batch_size": 1, "checkpoint_every": 1},
+            "evaluate": {"samples": 100, "teacher_steps": 1},
+        }
+        for section, bounds in least.items():
+            for name, low in bounds.items():
+                value = getattr(getattr(self, section), name)
+                if value < low:
+                    raise ValueError(f"{section}.{name} must be at least {low}, got {value}")
+        if not 0 <= self.train.ema < 1:
+            raise ValueError(f"train.ema is in [0, 1), got {self.train.ema}")
+        if not self.train.clip > 0:
+            raise ValueError(f"train.clip must be positive, got {self.train.clip}")
+        for section, seed in (("train", self.train.seed), ("evaluate", self.evaluate.seed)):
+            if not 0 <= seed < 2**63:
+                raise ValueError(f"{section}.seed is in [0, 2^63), got {seed}")
+
+
+def presets() -> dict[str, Path]:
+    """Returns the shipped presets, name to file."""
+    folder = Path(str(resources.files("pdmd"))) / "presets"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_config(name: str) -> DistillConfig:
+    """Loads a preset by name, or a TOML file by path.
+
+    Raises:
+        ValueError: If it is neither, or its content is not a configuration.
+    """
+    path = presets().get(name)
+    if path is None:
+        path = Path(name)
+        if not path.is_file():
+            near = difflib.get_close_matches(name, presets(), n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(
+                f"{name!r} is neither a preset nor a TOML file: {hint}presets are "
+                f"{', '.join(presets())}"
+            )
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{path} is not readable TOML: {error}") from error
+    config = read_config(data)
+    config.out = config.out or f"runs/{path.stem}"
+    return config
+
+
+def read_config(data: dict[str, Any]) -> DistillConfig:
+    """Makes a configuration of plain values, strictly.
+
+    Raises:
+        ValueError: If a key is unknown or a value has the wrong type.
+    """
+    return _read(DistillConfig, data, "")
+
+
+def write_config(config: DistillConfig, path: Path) -> None:
+    """Writes the resolved configuration as TOML."""
+    import tomli_w
+
+    path.write_text(tomli_w.dumps(dataclasses.asdict(config)))
+
+
+def _read(cls: type[T], data: Any, where: str) -> T:
+    if not isinstance(data, dict):
+        raise ValueError(f"{where} is a section, got {data!r}; write [{where}] and its keys")
+    hints = get_type_hints(cls)
+    values = {}
+    for key, value in data.items():
+        path = f"{where}.{key}" if where else str(key)
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown key {path!r}: {hint}known are {', '.join(hints)}")
+        values[key] = _value(hints[key], value, path)
+    return cls(**values)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _read(hint, value, where)  # type: ignore[arg-type]
+    origin = get_origin(hint)
+    if origin is Literal:
+        if value not in get_args(hint) or not isinstance(value, str):
+            options = ", ".join(map(repr, get_args(hint)))
+            raise ValueError(f"{where} is one of {options}, got {value!r}")
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_value(get_args(hint)[0], v, f"{where}[{i}]") for i, v in enumerate(items))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is a table of names and values, got {value!r}")
+        return {k: _value(get_args(hint)[1], v, f"{where}.{k}") for k, v in value.items()}
+    if origin in (Union, types.UnionType):
+        if not isinstance(value, get_args(hint)):
+            raise ValueError(f"{where} is a number, text or boolean, got {value!r}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ValueError(f"{where} is too large a number: {value}") from error
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        noun = {int: "a whole number", float: "a number", str: "text"}.get(hint, hint.__name__)
+        raise ValueError(f"{where} is {noun}, got {value!r}")
+    return value

@@ -1,0 +1,120 @@
+r"""Teaching: flow matching of a denoiser, on images or on another denoiser.
+
+The loss is :math:`\| f_\theta(x_t, t, c) - y^* \|^2` with :math:`y^*` the target of the network's
+kind, given :math:`x_0` and :math:`\varepsilon`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from pdmd.denoisers import Denoiser
+from pdmd.objectives.score_matching import subinterval_target
+from pdmd.solvers import diffuse
+from pdmd.training.ema import Ema
+from pdmd.typing import Condition, Latents, randn_like
+
+__all__ = ["teach", "teach_digits"]
+
+Source = Callable[[int, torch.Generator], tuple[Latents, Condition]]
+
+
+def teach(
+    denoiser: Denoiser,
+    source: Source,
+    *,
+    updates: int,
+    batch_size: int = 256,
+    lr: float = 2e-3,
+    ema: float = 0.995,
+    seed: int = 0,
+    progress: bool = True,
+) -> Denoiser:
+    """Trains a denoiser by denoising score matching.
+
+    Args:
+        denoiser: The network to train, in place.
+        source: Draws clean samples and their conditions, given their number and a generator.
+        updates: Optimizer updates; the rate falls as a cosine.
+        batch_size: Samples in each.
+        lr: Highest learning rate of Adam.
+        ema: Decay of the average that is returned.
+        seed: Seed of every draw.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The average of the network's weights, frozen.
+    """
+    from tqdm import tqdm
+
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(denoiser.parameters(), lr=lr, fused=True)
+    average = Ema(denoiser, ema)
+    bar = tqdm(range(updates), desc="teach", disable=not progress, dynamic_ncols=True)
+    for i in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * i / updates))
+        x_0, condition = source(batch_size, generator)
+        t = torch.rand(len(x_0), generator=generator, dtype=torch.float64).clamp(1e-6, 1)
+        epsilon = randn_like(x_0, generator)
+        x_t = diffuse(x_0, epsilon, 0.0, t, denoiser.schedule)
+        target = subinterval_target(x_0, epsilon, 0.0, t, denoiser.schedule, denoiser.kind)
+        loss = (denoiser(x_t, t, condition).value - target).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        average.update(denoiser, i)
+        if i % 50 == 0:
+            bar.set_postfix(loss=f"{float(loss):.3f}", refresh=False)
+    return average.network  # type: ignore[return-value]
+
+
+def teach_digits(
+    *,
+    updates: int = 4000,
+    batch_size: int = 128,
+    lr: float = 2e-3,
+    seed: int = 0,
+    progress: bool = True,
+) -> Denoiser:
+    """Trains the digits teacher from scikit-learn's images.
+
+    Arguments are those of :func:`teach`; the network and the label dropout of 0.1 are those of the
+    weights that ship.
+
+    Returns:
+        A :class:`~pdmd.teachers.digits.DigitsTeacher`.
+    """
+    from sklearn.datasets import load_digits
+
+    from pdmd.teachers.digits import DigitsTeacher
+    from pdmd.teachers.transformer import ImageTransformer
+
+    data = load_digits()
+    pixels = torch.tensor(data.data, dtype=torch.float32) / 8 - 1
+    std = float(pixels.std())
+    images, labels = (pixels / std).reshape(-1, 1, 8, 8), torch.tensor(data.target)
+
+    def source(n: int, generator: torch.Generator) -> tuple[Latents, Condition]:
+        from tensordict import TensorDict
+
+        rows = torch.randint(len(images), (n,), generator=generator)
+        dropped = torch.rand(n, generator=generator) < 0.1
+        label = labels[rows].masked_fill(dropped, 10)
+        return images[rows], TensorDict({"label": label}, batch_size=[n])
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        teacher = DigitsTeacher(ImageTransformer(), std)
+    return teach(
+        teacher,
+        source,
+        updates=updates,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        progress=progress,
+    )
