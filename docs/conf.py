@@ -1,12 +1,13 @@
 """Sphinx configuration. Builds offline unless PDMD_INTERSPHINX=1."""
 
 import os
-from importlib.metadata import version as installed_version
+
+import pdmd
 
 project = "pdmd"
 author = "The pdmd authors"
 copyright = "The pdmd authors"
-release = version = installed_version("pdmd")
+release = version = pdmd.__version__
 
 extensions = [
     "myst_parser",
