@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml
 install: $(INSTALLED) ## Make the environment
 
 demo: $(INSTALLED) ## Distill the packaged digits teacher on the CPU into runs/digits
-	$(BIN)/pdmd distill digits --out runs/digits
+	$(BIN)/pdmd distill digits --out runs/digits --overwrite
 
 test: $(INSTALLED) ## Lint, check the imports' direction, run the fast tests
 	$(BIN)/ruff check .

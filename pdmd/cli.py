@@ -191,16 +191,17 @@ def _distill(words: list[str]) -> int:
     name, rest = _take_name(words, "a preset or TOML file", "digits")
     config = load_config(name)
 
-    @dataclass(kw_only=True)
-    class Distill:
-        config: Annotated[DistillConfig, tyro.conf.arg(name="")]
-        run: Annotated[_RunOptions, tyro.conf.arg(name="")] = dataclasses.field(
-            default_factory=_RunOptions
-        )
-
-    Distill.__doc__ = DistillConfig.__doc__
+    command = dataclasses.make_dataclass(
+        "Distill",
+        [
+            ("run", Annotated[_RunOptions, tyro.conf.arg(name="")]),
+            ("config", Annotated[DistillConfig, tyro.conf.arg(name="")]),
+        ],
+    )
+    command.__doc__ = DistillConfig.__doc__
+    default = command(_RunOptions(), config)
     try:
-        parsed = _parse(Distill, rest, "pdmd distill [PRESET_OR_TOML]", Distill(config=config))
+        parsed = _parse(command, rest, "pdmd distill [PRESET_OR_TOML]", default)
     except SystemExit:
         return 0
     config, options = parsed.config, parsed.run
@@ -373,7 +374,7 @@ def _check_folder(folder: Path, checkpointer: Any, options: _RunOptions) -> None
         return
     if checkpointer.exists():
         raise ValueError(
-            f"{folder} holds an unfinished run; go on with --resume, or replace it with --overwrite"
+            f"{folder} holds an unfinished run; use --resume to go on or --overwrite"
         )
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(

@@ -14,6 +14,7 @@ from pdmd.objectives.base import Objective
 from pdmd.objectives.distribution_matching import DistributionMatching
 from pdmd.objectives.score_matching import SubintervalScoreMatching
 from pdmd.phases import PhasePlan
+from pdmd.solvers import ode_step
 from pdmd.students import Student
 from pdmd.teachers.base import Teacher
 from pdmd.training.calibration import calibration_slopes
@@ -111,7 +112,8 @@ def check_teacher(
                     f"phase {phase.index + 1} asks the teacher at t = {t:.4g}, outside its range "
                     f"[{low:.4g}, {high:.4g}]; move the plan or the time margin into the range"
                 )
-            value = teacher(x, t, rows).value
+            prediction = teacher(x, t, rows)
+            value = prediction.value
             if value.shape != x.shape:
                 raise ValueError(
                     f"the teacher returned shape {tuple(value.shape)} for latents of shape "
@@ -121,6 +123,12 @@ def check_teacher(
                 raise ValueError(
                     f"the teacher's output at t = {t:.4g} is not finite; check its weights and "
                     "time range"
+                )
+            if t in phase.timesteps and not bool(ode_step(prediction, phase.t_end).isfinite().all()):
+                raise ValueError(
+                    f"no step can be made from a prediction of {teacher.kind} at t = {t:.4g}, where "
+                    "the schedule leaves no signal; predict x0, velocity or v_prediction, or use a "
+                    "schedule with signal left at t = 1"
                 )
 
 

@@ -68,7 +68,7 @@ def teach(
         optimizer.step()
         average.update(denoiser, i)
         if i % 50 == 0:
-            bar.set_postfix(loss=f"{float(loss):.3f}", refresh=False)
+            bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
     return average.network  # type: ignore[return-value]
 
 

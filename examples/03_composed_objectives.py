@@ -1,0 +1,33 @@
+"""Composes distribution matching with an objective of one's own."""
+
+import torch
+
+from pdmd import DistributionMatching, FromDenoiser, MixtureTeacher, MlpDenoiser, Objective
+from pdmd import PhasePlan, SubintervalScoreMatching, distill
+from pdmd.objectives import PosteriorGap, RatioWeighting
+
+
+class Repulsion(Objective):
+    """Pushes the samples of a batch apart."""
+
+    name = "repulsion"
+
+    def losses(self, players, rollout, generator):
+        distances = torch.pdist(rollout.x_s.float())
+        return {self.name: torch.exp(-distances).mean()}
+
+
+teacher = MixtureTeacher.random(dim=4, classes=3, modes=2)
+network = MlpDenoiser.rectified_flow(dim=4, classes=3)
+objective = DistributionMatching(PosteriorGap()) + 0.05 * Repulsion()
+print(objective)
+student = distill(
+    teacher,
+    PhasePlan.uniform(2),
+    generator=objective,
+    fake_score=SubintervalScoreMatching(RatioWeighting()),
+    init=FromDenoiser(network),
+    updates=20,
+    fake_updates=2,
+)
+print(f"{len(student.experts)} experts, {student.plan.nfe} evaluations per sample")
