@@ -4,8 +4,16 @@ import math
 
 import torch
 
-from pdmd import AdamRecipe, FromDenoiser, MixtureTeacher, MlpDenoiser, PhasePlan, RectifiedFlow
-from pdmd import distill, sample
+from pdmd import (
+    AdamRecipe,
+    FromDenoiser,
+    MixtureTeacher,
+    MlpDenoiser,
+    PhasePlan,
+    RectifiedFlow,
+    distill,
+    sample,
+)
 from pdmd.evaluation.metrics import sliced_wasserstein
 from pdmd.training.teaching import teach
 

@@ -2,8 +2,16 @@
 
 import torch
 
-from pdmd import DistributionMatching, FromDenoiser, MixtureTeacher, MlpDenoiser, Objective
-from pdmd import PhasePlan, SubintervalScoreMatching, distill
+from pdmd import (
+    DistributionMatching,
+    FromDenoiser,
+    MixtureTeacher,
+    MlpDenoiser,
+    Objective,
+    PhasePlan,
+    SubintervalScoreMatching,
+    distill,
+)
 from pdmd.objectives import PosteriorGap, RatioWeighting
 
 

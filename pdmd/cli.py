@@ -373,9 +373,7 @@ def _check_folder(folder: Path, checkpointer: Any, options: _RunOptions) -> None
             )
         return
     if checkpointer.exists():
-        raise ValueError(
-            f"{folder} holds an unfinished run; use --resume to go on or --overwrite"
-        )
+        raise ValueError(f"{folder} holds an unfinished run; use --resume to go on or --overwrite")
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(
             f"{folder} is not empty; choose another --out, or replace it with --overwrite"

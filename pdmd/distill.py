@@ -124,7 +124,9 @@ def check_teacher(
                     f"the teacher's output at t = {t:.4g} is not finite; check its weights and "
                     "time range"
                 )
-            if t in phase.timesteps and not bool(ode_step(prediction, phase.t_end).isfinite().all()):
+            if t in phase.timesteps and not bool(
+                ode_step(prediction, phase.t_end).isfinite().all()
+            ):
                 raise ValueError(
                     f"no step can be made from a prediction of {teacher.kind} at t = {t:.4g}, where "
                     "the schedule leaves no signal; predict x0, velocity or v_prediction, or use a "

@@ -365,7 +365,9 @@ class DiscreteVP(VariancePreserving):
         t = as_times(t)
         times, values = self._times, self._log_snr
         if len(times) > 1:
-            i = torch.searchsorted(times, t.detach().contiguous(), right=True).clamp(1, len(times) - 1)
+            i = torch.searchsorted(times, t.detach().contiguous(), right=True).clamp(
+                1, len(times) - 1
+            )
             w = (t - times[i - 1]) / (times[i] - times[i - 1])
             inner = values[i - 1] * (1 - w) + values[i] * w
         else:
@@ -394,7 +396,9 @@ class DiscreteVP(VariancePreserving):
         log_snr = self._check_log_snr(log_snr)
         times, values = self._times, self._log_snr
         if len(times) > 1:
-            i = torch.searchsorted(-values, -log_snr.contiguous(), right=True).clamp(1, len(times) - 1)
+            i = torch.searchsorted(-values, -log_snr.contiguous(), right=True).clamp(
+                1, len(times) - 1
+            )
             w = (log_snr - values[i - 1]) / (values[i] - values[i - 1])
             t = times[i - 1] * (1 - w) + times[i] * w
         else:

@@ -42,9 +42,7 @@ base_schedules = st.one_of(
     st.builds(VarianceExploding, st.floats(5, 100), st.floats(0, 0.01), st.floats(1, 9)),
     st.builds(UserSchedule),
 )
-schedules = st.one_of(
-    base_schedules, st.builds(Shifted, base_schedules, st.floats(0.3, 8))
-)
+schedules = st.one_of(base_schedules, st.builds(Shifted, base_schedules, st.floats(0.3, 8)))
 times = st.floats(0.002, 0.998)
 seeds = st.integers(0, 2**31)
 

@@ -150,7 +150,9 @@ class PhaseTrainer:
         norm = nn.utils.clip_grad_norm_(self.networks[role].parameters(), self.clip)
         if not math.isfinite(float(norm)) or not math.isfinite(float(total.detach())):
             optimizer.zero_grad(set_to_none=True)
-            values = ", ".join(f"{name} = {float(loss.detach()):.4g}" for name, loss in losses.items())
+            values = ", ".join(
+                f"{name} = {float(loss.detach()):.4g}" for name, loss in losses.items()
+            )
             raise NonFiniteError(
                 f"phase {self.phase.index + 1}, update {self.update + 1}: the {role}'s loss or "
                 f"gradient is not finite ({values}, gradient norm {float(norm):.4g}); the update "

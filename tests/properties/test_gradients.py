@@ -3,7 +3,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pdmd import MixtureTeacher, Phase, RectifiedFlow
-from pdmd.objectives import DistributionMatching, ExactKL, Normalised, Players, PosteriorGap, Rollout
+from pdmd.objectives import (
+    DistributionMatching,
+    ExactKL,
+    Normalised,
+    Players,
+    PosteriorGap,
+    Rollout,
+)
 from pdmd.objectives.distribution_matching import distribution_matching_gradient
 from pdmd.predictions import KINDS
 from tests.strategies import mixtures, ordered_times, schedules, seeds, teacher_of
@@ -14,7 +21,9 @@ def phase_to(s):
 
 
 def gaussian(mean, std, schedule, kind="velocity"):
-    return MixtureTeacher(torch.tensor([[mean]], dtype=torch.float64), std, schedule=schedule, kind=kind)
+    return MixtureTeacher(
+        torch.tensor([[mean]], dtype=torch.float64), std, schedule=schedule, kind=kind
+    )
 
 
 @given(

@@ -56,7 +56,9 @@ def test_a_step_to_data_is_the_clean_prediction(schedule, kind, t, seed):
     prediction = Prediction(value=epsilon, kind=kind, x_t=x_t, t=times, schedule=schedule)
     alpha, sigma = schedule(0.0)
     if sigma == 0 and alpha == 1:
-        torch.testing.assert_close(ode_step(prediction, 0.0), prediction.to("x0"), rtol=1e-9, atol=0)
+        torch.testing.assert_close(
+            ode_step(prediction, 0.0), prediction.to("x0"), rtol=1e-9, atol=0
+        )
 
 
 @given(kinds, kinds, seeds, st.sampled_from([1e-4, 1 - 1e-4]))

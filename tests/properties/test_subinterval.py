@@ -55,9 +55,7 @@ def biased_target(x_s, epsilon, s, t, schedule, kind):
 def test_the_target_is_unbiased(schedule, kind, pair, mixture, seed):
     s, t = pair
     assume(s + 0.01 < t)
-    bias, amplification = conditional_bias(
-        subinterval_target, mixture, schedule, kind, s, t, seed
-    )
+    bias, amplification = conditional_bias(subinterval_target, mixture, schedule, kind, s, t, seed)
     assert bias < 1e-10 * (1 + amplification**2)
 
 

@@ -1,0 +1,102 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pdmd import (
+    Disjoint,
+    IntervalRouter,
+    MixtureTeacher,
+    Phase,
+    PhasePlan,
+    RectifiedFlow,
+    RoutedDenoiser,
+)
+
+counts = st.lists(st.integers(1, 4), min_size=1, max_size=6)
+
+
+@given(counts, st.floats(0.2, 8))
+def test_plans_are_contiguous_from_noise_to_data(steps, shift):
+    plan = PhasePlan.uniform(len(steps), steps=steps, shift=shift)
+    assert plan.boundaries[0] == 1 and plan.boundaries[-1] == 0
+    assert plan.nfe == sum(steps) == len(plan.timesteps) - 1
+    assert all(b < a for a, b in zip(plan.timesteps, plan.timesteps[1:], strict=False))
+    assert [p.steps for p in plan] == steps
+    assert all(p.score_range == (p.t_end, 1.0) for p in plan)
+    rebuilt = PhasePlan.from_timesteps(plan.timesteps, steps=steps)
+    assert rebuilt == plan
+
+
+@given(counts)
+def test_disjoint_ranges_tile_the_interval(steps):
+    plan = PhasePlan.uniform(len(steps), steps=steps, score_range=Disjoint())
+    assert [p.score_range for p in plan] == [(p.t_end, p.t_start) for p in plan]
+
+
+@given(st.lists(st.floats(-8, 8), min_size=1, max_size=5, unique=True))
+def test_cuts_in_log_snr_land_there(cuts):
+    cuts = [c for i, c in enumerate(sorted(cuts)) if i == 0 or c - sorted(cuts)[i - 1] > 1e-3]
+    plan = PhasePlan.from_log_snr(cuts, RectifiedFlow())
+    for cut, t in zip(cuts, plan.boundaries[1:-1], strict=True):
+        assert float(RectifiedFlow().log_snr(t)) == pytest.approx(cut, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("times", "steps", "named"),
+    [
+        ([0.9, 0.5, 0], 1, "0.9"),
+        ([1, 0.5, 0.1], 1, "0.1"),
+        ([1, 0.5, 0.7, 0], 1, "0.7"),
+        ([1, float("nan"), 0], 1, "nan"),
+        ([1, 0.5, 0], [1, 2], r"\[1, 2\]"),
+        ([1, 0.5, 0], [2, 0], "0"),
+        ([1], 1, "1.0"),
+    ],
+)
+def test_bad_plans_name_the_value(times, steps, named):
+    with pytest.raises(ValueError, match=named):
+        PhasePlan.from_timesteps(times, steps=steps)
+
+
+def test_phases_that_do_not_meet_are_refused():
+    a = Phase(index=0, timesteps=(1.0,), t_end=0.5, score_range=(0.5, 1.0))
+    b = Phase(index=1, timesteps=(0.4,), t_end=0.0, score_range=(0.0, 1.0))
+    with pytest.raises(ValueError, match="0.4"):
+        PhasePlan((a, b))
+    with pytest.raises(ValueError, match="score range"):
+        Phase(index=0, timesteps=(1.0,), t_end=0.5, score_range=(0.4, 1.0))
+
+
+@given(counts, st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_routers_partition_time(steps, times):
+    plan = PhasePlan.uniform(len(steps), steps=steps)
+    index = IntervalRouter(plan.boundaries)(torch.tensor(times, dtype=torch.float64))
+    for t, i in zip(times, index.tolist(), strict=True):
+        above, below = plan[i].t_start, plan[i].t_end
+        assert below < t <= above or (t == 0 and i == len(plan) - 1)
+
+
+@given(counts)
+def test_a_boundary_belongs_to_the_less_noisy_expert(steps):
+    plan = PhasePlan.uniform(len(steps), steps=steps)
+    router = IntervalRouter(plan.boundaries)
+    for phase in plan:
+        assert int(router(phase.t_start)) == phase.index
+
+
+@pytest.mark.parametrize("t", [-0.1, 1.1, float("nan")])
+def test_routers_refuse_times_outside(t):
+    with pytest.raises(ValueError, match="outside"):
+        IntervalRouter([1, 0.5, 0])(t)
+
+
+def test_a_mixed_batch_is_routed_row_by_row():
+    experts = [MixtureTeacher(torch.full((1, 2), float(m)), 0.5) for m in (0, 3, 5)]
+    routed = RoutedDenoiser(experts, IntervalRouter([1, 0.6, 0.3, 0]))
+    x, t = torch.randn(7, 2), torch.tensor([0.0, 0.1, 0.3, 0.4, 0.6, 0.61, 1.0])
+    value = routed(x, t).value
+    for i, expert in enumerate((2, 2, 2, 1, 1, 0, 0)):
+        torch.testing.assert_close(
+            value[i : i + 1], experts[expert](x[i : i + 1], t[i : i + 1]).value
+        )

@@ -1,0 +1,194 @@
+import json
+
+import pytest
+import torch
+
+from pdmd import (
+    AdamRecipe,
+    DistributionMatching,
+    FromDenoiser,
+    FromPrevious,
+    MixtureTeacher,
+    MlpDenoiser,
+    PhasePlan,
+    Student,
+    SubintervalScoreMatching,
+    Teacher,
+    distill,
+    sample,
+)
+from pdmd.training.checkpoint import Checkpointer, Interrupted
+from pdmd.training.recorder import Recorder
+
+SOURCE = {
+    "teacher": "mixture",
+    "arguments": {"dim": 2, "classes": 2, "modes": 2},
+    "network": {"name": "mlp", "arguments": {"dim": 2, "classes": 2, "width": 8}},
+}
+
+
+def small(**changes):
+    torch.manual_seed(0)
+    teacher = MixtureTeacher.random(dim=2, classes=2, modes=2)
+    network = MlpDenoiser.rectified_flow(dim=2, classes=2, width=8)
+    settings = dict(
+        init=FromDenoiser(network), updates=6, fake_updates=2, batch_size=16, source=SOURCE
+    )
+    return distill(
+        teacher, changes.pop("plan", PhasePlan.uniform(2, steps=2)), **{**settings, **changes}
+    )
+
+
+def weights(student):
+    return torch.cat([p.flatten() for p in student.parameters()])
+
+
+def test_the_same_seed_gives_the_same_bits():
+    assert torch.equal(weights(small()), weights(small()))
+    assert not torch.equal(weights(small()), weights(small(seed=1)))
+
+
+class StopAt(Recorder):
+    def __init__(self, checkpointer, after):
+        self.checkpointer, self.after = checkpointer, after
+
+    def advanced(self, update):
+        self.after -= 1
+        self.checkpointer.stop_requested = self.after == 0
+
+
+@pytest.mark.parametrize("after", [1, 4, 6, 9])
+def test_a_resumed_run_is_bit_identical(tmp_path, after):
+    checkpointer = Checkpointer(tmp_path / "c", every=100)
+    with pytest.raises(Interrupted) if after != 6 else pytest.raises(Interrupted):
+        small(checkpointer=checkpointer, recorder=StopAt(checkpointer, after))
+    resumed = small(checkpointer=Checkpointer(tmp_path / "c", every=100), resume=True)
+    assert torch.equal(weights(resumed), weights(small()))
+
+
+def test_resuming_with_other_settings_is_refused(tmp_path):
+    checkpointer = Checkpointer(tmp_path / "c", fingerprint={"lr": 1})
+    small(checkpointer=checkpointer)
+    with pytest.raises(ValueError, match="lr = 1"):
+        small(checkpointer=Checkpointer(tmp_path / "c", fingerprint={"lr": 2}), resume=True)
+
+
+def test_gradients_reach_the_trained_expert_and_nothing_else():
+    from pdmd.experts import OdeExpert, StochasticTruncation
+    from pdmd.training.data import ConditionStream
+    from pdmd.training.phase_trainer import PhaseTrainer
+
+    torch.manual_seed(0)
+    teacher, earlier, own, fake = (MlpDenoiser.rectified_flow(dim=2, width=8) for _ in range(4))
+    plan = PhasePlan.uniform(2, steps=2)
+    trainer = PhaseTrainer(
+        expert=OdeExpert(own, plan[1]),
+        earlier=[OdeExpert(earlier, plan[0])],
+        teacher=teacher,
+        fake=fake,
+        generator_objective=DistributionMatching(),
+        fake_objective=SubintervalScoreMatching(),
+        conditions=ConditionStream(None),
+        truncation=StochasticTruncation(),
+        updates=1,
+        fake_updates=0,
+        batch_size=8,
+        optimizer=AdamRecipe(),
+        fake_optimizer=AdamRecipe(),
+        ema_decay=0.9,
+        clip=1.0,
+        generator=torch.Generator().manual_seed(0),
+    )
+    x, _ = trainer.entry()
+    assert not x.requires_grad
+    trainer.cycle()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in own.layers.parameters())
+    for network in (teacher, earlier, fake):
+        assert all(p.grad is None for p in network.parameters())
+    trainer.fake_updates = 1
+    before = [p.clone() for p in own.parameters()]
+    own.zero_grad()
+    trainer._apply("fake", trainer.fake_objective, trainer.rollout(record=False))
+    assert all(p.grad is not None for p in fake.layers.parameters())
+    assert all(p.grad is None for p in own.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, own.parameters(), strict=True))
+
+
+def test_a_student_saves_loads_and_is_distilled_again(tmp_path):
+    student = small()
+    student.save(tmp_path / "student")
+    loaded = Student.load(tmp_path / "student")
+    condition = loaded.encode([0, 1, 1])
+    draws = [
+        sample(s, condition, generator=torch.Generator().manual_seed(3)) for s in (student, loaded)
+    ]
+    assert torch.equal(*draws)
+    assert loaded.plan == student.plan
+    again = distill(
+        loaded,
+        PhasePlan.uniform(1),
+        [0, 1],
+        init=FromPrevious(),
+        updates=2,
+        fake_updates=1,
+        batch_size=8,
+    )
+    assert sample(again, again.encode([1])).shape == (1, 2)
+
+
+def test_damaged_folders_are_named(tmp_path):
+    folder = tmp_path / "student"
+    small().save(folder)
+    with pytest.raises(ValueError, match="no student.json"):
+        Student.load(tmp_path / "nothing")
+    path = folder / "expert_2.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"expert_2.safetensors is damaged"):
+        Student.load(folder)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"expert_2.safetensors is missing"):
+        Student.load(folder)
+    description = json.loads((folder / "student.json").read_text())
+    for key in description:
+        broken = {k: v for k, v in description.items() if k != key}
+        (folder / "student.json").write_text(json.dumps(broken))
+        with pytest.raises(ValueError, match="damaged"):
+            Student.load(folder)
+    (folder / "student.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        Student.load(folder)
+
+
+class Broken(Teacher):
+    def __init__(self, time_range=(0.0, 1.0)):
+        from pdmd import RectifiedFlow
+
+        super().__init__(
+            schedule=RectifiedFlow(), kind="velocity", latent_shape=(2,), time_range=time_range
+        )
+        self.gain = torch.nn.Parameter(torch.tensor(float("nan")))
+
+    def network(self, x_t, t, condition):
+        return self.gain * x_t
+
+    def encode(self, prompts):
+        return None
+
+
+def test_bad_teachers_are_refused_before_work():
+    with pytest.raises(ValueError, match="not finite"):
+        distill(Broken(), PhasePlan.uniform(2))
+    with pytest.raises(ValueError, match=r"t = 1, outside its range \[0.1, 0.9\]"):
+        distill(Broken((0.1, 0.9)), PhasePlan.uniform(2))
+
+
+def test_objectives_add_and_scale():
+    one, two = DistributionMatching(name="one"), DistributionMatching(name="two")
+    total = one + 0.05 * two
+    assert total.names == ("one", "two")
+    assert [w for w, _ in (2 * total).terms] == [2.0, 0.1]
+    with pytest.raises(ValueError, match="two objectives are named 'one'"):
+        one + DistributionMatching(name="one")
+    with pytest.raises(ValueError, match="nan"):
+        float("nan") * one
