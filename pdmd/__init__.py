@@ -1,7 +1,8 @@
 """pdmd: distills diffusion and flow models into few-step mixtures of experts by Phased DMD."""
 
+from pdmd import experts, objectives, routers, teachers
 from pdmd.denoisers import Denoiser
-from pdmd.distill import FromDenoiser, FromPrevious, FromTeacher, Initializer, distill
+from pdmd.distill import distill
 from pdmd.experts import (
     Expert,
     FullGradient,
@@ -9,7 +10,6 @@ from pdmd.experts import (
     RenoisingExpert,
     StochasticTruncation,
     Truncation,
-    experts,
 )
 from pdmd.objectives import (
     DistributionMatching,
@@ -18,12 +18,11 @@ from pdmd.objectives import (
     Rollout,
     SubintervalScoreMatching,
     WeightedSum,
-    objectives,
     subinterval_target,
 )
 from pdmd.phases import Disjoint, Nested, Phase, PhasePlan
 from pdmd.predictions import Prediction
-from pdmd.routers import IntervalRouter, RoutedDenoiser, Router, routers
+from pdmd.routers import IntervalRouter, RoutedDenoiser, Router
 from pdmd.sampling import sample, sample_ode, trajectory
 from pdmd.schedules import (
     CosineVP,
@@ -37,8 +36,11 @@ from pdmd.schedules import (
 )
 from pdmd.solvers import ode_step, renoise_step
 from pdmd.students import Student
-from pdmd.teachers import Guided, MixtureTeacher, MlpDenoiser, Teacher, teachers
+from pdmd.teachers import Guided, MixtureTeacher, MlpDenoiser, Teacher
+from pdmd.training.fakes import OneFakeScore, OneFakeScorePerStop
+from pdmd.training.initializers import FromDenoiser, FromPrevious, FromTeacher, Initializer
 from pdmd.training.optimizers import AdamRecipe
+from pdmd.training.orders import Joint, Progressive
 
 __version__ = "0.1.0"
 
@@ -57,16 +59,20 @@ __all__ = [
     "Guided",
     "Initializer",
     "IntervalRouter",
+    "Joint",
     "LinearVP",
     "MixtureTeacher",
     "MlpDenoiser",
     "Nested",
     "Objective",
     "OdeExpert",
+    "OneFakeScore",
+    "OneFakeScorePerStop",
     "Phase",
     "PhasePlan",
     "Players",
     "Prediction",
+    "Progressive",
     "RectifiedFlow",
     "RenoisingExpert",
     "Rollout",

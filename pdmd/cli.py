@@ -220,11 +220,12 @@ def run_distillation(config: DistillConfig, options: _RunOptions, name: str) -> 
     Returns:
         The exit code.
     """
-    from pdmd.distill import FromDenoiser, FromPrevious, FromTeacher, check_teacher, distill
+    from pdmd.distill import check_teacher, distill
     from pdmd.experts import experts
     from pdmd.students import describe_plan
     from pdmd.training.checkpoint import Checkpointer, Interrupted
     from pdmd.training.config import write_config
+    from pdmd.training.initializers import FromDenoiser, FromPrevious, FromTeacher
     from pdmd.training.phase_trainer import NonFiniteError
     from pdmd.training.recorder import RunRecorder
 
@@ -619,7 +620,8 @@ def _teachers(words: list[str]) -> int:
 
 
 def _objectives(words: list[str]) -> int:
-    from pdmd.objectives import gap_weights, objectives, weightings
+    from pdmd.objectives import gap_weights, weightings
+    from pdmd.objectives.base import objectives
 
     if {"-h", "--help"} & set(words):
         print("usage: pdmd objectives\n\nLists the registered objectives and their weights.")

@@ -26,6 +26,9 @@ class Denoiser(nn.Module, ABC):
 
     A subclass implements :meth:`network`.
 
+    Attributes:
+        evaluations: Network evaluations of one call for one sample, as accounts count them.
+
     Args:
         schedule: The forward process of the network's inputs.
         kind: What the network predicts.
@@ -35,6 +38,8 @@ class Denoiser(nn.Module, ABC):
     Raises:
         ValueError: If the kind is unknown or the time range is not within [0, 1].
     """
+
+    evaluations: int = 1
 
     def __init__(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,77 +12,23 @@ from pdmd.experts import Expert, OdeExpert, StochasticTruncation, Truncation
 from pdmd.objectives.base import Objective
 from pdmd.objectives.distribution_matching import DistributionMatching
 from pdmd.objectives.score_matching import SubintervalScoreMatching
-from pdmd.phases import PhasePlan
+from pdmd.phases import Phase, PhasePlan
 from pdmd.solvers import ode_step
 from pdmd.students import Student
 from pdmd.teachers.base import Teacher
+from pdmd.training.accounting import Account
 from pdmd.training.calibration import calibration_slopes
 from pdmd.training.checkpoint import Checkpointer, Interrupted, restore_trainer, take_network
 from pdmd.training.data import ConditionStream
+from pdmd.training.fakes import FakeScores, FakeUpdates, FixedUpdates, OneFakeScore
+from pdmd.training.initializers import FromTeacher, Initializer
 from pdmd.training.optimizers import AdamRecipe
+from pdmd.training.orders import Order, Progressive
 from pdmd.training.phase_trainer import PhaseTrainer
 from pdmd.training.recorder import Recorder
 from pdmd.typing import Condition
 
-__all__ = [
-    "FromDenoiser",
-    "FromPrevious",
-    "FromTeacher",
-    "Initializer",
-    "check_teacher",
-    "distill",
-]
-
-
-class Initializer(ABC):
-    """Where the networks of a phase start."""
-
-    @abstractmethod
-    def expert(self, teacher: Denoiser, finished: Sequence[Expert]) -> Denoiser:
-        """Returns a trainable denoiser for the next expert.
-
-        Args:
-            teacher: The teacher.
-            finished: The experts of the phases before.
-        """
-
-    def fake(self, teacher: Denoiser) -> Denoiser:
-        """Returns a trainable denoiser for the phase's fake score; the teacher's copy."""
-        return teacher.trainable_copy()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
-
-
-class FromTeacher(Initializer):
-    """Starts every expert at the teacher, as the paper does."""
-
-    def expert(self, teacher: Denoiser, finished: Sequence[Expert]) -> Denoiser:
-        return teacher.trainable_copy()
-
-
-class FromPrevious(Initializer):
-    """Starts every expert at the one before it, and the first at the teacher."""
-
-    def expert(self, teacher: Denoiser, finished: Sequence[Expert]) -> Denoiser:
-        return (finished[-1].denoiser if finished else teacher).trainable_copy()
-
-
-class FromDenoiser(Initializer):
-    """Starts experts and fake scores at a given network, for teachers without weights.
-
-    Args:
-        denoiser: The network, on the teacher's schedule.
-    """
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser = denoiser
-
-    def expert(self, teacher: Denoiser, finished: Sequence[Expert]) -> Denoiser:
-        return self.denoiser.trainable_copy()
-
-    def fake(self, teacher: Denoiser) -> Denoiser:
-        return self.denoiser.trainable_copy()
+__all__ = ["check_teacher", "distill"]
 
 
 @torch.no_grad()
@@ -128,9 +73,9 @@ def check_teacher(
                 ode_step(prediction, phase.t_end).isfinite().all()
             ):
                 raise ValueError(
-                    f"no step can be made from a prediction of {teacher.kind} at t = {t:.4g}, where "
-                    "the schedule leaves no signal; predict x0, velocity or v_prediction, or use a "
-                    "schedule with signal left at t = 1"
+                    f"no step can be made from a prediction of {teacher.kind} at t = {t:.4g}, "
+                    "where the schedule leaves no signal; predict x0, velocity or v_prediction, "
+                    "or use a schedule with signal left at t = 1"
                 )
 
 
@@ -144,8 +89,10 @@ def distill(
     init: Initializer | None = None,
     expert: type[Expert] = OdeExpert,
     truncation: Truncation | None = None,
+    order: Order | None = None,
+    fake_scores: FakeScores | None = None,
     updates: int = 500,
-    fake_updates: int = 5,
+    fake_updates: int | FakeUpdates = 5,
     batch_size: int = 128,
     optimizer: AdamRecipe | None = None,
     fake_optimizer: AdamRecipe | None = None,
@@ -155,6 +102,7 @@ def distill(
     recorder: Recorder | None = None,
     checkpointer: Checkpointer | None = None,
     resume: bool = False,
+    account: Account | None = None,
     source: Mapping[str, Any] | None = None,
 ) -> Student:
     """Distills a teacher into a few-step mixture of experts.
@@ -168,8 +116,11 @@ def distill(
         init: Where a phase's networks start; at the teacher by default.
         expert: How an expert walks through its phase.
         truncation: Where a rollout stops inside a phase; at a random step by default.
+        order: Which phases train together; one after the other by default.
+        fake_scores: How many fake scores a phase has; one by default.
         updates: Updates of each expert.
-        fake_updates: Updates of the fake score before each of the expert's (TTUR).
+        fake_updates: Updates of the fake score before each of the expert's (TTUR): their number,
+            or what decides it.
         batch_size: Samples in each update.
         optimizer: The experts' optimizer.
         fake_optimizer: The fake scores'; by default the expert's at twice its rate.
@@ -179,6 +130,7 @@ def distill(
         recorder: Hears of progress.
         checkpointer: Writes checkpoints, and may be asked to stop the run.
         resume: Whether to go on from the checkpointer's newest checkpoint.
+        account: Counts network evaluations, by role.
         source: Passed on to the student; see :class:`~pdmd.students.Student`.
 
     Returns:
@@ -195,7 +147,6 @@ def distill(
     """
     for name, value, least in (
         ("updates", updates, 1),
-        ("fake_updates", fake_updates, 0),
         ("batch_size", batch_size, 1),
     ):
         if value < least:
@@ -204,14 +155,16 @@ def distill(
         raise ValueError(f"clip must be positive, got {clip}")
     generator = generator or DistributionMatching()
     fake_score = fake_score or SubintervalScoreMatching()
-    init = init or FromTeacher()
+    init, order = init or FromTeacher(), order or Progressive()
     optimizer = optimizer or AdamRecipe()
     fake_optimizer = fake_optimizer or AdamRecipe(lr=2 * optimizer.lr, decay_from=1.0)
-    recorder = recorder or Recorder()
+    if isinstance(fake_updates, int):
+        fake_updates = FixedUpdates(fake_updates)
+    recorder, account = recorder or Recorder(), account or Account()
     encoded = teacher.encode(teacher.prompts if prompts is None else prompts)
     conditions = ConditionStream(encoded)
-    fake_score_times = [fake_score.time_bounds(phase) for phase in plan]
-    del fake_score_times  # computed for its errors, before any work
+    for phase in plan:
+        fake_score.time_bounds(phase)  # for its errors, before any work
     check_teacher(teacher, plan, generator, encoded)
     trainable = {id(p) for p in teacher.parameters() if p.requires_grad}
     teacher.requires_grad_(False).eval()
@@ -224,23 +177,31 @@ def distill(
         if checkpointer is None:
             raise ValueError("resume=True needs a checkpointer to resume from")
         cursor, tensors = checkpointer.read()
+        account.restore(cursor["account"])
         for phase in plan.phases[: cursor["finished"]]:
-            denoiser = init.expert(teacher, finished)
+            denoiser = init.expert(teacher, phase, finished)
             take_network(tensors, f"finished.{phase.index}", denoiser)
             finished.append(_freeze(expert(denoiser, phase)))
         recorder.resumed(cursor["finished"] + 1, cursor["update"] or 0)
     try:
-        for phase in plan.phases[cursor["finished"] :]:
+        for group in order.groups(plan):
+            if group[0].index < cursor["finished"]:
+                continue
+            fake_scores = fake_scores or OneFakeScore()
             trainer = PhaseTrainer(
-                expert=expert(init.expert(teacher, finished), phase),
+                experts=_start(init, teacher, group, finished, expert, order.shared),
                 earlier=finished,
                 teacher=teacher,
-                fake=init.fake(teacher),
+                fakes=[
+                    [init.fake(teacher) for _ in range(fake_scores.number(phase))]
+                    for phase in group
+                ],
                 generator_objective=generator,
                 fake_objective=fake_score,
                 conditions=conditions,
                 truncation=truncation or StochasticTruncation(),
-                updates=updates,
+                updates=updates * len(group),
+                fake_scores=fake_scores,
                 fake_updates=fake_updates,
                 batch_size=batch_size,
                 optimizer=optimizer,
@@ -248,33 +209,40 @@ def distill(
                 ema_decay=ema,
                 clip=clip,
                 generator=rng,
+                seed=seed,
+                account=account,
             )
             if tensors:
                 if cursor["update"] is not None:
-                    restore_trainer(trainer, cursor["update"], tensors)
+                    restore_trainer(trainer, cursor, tensors)
                 rng.set_state(tensors["rng"])
                 tensors = {}
             _train(trainer, len(plan), finished, recorder, checkpointer)
-            times = _calibration_times(generator, trainer)
-            if times:
-                rollout = trainer.rollout(record=False)
-                fake, real = calibration_slopes(
-                    [trainer.players.fake, teacher],
-                    rollout.x_s,
-                    phase.t_end,
-                    times,
-                    rollout.condition,
-                    rng,
-                )
-                recorder.calibration(phase, times, fake, real)
-            finished.append(_freeze(expert(trainer.ema.network, phase)))  # type: ignore[arg-type]
+            account.close()
+            _calibrate(trainer, recorder)
+            finished += [_freeze(e) for e in trainer.finished()]
             if checkpointer is not None:
-                checkpointer.save(finished, None, rng)
+                checkpointer.save(finished, None, rng, account)
     finally:
+        account.close()
         recorder.close()
         for parameter in teacher.parameters():
             parameter.requires_grad_(id(parameter) in trainable)
     return Student(finished, encode=teacher.encode, source=source).eval().requires_grad_(False)
+
+
+def _start(
+    init: Initializer,
+    teacher: Denoiser,
+    group: Sequence[Phase],
+    finished: Sequence[Expert],
+    expert: type[Expert],
+    shared: bool,
+) -> list[Expert]:
+    if shared:
+        denoiser = init.expert(teacher, group[0], finished)
+        return [expert(denoiser, phase) for phase in group]
+    return [expert(init.expert(teacher, phase, finished), phase) for phase in group]
 
 
 def _train(
@@ -287,7 +255,7 @@ def _train(
     recorder.phase_begins(trainer.phase, phases, trainer.updates, trainer.update)
     while trainer.update < trainer.updates:
         if checkpointer is not None and checkpointer.stop_requested:
-            checkpointer.save(finished, trainer, trainer.generator)
+            checkpointer.save(finished, trainer, trainer.generator, trainer.account)
             raise Interrupted(
                 f"stopped in phase {trainer.phase.index + 1} after update {trainer.update}"
             )
@@ -297,16 +265,28 @@ def _train(
             values = {name: float(value) for name, value in scalars.items()}
             recorder.scalars(trainer.phase, trainer.update, values)
         if checkpointer is not None and trainer.update % checkpointer.every == 0:
-            checkpointer.save(finished, trainer, trainer.generator)
+            checkpointer.save(finished, trainer, trainer.generator, trainer.account)
+
+
+def _calibrate(trainer: PhaseTrainer, recorder: Recorder) -> None:
+    for k, expert in enumerate(trainer.experts):
+        bounds = trainer.generator_objective.time_bounds(expert.phase)
+        if bounds is None:
+            continue
+        low, high = bounds
+        times = [low + (high - low) * i / 9 for i in range(10)]
+        rollout = trainer.rollout(k, record=False)
+        players = trainer.players(k, rollout.stop)
+        fake, real = calibration_slopes(
+            [players.fake, players.real],
+            rollout.x_s,
+            expert.phase.t_end,
+            times,
+            rollout.condition,
+            trainer.generator,
+        )
+        recorder.calibration(expert.phase, times, fake, real)
 
 
 def _freeze(expert: Expert) -> Expert:
     return expert.eval().requires_grad_(False)
-
-
-def _calibration_times(objective: Objective, trainer: PhaseTrainer) -> list[float]:
-    bounds = objective.time_bounds(trainer.phase)
-    if bounds is None:
-        return []
-    low, high = bounds
-    return [low + (high - low) * i / 9 for i in range(10)]

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 experts: Registry[type[Expert]] = Registry("expert")
+register, get, names = experts.register, experts.get, experts.names
 
 
 class Expert(nn.Module, ABC):

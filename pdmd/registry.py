@@ -67,6 +67,23 @@ class Registry(Generic[T]):
             entry = self._entries[name] = item
         return entry
 
+    def get(self, name: str) -> T:
+        """Looks a name up, as indexing does."""
+        return self[name]
+
+    def names(self) -> tuple[str, ...]:
+        """Returns every registered name."""
+        return tuple(self._entries)
+
+    def remove(self, name: str) -> None:
+        """Takes a name out again.
+
+        Raises:
+            ValueError: If nothing is registered under the name.
+        """
+        self[name]
+        del self._entries[name]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 

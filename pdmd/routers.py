@@ -21,6 +21,7 @@ from pdmd.typing import Condition, Latents, Times
 __all__ = ["IntervalRouter", "RoutedDenoiser", "Router", "routers"]
 
 routers: Registry[type[Router]] = Registry("router")
+register, get, names = routers.register, routers.get, routers.names
 
 
 class Router(ABC):

@@ -76,22 +76,24 @@ def test_resuming_with_other_settings_is_refused(tmp_path):
 def test_gradients_reach_the_trained_expert_and_nothing_else():
     from pdmd.experts import OdeExpert, StochasticTruncation
     from pdmd.training.data import ConditionStream
+    from pdmd.training.fakes import FixedUpdates, OneFakeScore
     from pdmd.training.phase_trainer import PhaseTrainer
 
     torch.manual_seed(0)
     teacher, earlier, own, fake = (MlpDenoiser.rectified_flow(dim=2, width=8) for _ in range(4))
     plan = PhasePlan.uniform(2, steps=2)
     trainer = PhaseTrainer(
-        expert=OdeExpert(own, plan[1]),
+        experts=[OdeExpert(own, plan[1])],
         earlier=[OdeExpert(earlier, plan[0])],
         teacher=teacher,
-        fake=fake,
+        fakes=[[fake]],
         generator_objective=DistributionMatching(),
         fake_objective=SubintervalScoreMatching(),
         conditions=ConditionStream(None),
         truncation=StochasticTruncation(),
         updates=1,
-        fake_updates=0,
+        fake_scores=OneFakeScore(),
+        fake_updates=FixedUpdates(0),
         batch_size=8,
         optimizer=AdamRecipe(),
         fake_optimizer=AdamRecipe(),
@@ -105,10 +107,9 @@ def test_gradients_reach_the_trained_expert_and_nothing_else():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in own.layers.parameters())
     for network in (teacher, earlier, fake):
         assert all(p.grad is None for p in network.parameters())
-    trainer.fake_updates = 1
     before = [p.clone() for p in own.parameters()]
     own.zero_grad()
-    trainer._apply("fake", trainer.fake_objective, trainer.rollout(record=False))
+    trainer._apply("fake", trainer.fake_objective, trainer.rollout(record=False), 0)
     assert all(p.grad is not None for p in fake.layers.parameters())
     assert all(p.grad is None for p in own.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, own.parameters(), strict=True))

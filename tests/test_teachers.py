@@ -35,7 +35,7 @@ def test_bad_prompts_are_named(prompt):
 
 @pytest.mark.parametrize("name", ["digits", "mixture"])
 def test_guidance(name):
-    teacher = teachers[name]()
+    teacher = teachers.get(name)()
     condition = teacher.encode([1, 2, 3])
     x = torch.randn(3, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_guidance(name):
 
 @pytest.mark.parametrize("name", ["digits", "mixture"])
 def test_samples_do_not_depend_on_their_batch(name):
-    teacher = teachers[name]()
+    teacher = teachers.get(name)()
     x = torch.randn(4, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0.1, 0.4, 0.7, 1.0])
     with torch.no_grad():
@@ -61,4 +61,4 @@ def test_samples_do_not_depend_on_their_batch(name):
 
 def test_unknown_names_suggest():
     with pytest.raises(ValueError, match="did you mean 'digits'"):
-        teachers["digit"]
+        teachers.get("digit")

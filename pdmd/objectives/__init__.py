@@ -1,15 +1,17 @@
 """Objectives: what the generator and the fake score are trained on."""
 
 from pdmd.objectives.base import (
+    DrawConditions,
     LogSnrTimes,
     Objective,
+    OnlyPhases,
     Players,
     Rollout,
     TimeSampler,
     UniformTimes,
     WeightedSum,
-    objectives,
 )
+from pdmd.objectives.base import objectives as _registry
 from pdmd.objectives.distribution_matching import (
     DistributionMatching,
     ExactKL,
@@ -32,6 +34,7 @@ from pdmd.objectives.weightings import (
 __all__ = [
     "ClampedWeighting",
     "DistributionMatching",
+    "DrawConditions",
     "EpsilonWeighting",
     "ExactKL",
     "GapWeight",
@@ -39,6 +42,7 @@ __all__ = [
     "LogSnrTimes",
     "Normalised",
     "Objective",
+    "OnlyPhases",
     "Players",
     "PosteriorGap",
     "RatioWeighting",
@@ -50,7 +54,11 @@ __all__ = [
     "WeightedSum",
     "Weighting",
     "gap_weights",
-    "objectives",
+    "get",
+    "names",
+    "register",
     "subinterval_target",
     "weightings",
 ]
+
+register, get, names = _registry.register, _registry.get, _registry.names

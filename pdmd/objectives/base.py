@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pdmd.denoisers import Denoiser
 from pdmd.phases import Phase
@@ -22,8 +22,10 @@ from pdmd.schedules import Schedule
 from pdmd.typing import Condition, Latents
 
 __all__ = [
+    "DrawConditions",
     "LogSnrTimes",
     "Objective",
+    "OnlyPhases",
     "Players",
     "Rollout",
     "TimeSampler",
@@ -31,6 +33,10 @@ __all__ = [
     "WeightedSum",
     "objectives",
 ]
+
+
+DrawConditions: TypeAlias = Callable[[int, torch.Generator], Condition]
+"""Draws conditions with a given batch size, or ``None``."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,11 +63,17 @@ class Rollout:
             generator's gradient in a generator update and none in a fake-score update.
         condition: The conditions, with batch size :math:`(B)`, or ``None``.
         phase: The phase.
+        entry: The phase's input :math:`x_{t_{k-1}}` that ``x_s`` was made of, with shape
+            :math:`(B, *)` and no gradient.
+        stop: The step, from 0, after which the rollout jumped to :math:`t_k`; ``None`` if it took
+            every step.
     """
 
     x_s: Latents
     condition: Condition
     phase: Phase
+    entry: Latents | None = None
+    stop: int | None = None
 
 
 class TimeSampler(ABC):
@@ -161,6 +173,41 @@ class Objective(ABC):
         """Returns the times at which the teacher is asked in a phase, ``None`` if it is not."""
         return None
 
+    def begin(
+        self,
+        players: Players,
+        phase: Phase,
+        conditions: DrawConditions,
+        generator: torch.Generator,
+    ) -> None:
+        """Hears that a phase begins, to make what the objective needs in it.
+
+        A run that resumes within a phase calls this again with a generator of the same state, so
+        what is made must depend on the arguments alone.
+
+        Args:
+            players: The denoisers of the phase.
+            phase: The phase.
+            conditions: Draws conditions of a given batch size, or ``None`` for a teacher without.
+            generator: The source of randomness, for this call only.
+        """
+        return
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Returns networks of the objective's own, by name, after :meth:`begin`.
+
+        They train with the fake score, under its optimizer, on the fake score's objective.
+        """
+        return {}
+
+    def only(self, *phases: int) -> OnlyPhases:
+        """Limits the objective to some phases.
+
+        Args:
+            phases: Indices of phases, 0 for the noisiest.
+        """
+        return OnlyPhases(self, phases)
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the objectives within."""
@@ -228,8 +275,72 @@ class WeightedSum(Objective):
         bounds = [b for _, term in self.terms if (b := term.time_bounds(phase)) is not None]
         return (min(b[0] for b in bounds), max(b[1] for b in bounds)) if bounds else None
 
+    def begin(
+        self,
+        players: Players,
+        phase: Phase,
+        conditions: DrawConditions,
+        generator: torch.Generator,
+    ) -> None:
+        for _, term in self.terms:
+            term.begin(players, phase, conditions, generator)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {name: n for _, term in self.terms for name, n in term.networks().items()}
+
     def __repr__(self) -> str:
         return " + ".join(f"{w:g} * {term!r}" if w != 1 else repr(term) for w, term in self.terms)
+
+
+class OnlyPhases(Objective):
+    """An objective that counts in some phases and is silent in the others.
+
+    Args:
+        objective: The objective.
+        phases: Indices of the phases in which it counts, 0 for the noisiest.
+
+    Raises:
+        ValueError: If no phase is named, or an index is negative.
+    """
+
+    def __init__(self, objective: Objective, phases: Sequence[int]) -> None:
+        if not phases or min(phases) < 0:
+            raise ValueError(f"name phases by their index from 0, got {tuple(phases)}")
+        self.objective = objective
+        self.phases = tuple(phases)
+        self.name = objective.name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the objectives within."""
+        return self.objective.names
+
+    def losses(
+        self, players: Players, rollout: Rollout, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Computes the objective's losses in its phases, none elsewhere."""
+        if rollout.phase.index not in self.phases:
+            return {}
+        return self.objective.losses(players, rollout, generator)
+
+    def time_bounds(self, phase: Phase) -> tuple[float, float] | None:
+        return self.objective.time_bounds(phase) if phase.index in self.phases else None
+
+    def begin(
+        self,
+        players: Players,
+        phase: Phase,
+        conditions: DrawConditions,
+        generator: torch.Generator,
+    ) -> None:
+        if phase.index in self.phases:
+            self.objective.begin(players, phase, conditions, generator)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return self.objective.networks()
+
+    def __repr__(self) -> str:
+        return f"({self.objective!r}).only{self.phases}"
 
 
 def _terms(objective: Objective) -> tuple[tuple[float, Objective], ...]:

@@ -1,8 +1,15 @@
-"""Teachers: the abstract class, guidance, and the ones that ship."""
+"""Teachers: the abstract class, guidance, and the ones that ship.
 
-from pdmd.teachers.base import Teacher, teachers
+:func:`register` enters a class under a name for the command line, :func:`get` looks a name up and
+:func:`names` lists them.
+"""
+
+from pdmd.teachers.base import Teacher
+from pdmd.teachers.base import teachers as _registry
 from pdmd.teachers.guided import Guided
 from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.teachers.mlp import MlpDenoiser
 
-__all__ = ["Guided", "MixtureTeacher", "MlpDenoiser", "Teacher", "teachers"]
+__all__ = ["Guided", "MixtureTeacher", "MlpDenoiser", "Teacher", "get", "names", "register"]
+
+register, get, names = _registry.register, _registry.get, _registry.names

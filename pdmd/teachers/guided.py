@@ -49,6 +49,7 @@ class Guided(Teacher):
             raise ValueError(f"a guidance scale is a finite number, got {scale}")
         self.teacher = teacher
         self.scale = float(scale)
+        self.evaluations = teacher.evaluations * (1 if scale == 1 else 2)
         self.null = teacher.encode([None]) if null is None else null
         if self.null is None and self.scale != 1:
             raise ValueError(

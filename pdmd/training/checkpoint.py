@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pdmd.experts import Expert
+from pdmd.training.accounting import Account
 from pdmd.training.phase_trainer import PhaseTrainer
 
 __all__ = ["Checkpointer", "Interrupted", "restore_trainer", "take_network"]
@@ -63,7 +64,11 @@ class Checkpointer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def save(
-        self, finished: Sequence[Expert], trainer: PhaseTrainer | None, generator: torch.Generator
+        self,
+        finished: Sequence[Expert],
+        trainer: PhaseTrainer | None,
+        generator: torch.Generator,
+        account: Account | None = None,
     ) -> None:
         """Writes a checkpoint, then lets it take the place of the one before."""
         from safetensors.torch import save_file
@@ -74,9 +79,12 @@ class Checkpointer:
         tensors: dict[str, Tensor] = {"rng": generator.get_state()}
         for i, expert in enumerate(finished):
             _put(tensors, f"finished.{i}", expert.denoiser)
-        cursor = {"finished": len(finished), "update": None}
+        cursor: dict[str, Any] = {"finished": len(finished), "update": None}
+        if account is not None:
+            cursor["account"] = account.state()
         if trainer is not None:
             cursor["update"] = trainer.update
+            cursor["fake_updates"] = trainer.fake_updates.state()
             for role, network in trainer.networks.items():
                 _put(tensors, role, network)
                 for i, state in trainer.optimizers[role].state_dict()["state"].items():
@@ -129,9 +137,12 @@ class Checkpointer:
         return None
 
 
-def restore_trainer(trainer: PhaseTrainer, update: int, tensors: Mapping[str, Tensor]) -> None:
-    """Puts a checkpoint's tensors back into a trainer made anew."""
-    trainer.update = update
+def restore_trainer(
+    trainer: PhaseTrainer, cursor: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Puts a checkpoint's cursor and tensors back into a trainer made anew."""
+    trainer.update = cursor["update"]
+    trainer.fake_updates.restore(cursor["fake_updates"])
     take_network(tensors, "ema", trainer.ema.network)
     for role, network in trainer.networks.items():
         take_network(tensors, role, network)

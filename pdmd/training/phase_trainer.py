@@ -1,13 +1,14 @@
-r"""The training of one phase.
+r"""The training of a phase, or of several phases together.
 
 One cycle is several updates of the fake score on the student's samples :math:`x_{t_k}`, then one
-update of the expert. Earlier experts make the phase's entry states without a gradient.
+update of the expert. Earlier experts make the phase's entry states without a gradient. Where
+several phases train together, each cycle draws one of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -16,8 +17,10 @@ from pdmd.denoisers import Denoiser
 from pdmd.experts import Expert, Truncation
 from pdmd.objectives.base import Objective, Players, Rollout
 from pdmd.phases import Phase
+from pdmd.training.accounting import Account
 from pdmd.training.data import ConditionStream
 from pdmd.training.ema import Ema
+from pdmd.training.fakes import FakeScores, FakeUpdates
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.typing import Condition, Latents
 
@@ -29,93 +32,157 @@ class NonFiniteError(RuntimeError):
 
 
 class PhaseTrainer:
-    """Trains one expert and its fake score.
+    """Trains the experts of one or more phases and their fake scores.
 
     Args:
-        expert: The expert to train, over a trainable denoiser.
-        earlier: The frozen experts of the phases before it.
+        experts: The experts to train, over trainable denoisers, which they may share; noisiest
+            first, of adjoining phases.
+        earlier: The frozen experts of the phases before them.
         teacher: The real score.
-        fake: The fake score, a trainable denoiser.
-        generator_objective: What the expert minimises.
-        fake_objective: What the fake score minimises.
+        fakes: For each expert its fake scores, trainable denoisers, as many as ``fake_scores``
+            says.
+        generator_objective: What the experts minimise.
+        fake_objective: What the fake scores minimise.
         conditions: Draws the conditions.
-        truncation: Chooses where a rollout stops inside the phase.
-        updates: Updates of the expert in the phase, for the learning rate.
-        fake_updates: Updates of the fake score before each of the expert's.
+        truncation: Chooses where a rollout stops inside a phase.
+        updates: Updates of the experts, all together.
+        fake_scores: Assigns rollouts to fake scores.
+        fake_updates: Decides how often the fake score trains before each expert's update.
         batch_size: Samples in each update.
-        optimizer: The expert's optimizer.
-        fake_optimizer: The fake score's.
-        ema_decay: Decay of the average that becomes the expert.
-        clip: Largest gradient norm of either network.
+        optimizer: The experts' optimizer.
+        fake_optimizer: The fake scores'.
+        ema_decay: Decay of the averages that become the experts.
+        clip: Largest gradient norm of either role.
         generator: The source of all randomness.
+        seed: Seeds what objectives make when a phase begins.
+        account: Counts network evaluations.
     """
 
     def __init__(
         self,
         *,
-        expert: Expert,
+        experts: Sequence[Expert],
         earlier: Sequence[Expert],
         teacher: Denoiser,
-        fake: Denoiser,
+        fakes: Sequence[Sequence[Denoiser]],
         generator_objective: Objective,
         fake_objective: Objective,
         conditions: ConditionStream,
         truncation: Truncation,
         updates: int,
-        fake_updates: int,
+        fake_scores: FakeScores,
+        fake_updates: FakeUpdates,
         batch_size: int,
         optimizer: AdamRecipe,
         fake_optimizer: AdamRecipe,
         ema_decay: float,
         clip: float,
         generator: torch.Generator,
+        seed: int = 0,
+        account: Account | None = None,
     ) -> None:
-        self.expert = expert
+        self.experts = tuple(experts)
         self.earlier = tuple(earlier)
-        self.players = Players(real=teacher, fake=fake, generator=expert.denoiser)
+        self.teacher = teacher
+        self.fakes = tuple(tuple(scores) for scores in fakes)
         self.generator_objective = generator_objective
         self.fake_objective = fake_objective
         self.conditions = conditions
         self.truncation = truncation
         self.updates = updates
+        self.fake_scores = fake_scores
         self.fake_updates = fake_updates
         self.batch_size = batch_size
+        self.clip = clip
+        self.generator = generator
+        self.account = account or Account()
+        self.update = 0
+        self._begin(seed)
+        distinct = {id(e.denoiser): e.denoiser for e in self.experts}
+        own = [objective.networks() for objective in (generator_objective, fake_objective)]
+        self.networks: dict[str, nn.ModuleDict] = {
+            "generator": nn.ModuleDict({str(i): d for i, d in enumerate(distinct.values())}),
+            "fake": nn.ModuleDict(
+                {
+                    **{
+                        f"score_{k}_{j}": d
+                        for k, s in enumerate(self.fakes)
+                        for j, d in enumerate(s)
+                    },
+                    **own[0],
+                    **own[1],
+                }
+            ),
+        }
         self.recipes = {"generator": optimizer, "fake": fake_optimizer}
-        self.networks: dict[str, nn.Module] = {"generator": expert.denoiser, "fake": fake}
         self.optimizers = {
             role: recipe.build(self.networks[role].parameters())
             for role, recipe in self.recipes.items()
         }
-        self.ema = Ema(expert.denoiser, ema_decay)
-        self.clip = clip
-        self.generator = generator
-        self.update = 0
+        self.ema = Ema(self.networks["generator"], ema_decay)
+        self._average = {
+            key: self.ema.network[name]  # type: ignore[index]
+            for key, name in zip(distinct, self.networks["generator"], strict=True)
+        }
+        self._watch(distinct.values())
+
+    def _begin(self, seed: int) -> None:
+        self.fake_updates.begin()
+        for k, expert in enumerate(self.experts):
+            for i, objective in enumerate((self.generator_objective, self.fake_objective)):
+                generator = torch.Generator().manual_seed(
+                    (seed * 1_000_003 + 2 * expert.phase.index + i) % 2**63
+                )
+                objective.begin(
+                    self.players(k, None), expert.phase, self.conditions.draw, generator
+                )
+
+    def _watch(self, generators: object) -> None:
+        self.account.watch("teacher", self.teacher)
+        for denoiser in generators:  # type: ignore[attr-defined]
+            self.account.watch("generator", denoiser)
+        for scores in self.fakes:
+            for denoiser in scores:
+                self.account.watch("fake", denoiser)
+        for denoiser in {id(e.denoiser): e.denoiser for e in self.earlier}.values():
+            self.account.watch("frozen", denoiser)
 
     @property
     def phase(self) -> Phase:
-        """The phase in training."""
-        return self.expert.phase
+        """The first phase in training."""
+        return self.experts[0].phase
+
+    def players(self, k: int, stop: int | None) -> Players:
+        """Returns the denoisers of the k-th expert in training, for rollouts with a stop."""
+        expert = self.experts[k]
+        fake = self.fakes[k][self.fake_scores.index(stop)]
+        return Players(real=self.teacher, fake=fake, generator=expert.denoiser)
+
+    def finished(self) -> list[Expert]:
+        """Returns the experts as they now stand: over the averages of their networks."""
+        return [type(e)(self._average[id(e.denoiser)], e.phase) for e in self.experts]  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def entry(self) -> tuple[Latents, Condition]:
-        r"""Draws conditions and :math:`x_{t_{k-1}}`, through the frozen experts."""
-        denoiser = self.expert.denoiser
+    def entry(self, k: int = 0) -> tuple[Latents, Condition]:
+        r"""Draws conditions and :math:`x_{t_{k-1}}`, through the experts before the k-th."""
+        denoiser = self.experts[0].denoiser
         condition = self.conditions.draw(self.batch_size, self.generator)
         _, sigma = denoiser.schedule(1.0)
         x = float(sigma) * torch.randn(
             self.batch_size, *denoiser.latent_shape, generator=self.generator
         )
-        for expert in self.earlier:
+        for expert in (*self.earlier, *self.experts[:k]):
             x = expert(x, condition, generator=self.generator)
         return x, condition
 
-    def rollout(self, *, record: bool) -> Rollout:
-        """Makes the phase's output, recording the gradient or not."""
-        x, condition = self.entry()
-        stop = self.truncation(self.phase, self.generator)
+    def rollout(self, k: int = 0, *, record: bool) -> Rollout:
+        """Makes the k-th expert's output, recording the gradient or not."""
+        x, condition = self.entry(k)
+        expert = self.experts[k]
+        stop = self.truncation(expert.phase, self.generator)
         with torch.set_grad_enabled(record):
-            x_s = self.expert(x, condition, generator=self.generator, stop=stop)
-        return Rollout(x_s=x_s, condition=condition, phase=self.phase)
+            x_s = expert(x, condition, generator=self.generator, stop=stop)
+        return Rollout(x_s=x_s, condition=condition, phase=expert.phase, entry=x, stop=stop)
 
     def cycle(self) -> dict[str, torch.Tensor]:
         """Runs the fake updates and the expert's update.
@@ -126,39 +193,61 @@ class PhaseTrainer:
         Raises:
             NonFiniteError: If a loss or gradient is not finite; that update is not applied.
         """
+        k = 0
+        if len(self.experts) > 1:
+            k = int(torch.randint(len(self.experts), (), generator=self.generator))
         scalars: dict[str, torch.Tensor] = {}
-        for _ in range(self.fake_updates):
-            rollout = self.rollout(record=False)
-            scalars.update(self._apply("fake", self.fake_objective, rollout))
+        made = 0
+        while self.fake_updates.more(made):
+            scalars.update(
+                self._apply("fake", self.fake_objective, self.rollout(k, record=False), k)
+            )
+            self.fake_updates.observe(scalars)
+            made += 1
         self.networks["fake"].requires_grad_(False)
-        rollout = self.rollout(record=True)
-        scalars.update(self._apply("generator", self.generator_objective, rollout))
+        rollout = self.rollout(k, record=True)
+        scalars.update(self._apply("generator", self.generator_objective, rollout, k))
         self.networks["fake"].requires_grad_(True)
-        self.ema.update(self.expert.denoiser, self.update)
+        self.ema.update(self.networks["generator"], self.update)
         self.update += 1
+        scalars["fake_updates"] = torch.tensor(float(made))
         return scalars
 
-    def _apply(self, role: str, objective: Objective, rollout: Rollout) -> dict[str, torch.Tensor]:
+    def _apply(
+        self, role: str, objective: Objective, rollout: Rollout, k: int
+    ) -> dict[str, torch.Tensor]:
         optimizer = self.optimizers[role]
         rate = self.recipes[role].rate(self.update / max(self.updates, 1))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        losses = objective.losses(self.players, rollout, self.generator)
+        losses = objective.losses(self.players(k, rollout.stop), rollout, self.generator)
+        if not losses:
+            raise ValueError(
+                f"the {role}'s objective has no loss in phase {rollout.phase.index + 1}; give it "
+                "a term that counts in every phase"
+            )
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.networks[role].parameters(), self.clip)
         if not math.isfinite(float(norm)) or not math.isfinite(float(total.detach())):
             optimizer.zero_grad(set_to_none=True)
-            values = ", ".join(
-                f"{name} = {float(loss.detach()):.4g}" for name, loss in losses.items()
-            )
-            raise NonFiniteError(
-                f"phase {self.phase.index + 1}, update {self.update + 1}: the {role}'s loss or "
-                f"gradient is not finite ({values}, gradient norm {float(norm):.4g}); the update "
-                f"was not applied. Lower the learning rate (now {rate:.3g}) or raise the time "
-                "margin."
-            )
+            raise NonFiniteError(self._complaint(role, rollout, losses, float(norm), rate))
         optimizer.step()
         out = {f"{role}/{name}": loss.detach() for name, loss in losses.items()}
         return {**out, f"{role}/gradient_norm": norm.detach()}
+
+    def _complaint(
+        self,
+        role: str,
+        rollout: Rollout,
+        losses: Mapping[str, torch.Tensor],
+        norm: float,
+        rate: float,
+    ) -> str:
+        values = ", ".join(f"{name} = {float(loss.detach()):.4g}" for name, loss in losses.items())
+        return (
+            f"phase {rollout.phase.index + 1}, update {self.update + 1}: the {role}'s loss or "
+            f"gradient is not finite ({values}, gradient norm {norm:.4g}); the update was not "
+            f"applied. Lower the learning rate (now {rate:.3g}) or raise the time margin."
+        )

@@ -1,4 +1,4 @@
-"""On a Gaussian teacher an affine student can be exact: its marginals are checked in closed form."""
+"""On a Gaussian teacher an affine student can be exact: its marginals have a closed form."""
 
 import torch
 

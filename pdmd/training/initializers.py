@@ -1,0 +1,83 @@
+"""Initializers: where the networks of a phase start."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from pdmd.denoisers import Denoiser
+from pdmd.experts import Expert
+from pdmd.phases import Phase
+from pdmd.routers import IntervalRouter, RoutedDenoiser
+
+__all__ = ["FromDenoiser", "FromPrevious", "FromTeacher", "Initializer", "PerStep"]
+
+
+class Initializer(ABC):
+    """Where the networks of a phase start."""
+
+    @abstractmethod
+    def expert(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
+        """Returns a trainable denoiser for a phase's expert.
+
+        Args:
+            teacher: The teacher.
+            phase: The phase.
+            finished: The experts of the phases before.
+        """
+
+    def fake(self, teacher: Denoiser) -> Denoiser:
+        """Returns a trainable denoiser for the phase's fake score; the teacher's copy."""
+        return teacher.trainable_copy()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class FromTeacher(Initializer):
+    """Starts every expert at the teacher, as the paper does."""
+
+    def expert(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
+        return teacher.trainable_copy()
+
+
+class FromPrevious(Initializer):
+    """Starts every expert at the one before it, and the first at the teacher."""
+
+    def expert(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
+        return (finished[-1].denoiser if finished else teacher).trainable_copy()
+
+
+class FromDenoiser(Initializer):
+    """Starts experts and fake scores at a given network, for teachers without weights.
+
+    Args:
+        denoiser: The network, on the teacher's schedule.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+
+    def expert(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
+        return self.denoiser.trainable_copy()
+
+    def fake(self, teacher: Denoiser) -> Denoiser:
+        return self.denoiser.trainable_copy()
+
+
+class PerStep(Initializer):
+    """Gives every step inside a phase a network of its own, behind a router.
+
+    Args:
+        inner: Where each of the networks starts; at the teacher by default.
+    """
+
+    def __init__(self, inner: Initializer | None = None) -> None:
+        self.inner = inner or FromTeacher()
+
+    def expert(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
+        networks = [self.inner.expert(teacher, phase, finished) for _ in phase.timesteps]
+        return RoutedDenoiser(networks, IntervalRouter((1.0, *phase.timesteps[1:], 0.0)))
+
+    def fake(self, teacher: Denoiser) -> Denoiser:
+        return self.inner.fake(teacher)
