@@ -13,8 +13,7 @@ import json
 import re
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,6 +66,8 @@ class SampleOptions:
     """Seed of the noise."""
     out: str = "samples.png"
     """An image (.png) or the latents (.safetensors)."""
+    plugins: tuple[str, ...] = ()
+    """Python modules to import first; they may register the student's teacher."""
 
 
 @dataclass(kw_only=True)
@@ -83,6 +84,8 @@ class EvaluateOptions:
     """The teacher's guidance scale; by default the one the student was distilled with."""
     out: str = ""
     """Also write the rows to this JSON file."""
+    plugins: tuple[str, ...] = ()
+    """Python modules to import first; they may register the student's teacher."""
 
 
 @dataclass(kw_only=True)
@@ -95,6 +98,9 @@ class TeachOptions:
     """Updates; 0 takes those of the shipped weights."""
     seed: int = 0
     """Seed of every draw."""
+
+
+STUDENT = "the student folder, such as runs/digits/student"
 
 
 class UsageError(ValueError):
@@ -204,278 +210,58 @@ def _distill(words: list[str]) -> int:
         parsed = _parse(command, rest, "pdmd distill [PRESET_OR_TOML]", default)
     except SystemExit:
         return 0
-    config, options = parsed.config, parsed.run
-    config.check()
-    return run_distillation(config, options, name)
+    return _run(parsed.config, parsed.run)
 
 
-def run_distillation(config: DistillConfig, options: _RunOptions, name: str) -> int:
-    """Runs the main job: distills, samples, evaluates and reports.
-
-    Args:
-        config: A checked configuration.
-        options: How to run.
-        name: The preset or file, for messages.
-
-    Returns:
-        The exit code.
-    """
-    from pdmd.distill import check_teacher, distill
-    from pdmd.experts import experts
-    from pdmd.students import describe_plan
-    from pdmd.training.checkpoint import Checkpointer, Interrupted
-    from pdmd.training.config import write_config
-    from pdmd.training.initializers import FromDenoiser, FromPrevious, FromTeacher
+def _run(config: DistillConfig, options: _RunOptions) -> int:
+    from pdmd.evaluation.evaluate import format_table
+    from pdmd.runs import Run
+    from pdmd.training.checkpoint import Interrupted
     from pdmd.training.phase_trainer import NonFiniteError
-    from pdmd.training.recorder import RunRecorder
 
-    started = time.perf_counter()
-    folder = Path(config.out)
-    fingerprint = {
-        k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "evaluate")
-    }
-    checkpointer = Checkpointer(
-        folder / "checkpoint", every=config.train.checkpoint_every, fingerprint=fingerprint
+    run = Run(
+        config, resume=options.resume, overwrite=options.overwrite, progress=options.progress
     )
-    _check_folder(folder, checkpointer, options)
-    teacher = config.teacher.build()
-    plan = config.plan.build()
-    generator, fake_score = config.objective.build()
-    check_teacher(teacher, plan, generator, teacher.encode(teacher.prompts))
-    if options.resume:
-        checkpointer.read()
-
-    if options.overwrite and not options.resume:
-        _clear(folder, checkpointer)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(config, folder / "config.toml")
-    _write_plan(folder, plan, teacher.schedule, describe_plan(plan))
-    source: dict[str, Any] = {
-        "teacher": config.teacher.name,
-        "arguments": config.teacher.arguments,
-    }
-    init: Any
-    if any(True for _ in teacher.parameters()):
-        init = FromTeacher() if config.train.init == "teacher" else FromPrevious()
-    else:
-        network, source["network"] = _taught_network(config, teacher, options.progress)
-        init = FromDenoiser(network)
-    optimizer, fake_optimizer = config.train.recipes()
+    plan, folder = run.plan, run.folder
     print(
         f"distilling {config.teacher.name} into {len(plan)} experts, {plan.nfe} steps -> {folder}"
     )
+    again = f"pdmd distill {folder / 'config.toml'} --resume"
     try:
-        with _stop_on_signal(checkpointer):
-            student = distill(
-                teacher,
-                plan,
-                generator=generator,
-                fake_score=fake_score,
-                init=init,
-                expert=experts[config.train.expert],
-                truncation=config.train.build_truncation(),
-                updates=config.train.updates,
-                fake_updates=config.train.fake_updates,
-                batch_size=config.train.batch_size,
-                optimizer=optimizer,
-                fake_optimizer=fake_optimizer,
-                ema=config.train.ema,
-                clip=config.train.clip,
-                seed=config.train.seed,
-                recorder=RunRecorder(folder, progress=options.progress),
-                checkpointer=checkpointer,
-                resume=options.resume,
-                source=source,
-            )
+        with run.stop_on(signal.SIGINT, signal.SIGTERM):
+            student = run.distill()
+        rows = run.evaluate(student)
     except Interrupted as stop:
-        print(
-            f"pdmd: {stop}; go on with: pdmd distill {folder / 'config.toml'} --resume",
-            file=sys.stderr,
-        )
+        print(f"pdmd: {stop}; go on with: {again}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        how = f"go on with: {again}" if run.checkpointer.exists() else "nothing to resume yet"
+        print(f"pdmd: stopped; {how}", file=sys.stderr)
         return 130
     except NonFiniteError as error:
         print(f"pdmd: error: {_one_line(error)}", file=sys.stderr)
         return 1
-    student.save(folder / "student")
-    _finish(config, folder, student, teacher, repr(generator), repr(fake_score), options, started)
-    checkpointer.clear()
-    return 0
-
-
-def _finish(
-    config: DistillConfig,
-    folder: Path,
-    student: Student,
-    teacher: Any,
-    generator: str,
-    fake_score: str,
-    options: _RunOptions,
-    started: float,
-) -> None:
-    from pdmd.evaluation.evaluate import evaluate, format_table
-    from pdmd.evaluation.report import write_grids, write_report
-
-    seconds = time.perf_counter() - started
-    plan, train = student.plan, config.train
-    per_update = 2 if config.teacher.guidance != 1 else 1
-    entry = sum(
-        phase.index
-        * train.updates
-        * (train.fake_updates + 1)
-        * train.batch_size
-        * sum(p.steps for p in plan.phases[: phase.index])
-        / max(phase.index, 1)
-        for phase in plan
-    )
-    rollouts = sum((phase.steps + 1) / 2 for phase in plan) * train.batch_size * train.updates
-    samples = len(plan) * train.updates * train.batch_size
-    summary = {
-        "teacher": config.teacher.name,
-        "guidance": config.teacher.guidance,
-        "generator_objective": generator,
-        "fake_objective": fake_score,
-        "parameters": sum(p.numel() for p in student.experts[0].parameters()),
-        "seconds": round(seconds, 1),
-        "evaluations": {
-            "teacher": int(samples * per_update),
-            "generator": int(rollouts * (train.fake_updates + 1)),
-            "fake": int(samples * (train.fake_updates + 1)),
-            "frozen": int(entry),
-        },
-    }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    metrics = evaluate(
-        student,
-        teacher,
-        samples=config.evaluate.samples,
-        seed=config.evaluate.seed,
-        teacher_steps=config.evaluate.teacher_steps,
-        progress=options.progress,
-    )
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    write_grids(folder, student, teacher)
-    report = write_report(folder)
-    print(format_table(metrics["rows"]))
+    print(format_table(rows))
     print(f"student  {folder / 'student'}")
-    print(f"report   {report}")
-
-
-def _check_folder(folder: Path, checkpointer: Any, options: _RunOptions) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; choose another --out")
-    if options.resume:
-        if not checkpointer.exists():
-            raise ValueError(f"{folder} has no checkpoint to resume; run without --resume")
-        return
-    if options.overwrite:
-        if folder.exists() and any(folder.iterdir()) and not (folder / "config.toml").exists():
-            raise ValueError(
-                f"{folder} is not a run folder, so it is not overwritten; choose another --out"
-            )
-        return
-    if checkpointer.exists():
-        raise ValueError(f"{folder} holds an unfinished run; use --resume to go on or --overwrite")
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(
-            f"{folder} is not empty; choose another --out, or replace it with --overwrite"
-        )
-
-
-def _clear(folder: Path, checkpointer: Any) -> None:
-    import shutil
-
-    checkpointer.clear()
-    for name in ("student", "tensorboard", "grids", "checkpoint"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (
-        "history.jsonl",
-        "calibration.json",
-        "metrics.json",
-        "summary.json",
-        "report.html",
-        "plan.json",
-    ):
-        (folder / name).unlink(missing_ok=True)
-
-
-def _write_plan(folder: Path, plan: Any, schedule: Any, description: list[dict[str, Any]]) -> None:
-    import math
-
-    for phase, entry in zip(plan, description, strict=True):
-        values = [float(schedule.log_snr(t)) for t in (*phase.timesteps, phase.t_end)]
-        entry["log_snr"] = [v if math.isfinite(v) else None for v in values]
-    content = {"schedule": repr(schedule), "phases": description}
-    (folder / "plan.json").write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _taught_network(
-    config: DistillConfig, teacher: Any, progress: bool
-) -> tuple[Any, dict[str, Any]]:
-    import torch
-
-    from pdmd.teachers.base import networks
-    from pdmd.training.teaching import teach
-
-    teacher = getattr(teacher, "teacher", teacher)
-    if not hasattr(teacher, "sample"):
-        raise ValueError(
-            f"{config.teacher.name} has neither weights nor samples to teach a network on"
-        )
-    arguments = {
-        "dim": teacher.latent_shape[0],
-        "classes": teacher.classes,
-        "width": config.network.width,
-        "depth": config.network.depth,
-    }
-    with torch.random.fork_rng():
-        torch.manual_seed(config.train.seed)
-        network = networks[config.network.name](**arguments)
-    prompts = teacher.encode(teacher.prompts)
-
-    def source(n: int, generator: torch.Generator) -> tuple[Any, Any]:
-        condition = None
-        if prompts is not None:
-            condition = prompts[torch.randint(len(teacher.prompts), (n,), generator=generator)]
-        return teacher.sample(n, condition, generator=generator), condition
-
-    taught = teach(
-        network, source, updates=config.network.updates, seed=config.train.seed, progress=progress
-    )
-    return taught, {"name": config.network.name, "arguments": arguments}
-
-
-@contextlib.contextmanager
-def _stop_on_signal(checkpointer: Any) -> Iterator[None]:
-    def request(number: int, frame: Any) -> None:
-        if checkpointer.stop_requested:
-            raise KeyboardInterrupt
-        checkpointer.stop_requested = True
-        print("\npdmd: stopping after this update (once more to stop at once)", file=sys.stderr)
-
-    previous = {}
-    with contextlib.suppress(ValueError):  # only the main thread may set handlers
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, request)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    print(f"report   {folder / 'report.html'}")
+    return 0
 
 
 # ------------------------------------------------------------------------- the other commands
 
 
-def _student(words: list[str]) -> tuple[Student | None, list[str], Path]:
+def _student(name: str, plugins: Sequence[str]) -> tuple[Student, Path]:
     from pdmd.students import Student
+    from pdmd.teachers.base import import_plugins
 
-    name, rest = _take_name(words, "the student folder, such as runs/digits/student")
-    if {"-h", "--help"} & set(rest):
-        return None, rest, Path(name)
+    import_plugins(plugins)
     path = Path(name)
     if not (path / "student.json").exists() and (path / "student" / "student.json").exists():
         path = path / "student"
-    return Student.load(path), rest, path
+    student = Student.load(path)
+    if student.source is None:
+        raise ValueError(f"{path} names no registered teacher; load it in Python with teacher=...")
+    return student, path
 
 
 def _sample(words: list[str]) -> int:
@@ -483,22 +269,25 @@ def _sample(words: list[str]) -> int:
 
     from pdmd.sampling import sample
 
-    student, rest, _ = _student(words)
+    name, rest = _take_name(words, STUDENT)
     try:
         options = _parse(SampleOptions, rest, "pdmd sample STUDENT", flat=True)
     except SystemExit:
         return 0
-    assert student is not None and student.source is not None
     if options.n < 1:
         raise ValueError(f"--n must be at least 1, got {options.n}")
     out = Path(options.out)
     if out.suffix not in (".png", ".safetensors"):
         raise ValueError(f"--out ends in .png or .safetensors, got {options.out!r}")
+    student, _ = _student(name, options.plugins)
     teacher = _teacher_of(student)
     prompts = list(options.prompts) or list(teacher.prompts)
     prompts = [prompts[i % len(prompts)] for i in range(options.n)]
+    condition = student.encode(prompts)
+    if out.suffix == ".png" and not hasattr(teacher, "decode"):
+        raise ValueError("this student does not make images; use --out samples.safetensors")
     generator = torch.Generator().manual_seed(options.seed)
-    x = sample(student, student.encode(prompts), batch=options.n, generator=generator)
+    x = sample(student, condition, batch=options.n, generator=generator)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".safetensors":
         from safetensors.torch import save_file
@@ -507,9 +296,7 @@ def _sample(words: list[str]) -> int:
     else:
         from pdmd.evaluation.figures import image_grid
 
-        if not hasattr(teacher, "decode"):
-            raise ValueError("this student does not make images; use --out samples.safetensors")
-        columns = len(teacher.prompts) if not options.prompts else min(10, options.n)
+        columns = min(10, options.n) if options.prompts else len(teacher.prompts)
         image_grid(teacher.decode(x), columns=columns).savefig(out, dpi=130)
     print(f"{options.n} samples in {student.plan.nfe} evaluations each -> {out}")
     return 0
@@ -518,8 +305,8 @@ def _sample(words: list[str]) -> int:
 def _teacher_of(student: Student) -> Any:
     from pdmd.teachers.base import teachers
 
-    assert student.source is not None
-    return teachers[student.source["teacher"]](**student.source.get("arguments", {}))
+    source: Any = student.source
+    return teachers[source["teacher"]](**source.get("arguments", {}))
 
 
 def _evaluate(words: list[str]) -> int:
@@ -528,14 +315,16 @@ def _evaluate(words: list[str]) -> int:
     from pdmd.evaluation.evaluate import evaluate, format_table
     from pdmd.teachers.guided import Guided
 
-    student, rest, path = _student(words)
+    name, rest = _take_name(words, STUDENT)
     try:
         options = _parse(EvaluateOptions, rest, "pdmd evaluate STUDENT", flat=True)
     except SystemExit:
         return 0
-    assert student is not None
-    if options.samples < 100:
-        raise ValueError(f"--samples must be at least 100, got {options.samples}")
+    for option, least in (("samples", 100), ("teacher_steps", 1)):
+        if getattr(options, option) < least:
+            flag = "--" + option.replace("_", "-")
+            raise ValueError(f"{flag} must be at least {least}, got {getattr(options, option)}")
+    student, path = _student(name, options.plugins)
     teacher = _teacher_of(student)
     guidance = options.guidance
     config = path.parent / "config.toml"
@@ -552,6 +341,7 @@ def _evaluate(words: list[str]) -> int:
     )
     print(format_table(metrics["rows"]))
     if options.out:
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
         Path(options.out).write_text(json.dumps(metrics, indent=2) + "\n")
     return 0
 

@@ -23,6 +23,10 @@ from pdmd.schedules import Schedule, check_shift, shift_times
 __all__ = ["Disjoint", "Nested", "Phase", "PhasePlan", "ScoreRange"]
 
 
+LARGEST = 10_000
+"""Steps that a plan may have in all; a teacher takes at most about 1000."""
+
+
 class ScoreRange(ABC):
     """The times at which a phase compares real and fake scores."""
 
@@ -201,6 +205,8 @@ class PhasePlan:
         """
         if phases < 1:
             raise ValueError(f"a plan needs at least 1 phase, got {phases}")
+        if phases > LARGEST:
+            raise ValueError(f"a plan has at most {LARGEST} phases")
         counts = [steps] * phases if isinstance(steps, int) else list(steps)
         if len(counts) != phases:
             raise ValueError(f"got {phases} phases but steps for {len(counts)}: {counts}")
@@ -208,6 +214,8 @@ class PhasePlan:
             if count < 1:
                 raise ValueError(f"every phase needs at least 1 step, got {count}")
         total = sum(counts)
+        if total > LARGEST:
+            raise ValueError(f"a plan has at most {LARGEST} steps in all")
         grid = [1 - i / total for i in range(total)] + [0.0]
         return cls.from_timesteps(grid, steps=counts, shift=shift, score_range=score_range)
 

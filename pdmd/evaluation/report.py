@@ -23,22 +23,32 @@ from pdmd.sampling import sample_ode, trajectory
 from pdmd.solvers import renoise_step
 from pdmd.students import Student
 from pdmd.teachers.base import Teacher
+from pdmd.teachers.guided import unguided
 
 __all__ = ["write_grids", "write_report"]
 
 
-def write_grids(folder: str | Path, student: Student, teacher: Teacher, *, seed: int = 0) -> None:
+def write_grids(
+    folder: str | Path,
+    student: Student,
+    teacher: Teacher,
+    *,
+    teacher_steps: int = 50,
+    seed: int = 0,
+) -> None:
     """Draws teacher and student side by side: final samples, and the state after every phase.
 
     Args:
         folder: The run folder; gets ``grids/*.png``.
         student: The student.
         teacher: Its teacher.
+        teacher_steps: Steps of the teacher's own sampling.
         seed: Seed of every draw.
     """
     grids = Path(folder) / "grids"
     grids.mkdir(parents=True, exist_ok=True)
-    images = hasattr(getattr(teacher, "teacher", teacher), "decode")
+    decode = getattr(unguided(teacher), "decode", None)
+    images = decode is not None
     count = 100 if images else 1500
     prompts = [teacher.prompts[i % len(teacher.prompts)] for i in range(count)]
     condition = teacher.encode(prompts)
@@ -46,22 +56,23 @@ def write_grids(folder: str | Path, student: Student, teacher: Teacher, *, seed:
     def generator() -> torch.Generator:
         return torch.Generator().manual_seed(seed)
 
-    clean = sample_ode(teacher, condition, steps=50, batch=count, generator=generator())
+    clean = sample_ode(teacher, condition, steps=teacher_steps, batch=count, generator=generator())
     few = sample_ode(
         teacher, condition, steps=student.plan.nfe, batch=count, generator=generator()
     )
     states = trajectory(student, condition, batch=count, generator=generator())
-    labels = None if condition is None else condition["label"]
+    labels = None
+    if condition is not None and "label" in condition:
+        labels = condition["label"]
 
     def draw(panels: dict[str, torch.Tensor]) -> Any:
-        if images:
-            decode = getattr(teacher, "teacher", teacher).decode
+        if decode is not None:
             return side_by_side({k: decode(x) for k, x in panels.items()}, columns=10)
-        return vector_scatter(panels, labels)
+        return vector_scatter({k: x.flatten(1) for k, x in panels.items()}, labels)
 
     n = student.plan.nfe
     panels = {
-        "teacher, 50 steps": clean,
+        f"teacher, {teacher_steps} steps": clean,
         f"teacher, {n} steps": few,
         f"student, {n} steps": states[-1],
     }
@@ -102,7 +113,7 @@ def write_report(folder: str | Path) -> Path:
     if curves:
         figures["calibration"] = _figure(calibration_figure(curves))
     if rows:
-        pair = ("feature_distance", "coverage") if "coverage" in rows[0] else ("sw2", "klh")
+        pair = ("sw2", "klh") if "klh" in rows[0] else ("feature_distance", "coverage")
         figures["tradeoff"] = _figure(tradeoff_figure(rows, *pair))
     found = sorted((folder / "grids").glob("phase_*.png"), key=lambda p: int(p.stem.split("_")[1]))
     samples = folder / "grids" / "samples.png"

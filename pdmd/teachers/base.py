@@ -6,6 +6,7 @@ how prompts become conditions.
 
 from __future__ import annotations
 
+import importlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from pdmd.denoisers import Denoiser
 from pdmd.registry import Registry
 from pdmd.typing import Condition
 
-__all__ = ["Teacher", "networks", "teachers"]
+__all__ = ["Teacher", "import_plugins", "networks", "teachers"]
 
 
 class Teacher(Denoiser):
@@ -56,3 +57,22 @@ teachers: Registry[Any] = Registry(
 networks: Registry[Any] = Registry(
     "network", {"mlp": "pdmd.teachers.mlp:MlpDenoiser.rectified_flow"}
 )
+
+
+def import_plugins(modules: Sequence[str]) -> None:
+    """Imports modules that register teachers of one's own.
+
+    Args:
+        modules: Names of Python modules.
+
+    Raises:
+        ValueError: If one cannot be imported.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever the module's own code raises
+            raise ValueError(
+                f"cannot import the plugin {module!r} ({error}); install it or put its folder on "
+                "PYTHONPATH"
+            ) from error

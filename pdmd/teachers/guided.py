@@ -19,7 +19,7 @@ from pdmd.denoisers import Denoiser
 from pdmd.teachers.base import Teacher
 from pdmd.typing import Condition, Latents, repeat_condition
 
-__all__ = ["Guided"]
+__all__ = ["Guided", "unguided"]
 
 
 class Guided(Teacher):
@@ -79,3 +79,10 @@ class Guided(Teacher):
     def trainable_copy(self) -> Denoiser:
         """Returns a copy of the network without guidance, which the student learns to absorb."""
         return self.teacher.trainable_copy()
+
+
+def unguided(teacher: Teacher) -> Teacher:
+    """Returns the teacher under any guidance."""
+    while isinstance(teacher, Guided):
+        teacher = teacher.teacher
+    return teacher

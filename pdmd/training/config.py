@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 import math
 import tomllib
 import types
@@ -26,7 +25,7 @@ from pdmd.objectives import (
     weightings,
 )
 from pdmd.phases import Disjoint, Nested, PhasePlan
-from pdmd.teachers.base import Teacher, networks, teachers
+from pdmd.teachers.base import Teacher, import_plugins, networks, teachers
 from pdmd.teachers.guided import Guided
 from pdmd.training.optimizers import AdamRecipe
 
@@ -47,6 +46,19 @@ __all__ = [
 T = TypeVar("T")
 
 
+RANGES = {
+    "network": {"width": (1, 65_536), "depth": (1, 1_000), "updates": (1, 10**9)},
+    "train": {
+        "updates": (1, 10**9),
+        "fake_updates": (0, 10**4),
+        "batch_size": (1, 10**6),
+        "checkpoint_every": (1, 10**9),
+    },
+    "evaluate": {"samples": (100, 10**6), "teacher_steps": (1, 10**4)},
+}
+"""The whole numbers that a configuration may hold, by section and name."""
+
+
 @dataclass(kw_only=True)
 class TeacherConfig:
     """What to distill."""
@@ -65,20 +77,13 @@ class TeacherConfig:
         self.check_name()
         try:
             teacher = teachers[self.name](**self.arguments)
-        except TypeError as error:
+        except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
             raise ValueError(f"teacher.arguments do not fit {self.name!r}: {error}") from error
         return teacher if self.guidance == 1 else Guided(teacher, self.guidance)
 
     def check_name(self) -> None:
         """Imports the plugins and looks the teacher up."""
-        for module in self.plugins:
-            try:
-                importlib.import_module(module)
-            except ImportError as error:
-                raise ValueError(
-                    f"teacher.plugins: cannot import {module!r} ({error}); install it or put it "
-                    "on PYTHONPATH"
-                ) from error
+        import_plugins(self.plugins)
         if self.name not in teachers:
             teachers[self.name]
         if not math.isfinite(self.guidance):
@@ -231,23 +236,20 @@ class DistillConfig:
         self.train.recipes()
         if self.train.expert not in experts:
             experts[self.train.expert]
-        least = {
-            "network": {"width": 1, "depth": 1, "updates": 1},
-            "train": {"updates": 1, "fake_updates": 0, "batch_size": 1, "checkpoint_every": 1},
-            "evaluate": {"samples": 100, "teacher_steps": 1},
-        }
-        for section, bounds in least.items():
-            for name, low in bounds.items():
+        for section, ranges in RANGES.items():
+            for name, (low, high) in ranges.items():
                 value = getattr(getattr(self, section), name)
-                if value < low:
-                    raise ValueError(f"{section}.{name} must be at least {low}, got {value}")
+                if not low <= value <= high:
+                    raise ValueError(
+                        f"{section}.{name} is from {low:,} to {high:,}, got {_short(value)}"
+                    )
         if not 0 <= self.train.ema < 1:
             raise ValueError(f"train.ema is in [0, 1), got {self.train.ema}")
         if not self.train.clip > 0:
             raise ValueError(f"train.clip must be positive, got {self.train.clip}")
         for section, seed in (("train", self.train.seed), ("evaluate", self.evaluate.seed)):
             if not 0 <= seed < 2**63:
-                raise ValueError(f"{section}.seed is in [0, 2^63), got {seed}")
+                raise ValueError(f"{section}.seed is in [0, 2^63), got {_short(seed)}")
 
 
 def presets() -> dict[str, Path]:
@@ -297,6 +299,11 @@ def write_config(config: DistillConfig, path: Path) -> None:
     path.write_text(tomli_w.dumps(dataclasses.asdict(config)))
 
 
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:20]}... ({len(text)} digits)"
+
+
 def _read(cls: type[T], data: Any, where: str) -> T:
     if not isinstance(data, dict):
         raise ValueError(f"{where} is a section, got {data!r}; write [{where}] and its keys")
@@ -336,7 +343,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         try:
             return float(value)
         except OverflowError as error:
-            raise ValueError(f"{where} is too large a number: {value}") from error
+            raise ValueError(f"{where} is too large a number: {_short(value)}") from error
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         noun = {int: "a whole number", float: "a number", str: "text"}.get(hint, hint.__name__)
         raise ValueError(f"{where} is {noun}, got {value!r}")

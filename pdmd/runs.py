@@ -1,0 +1,310 @@
+"""Runs: the main job, from a configuration to a folder.
+
+A run folder holds ``config.toml`` (the resolved configuration), ``plan.json``, ``history.jsonl``
+and ``tensorboard/`` (scalars), ``calibration.json``, ``student/``, ``metrics.json``,
+``summary.json``, ``grids/`` and ``report.html``; while the run goes on, also ``checkpoint/``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pdmd.distill import check_teacher, distill
+from pdmd.evaluation.evaluate import evaluate
+from pdmd.experts import experts
+from pdmd.phases import PhasePlan
+from pdmd.schedules import Schedule
+from pdmd.students import Student, describe_plan
+from pdmd.teachers.base import Teacher, networks
+from pdmd.teachers.guided import unguided
+from pdmd.training.accounting import Account
+from pdmd.training.checkpoint import Checkpointer
+from pdmd.training.config import DistillConfig, write_config
+from pdmd.training.initializers import FromDenoiser, FromPrevious, FromTeacher, Initializer
+from pdmd.training.recorder import RunRecorder
+from pdmd.training.teaching import teach
+
+__all__ = ["Run", "taught_network"]
+
+LEFT_BEHIND = (
+    "student",
+    "tensorboard",
+    "grids",
+    "checkpoint",
+    "history.jsonl",
+    "calibration.json",
+    "metrics.json",
+    "summary.json",
+    "report.html",
+    "plan.json",
+)
+
+
+class Run:
+    """One distillation with its folder.
+
+    Making it checks all that can be checked; nothing is written before :meth:`distill`.
+
+    Args:
+        config: The configuration.
+        resume: Whether to go on from the folder's checkpoint.
+        overwrite: Whether to replace what an earlier run left in the folder.
+        progress: Whether to show progress bars.
+
+    Raises:
+        ValueError: If a setting is off, the teacher's answers are not finite, or the folder is in
+            the way or has no checkpoint to resume.
+    """
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        progress: bool = True,
+    ) -> None:
+        config.check()
+        self.config = config
+        self.resume, self.overwrite, self.progress = resume, overwrite, progress
+        self.folder = Path(config.out)
+        settings = dataclasses.asdict(config)
+        fingerprint = {k: v for k, v in settings.items() if k not in ("out", "evaluate")}
+        self.checkpointer = Checkpointer(
+            self.folder / "checkpoint",
+            every=config.train.checkpoint_every,
+            fingerprint=fingerprint,
+        )
+        self._check_folder()
+        self.teacher = config.teacher.build()
+        self.plan = config.plan.build()
+        self.generator, self.fake_score = config.objective.build()
+        condition = self.teacher.encode(self.teacher.prompts)
+        check_teacher(self.teacher, self.plan, self.generator, condition)
+        if not _has_weights(self.teacher) and not hasattr(unguided(self.teacher), "sample"):
+            raise ValueError(
+                f"{config.teacher.name} has neither weights nor samples to teach a network on; "
+                "give the teacher parameters or a sample(n, condition, generator=...) method"
+            )
+        if resume:
+            self.checkpointer.read()
+        self.account = Account()
+
+    def distill(self) -> Student:
+        """Trains the student and saves it.
+
+        Raises:
+            Interrupted: If the checkpointer was asked to stop; its checkpoint is written.
+            NonFiniteError: If a loss or gradient is not finite.
+        """
+        config, train = self.config, self.config.train
+        started = time.perf_counter()
+        if self.overwrite and not self.resume:
+            self._clear()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_config(config, self.folder / "config.toml")
+        _write_plan(self.folder / "plan.json", self.plan, self.teacher.schedule)
+        init, source = self._start()
+        optimizer, fake_optimizer = train.recipes()
+        student = distill(
+            self.teacher,
+            self.plan,
+            generator=self.generator,
+            fake_score=self.fake_score,
+            init=init,
+            expert=experts[train.expert],
+            truncation=train.build_truncation(),
+            updates=train.updates,
+            fake_updates=train.fake_updates,
+            batch_size=train.batch_size,
+            optimizer=optimizer,
+            fake_optimizer=fake_optimizer,
+            ema=train.ema,
+            clip=train.clip,
+            seed=train.seed,
+            recorder=RunRecorder(self.folder, progress=self.progress),
+            checkpointer=self.checkpointer,
+            resume=self.resume,
+            account=self.account,
+            source=source,
+        )
+        student.save(self.folder / "student")
+        summary = {
+            "teacher": config.teacher.name,
+            "guidance": config.teacher.guidance,
+            "generator_objective": repr(self.generator),
+            "fake_objective": repr(self.fake_score),
+            "parameters": sum(p.numel() for p in student.experts[0].parameters()),
+            "seconds": round(time.perf_counter() - started, 1),
+            "evaluations": self.account.state(),
+        }
+        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        return student
+
+    def evaluate(self, student: Student) -> list[dict[str, Any]]:
+        """Measures the student, draws the grids and writes the report.
+
+        Returns:
+            The rows of ``metrics.json``.
+        """
+        from pdmd.evaluation.report import write_grids, write_report
+
+        config = self.config.evaluate
+        metrics = evaluate(
+            student,
+            self.teacher,
+            samples=config.samples,
+            seed=config.seed,
+            teacher_steps=config.teacher_steps,
+            progress=self.progress,
+        )
+        (self.folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        write_grids(self.folder, student, self.teacher, teacher_steps=config.teacher_steps)
+        write_report(self.folder)
+        self.checkpointer.clear()
+        return metrics["rows"]
+
+    @contextlib.contextmanager
+    def stop_on(self, *numbers: int) -> Iterator[None]:
+        """Stops at a clean point on a signal, and at once on a second one."""
+        import signal
+        import sys
+
+        def request(number: int, frame: Any) -> None:
+            if self.checkpointer.stop_requested:
+                raise KeyboardInterrupt
+            self.checkpointer.stop_requested = True
+            print(
+                "\npdmd: stopping after this update (once more to stop at once)", file=sys.stderr
+            )
+
+        previous = {}
+        with contextlib.suppress(ValueError):  # only the main thread may set handlers
+            for number in numbers:
+                previous[number] = signal.signal(number, request)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _start(self) -> tuple[Initializer, dict[str, Any]]:
+        config = self.config
+        source: dict[str, Any] = {
+            "teacher": config.teacher.name,
+            "arguments": config.teacher.arguments,
+        }
+        if _has_weights(self.teacher):
+            init = FromTeacher() if config.train.init == "teacher" else FromPrevious()
+            return init, source
+        arguments = {
+            "dim": self.teacher.latent_shape[0],
+            "classes": getattr(unguided(self.teacher), "classes", 0),
+            "width": config.network.width,
+            "depth": config.network.depth,
+        }
+        source["network"] = {"name": config.network.name, "arguments": arguments}
+        network = taught_network(
+            self.teacher,
+            config.network.name,
+            arguments,
+            updates=config.network.updates,
+            seed=config.train.seed,
+            progress=self.progress,
+        )
+        return FromDenoiser(network), source
+
+    def _check_folder(self) -> None:
+        folder, checkpointer = self.folder, self.checkpointer
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file; choose another --out")
+        if self.resume:
+            if not checkpointer.exists():
+                raise ValueError(f"{folder} has no checkpoint to resume; run without --resume")
+            return
+        if self.overwrite:
+            if folder.exists() and any(folder.iterdir()) and not _is_run(folder):
+                raise ValueError(
+                    f"{folder} is not a run folder, so it is not overwritten; choose another --out"
+                )
+            return
+        if checkpointer.exists():
+            raise ValueError(
+                f"{folder} holds an unfinished run; use --resume to go on or --overwrite to "
+                "start again"
+            )
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(
+                f"{folder} is not empty; choose another --out, or replace it with --overwrite"
+            )
+
+    def _clear(self) -> None:
+        for name in LEFT_BEHIND:
+            path = self.folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def taught_network(
+    teacher: Teacher,
+    name: str,
+    arguments: dict[str, Any],
+    *,
+    updates: int,
+    seed: int,
+    progress: bool,
+) -> Any:
+    """Teaches a registered network on a teacher's exact samples.
+
+    Args:
+        teacher: A teacher with a ``sample`` method, guided or not.
+        name: The network's registered name.
+        arguments: Its arguments.
+        updates: Flow-matching updates.
+        seed: Seed of the weights and of every draw.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The network, frozen.
+    """
+    base: Any = unguided(teacher)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = networks[name](**arguments)
+    prompts = base.encode(base.prompts)
+
+    def source(n: int, generator: torch.Generator) -> tuple[Any, Any]:
+        condition = None
+        if prompts is not None:
+            condition = prompts[torch.randint(len(base.prompts), (n,), generator=generator)]
+        return base.sample(n, condition, generator=generator), condition
+
+    return teach(network, source, updates=updates, seed=seed, progress=progress)
+
+
+def _has_weights(teacher: Teacher) -> bool:
+    return any(True for _ in teacher.parameters())
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.toml").is_file() and (folder / "plan.json").is_file()
+
+
+def _write_plan(path: Path, plan: PhasePlan, schedule: Schedule) -> None:
+    phases = describe_plan(plan)
+    for phase, entry in zip(plan, phases, strict=True):
+        values = [float(schedule.log_snr(t)) for t in (*phase.timesteps, phase.t_end)]
+        entry["log_snr"] = [v if math.isfinite(v) else None for v in values]
+    path.write_text(json.dumps({"schedule": repr(schedule), "phases": phases}, indent=2) + "\n")
