@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 __all__ = ["Registry"]
 
 T = TypeVar("T")
+C = TypeVar("C")
 
 
 class Registry(Generic[T]):
@@ -29,7 +30,7 @@ class Registry(Generic[T]):
         self.noun = noun
         self._entries: dict[str, Any] = dict(builtin or {})
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str) -> Callable[[C], C]:
         """Decorates a class or factory to enter it under ``name``.
 
         Raises:
@@ -40,7 +41,7 @@ class Registry(Generic[T]):
                 f"the {self.noun} name {name!r} is already registered; choose another name"
             )
 
-        def enter(item: T) -> T:
+        def enter(item: C) -> C:
             self._entries[name] = item
             return item
 

@@ -11,13 +11,14 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from pdmd.denoisers import Denoiser
 from pdmd.experts import Expert, experts
 from pdmd.phases import Phase, PhasePlan
+from pdmd.registry import Registry
 from pdmd.routers import IntervalRouter, RoutedDenoiser, Router
 from pdmd.teachers.base import Teacher, networks, teachers
 from pdmd.typing import Condition, Latents
@@ -87,7 +88,10 @@ class Student(Teacher):
         return self._routed().trainable_copy()
 
     def _routed(self) -> RoutedDenoiser:
-        return RoutedDenoiser([expert.denoiser for expert in self.experts], self.router)  # type: ignore[misc]
+        return RoutedDenoiser([expert.denoiser for expert in self._experts()], self.router)
+
+    def _experts(self) -> list[Expert]:
+        return cast(list[Expert], list(self.experts))
 
     def save(self, folder: str | Path) -> None:
         """Writes ``student.json`` and one safetensors file per expert.
@@ -98,10 +102,16 @@ class Student(Teacher):
             folder: Where to write.
 
         Raises:
-            ValueError: If the folder holds other things than a student.
+            ValueError: If the folder holds other things than a student, or the student routes by
+                something else than its plan's boundaries.
         """
         from safetensors.torch import save_file
 
+        if _boundaries(self.router) != self.plan.boundaries:
+            raise ValueError(
+                f"the router's boundaries {self.router} are not the plan's "
+                f"{list(self.plan.boundaries)}; only the plan is saved"
+            )
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()) and not (folder / "student.json").exists():
             raise ValueError(f"{folder} holds other files; choose an empty or new folder")
@@ -109,15 +119,16 @@ class Student(Teacher):
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         entries = []
-        for i, expert in enumerate(self.experts):
-            name = f"expert_{i + 1}.safetensors"
-            state = {
-                k: v.detach().cpu().contiguous() for k, v in expert.denoiser.state_dict().items()
-            }  # type: ignore[union-attr]
-            save_file(state, draft / name)
-            entries.append(
-                {"file": name, "sha256": _sha256(draft / name), "expert": _name(expert)}
-            )  # type: ignore[arg-type]
+        names: dict[int, str] = {}
+        for i, expert in enumerate(self._experts()):
+            shared = id(expert.denoiser) in names
+            name = names.setdefault(id(expert.denoiser), f"expert_{i + 1}.safetensors")
+            if not shared:
+                state = expert.denoiser.state_dict()
+                save_file(
+                    {k: v.detach().cpu().contiguous() for k, v in state.items()}, draft / name
+                )
+            entries.append({"file": name, "sha256": _sha256(draft / name), **_entry(expert)})
         content = {
             "format": FORMAT,
             "source": self.source,
@@ -159,7 +170,7 @@ class Student(Teacher):
         content = _read_description(folder)
         source = content["source"]
         if teacher is None and source is not None:
-            teacher = teachers[source["teacher"]](**source.get("arguments", {}))
+            teacher = _build(teachers, source["teacher"], source.get("arguments", {}), folder)
         if template is None:
             if teacher is None:
                 raise ValueError(
@@ -168,16 +179,17 @@ class Student(Teacher):
                 )
             network = (source or {}).get("network")
             if network is not None:
-                template = networks[network["name"]](**network.get("arguments", {}))
+                template = _build(networks, network["name"], network.get("arguments", {}), folder)
             else:
                 template = teacher.trainable_copy()
+        assert template is not None
         plan = plan_from_description(content["plan"])
         if len(plan) != len(content["experts"]):
             raise ValueError(
                 f"{folder / 'student.json'} is damaged: {len(plan)} phases but "
                 f"{len(content['experts'])} experts"
             )
-        loaded = []
+        loaded, read = [], {}
         for phase, entry in zip(plan, content["experts"], strict=True):
             path = folder / Path(entry["file"]).name
             if not path.is_file():
@@ -187,12 +199,14 @@ class Student(Teacher):
                     f"{path} is damaged: its checksum is not the one in student.json; distill "
                     "again or restore the file"
                 )
-            denoiser = template.trainable_copy()
-            try:
-                denoiser.load_state_dict(load_file(path))
-            except (RuntimeError, SafetensorError) as error:
-                first = str(error).strip().splitlines()[-1].strip()
-                raise ValueError(f"{path} does not fit the network: {first}") from error
+            denoiser = read.get(path)
+            if denoiser is None:
+                denoiser = read[path] = _like(template, entry.get("boundaries"))
+                try:
+                    denoiser.load_state_dict(load_file(path))
+                except (RuntimeError, SafetensorError) as error:
+                    first = str(error).strip().splitlines()[-1].strip()
+                    raise ValueError(f"{path} does not fit the network: {first}") from error
             loaded.append(experts[entry["expert"]](denoiser, phase))
         student = cls(loaded, encode=teacher.encode if teacher else None, source=source)
         return student.eval().requires_grad_(False)
@@ -232,11 +246,18 @@ def _read_description(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
         number = content["format"]
-        content["plan"], content["experts"], content["source"]  # noqa: B018
+        for key in ("plan", "experts", "source"):
+            content[key]
         if number == FORMAT:
             plan_from_description(content["plan"])
             for entry in content["experts"]:
-                str(entry["file"]), str(entry["sha256"]), experts[entry["expert"]]
+                for key in ("file", "sha256"):
+                    if not isinstance(entry[key], str):
+                        raise ValueError(f"{key} is text, got {entry[key]!r}")
+                if "boundaries" in entry:
+                    IntervalRouter(entry["boundaries"])
+                experts[entry["expert"]]
+            _check_source(content["source"])
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {error}); distill again or restore it"
@@ -244,6 +265,48 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if number != FORMAT:
         raise ValueError(f"{path} has format {number}, this version reads {FORMAT}; upgrade pdmd")
     return content
+
+
+def _check_source(source: Any) -> None:
+    if source is None:
+        return
+    for part, key in ((source, "teacher"), (source.get("network"), "name")):
+        if part is not None and not (
+            isinstance(part[key], str) and isinstance(part.get("arguments", {}), dict)
+        ):
+            raise ValueError(f"source names a {key} and its arguments, got {part!r}")
+
+
+def _build(registry: Registry[Any], name: str, arguments: Mapping[str, Any], folder: Path) -> Any:
+    try:
+        return registry[name](**arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"{folder / 'student.json'} is damaged: {name!r} does not take its arguments ({error})"
+        ) from error
+
+
+def _like(template: Denoiser, boundaries: Sequence[float] | None) -> Denoiser:
+    if boundaries is None or isinstance(template, RoutedDenoiser):
+        return template.trainable_copy()
+    copies = [template.trainable_copy() for _ in boundaries[1:]]
+    return RoutedDenoiser(copies, IntervalRouter(boundaries))
+
+
+def _entry(expert: Expert) -> dict[str, Any]:
+    entry: dict[str, Any] = {"expert": _name(expert)}
+    if isinstance(expert.denoiser, RoutedDenoiser):
+        entry["boundaries"] = list(_boundaries(expert.denoiser.router))
+    return entry
+
+
+def _boundaries(router: Router) -> tuple[float, ...]:
+    if not isinstance(router, IntervalRouter):
+        raise ValueError(
+            f"a {type(router).__name__} cannot be saved; use an IntervalRouter, or keep the "
+            "student in memory"
+        )
+    return router.boundaries
 
 
 def _name(expert: Expert) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdmd.evaluation.features import DigitsClassifier, load_digit_images
+from pdmd.evaluation.features import DigitsClassifier
 from pdmd.evaluation.metrics import (
     coverage_and_precision,
     frechet_distance,
@@ -21,7 +21,7 @@ from pdmd.evaluation.metrics import (
     pairwise_cosine,
     sliced_wasserstein,
 )
-from pdmd.teachers.digits import DigitsTeacher
+from pdmd.teachers.digits import DigitsTeacher, load_digit_images
 from pdmd.teachers.guided import unguided
 from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.typing import Condition, Latents
@@ -68,7 +68,7 @@ class DigitsYardstick(Yardstick):
         self, teacher: DigitsTeacher, condition: Condition, reference: Latents, seed: int
     ) -> None:
         self.classifier = DigitsClassifier.from_package()
-        self.images, self.labels = load_digit_images(teacher.std)
+        self.images, self.labels, _ = load_digit_images(teacher.std)
         self.label = condition["label"]  # type: ignore[index]
         self.reference = reference
         self.features = self.classifier.features(reference)

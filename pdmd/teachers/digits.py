@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pdmd.schedules import RectifiedFlow
@@ -21,7 +22,7 @@ from pdmd.teachers.mixture import encode_labels
 from pdmd.teachers.transformer import ImageTransformer
 from pdmd.typing import Condition, Latents
 
-__all__ = ["DigitsTeacher"]
+__all__ = ["DigitsTeacher", "load_digit_images"]
 
 
 class DigitsTeacher(Teacher):
@@ -98,3 +99,21 @@ class DigitsTeacher(Teacher):
     def decode(self, x: Latents) -> Tensor:
         """Turns latents into images in [0, 1], with shape :math:`(B, 1, 8, 8)`."""
         return ((x * self.std + 1) / 2).clamp(0, 1)
+
+
+def load_digit_images(std: float | None = None) -> tuple[Tensor, Tensor, float]:
+    """Loads scikit-learn's digits as latents.
+
+    Args:
+        std: The standard deviation to divide by; the images' own by default.
+
+    Returns:
+        Latents, with shape :math:`(1797, 1, 8, 8)`, labels, with shape :math:`(1797)`, and the
+        standard deviation.
+    """
+    from sklearn.datasets import load_digits
+
+    data: Any = load_digits()
+    pixels = torch.tensor(data.data, dtype=torch.float32) / 8 - 1
+    std = float(pixels.std()) if std is None else std
+    return (pixels / std).reshape(-1, 1, 8, 8), torch.tensor(data.target), std

@@ -62,7 +62,7 @@ class Guided(Teacher):
         if self.scale == 1:
             return self.teacher.network(x_t, t, condition)
         null = repeat_condition(self.null, len(x_t))
-        both = torch.cat([null, condition])  # type: ignore[list-item]
+        both: Any = torch.cat([null, condition])  # type: ignore[list-item]
         value = self.teacher.network(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
         unconditional, conditional = value.chunk(2)
         return unconditional + self.scale * (conditional - unconditional)

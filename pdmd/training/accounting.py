@@ -25,8 +25,8 @@ class Account:
     """Counts evaluations of denoisers by role, through their forward hooks."""
 
     def __init__(self) -> None:
-        self.forward = dict.fromkeys(ROLES, 0)
-        self.backward = dict.fromkeys(ROLES, 0)
+        self.forward: dict[str, int] = {role: 0 for role in ROLES}
+        self.backward: dict[str, int] = {role: 0 for role in ROLES}
         self._handles: list[RemovableHandle] = []
 
     def watch(self, role: str, denoiser: Denoiser) -> None:

@@ -35,7 +35,8 @@ class Ema:
     def update(self, network: nn.Module, step: int) -> None:
         """Moves the average towards a network after its update number ``step``, from 0."""
         decay = min(self.decay, (1 + step) / (10 + step)) if self.decay else 0.0
-        average, current = list(self.network.parameters()), list(network.parameters())
-        torch._foreach_lerp_(average, current, 1 - decay)
+        average: list[torch.Tensor] = [*self.network.parameters()]
+        current: list[torch.Tensor] = [*network.parameters()]
+        torch._foreach_lerp_(average, current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for a, b in zip(self.network.buffers(), network.buffers(), strict=True):
             a.copy_(b)

@@ -88,15 +88,10 @@ def teach_digits(
     Returns:
         A :class:`~pdmd.teachers.digits.DigitsTeacher`.
     """
-    from sklearn.datasets import load_digits
-
-    from pdmd.teachers.digits import DigitsTeacher
+    from pdmd.teachers.digits import DigitsTeacher, load_digit_images
     from pdmd.teachers.transformer import ImageTransformer
 
-    data = load_digits()
-    pixels = torch.tensor(data.data, dtype=torch.float32) / 8 - 1
-    std = float(pixels.std())
-    images, labels = (pixels / std).reshape(-1, 1, 8, 8), torch.tensor(data.target)
+    images, labels, std = load_digit_images()
 
     def source(n: int, generator: torch.Generator) -> tuple[Latents, Condition]:
         from tensordict import TensorDict
