@@ -178,12 +178,23 @@ def _parse(cls: Any, words: list[str], prog: str, default: Any = None, **kwargs:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        text = re.sub(r"[─-╿]", " ", re.sub(r"\x1b\[[0-9;]*m", "", caught.getvalue()))
-        text = " ".join(text.split())
-        text = text.removeprefix("Parsing error ").removeprefix("Unrecognized options ")
+        command = prog.split(" [")[0]
         raise UsageError(
-            f"{text[:400]} ('{prog.split(' [')[0]} --help' lists the options)"
+            f"{_plain(caught.getvalue())} ('{command} --help' lists the options)"
         ) from None
+
+
+def _plain(text: str) -> str:
+    """Reduces tyro's framed message to its sentence."""
+    text = re.sub(r"[─-╿]", " ", re.sub(r"\x1b\[[0-9;]*m", "", text))
+    text = re.split(r"Argument helptext:|For full helptext", " ".join(text.split()))[0]
+    while True:
+        shorter = re.sub(
+            r"^(Parsing error|Value error|Error parsing|Unrecognized options) ", "", text
+        )
+        if shorter == text:
+            return text.strip()[:400]
+        text = shorter
 
 
 # ------------------------------------------------------------------------------------ distill
@@ -424,6 +435,5 @@ def _objectives(words: list[str]) -> int:
         print(title)
         for name in registry:
             summary = (registry[name].__doc__ or "").strip().splitlines()[0]
-            summary = re.sub(r":math:`([^`]*)`", r"\1", summary)
             print(f"  {name:<24} {summary}")
     return 0

@@ -101,7 +101,9 @@ class GapWeight(ABC):
 
 @gap_weights.register("exact_kl")
 class ExactKL(GapWeight):
-    r"""The gradient of the KL divergence itself, :math:`a (S^{fake} - S^{real})`.
+    r"""The gradient of the KL divergence itself, the paper's.
+
+    .. math:: g = a \, (S^{fake} - S^{real})
 
     On rectified flow this is the paper's
     :math:`w_{t|s} = \alpha_t a / (\alpha_t \sigma_t + \sigma_t^2)` times
@@ -118,7 +120,9 @@ class ExactKL(GapWeight):
 
 @gap_weights.register("posterior")
 class PosteriorGap(GapWeight):
-    r"""The gap of posterior means, :math:`m^{fake} - m^{real} = (b^2 / a)(S^{fake} - S^{real})`.
+    r"""The gap of the two posterior means of the phase's output.
+
+    .. math:: g = m^{fake} - m^{real} = (b^2 / a) (S^{fake} - S^{real})
 
     At :math:`s = 0` the difference of clean predictions, without DMD's normaliser.
     """
@@ -129,7 +133,7 @@ class PosteriorGap(GapWeight):
 
 @gap_weights.register("normalised")
 class Normalised(GapWeight):
-    r"""DMD's normalisation with :math:`x_s` as the clean variable.
+    r"""DMD's normalisation, with the phase's output as the clean variable.
 
     .. math:: g = \frac{m^{fake} - m^{real}}{\mathrm{mean} |x_s - m^{real}| + \epsilon}
 

@@ -62,7 +62,7 @@ def subinterval_target(
 
 
 class SubintervalScoreMatching(Objective):
-    r"""Trains the fake score on the student's samples :math:`x_s`.
+    r"""Trains the fake score on the student's samples at the phase's end.
 
     Args:
         weighting: Weight of the squared residual; the paper's by default.

@@ -51,7 +51,7 @@ class Weighting(ABC):
 
 @weightings.register("none")
 class Unweighted(Weighting):
-    """Weight 1."""
+    """Weight 1 everywhere: the target's variance then rules near the phase's end."""
 
     def __call__(self, s: Times, t: Times, schedule: Schedule, kind: Kind) -> Tensor:
         return torch.ones_like(schedule(t)[0])
@@ -59,7 +59,9 @@ class Unweighted(Weighting):
 
 @weightings.register("clamped")
 class ClampedWeighting(Weighting):
-    r"""The paper's: :math:`\operatorname{clamp}(1 / b^2, 0, c)` with the residual scaled by b.
+    r"""The paper's clamp, which holds the weight at 1 away from the phase's end.
+
+    .. math:: b^2 \operatorname{clamp}(1 / b^2, 0, c) = \min(1, c b^2)
 
     The effective weight is :math:`\min(1, c\, b^2)`.
 
@@ -85,7 +87,10 @@ class ClampedWeighting(Weighting):
 
 @weightings.register("ratio")
 class RatioWeighting(Weighting):
-    r""":math:`b^2 / \sigma_t^2`: within [0, 1], 1 at s = 0, vanishing at :math:`t \to s`."""
+    r"""The transition's share of the noise: 1 at s = 0, falling to 0 at the phase's end.
+
+    .. math:: b^2 / \sigma_t^2 = 1 - e^{\lambda_t - \lambda_s}
+    """
 
     def __call__(self, s: Times, t: Times, schedule: Schedule, kind: Kind) -> Tensor:
         _, b = schedule.transition(s, t)
@@ -94,8 +99,9 @@ class RatioWeighting(Weighting):
 
 @weightings.register("epsilon")
 class EpsilonWeighting(Weighting):
-    r"""The loss of predicting the transition's own noise, :math:`\|\hat\varepsilon_{t|s} -
-    \varepsilon\|^2`.
+    r"""The loss of predicting the transition's own noise.
+
+    .. math:: \|\hat\varepsilon_{t|s} - \varepsilon\|^2
 
     On a network of another kind the weight is :math:`(D_\varepsilon b / (D_{kind} \sigma_t))^2`,
     for rectified-flow velocity :math:`(\alpha_t b / (\sigma_t (\alpha_t + \sigma_t)))^2`.
