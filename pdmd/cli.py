@@ -188,13 +188,8 @@ def _plain(text: str) -> str:
     """Reduces tyro's framed message to its sentence."""
     text = re.sub(r"[─-╿]", " ", re.sub(r"\x1b\[[0-9;]*m", "", text))
     text = re.split(r"Argument helptext:|For full helptext", " ".join(text.split()))[0]
-    while True:
-        shorter = re.sub(
-            r"^(Parsing error|Value error|Error parsing|Unrecognized options) ", "", text
-        )
-        if shorter == text:
-            return text.strip()[:400]
-        text = shorter
+    heads = r"^((Parsing error|Value error|Error parsing|Invalid choice) )+"
+    return re.sub(heads, "", text).strip()[:400]
 
 
 # ------------------------------------------------------------------------------------ distill

@@ -200,6 +200,10 @@ class Objective(ABC):
         """
         return {}
 
+    def measures(self) -> dict[str, Tensor]:
+        """Returns figures of the last :meth:`losses` that are no losses, detached, by name."""
+        return {}
+
     def only(self, *phases: int) -> OnlyPhases:
         """Limits the objective to some phases.
 
@@ -288,6 +292,9 @@ class WeightedSum(Objective):
     def networks(self) -> dict[str, nn.Module]:
         return {name: n for _, term in self.terms for name, n in term.networks().items()}
 
+    def measures(self) -> dict[str, Tensor]:
+        return {name: m for _, term in self.terms for name, m in term.measures().items()}
+
     def __repr__(self) -> str:
         return " + ".join(f"{w:g} * {term!r}" if w != 1 else repr(term) for w, term in self.terms)
 
@@ -338,6 +345,9 @@ class OnlyPhases(Objective):
 
     def networks(self) -> dict[str, nn.Module]:
         return self.objective.networks()
+
+    def measures(self) -> dict[str, Tensor]:
+        return self.objective.measures()
 
     def __repr__(self) -> str:
         return f"({self.objective!r}).only{self.phases}"

@@ -10,6 +10,17 @@ target follows from
     \varepsilon^* = \frac{\sigma_t}{b} \varepsilon, \qquad
     y^* = p_t x_0^* + q_t \varepsilon^*.
 
+How far the fake score :math:`\hat S` lags behind the student is measured on the way. The target's
+conditional variance is known, :math:`\operatorname{tr} \mathrm{Cov}(S^* | x_t) = d / b^2 + \nabla
+\cdot S`, and its mean is :math:`d / b^2 + \mathbb E \langle \hat S, \varepsilon \rangle / b` for a
+right score, by integration by parts. The loss in excess of it is
+
+.. math:: \mathbb E \|\hat S\|^2 + \mathbb E \langle \hat S, \varepsilon \rangle / b
+    = \mathbb E \langle \hat S, \hat S - S \rangle ,
+
+and the *lag* is that over :math:`\mathbb E \|\hat S\|^2`, with the sign turned: 0 for a right
+score, positive for one that is too timid. It costs no evaluation.
+
 At :math:`s = 0` these are :math:`x_0` and :math:`\varepsilon`: ordinary denoising score matching.
 
 References:
@@ -23,12 +34,12 @@ from torch import Tensor
 
 from pdmd.objectives.base import Objective, Players, Rollout, TimeSampler, UniformTimes
 from pdmd.objectives.weightings import ClampedWeighting, Weighting
-from pdmd.predictions import Kind, combination
+from pdmd.predictions import Kind, Prediction, combination
 from pdmd.schedules import Schedule
 from pdmd.solvers import diffuse
 from pdmd.typing import Latents, Times, expand, randn_like
 
-__all__ = ["SubintervalScoreMatching", "subinterval_target"]
+__all__ = ["SubintervalScoreMatching", "score_lag", "subinterval_target"]
 
 
 def subinterval_target(
@@ -61,6 +72,33 @@ def subinterval_target(
     return expand(of_x, x_s) * x_s + expand(of_epsilon, epsilon) * epsilon
 
 
+@torch.no_grad()
+def score_lag(prediction: Prediction, epsilon: Latents, s: Times, bins: int = 4) -> Tensor:
+    r"""Returns how far a score lags, in bins of time with equally many samples.
+
+    .. math:: \frac{\mathbb E \langle \hat\varepsilon, \varepsilon - \hat\varepsilon \rangle}
+        {\mathbb E \|\hat\varepsilon\|^2}, \qquad \hat\varepsilon = -b \hat S
+
+    Args:
+        prediction: A score's prediction at :math:`x_t = a x_s + b \varepsilon`, with value of
+            shape :math:`(B, *)`.
+        epsilon: The noise, with shape :math:`(B, *)`.
+        s: The time of :math:`x_s`.
+        bins: The number of bins; fewer if there are fewer samples.
+
+    Returns:
+        The lag in each bin, from the lowest times to the highest, with shape ``(bins,)``.
+    """
+    schedule, t = prediction.schedule, torch.as_tensor(prediction.t).expand(len(epsilon))
+    _, b = schedule.transition(s, t)
+    guess = expand(b / schedule(t)[1], epsilon) * prediction.to("epsilon")
+    gap = (guess * (epsilon - guess)).flatten(1).sum(1)
+    size = guess.square().flatten(1).sum(1)
+    order = t.argsort()
+    parts = zip(gap[order].chunk(bins), size[order].chunk(bins), strict=True)
+    return torch.stack([g.sum() / d.sum() for g, d in parts])
+
+
 class SubintervalScoreMatching(Objective):
     r"""Trains the fake score on the student's samples at the phase's end.
 
@@ -79,6 +117,7 @@ class SubintervalScoreMatching(Objective):
         self.weighting = weighting or ClampedWeighting()
         self.times = times or UniformTimes()
         self.name = name
+        self._lag: Tensor | None = None
 
     def losses(
         self, players: Players, rollout: Rollout, generator: torch.Generator
@@ -91,4 +130,9 @@ class SubintervalScoreMatching(Objective):
         prediction = fake(diffuse(x_s, epsilon, s, t, schedule), t, rollout.condition)
         target = subinterval_target(x_s, epsilon, s, t, schedule, fake.kind)
         weight = expand(self.weighting(s, t, schedule, fake.kind), x_s)
+        self._lag = score_lag(prediction, epsilon, s)
         return {self.name: (weight * (prediction.value.float() - target.float()).square()).mean()}
+
+    def measures(self) -> dict[str, Tensor]:
+        """Returns the fake score's ``lag`` at the last losses; see :func:`score_lag`."""
+        return {} if self._lag is None else {"lag": self._lag}

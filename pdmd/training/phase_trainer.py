@@ -202,7 +202,7 @@ class PhaseTrainer:
             scalars.update(
                 self._apply("fake", self.fake_objective, self.rollout(k, record=False), k)
             )
-            self.fake_updates.observe(scalars)
+            self.fake_updates.observe(self.fake_objective.measures())
             made += 1
         self.networks["fake"].requires_grad_(False)
         rollout = self.rollout(k, record=True)
