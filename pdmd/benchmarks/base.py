@@ -1,0 +1,225 @@
+"""What benchmarks share: their configuration, the results file, and running in parallel.
+
+A results file is JSON: ``{"rows": [{"method", "seed", metrics..., "nfe", "forwards",
+"cpu_seconds", "saved_mib"}], "config", "version"}``. ``nfe`` counts network evaluations a sample;
+``forwards`` the training's forward equivalents of one batch (a backward counts two);
+``cpu_seconds`` the training's processor time on one thread; ``saved_mib`` the activations that a
+generator update keeps for its backward.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["BenchConfig", "Benchmark", "benchmarks", "read_results", "run_benchmark"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """What a benchmark is run with; 0 takes the benchmark's own number.
+
+    Attributes:
+        name: The benchmark.
+        updates: Generator updates in all, shared out over a method's phases.
+        fake_updates: Fake updates before each of them, for methods that do not set their own.
+        batch_size: Samples in each update.
+        samples: Samples that are measured.
+        data_seed: Seed of the data: the mixture's means, the split of the digits.
+        dim: Dimension of the mixture.
+        modes: Modes in each of the mixture's classes.
+        classes: Classes of the mixture.
+    """
+
+    name: str
+    updates: int = 0
+    fake_updates: int = 0
+    batch_size: int = 0
+    samples: int = 0
+    data_seed: int = 7
+    dim: int = 16
+    modes: int = 8
+    classes: int = 8
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("name", "data_seed"):
+                continue
+            least = 1 if field.name in ("dim", "modes", "classes") else 0
+            if not least <= value <= 10**7:
+                raise ValueError(f"{field.name} is from {least} to 10,000,000, got {value}")
+        if not 0 <= self.data_seed < 2**62:
+            raise ValueError(f"data_seed is in [0, 2^62), got {self.data_seed}")
+
+
+class Benchmark(ABC):
+    """Runs a method with a seed and measures what came out.
+
+    Args:
+        config: The configuration.
+        folder: Where :meth:`prepare` keeps what all runs share.
+    """
+
+    methods: Sequence[str]
+
+    def __init__(self, config: BenchConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+
+    @abstractmethod
+    def run(self, method: str, seed: int) -> tuple[dict[str, Any], str | None]:
+        """Returns a row without its method and seed, and a picture as a data URI or ``None``."""
+
+    def prepare(self, progress: bool) -> None:
+        """Makes what all runs share, once, before they start."""
+        return
+
+
+benchmarks: dict[str, str] = {
+    "toy1d": "pdmd.benchmarks.toy1d:Toy1d",
+    "mixture": "pdmd.benchmarks.distillation:MixtureBenchmark",
+    "digits": "pdmd.benchmarks.distillation:DigitsBenchmark",
+}
+
+
+def _make(config: BenchConfig, folder: Path) -> Benchmark:
+    import importlib
+
+    if config.name not in benchmarks:
+        raise ValueError(
+            f"unknown benchmark {config.name!r}; choose one of {', '.join(benchmarks)}"
+        )
+    module, attribute = benchmarks[config.name].split(":")
+    return getattr(importlib.import_module(module), attribute)(config, folder)
+
+
+def _work(
+    config: BenchConfig, folder: Path, method: str, seed: int
+) -> tuple[dict[str, Any], str | None]:
+    torch.set_num_threads(1)
+    row, picture = _make(config, folder).run(method, seed)
+    return {"method": method, "seed": seed, **row}, picture
+
+
+def run_benchmark(
+    config: BenchConfig,
+    *,
+    out: str | Path,
+    seeds: Sequence[int] = (0, 1, 2),
+    methods: Sequence[str] = (),
+    workers: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Runs methods over seeds and writes the results file after every run.
+
+    Args:
+        config: The benchmark and its numbers.
+        out: The results file. Rows that it already holds of the same configuration are kept, so a
+            run that was stopped goes on.
+        seeds: The seeds.
+        methods: The methods; all by default.
+        workers: Runs at a time, each on one thread; by default one for every core.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The content of the results file.
+
+    Raises:
+        ValueError: If a method or the benchmark is unknown, or the file is of another
+            configuration.
+    """
+    from tqdm import tqdm
+
+    from pdmd import __version__
+
+    out = Path(out)
+    folder = out.with_name(out.name + ".shared")
+    benchmark = _make(config, folder)
+    chosen = list(methods) or list(benchmark.methods)
+    for method in chosen:
+        if method not in benchmark.methods:
+            raise ValueError(
+                f"unknown method {method!r} of {config.name}; choose among "
+                f"{', '.join(benchmark.methods)}"
+            )
+    if not seeds or min(seeds) < 0:
+        raise ValueError(f"give at least one seed, none negative, got {list(seeds)}")
+    content: dict[str, Any] = {
+        "rows": [],
+        "config": dataclasses.asdict(config),
+        "version": __version__,
+        "samples": {},
+    }
+    if out.exists():
+        old = read_results(out)
+        if old["config"] != content["config"]:
+            changed = {
+                k: (old["config"].get(k), v)
+                for k, v in content["config"].items()
+                if old["config"].get(k) != v
+            }
+            raise ValueError(
+                f"{out} holds results of another configuration ({changed}); choose another --out"
+            )
+        content["rows"], content["samples"] = old["rows"], old.get("samples", {})
+    done = {(row["method"], row["seed"]) for row in content["rows"]}
+    tasks = [(m, s) for s in seeds for m in chosen if (m, s) not in done]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if tasks:
+        benchmark.prepare(progress)
+    order = {m: i for i, m in enumerate(benchmark.methods)}
+    workers = min(workers or os.cpu_count() or 1, max(len(tasks), 1))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = {pool.submit(_work, config, folder, m, s): (m, s) for m, s in tasks}
+        bar = tqdm(total=len(tasks), desc=config.name, disable=not progress, dynamic_ncols=True)
+        try:
+            for future in as_completed(futures):
+                row, picture = future.result()
+                content["rows"].append(row)
+                content["rows"].sort(key=lambda r: (order.get(r["method"], 0), r["seed"]))
+                if picture is not None:
+                    content["samples"].setdefault(row["method"], picture)
+                _write(out, content)
+                bar.update(1)
+                bar.set_postfix_str(f"{row['method']}, seed {row['seed']}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        finally:
+            bar.close()
+    return content
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """Reads a results file.
+
+    Raises:
+        ValueError: If it is missing or not a results file.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        for row in content["rows"]:
+            row["method"], row["seed"]
+        content["config"]["name"]
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist; write it with 'pdmd bench'") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a results file of 'pdmd bench' ({error})") from error
+    return content
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    draft = path.with_name(path.name + ".partial")
+    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    draft.replace(path)

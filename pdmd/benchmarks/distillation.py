@@ -1,0 +1,216 @@
+"""Distillation benchmarks: every scheme on the exact mixture, and on digits.
+
+Methods differ by their :class:`~pdmd.benchmarks.schemes.Scheme` alone. They share the initial
+network, the number of generator updates (shared out over the phases), the batch, the optimizers
+and their rates; nothing is tuned for one of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pdmd.benchmarks.base import Benchmark
+from pdmd.benchmarks.memory import saved_mib
+from pdmd.benchmarks.schemes import SCHEMES, Scheme
+from pdmd.denoisers import Denoiser
+from pdmd.distill import distill
+from pdmd.evaluation.yardsticks import DigitsYardstick, MixtureYardstick, Yardstick
+from pdmd.sampling import sample, sample_ode
+from pdmd.students import Student
+from pdmd.teachers.base import Teacher
+from pdmd.teachers.digits import DigitsTeacher
+from pdmd.teachers.mixture import MixtureTeacher
+from pdmd.teachers.mlp import MlpDenoiser
+from pdmd.training.accounting import Account
+from pdmd.training.initializers import FromDenoiser, FromTeacher, Initializer
+from pdmd.training.optimizers import AdamRecipe
+from pdmd.training.teaching import teach
+from pdmd.typing import Condition, Latents
+
+__all__ = ["DigitsBenchmark", "DistillationBenchmark", "MixtureBenchmark"]
+
+TEACHER_ROWS = ("teacher", "teacher_euler_4")
+
+
+class DistillationBenchmark(Benchmark):
+    """A teacher, a shared start, and a yardstick."""
+
+    methods: Sequence[str] = (*TEACHER_ROWS, *SCHEMES)
+    updates: int
+    fake_updates: int
+    batch_size = 128
+    samples: int
+    teacher_steps: int
+    optimizers: tuple[AdamRecipe, AdamRecipe]
+
+    @abstractmethod
+    def teacher(self) -> Teacher:
+        """Returns the teacher."""
+
+    @abstractmethod
+    def start(self, widen: float) -> Initializer:
+        """Returns the shared start, for networks ``widen`` times as wide."""
+
+    @abstractmethod
+    def yardstick(self, teacher: Teacher, condition: Condition, seed: int) -> Yardstick:
+        """Returns what samples of these conditions are measured by."""
+
+    @abstractmethod
+    def picture(self, teacher: Teacher, x: Latents, condition: Condition) -> Any:
+        """Draws samples, as a matplotlib figure."""
+
+    def run(self, method: str, seed: int) -> tuple[dict[str, Any], str | None]:
+        teacher, samples = self.teacher(), self.config.samples or self.samples
+        condition = teacher.encode(
+            [teacher.prompts[i % len(teacher.prompts)] for i in range(samples)]
+        )
+        measure = self.yardstick(teacher, condition, 1234 + self.config.data_seed)
+        generator = torch.Generator().manual_seed(10_000 + seed)
+        if method in TEACHER_ROWS:
+            steps = self.teacher_steps if method == "teacher" else 4
+            x = sample_ode(teacher, condition, steps=steps, batch=samples, generator=generator)
+            cost: dict[str, Any] = {"forwards": 0, "cpu_seconds": 0.0, "saved_mib": 0.0}
+            nfe = steps * teacher.evaluations
+        else:
+            student, cost = self.distill(SCHEMES[method], teacher, seed)
+            nfe = student.plan.nfe
+            x = sample(student, condition, batch=samples, generator=generator)
+        figure = self.picture(teacher, x, condition)
+        return {**measure(x), "nfe": nfe, **cost}, _data(figure)
+
+    def distill(
+        self, scheme: Scheme, teacher: Teacher, seed: int
+    ) -> tuple[Student, dict[str, Any]]:
+        """Distills by a scheme and says what it cost."""
+        plan, config, account = scheme.plan(), self.config, Account()
+        batch = config.batch_size or self.batch_size
+        fakes = scheme.fake_updates
+        if fakes is None:
+            fakes = config.fake_updates or self.fake_updates
+        elif not isinstance(fakes, int):
+            fakes = fakes()
+        init = scheme.init(self.start(scheme.widen))
+        optimizer, fake_optimizer = self.optimizers
+        started = time.process_time()
+        student = distill(
+            teacher,
+            plan,
+            generator=scheme.generator(),
+            fake_score=scheme.fake_score(),
+            init=init,
+            expert=scheme.expert,
+            truncation=scheme.truncation,
+            order=scheme.order,
+            fake_scores=scheme.fake_scores,
+            updates=(config.updates or self.updates) // len(plan),
+            fake_updates=fakes,
+            batch_size=batch,
+            optimizer=optimizer,
+            fake_optimizer=fake_optimizer,
+            ema=0.99,
+            seed=seed,
+            account=account,
+        )
+        seconds = time.process_time() - started
+        cost = {
+            "forwards": round(account.forward_equivalents / batch),
+            "cpu_seconds": round(seconds, 2),
+            "saved_mib": saved_mib(scheme, plan, init, teacher, batch),
+        }
+        return student, cost
+
+
+class MixtureBenchmark(DistillationBenchmark):
+    """An exact class-conditional mixture into perceptrons that are too small on purpose."""
+
+    updates, fake_updates, samples, teacher_steps = 800, 5, 6000, 100
+    optimizers = (AdamRecipe(lr=5e-4), AdamRecipe(lr=1e-3, decay_from=1.0))
+
+    def teacher(self) -> MixtureTeacher:
+        c = self.config
+        return MixtureTeacher.random(dim=c.dim, classes=c.classes, modes=c.modes, seed=c.data_seed)
+
+    def prepare(self, progress: bool) -> None:
+        for widen in sorted({scheme.widen for scheme in SCHEMES.values()}):
+            self._network(widen, progress)
+
+    def start(self, widen: float) -> Initializer:
+        return FromDenoiser(self._network(widen, False))
+
+    def yardstick(self, teacher: Teacher, condition: Condition, seed: int) -> Yardstick:
+        assert isinstance(teacher, MixtureTeacher)
+        return MixtureYardstick(teacher, condition, self.config.samples or self.samples, seed)
+
+    def picture(self, teacher: Teacher, x: Latents, condition: Condition) -> Any:
+        from pdmd.evaluation.figures import vector_scatter
+
+        return vector_scatter({"": x[:1500]}, condition["label"][:1500])  # type: ignore[index]
+
+    def _network(self, widen: float, progress: bool) -> Denoiser:
+        from safetensors.torch import load_file, save_file
+
+        teacher = self.teacher()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = MlpDenoiser.rectified_flow(
+                dim=self.config.dim, classes=self.config.classes, width=round(64 * widen)
+            )
+        path = self.folder / f"start_{widen:g}.safetensors"
+        if path.exists():
+            network.load_state_dict(load_file(path))
+            return network
+
+        def source(n: int, generator: torch.Generator) -> tuple[Latents, Condition]:
+            labels = torch.randint(self.config.classes, (n,), generator=generator)
+            condition = teacher.encode(labels.tolist())
+            return teacher.sample(n, condition, generator=generator), condition
+
+        taught = teach(network, source, updates=3000, seed=0, progress=progress)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".partial")
+        save_file(taught.state_dict(), draft)
+        draft.replace(path)
+        return taught
+
+
+class DigitsBenchmark(DistillationBenchmark):
+    """The digits teacher, trained on real images."""
+
+    methods = tuple(m for m in (*TEACHER_ROWS, *SCHEMES) if m != "vanilla_wide")
+    updates, fake_updates, samples, teacher_steps = 500, 2, 2000, 50
+    optimizers = (AdamRecipe(lr=3e-4), AdamRecipe(lr=6e-4, decay_from=1.0))
+
+    def teacher(self) -> DigitsTeacher:
+        return DigitsTeacher.from_package()
+
+    def start(self, widen: float) -> Initializer:
+        return FromTeacher()
+
+    def yardstick(self, teacher: Teacher, condition: Condition, seed: int) -> Yardstick:
+        assert isinstance(teacher, DigitsTeacher)
+        reference = sample_ode(
+            teacher,
+            condition,
+            steps=self.teacher_steps,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        return DigitsYardstick(teacher, condition, reference, seed)
+
+    def picture(self, teacher: Teacher, x: Latents, condition: Condition) -> Any:
+        from pdmd.evaluation.figures import image_grid
+
+        assert isinstance(teacher, DigitsTeacher)
+        return image_grid(teacher.decode(x[:100]), columns=10)
+
+
+def _data(figure: Any) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=60)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

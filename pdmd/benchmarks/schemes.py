@@ -1,0 +1,197 @@
+"""Schemes: the few-step methods of the field, each as a plan and a way of rolling out.
+
+All of them run through the one distillation loop. Four network evaluations a sample, except
+one-step DMD; what differs is stated here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pdmd.experts import (
+    Expert,
+    FullGradient,
+    OdeExpert,
+    RenoisingExpert,
+    StochasticTruncation,
+    Truncation,
+)
+from pdmd.objectives.base import Objective, Players, Rollout
+from pdmd.objectives.distribution_matching import DistributionMatching
+from pdmd.objectives.score_matching import SubintervalScoreMatching
+from pdmd.phases import Disjoint, PhasePlan
+from pdmd.predictions import Kind
+from pdmd.schedules import Schedule
+from pdmd.solvers import diffuse
+from pdmd.training.fakes import (
+    AdaptiveUpdates,
+    FakeScores,
+    FakeUpdates,
+    OneFakeScore,
+    OneFakeScorePerStop,
+)
+from pdmd.training.initializers import Initializer, PerStep
+from pdmd.training.orders import Joint, Order, Progressive
+from pdmd.typing import Latents, Times, expand, randn_like
+
+__all__ = ["SCHEMES", "BiasedScoreMatching", "Scheme", "biased_target"]
+
+
+def biased_target(
+    x_s: Latents, epsilon: Latents, s: Times, t: Times, schedule: Schedule, kind: Kind
+) -> Latents:
+    r"""The naive velocity target :math:`\varepsilon - x_s`, biased for :math:`s > 0`: a control.
+
+    Arguments are those of :func:`~pdmd.objectives.score_matching.subinterval_target`.
+
+    Raises:
+        ValueError: If the kind is not velocity.
+    """
+    if kind != "velocity":
+        raise ValueError(f"the biased target is one of velocity, got {kind!r}")
+    return epsilon - x_s
+
+
+class BiasedScoreMatching(Objective):
+    """Score matching with the naive target that treats the phase's output as clean: a control."""
+
+    name = "biased_score_matching"
+
+    def __init__(self, inner: SubintervalScoreMatching | None = None) -> None:
+        self.inner = inner or SubintervalScoreMatching()
+
+    def losses(self, players: Players, rollout: Rollout, generator: object) -> dict[str, Tensor]:
+        x_s, s, fake = rollout.x_s.detach(), rollout.phase.t_end, players.fake
+        schedule, inner = fake.schedule, self.inner
+        t = inner.times(len(x_s), rollout.phase, schedule, generator)  # type: ignore[arg-type]
+        epsilon = randn_like(x_s, generator)  # type: ignore[arg-type]
+        value = fake(diffuse(x_s, epsilon, s, t, schedule), t, rollout.condition).value
+        target = biased_target(x_s, epsilon, s, t, schedule, fake.kind)
+        weight = expand(inner.weighting(s, t, schedule, fake.kind), x_s)
+        return {self.name: (weight * (value.float() - target.float()).square()).mean()}
+
+
+def _same(init: Initializer) -> Initializer:
+    return init
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """A few-step method.
+
+    Attributes:
+        summary: What it is, in a sentence.
+        plan: Makes its phases.
+        init: Wraps the initializer that all methods share.
+        expert: How an expert walks through a phase.
+        truncation: Where a rollout stops.
+        order: Which phases train together.
+        fake_scores: How many fake scores a phase has.
+        generator: Makes what the generator minimises.
+        fake_score: Makes what the fake score minimises.
+        fake_updates: Makes what decides the number of fake updates; ``None`` takes the
+            benchmark's fixed number.
+        widen: Multiplies the network's width, for a control at equal parameters.
+    """
+
+    summary: str
+    plan: Callable[[], PhasePlan] = PhasePlan.uniform
+    init: Callable[[Initializer], Initializer] = _same
+    expert: type[Expert] = OdeExpert
+    truncation: Truncation = StochasticTruncation()
+    order: Order = Progressive()
+    fake_scores: FakeScores = OneFakeScore()
+    generator: Callable[[], Objective] = DistributionMatching
+    fake_score: Callable[[], Objective] = SubintervalScoreMatching
+    fake_updates: Callable[[], FakeUpdates] | int | None = None
+    widen: float = 1.0
+
+
+def _whole() -> PhasePlan:
+    return PhasePlan.uniform(1, steps=4)
+
+
+def _halves() -> PhasePlan:
+    return PhasePlan.uniform(2, steps=2)
+
+
+def _disjoint() -> PhasePlan:
+    return PhasePlan.uniform(4, score_range=Disjoint())
+
+
+SCHEMES: dict[str, Scheme] = {
+    "one_step": Scheme(
+        summary="DMD in one step.",
+        plan=lambda: PhasePlan.uniform(1),
+    ),
+    "vanilla": Scheme(
+        summary="Four steps of one network, with the gradient through all of them.",
+        plan=_whole,
+        truncation=FullGradient(),
+    ),
+    "vanilla_experts": Scheme(
+        summary="As vanilla, with a network for each step: the mixture of experts, unphased.",
+        plan=_whole,
+        truncation=FullGradient(),
+        init=PerStep,
+    ),
+    "vanilla_wide": Scheme(
+        summary="As vanilla, with one network of the four experts' parameters together.",
+        plan=_whole,
+        truncation=FullGradient(),
+        widen=2.0,
+    ),
+    "sgts": Scheme(
+        summary="Four renoising steps, stopped at a random one with its gradient alone (DMD2).",
+        plan=_whole,
+        expert=RenoisingExpert,
+    ),
+    "sgts_ode": Scheme(
+        summary="As sgts, with deterministic steps.",
+        plan=_whole,
+    ),
+    "sgts_per_stop": Scheme(
+        summary="As sgts_ode, with a fake score for every stop.",
+        plan=_whole,
+        fake_scores=OneFakeScorePerStop(),
+    ),
+    "sgts_per_stop_renoise": Scheme(
+        summary="As sgts, with a fake score for every stop.",
+        plan=_whole,
+        expert=RenoisingExpert,
+        fake_scores=OneFakeScorePerStop(),
+    ),
+    "phased": Scheme(summary="Phased DMD: four phases of one step, one expert each."),
+    "phased_2x2": Scheme(
+        summary="Phased DMD: two phases of two steps, truncated at random inside a phase.",
+        plan=_halves,
+    ),
+    "phased_disjoint": Scheme(
+        summary="As phased, scores compared inside the phase's own interval only.",
+        plan=_disjoint,
+    ),
+    "phased_shared": Scheme(
+        summary="As phased, one network for all phases, trained on all of them at once.",
+        order=Joint(shared=True),
+    ),
+    "phased_joint": Scheme(
+        summary="As phased, the four experts trained at once rather than in turn.",
+        order=Joint(),
+    ),
+    "phased_biased": Scheme(
+        summary="As phased, the fake score trained on the biased target.",
+        fake_score=BiasedScoreMatching,
+    ),
+    "phased_one_to_one": Scheme(
+        summary="As phased, one fake update per generator update.",
+        fake_updates=1,
+    ),
+    "phased_adaptive": Scheme(
+        summary="As phased, the number of fake updates set by the fake score's lag.",
+        fake_updates=AdaptiveUpdates,
+    ),
+}
+"""Every scheme by name."""
