@@ -106,7 +106,7 @@ def test_h_is_r_squared_times_the_second_derivative_of_f(divergence):
     assert abs(float(divergence.f(torch.zeros((), dtype=torch.float64)))) < 1e-15
 
 
-@given(st.floats(-2, 2), st.floats(-2, 2), st.floats(0.6, 1.1), st.floats(0.6, 1.1))
+@given(means, means, st.floats(0.6, 1.1), st.floats(0.6, 1.1))
 def test_f_averages_to_the_closed_form_between_gaussians(m, n, v, w):
     x, cell = grid(601, half=14)
     m, n, v, w = torch.tensor([m, n, v, w], dtype=torch.float64)
@@ -118,7 +118,7 @@ def test_f_averages_to_the_closed_form_between_gaussians(m, n, v, w):
 
     overlap = (2 * v * w / (v**2 + w**2)).sqrt() * torch.exp(-0.25 * (m - n) ** 2 / (v**2 + w**2))
     excess = 2 * w**2 - v**2  # Neyman: the integral of fake^2 / real
-    assume(excess > 0.3)
+    assume(2 / v**2 - 1 / w**2 > 1)  # its integrand decays within the grid
     ratio = w**2 / (v * excess.sqrt()) * torch.exp((m - n) ** 2 / excess)
     for divergence, truth in (
         (ReverseKL(), kl(m, v, n, w)),
@@ -163,15 +163,19 @@ def divergence_gradient(divergence, mean, std, a, b, real_mean, real_std):
     return mean.grad, std.grad
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.sampled_from(ALL), schedules, kinds, ordered_times(), means, means, stds, stds)
 def test_the_step_is_the_gradient_of_the_divergence(divergence, schedule, kind, pair, m, n, v, w):
-    """In one dimension, integrating the code's step over the generator's z and the noise."""
+    """In one dimension, integrating the code's step over the generator's z and the noise.
+
+    Neyman's divergence is infinite where the student is much wider than the teacher.
+    """
     s, t = pair
     assume(s + 0.02 < t)
     alpha_s, sigma_s, alpha_t, sigma_t, a, b = coefficients(schedule, s, t)
     spread_s = (alpha_s**2 * v**2 + sigma_s**2).sqrt()
     real_std = (alpha_t**2 * w**2 + sigma_t**2).sqrt()
+    assume(not isinstance(divergence, Neyman) or real_std**2 > a**2 * spread_s**2 + b**2)
     fake, real = gaussian(m, v, schedule, kind), gaussian(n, w, schedule, kind)
     nodes, cell = grid(129, half=16, dims=2)
     z, e = nodes[:, :1], nodes[:, 1:]
@@ -186,7 +190,7 @@ def test_the_step_is_the_gradient_of_the_divergence(divergence, schedule, kind, 
     assert abs(float((weight * g * z).sum() - of_std)) < 1e-7 * scale
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(st.sampled_from(ALL), schedules, ordered_times(), means, means, means, means, stds, stds)
 def test_the_step_is_the_gradient_in_two_dimensions(divergence, schedule, pair, m, k, n, j, v, w):
     """The step depends on x_t alone, so z enters through its conditional mean given x_t."""
@@ -198,6 +202,7 @@ def test_the_step_is_the_gradient_in_two_dimensions(divergence, schedule, pair, 
     spread_s = (alpha_s**2 * v**2 + sigma_s**2).sqrt()
     spread_t = (a**2 * spread_s**2 + b**2).sqrt()
     real_std = (alpha_t**2 * w**2 + sigma_t**2).sqrt()
+    assume(not isinstance(divergence, Neyman) or real_std > spread_t)
     fake, real = gaussian(m, v, schedule), gaussian(n, w, schedule)
     nodes, cell = grid(129, half=16, dims=2)
     x_s = alpha_s * m + (spread_t / a) * nodes
