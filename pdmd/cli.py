@@ -33,8 +33,9 @@ commands:
   distill [PRESET_OR_TOML]  distill a teacher (presets: {presets}; default digits)
   sample STUDENT            draw samples from a student folder
   evaluate STUDENT          compare a student with its teacher
+  bench NAME                compare methods: toy1d, mixture, digits
+  report PATH               write the HTML report of a run folder or a results file
   teach NAME                train a shipped network again: digits, digits-classifier
-  report RUN                write a run folder's report.html again
   teachers                  list the registered teachers
   objectives                list the registered objectives and their weights
 
@@ -103,6 +104,38 @@ class TeachOptions:
 STUDENT = "the student folder, such as runs/digits/student"
 
 
+@dataclass(kw_only=True)
+class BenchOptions:
+    """Compares few-step methods on equal terms and writes a results file."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds; every method runs with each."""
+    methods: tuple[str, ...] = ()
+    """Methods; all by default."""
+    out: str = ""
+    """The results file; runs/bench_NAME.json by default. An unfinished one goes on."""
+    workers: int = 0
+    """Runs at a time, each on one thread; 0 takes one for every core."""
+    data_seed: int = 7
+    """Seed of the data: the mixture's means, the split of the digits."""
+    dim: int = 16
+    """Dimension of the mixture."""
+    modes: int = 8
+    """Modes in each of the mixture's classes."""
+    classes: int = 8
+    """Classes of the mixture."""
+    updates: int = 0
+    """Generator updates in all; 0 takes the benchmark's."""
+    fake_updates: int = 0
+    """Fake updates before each of them, for methods that set none; 0 takes the benchmark's."""
+    batch_size: int = 0
+    """Samples in each update; 0 takes the benchmark's."""
+    samples: int = 0
+    """Samples measured; 0 takes the benchmark's."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
 class UsageError(ValueError):
     """The command line's words are off."""
 
@@ -132,6 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "sample": _sample,
         "evaluate": _evaluate,
         "teach": _teach,
+        "bench": _bench,
         "report": _report,
         "teachers": _teachers,
         "objectives": _objectives,
@@ -381,16 +415,62 @@ def _teach(words: list[str]) -> int:
     return 0
 
 
+def _bench(words: list[str]) -> int:
+    from pdmd.benchmarks import BenchConfig, run_benchmark
+    from pdmd.evaluation.bench_report import summarise, write_bench_report
+    from pdmd.evaluation.evaluate import format_table
+
+    name, rest = _take_name(words, "the benchmark: toy1d, mixture or digits")
+    try:
+        options = _parse(BenchOptions, rest, "pdmd bench NAME", flat=True)
+    except SystemExit:
+        return 0
+    numbers = {f.name: getattr(options, f.name, None) for f in dataclasses.fields(BenchConfig)}
+    config = BenchConfig(**{**numbers, "name": name})
+    out = Path(options.out or f"runs/bench_{name}.json")
+    if out.suffix != ".json":
+        raise ValueError(f"--out ends in .json, got {options.out!r}")
+    try:
+        results = run_benchmark(
+            config,
+            out=out,
+            seeds=options.seeds,
+            methods=options.methods,
+            workers=options.workers,
+            progress=options.progress,
+        )
+    except KeyboardInterrupt:
+        print(f"pdmd: stopped; what is done is in {out}; run again to go on", file=sys.stderr)
+        return 130
+    rows = [
+        {k: v[0] if isinstance(v, tuple) else v for k, v in entry.items()}
+        for entry in summarise(results["rows"])
+    ]
+    print(format_table(rows))
+    print(f"results  {out}")
+    print(f"report   {write_bench_report(results, out.with_suffix('.html'))}")
+    return 0
+
+
 def _report(words: list[str]) -> int:
+    from pdmd.benchmarks import read_results
+    from pdmd.evaluation.bench_report import write_bench_report
     from pdmd.evaluation.report import write_report
 
-    name, _ = _take_name(words, "the run folder, such as runs/digits")
+    name, _ = _take_name(words, "a run folder, such as runs/digits, or a results file")
     if not name:
-        print("usage: pdmd report RUN\n\nWrites a run folder's report.html again.")
+        print(
+            "usage: pdmd report PATH\n\nWrites report.html of a run folder, or the page of a "
+            "results file of 'pdmd bench'."
+        )
         return 0
-    if not (Path(name) / "config.toml").is_file():
-        raise ValueError(f"{name} is not a run folder: it has no config.toml")
-    print(write_report(Path(name)))
+    path = Path(name)
+    if path.suffix == ".json":
+        print(write_bench_report(read_results(path), path.with_suffix(".html")))
+        return 0
+    if not (path / "config.toml").is_file():
+        raise ValueError(f"{name} is neither a run folder nor a results file (.json)")
+    print(write_report(path))
     return 0
 
 

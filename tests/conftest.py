@@ -11,4 +11,4 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 settings.load_profile("pdmd")
-torch.set_num_threads(int(os.environ.get("PDMD_THREADS", "2")))
+torch.set_num_threads(int(os.environ.get("PDMD_THREADS", "1")))

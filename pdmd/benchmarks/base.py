@@ -80,6 +80,10 @@ class Benchmark(ABC):
     def run(self, method: str, seed: int) -> tuple[dict[str, Any], str | None]:
         """Returns a row without its method and seed, and a picture as a data URI or ``None``."""
 
+    def about(self) -> dict[str, str]:
+        """Returns what the methods are, in a sentence each."""
+        return {}
+
     def prepare(self, progress: bool) -> None:
         """Makes what all runs share, once, before they start."""
         return
@@ -158,6 +162,7 @@ def run_benchmark(
         "rows": [],
         "config": dataclasses.asdict(config),
         "version": __version__,
+        "methods": benchmark.about(),
         "samples": {},
     }
     if out.exists():
@@ -210,8 +215,9 @@ def read_results(path: str | Path) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         for row in content["rows"]:
-            row["method"], row["seed"]
-        content["config"]["name"]
+            if not {"method", "seed", "nfe"} <= set(row):
+                raise ValueError(f"a row lacks its method, seed or nfe: {row}")
+        str(content["config"]["name"])
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist; write it with 'pdmd bench'") from error
     except (ValueError, KeyError, TypeError) as error:

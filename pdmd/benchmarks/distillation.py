@@ -66,6 +66,13 @@ class DistillationBenchmark(Benchmark):
     def picture(self, teacher: Teacher, x: Latents, condition: Condition) -> Any:
         """Draws samples, as a matplotlib figure."""
 
+    def about(self) -> dict[str, str]:
+        return {
+            "teacher": f"The teacher's own sampling, in {self.teacher_steps} steps.",
+            "teacher_euler_4": "The teacher in 4 Euler steps.",
+            **{name: scheme.summary for name, scheme in SCHEMES.items()},
+        }
+
     def run(self, method: str, seed: int) -> tuple[dict[str, Any], str | None]:
         teacher, samples = self.teacher(), self.config.samples or self.samples
         condition = teacher.encode(

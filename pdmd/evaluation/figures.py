@@ -24,13 +24,13 @@ __all__ = [
 COLOURS = ("#3b6ea8", "#d9822b", "#4d9a57", "#a8485f", "#7a5ea8", "#8a7340", "#3f9c9c", "#777777")
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _clean(axes: Any) -> None:
+def tidy(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
 
@@ -43,7 +43,7 @@ def image_grid(images: Tensor, *, columns: int, title: str = "") -> Figure:
 def side_by_side(panels: Mapping[str, Tensor], *, columns: int) -> Figure:
     """Draws one grid of images per panel, next to each other."""
     rows = math.ceil(len(next(iter(panels.values()))) / columns)
-    figure = _figure(3.2 * len(panels), 3.2 * rows / columns + 0.35)
+    figure = new_figure(3.2 * len(panels), 3.2 * rows / columns + 0.35)
     for i, (title, images) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), i + 1)
         n, channels, height, width = images.shape
@@ -65,7 +65,7 @@ def side_by_side(panels: Mapping[str, Tensor], *, columns: int) -> Figure:
 
 def vector_scatter(panels: Mapping[str, Tensor], labels: Tensor | None = None) -> Figure:
     """Draws the first two dimensions of vectors, one panel each on common axes."""
-    figure = _figure(3.2 * len(panels), 3.3)
+    figure = new_figure(3.2 * len(panels), 3.3)
     limit = 1.05 * max(float(x[:, :2].abs().quantile(0.995)) for x in panels.values())
     for i, (title, x) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), i + 1)
@@ -74,7 +74,7 @@ def vector_scatter(panels: Mapping[str, Tensor], labels: Tensor | None = None) -
         axes.scatter(x[:, 0].numpy(), second.numpy(), c=colour, cmap="tab10", s=3, alpha=0.5)
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
         axes.set_title(title, fontsize=10)
-        _clean(axes)
+        tidy(axes)
     return figure
 
 
@@ -85,7 +85,7 @@ def plan_figure(phases: Sequence[Mapping[str, Any]]) -> Figure:
         phases: ``timesteps``, ``t_end``, ``score_range`` and ``log_snr`` (at timesteps and end;
             ``None`` where infinite) of every phase.
     """
-    figure = _figure(9, 0.62 * len(phases) + 1.5)
+    figure = new_figure(9, 0.62 * len(phases) + 1.5)
     axes = figure.add_subplot()
     finite = [v for phase in phases for v in phase["log_snr"] if v is not None]
     low, high = min([*finite, -4.0]) - 2.5, max([*finite, 4.0]) + 2.5
@@ -116,14 +116,14 @@ def plan_figure(phases: Sequence[Mapping[str, Any]]) -> Figure:
     )
     axes.set(xlim=(low, high), xlabel="log-SNR   (noise on the left, data on the right)")
     axes.set_title("dark: what the expert carries    light: where scores are compared", fontsize=9)
-    _clean(axes)
+    tidy(axes)
     return figure
 
 
 def loss_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Draws every recorded scalar against the update, phases one after the other."""
     names = sorted({name for row in history for name in row["scalars"]})
-    figure = _figure(9, 2.3 * math.ceil(len(names) / 2))
+    figure = new_figure(9, 2.3 * math.ceil(len(names) / 2))
     ends: dict[int, int] = {}
     for row in history:
         ends[row["phase"]] = max(ends.get(row["phase"], 0), row["update"])
@@ -142,7 +142,7 @@ def loss_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
             start += ends[phase]
         axes.set_title(name.replace("_", " ").replace("/", ": "), fontsize=9)
         axes.set_xlabel("update", fontsize=8)
-        _clean(axes)
+        tidy(axes)
         if i == 0:
             axes.legend(fontsize=7, frameon=False)
     return figure
@@ -150,7 +150,7 @@ def loss_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
 
 def calibration_figure(curves: Sequence[Mapping[str, Any]]) -> Figure:
     """Draws the slopes of fake and real scores on the student's samples; 1 is calibrated."""
-    figure = _figure(9, 3.0)
+    figure = new_figure(9, 3.0)
     titles = {"fake": "fake score: knows the student", "real": "teacher: the student matches it"}
     for i, (role, title) in enumerate(titles.items()):
         axes = figure.add_subplot(1, 2, i + 1)
@@ -168,14 +168,14 @@ def calibration_figure(curves: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("t")
         axes.set_ylabel("slope")
-        _clean(axes)
+        tidy(axes)
         axes.legend(fontsize=7, frameon=False)
     return figure
 
 
 def tradeoff_figure(rows: Sequence[Mapping[str, Any]], quality: str, diversity: str) -> Figure:
     """Draws a quality and a diversity metric against network evaluations."""
-    figure = _figure(9, 3.0)
+    figure = new_figure(9, 3.0)
     shown = [row for row in rows if row["nfe"]]
     for i, name in enumerate((quality, diversity)):
         axes = figure.add_subplot(1, 2, i + 1)
@@ -183,6 +183,6 @@ def tradeoff_figure(rows: Sequence[Mapping[str, Any]], quality: str, diversity: 
             axes.plot(row["nfe"], row[name], "o", ms=8, color=COLOURS[j], label=row["method"])
         axes.set_xscale("log")
         axes.set(xlabel="network evaluations per sample", ylabel=name.replace("_", " "))
-        _clean(axes)
+        tidy(axes)
         axes.legend(fontsize=7, frameon=False)
     return figure

@@ -1,0 +1,144 @@
+"""The report of a benchmark: one self-contained HTML page of a results file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["summarise", "tradeoff_figures", "write_bench_report"]
+
+COST = ("nfe", "forwards", "cpu_seconds", "saved_mib")
+QUALITY = {
+    "toy1d": ("trajectory_rmse",),
+    "mixture": ("sw2", "klh"),
+    "digits": ("feature_distance", "coverage", "cosine"),
+}
+"""What the trade-off plots show, by benchmark: quality first."""
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the mean, standard deviation and number of every figure, by method.
+
+    Args:
+        rows: Rows of a results file.
+
+    Returns:
+        For each method, in the order of the rows, ``{"method", "n", name: (mean, std), ...}``;
+        the deviation is the sample's, 0 for one seed.
+    """
+    out = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        entry: dict[str, Any] = {"method": method, "n": len(own)}
+        for name in own[0]:
+            if name in ("method", "seed"):
+                continue
+            values = [float(row[name]) for row in own]
+            entry[name] = (
+                statistics.fmean(values),
+                statistics.stdev(values) if len(values) > 1 else 0.0,
+            )
+        out.append(entry)
+    return out
+
+
+def tradeoff_figures(summary: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Any:
+    """Draws figures of merit against evaluations a sample and against the cost of training.
+
+    Args:
+        summary: What :func:`summarise` returned.
+        names: The figures of merit.
+
+    Returns:
+        A matplotlib figure.
+    """
+    from matplotlib import colormaps
+
+    from pdmd.evaluation.figures import new_figure, tidy
+
+    figure = new_figure(10.5, 3.1 * len(names) + 0.3)
+    costs = {
+        "nfe": "network evaluations per sample",
+        "forwards": "training cost, forward equivalents of one batch",
+    }
+    colours = colormaps["tab20"]
+    handles: dict[str, Any] = {}
+    for i, name in enumerate(names):
+        for j, (cost, label) in enumerate(costs.items()):
+            axes = figure.add_subplot(len(names), 2, 2 * i + j + 1)
+            for k, entry in enumerate(summary):
+                if name not in entry or entry[cost][0] <= 0:
+                    continue
+                handles[entry["method"]] = axes.errorbar(
+                    entry[cost][0],
+                    entry[name][0],
+                    yerr=entry[name][1],
+                    fmt="osD^vP*X"[k // 20 % 8] if k >= 20 else "o",
+                    ms=6,
+                    capsize=2,
+                    color=colours(k % 20),
+                )
+            axes.set_xscale("log")
+            axes.set_xlabel(label, fontsize=8)
+            axes.set_ylabel(name.replace("_", " "), fontsize=9)
+            tidy(axes)
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside right upper", fontsize=7, frameon=False
+    )
+    return figure
+
+
+def write_bench_report(results: Mapping[str, Any], out: str | Path) -> Path:
+    """Writes the page.
+
+    Args:
+        results: The content of a results file.
+        out: The HTML file to write.
+
+    Returns:
+        Its path.
+    """
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
+    name = results["config"]["name"]
+    summary = summarise(results["rows"])
+    metrics = [k for k in (summary[0] if summary else {}) if k not in ("method", "n", *COST)]
+    merits = [k for k in QUALITY.get(name, ()) if k in metrics]
+    environment = Environment(
+        loader=PackageLoader("pdmd.evaluation", "."), autoescape=select_autoescape(["j2", "html"])
+    )
+    page = environment.get_template("bench.html.j2").render(
+        name=name,
+        config=results["config"],
+        version=results["version"],
+        summary=summary,
+        metrics=metrics,
+        cost=COST,
+        tradeoff=_data(tradeoff_figures(summary, merits)) if merits else None,
+        samples=results.get("samples", {}),
+        about=results.get("methods", {}),
+        number=_number,
+    )
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _number(value: float) -> str:
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _data(figure: Any) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
