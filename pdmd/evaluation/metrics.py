@@ -108,7 +108,8 @@ def kernel_distance(f: Tensor, g: Tensor, *, rows: int = 1024) -> float:
         ValueError: If a set is too small, not finite, or of another dimension.
 
     References:
-        Binkowski et al., arXiv:1801.01401, Sec. 4; Gretton et al., JMLR 13, 2012, Eq. 3.
+        Binkowski et al., arXiv:1801.01401; Gretton et al., A Kernel Two-Sample Test, JMLR 2012,
+        Lemma 6.
     """
     f, g = _pair(f, g, least=2)
 
@@ -148,8 +149,8 @@ def density_coverage_precision_recall(
             dimension.
 
     References:
-        Naeem et al., arXiv:2002.09797, Eqs. 3 and 4 (density, coverage); Kynkaanniemi et al.,
-        arXiv:1904.06991, Eq. 2 (precision, recall).
+        Naeem et al., arXiv:2002.09797 (density, coverage); Kynkaanniemi et al.,
+        arXiv:1904.06991 (precision, recall).
     """
     reference, samples = _supports(reference, samples, k)
     if len(samples) <= k:
@@ -240,7 +241,7 @@ def vendi_score(features: Tensor, prompt_index: Tensor | None = None) -> float:
         ValueError: If shapes or values are wrong.
 
     References:
-        Friedman and Dieng, arXiv:2210.02410, Eq. 2.
+        Friedman and Dieng, arXiv:2210.02410, Def. 3.1.
     """
     if prompt_index is not None:
         values = [vendi_score(group) for group in _groups(features, prompt_index, least=1)]
