@@ -1,8 +1,27 @@
-"""Feature extractors: what image metrics see."""
+r"""Feature extractors: what image metrics see.
+
+An extractor is any callable that maps a batch of images :math:`(B, C, H, W)` with values in
+:math:`[0, 1]` to features :math:`(B, D)`, the rows that :mod:`pdmd.evaluation.metrics` compares:
+:math:`f = \phi(x)`. For a pretrained network :math:`\phi = \text{pool} \circ \text{model} \circ
+\text{preprocessing}`, with
+
+.. math:: \text{preprocessing}(x) = (\text{crop}(\text{resize}(x)) - \mu) / \sigma
+
+in the constants that the network was trained with. Samples of a teacher are latents: decode them
+first.
+
+References:
+    Stein et al., arXiv:2306.04675 (why DINOv2 features and not Inception's); Parmar et al.,
+    arXiv:2104.11222 (why resizing has to be antialiased).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +29,284 @@ from torch.nn import functional
 
 from pdmd.typing import Latents
 
-__all__ = ["DigitsClassifier", "load_digit_images", "train_digits_classifier"]
+__all__ = [
+    "DigitsClassifier",
+    "FeatureExtractor",
+    "FlatFeatures",
+    "Preprocessing",
+    "TransformersFeatures",
+    "class_token",
+    "load_digit_images",
+    "mean_token",
+    "pooled",
+    "train_digits_classifier",
+]
+
+FeatureExtractor = Callable[[Tensor], Tensor]
+Pool = Callable[[Any], Tensor]
+
+# The names torch gives to Pillow's numbered filters.
+_FILTERS = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}
+
+
+@dataclass(frozen=True)
+class FlatFeatures:
+    """Takes the values themselves as features: right for vectors and tiny images."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Returns a batch of shape :math:`(B, *)` as rows of shape :math:`(B, D)`.
+
+        Raises:
+            ValueError: If the batch has no dimension but its first.
+        """
+        if x.ndim < 2:
+            raise ValueError(f"expected shape (B, *), got {tuple(x.shape)}; stack the samples")
+        return x.flatten(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """Resizes, crops and normalises images as a pretrained network expects.
+
+    Args:
+        mean: The mean of every channel, of images in [0, 1].
+        std: The standard deviation of every channel.
+        size: Height and width to resize to; or the length of the shorter side, which keeps the
+            aspect; or ``None`` to leave the size alone.
+        crop: Height and width of the central crop, or ``None``.
+        mode: The filter of :func:`torch.nn.functional.interpolate`: bilinear, bicubic or
+            nearest-exact. The first two are antialiased.
+
+    Raises:
+        ValueError: If the constants don't match or the filter is unknown.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: tuple[int, int] | int | None
+    crop: tuple[int, int] | None = None
+    mode: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise ValueError(
+                f"expected a mean and a positive std per channel, got mean={self.mean} and "
+                f"std={self.std}"
+            )
+        if self.mode not in _FILTERS.values():
+            raise ValueError(
+                f"unknown filter mode={self.mode!r}; pass one of {sorted(_FILTERS.values())}"
+            )
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Reads an image processor's configuration, the content of preprocessor_config.json.
+
+        Args:
+            config: The configuration, as transformers writes it.
+
+        Raises:
+            ValueError: If it asks for something this class can't do, or leaves a constant to the
+                processor's own class.
+        """
+
+        def refuse(key: str) -> ValueError:
+            return ValueError(
+                f"can't read {key} = {config.get(key)!r} of an image processor's configuration; "
+                "build Preprocessing(...) by hand and pass it"
+            )
+
+        if config.get("do_rescale") is False:
+            raise refuse("do_rescale")
+        factor = config.get("rescale_factor")
+        if factor is not None and abs(255 * factor - 1) > 1e-3:
+            raise refuse("rescale_factor")
+        for key in ("crop_pct", "do_pad", "rescale_offset"):
+            if config.get(key):
+                raise refuse(key)
+        mean, std = config.get("image_mean"), config.get("image_std")
+        if config.get("do_normalize") is False:
+            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        if mean is None or std is None:
+            raise refuse("image_mean" if mean is None else "image_std")
+        cropped = bool(config.get("do_center_crop"))
+        size, mode = None, "bilinear"
+        if config.get("do_resize") is not False:
+            # Old configurations hold one number: the shorter side where a crop follows.
+            square = config.get("default_to_square")
+            size = _size(config.get("size"), square=not cropped if square is None else square)
+            if size is None:
+                raise refuse("size")
+            mode = _FILTERS.get(config.get("resample", -1))
+            if mode is None:
+                raise refuse("resample")
+        crop = _size(config.get("crop_size"), square=True) if cropped else None
+        if cropped and not isinstance(crop, tuple):
+            raise refuse("crop_size")
+        return cls(mean=tuple(mean), std=tuple(std), size=size, crop=crop, mode=mode)  # type: ignore[arg-type]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Returns the network's input.
+
+        Where bicubic interpolation overshoots [0, 1] it is clamped.
+
+        Args:
+            images: Images in [0, 1], with shape :math:`(B, C, H, W)`. One channel is repeated.
+
+        Raises:
+            ValueError: If shape or values are wrong, or an image is smaller than the crop.
+        """
+        channels = len(self.mean)
+        if images.ndim != 4 or images.shape[1] not in (1, channels) or not images.numel():
+            raise ValueError(
+                f"expected images of shape (B, 1 or {channels}, H, W), got {tuple(images.shape)}"
+            )
+        low, high = (float(v) for v in images.aminmax())
+        if not (low >= -1e-6 and high <= 1 + 1e-6):
+            raise ValueError(
+                f"expected images in [0, 1], got values from {low:.3g} to {high:.3g}; decode the "
+                "latents and clamp what is left"
+            )
+        images = images.float()
+        size, (height, width) = self.size, images.shape[2:]
+        if isinstance(size, int):
+            short = min(height, width)
+            size = (size * height // short, size * width // short)
+        if size is not None:
+            smooth = self.mode != "nearest-exact"
+            # Image libraries resize along rows, then columns, and clamp after each.
+            for shape in ((height, size[1]), size):
+                images = functional.interpolate(images, shape, mode=self.mode, antialias=smooth)
+                images = images.clamp(0, 1)
+        if self.crop is not None:
+            (height, width), full = self.crop, tuple(images.shape[2:])
+            top, left = (full[0] - height) // 2, (full[1] - width) // 2
+            if top < 0 or left < 0:
+                raise ValueError(f"can't crop {self.crop} from {full}; raise size=")
+            images = images[:, :, top : top + height, left : left + width]
+        mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return (images - mean) / std
+
+
+def pooled(output: Any) -> Tensor:
+    """Takes the network's own summary of the image, ``pooler_output``."""
+    value = getattr(output, "pooler_output", None)
+    if value is None:
+        raise ValueError(
+            f"{type(output).__name__} has no pooler_output; pass pool=class_token or mean_token"
+        )
+    return value.flatten(1)
+
+
+def class_token(output: Any) -> Tensor:
+    """Takes the first token. A network without a class token has a patch there: don't use it."""
+    if output.last_hidden_state.ndim != 3:
+        raise ValueError(
+            "class_token needs tokens of shape (B, N, D), got "
+            f"{tuple(output.last_hidden_state.shape)}; pass pool=mean_token"
+        )
+    return output.last_hidden_state[:, 0]
+
+
+def mean_token(output: Any) -> Tensor:
+    """Takes the mean of all tokens (class and register tokens included), or of all pixels."""
+    hidden = output.last_hidden_state
+    return hidden.mean(1) if hidden.ndim == 3 else hidden.flatten(2).mean(2)
+
+
+class TransformersFeatures(nn.Module):
+    """The features of a pretrained vision network of transformers.
+
+    Args:
+        model: The network; takes ``pixel_values``. It is frozen and put in evaluation mode.
+        preprocessing: Maps images in [0, 1] to ``pixel_values``.
+        pool: Maps the network's output to features of shape :math:`(B, D)`.
+        batch_size: Images the network sees at once.
+
+    Raises:
+        ValueError: If ``batch_size`` is not positive.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        *,
+        pool: Pool = pooled,
+        batch_size: int = 64,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        self.model = model.eval().requires_grad_(False)
+        self.preprocessing, self.pool, self.batch_size = preprocessing, pool, batch_size
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_folder: str | Path, *, pool: Pool = pooled, batch_size: int = 64
+    ) -> Self:
+        """Loads a network and its preprocessing from the hub or a folder.
+
+        Of a model of images and text, such as CLIP, the vision half is kept.
+
+        Args:
+            name_or_folder: A repository such as ``facebook/dinov2-small``, or a folder with
+                ``config.json``, weights and ``preprocessor_config.json``.
+            pool: Maps the network's output to features.
+            batch_size: Images the network sees at once.
+
+        Raises:
+            ValueError: If it can't be loaded, lacks weights, or its preprocessing can't be read.
+        """
+        from transformers import AutoModel
+        from transformers.models.auto.image_processing_auto import get_image_processor_config
+
+        name = str(name_or_folder)
+        try:
+            model, found = AutoModel.from_pretrained(name, output_loading_info=True)
+            config = get_image_processor_config(name)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(
+                f"can't load a vision model from {name!r} ({reason}); pass a repository of the "
+                "hub or a folder that save_pretrained wrote"
+            ) from error
+        # Missing weights are drawn at random; features must not rest on them.
+        missing = [k for k in sorted(found["missing_keys"]) if pool is pooled or "pooler" not in k]
+        if missing:
+            raise ValueError(
+                f"{name!r} has no weights for {', '.join(missing[:3])}"
+                f"{', ...' if len(missing) > 3 else ''}; if these are the pooler's, pass "
+                "pool=class_token or mean_token"
+            )
+        if not config:
+            raise ValueError(
+                f"{name!r} has no preprocessor_config.json; write one, or pass the model with "
+                "Preprocessing(...) to TransformersFeatures"
+            )
+        vision = getattr(model, "vision_model", model)
+        preprocessing = Preprocessing.from_config(config)
+        return cls(vision, preprocessing, pool=pool, batch_size=batch_size)
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns features of images in [0, 1].
+
+        Args:
+            images: Images, with shape :math:`(B, C, H, W)`, on any device.
+
+        Returns:
+            Features, float32, with shape :math:`(B, D)`, on the images' device.
+
+        Raises:
+            ValueError: If shape or values are wrong.
+        """
+        like = next(self.model.parameters())
+        features = []
+        for part in images.split(self.batch_size):
+            pixels = self.preprocessing(part.to(like.device)).to(like.dtype)
+            features.append(self.pool(self.model(pixel_values=pixels)).float().to(images.device))
+        return torch.cat(features)
 
 
 class DigitsClassifier(nn.Module):
@@ -84,3 +380,16 @@ def train_digits_classifier(*, steps: int = 1500, seed: int = 1) -> DigitsClassi
         loss.backward()
         optimizer.step()
     return classifier.eval().requires_grad_(False)
+
+
+def _size(value: Any, *, square: bool) -> tuple[int, int] | int | None:
+    """Reads a size of an image processor's configuration; ``None`` if it isn't one of ours."""
+    if isinstance(value, int):
+        return (value, value) if square else value
+    if isinstance(value, Mapping):
+        given = {key: number for key, number in value.items() if number is not None}
+        if given.keys() == {"height", "width"}:
+            return given["height"], given["width"]
+        if given.keys() == {"shortest_edge"}:
+            return given["shortest_edge"]
+    return None
