@@ -405,7 +405,7 @@ def _teach(words: list[str]) -> int:
     else:
         from safetensors.torch import save_file
 
-        from pdmd.evaluation.features import train_digits_classifier
+        from pdmd.evaluation.classifier import train_digits_classifier
 
         steps = {"steps": options.updates} if options.updates else {}
         classifier = train_digits_classifier(**steps)

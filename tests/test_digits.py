@@ -7,7 +7,7 @@ import torch
 
 from pdmd import sample_ode, teachers
 from pdmd.cli import main
-from pdmd.evaluation.features import DigitsClassifier
+from pdmd.evaluation.classifier import DigitsClassifier
 from pdmd.evaluation.metrics import frechet_distance
 from pdmd.teachers.digits import DigitsTeacher, load_digit_images
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,19 +26,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pdmd.typing import Latents
-
 __all__ = [
-    "DigitsClassifier",
     "FeatureExtractor",
     "FlatFeatures",
     "Preprocessing",
     "TransformersFeatures",
     "class_token",
-    "load_digit_images",
     "mean_token",
     "pooled",
-    "train_digits_classifier",
 ]
 
 FeatureExtractor = Callable[[Tensor], Tensor]
@@ -307,79 +301,6 @@ class TransformersFeatures(nn.Module):
             pixels = self.preprocessing(part.to(like.device)).to(like.dtype)
             features.append(self.pool(self.model(pixel_values=pixels)).float().to(images.device))
         return torch.cat(features)
-
-
-class DigitsClassifier(nn.Module):
-    """A small classifier of 8 x 8 digits, whose hidden layer gives the features."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 10)
-        )
-
-    @classmethod
-    def from_package(cls) -> DigitsClassifier:
-        """Loads the weights that ship with the package."""
-        from safetensors.torch import load_file
-
-        classifier = cls()
-        path = resources.files("pdmd.evaluation") / "weights" / "digits_classifier.safetensors"
-        with resources.as_file(path) as file:
-            classifier.layers.load_state_dict(load_file(file))
-        return classifier.eval().requires_grad_(False)
-
-    def forward(self, x: Latents) -> Tensor:
-        """Returns class logits, with shape :math:`(B, 10)`, of latents of shape (B, 1, 8, 8)."""
-        return self.layers(x.flatten(1))
-
-    def features(self, x: Latents) -> Tensor:
-        """Returns features, with shape :math:`(B, 32)`."""
-        return self.layers[:4](x.flatten(1))
-
-
-def load_digit_images(std: float | None = None) -> tuple[Tensor, Tensor]:
-    """Loads scikit-learn's digits as latents.
-
-    Args:
-        std: The standard deviation to divide by; the images' own by default.
-
-    Returns:
-        Latents, with shape :math:`(1797, 1, 8, 8)`, and labels, with shape :math:`(1797)`.
-    """
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    pixels = torch.tensor(data.data, dtype=torch.float32) / 8 - 1
-    latents = pixels / (float(pixels.std()) if std is None else std)
-    return latents.reshape(-1, 1, 8, 8), torch.tensor(data.target)
-
-
-def train_digits_classifier(*, steps: int = 1500, seed: int = 1) -> DigitsClassifier:
-    """Trains the classifier on 1400 of the images, with noise added.
-
-    Args:
-        steps: Optimizer steps.
-        seed: Seed of the split, the start and every draw.
-
-    Returns:
-        The classifier, frozen.
-    """
-    images, labels = load_digit_images()
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(images), generator=generator)[:1400]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        classifier = DigitsClassifier()
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=1e-3, weight_decay=1e-4)
-    for _ in range(steps):
-        pick = rows[torch.randint(len(rows), (128,), generator=generator)]
-        noisy = images[pick] + 0.3 * torch.randn(128, 1, 8, 8, generator=generator)
-        loss = functional.cross_entropy(classifier(noisy), labels[pick])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return classifier.eval().requires_grad_(False)
 
 
 def _size(value: Any, *, square: bool) -> tuple[int, int] | int | None:

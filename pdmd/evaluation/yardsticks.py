@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdmd.evaluation.features import DigitsClassifier
+from pdmd.evaluation.classifier import DigitsClassifier
 from pdmd.evaluation.metrics import (
     coverage_and_precision,
     frechet_distance,
