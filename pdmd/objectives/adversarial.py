@@ -29,6 +29,7 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import softplus
 
 from pdmd.objectives.base import (
@@ -95,6 +96,9 @@ class Penalty(ABC):
 class R1(Penalty):
     r"""The squared gradient, :math:`\|\nabla_{x_t} h\|^2`, which differentiates twice.
 
+    Attention runs unfused meanwhile, as fused kernels have one derivative only; where its memory
+    is too dear, or a network has kernels of its own, use :class:`FiniteDifferenceR1`.
+
     References:
         Mescheder et al., Which Training Methods for GANs do actually Converge?,
         arXiv:1801.04406, Eq. 9.
@@ -109,7 +113,8 @@ class R1(Penalty):
         generator: torch.Generator,
     ) -> Tensor:
         x_t = x_t.detach().requires_grad_(True)
-        logits = critic(x_t, t, condition)
+        with sdpa_kernel(SDPBackend.MATH):
+            logits = critic(x_t, t, condition)
         (slope,) = torch.autograd.grad(logits.sum(), x_t, create_graph=True)
         return slope.flatten(1).square().sum(1)
 

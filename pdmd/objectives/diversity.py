@@ -162,7 +162,7 @@ class CleanMeans(View):
 
 
 class Repulsion(Objective):
-    r"""Pushes the outputs of one condition apart: a kernel's mean over their pairs, as a logarithm.
+    r"""Pushes the outputs of one condition apart, by a kernel over their pairs.
 
     .. math:: L = \log \frac1P \sum_{i \neq j} \exp\Big(-\frac{d_{ij}}{2 h}\Big), \qquad
         h = \max\Big(\mathrm{median}\, d - f,\; f \sqrt{2 / D},\; h_0\Big),

@@ -1,0 +1,423 @@
+import pytest
+import torch
+from tensordict import TensorDict
+from torch.nn.functional import softplus
+
+from pdmd import (
+    DistributionMatching,
+    FromDenoiser,
+    Guided,
+    MixtureTeacher,
+    MlpDenoiser,
+    PhasePlan,
+    RectifiedFlow,
+    SubintervalScoreMatching,
+    distill,
+    teachers,
+)
+from pdmd.objectives import ExactKL, Players, Rollout, TimeSampler
+from pdmd.objectives.adversarial import (
+    R1,
+    Adversarial,
+    Discrimination,
+    FiniteDifferenceR1,
+    logistic_loss,
+)
+from pdmd.objectives.critics import Critic, Critics, FeatureCritic, MlpCritic
+from pdmd.objectives.distribution_matching import distribution_matching_gradient
+from pdmd.objectives.diversity import NoiseSensitivity, Repulsion
+from pdmd.objectives.regression import TrajectoryRegression, VelocityRegression
+from pdmd.objectives.states import DataStates, RealStates, TeacherStates
+from pdmd.solvers import diffuse
+from pdmd.training.checkpoint import Checkpointer, Interrupted
+from tests.test_distill import StopAt, weights
+
+PLAN = PhasePlan.uniform(2)
+S = 0.5
+
+
+class At(TimeSampler):
+    """Every time the same."""
+
+    def __init__(self, t):
+        self.t = t
+
+    def __call__(self, n, phase, schedule, generator):
+        return torch.full((n,), self.t, dtype=torch.float64)
+
+    def bounds(self, phase):
+        return self.t, self.t
+
+
+class LogRatio(Critic):
+    """The exact log-ratio of two teachers, plus a sum of test functions with weights at zero."""
+
+    def __init__(self, real, fake):
+        super().__init__()
+        self._pair = (real, fake)
+        self.theta = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
+
+    def tests(self, x_t):
+        x = x_t[:, 0].double()
+        return torch.stack([torch.ones_like(x), x, x.square(), (3 * x).sin()], 1)
+
+    def forward(self, x_t, t, condition=None):
+        real, fake = self._pair
+        time = float(t[0])
+        return real.log_prob(x_t, time) - fake.log_prob(x_t, time) + self.tests(x_t) @ self.theta
+
+
+class Exact(RealStates):
+    """The law of a mixture at the phase's end, exactly."""
+
+    def __init__(self, teacher):
+        self.teacher = teacher
+
+    def begin(self, players, phase, conditions, generator):
+        return lambda n, g: (states(self.teacher, n, phase.t_end, g), None)
+
+
+def states(teacher, n, s, generator):
+    x_0 = teacher.sample(n, generator=generator).double()
+    return diffuse(
+        x_0, torch.randn(x_0.shape, generator=generator).double(), 0.0, s, teacher.schedule
+    )
+
+
+def pair():
+    means = torch.tensor([[-1.0], [1.5]], dtype=torch.float64)
+    return MixtureTeacher(means, 0.4), MixtureTeacher(torch.tensor([[0.3]]).double(), 0.8)
+
+
+def game(critic, states, players, **settings):
+    critics = Critics(lambda players, phase, example: critic)
+    side = Discrimination(critics, states, **settings)
+    side.begin(players, PLAN[0], lambda n, g: None, torch.Generator().manual_seed(0))
+    return critics, side
+
+
+def rollout_of(x_s, condition=None, phase=PLAN[0]):
+    return Rollout(x_s=x_s, condition=condition, phase=phase)
+
+
+def test_the_exact_log_ratio_is_stationary_pointwise():
+    """At every point the pulls of real and student samples on the logit cancel."""
+    real, fake = pair()
+    x = torch.linspace(-4, 4, 101, dtype=torch.float64)[:, None]
+    p_real, p_fake = (p.log_prob(x, 0.7).exp() for p in (real, fake))
+    h = (p_real / p_fake).log().requires_grad_(True)
+    (of_real,) = torch.autograd.grad(logistic_loss(h, torch.zeros_like(h)).sum(), h)
+    (of_fake,) = torch.autograd.grad(logistic_loss(torch.zeros_like(h), h).sum(), h)
+    scale = p_real * p_fake / (p_real + p_fake)
+    torch.testing.assert_close(p_fake * of_fake, scale)
+    torch.testing.assert_close(p_real * of_real, -scale)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_the_game_is_stationary_at_the_exact_log_ratio_in_every_direction(shift):
+    """The mean gradient on four test functions is zero to four standard errors, and not beside."""
+    real, fake = pair()
+    critic = LogRatio(real, fake)
+    with torch.no_grad():
+        critic.theta[0] = shift
+    players = Players(real=real, fake=fake, generator=fake)
+    _, side = game(critic, Exact(real), players, penalty_weight=0, times=At(0.7))
+    generator = torch.Generator().manual_seed(1)
+    gradients = []
+    for _ in range(40):
+        x_s = states(fake, 2000, S, generator)
+        (loss,) = side.losses(players, rollout_of(x_s), generator).values()
+        gradients += torch.autograd.grad(loss, critic.theta)
+    gradients = torch.stack(gradients)
+    z = gradients.mean(0) / (gradients.std(0) / 40**0.5)
+    assert (float(z.abs().max()) < 4) == (shift == 0)
+
+
+def test_at_the_optimum_the_generator_descends_the_kl_weighted_by_the_critic():
+    """The gradient in x_s is sigmoid(-h) times a (S_fake - S_real)."""
+    real, fake = pair()
+    critic = LogRatio(real, fake)
+    players = Players(real=real, fake=fake, generator=fake)
+    critics, _ = game(critic, Exact(real), players)
+    x_s = states(fake, 50, S, torch.Generator().manual_seed(3)).requires_grad_(True)
+    critic.requires_grad_(False)
+    objective = Adversarial(critics, times=At(0.7))
+    generator = torch.Generator().manual_seed(4)
+    state = generator.get_state()
+    losses = objective.losses(players, rollout_of(x_s), generator)
+    assert losses["adversarial"].dtype == torch.float32
+    losses["adversarial"].backward()
+    generator.set_state(state)
+    epsilon = torch.randn(50, 1, generator=generator, dtype=torch.float64)
+    t = At(0.7)(50, None, None, None)
+    g = distribution_matching_gradient(players, rollout_of(x_s), t, epsilon, ExactKL())
+    with torch.no_grad():
+        h = critic(diffuse(x_s, epsilon, S, t, RectifiedFlow()), t)
+    torch.testing.assert_close(x_s.grad, torch.sigmoid(-h)[:, None] * g / 50)
+    assert critic.theta.grad is None
+
+
+def test_discriminations_gradient_is_its_finite_difference_and_reaches_critics_alone():
+    torch.manual_seed(0)
+    real, fake = pair()
+    critic = MlpCritic(1, width=8).double()
+    players = Players(real=real, fake=fake, generator=fake)
+    _, side = game(critic, Exact(real), players, penalty_weight=0.5)
+    x_s = states(fake, 16, S, torch.Generator().manual_seed(3)).requires_grad_(True)
+
+    def reference():
+        generator = torch.Generator().manual_seed(5)
+        x_real, _ = Exact(real).begin(players, PLAN[0], None, None)(16, generator)
+        t = side.times(16, PLAN[0], RectifiedFlow(), generator)
+        real_t, fake_t = (
+            diffuse(
+                x,
+                torch.randn(16, 1, generator=generator, dtype=torch.float64),
+                S,
+                t,
+                RectifiedFlow(),
+            )
+            for x in (x_real, x_s.detach())
+        )
+        moved = real_t.detach().requires_grad_(True)
+        (slope,) = torch.autograd.grad(critic(moved, t).sum(), moved)
+        loss = softplus(-critic(real_t, t)).mean() + softplus(critic(fake_t, t)).mean()
+        return loss + 0.25 * slope.square().sum(1).mean()
+
+    losses = side.losses(players, rollout_of(x_s), torch.Generator().manual_seed(5))
+    assert set(losses) == {"discrimination", "discrimination_penalty"}
+    sum(losses.values()).backward()
+    assert x_s.grad is None
+    torch.testing.assert_close(sum(losses.values()), reference().float())
+    step = 1e-5
+    for parameter in critic.parameters():
+        flat, gradient = parameter.data.view(-1), parameter.grad.view(-1)
+        for i in range(0, len(flat), 5):
+            flat[i] += step
+            up = reference()
+            flat[i] -= 2 * step
+            down = reference()
+            flat[i] += step
+            slope = (up - down).detach() / (2 * step)
+            torch.testing.assert_close(gradient[i], slope, rtol=1e-5, atol=1e-9)
+
+
+class Quadratic(Critic):
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        a = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+        self.a = torch.nn.Parameter(a + a.T)
+        self.b = torch.nn.Parameter(torch.randn(3, generator=generator, dtype=torch.float64))
+
+    def forward(self, x_t, t, condition=None):
+        return 0.5 * ((x_t @ self.a) * x_t).sum(1) + x_t @ self.b
+
+
+def test_r1_is_the_squared_slope_and_trains_the_critic():
+    critic, t = Quadratic(), torch.full((5,), 0.5).double()
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    slope = x @ critic.a + critic.b
+    penalty = R1()(critic, x, t, None, torch.Generator())
+    torch.testing.assert_close(penalty, slope.square().sum(1))
+    (gradient,) = torch.autograd.grad(penalty.sum(), critic.b)
+    torch.testing.assert_close(gradient, 2 * slope.detach().sum(0))
+
+
+def test_the_finite_difference_has_r1_as_its_mean():
+    """To four standard errors; its own bias is of second order in delta."""
+    critic, n = Quadratic(), 20_000
+    x = torch.randn(1, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    t = torch.full((n,), 0.5).double()
+    values = FiniteDifferenceR1(1e-3)(
+        critic, x.expand(n, 3), t, None, torch.Generator().manual_seed(2)
+    ).detach()
+    exact = R1()(critic, x, t[:1], None, torch.Generator()).detach()
+    error = float(values.std()) / n**0.5
+    assert abs(float(values.mean() - exact)) < 4 * error
+    assert error < 0.02 * float(exact)
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+def test_teacher_states_follow_the_teachers_law_and_their_labels(phase):
+    means = torch.tensor([[-2.0], [2.0]], dtype=torch.float64)
+    teacher = MixtureTeacher(means, 0.3, labels=torch.tensor([0, 1]))
+    players = Players(real=teacher, fake=teacher, generator=teacher)
+
+    def conditions(n, generator):
+        return teacher.encode(torch.randint(2, (n,), generator=generator).tolist())
+
+    source = TeacherStates(pool=2000, steps=250, batch=700)
+    draw = source.begin(players, PLAN[phase], conditions, torch.Generator().manual_seed(0))
+    x_s, condition = draw(4000, torch.Generator().manual_seed(1))
+    alpha_s, sigma_s = teacher.schedule(PLAN[phase].t_end)
+    for label, mean in ((0, -2.0), (1, 2.0)):
+        own = x_s[condition["label"] == label]
+        assert abs(float(own.mean()) - float(alpha_s * mean)) < 0.06
+        spread = float((alpha_s**2 * 0.09 + sigma_s**2).sqrt())
+        assert abs(float(own.std()) / spread - 1) < 0.08
+    again = source.begin(players, PLAN[phase], conditions, torch.Generator().manual_seed(0))
+    assert torch.equal(again(4000, torch.Generator().manual_seed(1))[0], x_s)
+
+
+def test_the_lowest_time_of_teacher_states_is_the_one_asked():
+    asked = []
+    teacher = pair()[0]
+    teacher.register_forward_pre_hook(lambda module, args: asked.append(float(args[1])))
+    players = Players(real=teacher, fake=teacher, generator=teacher)
+    source = TeacherStates(pool=2, steps=7)
+    source.begin(players, PLAN[0], lambda n, g: None, torch.Generator())
+    assert max(asked) == 1.0
+    assert min(asked) == pytest.approx(source.lowest(PLAN[0]))
+    side = Discrimination(Critics(None), source)
+    assert side.time_bounds(PLAN[0]) == (min(source.lowest(PLAN[0]), 0.51), 1.0)
+
+
+def test_data_states_are_the_data_diffused():
+    teacher = pair()[0]
+    players = Players(real=teacher, fake=teacher, generator=teacher)
+    clean = torch.linspace(-1, 1, 20_000, dtype=torch.float64)[:, None]
+    label = TensorDict({"label": torch.arange(20_000)}, batch_size=[20_000])
+    source = DataStates(lambda n, generator: (clean[:n], label[:n]))
+    draw = source.begin(players, PLAN[0], None, torch.Generator())
+    x_s, condition = draw(20_000, torch.Generator().manual_seed(0))
+    noise = (x_s - 0.5 * clean) / 0.5
+    assert abs(float(noise.mean())) < 4 / 20_000**0.5
+    assert abs(float(noise.var()) - 1) < 4 * (2 / 20_000) ** 0.5
+    assert torch.equal(condition["label"], label["label"])
+    last = source.begin(players, PLAN[1], None, torch.Generator())
+    assert torch.equal(last(5, torch.Generator())[0], clean[:5])
+    with pytest.raises(ValueError, match="as many as asked for"):
+        draw(20_001, torch.Generator())
+
+
+def test_a_feature_critic_judges_pooled_features_and_leaves_the_denoiser_alone():
+    teacher = teachers.get("digits")()
+    condition = teacher.encode([1, 2, 3])
+    critic = FeatureCritic(teacher, condition[:2])
+    assert critic.layers == ("transformer.blocks.2",)
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    t = torch.full((3,), 0.6, dtype=torch.float64)
+    seen = []
+    handle = teacher.transformer.blocks[2].register_forward_hook(
+        lambda m, a, out: seen.append(out)
+    )
+    logits = critic(x, t, condition)
+    handle.remove()
+    torch.testing.assert_close(logits, critic.head(seen[0].mean(1))[:, 0])
+    teacher.requires_grad_(True)
+    critic(x, t, condition).sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert all(p.grad is not None for p in critic.head.parameters())
+    assert all(p.grad is None and p.requires_grad for p in teacher.parameters())
+    assert not any("transformer" in name for name in critic.state_dict())
+    # The penalty differentiates twice through the frozen denoiser.
+    R1()(critic, x, t, condition, torch.Generator()).sum().backward()
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_a_feature_critics_default_spares_the_output_layer():
+    network = MlpDenoiser.rectified_flow(dim=2, width=8)
+    critic = FeatureCritic(network)
+    assert critic.layers == ("layers.5",)
+    x, t = torch.randn(4, 2), torch.full((4,), 0.5, dtype=torch.float64)
+    both = FeatureCritic(network, layers=("layers.1", "layers.5"))
+    assert both.features(x, t, None).shape == (4, 16)
+
+
+def test_layers_that_cannot_serve_are_named():
+    network = MlpDenoiser.rectified_flow(dim=2, width=8)
+    with pytest.raises(ValueError, match="no module 'layers.9'"):
+        FeatureCritic(network, layers=("layers.9",))
+    with pytest.raises(ValueError, match="use MlpCritic"):
+        FeatureCritic(pair()[0])
+    digits = teachers.get("digits")()
+    with pytest.raises(ValueError, match="denoiser within a guided one"):
+        FeatureCritic(Guided(digits, 2.0), digits.encode([1, 2]))
+    with pytest.raises(ValueError, match="width must be at least 1, got 0"):
+        MlpCritic(2, width=0)
+
+
+def test_critics_are_drawn_from_their_generator_alone():
+    real, fake = pair()
+    players = Players(real=real, fake=fake, generator=fake)
+
+    def first(seed, noise):
+        torch.manual_seed(noise)
+        critics = Critics(lambda players, phase, example: MlpCritic(1))
+        before = torch.get_rng_state()
+        critics.begin(players, PLAN[0], None, torch.Generator().manual_seed(seed))
+        assert torch.equal(torch.get_rng_state(), before)
+        return weights(critics.of(PLAN[0]))
+
+    assert torch.equal(first(0, 1), first(0, 2))
+    assert not torch.equal(first(0, 1), first(1, 1))
+
+
+def test_phases_that_train_together_keep_their_critics_and_later_ones_drop_them():
+    real, fake = pair()
+    players = Players(real=real, fake=fake, generator=fake)
+    critics = Critics(lambda players, phase, example: MlpCritic(1).double())
+    side = Discrimination(critics, Exact(real))
+    for phase in PLAN:
+        side.begin(players, phase, lambda n, g: None, torch.Generator())
+    assert set(side.networks()) == {"discrimination_0", "discrimination_1"}
+    x_s = states(fake, 4, S, torch.Generator())
+    side.losses(players, rollout_of(x_s), torch.Generator())
+    side.begin(players, PLAN[1], lambda n, g: None, torch.Generator())
+    assert set(side.networks()) == {"discrimination_1"}
+    with pytest.raises(ValueError, match="phase 1 has no critic.*with the same Critics"):
+        Adversarial(critics).losses(players, rollout_of(x_s), torch.Generator())
+
+
+def test_wrong_settings_are_named():
+    with pytest.raises(ValueError, match="pool must be at least 1, got 0"):
+        TeacherStates(pool=0)
+    with pytest.raises(ValueError, match="got -1"):
+        Discrimination(Critics(None), penalty_weight=-1)
+    with pytest.raises(ValueError, match="got 0"):
+        FiniteDifferenceR1(0)
+
+
+def composed(factory=None, **changes):
+    torch.manual_seed(0)
+    teacher = MixtureTeacher.random(dim=2, classes=2, modes=2)
+    network = MlpDenoiser.rectified_flow(dim=2, classes=2, width=8)
+    critics = Critics(factory or (lambda players, phase, example: MlpCritic(2, 2, width=8)))
+    settings = dict(
+        generator=DistributionMatching()
+        + 0.05 * Adversarial(critics)
+        + 0.2 * TrajectoryRegression(2)
+        + 0.05 * VelocityRegression(steps=2).only(0)
+        + 0.01 * Repulsion()
+        + 0.01 * NoiseSensitivity(),
+        fake_score=SubintervalScoreMatching()
+        + Discrimination(critics, TeacherStates(pool=32, steps=4)),
+        init=FromDenoiser(network),
+        updates=4,
+        fake_updates=2,
+        batch_size=12,
+    )
+    return distill(teacher, PhasePlan.uniform(2, steps=2), **{**settings, **changes})
+
+
+@pytest.mark.parametrize("after", [2, 6])
+def test_a_resumed_run_of_all_of_them_is_bit_identical(tmp_path, after):
+    checkpointer = Checkpointer(tmp_path / "c", every=100)
+    with pytest.raises(Interrupted):
+        composed(checkpointer=checkpointer, recorder=StopAt(checkpointer, after))
+    resumed = composed(checkpointer=Checkpointer(tmp_path / "c", every=100), resume=True)
+    assert torch.equal(weights(resumed), weights(composed()))
+
+
+def test_critics_on_the_fake_scores_features_train_in_a_run():
+    made = []
+
+    def factory(players, phase, example):
+        critic = FeatureCritic(players.fake, example, width=8)
+        made.append((critic, weights(critic).clone()))
+        return critic
+
+    composed(factory)
+    assert len(made) == 2
+    assert not any(torch.equal(weights(critic), start) for critic, start in made)
