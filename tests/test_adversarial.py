@@ -410,6 +410,23 @@ def test_a_resumed_run_of_all_of_them_is_bit_identical(tmp_path, after):
     assert torch.equal(weights(resumed), weights(composed()))
 
 
+def test_a_run_resumes_in_a_phase_after_that_of_the_critics(tmp_path):
+    def once(**changes):
+        critics = Critics(lambda players, phase, example: MlpCritic(2, 2, width=8))
+        return composed(
+            generator=DistributionMatching() + 0.05 * Adversarial(critics).only(0),
+            fake_score=SubintervalScoreMatching()
+            + Discrimination(critics, TeacherStates(pool=32, steps=4)).only(0),
+            **changes,
+        )
+
+    checkpointer = Checkpointer(tmp_path / "c", every=100)
+    with pytest.raises(Interrupted):
+        once(checkpointer=checkpointer, recorder=StopAt(checkpointer, 6))
+    resumed = once(checkpointer=Checkpointer(tmp_path / "c", every=100), resume=True)
+    assert torch.equal(weights(resumed), weights(once()))
+
+
 def test_critics_on_the_fake_scores_features_train_in_a_run():
     made = []
 

@@ -83,6 +83,20 @@ def test_a_step_is_undone_to_its_clean_sample(schedule, pair, seed):
     torch.testing.assert_close(implied_clean(x_s, x_t, s, t, schedule), x_0, rtol=1e-6, atol=1e-6)
 
 
+@given(schedules, ordered_times(3, gap=0.02), seeds)
+def test_a_walk_amounts_to_an_average_of_its_steps_clean_samples(schedule, times, seed):
+    s, u, t = times
+    assume(s + 0.02 < u and u + 0.02 < t)
+    x_t, first, second = draws(4, 3, seed, count=3)
+    x_u = ode_step(Prediction(value=first, kind="x0", x_t=x_t, t=t, schedule=schedule), u)
+    x_s = ode_step(Prediction(value=second, kind="x0", x_t=x_u, t=u, schedule=schedule), s)
+    implied = implied_clean(x_s, x_t, s, t, schedule)
+    gap = first - second
+    share = float(((implied - second) * gap).sum() / gap.square().sum())
+    torch.testing.assert_close(implied, second + share * gap, rtol=1e-6, atol=1e-6)
+    assert -1e-9 < share < 1 + 1e-9
+
+
 @given(schedules, ordered_times(), seeds)
 def test_a_collapsed_student_has_no_implied_distances_whatever_noise_it_carries(
     schedule, pair, seed

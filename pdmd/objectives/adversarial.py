@@ -250,7 +250,8 @@ class Discrimination(Objective):
         self._draws.put(phase, self.states.begin(players, phase, conditions, generator))
 
     def networks(self) -> dict[str, nn.Module]:
-        return {f"{self.name}_{index}": critic for index, critic in self.critics.all().items()}
+        """Returns the critics after :meth:`begin`, and none after the first losses."""
+        return {f"{self.name}_{index}": critic for index, critic in self.critics.fresh().items()}
 
     def losses(
         self, players: Players, rollout: Rollout, generator: torch.Generator

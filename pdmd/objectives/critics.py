@@ -215,12 +215,12 @@ class Critics:
         """
         return self._critics.use(phase)
 
-    def all(self) -> dict[int, Critic]:
-        """Returns the critics of the phases in training, by the phases' indices."""
-        return dict(self._critics.kept)
+    def fresh(self) -> dict[int, Critic]:
+        """Returns the critics of a training about to start, by phase index; none once it has."""
+        return self._critics.fresh()
 
     def __repr__(self) -> str:
-        return f"Critics({self.factory!r})"
+        return f"Critics({getattr(self.factory, '__qualname__', self.factory)})"
 
 
 @contextmanager

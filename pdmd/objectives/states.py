@@ -46,15 +46,23 @@ class PerPhase(Generic[T]):
 
     def __init__(self, noun: str, remedy: str) -> None:
         self.noun, self.remedy = noun, remedy
-        self.kept: dict[int, T] = {}
+        self._kept: dict[int, T] = {}
         self._used = False
 
     def put(self, phase: Phase, item: T) -> None:
         """Keeps a phase's item."""
         if self._used:
-            self.kept.clear()
+            self._kept.clear()
             self._used = False
-        self.kept[phase.index] = item
+        self._kept[phase.index] = item
+
+    def fresh(self) -> dict[int, T]:
+        """Returns the items of a training about to start, by phase index; none once it has.
+
+        An objective limited to some phases is not told when the others begin, and what it kept
+        of earlier ones is no part of their training.
+        """
+        return {} if self._used else dict(self._kept)
 
     def use(self, phase: Phase) -> T:
         """Returns a phase's item.
@@ -62,10 +70,10 @@ class PerPhase(Generic[T]):
         Raises:
             ValueError: If the phase has none.
         """
-        if phase.index not in self.kept:
+        if phase.index not in self._kept:
             raise ValueError(f"phase {phase.index + 1} has no {self.noun}; {self.remedy}")
         self._used = True
-        return self.kept[phase.index]
+        return self._kept[phase.index]
 
 
 class RealStates(ABC):
@@ -188,6 +196,9 @@ class DataStates(RealStates):
             return _diffuse_clean(x_0, s, schedule, generator), condition
 
         return draw
+
+    def __repr__(self) -> str:
+        return f"DataStates({getattr(self.source, '__qualname__', self.source)})"
 
 
 def _diffuse_clean(
