@@ -1,0 +1,283 @@
+r"""The adversarial game inside a subinterval.
+
+Student states :math:`x_s` and real ones are diffused to the same :math:`t`, where a critic
+:math:`h` minimises the logistic loss
+
+.. math:: L_h = \mathbb E_{real}\, \mathrm{softplus}(-h(x_t)) +
+    \mathbb E_{fake}\, \mathrm{softplus}(h(x_t)) + \tfrac{\gamma}{2}
+    \mathbb E_{real} \|\nabla_{x_t} h\|^2 .
+
+Without the penalty the pointwise condition :math:`p^{fake}_t \varsigma(h) = p^{real}_t
+\varsigma(-h)`, :math:`\varsigma` the sigmoid, gives :math:`h^* = \log p^{real}_t -
+\log p^{fake}_t`. The generator minimises :math:`\mathbb E\, \mathrm{softplus}(-h(a x_s + b
+\varepsilon))`, whose gradient in :math:`x_s` at :math:`h^*` is
+
+.. math:: \varsigma(-h^*)\; a\, (S^{fake}_t - S^{real}_t),
+
+the step of distribution matching, weighted by :math:`p^{fake}_t / (p^{real}_t + p^{fake}_t)`.
+
+References:
+    Yin et al., DMD2, arXiv:2405.14867, Section 4.3; Goodfellow et al., Generative Adversarial
+    Networks, arXiv:1406.2661, Section 3 (the non-saturating loss); Mescheder et al.,
+    arXiv:1801.04406, Eq. 9 (R1).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import softplus
+
+from pdmd.objectives.base import (
+    DrawConditions,
+    Objective,
+    Players,
+    Rollout,
+    TimeSampler,
+    UniformTimes,
+)
+from pdmd.objectives.critics import Critic, Critics
+from pdmd.objectives.states import DrawStates, PerPhase, RealStates, TeacherStates
+from pdmd.phases import Phase
+from pdmd.solvers import diffuse
+from pdmd.typing import Condition, Latents, randn_like
+
+__all__ = [
+    "Adversarial",
+    "Discrimination",
+    "FiniteDifferenceR1",
+    "Penalty",
+    "R1",
+    "logistic_loss",
+]
+
+
+def logistic_loss(real: Tensor, fake: Tensor) -> Tensor:
+    r"""Returns :math:`\mathrm{softplus}(-h^{real}) + \mathrm{softplus}(h^{fake})` elementwise.
+
+    Args:
+        real: Logits of real samples.
+        fake: Logits of student samples, of the same shape.
+    """
+    return softplus(-real) + softplus(fake)
+
+
+class Penalty(ABC):
+    """A penalty on the critic's gradient at real samples."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        critic: Critic,
+        x_t: Latents,
+        t: Tensor,
+        condition: Condition,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Returns the penalty of each sample, with shape :math:`(B)`.
+
+        Args:
+            critic: The critic.
+            x_t: Real samples at times ``t``, with shape :math:`(B, *)`.
+            t: Times, float64, with shape :math:`(B)`.
+            condition: Their condition.
+            generator: The source of randomness.
+        """
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{k}={v!r}" for k, v in vars(self).items())
+        return f"{type(self).__name__}({arguments})"
+
+
+class R1(Penalty):
+    r"""The squared gradient, :math:`\|\nabla_{x_t} h\|^2`, which differentiates twice.
+
+    Attention runs unfused meanwhile, as fused kernels have one derivative only; where its memory
+    is too dear, or a network has kernels of its own, use :class:`FiniteDifferenceR1`.
+
+    References:
+        Mescheder et al., Which Training Methods for GANs do actually Converge?,
+        arXiv:1801.04406, Eq. 9.
+    """
+
+    def __call__(
+        self,
+        critic: Critic,
+        x_t: Latents,
+        t: Tensor,
+        condition: Condition,
+        generator: torch.Generator,
+    ) -> Tensor:
+        x_t = x_t.detach().requires_grad_(True)
+        with sdpa_kernel(SDPBackend.MATH):
+            logits = critic(x_t, t, condition)
+        (slope,) = torch.autograd.grad(logits.sum(), x_t, create_graph=True)
+        return slope.flatten(1).square().sum(1)
+
+
+class FiniteDifferenceR1(Penalty):
+    r"""R1 from two evaluations, for networks that cannot be differentiated twice.
+
+    .. math:: \frac{(h(x_t + \delta u) - h(x_t))^2}{\delta^2}, \qquad u \sim \mathcal N(0, I),
+
+    whose mean over :math:`u` is :math:`\|\nabla h\|^2 + O(\delta^2)`.
+
+    Args:
+        delta: :math:`\delta`, the perturbation's standard deviation.
+
+    Raises:
+        ValueError: If :math:`\delta` is not positive.
+
+    References:
+        Lin et al., Seaweed-APT, arXiv:2501.08316, Section 3.4 (without the division).
+    """
+
+    def __init__(self, delta: float = 0.01) -> None:
+        if not delta > 0:
+            raise ValueError(f"delta must be positive, got {delta}")
+        self.delta = float(delta)
+
+    def __call__(
+        self,
+        critic: Critic,
+        x_t: Latents,
+        t: Tensor,
+        condition: Condition,
+        generator: torch.Generator,
+    ) -> Tensor:
+        x_t = x_t.detach()
+        moved = x_t + self.delta * randn_like(x_t, generator)
+        gap = critic(moved, t, condition) - critic(x_t, t, condition)
+        return (gap / self.delta).square()
+
+
+class Adversarial(Objective):
+    r"""Moves the generator's output to where the critic finds it real.
+
+    The loss is :math:`\mathrm{softplus}(-h(x_t))`, which does not saturate while the critic wins.
+    Add it, small, to distribution matching, and :class:`Discrimination` with the same critics to
+    the fake score's objective::
+
+        critics = Critics(lambda players, phase, example: FeatureCritic(players.real, example))
+        distill(..., generator=DistributionMatching() + 0.01 * Adversarial(critics),
+                fake_score=SubintervalScoreMatching() + Discrimination(critics))
+
+    Args:
+        critics: The critics, trained by a :class:`Discrimination`.
+        times: Draws :math:`t`; uniform over the score range by default.
+        name: The loss's name.
+
+    References:
+        Yin et al., DMD2, arXiv:2405.14867, Section 4.3.
+    """
+
+    def __init__(
+        self, critics: Critics, times: TimeSampler | None = None, name: str = "adversarial"
+    ) -> None:
+        self.critics = critics
+        self.times = times or UniformTimes()
+        self.name = name
+
+    def losses(
+        self, players: Players, rollout: Rollout, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Computes the mean of softplus(-logit) on the diffused output."""
+        x_s, phase, schedule = rollout.x_s, rollout.phase, players.fake.schedule
+        t = self.times(len(x_s), phase, schedule, generator)
+        x_t = diffuse(x_s, randn_like(x_s, generator), phase.t_end, t, schedule)
+        logits = self.critics.of(phase)(x_t, t, rollout.condition)
+        return {self.name: softplus(-logits).mean().float()}
+
+    def time_bounds(self, phase: Phase) -> tuple[float, float]:
+        """Returns the times of the comparison, at which a critic may ask the teacher."""
+        return self.times.bounds(phase)
+
+
+class Discrimination(Objective):
+    """Trains the critics, as part of the fake score's objective.
+
+    Critics start anew with every phase. Real and student samples of one update share their times.
+
+    Args:
+        critics: The critics, shared with the generator's :class:`Adversarial`.
+        states: The real states; from the teacher's flow by default.
+        penalty: The gradient penalty; :class:`R1` by default.
+        penalty_weight: Its weight, of which the loss takes half; 0 leaves it out.
+        times: Draws :math:`t`; give it what the generator's side has. Uniform by default.
+        name: The loss's name; the penalty is reported as ``<name>_penalty``.
+
+    Raises:
+        ValueError: If the penalty's weight is negative or not finite.
+
+    References:
+        Yin et al., DMD2, arXiv:2405.14867, Section 4.3; Mescheder et al., arXiv:1801.04406, Eq. 9.
+    """
+
+    def __init__(
+        self,
+        critics: Critics,
+        states: RealStates | None = None,
+        penalty: Penalty | None = None,
+        penalty_weight: float = 0.1,
+        times: TimeSampler | None = None,
+        name: str = "discrimination",
+    ) -> None:
+        if not (math.isfinite(penalty_weight) and penalty_weight >= 0):
+            raise ValueError(f"a penalty's weight must not be negative, got {penalty_weight}")
+        self.critics = critics
+        self.states = states or TeacherStates()
+        self.penalty = penalty or R1()
+        self.penalty_weight = float(penalty_weight)
+        self.times = times or UniformTimes()
+        self.name = name
+        self._draws: PerPhase[DrawStates] = PerPhase(
+            "real states", "call the objective's begin with this phase before its losses"
+        )
+
+    def begin(
+        self,
+        players: Players,
+        phase: Phase,
+        conditions: DrawConditions,
+        generator: torch.Generator,
+    ) -> None:
+        """Makes the phase's critic and real states."""
+        self.critics.begin(players, phase, conditions(2, generator), generator)
+        self._draws.put(phase, self.states.begin(players, phase, conditions, generator))
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Returns the critics after :meth:`begin`, and none after the first losses."""
+        return {f"{self.name}_{index}": critic for index, critic in self.critics.fresh().items()}
+
+    def losses(
+        self, players: Players, rollout: Rollout, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Computes the logistic loss and the penalty."""
+        x_fake, phase, schedule = rollout.x_s.detach(), rollout.phase, players.fake.schedule
+        critic = self.critics.of(phase)
+        x_real, condition = self._draws.use(phase)(len(x_fake), generator)
+        t, s = self.times(len(x_fake), phase, schedule, generator), phase.t_end
+        real_t = diffuse(x_real, randn_like(x_real, generator), s, t, schedule)
+        fake_t = diffuse(x_fake, randn_like(x_fake, generator), s, t, schedule)
+        loss = logistic_loss(critic(real_t, t, condition), critic(fake_t, t, rollout.condition))
+        out = {self.name: loss.mean().float()}
+        if self.penalty_weight:
+            penalty = self.penalty(critic, real_t, t, condition, generator).mean()
+            out[f"{self.name}_penalty"] = (0.5 * self.penalty_weight * penalty).float()
+        return out
+
+    def time_bounds(self, phase: Phase) -> tuple[float, float]:
+        """Returns the times of the comparison and of the real states' flow."""
+        low, high = self.times.bounds(phase)
+        lowest = self.states.lowest(phase)
+        return (low, high) if lowest is None else (min(low, lowest), 1.0)
+
+    def __repr__(self) -> str:
+        return (
+            f"Discrimination({self.critics!r}, {self.states!r}, {self.penalty!r}, "
+            f"penalty_weight={self.penalty_weight:g}, times={self.times!r})"
+        )
