@@ -28,7 +28,7 @@ test: $(INSTALLED) ## Lint, check the imports' direction, run the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 slow: $(INSTALLED) ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not gpu"

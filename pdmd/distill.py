@@ -215,6 +215,7 @@ def distill(
             if tensors:
                 if cursor["update"] is not None:
                     restore_trainer(trainer, cursor, tensors)
+                    account.restore(cursor["account"])  # what begins again is not counted twice
                 rng.set_state(tensors["rng"])
                 tensors = {}
             _train(trainer, len(plan), finished, recorder, checkpointer)

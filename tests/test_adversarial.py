@@ -235,18 +235,15 @@ def test_the_finite_difference_has_r1_as_its_mean():
     assert error < 0.02 * float(exact)
 
 
-def test_phases_that_train_together_keep_their_critics_and_later_ones_drop_them():
+def test_every_phase_has_its_critic():
     real, fake = pair()
     players = Players(real=real, fake=fake, generator=fake)
     critics = Critics(lambda players, phase, example: MlpCritic(1).double())
     side = Discrimination(critics, Exact(real))
-    for phase in PLAN:
-        side.begin(players, phase, lambda n, g: None, torch.Generator())
-    assert set(side.networks()) == {"discrimination_0", "discrimination_1"}
-    x_s = states(fake, 4, S, torch.Generator())
-    side.losses(players, rollout_of(x_s), torch.Generator())
     side.begin(players, PLAN[1], lambda n, g: None, torch.Generator())
-    assert set(side.networks()) == {"discrimination_1"}
+    assert set(side.networks(PLAN[1])) == {"discrimination_1"}
+    assert side.only(1).networks(PLAN[0]) == {}
+    x_s = states(fake, 4, S, torch.Generator())
     with pytest.raises(ValueError, match="phase 1 has no critic.*with the same Critics"):
         Adversarial(critics).losses(players, rollout_of(x_s), torch.Generator())
 

@@ -80,7 +80,7 @@ def test_the_main_job(tmp_path, capsys, preset):
         (["sample"], "missing the student folder"),
         (["evaluate", "nowhere"], "no student.json"),
         (["teach", "cats"], "cannot teach 'cats'"),
-        (["report", "nowhere"], "not a run folder"),
+        (["report", "nowhere"], "neither a run folder nor"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, words, named):

@@ -63,11 +63,13 @@ class StopAt(Recorder):
 
 @pytest.mark.parametrize("after", [1, 4, 6, 9])
 def test_a_resumed_run_is_bit_identical(tmp_path, after):
-    checkpointer = Checkpointer(tmp_path / "c", every=100)
+    checkpointer, accounts = Checkpointer(tmp_path / "c", every=100), [Account(), Account()]
     with pytest.raises(Interrupted):
         small(checkpointer=checkpointer, recorder=StopAt(checkpointer, after))
-    resumed = small(checkpointer=Checkpointer(tmp_path / "c", every=100), resume=True)
-    assert torch.equal(weights(resumed), weights(small()))
+    again = Checkpointer(tmp_path / "c", every=100)
+    resumed = small(checkpointer=again, resume=True, account=accounts[0])
+    assert torch.equal(weights(resumed), weights(small(account=accounts[1])))
+    assert accounts[0].state() == accounts[1].state()
 
 
 def test_resuming_with_other_settings_is_refused(tmp_path):

@@ -249,9 +249,9 @@ class Discrimination(Objective):
         self.critics.begin(players, phase, conditions(2, generator), generator)
         self._draws.put(phase, self.states.begin(players, phase, conditions, generator))
 
-    def networks(self) -> dict[str, nn.Module]:
-        """Returns the critics after :meth:`begin`, and none after the first losses."""
-        return {f"{self.name}_{index}": critic for index, critic in self.critics.fresh().items()}
+    def networks(self, phase: Phase) -> dict[str, nn.Module]:
+        """Returns the phase's critic."""
+        return {f"{self.name}_{phase.index}": self.critics.of(phase)}
 
     def losses(
         self, players: Players, rollout: Rollout, generator: torch.Generator

@@ -193,8 +193,8 @@ class Objective(ABC):
         """
         return
 
-    def networks(self) -> dict[str, nn.Module]:
-        """Returns networks of the objective's own, by name, after :meth:`begin`.
+    def networks(self, phase: Phase) -> dict[str, nn.Module]:
+        """Returns the objective's own networks of a phase that has begun, by name.
 
         They train with the fake score, under its optimizer, on the fake score's objective.
         """
@@ -289,8 +289,8 @@ class WeightedSum(Objective):
         for _, term in self.terms:
             term.begin(players, phase, conditions, generator)
 
-    def networks(self) -> dict[str, nn.Module]:
-        return {name: n for _, term in self.terms for name, n in term.networks().items()}
+    def networks(self, phase: Phase) -> dict[str, nn.Module]:
+        return {name: n for _, term in self.terms for name, n in term.networks(phase).items()}
 
     def measures(self) -> dict[str, Tensor]:
         return {name: m for _, term in self.terms for name, m in term.measures().items()}
@@ -343,8 +343,8 @@ class OnlyPhases(Objective):
         if phase.index in self.phases:
             self.objective.begin(players, phase, conditions, generator)
 
-    def networks(self) -> dict[str, nn.Module]:
-        return self.objective.networks()
+    def networks(self, phase: Phase) -> dict[str, nn.Module]:
+        return self.objective.networks(phase) if phase.index in self.phases else {}
 
     def measures(self) -> dict[str, Tensor]:
         return self.objective.measures()

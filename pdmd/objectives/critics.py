@@ -215,10 +215,6 @@ class Critics:
         """
         return self._critics.use(phase)
 
-    def fresh(self) -> dict[int, Critic]:
-        """Returns the critics of a training about to start, by phase index; none once it has."""
-        return self._critics.fresh()
-
     def __repr__(self) -> str:
         return f"Critics({getattr(self.factory, '__qualname__', self.factory)})"
 

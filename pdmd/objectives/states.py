@@ -36,8 +36,7 @@ T = TypeVar("T")
 class PerPhase(Generic[T]):
     """Keeps what an objective makes when phases begin, by the phase's index.
 
-    Phases that train together are begun one after the other before any is trained. So a phase
-    begun after something here was used belongs to a new training, and what was kept is dropped.
+    A phase's item replaces what was kept of the same phase.
 
     Args:
         noun: What is kept, as errors name it.
@@ -47,22 +46,10 @@ class PerPhase(Generic[T]):
     def __init__(self, noun: str, remedy: str) -> None:
         self.noun, self.remedy = noun, remedy
         self._kept: dict[int, T] = {}
-        self._used = False
 
     def put(self, phase: Phase, item: T) -> None:
         """Keeps a phase's item."""
-        if self._used:
-            self._kept.clear()
-            self._used = False
         self._kept[phase.index] = item
-
-    def fresh(self) -> dict[int, T]:
-        """Returns the items of a training about to start, by phase index; none once it has.
-
-        An objective limited to some phases is not told when the others begin, and what it kept
-        of earlier ones is no part of their training.
-        """
-        return {} if self._used else dict(self._kept)
 
     def use(self, phase: Phase) -> T:
         """Returns a phase's item.
@@ -72,7 +59,6 @@ class PerPhase(Generic[T]):
         """
         if phase.index not in self._kept:
             raise ValueError(f"phase {phase.index + 1} has no {self.noun}; {self.remedy}")
-        self._used = True
         return self._kept[phase.index]
 
 

@@ -97,34 +97,28 @@ class PhaseTrainer:
         self.generator = generator
         self.account = account or Account()
         self.update = 0
-        self._begin(seed)
         distinct = {id(e.denoiser): e.denoiser for e in self.experts}
-        own = [objective.networks() for objective in (generator_objective, fake_objective)]
+        generators = nn.ModuleDict({str(i): d for i, d in enumerate(distinct.values())})
+        self.ema = Ema(generators, ema_decay)  # before the hooks, which a copy would take along
+        self._average = {
+            key: self.ema.network[name]  # type: ignore[index]
+            for key, name in zip(distinct, generators, strict=True)
+        }
+        self._watch(distinct.values())
+        self._begin(seed)
+        scores = {f"{k}_{j}": d for k, row in enumerate(self.fakes) for j, d in enumerate(row)}
+        for expert in self.experts:
+            for objective in (generator_objective, fake_objective):
+                scores.update(objective.networks(expert.phase))
         self.networks: dict[str, nn.ModuleDict] = {
-            "generator": nn.ModuleDict({str(i): d for i, d in enumerate(distinct.values())}),
-            "fake": nn.ModuleDict(
-                {
-                    **{
-                        f"score_{k}_{j}": d
-                        for k, s in enumerate(self.fakes)
-                        for j, d in enumerate(s)
-                    },
-                    **own[0],
-                    **own[1],
-                }
-            ),
+            "generator": generators,
+            "fake": nn.ModuleDict(scores),
         }
         self.recipes = {"generator": optimizer, "fake": fake_optimizer}
         self.optimizers = {
             role: recipe.build(self.networks[role].parameters())
             for role, recipe in self.recipes.items()
         }
-        self.ema = Ema(self.networks["generator"], ema_decay)
-        self._average = {
-            key: self.ema.network[name]  # type: ignore[index]
-            for key, name in zip(distinct, self.networks["generator"], strict=True)
-        }
-        self._watch(distinct.values())
 
     def _begin(self, seed: int) -> None:
         self.fake_updates.begin()

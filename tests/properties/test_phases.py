@@ -94,7 +94,8 @@ def test_routers_refuse_times_outside(t):
 def test_a_mixed_batch_is_routed_row_by_row():
     experts = [MixtureTeacher(torch.full((1, 2), float(m)), 0.5) for m in (0, 3, 5)]
     routed = RoutedDenoiser(experts, IntervalRouter([1, 0.6, 0.3, 0]))
-    x, t = torch.randn(7, 2), torch.tensor([0.0, 0.1, 0.3, 0.4, 0.6, 0.61, 1.0])
+    x = torch.randn(7, 2)
+    t = torch.tensor([0.0, 0.1, 0.3, 0.4, 0.6, 0.61, 1.0], dtype=torch.float64)
     value = routed(x, t).value
     for i, expert in enumerate((2, 2, 2, 1, 1, 0, 0)):
         torch.testing.assert_close(
