@@ -49,8 +49,13 @@ def as_times(t: Times) -> Tensor:
     Raises:
         ValueError: If a time is outside [0, 1] or not finite.
     """
-    t = torch.as_tensor(t, dtype=torch.float64)
-    if not bool(((t >= 0) & (t <= 1)).all()):
+    if isinstance(t, Tensor):
+        t = t.to(torch.float64)
+        low, high = (v.item() for v in torch.aminmax(t)) if t.numel() else (0.0, 1.0)
+    else:
+        low = high = t
+        t = torch.as_tensor(t, dtype=torch.float64)
+    if not (low >= 0 and high <= 1):  # also where either is not a number
         bad = t[~((t >= 0) & (t <= 1))].flatten()[0].item()
         raise ValueError(f"time {bad} is outside [0, 1]; 0 is clean data and 1 is noise")
     return t

@@ -174,9 +174,10 @@ class MixtureBenchmark(DistillationBenchmark):
             network.load_state_dict(load_file(path))
             return network
 
+        prompts: Any = teacher.encode(teacher.prompts)
+
         def source(n: int, generator: torch.Generator) -> tuple[Latents, Condition]:
-            labels = torch.randint(self.config.classes, (n,), generator=generator)
-            condition = teacher.encode(labels.tolist())
+            condition = prompts[torch.randint(len(prompts), (n,), generator=generator)]
             return teacher.sample(n, condition, generator=generator), condition
 
         taught = teach(network, source, updates=3000, seed=0, progress=progress)

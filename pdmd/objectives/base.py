@@ -364,5 +364,13 @@ objectives: Registry[Any] = Registry(
     {
         "distribution_matching": "pdmd.objectives.distribution_matching:DistributionMatching",
         "score_matching": "pdmd.objectives.score_matching:SubintervalScoreMatching",
+        "f_divergence": "pdmd.objectives.f_divergence:FDivergence",
+        "fisher_divergence": "pdmd.objectives.fisher:FisherDivergence",
+        "trajectory_regression": "pdmd.objectives.regression:TrajectoryRegression",
+        "velocity_regression": "pdmd.objectives.regression:VelocityRegression",
+        "adversarial": "pdmd.objectives.adversarial:Adversarial",
+        "discrimination": "pdmd.objectives.adversarial:Discrimination",
+        "repulsion": "pdmd.objectives.diversity:Repulsion",
+        "noise_sensitivity": "pdmd.objectives.diversity:NoiseSensitivity",
     },
 )

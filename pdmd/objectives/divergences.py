@@ -4,18 +4,17 @@ With :math:`r = p^{real} / p^{fake}` and a convex :math:`f`, :math:`f(1) = 0`, t
 :math:`D_f = \mathbb E_{fake}[f(r)]`, and its gradient weights each sample's gap of scores with
 :math:`h(r) = r^2 f''(r)`:
 
-=====================  =============================  ============================
-divergence             :math:`f(r)`                   :math:`h(r)`
-=====================  =============================  ============================
-Neyman                 :math:`1/r - 1`                :math:`2/r`
-softened reverse KL    :math:`(r+1) \log(1/2+1/(2r))` :math:`1/(r+1)`
-reverse KL             :math:`-\log r`                1
-Jensen-Shannon         :math:`r \log r - (r+1)`       :math:`r/(r+1)`
-                       :math:`\log((r+1)/2)`
-squared Hellinger      :math:`1 - \sqrt r`            :math:`\sqrt r / 4`
-forward KL             :math:`r \log r`               :math:`r`
-Jeffreys               :math:`(r - 1) \log r`         :math:`r + 1`
-=====================  =============================  ============================
+===================  ===================================  ===================
+divergence           :math:`f(r)`                         :math:`h(r)`
+===================  ===================================  ===================
+Neyman               :math:`1/r - 1`                      :math:`2/r`
+softened reverse KL  :math:`(r+1) \log(1/2+1/(2r))`       :math:`1/(r+1)`
+reverse KL           :math:`-\log r`                      1
+Jensen-Shannon       :math:`r \log r-(r+1)\log((r+1)/2)`  :math:`r/(r+1)`
+squared Hellinger    :math:`1 - \sqrt r`                  :math:`\sqrt r / 4`
+forward KL           :math:`r \log r`                     :math:`r`
+Jeffreys             :math:`(r - 1) \log r`               :math:`r + 1`
+===================  ===================================  ===================
 
 All are computed from :math:`\log r`. A falling :math:`h` seeks modes, a rising one covers them,
 an unbounded one has the larger variance. Divergences agree to second order where the laws meet:
