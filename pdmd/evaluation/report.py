@@ -76,14 +76,16 @@ def write_grids(
         f"teacher, {n} steps": few,
         f"student, {n} steps": states[-1],
     }
-    draw(panels).savefig(grids / "samples.png")
+    draw(panels).savefig(grids / "samples.png", bbox_inches="tight", pad_inches=0.05)
     for phase, state in zip(student.plan, states[1:], strict=True):
         exact = clean
         if phase.t_end > 0:
             exact = renoise_step(clean, 0.0, phase.t_end, student.schedule, generator())
         where = f"t = {phase.t_end:.3g}"
         figure = draw({f"teacher at {where}": exact, f"student at {where}": state})
-        figure.savefig(grids / f"phase_{phase.index + 1}.png")
+        figure.savefig(
+            grids / f"phase_{phase.index + 1}.png", bbox_inches="tight", pad_inches=0.05
+        )
 
 
 def write_report(folder: str | Path) -> Path:
