@@ -122,7 +122,11 @@ def plan_figure(phases: Sequence[Mapping[str, Any]]) -> Figure:
 
 def loss_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Draws every recorded scalar against the update, phases one after the other."""
-    names = sorted({name for row in history for name in row["scalars"]})
+    seen: dict[str, set[float]] = {}
+    for row in history:
+        for name, value in row["scalars"].items():
+            seen.setdefault(name, set()).add(value)
+    names = sorted(name for name, values in seen.items() if len(values) > 1 or len(seen) == 1)
     figure = new_figure(9, 2.3 * math.ceil(len(names) / 2))
     ends: dict[int, int] = {}
     for row in history:
@@ -182,6 +186,10 @@ def tradeoff_figure(rows: Sequence[Mapping[str, Any]], quality: str, diversity: 
         for j, row in enumerate(shown):
             axes.plot(row["nfe"], row[name], "o", ms=8, color=COLOURS[j], label=row["method"])
         axes.set_xscale("log")
+        ticks = sorted({row["nfe"] for row in shown})
+        axes.set_xticks(ticks, [str(n) for n in ticks], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.set_xlim(ticks[0] / 1.6, ticks[-1] * 1.6)
         axes.set(xlabel="network evaluations per sample", ylabel=name.replace("_", " "))
         tidy(axes)
         axes.legend(fontsize=7, frameon=False)

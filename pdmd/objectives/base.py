@@ -226,7 +226,9 @@ class Objective(ABC):
     __rmul__ = __mul__
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k != "name")
+        arguments = ", ".join(
+            f"{k}={v!r}" for k, v in vars(self).items() if k != "name" and not k.startswith("_")
+        )
         return f"{type(self).__name__}({arguments})"
 
 
