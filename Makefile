@@ -24,17 +24,18 @@ install: $(INSTALLED) ## Make the environment
 demo: $(INSTALLED) ## Distill the packaged digits teacher on the CPU into runs/digits
 	$(BIN)/pdmd distill digits --out runs/digits --overwrite
 
-test: $(INSTALLED) ## Lint, check the imports' direction, run the fast tests
+test: $(INSTALLED) ## Lint, check types and the imports' direction, run the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -n auto
 
 slow: $(INSTALLED) ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 types: $(INSTALLED) ## Check the types
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(INSTALLED) ## Build the documentation, warnings as errors
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

@@ -15,6 +15,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx-mathjax-offline",  # ships MathJax, so that the pages read without a network
 ]
 exclude_patterns = ["_build"]
 source_suffix = {".md": "markdown"}

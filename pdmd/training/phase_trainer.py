@@ -106,7 +106,9 @@ class PhaseTrainer:
         }
         self._watch(distinct.values())
         self._begin(seed)
-        scores = {f"{k}_{j}": d for k, row in enumerate(self.fakes) for j, d in enumerate(row)}
+        scores: dict[str, nn.Module] = {
+            f"{k}_{j}": d for k, row in enumerate(self.fakes) for j, d in enumerate(row)
+        }
         for expert in self.experts:
             for objective in (generator_objective, fake_objective):
                 scores.update(objective.networks(expert.phase))
