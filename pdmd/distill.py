@@ -91,7 +91,7 @@ def distill(
     truncation: Truncation | None = None,
     order: Order | None = None,
     fake_scores: FakeScores | None = None,
-    updates: int = 500,
+    updates: int | Sequence[int] = 500,
     fake_updates: int | FakeUpdates = 5,
     batch_size: int = 128,
     optimizer: AdamRecipe | None = None,
@@ -118,7 +118,7 @@ def distill(
         truncation: Where a rollout stops inside a phase; at a random step by default.
         order: Which phases train together; one after the other by default.
         fake_scores: How many fake scores a phase has; one by default.
-        updates: Updates of each expert.
+        updates: Updates of each expert: one number for all, or one per phase.
         fake_updates: Updates of the fake score before each of the expert's (TTUR): their number,
             or what decides it.
         batch_size: Samples in each update.
@@ -145,8 +145,11 @@ def distill(
     References:
         Fan et al., Phased DMD, arXiv:2510.27684, Algorithm 1.
     """
+    per_phase = [updates] * len(plan) if isinstance(updates, int) else list(updates)
+    if len(per_phase) != len(plan):
+        raise ValueError(f"got updates for {len(per_phase)} phases, but the plan has {len(plan)}")
     for name, value, least in (
-        ("updates", updates, 1),
+        ("updates", min(per_phase), 1),
         ("batch_size", batch_size, 1),
     ):
         if value < least:
@@ -200,7 +203,7 @@ def distill(
                 fake_objective=fake_score,
                 conditions=conditions,
                 truncation=truncation or StochasticTruncation(),
-                updates=updates * len(group),
+                updates=sum(per_phase[phase.index] for phase in group),
                 fake_scores=fake_scores,
                 fake_updates=fake_updates,
                 batch_size=batch_size,

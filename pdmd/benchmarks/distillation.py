@@ -104,6 +104,7 @@ class DistillationBenchmark(Benchmark):
         elif not isinstance(fakes, int):
             fakes = fakes()
         init = scheme.init(self.start(scheme.widen))
+        share = scheme.share or (1.0,) * len(plan)
         optimizer, fake_optimizer = self.optimizers
         started = time.process_time()
         student = distill(
@@ -116,7 +117,9 @@ class DistillationBenchmark(Benchmark):
             truncation=scheme.truncation,
             order=scheme.order,
             fake_scores=scheme.fake_scores,
-            updates=(config.updates or self.updates) // len(plan),
+            updates=_shared_out(
+                config.updates or self.updates, scheme.share or (1.0,) * len(plan)
+            ),
             fake_updates=fakes,
             batch_size=batch,
             optimizer=optimizer,
@@ -216,6 +219,11 @@ class DigitsBenchmark(DistillationBenchmark):
 
         assert isinstance(teacher, DigitsTeacher)
         return image_grid(teacher.decode(x[:100]), columns=10)
+
+
+def _shared_out(total: int, share: Sequence[float]) -> list[int]:
+    ends = [round(total * sum(share[: i + 1]) / sum(share)) for i in range(len(share))]
+    return [max(b - a, 1) for a, b in zip([0, *ends], ends, strict=False)]
 
 
 def _data(figure: Any) -> str:

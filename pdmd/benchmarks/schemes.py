@@ -94,6 +94,7 @@ class Scheme:
         fake_score: Makes what the fake score minimises.
         fake_updates: Makes what decides the number of fake updates; ``None`` takes the
             benchmark's fixed number.
+        share: The share of the generator updates that each phase gets; equal by default.
         widen: Multiplies the network's width, for a control at equal parameters.
     """
 
@@ -107,6 +108,7 @@ class Scheme:
     generator: Callable[[], Objective] = DistributionMatching
     fake_score: Callable[[], Objective] = SubintervalScoreMatching
     fake_updates: Callable[[], FakeUpdates] | int | None = None
+    share: tuple[float, ...] = ()
     widen: float = 1.0
 
 

@@ -55,7 +55,7 @@ class RunRecorder(Recorder):
         self.progress = progress
         self.writer = SummaryWriter(str(self.folder / "tensorboard"))
         self.bar: Any = None
-        self.updates = 0
+        self.updates = self.before = 0
         self.started = time.perf_counter()
         self.history = self.folder / "history.jsonl"
         self.history.write_text("") if not self.history.exists() else None
@@ -68,6 +68,8 @@ class RunRecorder(Recorder):
         self.history.write_text("".join(json.dumps(row) + "\n" for row in kept))
         if kept:
             self.started -= kept[-1]["seconds"]
+        ends = {row["phase"]: row["update"] for row in kept if row["phase"] < phase}
+        self.before = sum(ends.values())
         path = self.folder / "calibration.json"
         if path.exists():
             self.curves = [c for c in json.loads(path.read_text()) if c["phase"] < phase]
@@ -77,6 +79,7 @@ class RunRecorder(Recorder):
         from tqdm import tqdm
 
         self.close_bar()
+        self.before += self.updates  # what earlier phases made
         self.updates = updates
         self.bar = tqdm(
             total=updates,
@@ -93,7 +96,7 @@ class RunRecorder(Recorder):
 
     def scalars(self, phase: Phase, update: int, values: Mapping[str, float]) -> None:
         """Appends to the history and TensorBoard and shows the losses."""
-        step = phase.index * self.updates + update
+        step = self.before + update
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
         row = {
