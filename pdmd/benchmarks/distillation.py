@@ -117,9 +117,7 @@ class DistillationBenchmark(Benchmark):
             truncation=scheme.truncation,
             order=scheme.order,
             fake_scores=scheme.fake_scores,
-            updates=_shared_out(
-                config.updates or self.updates, scheme.share or (1.0,) * len(plan)
-            ),
+            updates=_shared_out(config.updates or self.updates, share),
             fake_updates=fakes,
             batch_size=batch,
             optimizer=optimizer,
