@@ -19,10 +19,11 @@ from collections.abc import Sequence
 import torch
 
 from pdmd.denoisers import Denoiser
+from pdmd.schedules import Schedule
 from pdmd.solvers import diffuse
-from pdmd.typing import Condition, Latents, randn_like
+from pdmd.typing import Condition, Latents, Times, randn_like
 
-__all__ = ["calibration_slopes"]
+__all__ = ["calibration_slopes", "fresh_score"]
 
 
 @torch.no_grad()
@@ -57,3 +58,32 @@ def calibration_slopes(
             guess = float(b / schedule(t)[1]) * denoiser(x_t, t, condition).to("epsilon")
             out.append(float((epsilon * guess).sum() / guess.square().sum()))
     return slopes
+
+
+@torch.no_grad()
+def fresh_score(x_t: Latents, x_s: Latents, s: Times, t: float, schedule: Schedule) -> Latents:
+    r"""Estimates the score of the diffused student from fresh samples alone, without a network.
+
+    .. math:: \hat S(x_t) = -\frac{1}{b^2} \sum_i w_i (x_t - a x_s^i), \qquad
+        w_i \propto e^{-\|x_t - a x_s^i\|^2 / 2 b^2},
+
+    the exact score of the samples' empirical law diffused to :math:`t`. It is consistent as the
+    samples grow in number, and needs the more of them the smaller :math:`b` and the larger the
+    dimension.
+
+    Args:
+        x_t: Where to estimate, with shape :math:`(N, *)`.
+        x_s: Fresh samples at time :math:`s` of the same condition, with shape :math:`(M, *)`; not
+            those that made ``x_t``.
+        s: Their time.
+        t: The time of ``x_t``, above :math:`s`.
+        schedule: The forward process.
+
+    Returns:
+        The estimate, with shape :math:`(N, *)`.
+    """
+    a, b = (float(c) for c in schedule.transition(s, t))
+    points = a * x_s.flatten(1).double()
+    flat = x_t.flatten(1).double()
+    weights = (-torch.cdist(flat, points).square() / (2 * b * b)).softmax(1)
+    return ((weights @ points - flat) / (b * b)).reshape(x_t.shape).to(x_t.dtype)
