@@ -130,6 +130,10 @@ class BenchOptions:
     """Fake updates before each of them, for methods that set none; 0 takes the benchmark's."""
     batch_size: int = 0
     """Samples in each update; 0 takes the benchmark's."""
+    lr: float = 0.0
+    """The generator's learning rate; 0 takes the benchmark's."""
+    fake_lr: float = 0.0
+    """The fake score's learning rate; 0 takes the benchmark's."""
     samples: int = 0
     """Samples measured; 0 takes the benchmark's."""
     progress: bool = True

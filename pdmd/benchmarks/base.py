@@ -34,6 +34,8 @@ class BenchConfig:
         updates: Generator updates in all, shared out over a method's phases.
         fake_updates: Fake updates before each of them, for methods that do not set their own.
         batch_size: Samples in each update.
+        lr: The generator's learning rate.
+        fake_lr: The fake score's learning rate.
         samples: Samples that are measured.
         data_seed: Seed of the data: the mixture's means, the split of the digits.
         dim: Dimension of the mixture.
@@ -45,6 +47,8 @@ class BenchConfig:
     updates: int = 0
     fake_updates: int = 0
     batch_size: int = 0
+    lr: float = 0.0
+    fake_lr: float = 0.0
     samples: int = 0
     data_seed: int = 7
     dim: int = 16
@@ -55,6 +59,10 @@ class BenchConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name in ("name", "data_seed"):
+                continue
+            if field.name in ("lr", "fake_lr"):
+                if not 0 <= value < 10:
+                    raise ValueError(f"{field.name} is from 0 to 10, got {value}")
                 continue
             least = 1 if field.name in ("dim", "modes", "classes") else 0
             if not least <= value <= 10**7:

@@ -12,6 +12,7 @@ import io
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -106,6 +107,9 @@ class DistillationBenchmark(Benchmark):
         init = scheme.init(self.start(scheme.widen))
         share = scheme.share or (1.0,) * len(plan)
         optimizer, fake_optimizer = self.optimizers
+        rates = scheme.rates or (config.lr, config.fake_lr)
+        optimizer = replace(optimizer, lr=rates[0] or optimizer.lr)
+        fake_optimizer = replace(fake_optimizer, lr=rates[1] or fake_optimizer.lr)
         started = time.process_time()
         student = distill(
             teacher,

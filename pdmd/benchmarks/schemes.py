@@ -95,6 +95,8 @@ class Scheme:
         fake_updates: Makes what decides the number of fake updates; ``None`` takes the
             benchmark's fixed number.
         share: The share of the generator updates that each phase gets; equal by default.
+        rates: The generator's and the fake score's learning rates, for a scheme tuned on its own;
+            the benchmark's by default.
         widen: Multiplies the network's width, for a control at equal parameters.
     """
 
@@ -109,6 +111,7 @@ class Scheme:
     fake_score: Callable[[], Objective] = SubintervalScoreMatching
     fake_updates: Callable[[], FakeUpdates] | int | None = None
     share: tuple[float, ...] = ()
+    rates: tuple[float, float] | None = None
     widen: float = 1.0
 
 

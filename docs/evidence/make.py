@@ -1,0 +1,251 @@
+"""Writes the evidence page from the results files beside it.
+
+python docs/evidence/make.py [--check]
+"""
+
+import sys
+from pathlib import Path
+
+from pdmd.benchmarks import SCHEMES, read_results
+from pdmd.evaluation.bench_report import QUALITY, summarise, tradeoff_figures
+
+HERE = Path(__file__).parent
+TITLES = {"toy1d": "The toy of one dimension", "mixture": "The mixture", "digits": "The digits"}
+BEST = "phased_tuned"
+PUBLISHED = {  # method: (klh, sw2), the first small study
+    "one_step": (0.101, 0.142),
+    "vanilla": (0.035, 0.095),
+    "vanilla_experts": (0.037, 0.079),
+    "sgts": (0.052, 0.126),
+    "sgts_per_stop": (0.032, 0.101),
+    "phased": (0.026, 0.108),
+    "phased_2x2": (0.031, 0.104),
+    "phased_disjoint": (0.239, 0.231),
+}
+
+
+def load(name):
+    path = HERE / f"{name}.json"
+    return read_results(path) if path.exists() else None
+
+
+def table(results, metrics):
+    summary = summarise(results["rows"])
+    head = ["method", "n", *metrics, "evaluations", "forwards", "MiB"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for e in summary:
+        cells = [f"`{e['method']}`", str(e["n"])]
+        for m in metrics:
+            mean, std = e[m]
+            digits = 4 if m == "trajectory_rmse" else 3
+            cells.append(f"{mean:.{digits}f} ± {std:.{digits}f}" if e["n"] > 1 else f"{mean:.3f}")
+        cells += [f"{e['nfe'][0]:.0f}", f"{e['forwards'][0]:,.0f}", f"{e['saved_mib'][0]:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+class Claims:
+    def __init__(self):
+        self.lines = []
+
+    def add(self, text, holds, figures):
+        self.lines.append(f"| {text} | {figures} | {'**yes**' if holds else '**no**'} |")
+
+    def render(self):
+        return "\n".join(["| claim | figures | shows |", "| --- | --- | --- |", *self.lines])
+
+
+def means(results):
+    out = {}
+    for e in summarise(results["rows"]):
+        out[e["method"]] = {k: v for k, v in e.items() if isinstance(v, tuple)}
+    return out
+
+
+def toy_claims(results):
+    m, claims = means(results), Claims()
+    get = lambda name: m[name]["trajectory_rmse"][0]  # noqa: E731
+    for name in ("biased", "biased_rescaled"):
+        ratio = get(name) / get("unbiased")
+        claims.add(
+            f"The `{name}` target's trajectories are at least 5 times as far off as the unbiased "
+            "one's",
+            ratio >= 5,
+            f"{ratio:.1f} times",
+        )
+    ratio = get("unbiased") / get("full")
+    claims.add(
+        "The unbiased target follows full-interval training, within a factor of 2",
+        ratio <= 2,
+        f"{ratio:.2f} times its error",
+    )
+    return claims.render()
+
+
+def fall(m, name, names):
+    return " < ".join(f"{m[n][name][0]:.3f}" for n in names)
+
+
+def mixture_claims(results):
+    m, claims = means(results), Claims()
+    v = lambda method, name: m[method][name][0]  # noqa: E731
+    order = ("phased", "sgts", "one_step")
+    claims.add(
+        "Phased keeps the balance of modes better than SGTS, and SGTS better than one step (klh)",
+        v("phased", "klh") < v("sgts", "klh") < v("one_step", "klh"),
+        fall(m, "klh", order),
+    )
+    ratio = v("phased_disjoint", "klh") / v("phased", "klh")
+    claims.add(
+        "The disjoint score range is at least 4 times worse than the nested one (klh)",
+        ratio >= 4,
+        f"{ratio:.1f} times",
+    )
+    claims.add(
+        "Much of what SGTS loses comes from one fake score for all stops: one per stop regains it "
+        "(klh)",
+        v("sgts_per_stop", "klh") < v("sgts_ode", "klh") < v("sgts", "klh"),
+        f"renoising {v('sgts', 'klh'):.3f}; deterministic {v('sgts_ode', 'klh'):.3f}; and a score "
+        f"per stop {v('sgts_per_stop', 'klh'):.3f}",
+    )
+    claims.add(
+        "Phased beats the gradient through all steps (klh / sw2)",
+        v("phased", "klh") < v("vanilla", "klh") and v("phased", "sw2") < v("vanilla", "sw2"),
+        f"{v('phased', 'klh'):.3f} / {v('phased', 'sw2'):.3f} against {v('vanilla', 'klh'):.3f} / "
+        f"{v('vanilla', 'sw2'):.3f}, at {v('phased', 'saved_mib'):.2f} against "
+        f"{v('vanilla', 'saved_mib'):.2f} MiB",
+    )
+    claims.add(
+        "The biased target breaks the training",
+        v("phased_biased", "klh") > 2 * v("phased", "klh"),
+        f"klh {v('phased_biased', 'klh'):.3f} against {v('phased', 'klh'):.3f}, sw2 "
+        f"{v('phased_biased', 'sw2'):.3f} against {v('phased', 'sw2'):.3f}",
+    )
+    claims.add(
+        "An expert for each phase beats one network for all (sw2)",
+        v("phased", "sw2") < v("phased_shared", "sw2"),
+        f"{v('phased', 'sw2'):.3f} against {v('phased_shared', 'sw2'):.3f}",
+    )
+    share = v("phased_adaptive", "forwards") / v("phased", "forwards")
+    near = all(
+        v("phased_adaptive", k) <= v("phased", k) + m["phased"][k][1] + m["phased_adaptive"][k][1]
+        for k in ("klh", "sw2")
+    )
+    claims.add(
+        "Adaptive fake updates: the quality of 5 to 1, within a standard deviation, at half the "
+        "evaluations or less",
+        near and share <= 0.5,
+        f"klh {v('phased_adaptive', 'klh'):.3f}, sw2 {v('phased_adaptive', 'sw2'):.3f} at "
+        f"{share:.2f} of the evaluations",
+    )
+    if BEST in m:
+        klh, sw2 = v(BEST, "klh"), v(BEST, "sw2")
+        beaten = [n for n, (a, b) in PUBLISHED.items() if klh < a and sw2 < b]
+        missed = [n for n in PUBLISHED if n not in beaten]
+        claims.add(
+            f"`{BEST}` beats every row of the first small study in klh and sw2, at the same "
+            "number of generator updates and phased's memory",
+            not missed,
+            f"klh {klh:.3f}, sw2 {sw2:.3f}, {v(BEST, 'saved_mib'):.2f} MiB; "
+            + (f"not beaten: {', '.join(missed)}" if missed else "all beaten"),
+        )
+        own = [n for n in m if n in SCHEMES and n != BEST]
+        better = [n for n in own if v(n, "klh") <= klh or v(n, "sw2") <= sw2]
+        claims.add(
+            f"`{BEST}` beats every method of this table in klh and sw2",
+            not better,
+            f"not beaten: {', '.join(better)}" if better else "all beaten",
+        )
+    return claims.render()
+
+
+def digits_claims(results):
+    m, claims = means(results), Claims()
+    v = lambda method, name: m[method][name][0]  # noqa: E731
+    for name in ("sgts", "phased_disjoint", "teacher_euler_4"):
+        claims.add(
+            f"Phased beats `{name}` (feature distance)",
+            v("phased", "feature_distance") < v(name, "feature_distance"),
+            f"{v('phased', 'feature_distance'):.3f} against {v(name, 'feature_distance'):.3f}",
+        )
+    for name in ("vanilla", "one_step"):
+        if name in m:
+            claims.add(
+                f"Phased beats `{name}` (feature distance)",
+                v("phased", "feature_distance") < v(name, "feature_distance"),
+                f"{v('phased', 'feature_distance'):.3f} against {v(name, 'feature_distance'):.3f}",
+            )
+    best = BEST if BEST in m else "phased"
+    floor = v("teacher", "feature_distance")
+    claims.add(
+        f"`{best}` reaches the teacher's fresh draw (feature distance)",
+        v(best, "feature_distance") <= floor + m["teacher"]["feature_distance"][1],
+        f"{v(best, 'feature_distance'):.3f} against {floor:.3f}; coverage "
+        f"{v(best, 'coverage'):.3f} against {v('teacher', 'coverage'):.3f}, same-class cosine "
+        f"{v(best, 'cosine'):.3f} against {v('teacher', 'cosine'):.3f}",
+    )
+    return claims.render()
+
+
+CLAIMS = {"toy1d": toy_claims, "mixture": mixture_claims, "digits": digits_claims}
+METRICS = {
+    "toy1d": ("trajectory_rmse",),
+    "mixture": ("klh", "sw2", "modes", "log_likelihood_gap"),
+    "digits": ("feature_distance", "feature_distance_real", "cosine", "coverage", "precision"),
+}
+
+
+def page():
+    parts = [(HERE / "intro.md").read_text().rstrip()]
+    for name, title in TITLES.items():
+        results = load(name)
+        if results is None:
+            continue
+        seeds = sorted({row["seed"] for row in results["rows"]})
+        parts += [
+            f"## {title}",
+            f"`pdmd bench {name} --seeds {' '.join(map(str, seeds))}`, in "
+            f"`docs/evidence/{name}.json` (pdmd {results['version']}).",
+            CLAIMS[name](results),
+            table(results, METRICS[name]),
+        ]
+        if name != "toy1d":
+            parts.append(f"![Trade-offs of {name}]({name}.png)")
+        for path in sorted(HERE.glob(f"{name}_*.json")):
+            other = read_results(path)
+            config = other["config"]
+            same = {"name", "updates", "fake_updates", "batch_size", "samples"}
+            changed = ", ".join(
+                f"{k} = {v}"
+                for k, v in config.items()
+                if k not in same and v != results["config"][k]
+            )
+            parts += [
+                f"### Held out: {changed}",
+                table(other, METRICS[name]),
+            ]
+        notes = HERE / f"{name}_notes.md"
+        if notes.exists():
+            parts.append(notes.read_text().rstrip())
+    return "\n\n".join(parts) + "\n"
+
+
+def main():
+    out, text = HERE / "index.md", page()
+    if "--check" in sys.argv:
+        if out.read_text() != text:
+            sys.exit(
+                "docs/evidence/index.md is not what its results say; run docs/evidence/make.py"
+            )
+        return
+    out.write_text(text)
+    for name in ("mixture", "digits"):
+        results = load(name)
+        if results is not None:
+            figure = tradeoff_figures(summarise(results["rows"]), QUALITY[name][:2])
+            figure.savefig(HERE / f"{name}.png", dpi=90)
+    print(out)
+
+
+if __name__ == "__main__":
+    main()
