@@ -121,7 +121,7 @@ class DistillationBenchmark(Benchmark):
             truncation=scheme.truncation,
             order=scheme.order,
             fake_scores=scheme.fake_scores,
-            updates=_shared_out(config.updates or self.updates, share),
+            updates=_shared_out(round((config.updates or self.updates) * scheme.more), share),
             fake_updates=fakes,
             batch_size=batch,
             optimizer=optimizer,

@@ -94,6 +94,7 @@ class Scheme:
         fake_score: Makes what the fake score minimises.
         fake_updates: Makes what decides the number of fake updates; ``None`` takes the
             benchmark's fixed number.
+        more: Multiplies the number of generator updates, for a scheme that spends less on each.
         share: The share of the generator updates that each phase gets; equal by default.
         rates: The generator's and the fake score's learning rates, for a scheme tuned on its own;
             the benchmark's by default.
@@ -110,6 +111,7 @@ class Scheme:
     generator: Callable[[], Objective] = DistributionMatching
     fake_score: Callable[[], Objective] = SubintervalScoreMatching
     fake_updates: Callable[[], FakeUpdates] | int | None = None
+    more: float = 1.0
     share: tuple[float, ...] = ()
     rates: tuple[float, float] | None = None
     widen: float = 1.0
