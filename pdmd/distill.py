@@ -94,6 +94,7 @@ def distill(
     updates: int | Sequence[int] = 500,
     fake_updates: int | FakeUpdates = 5,
     batch_size: int = 128,
+    accumulate: int = 1,
     optimizer: AdamRecipe | None = None,
     fake_optimizer: AdamRecipe | None = None,
     ema: float = 0.99,
@@ -121,7 +122,9 @@ def distill(
         updates: Updates of each expert: one number for all, or one per phase.
         fake_updates: Updates of the fake score before each of the expert's (TTUR): their number,
             or what decides it.
-        batch_size: Samples in each update.
+        batch_size: Samples in each rollout.
+        accumulate: Rollouts whose gradients make one update of the expert, one after the other:
+            less noise at the same memory.
         optimizer: The experts' optimizer.
         fake_optimizer: The fake scores'; by default the expert's at twice its rate.
         ema: Decay of the weight average that becomes the expert.
@@ -151,6 +154,7 @@ def distill(
     for name, value, least in (
         ("updates", min(per_phase), 1),
         ("batch_size", batch_size, 1),
+        ("accumulate", accumulate, 1),
     ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -207,6 +211,7 @@ def distill(
                 fake_scores=fake_scores,
                 fake_updates=fake_updates,
                 batch_size=batch_size,
+                accumulate=accumulate,
                 optimizer=optimizer,
                 fake_optimizer=fake_optimizer,
                 ema_decay=ema,

@@ -32,6 +32,7 @@ from pdmd.teachers.mlp import MlpDenoiser
 from pdmd.training.accounting import Account
 from pdmd.training.initializers import FromDenoiser, FromTeacher, Initializer
 from pdmd.training.optimizers import AdamRecipe
+from pdmd.training.orders import share_out
 from pdmd.training.teaching import teach
 from pdmd.typing import Condition, Latents
 
@@ -121,9 +122,10 @@ class DistillationBenchmark(Benchmark):
             truncation=scheme.truncation,
             order=scheme.order,
             fake_scores=scheme.fake_scores,
-            updates=_shared_out(round((config.updates or self.updates) * scheme.more), share),
+            updates=share_out(round((config.updates or self.updates) * scheme.more), share),
             fake_updates=fakes,
             batch_size=batch,
+            accumulate=scheme.accumulate,
             optimizer=optimizer,
             fake_optimizer=fake_optimizer,
             ema=0.99,
@@ -221,11 +223,6 @@ class DigitsBenchmark(DistillationBenchmark):
 
         assert isinstance(teacher, DigitsTeacher)
         return image_grid(teacher.decode(x[:100]), columns=10)
-
-
-def _shared_out(total: int, share: Sequence[float]) -> list[int]:
-    ends = [round(total * sum(share[: i + 1]) / sum(share)) for i in range(len(share))]
-    return [max(b - a, 1) for a, b in zip([0, *ends], ends, strict=False)]
 
 
 def _data(figure: Any) -> str:

@@ -96,6 +96,7 @@ class Scheme:
             benchmark's fixed number.
         more: Multiplies the number of generator updates, for a scheme that spends less on each.
         share: The share of the generator updates that each phase gets; equal by default.
+        accumulate: Rollouts whose gradients make one generator update.
         rates: The generator's and the fake score's learning rates, for a scheme tuned on its own;
             the benchmark's by default.
         widen: Multiplies the network's width, for a control at equal parameters.
@@ -113,6 +114,7 @@ class Scheme:
     fake_updates: Callable[[], FakeUpdates] | int | None = None
     more: float = 1.0
     share: tuple[float, ...] = ()
+    accumulate: int = 1
     rates: tuple[float, float] | None = None
     widen: float = 1.0
 

@@ -27,7 +27,9 @@ from pdmd.objectives import (
 from pdmd.phases import Disjoint, Nested, PhasePlan
 from pdmd.teachers.base import Teacher, import_plugins, networks, teachers
 from pdmd.teachers.guided import Guided
+from pdmd.training.fakes import AdaptiveUpdates, FakeUpdates, FixedUpdates
 from pdmd.training.optimizers import AdamRecipe
+from pdmd.training.orders import share_out
 
 __all__ = [
     "DistillConfig",
@@ -54,6 +56,7 @@ RANGES = {
         "batch_size": (1, 10**6),
         "checkpoint_every": (1, 10**9),
     },
+    "objective": {"draws": (1, 1_000)},
     "evaluate": {"samples": (100, 10**6), "teacher_steps": (1, 10**4)},
 }
 """The whole numbers that a configuration may hold, by section and name."""
@@ -146,12 +149,14 @@ class ObjectiveConfig:
     """How times are drawn in the score range."""
     margin: float = 0.02
     """Share of the score range left out at its ends."""
+    draws: int = 1
+    """Times and noises at which a sample is compared; more lower the step's variance."""
 
     def build(self) -> tuple[DistributionMatching, SubintervalScoreMatching]:
         """Makes the two objectives."""
         times = {"uniform": UniformTimes, "log_snr": LogSnrTimes}[self.times](self.margin)
         return (
-            DistributionMatching(gap_weights[self.weight](), times),
+            DistributionMatching(gap_weights[self.weight](), times, draws=self.draws),
             SubintervalScoreMatching(weightings[self.weighting](), times),
         )
 
@@ -162,8 +167,12 @@ class TrainConfig:
 
     updates: int = 200
     """Updates of each expert."""
+    share: tuple[float, ...] = ()
+    """How the updates of all phases are shared out over them; equally by default."""
     fake_updates: int = 5
     """Fake-score updates before each of the expert's (TTUR)."""
+    fake_lag: float = 0.0
+    """Above 0, as many fake updates as keep the fake score's lag below it, up to fake_updates."""
     batch_size: int = 128
     """Samples in each update."""
     lr: float = 5e-4
@@ -188,6 +197,22 @@ class TrainConfig:
     def recipes(self) -> tuple[AdamRecipe, AdamRecipe]:
         """Makes the two optimizers' recipes."""
         return AdamRecipe(lr=self.lr), AdamRecipe(lr=self.fake_lr, decay_from=1.0)
+
+    def updates_of(self, plan: PhasePlan) -> list[int]:
+        """Returns the updates of every phase."""
+        if self.share and len(self.share) != len(plan):
+            raise ValueError(
+                f"train.share has {len(self.share)} numbers for {len(plan)} phases; give one for "
+                "each"
+            )
+        return share_out(self.updates * len(plan), self.share or (1.0,) * len(plan))
+
+    def build_fake_updates(self) -> FakeUpdates:
+        """Makes what decides the number of fake updates."""
+        if self.fake_lag:
+            least = min(1, self.fake_updates)
+            return AdaptiveUpdates(self.fake_lag, least=least, most=self.fake_updates)
+        return FixedUpdates(self.fake_updates)
 
     def build_truncation(self) -> StochasticTruncation | FullGradient:
         """Makes the truncation."""
@@ -234,6 +259,8 @@ class DistillConfig:
             generator.times.bounds(phase)
             fake.times.bounds(phase)
         self.train.recipes()
+        self.train.updates_of(plan)
+        self.train.build_fake_updates()
         if self.train.expert not in experts:
             experts[self.train.expert]
         for section, ranges in RANGES.items():

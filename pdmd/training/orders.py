@@ -1,12 +1,14 @@
-"""Orders: which phases train together."""
+"""Orders: which phases train together, and how updates are shared out over them."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from pdmd.phases import Phase, PhasePlan
 
-__all__ = ["Joint", "Order", "Progressive"]
+__all__ = ["Joint", "Order", "Progressive", "share_out"]
 
 
 class Order(ABC):
@@ -44,3 +46,23 @@ class Joint(Order):
 
     def __repr__(self) -> str:
         return f"Joint(shared={self.shared})"
+
+
+def share_out(total: int, share: Sequence[float]) -> list[int]:
+    """Shares updates out over phases.
+
+    Args:
+        total: Updates in all.
+        share: The weight of each phase; only their ratios count.
+
+    Returns:
+        Updates of each phase, at least 1, that add up to ``total`` where that suffices.
+
+    Raises:
+        ValueError: If a weight is not positive and finite.
+    """
+    for weight in share:
+        if not (weight > 0 and math.isfinite(weight)):
+            raise ValueError(f"the share of a phase is positive, got {weight}")
+    ends = [round(total * sum(share[: i + 1]) / sum(share)) for i in range(len(share))]
+    return [max(b - a, 1) for a, b in zip([0, *ends], ends, strict=False)]

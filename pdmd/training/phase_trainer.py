@@ -48,7 +48,8 @@ class PhaseTrainer:
         updates: Updates of the experts, all together.
         fake_scores: Assigns rollouts to fake scores.
         fake_updates: Decides how often the fake score trains before each expert's update.
-        batch_size: Samples in each update.
+        batch_size: Samples in each rollout.
+        accumulate: Rollouts whose gradients make one update of the expert.
         optimizer: The experts' optimizer.
         fake_optimizer: The fake scores'.
         ema_decay: Decay of the averages that become the experts.
@@ -73,6 +74,7 @@ class PhaseTrainer:
         fake_scores: FakeScores,
         fake_updates: FakeUpdates,
         batch_size: int,
+        accumulate: int = 1,
         optimizer: AdamRecipe,
         fake_optimizer: AdamRecipe,
         ema_decay: float,
@@ -93,6 +95,7 @@ class PhaseTrainer:
         self.fake_scores = fake_scores
         self.fake_updates = fake_updates
         self.batch_size = batch_size
+        self.accumulate = accumulate
         self.clip = clip
         self.generator = generator
         self.account = account or Account()
@@ -216,21 +219,28 @@ class PhaseTrainer:
         rate = self.recipes[role].rate(self.update / max(self.updates, 1))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        losses = objective.losses(self.players(k, rollout.stop), rollout, self.generator)
-        if not losses:
-            raise ValueError(
-                f"the {role}'s objective has no loss in phase {rollout.phase.index + 1}; give it "
-                "a term that counts in every phase"
-            )
-        total = torch.stack([loss.float() for loss in losses.values()]).sum()
         optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        sums: dict[str, torch.Tensor] = {}
+        parts = self.accumulate if role == "generator" else 1
+        for i in range(parts):
+            if i:
+                rollout = self.rollout(k, record=True)
+            losses = objective.losses(self.players(k, rollout.stop), rollout, self.generator)
+            if not losses:
+                raise ValueError(
+                    f"the {role}'s objective has no loss in phase {rollout.phase.index + 1}; give "
+                    "it a term that counts in every phase"
+                )
+            (torch.stack([loss.float() for loss in losses.values()]).sum() / parts).backward()
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0) + loss.detach() / parts
         norm = nn.utils.clip_grad_norm_(self.networks[role].parameters(), self.clip)
-        if not math.isfinite(float(norm)) or not math.isfinite(float(total.detach())):
+        total = torch.stack([loss.float() for loss in sums.values()]).sum()
+        if not math.isfinite(float(norm)) or not math.isfinite(float(total)):
             optimizer.zero_grad(set_to_none=True)
-            raise NonFiniteError(self._complaint(role, rollout, losses, float(norm), rate))
+            raise NonFiniteError(self._complaint(role, rollout, sums, float(norm), rate))
         optimizer.step()
-        out = {f"{role}/{name}": loss.detach() for name, loss in losses.items()}
+        out = {f"{role}/{name}": loss for name, loss in sums.items()}
         return {**out, f"{role}/gradient_norm": norm.detach()}
 
     def _complaint(
