@@ -54,6 +54,7 @@ RANGES = {
         "updates": (1, 10**9),
         "fake_updates": (0, 10**4),
         "batch_size": (1, 10**6),
+        "accumulate": (1, 10**4),
         "checkpoint_every": (1, 10**9),
     },
     "objective": {"draws": (1, 1_000)},
@@ -174,7 +175,9 @@ class TrainConfig:
     fake_lag: float = 0.0
     """Above 0, as many fake updates as keep the fake score's lag below it, up to fake_updates."""
     batch_size: int = 128
-    """Samples in each update."""
+    """Samples in each rollout."""
+    accumulate: int = 1
+    """Rollouts whose gradients make one update of the expert."""
     lr: float = 5e-4
     """The expert's learning rate."""
     fake_lr: float = 1e-3
