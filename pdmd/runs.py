@@ -33,6 +33,7 @@ from pdmd.training.config import DistillConfig, write_config
 from pdmd.training.initializers import FromDenoiser, FromPrevious, FromTeacher, Initializer
 from pdmd.training.recorder import RunRecorder
 from pdmd.training.teaching import teach
+from pdmd.typing import Condition
 
 __all__ = ["Run", "taught_network"]
 
@@ -96,6 +97,8 @@ class Run:
                 f"{config.teacher.name} has neither weights nor samples to teach a network on; "
                 "give the teacher parameters or a sample(n, condition, generator=...) method"
             )
+        if not _has_weights(self.teacher):
+            self._check_network(condition)
         if resume:
             self.checkpointer.read()
         self.account = Account()
@@ -207,7 +210,9 @@ class Run:
         if _has_weights(self.teacher):
             init = FromTeacher() if config.train.init == "teacher" else FromPrevious()
             return init, source
+        kind = self.teacher.kind
         arguments = {
+            "kind": "x0" if kind == "score" else kind,  # a score diverges at clean data
             "dim": self.teacher.latent_shape[0],
             "classes": getattr(unguided(self.teacher), "classes", 0),
             "width": config.network.width,
@@ -223,6 +228,24 @@ class Run:
             progress=self.progress,
         )
         return FromDenoiser(network), source
+
+    def _check_network(self, condition: Condition) -> None:
+        name, teacher = self.config.teacher.name, self.teacher
+        remedy = (
+            "give the teacher parameters, or distill it in Python with init=FromDenoiser(network)"
+        )
+        if len(teacher.latent_shape) != 1:
+            raise ValueError(
+                f"{name} has no weights, and the network {self.config.network.name!r} in their "
+                f"place takes vectors, not latents of shape {teacher.latent_shape}; {remedy}"
+            )
+        labelled = condition is not None and "label" in condition
+        if condition is not None and not (labelled and hasattr(unguided(teacher), "classes")):
+            raise ValueError(
+                f"{name} has no weights, and the network {self.config.network.name!r} in their "
+                "place knows prompts by a condition 'label' and the teacher's number of "
+                f"'classes' alone; {remedy}"
+            )
 
     def _check_folder(self) -> None:
         folder, checkpointer = self.folder, self.checkpointer
@@ -271,7 +294,7 @@ def taught_network(
     Args:
         teacher: A teacher with a ``sample`` method, guided or not.
         name: The network's registered name.
-        arguments: Its arguments.
+        arguments: Its arguments; the teacher's schedule is added.
         updates: Flow-matching updates.
         seed: Seed of the weights and of every draw.
         progress: Whether to show a progress bar.
@@ -282,7 +305,7 @@ def taught_network(
     base: Any = unguided(teacher)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = networks[name](**arguments)
+        network = networks[name](**arguments, schedule=teacher.schedule)
     prompts = base.encode(base.prompts)
 
     def source(n: int, generator: torch.Generator) -> tuple[Any, Any]:

@@ -179,7 +179,8 @@ class Student(Teacher):
                 )
             network = (source or {}).get("network")
             if network is not None:
-                template = _build(networks, network["name"], network.get("arguments", {}), folder)
+                arguments = {**network.get("arguments", {}), "schedule": teacher.schedule}
+                template = _build(networks, network["name"], arguments, folder)
             else:
                 template = teacher.trainable_copy()
         assert template is not None
@@ -258,9 +259,17 @@ def _read_description(folder: Path) -> dict[str, Any]:
                     IntervalRouter(entry["boundaries"])
                 experts[entry["expert"]]
             _check_source(content["source"])
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise ValueError(
-            f"{path} is damaged ({type(error).__name__}: {error}); distill again or restore it"
+            f"{path} is damaged ({type(error).__name__}: {str(error)[:200]}); distill again or "
+            "restore it"
         ) from error
     if number != FORMAT:
         raise ValueError(f"{path} has format {number}, this version reads {FORMAT}; upgrade pdmd")
@@ -278,11 +287,18 @@ def _check_source(source: Any) -> None:
 
 
 def _build(registry: Registry[Any], name: str, arguments: Mapping[str, Any], folder: Path) -> Any:
+    if name not in registry:
+        raise ValueError(
+            f"{folder} needs the {registry.noun} {name[:80]!r}, which is not registered "
+            f"({', '.join(registry)} are); import the module that registers it, on the command "
+            "line with --plugins MODULE"
+        )
     try:
         return registry[name](**arguments)
-    except TypeError as error:
+    except (TypeError, OverflowError, RuntimeError, MemoryError) as error:
+        first = str(error).strip().splitlines()[0][:200]
         raise ValueError(
-            f"{folder / 'student.json'} is damaged: {name!r} does not take its arguments ({error})"
+            f"{folder / 'student.json'} is damaged: {name!r} does not take its arguments ({first})"
         ) from error
 
 
