@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,11 +35,13 @@ class Student(Teacher):
     Args:
         experts: One frozen expert per phase, noisiest first; their phases make the plan.
         encode: Turns prompts into conditions, usually the teacher's own.
+        prompts: What to draw prompts from where the student teaches; usually the teacher's own.
         router: Chooses the expert of a time; by the plan's boundaries by default.
         source: How to build the networks again: ``{"teacher": name, "arguments": {...}}`` of a
             registered teacher, and ``"network": {"name": ..., "arguments": {...}}`` of a
             registered network where the experts are not copies of the teacher; written into the
-            folder so that loading needs no objects.
+            folder so that loading needs no objects. Other entries, such as ``"guidance"``, are
+            kept.
 
     Raises:
         ValueError: If there are no experts, or their phases do not make a plan.
@@ -49,22 +52,25 @@ class Student(Teacher):
         experts: Sequence[Expert],
         *,
         encode: Callable[[Sequence[Any]], Condition] | None = None,
+        prompts: Sequence[Any] = (None,),
         router: Router | None = None,
         source: Mapping[str, Any] | None = None,
     ) -> None:
         plan = PhasePlan(tuple(expert.phase for expert in experts))
         denoiser = experts[0].denoiser
+        ranges = [expert.denoiser.time_range for expert in experts]
         super().__init__(
             schedule=denoiser.schedule,
             kind=denoiser.kind,
             latent_shape=denoiser.latent_shape,
-            time_range=denoiser.time_range,
+            time_range=(min(low for low, _ in ranges), max(high for _, high in ranges)),
         )
         self.plan = plan
         self.experts = nn.ModuleList(experts)
         self.router = router or IntervalRouter(plan.boundaries)
         self.source = dict(source) if source is not None else None
         self._encode = encode
+        self._prompts = tuple(prompts)
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Evaluates each sample with the expert of its time."""
@@ -83,6 +89,11 @@ class Student(Teacher):
             )
         return self._encode(prompts)
 
+    @property
+    def prompts(self) -> Sequence[Any]:
+        """The prompts of its teacher."""
+        return self._prompts
+
     def trainable_copy(self) -> Denoiser:
         """Returns a routed denoiser of trainable copies of the experts' networks."""
         return self._routed().trainable_copy()
@@ -96,13 +107,14 @@ class Student(Teacher):
     def save(self, folder: str | Path) -> None:
         """Writes ``student.json`` and one safetensors file per expert.
 
-        The folder appears whole or not at all; one that held a student is replaced.
+        The folder appears whole or not at all. A student that it held is replaced; what else lies
+        beside that student stays.
 
         Args:
             folder: Where to write.
 
         Raises:
-            ValueError: If the folder holds other things than a student, or the student routes by
+            ValueError: If the folder holds other things and no student, or the student routes by
                 something else than its plan's boundaries.
         """
         from safetensors.torch import save_file
@@ -136,9 +148,15 @@ class Student(Teacher):
             "experts": entries,
         }
         (draft / "student.json").write_text(json.dumps(content, indent=2) + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        draft.rename(folder)
+        if not folder.exists():
+            draft.rename(folder)
+            return
+        (folder / "student.json").unlink(missing_ok=True)  # no student while files change
+        for path in folder.glob("expert_*.safetensors"):
+            path.unlink()
+        for path in (*draft.glob("*.safetensors"), draft / "student.json"):
+            path.rename(folder / path.name)
+        draft.rmdir()
 
     @classmethod
     def load(
@@ -157,7 +175,7 @@ class Student(Teacher):
             teacher: Provides the prompt encoder, and the template unless one is given.
 
         Returns:
-            The student, frozen.
+            The student, frozen; its prompts are the teacher's own.
 
         Raises:
             ValueError: If the folder is missing, damaged, of a newer format, or names no teacher
@@ -209,7 +227,8 @@ class Student(Teacher):
                     first = str(error).strip().splitlines()[-1].strip()
                     raise ValueError(f"{path} does not fit the network: {first}") from error
             loaded.append(experts[entry["expert"]](denoiser, phase))
-        student = cls(loaded, encode=teacher.encode if teacher else None, source=source)
+        known = {} if teacher is None else {"encode": teacher.encode, "prompts": teacher.prompts}
+        student = cls(loaded, source=source, **known)
         return student.eval().requires_grad_(False)
 
 
@@ -279,6 +298,9 @@ def _read_description(folder: Path) -> dict[str, Any]:
 def _check_source(source: Any) -> None:
     if source is None:
         return
+    guidance = source.get("guidance", 1.0)
+    if isinstance(guidance, bool) or not math.isfinite(guidance):
+        raise ValueError(f"guidance is a finite number, got {guidance!r}")
     for part, key in ((source, "teacher"), (source.get("network"), "name")):
         if part is not None and not (
             isinstance(part[key], str) and isinstance(part.get("arguments", {}), dict)
