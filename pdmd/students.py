@@ -107,15 +107,15 @@ class Student(Teacher):
     def save(self, folder: str | Path) -> None:
         """Writes ``student.json`` and one safetensors file per expert.
 
-        The folder appears whole or not at all. A student that it held is replaced; what else lies
-        beside that student stays.
+        A new folder appears whole or not at all. In one that exists, a student is replaced, and
+        every other file stays.
 
         Args:
             folder: Where to write.
 
         Raises:
-            ValueError: If the folder holds other things and no student, or the student routes by
-                something else than its plan's boundaries.
+            ValueError: If the student routes by something else than its plan's boundaries, or an
+                expert's class is not registered.
         """
         from safetensors.torch import save_file
 
@@ -125,8 +125,6 @@ class Student(Teacher):
                 f"{list(self.plan.boundaries)}; only the plan is saved"
             )
         folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()) and not (folder / "student.json").exists():
-            raise ValueError(f"{folder} holds other files; choose an empty or new folder")
         draft = folder.with_name(folder.name + ".partial")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
