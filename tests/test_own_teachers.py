@@ -6,6 +6,7 @@ import torch
 from pdmd import (
     CosineVP,
     FromDenoiser,
+    Guided,
     LinearVP,
     MixtureTeacher,
     MlpDenoiser,
@@ -16,6 +17,7 @@ from pdmd import (
     VarianceExploding,
     distill,
     sample,
+    sample_ode,
 )
 from pdmd.cli import main
 from pdmd.schedules import same_process
@@ -128,3 +130,40 @@ def test_teachers_that_cannot_be_distilled_are_refused_before_work(
     error = capsys.readouterr().err.strip()
     assert named in error and "\n" not in error
     assert not any(tmp_path.iterdir())
+
+
+def test_times_outside_the_teachers_range_are_refused_before_work(tmp_path, register, capsys):
+    register(lambda: Own(time_range=(0.05, 1.0)))
+    words = ["--objective.margin=0.1", "--evaluate.teacher-steps"]
+    assert run(tmp_path / "run", *words, "30") == 2
+    error = capsys.readouterr().err.strip()
+    assert "0.03333, outside its range [0.05, 1]" in error and "\n" not in error
+    assert not any(tmp_path.iterdir())
+    assert run(tmp_path / "run", *words, "20") == 0
+    with pytest.raises(ValueError, match="take fewer steps"):
+        sample_ode(Own(time_range=(0.05, 1.0)), steps=21, batch=1)
+
+
+class Hole(Own):
+    """Its output is not finite at some times that no check asks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.ones(()))
+
+    def network(self, x_t, t, condition):
+        hole = ((t > 0.6) & (t < 0.9))[:, None]
+        return self.gain * super().network(x_t, t, condition).masked_fill(hole, torch.nan)
+
+
+def test_an_output_that_becomes_non_finite_stops_the_run_in_one_line(tmp_path, register, capsys):
+    register(Hole)
+    assert run(tmp_path / "run") == 1
+    error = capsys.readouterr().err.strip()
+    assert "phase 1, update 1" in error and "not finite" in error and "\n" not in error
+
+
+def test_guidance_without_a_condition_is_the_teacher_without_one():
+    teacher = MixtureTeacher.random(dim=2, classes=3)
+    x = torch.randn(5, 2)
+    torch.testing.assert_close(Guided(teacher, 2.0)(x, 0.5).value, teacher(x, 0.5).value)
