@@ -279,7 +279,9 @@ def _run(config: DistillConfig, options: _RunOptions) -> int:
         print(f"pdmd: {stop}; go on with: {again}", file=sys.stderr)
         return 130
     except KeyboardInterrupt:
-        how = f"go on with: {again}" if run.checkpointer.exists() else "nothing to resume yet"
+        how = (
+            f"go on with: {again}" if run.checkpointer.exists() else "start again with --overwrite"
+        )
         print(f"pdmd: stopped; {how}", file=sys.stderr)
         return 130
     except NonFiniteError as error:
@@ -294,7 +296,7 @@ def _run(config: DistillConfig, options: _RunOptions) -> int:
 # ------------------------------------------------------------------------- the other commands
 
 
-def _student(name: str, plugins: Sequence[str]) -> tuple[Student, Path]:
+def _student(name: str, plugins: Sequence[str]) -> Student:
     from pdmd.students import Student
     from pdmd.teachers.base import import_plugins
 
@@ -305,7 +307,7 @@ def _student(name: str, plugins: Sequence[str]) -> tuple[Student, Path]:
     student = Student.load(path)
     if student.source is None:
         raise ValueError(f"{path} names no registered teacher; load it in Python with teacher=...")
-    return student, path
+    return student
 
 
 def _sample(words: list[str]) -> int:
@@ -318,12 +320,11 @@ def _sample(words: list[str]) -> int:
         options = _parse(SampleOptions, rest, "pdmd sample STUDENT", flat=True)
     except SystemExit:
         return 0
-    if options.n < 1:
-        raise ValueError(f"--n must be at least 1, got {options.n}")
+    _check_numbers(options, n=(1, 10**6), seed=(0, 2**63 - 1))
     out = Path(options.out)
     if out.suffix not in (".png", ".safetensors"):
         raise ValueError(f"--out ends in .png or .safetensors, got {options.out!r}")
-    student, _ = _student(name, options.plugins)
+    student = _student(name, options.plugins)
     teacher = _teacher_of(student)
     prompts = list(options.prompts) or list(teacher.prompts)
     prompts = [prompts[i % len(prompts)] for i in range(options.n)]
@@ -340,10 +341,17 @@ def _sample(words: list[str]) -> int:
     else:
         from pdmd.evaluation.figures import image_grid
 
-        columns = min(10, options.n) if options.prompts else len(teacher.prompts)
-        image_grid(teacher.decode(x), columns=columns).savefig(out, dpi=130)
+        image_grid(teacher.decode(x), columns=min(10, options.n)).savefig(out, dpi=130)
     print(f"{options.n} samples in {student.plan.nfe} evaluations each -> {out}")
     return 0
+
+
+def _check_numbers(options: Any, **ranges: tuple[int, int]) -> None:
+    for name, (low, high) in ranges.items():
+        value = getattr(options, name)
+        if not low <= value <= high:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} is from {low:,} to {high:,}, got {value}")
 
 
 def _teacher_of(student: Student) -> Any:
@@ -354,8 +362,6 @@ def _teacher_of(student: Student) -> Any:
 
 
 def _evaluate(words: list[str]) -> int:
-    import tomllib
-
     from pdmd.evaluation.evaluate import evaluate, format_table
     from pdmd.teachers.guided import Guided
 
@@ -364,18 +370,16 @@ def _evaluate(words: list[str]) -> int:
         options = _parse(EvaluateOptions, rest, "pdmd evaluate STUDENT", flat=True)
     except SystemExit:
         return 0
-    for option, least in (("samples", 100), ("teacher_steps", 1)):
-        if getattr(options, option) < least:
-            flag = "--" + option.replace("_", "-")
-            raise ValueError(f"{flag} must be at least {least}, got {getattr(options, option)}")
-    student, path = _student(name, options.plugins)
+    _check_numbers(options, samples=(100, 10**6), teacher_steps=(1, 10**4), seed=(0, 2**63 - 1))
+    student = _student(name, options.plugins)
     teacher = _teacher_of(student)
     guidance = options.guidance
-    config = path.parent / "config.toml"
-    if guidance is None and config.is_file():
-        guidance = tomllib.loads(config.read_text()).get("teacher", {}).get("guidance")
-    if guidance not in (None, 1.0):
+    if guidance is None:
+        guidance = (student.source or {}).get("guidance", 1.0)
+    if guidance != 1:
         teacher = Guided(teacher, guidance)
+    if options.out:
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     metrics = evaluate(
         student,
         teacher,
@@ -385,7 +389,6 @@ def _evaluate(words: list[str]) -> int:
     )
     print(format_table(metrics["rows"]))
     if options.out:
-        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
         Path(options.out).write_text(json.dumps(metrics, indent=2) + "\n")
     return 0
 

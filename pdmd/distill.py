@@ -168,6 +168,10 @@ def distill(
     if isinstance(fake_updates, int):
         fake_updates = FixedUpdates(fake_updates)
     recorder, account = recorder or Recorder(), account or Account()
+    if isinstance(prompts, str):
+        raise ValueError(
+            f"prompts are a sequence of prompts, got the text {prompts!r}; pass a list"
+        )
     encoded = teacher.encode(teacher.prompts if prompts is None else prompts)
     conditions = ConditionStream(encoded)
     for phase in plan:
@@ -237,7 +241,9 @@ def distill(
         recorder.close()
         for parameter in teacher.parameters():
             parameter.requires_grad_(id(parameter) in trainable)
-    return Student(finished, encode=teacher.encode, source=source).eval().requires_grad_(False)
+    known = teacher.prompts if prompts is None else prompts
+    student = Student(finished, encode=teacher.encode, prompts=known, source=source)
+    return student.eval().requires_grad_(False)
 
 
 def _start(

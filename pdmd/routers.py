@@ -40,6 +40,9 @@ class Router(ABC):
 class IntervalRouter(Router):
     """Routes by the intervals between boundaries.
 
+    A time that float32 cannot tell from a boundary counts as the boundary: 0.6 rounds up in
+    float32, and is meant to stay with the less noisy expert.
+
     Args:
         boundaries: Times falling strictly from 1 to 0, both included; n experts need n + 1.
 
@@ -55,7 +58,7 @@ class IntervalRouter(Router):
             if not b < a:
                 raise ValueError(f"boundaries must fall strictly, got {b} after {a}")
         self.boundaries = tuple(times)
-        self._inner = torch.tensor(times[1:-1], dtype=torch.float64)
+        self._inner = torch.tensor(times[1:-1], dtype=torch.float64) * (1 + 2**-24)
 
     def __call__(self, t: Times) -> Tensor:
         t = as_times(t)

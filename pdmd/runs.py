@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,24 +22,29 @@ from pdmd.distill import check_teacher, distill
 from pdmd.evaluation.evaluate import evaluate
 from pdmd.experts import experts
 from pdmd.phases import PhasePlan
+from pdmd.sampling import ode_times
 from pdmd.schedules import Schedule
 from pdmd.students import Student, describe_plan
 from pdmd.teachers.base import Teacher, networks
 from pdmd.teachers.guided import unguided
 from pdmd.training.accounting import Account
-from pdmd.training.checkpoint import Checkpointer
+from pdmd.training.checkpoint import Checkpointer, Interrupted
 from pdmd.training.config import DistillConfig, write_config
 from pdmd.training.initializers import FromDenoiser, FromPrevious, FromTeacher, Initializer
 from pdmd.training.recorder import RunRecorder
 from pdmd.training.teaching import teach
+from pdmd.typing import Condition
 
 __all__ = ["Run", "taught_network"]
 
 LEFT_BEHIND = (
-    "student",
-    "tensorboard",
-    "grids",
-    "checkpoint",
+    "student/student.json",
+    "student/expert_*.safetensors",
+    "tensorboard/events.out.*",
+    "grids/samples.png",
+    "grids/phase_*.png",
+    "checkpoint/*/checkpoint.json",
+    "checkpoint/*/state.safetensors",
     "history.jsonl",
     "calibration.json",
     "metrics.json",
@@ -48,6 +52,7 @@ LEFT_BEHIND = (
     "report.html",
     "plan.json",
 )
+"""What a run leaves, and a run that replaces it removes; other files in its folder stay."""
 
 
 class Run:
@@ -78,6 +83,7 @@ class Run:
         self.config = config
         self.resume, self.overwrite, self.progress = resume, overwrite, progress
         self.folder = Path(config.out)
+        self.training = False
         settings = dataclasses.asdict(config)
         fingerprint = {k: v for k, v in settings.items() if k not in ("out", "evaluate")}
         self.checkpointer = Checkpointer(
@@ -96,6 +102,10 @@ class Run:
                 f"{config.teacher.name} has neither weights nor samples to teach a network on; "
                 "give the teacher parameters or a sample(n, condition, generator=...) method"
             )
+        for steps in (config.evaluate.teacher_steps, self.plan.nfe):
+            ode_times(self.teacher, steps)
+        if not _has_weights(self.teacher):
+            self._check_network(condition)
         if resume:
             self.checkpointer.read()
         self.account = Account()
@@ -116,6 +126,7 @@ class Run:
         _write_plan(self.folder / "plan.json", self.plan, self.teacher.schedule)
         init, source = self._start()
         optimizer, fake_optimizer = train.recipes()
+        self.training = True
         student = distill(
             self.teacher,
             self.plan,
@@ -138,6 +149,7 @@ class Run:
             account=self.account,
             source=source,
         )
+        self.training = False
         student.save(self.folder / "student")
         summary = {
             "teacher": config.teacher.name,
@@ -149,6 +161,8 @@ class Run:
             "evaluations": self.account.state(),
         }
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        if self.checkpointer.stop_requested:  # after the last update
+            raise Interrupted("stopped before the evaluation")
         return student
 
     def evaluate(self, student: Student) -> list[dict[str, Any]]:
@@ -176,12 +190,15 @@ class Run:
 
     @contextlib.contextmanager
     def stop_on(self, *numbers: int) -> Iterator[None]:
-        """Stops at a clean point on a signal, and at once on a second one."""
+        """Stops at a clean point on a signal, and at once on a second one.
+
+        Outside of training every point is clean: the first signal stops at once.
+        """
         import signal
         import sys
 
         def request(number: int, frame: Any) -> None:
-            if self.checkpointer.stop_requested:
+            if self.checkpointer.stop_requested or not self.training:
                 raise KeyboardInterrupt
             self.checkpointer.stop_requested = True
             print(
@@ -203,11 +220,14 @@ class Run:
         source: dict[str, Any] = {
             "teacher": config.teacher.name,
             "arguments": config.teacher.arguments,
+            "guidance": config.teacher.guidance,
         }
         if _has_weights(self.teacher):
             init = FromTeacher() if config.train.init == "teacher" else FromPrevious()
             return init, source
+        kind = self.teacher.kind
         arguments = {
+            "kind": "x0" if kind == "score" else kind,  # a score diverges at clean data
             "dim": self.teacher.latent_shape[0],
             "classes": getattr(unguided(self.teacher), "classes", 0),
             "width": config.network.width,
@@ -224,13 +244,34 @@ class Run:
         )
         return FromDenoiser(network), source
 
+    def _check_network(self, condition: Condition) -> None:
+        name, teacher = self.config.teacher.name, self.teacher
+        remedy = (
+            "give the teacher parameters, or distill it in Python with init=FromDenoiser(network)"
+        )
+        if len(teacher.latent_shape) != 1:
+            raise ValueError(
+                f"{name} has no weights, and the network {self.config.network.name!r} in their "
+                f"place takes vectors, not latents of shape {teacher.latent_shape}; {remedy}"
+            )
+        labelled = condition is not None and "label" in condition
+        if condition is not None and not (labelled and hasattr(unguided(teacher), "classes")):
+            raise ValueError(
+                f"{name} has no weights, and the network {self.config.network.name!r} in their "
+                "place knows prompts by a condition 'label' and the teacher's number of "
+                f"'classes' alone; {remedy}"
+            )
+
     def _check_folder(self) -> None:
         folder, checkpointer = self.folder, self.checkpointer
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is a file; choose another --out")
         if self.resume:
             if not checkpointer.exists():
-                raise ValueError(f"{folder} has no checkpoint to resume; run without --resume")
+                raise ValueError(
+                    f"{folder} has no checkpoint to resume; start again without --resume, over an "
+                    "earlier run with --overwrite"
+                )
             return
         if self.overwrite:
             if folder.exists() and any(folder.iterdir()) and not _is_run(folder):
@@ -249,12 +290,13 @@ class Run:
             )
 
     def _clear(self) -> None:
-        for name in LEFT_BEHIND:
-            path = self.folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        for pattern in LEFT_BEHIND:
+            for path in self.folder.glob(pattern):
+                path.unlink()
+        for folder in ("student", "tensorboard", "grids", "checkpoint/*", "checkpoint"):
+            for path in self.folder.glob(folder):
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
 
 
 def taught_network(
@@ -271,7 +313,7 @@ def taught_network(
     Args:
         teacher: A teacher with a ``sample`` method, guided or not.
         name: The network's registered name.
-        arguments: Its arguments.
+        arguments: Its arguments; the teacher's schedule is added.
         updates: Flow-matching updates.
         seed: Seed of the weights and of every draw.
         progress: Whether to show a progress bar.
@@ -282,7 +324,7 @@ def taught_network(
     base: Any = unguided(teacher)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = networks[name](**arguments)
+        network = networks[name](**arguments, schedule=teacher.schedule)
     prompts = base.encode(base.prompts)
 
     def source(n: int, generator: torch.Generator) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from pdmd.solvers import ode_step
 from pdmd.students import Student
 from pdmd.typing import Condition, Latents
 
-__all__ = ["initial_noise", "sample", "sample_ode", "trajectory"]
+__all__ = ["initial_noise", "ode_times", "sample", "sample_ode", "trajectory"]
 
 
 def initial_noise(
@@ -25,6 +25,11 @@ def _batch(condition: Condition, batch: int | None) -> int:
         if batch is None:
             raise ValueError("without a condition, say how many samples: batch=16")
         return batch
+    if not hasattr(condition, "batch_size"):
+        raise ValueError(
+            f"a condition is a TensorDict, got a {type(condition).__name__}; turn prompts into "
+            "one with encode(prompts)"
+        )
     rows = int(condition.batch_size[0])
     if batch is not None and batch != rows:
         raise ValueError(f"batch = {batch}, but the condition has {rows} rows")
@@ -74,6 +79,25 @@ def sample(
     return trajectory(student, condition, batch=batch, generator=generator)[-1]
 
 
+def ode_times(denoiser: Denoiser, steps: int, t_end: float = 0.0) -> list[float]:
+    """Returns the times of equal steps from noise, ``t_end`` included.
+
+    Raises:
+        ValueError: If ``steps`` is below 1, or the denoiser would be asked outside its time range.
+    """
+    if steps < 1:
+        raise ValueError(f"sampling needs at least 1 step, got {steps}")
+    times = [1 - (1 - t_end) * i / steps for i in range(steps)] + [t_end]
+    low, high = denoiser.time_range
+    for t in (times[0], times[-2]):
+        if not low <= t <= high:
+            raise ValueError(
+                f"{steps} steps ask the {type(denoiser).__name__} at t = {t:.4g}, outside its "
+                f"range [{low:.4g}, {high:.4g}]; take fewer steps or widen its time_range"
+            )
+    return times
+
+
 @torch.no_grad()
 def sample_ode(
     denoiser: Denoiser,
@@ -98,12 +122,11 @@ def sample_ode(
         Latents at ``t_end``, with shape :math:`(B, *)`.
 
     Raises:
-        ValueError: If ``steps`` is below 1, or the batch is missing or does not fit.
+        ValueError: If ``steps`` is below 1, the denoiser would be asked outside its time range,
+            or the batch is missing or does not fit.
     """
-    if steps < 1:
-        raise ValueError(f"sampling needs at least 1 step, got {steps}")
+    times = ode_times(denoiser, steps, t_end)
     x = initial_noise(denoiser, _batch(condition, batch), generator)
-    times = [1 - (1 - t_end) * i / steps for i in range(steps)] + [t_end]
     for t, s in zip(times, times[1:], strict=False):
         x = ode_step(denoiser(x, t, condition), s)
     return x

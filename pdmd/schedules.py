@@ -40,6 +40,7 @@ __all__ = [
     "VarianceExploding",
     "VariancePreserving",
     "as_times",
+    "same_process",
 ]
 
 
@@ -163,6 +164,17 @@ class Schedule(ABC):
             f"{k}={v!r}" for k, v in vars(self).items() if not isinstance(v, Tensor)
         )
         return f"{type(self).__name__}({arguments})"
+
+
+def same_process(a: Schedule, b: Schedule) -> bool:
+    """Says whether two schedules are one forward process, by their coefficients on a grid."""
+    if a is b:
+        return True
+    t = torch.linspace(0.0, 1.0, 17, dtype=torch.float64)
+    return all(
+        torch.allclose(own, other, rtol=1e-6, atol=1e-9)
+        for own, other in zip(a(t), b(t), strict=True)
+    )
 
 
 class RectifiedFlow(Schedule):
@@ -391,11 +403,20 @@ class DiscreteVP(VariancePreserving):
         if len(times) > 1:
             i = torch.searchsorted(times, t.contiguous(), right=True).clamp(1, len(times) - 1)
             slope = (values[i] - values[i - 1]) / (times[i] - times[i - 1])
-        slope = torch.where(t < times[0], -2 / t, slope)
-        if self._terminal_zero:
-            slope = torch.where(t > times[-1], -2 / (1 - t), slope)
         alpha_t, sigma_t = self(t)
-        return slope * alpha_t * sigma_t**2 / 2, -slope * sigma_t * alpha_t**2 / 2
+        d_alpha = slope * alpha_t * sigma_t**2 / 2
+        d_sigma = -slope * sigma_t * alpha_t**2 / 2
+        # Where a ratio of the two is linear the slope of its log diverges, but not the ratio's.
+        ratio = torch.exp(-values[0] / 2) / times[0]
+        first = t < times[0]
+        d_alpha = torch.where(first, -ratio * sigma_t * alpha_t**2, d_alpha)
+        d_sigma = torch.where(first, ratio * alpha_t**3, d_sigma)
+        if self._terminal_zero:
+            ratio = torch.exp(values[-1] / 2) / (1 - times[-1])
+            last = t > times[-1]
+            d_alpha = torch.where(last, -ratio * sigma_t**3, d_alpha)
+            d_sigma = torch.where(last, ratio * alpha_t * sigma_t**2, d_sigma)
+        return d_alpha, d_sigma
 
     def t_from_log_snr(self, log_snr: Tensor | float) -> Tensor:
         log_snr = self._check_log_snr(log_snr)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,11 +35,13 @@ class Student(Teacher):
     Args:
         experts: One frozen expert per phase, noisiest first; their phases make the plan.
         encode: Turns prompts into conditions, usually the teacher's own.
+        prompts: What to draw prompts from where the student teaches; usually the teacher's own.
         router: Chooses the expert of a time; by the plan's boundaries by default.
         source: How to build the networks again: ``{"teacher": name, "arguments": {...}}`` of a
             registered teacher, and ``"network": {"name": ..., "arguments": {...}}`` of a
             registered network where the experts are not copies of the teacher; written into the
-            folder so that loading needs no objects.
+            folder so that loading needs no objects. Other entries, such as ``"guidance"``, are
+            kept.
 
     Raises:
         ValueError: If there are no experts, or their phases do not make a plan.
@@ -49,22 +52,25 @@ class Student(Teacher):
         experts: Sequence[Expert],
         *,
         encode: Callable[[Sequence[Any]], Condition] | None = None,
+        prompts: Sequence[Any] = (None,),
         router: Router | None = None,
         source: Mapping[str, Any] | None = None,
     ) -> None:
         plan = PhasePlan(tuple(expert.phase for expert in experts))
         denoiser = experts[0].denoiser
+        ranges = [expert.denoiser.time_range for expert in experts]
         super().__init__(
             schedule=denoiser.schedule,
             kind=denoiser.kind,
             latent_shape=denoiser.latent_shape,
-            time_range=denoiser.time_range,
+            time_range=(min(low for low, _ in ranges), max(high for _, high in ranges)),
         )
         self.plan = plan
         self.experts = nn.ModuleList(experts)
         self.router = router or IntervalRouter(plan.boundaries)
         self.source = dict(source) if source is not None else None
         self._encode = encode
+        self._prompts = tuple(prompts)
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Evaluates each sample with the expert of its time."""
@@ -83,6 +89,11 @@ class Student(Teacher):
             )
         return self._encode(prompts)
 
+    @property
+    def prompts(self) -> Sequence[Any]:
+        """The prompts of its teacher."""
+        return self._prompts
+
     def trainable_copy(self) -> Denoiser:
         """Returns a routed denoiser of trainable copies of the experts' networks."""
         return self._routed().trainable_copy()
@@ -96,14 +107,15 @@ class Student(Teacher):
     def save(self, folder: str | Path) -> None:
         """Writes ``student.json`` and one safetensors file per expert.
 
-        The folder appears whole or not at all; one that held a student is replaced.
+        A new folder appears whole or not at all. In one that exists, a student is replaced, and
+        every other file stays.
 
         Args:
             folder: Where to write.
 
         Raises:
-            ValueError: If the folder holds other things than a student, or the student routes by
-                something else than its plan's boundaries.
+            ValueError: If the student routes by something else than its plan's boundaries, or an
+                expert's class is not registered.
         """
         from safetensors.torch import save_file
 
@@ -113,8 +125,6 @@ class Student(Teacher):
                 f"{list(self.plan.boundaries)}; only the plan is saved"
             )
         folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()) and not (folder / "student.json").exists():
-            raise ValueError(f"{folder} holds other files; choose an empty or new folder")
         draft = folder.with_name(folder.name + ".partial")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
@@ -136,9 +146,15 @@ class Student(Teacher):
             "experts": entries,
         }
         (draft / "student.json").write_text(json.dumps(content, indent=2) + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        draft.rename(folder)
+        if not folder.exists():
+            draft.rename(folder)
+            return
+        (folder / "student.json").unlink(missing_ok=True)  # no student while files change
+        for path in folder.glob("expert_*.safetensors"):
+            path.unlink()
+        for path in (*draft.glob("*.safetensors"), draft / "student.json"):
+            path.rename(folder / path.name)
+        draft.rmdir()
 
     @classmethod
     def load(
@@ -157,7 +173,7 @@ class Student(Teacher):
             teacher: Provides the prompt encoder, and the template unless one is given.
 
         Returns:
-            The student, frozen.
+            The student, frozen; its prompts are the teacher's own.
 
         Raises:
             ValueError: If the folder is missing, damaged, of a newer format, or names no teacher
@@ -179,7 +195,8 @@ class Student(Teacher):
                 )
             network = (source or {}).get("network")
             if network is not None:
-                template = _build(networks, network["name"], network.get("arguments", {}), folder)
+                arguments = {**network.get("arguments", {}), "schedule": teacher.schedule}
+                template = _build(networks, network["name"], arguments, folder)
             else:
                 template = teacher.trainable_copy()
         assert template is not None
@@ -208,7 +225,8 @@ class Student(Teacher):
                     first = str(error).strip().splitlines()[-1].strip()
                     raise ValueError(f"{path} does not fit the network: {first}") from error
             loaded.append(experts[entry["expert"]](denoiser, phase))
-        student = cls(loaded, encode=teacher.encode if teacher else None, source=source)
+        known = {} if teacher is None else {"encode": teacher.encode, "prompts": teacher.prompts}
+        student = cls(loaded, source=source, **known)
         return student.eval().requires_grad_(False)
 
 
@@ -258,9 +276,17 @@ def _read_description(folder: Path) -> dict[str, Any]:
                     IntervalRouter(entry["boundaries"])
                 experts[entry["expert"]]
             _check_source(content["source"])
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise ValueError(
-            f"{path} is damaged ({type(error).__name__}: {error}); distill again or restore it"
+            f"{path} is damaged ({type(error).__name__}: {str(error)[:200]}); distill again or "
+            "restore it"
         ) from error
     if number != FORMAT:
         raise ValueError(f"{path} has format {number}, this version reads {FORMAT}; upgrade pdmd")
@@ -270,6 +296,9 @@ def _read_description(folder: Path) -> dict[str, Any]:
 def _check_source(source: Any) -> None:
     if source is None:
         return
+    guidance = source.get("guidance", 1.0)
+    if isinstance(guidance, bool) or not math.isfinite(guidance):
+        raise ValueError(f"guidance is a finite number, got {guidance!r}")
     for part, key in ((source, "teacher"), (source.get("network"), "name")):
         if part is not None and not (
             isinstance(part[key], str) and isinstance(part.get("arguments", {}), dict)
@@ -278,11 +307,18 @@ def _check_source(source: Any) -> None:
 
 
 def _build(registry: Registry[Any], name: str, arguments: Mapping[str, Any], folder: Path) -> Any:
+    if name not in registry:
+        raise ValueError(
+            f"{folder} needs the {registry.noun} {name[:80]!r}, which is not registered "
+            f"({', '.join(registry)} are); import the module that registers it, on the command "
+            "line with --plugins MODULE"
+        )
     try:
         return registry[name](**arguments)
-    except TypeError as error:
+    except (TypeError, OverflowError, RuntimeError, MemoryError) as error:
+        first = str(error).strip().splitlines()[0][:200]
         raise ValueError(
-            f"{folder / 'student.json'} is damaged: {name!r} does not take its arguments ({error})"
+            f"{folder / 'student.json'} is damaged: {name!r} does not take its arguments ({first})"
         ) from error
 
 

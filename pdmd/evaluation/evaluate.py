@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pdmd.evaluation.yardsticks import yardstick_for
-from pdmd.sampling import sample, sample_ode
+from pdmd.sampling import ode_times, sample, sample_ode
 from pdmd.students import Student
 from pdmd.teachers.base import Teacher
 from pdmd.typing import Latents
@@ -43,12 +43,17 @@ def evaluate(
         there are real data), ``teacher``, ``teacher_euler_N`` at the student's N steps, and
         ``student``. Distances are to a reference draw of the teacher; on digits, coverage and
         precision of ``real`` are one half of the images against the other.
+
+    Raises:
+        ValueError: If the teacher would be asked outside its time range.
     """
     from tqdm import tqdm
 
+    few = student.plan.nfe
+    for steps in (teacher_steps, few):
+        ode_times(teacher, steps)  # for its errors, before any work
     prompts = [teacher.prompts[i % len(teacher.prompts)] for i in range(samples)]
     condition = teacher.encode(prompts)
-    few = student.plan.nfe
 
     def ode(steps: int) -> Draw:
         return lambda g: sample_ode(teacher, condition, steps=steps, batch=samples, generator=g)

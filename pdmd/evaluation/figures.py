@@ -70,8 +70,10 @@ def vector_scatter(panels: Mapping[str, Tensor], labels: Tensor | None = None) -
     for i, (title, x) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), i + 1)
         second = x[:, min(1, x.shape[1] - 1)]
-        colour = COLOURS[0] if labels is None else labels.numpy()
-        axes.scatter(x[:, 0].numpy(), second.numpy(), c=colour, cmap="tab10", s=3, alpha=0.5)
+        colour: dict[str, Any] = (
+            {"color": COLOURS[0]} if labels is None else {"c": labels, "cmap": "tab10"}
+        )
+        axes.scatter(x[:, 0].numpy(), second.numpy(), s=3, alpha=0.5, **colour)
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
         axes.set_title(title, fontsize=10)
         tidy(axes)

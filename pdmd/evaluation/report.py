@@ -24,6 +24,7 @@ from pdmd.solvers import renoise_step
 from pdmd.students import Student
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import unguided
+from pdmd.training.recorder import read_history
 
 __all__ = ["write_grids", "write_report"]
 
@@ -104,8 +105,7 @@ def write_report(folder: str | Path) -> Path:
     plan, summary = _json(folder / "plan.json"), _json(folder / "summary.json")
     metrics, curves = _json(folder / "metrics.json"), _json(folder / "calibration.json")
     path = folder / "history.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    history = [json.loads(line) for line in lines if line.strip()]
+    history = read_history(path) if path.exists() else []
     rows = metrics["rows"] if metrics else []
     figures: dict[str, str] = {}
     if plan:

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from pdmd.objectives.base import Objective, Players, Rollout, TimeSampler, UniformTimes
 from pdmd.objectives.weightings import ClampedWeighting, Weighting
+from pdmd.phases import Phase
 from pdmd.predictions import Kind, Prediction, combination
 from pdmd.schedules import Schedule
 from pdmd.solvers import diffuse
@@ -132,6 +133,14 @@ class SubintervalScoreMatching(Objective):
         weight = expand(self.weighting(s, t, schedule, fake.kind), x_s)
         self._lag = score_lag(prediction, epsilon, s)
         return {self.name: (weight * (prediction.value.float() - target.float()).square()).mean()}
+
+    def time_bounds(self, phase: Phase) -> None:
+        """Checks the times of a phase; the teacher is not asked at any.
+
+        Raises:
+            ValueError: If there are no times to draw from.
+        """
+        self.times.bounds(phase)
 
     def measures(self) -> dict[str, Tensor]:
         """Returns the fake score's ``lag`` at the last losses; see :func:`score_lag`."""

@@ -54,9 +54,9 @@ teachers: Registry[Any] = Registry(
     },
 )
 
-networks: Registry[Any] = Registry(
-    "network", {"mlp": "pdmd.teachers.mlp:MlpDenoiser.rectified_flow"}
-)
+networks: Registry[Any] = Registry("network", {"mlp": "pdmd.teachers.mlp:MlpDenoiser"})
+"""Networks for students of teachers without weights. One is called with the teacher's
+``schedule`` and with ``kind``, ``dim``, ``classes``, ``width`` and ``depth``."""
 
 
 def import_plugins(modules: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ class Guided(Teacher):
     """A teacher under classifier-free guidance, itself a teacher.
 
     Both evaluations run as one batch. At ``scale=1`` the teacher's own prediction is returned,
-    with one evaluation.
+    with one evaluation, and so is its unconditional one where no condition is given.
 
     Args:
         teacher: The teacher to guide.
@@ -62,6 +62,8 @@ class Guided(Teacher):
         if self.scale == 1:
             return self.teacher.network(x_t, t, condition)
         null = repeat_condition(self.null, len(x_t))
+        if condition is None:  # both evaluations would be the same
+            return self.teacher.network(x_t, t, null)
         both: Any = torch.cat([null, condition])  # type: ignore[list-item]
         value = self.teacher.network(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
         unconditional, conditional = value.chunk(2)

@@ -95,8 +95,8 @@ class Checkpointer:
         content = {"cursor": cursor, "fingerprint": self.fingerprint}
         (draft / "checkpoint.json").write_text(json.dumps(content, indent=2) + "\n")
         previous = self.folder / "previous"
-        shutil.rmtree(previous, ignore_errors=True)
         if self.path.exists():
+            shutil.rmtree(previous, ignore_errors=True)
             self.path.rename(previous)
         draft.rename(self.path)
         shutil.rmtree(previous, ignore_errors=True)
@@ -119,14 +119,14 @@ class Checkpointer:
             cursor, fingerprint = content["cursor"], content["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ValueError(
-                f"the checkpoint {path} is damaged ({error}); start again without --resume"
+                f"the checkpoint {path} is damaged ({error}); start again, with --overwrite"
             ) from error
         for key in {*fingerprint, *self.fingerprint}:
             old, new = fingerprint.get(key), self.fingerprint.get(key)
             if old != new:
                 raise ValueError(
                     f"the checkpoint {path} was written with {key} = {old!r}, this run has "
-                    f"{new!r}; resume with the same settings or start without --resume"
+                    f"{new!r}; resume with the same settings or start again, with --overwrite"
                 )
         return cursor, tensors
 
@@ -157,11 +157,21 @@ def restore_trainer(
 
 
 def take_network(tensors: Mapping[str, Tensor], name: str, network: nn.Module) -> None:
-    """Loads one network's tensors."""
+    """Loads one network's tensors.
+
+    Raises:
+        ValueError: If they are not the network's.
+    """
     prefix = f"network.{name}."
-    network.load_state_dict(
-        {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-    )
+    state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        last = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(
+            f"the checkpoint's {name} does not fit the network ({last}); start again, with "
+            "--overwrite"
+        ) from error
 
 
 def _put(tensors: dict[str, Tensor], name: str, network: nn.Module) -> None:

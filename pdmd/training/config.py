@@ -71,7 +71,7 @@ class TeacherConfig:
     """A registered teacher: see 'pdmd teachers'."""
     guidance: float = 1.0
     """Classifier-free guidance scale; 1 is none."""
-    arguments: dict[str, int | float | str | bool] = field(default_factory=dict)
+    arguments: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Passed to the teacher by name, such as dim and modes for the mixture."""
     plugins: tuple[str, ...] = ()
     """Python modules to import first; they may register teachers."""

@@ -17,6 +17,7 @@ from pdmd.denoisers import Denoiser
 from pdmd.experts import Expert, Truncation
 from pdmd.objectives.base import Objective, Players, Rollout
 from pdmd.phases import Phase
+from pdmd.schedules import same_process
 from pdmd.training.accounting import Account
 from pdmd.training.data import ConditionStream
 from pdmd.training.ema import Ema
@@ -57,6 +58,9 @@ class PhaseTrainer:
         generator: The source of all randomness.
         seed: Seeds what objectives make when a phase begins.
         account: Counts network evaluations.
+
+    Raises:
+        ValueError: If an expert's or fake score's schedule is not the teacher's.
     """
 
     def __init__(
@@ -83,6 +87,12 @@ class PhaseTrainer:
         seed: int = 0,
         account: Account | None = None,
     ) -> None:
+        for denoiser in (*(e.denoiser for e in experts), *(d for row in fakes for d in row)):
+            if not same_process(denoiser.schedule, teacher.schedule):
+                raise ValueError(
+                    f"a network runs on {denoiser.schedule!r}, but its teacher on "
+                    f"{teacher.schedule!r}; make the network with schedule=teacher.schedule"
+                )
         self.experts = tuple(experts)
         self.earlier = tuple(earlier)
         self.teacher = teacher

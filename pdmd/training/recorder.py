@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,18 @@ from typing import Any
 
 from pdmd.phases import Phase
 
-__all__ = ["Recorder", "RunRecorder"]
+__all__ = ["Recorder", "RunRecorder", "read_history"]
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Reads ``history.jsonl`` up to a line that was cut off as the run was killed."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
 
 
 class Recorder:
@@ -63,7 +75,7 @@ class RunRecorder(Recorder):
 
     def resumed(self, phase: int, update: int) -> None:
         """Drops the records that come after the checkpoint."""
-        rows = [json.loads(line) for line in self.history.read_text().splitlines() if line]
+        rows = read_history(self.history)
         kept = [r for r in rows if (r["phase"], r["update"]) <= (phase, update)]
         self.history.write_text("".join(json.dumps(row) + "\n" for row in kept))
         if kept:
@@ -72,7 +84,8 @@ class RunRecorder(Recorder):
         self.before = sum(ends.values())
         path = self.folder / "calibration.json"
         if path.exists():
-            self.curves = [c for c in json.loads(path.read_text()) if c["phase"] < phase]
+            with contextlib.suppress(ValueError):  # cut off as the run was killed
+                self.curves = [c for c in json.loads(path.read_text()) if c["phase"] < phase]
 
     def phase_begins(self, phase: Phase, phases: int, updates: int, done: int) -> None:
         """Opens the phase's progress bar."""

@@ -4,6 +4,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pdmd import DiscreteVP, LinearVP, RectifiedFlow, Shifted, VarianceExploding
+from pdmd.schedules import same_process
 from tests.strategies import ordered_times, schedules, times
 
 
@@ -82,3 +83,52 @@ def test_times_outside_are_named(t):
 def test_bad_ddpm_levels_are_refused(levels):
     with pytest.raises(ValueError, match="alphas_cumprod"):
         DiscreteVP(levels)
+
+
+def ddpm_alphas(kind, steps=1000):
+    """Levels of published models, in float32 as they are shipped."""
+    if kind == "cosine":
+        i = torch.arange(steps + 1, dtype=torch.float64) / steps
+        bar = torch.cos((i + 0.008) / 1.008 * torch.pi / 2) ** 2
+        betas = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
+    elif kind == "linear":
+        betas = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64)
+    else:
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, steps, dtype=torch.float64) ** 2
+    bar = torch.cumprod(1 - betas, 0)
+    if kind == "zero_terminal":  # rescaled as in arXiv:2305.08891, Algorithm 1
+        root = bar.sqrt()
+        bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return bar.float()
+
+
+@pytest.mark.parametrize("kind", ["linear", "scaled_linear", "cosine", "zero_terminal"])
+def test_ddpm_levels_are_met_and_their_ends_are_linear(kind):
+    bar = ddpm_alphas(kind)
+    schedule, n = DiscreteVP(bar), len(bar)
+    t = torch.arange(1, n + 1, dtype=torch.float64) / n
+    alpha, sigma = schedule(t)
+    torch.testing.assert_close(alpha.square(), bar.double(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(sigma.square(), 1 - bar.double(), rtol=1e-12, atol=0)
+    alpha, sigma = schedule(0.0)
+    assert float(alpha) == 1 and float(sigma) == 0
+    first = float(((1 - bar[0].double()) / bar[0].double()).sqrt()) * n
+    d_alpha, d_sigma = schedule.derivatives(torch.tensor([0.0, 0.5 / n], dtype=torch.float64))
+    assert float(d_alpha[0]) == 0 and float(d_sigma[0]) == pytest.approx(first, rel=1e-9)
+    alpha, sigma = schedule(0.5 / n)
+    ratio = (d_sigma[1] * alpha - sigma * d_alpha[1]) / alpha.square()  # of sigma / alpha
+    assert float(ratio) == pytest.approx(first, rel=1e-9)
+    d_alpha, d_sigma = schedule.derivatives(1.0)
+    if kind == "zero_terminal":
+        last = float((bar[-2].double() / (1 - bar[-2].double())).sqrt()) * n
+        assert float(schedule(1.0)[0]) == 0 and float(d_sigma) == 0
+        assert float(d_alpha) == pytest.approx(-last, rel=1e-9)
+    assert bool(torch.isfinite(torch.stack([d_alpha, d_sigma])).all())
+
+
+def test_schedules_are_compared_by_their_coefficients():
+    bar = ddpm_alphas("linear")
+    assert same_process(DiscreteVP(bar), DiscreteVP(bar.clone()))
+    assert same_process(RectifiedFlow(), Shifted(RectifiedFlow(), 1.0))
+    assert not same_process(RectifiedFlow(), Shifted(RectifiedFlow(), 1.1))
+    assert not same_process(LinearVP(), LinearVP(beta_max=19.9))
