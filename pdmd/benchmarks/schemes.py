@@ -202,5 +202,13 @@ SCHEMES: dict[str, Scheme] = {
         summary="As phased, the number of fake updates set by the fake score's lag.",
         fake_updates=AdaptiveUpdates,
     ),
+    "phased_tuned": Scheme(
+        summary="Phased DMD as searched for on the mixture: cuts where modes are decided, updates "
+        "where errors arise, eight rollouts an update, higher rates.",
+        plan=lambda: PhasePlan.from_timesteps([1, 0.55, 0.35, 0.18, 0]),
+        share=(1, 1, 2, 3),
+        accumulate=8,
+        rates=(3e-3, 1e-3),
+    ),
 }
 """Every scheme by name."""
