@@ -256,6 +256,13 @@ class DistillConfig:
         self.teacher.check_name()
         if self.network.name not in networks:
             networks[self.network.name]
+        for section, ranges in RANGES.items():
+            for name, (low, high) in ranges.items():
+                value = getattr(getattr(self, section), name)
+                if not low <= value <= high:
+                    raise ValueError(
+                        f"{section}.{name} is from {low:,} to {high:,}, got {_short(value)}"
+                    )
         plan = self.plan.build()
         generator, fake = self.objective.build()
         for phase in plan:
@@ -266,13 +273,6 @@ class DistillConfig:
         self.train.build_fake_updates()
         if self.train.expert not in experts:
             experts[self.train.expert]
-        for section, ranges in RANGES.items():
-            for name, (low, high) in ranges.items():
-                value = getattr(getattr(self, section), name)
-                if not low <= value <= high:
-                    raise ValueError(
-                        f"{section}.{name} is from {low:,} to {high:,}, got {_short(value)}"
-                    )
         if not 0 <= self.train.ema < 1:
             raise ValueError(f"train.ema is in [0, 1), got {self.train.ema}")
         if not self.train.clip > 0:
