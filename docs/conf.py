@@ -17,7 +17,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx-mathjax-offline",  # ships MathJax, so that the pages read without a network
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "evidence/intro.md", "evidence/*_notes.md"]
 source_suffix = {".md": "markdown"}
 html_theme = "furo"
 html_title = "pdmd"

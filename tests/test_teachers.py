@@ -17,6 +17,16 @@ def test_the_mixture_score_is_the_gradient_of_its_density(schedule, mixture, t, 
     torch.testing.assert_close(teacher(x, t).value, score, rtol=1e-9, atol=1e-9)
 
 
+@given(schedules, mixtures(), seeds)
+def test_the_density_takes_a_time_for_every_sample(schedule, mixture, seed):
+    teacher = teacher_of(mixture, schedule, "score")
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(5, mixture["means"].shape[1], generator=generator, dtype=torch.float64)
+    t = 0.05 + 0.9 * torch.rand(5, generator=generator, dtype=torch.float64)
+    alone = torch.stack([teacher.log_prob(x[i : i + 1], t[i])[0] for i in range(5)])
+    torch.testing.assert_close(teacher.log_prob(x, t), alone, rtol=1e-12, atol=1e-12)
+
+
 def test_classes_restrict_the_modes():
     teacher = MixtureTeacher.random(dim=3, classes=4, modes=2)
     condition = teacher.encode([2, "2", None])

@@ -199,7 +199,7 @@ SCHEMES: dict[str, Scheme] = {
         fake_updates=1,
     ),
     "phased_adaptive": Scheme(
-        summary="As phased, fake updates set by the fake score's lag, and a quarter more generator "
+        summary="As phased, fake updates set by the fake score's lag, a quarter more generator "
         "updates for what that saves.",
         fake_updates=lambda: AdaptiveUpdates(0.13),
         more=1.25,

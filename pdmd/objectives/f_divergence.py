@@ -66,13 +66,13 @@ class DensityRatio(ABC):
 class Density(Protocol):
     """A law whose diffused log-density is known, such as the mixture teacher's."""
 
-    def log_prob(self, x: Latents, t: float, condition: Condition) -> Tensor:
-        """Returns the log-density of samples at time ``t``, with shape :math:`(B)`."""
+    def log_prob(self, x: Latents, t: Tensor, condition: Condition) -> Tensor:
+        """Returns the log-density of samples at times of shape (B), with shape :math:`(B)`."""
         ...
 
 
 class ExactRatio(DensityRatio):
-    """The ratio of two known densities, asked once for each distinct time.
+    """The ratio of two known densities.
 
     Args:
         real: The teacher's law.
@@ -84,13 +84,8 @@ class ExactRatio(DensityRatio):
         self.fake = fake
 
     def __call__(self, x_t: Latents, t: Tensor, condition: Condition) -> Tensor:
-        log_r = torch.empty(len(x_t), dtype=torch.float64, device=x_t.device)
-        for time in t.unique():
-            rows = (t == time).to(x_t.device)
-            x, c = x_t[rows], None if condition is None else condition[rows]
-            real = self.real.log_prob(x, float(time), c)
-            log_r[rows] = (real - self.fake.log_prob(x, float(time), c)).double()
-        return log_r
+        real = self.real.log_prob(x_t, t, condition)
+        return (real - self.fake.log_prob(x_t, t, condition)).double()
 
 
 class CriticRatio(DensityRatio):

@@ -23,7 +23,7 @@ from torch import Tensor
 from pdmd.predictions import Kind, combination
 from pdmd.schedules import RectifiedFlow, Schedule
 from pdmd.teachers.base import Teacher
-from pdmd.typing import Condition, Latents, expand
+from pdmd.typing import Condition, Latents, Times, expand
 
 __all__ = ["MixtureTeacher"]
 
@@ -158,11 +158,17 @@ class MixtureTeacher(Teacher):
         noise = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64)
         return (self.means[mode] + self.stds[mode, None] * noise).float()
 
-    def log_prob(self, x: Latents, t: float = 0.0, condition: Condition = None) -> Tensor:
-        """Returns the log-density of samples at time ``t``, float64, with shape :math:`(B)`."""
-        alpha_t, sigma_t = self.schedule(t)
+    def log_prob(self, x: Latents, t: Times = 0.0, condition: Condition = None) -> Tensor:
+        """Returns the log-density of samples, float64, with shape :math:`(B)`.
+
+        Args:
+            x: Samples, with shape :math:`(B, D)`.
+            t: Their times: a float, or a tensor with shape :math:`()` or :math:`(B)`.
+            condition: A condition with batch size :math:`(B)`, or ``None`` for all classes.
+        """
+        alpha_t, sigma_t = (c.reshape(-1, 1) for c in self.schedule(t))  # (1 or B, 1)
         variance = alpha_t**2 * self.stds**2 + sigma_t**2
-        square = (x.double()[:, None] - alpha_t * self.means).square().sum(-1)
+        square = (x.double()[:, None] - alpha_t[..., None] * self.means).square().sum(-1)
         log_prior = self._log_prior(condition, len(x)).log_softmax(-1)
         dim = self.means.shape[1]
         log_mode = -0.5 * (square / variance + dim * (2 * math.pi * variance).log())
