@@ -59,7 +59,7 @@ class PhaseTrainer:
         account: Counts network evaluations.
 
     Raises:
-        ValueError: If an expert's or fake score's schedule is not the teacher's.
+        ValueError: If an expert's or fake score's schedule or latent shape is not the teacher's.
     """
 
     def __init__(
@@ -90,6 +90,11 @@ class PhaseTrainer:
                 raise ValueError(
                     f"a network runs on {denoiser.schedule!r}, but its teacher on "
                     f"{teacher.schedule!r}; make the network with schedule=teacher.schedule"
+                )
+            if denoiser.latent_shape != teacher.latent_shape:
+                raise ValueError(
+                    f"a network takes latents of shape {denoiser.latent_shape}, but its teacher "
+                    f"makes {teacher.latent_shape}; make the network for the teacher's"
                 )
         self.experts = tuple(experts)
         self.earlier = tuple(earlier)
