@@ -259,18 +259,19 @@ class WeightedSum(Objective):
         for weight, term in terms:
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of {term.name!r} is {weight}; use a finite number")
-            if term.name in seen:
-                raise ValueError(
-                    f"two objectives are named {term.name!r}; give one another name, as in "
-                    f"{type(term).__name__}(name='other')"
-                )
-            seen.add(term.name)
+            for name in term.names:
+                if name in seen:
+                    raise ValueError(
+                        f"two objectives are named {name!r}; give one another name when it is "
+                        "made, with name='other'"
+                    )
+                seen.add(name)
         self.terms = tuple((float(weight), term) for weight, term in terms)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the objectives within."""
-        return tuple(term.name for _, term in self.terms)
+        return tuple(name for _, term in self.terms for name in term.names)
 
     def losses(
         self, players: Players, rollout: Rollout, generator: torch.Generator
