@@ -262,6 +262,26 @@ def test_bad_requests_end_in_one_line_and_write_nothing(
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["teachers", "foo"], "unexpected 'foo'"),
+        (["objectives", "foo"], "unexpected 'foo'"),
+        (["report", "run", "foo"], "unexpected 'foo'"),
+        (["distill", "digits", "foo"], "error: Unrecognized options: foo"),
+        (["teach", "digits", "--updates", "1", "--out", "taken/x.safetensors"], "taken"),
+        (["distill", "mixture", "--teacher.arguments", "dim", "x"], "dim is a whole number"),
+        (["distill", "mixture", "--teacher.arguments", "std", "nan"], "got nan"),
+    ],
+)
+def test_words_that_make_no_sense_are_named(tmp_path, monkeypatch, capsys, words, named):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("a file")
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip()
+    assert named in error and "\n" not in error and len(error) < 300
+
+
 def test_samples_go_to_folders_that_are_made(tmp_path, finished):
     from safetensors import safe_open
 

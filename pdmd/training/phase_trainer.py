@@ -260,6 +260,6 @@ class PhaseTrainer:
         return (
             f"phase {rollout.phase.index + 1}, update {self.update + 1}: the {role}'s loss or "
             f"gradient is not finite ({values}, gradient norm {norm:.4g}); the update was not "
-            f"applied. Lower the learning rate (now {rate:.3g}), raise the time margin, or look at "
-            "what the teacher returns in this phase."
+            f"applied. Lower the learning rate (now {rate:.3g}), raise the time margin, or look "
+            "at what the teacher returns in this phase."
         )
