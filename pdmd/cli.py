@@ -198,6 +198,11 @@ def _take_name(words: list[str], what: str, default: str | None = None) -> tuple
     return default or "", words
 
 
+def _no_more(words: list[str]) -> None:
+    if words:
+        raise UsageError(f"unexpected {words[0]!r}; it takes no more words")
+
+
 def _parse(cls: Any, words: list[str], prog: str, default: Any = None, **kwargs: Any) -> Any:
     import tyro
 
@@ -224,9 +229,9 @@ def _parse(cls: Any, words: list[str], prog: str, default: Any = None, **kwargs:
 
 def _plain(text: str) -> str:
     """Reduces tyro's framed message to its sentence."""
-    text = re.sub(r"[─-╿]", " ", re.sub(r"\x1b\[[0-9;]*m", "", text))
+    text = re.sub(r"[─-╿]|-{4,}", " ", re.sub(r"\x1b\[[0-9;]*m", "", text))
     text = re.split(r"Argument helptext:|For full helptext", " ".join(text.split()))[0]
-    heads = r"^((Parsing error|Value error|Error parsing|Invalid choice) )+"
+    heads = r"^((Parsing error|Value error|Error parsing|Invalid choice|Unrecognized options) )+"
     return re.sub(heads, "", text).strip()[:400]
 
 
@@ -404,6 +409,7 @@ def _teach(words: list[str]) -> int:
     if options.updates < 0:
         raise ValueError(f"--updates must not be negative, got {options.updates}")
     out = Path(options.out or f"{name}.safetensors")
+    out.parent.mkdir(parents=True, exist_ok=True)  # for its errors, before any work
     more = {"updates": options.updates} if options.updates else {}
     if name == "digits":
         from pdmd.training.teaching import teach_digits
@@ -416,7 +422,6 @@ def _teach(words: list[str]) -> int:
 
         steps = {"steps": options.updates} if options.updates else {}
         classifier = train_digits_classifier(**steps)
-        out.parent.mkdir(parents=True, exist_ok=True)
         save_file(classifier.layers.state_dict(), out)
     print(f"wrote {out} ({out.stat().st_size / 1e6:.2f} MB)")
     return 0
@@ -464,7 +469,8 @@ def _report(words: list[str]) -> int:
     from pdmd.evaluation.bench_report import write_bench_report
     from pdmd.evaluation.report import write_report
 
-    name, _ = _take_name(words, "a run folder, such as runs/digits, or a results file")
+    name, rest = _take_name(words, "a run folder, such as runs/digits, or a results file")
+    _no_more([word for word in rest if word not in ("-h", "--help")])
     if not name:
         print(
             "usage: pdmd report PATH\n\nWrites report.html of a run folder, or the page of a "
@@ -487,6 +493,7 @@ def _teachers(words: list[str]) -> int:
     if {"-h", "--help"} & set(words):
         print("usage: pdmd teachers\n\nLists the registered teachers.")
         return 0
+    _no_more(words)
     print(
         f"{'name':<12} {'predicts':<12} {'schedule':<16} {'latents':<12} {'parameters':>10}  times"
     )
@@ -509,6 +516,7 @@ def _objectives(words: list[str]) -> int:
     if {"-h", "--help"} & set(words):
         print("usage: pdmd objectives\n\nLists the registered objectives and their weights.")
         return 0
+    _no_more(words)
     for title, registry in (
         ("objectives", objectives),
         ("distribution-matching weights (--objective.weight)", gap_weights),

@@ -40,6 +40,12 @@ def check_teacher(
 ) -> None:
     """Asks the teacher once at every end of the plan, before any work.
 
+    Args:
+        teacher: The teacher.
+        plan: The phases.
+        objective: What the experts minimise, for the times at which it asks the teacher.
+        condition: Encoded prompts, of which the first two are asked, or ``None``.
+
     Raises:
         ValueError: If the plan leaves the teacher's time range, or an answer has the wrong shape
             or is not finite.
@@ -158,6 +164,8 @@ def distill(
     ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed is in [0, 2^63), got {seed}")
     if not clip > 0:
         raise ValueError(f"clip must be positive, got {clip}")
     generator = generator or DistributionMatching()
@@ -174,6 +182,12 @@ def distill(
         )
     encoded = teacher.encode(teacher.prompts if prompts is None else prompts)
     conditions = ConditionStream(encoded)
+    for role, objective in (("generator", generator), ("fake score", fake_score)):
+        for index in sorted(set(range(len(plan))) - objective.covers(plan)):
+            raise ValueError(
+                f"the {role}'s objective has no loss in phase {index + 1}; give it a term that "
+                "counts in every phase"
+            )
     for phase in plan:
         fake_score.time_bounds(phase)  # for its errors, before any work
     check_teacher(teacher, plan, generator, encoded)

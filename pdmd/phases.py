@@ -279,8 +279,10 @@ def _counts(steps: int | Sequence[int], total: int) -> list[int]:
         if total % steps:
             raise ValueError(f"{total} steps do not split into phases of {steps} each")
         return [steps] * (total // steps)
-    counts = [int(n) for n in steps]
+    counts = list(steps)
     for count in counts:
+        if count != int(count):
+            raise ValueError(f"steps are whole numbers, got {count}")
         if count < 1:
             raise ValueError(f"every phase needs at least 1 step, got {count}")
     if sum(counts) != total:

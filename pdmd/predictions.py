@@ -51,7 +51,16 @@ def check_kind(kind: str) -> Kind:
 
 
 def combination(kind: Kind, t: Times, schedule: Schedule) -> tuple[Tensor, Tensor]:
-    r"""Returns :math:`(p_t, q_t)` of a kind, in float64, with the shape of ``t``."""
+    r"""Returns :math:`(p_t, q_t)` of a kind, in float64, with the shape of ``t``.
+
+    Args:
+        kind: The kind.
+        t: Times in [0, 1], of any shape.
+        schedule: The forward process.
+
+    Raises:
+        ValueError: If the kind is unknown.
+    """
     alpha_t, sigma_t = schedule(t)
     zero, one = torch.zeros_like(alpha_t), torch.ones_like(alpha_t)
     match check_kind(kind):
@@ -71,7 +80,7 @@ def determinant(kind: Kind, t: Times, schedule: Schedule) -> Tensor:
     r"""Returns :math:`D_t = \alpha_t q_t - \sigma_t p_t` of a kind, in float64.
 
     At equal :math:`x_t`, a difference of two predictions of kind A times :math:`D_B / D_A` is
-    their difference in kind B.
+    their difference in kind B. Arguments and errors are those of :func:`combination`.
     """
     alpha_t, sigma_t = schedule(t)
     p, q = combination(kind, t, schedule)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pdmd.denoisers import Denoiser
 from pdmd.predictions import Prediction
 from pdmd.registry import Registry
-from pdmd.schedules import as_times
+from pdmd.schedules import as_times, same_process
 from pdmd.typing import Condition, Latents, Times
 
 __all__ = ["IntervalRouter", "RoutedDenoiser", "Router", "routers"]
@@ -78,13 +78,25 @@ class RoutedDenoiser(Denoiser):
         router: Chooses among them.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are none, their schedules differ, or an interval router chooses among
+            another number.
     """
 
     def __init__(self, denoisers: Sequence[Denoiser], router: Router) -> None:
         if not denoisers:
             raise ValueError("a routed denoiser needs at least one denoiser")
         first = denoisers[0]
+        for other in denoisers[1:]:
+            if not same_process(other.schedule, first.schedule):
+                raise ValueError(
+                    f"routed denoisers are of one schedule, got {first.schedule!r} and "
+                    f"{other.schedule!r}; convert within one of them"
+                )
+        if isinstance(router, IntervalRouter) and len(router.boundaries) != len(denoisers) + 1:
+            raise ValueError(
+                f"{len(denoisers)} denoisers need {len(denoisers) + 1} boundaries, got "
+                f"{list(router.boundaries)}"
+            )
         super().__init__(
             schedule=first.schedule,
             kind=first.kind,

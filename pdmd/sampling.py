@@ -15,7 +15,13 @@ __all__ = ["initial_noise", "ode_times", "sample", "sample_ode", "trajectory"]
 def initial_noise(
     denoiser: Denoiser, batch: int, generator: torch.Generator | None = None
 ) -> Latents:
-    r"""Draws :math:`x_1 = \sigma_1 \varepsilon` in float32, with shape ``(batch, *)``."""
+    r"""Draws :math:`x_1 = \sigma_1 \varepsilon` in float32, with shape ``(batch, *)``.
+
+    Args:
+        denoiser: Its schedule and latent shape are taken.
+        batch: The number of samples.
+        generator: The source of randomness.
+    """
     _, sigma = denoiser.schedule(1.0)
     return float(sigma) * torch.randn(batch, *denoiser.latent_shape, generator=generator)
 
@@ -24,6 +30,8 @@ def _batch(condition: Condition, batch: int | None) -> int:
     if condition is None:
         if batch is None:
             raise ValueError("without a condition, say how many samples: batch=16")
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, got {batch}")
         return batch
     if not hasattr(condition, "batch_size"):
         raise ValueError(
@@ -56,7 +64,8 @@ def trajectory(
         :math:`[x_1, x_{t_1}, \dots, x_0]`, each with shape :math:`(B, *)`.
 
     Raises:
-        ValueError: If the batch is missing or does not fit the condition.
+        ValueError: If the batch is missing or does not fit the condition, or the condition is not
+            one.
     """
     states = [initial_noise(student, _batch(condition, batch), generator)]
     for expert in student.experts:
@@ -81,6 +90,11 @@ def sample(
 
 def ode_times(denoiser: Denoiser, steps: int, t_end: float = 0.0) -> list[float]:
     """Returns the times of equal steps from noise, ``t_end`` included.
+
+    Args:
+        denoiser: What is asked at every time but the last.
+        steps: The number of steps.
+        t_end: Where to stop.
 
     Raises:
         ValueError: If ``steps`` is below 1, or the denoiser would be asked outside its time range.

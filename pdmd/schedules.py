@@ -167,7 +167,12 @@ class Schedule(ABC):
 
 
 def same_process(a: Schedule, b: Schedule) -> bool:
-    """Says whether two schedules are one forward process, by their coefficients on a grid."""
+    """Says whether two schedules are one forward process, by their coefficients on a grid.
+
+    Args:
+        a: A schedule.
+        b: Another, of any class.
+    """
     if a is b:
         return True
     t = torch.linspace(0.0, 1.0, 17, dtype=torch.float64)
@@ -253,7 +258,12 @@ def check_shift(shift: float) -> float:
 
 
 def shift_times(t: Tensor, shift: float) -> Tensor:
-    r"""Maps :math:`t \mapsto k t / (1 + (k - 1) t)`, which keeps 0 and 1 exactly."""
+    r"""Maps :math:`t \mapsto k t / (1 + (k - 1) t)`, which keeps 0 and 1 exactly.
+
+    Args:
+        t: Times in [0, 1], float64, of any shape.
+        shift: :math:`k > 0`; its inverse maps back.
+    """
     warped = shift * t / (1 + (shift - 1) * t)
     return torch.where(t == 1, torch.ones_like(t), warped)
 
@@ -279,6 +289,13 @@ class LinearVP(VariancePreserving):
 
     .. math:: \alpha_t^2 = e^{-B_t}, \quad
         B_t = \beta_{\min} t + \tfrac12 (\beta_{\max} - \beta_{\min}) t^2
+
+    Args:
+        beta_min: The noise rate at :math:`t = 0`, positive.
+        beta_max: The noise rate at :math:`t = 1`, at least ``beta_min``.
+
+    Raises:
+        ValueError: If they are not ordered so, or not finite.
 
     References:
         Song et al., Score-Based Generative Modeling through SDEs, arXiv:2011.13456, Eq. 32.
@@ -443,7 +460,17 @@ class VarianceExploding(Schedule):
     r""":math:`\alpha_t = 1`, :math:`\sigma_t = (\sigma_{\min}^{1/\rho} (1 - t) +
     \sigma_{\max}^{1/\rho} t)^\rho`.
 
-    With the default :math:`\sigma_{\min} = 0`, time 0 is clean data exactly.
+    With the default :math:`\sigma_{\min} = 0`, time 0 is clean data exactly. Noise below about
+    :math:`10^{-7}` of the data is lost in float32, with the defaults at :math:`t < 0.05`: draw
+    times above it.
+
+    Args:
+        sigma_max: :math:`\sigma_{\max}`, the noise at :math:`t = 1`.
+        sigma_min: :math:`\sigma_{\min}`, the noise at :math:`t = 0`; 0 or more.
+        rho: :math:`\rho`, at least 1; the higher, the more of time lies at low noise.
+
+    Raises:
+        ValueError: If the noises are not ordered or not finite, or ``rho`` is below 1.
 
     References:
         Karras et al., EDM, arXiv:2206.00364, Eq. 5.

@@ -259,3 +259,11 @@ def test_objectives_add_and_scale():
         one + DistributionMatching(name="one")
     with pytest.raises(ValueError, match="nan"):
         float("nan") * one
+
+
+def test_sums_within_sums_are_told_apart_by_what_is_in_them():
+    a, b, c, d = (DistributionMatching(name=name) for name in "abcd")
+    total = (a + 2 * b).only(0) + 0.5 * (c + d).only(1)
+    assert total.names == ("a", "b", "c", "d")
+    with pytest.raises(ValueError, match="two objectives are named 'b'"):
+        (a + b).only(0) + b

@@ -1,7 +1,5 @@
 import itertools
 import math
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +18,6 @@ from pdmd.evaluation.metrics import (
     vendi_score,
 )
 from tests.strategies import seeds
-
-ROOT = Path(__file__).parents[1]
 
 
 def normal(*shape, seed=0):
@@ -308,12 +304,3 @@ def test_metrics_name_what_does_not_fit():
         similarity_within_prompts(x, torch.zeros(9, dtype=torch.int64))
     with pytest.raises(ValueError, match="from 0 to 3, got 4"):
         mode_histogram_kl(torch.tensor([0, 4]), 4)
-
-
-def test_the_page_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs" / "evaluation.md").read_text()
-    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(snippets) >= 3
-    with torch.random.fork_rng():
-        exec(compile("\n".join(snippets), "evaluation.md", "exec"), {})

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from pdmd import Student
+from pdmd import PhasePlan, Student
 from pdmd.cli import main
 from pdmd.runs import Run
 from pdmd.training.checkpoint import Checkpointer, Interrupted
@@ -262,6 +262,26 @@ def test_bad_requests_end_in_one_line_and_write_nothing(
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["teachers", "foo"], "unexpected 'foo'"),
+        (["objectives", "foo"], "unexpected 'foo'"),
+        (["report", "run", "foo"], "unexpected 'foo'"),
+        (["distill", "digits", "foo"], "error: Unrecognized options: foo"),
+        (["teach", "digits", "--updates", "1", "--out", "taken/x.safetensors"], "taken"),
+        (["distill", "mixture", "--teacher.arguments", "dim", "x"], "dim is a whole number"),
+        (["distill", "mixture", "--teacher.arguments", "std", "nan"], "got nan"),
+    ],
+)
+def test_words_that_make_no_sense_are_named(tmp_path, monkeypatch, capsys, words, named):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("a file")
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip()
+    assert named in error and "\n" not in error and len(error) < 300
+
+
 def test_samples_go_to_folders_that_are_made(tmp_path, finished):
     from safetensors import safe_open
 
@@ -322,3 +342,45 @@ def test_a_stop_before_the_evaluation_is_an_interruption(tmp_path):
     run.checkpointer.stop_requested = True
     with pytest.raises(Interrupted):
         run.distill()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("config.toml", "[[", "not readable TOML"),
+        ("config.toml", "x = 1", "unknown key 'x'"),
+        ("metrics.json", "{", "metrics.json is damaged"),
+        ("plan.json", "[", "plan.json is damaged"),
+    ],
+)
+def test_a_report_of_a_damaged_folder_is_refused_in_one_line(
+    tmp_path, finished, capsys, name, content, named
+):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / name).write_text(content)
+    assert main(["report", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert named in error and "\n" not in error
+
+
+def test_tensorboard_shows_every_update_once_after_a_resume(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    plan = PhasePlan.uniform(2)
+    recorder = RunRecorder(tmp_path, progress=False)
+    for phase, last in zip(plan, (40, 30), strict=True):
+        recorder.phase_begins(phase, 2, 40, 0)
+        for update in range(10, last + 1, 10):
+            recorder.scalars(phase, update, {"loss": 1.0})
+    recorder.close()
+    resumed = RunRecorder(tmp_path, progress=False)
+    resumed.resumed(2, 10)
+    resumed.phase_begins(plan[1], 2, 40, 10)
+    for update in (20, 30, 40):
+        resumed.scalars(plan[1], update, {"loss": 2.0})
+    resumed.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(e.step, e.value) for e in events] == [
+        *((step, 1.0) for step in (10, 20, 30, 40, 50)),
+        *((step, 2.0) for step in (60, 70, 80)),
+    ]

@@ -9,17 +9,21 @@ import torch
 from pdmd import (
     DistributionMatching,
     FromDenoiser,
+    IntervalRouter,
+    LinearVP,
     MixtureTeacher,
     MlpDenoiser,
     OdeExpert,
     PhasePlan,
+    RoutedDenoiser,
     Student,
     SubintervalScoreMatching,
     distill,
     sample,
 )
 from pdmd.cli import main
-from pdmd.objectives import UniformTimes
+from pdmd.objectives import Repulsion, UniformTimes
+from pdmd.training.recorder import Recorder
 
 SOURCE = {
     "teacher": "mixture",
@@ -188,3 +192,55 @@ def test_times_of_the_fake_score_are_checked_before_work():
             init=Untouched(network),
             fake_score=SubintervalScoreMatching(times=UniformTimes(0.3)),
         )
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (dict(generator=DistributionMatching().only(0)), "no loss in phase 2"),
+        (dict(fake_score=SubintervalScoreMatching().only(1)), "no loss in phase 1"),
+        (dict(generator=DistributionMatching() + Repulsion().only(2)), "the plan has 2"),
+        (dict(seed=-1), "got -1"),
+        (dict(seed=2**70), str(2**70)),
+        (dict(init=FromDenoiser(MlpDenoiser.rectified_flow(dim=3))), r"shape \(3,\)"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_work(settings, named):
+    heard = []
+
+    class Deaf(Recorder):
+        def phase_begins(self, phase, phases, updates, done):
+            heard.append(phase)
+
+    teacher = MixtureTeacher.random(dim=2, classes=2)
+    network = MlpDenoiser.rectified_flow(dim=2, classes=2, width=8)
+    with pytest.raises(ValueError, match=named):
+        distill(
+            teacher,
+            PhasePlan.uniform(2),
+            **{"init": FromDenoiser(network), "updates": 1, "recorder": Deaf(), **settings},
+        )
+    assert not heard
+
+
+def test_routed_denoisers_are_checked():
+    networks = [MlpDenoiser.rectified_flow(dim=2, width=8) for _ in range(2)]
+    with pytest.raises(ValueError, match="3 boundaries"):
+        RoutedDenoiser(networks, IntervalRouter([1, 0.5, 0.2, 0]))
+    networks[1].schedule = LinearVP()
+    with pytest.raises(ValueError, match="one schedule"):
+        RoutedDenoiser(networks, IntervalRouter([1, 0.5, 0]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (dict(means=torch.tensor([[0.0], [math.nan]])), "means must be finite"),
+        (dict(stds=[0.1, 0.2, 0.3]), r"shape \(3,\)"),
+        (dict(stds=math.inf), "inf"),
+        (dict(weights=[1.0, math.inf]), "inf"),
+    ],
+)
+def test_mixtures_are_checked(settings, named):
+    with pytest.raises(ValueError, match=named):
+        MixtureTeacher(**{"means": torch.zeros(2, 1), **settings})

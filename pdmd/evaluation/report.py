@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from pdmd.solvers import renoise_step
 from pdmd.students import Student
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import unguided
+from pdmd.training.config import load_config
 from pdmd.training.recorder import read_history
 
 __all__ = ["write_grids", "write_report"]
@@ -97,11 +97,14 @@ def write_report(folder: str | Path) -> Path:
 
     Returns:
         The page's path.
+
+    Raises:
+        ValueError: If a file is damaged.
     """
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     folder = Path(folder)
-    config = tomllib.loads((folder / "config.toml").read_text())
+    config = load_config(str(folder / "config.toml"))
     plan, summary = _json(folder / "plan.json"), _json(folder / "summary.json")
     metrics, curves = _json(folder / "metrics.json"), _json(folder / "calibration.json")
     path = folder / "history.jsonl"
@@ -141,7 +144,10 @@ def write_report(folder: str | Path) -> Path:
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it to do without it") from error
 
 
 def _figure(figure: Any) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pdmd.denoisers import Denoiser
-from pdmd.phases import Phase
+from pdmd.phases import Phase, PhasePlan
 from pdmd.registry import Registry
 from pdmd.schedules import Schedule
 from pdmd.typing import Condition, Latents
@@ -173,6 +173,14 @@ class Objective(ABC):
         """Returns the times at which the teacher is asked in a phase, ``None`` if it is not."""
         return None
 
+    def covers(self, plan: PhasePlan) -> set[int]:
+        """Returns the indices of a plan's phases in which the objective has a loss.
+
+        Raises:
+            ValueError: If it is limited to a phase that the plan does not have.
+        """
+        return set(range(len(plan)))
+
     def begin(
         self,
         players: Players,
@@ -251,18 +259,19 @@ class WeightedSum(Objective):
         for weight, term in terms:
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of {term.name!r} is {weight}; use a finite number")
-            if term.name in seen:
-                raise ValueError(
-                    f"two objectives are named {term.name!r}; give one another name, as in "
-                    f"{type(term).__name__}(name='other')"
-                )
-            seen.add(term.name)
+            for name in term.names:
+                if name in seen:
+                    raise ValueError(
+                        f"two objectives are named {name!r}; give one another name when it is "
+                        "made, with name='other'"
+                    )
+                seen.add(name)
         self.terms = tuple((float(weight), term) for weight, term in terms)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the objectives within."""
-        return tuple(term.name for _, term in self.terms)
+        return tuple(name for _, term in self.terms for name in term.names)
 
     def losses(
         self, players: Players, rollout: Rollout, generator: torch.Generator
@@ -280,6 +289,9 @@ class WeightedSum(Objective):
         """Returns the hull of the terms' times."""
         bounds = [b for _, term in self.terms if (b := term.time_bounds(phase)) is not None]
         return (min(b[0] for b in bounds), max(b[1] for b in bounds)) if bounds else None
+
+    def covers(self, plan: PhasePlan) -> set[int]:
+        return set().union(*(term.covers(plan) for _, term in self.terms))
 
     def begin(
         self,
@@ -334,6 +346,14 @@ class OnlyPhases(Objective):
 
     def time_bounds(self, phase: Phase) -> tuple[float, float] | None:
         return self.objective.time_bounds(phase) if phase.index in self.phases else None
+
+    def covers(self, plan: PhasePlan) -> set[int]:
+        if max(self.phases) >= len(plan):
+            raise ValueError(
+                f"{self.name!r} is limited to the phases {self.phases} by index from 0, but the "
+                f"plan has {len(plan)}"
+            )
+        return set(self.phases) & self.objective.covers(plan)
 
     def begin(
         self,

@@ -142,6 +142,9 @@ class Normalised(GapWeight):
     Args:
         epsilon: Added to the normaliser.
 
+    Raises:
+        ValueError: If it is negative.
+
     References:
         Yin et al., DMD, arXiv:2311.18828, Eq. 8.
     """

@@ -56,12 +56,18 @@ class MixtureTeacher(Teacher):
         means = torch.as_tensor(means)
         if means.ndim != 2 or not means.numel():
             raise ValueError(f"means have shape (modes, dim), got {tuple(means.shape)}")
+        if not bool(means.isfinite().all()):
+            raise ValueError("means must be finite")
         modes = len(means)
-        stds = torch.as_tensor(stds, dtype=torch.float64).expand(modes).clone()
-        if not bool((stds >= 0).all()):
-            raise ValueError(f"stds must not be negative, got {stds.min().item()}")
+        stds = torch.as_tensor(stds, dtype=torch.float64)
+        if stds.shape not in ((), (1,), (modes,)):
+            raise ValueError(f"stds are one number or {modes}, got shape {tuple(stds.shape)}")
+        stds = stds.expand(modes).clone()
+        bad = ~((stds >= 0) & stds.isfinite())
+        if bool(bad.any()):
+            raise ValueError(f"stds are finite and not negative, got {stds[bad][0].item()}")
         weights = torch.ones(modes) if weights is None else torch.as_tensor(weights)
-        if weights.shape != (modes,) or not bool((weights > 0).all()):
+        if weights.shape != (modes,) or not bool(((weights > 0) & weights.isfinite()).all()):
             raise ValueError(f"weights are {modes} positive numbers, got {weights.tolist()}")
         if labels is not None:
             labels = torch.as_tensor(labels, dtype=torch.int64)
@@ -101,10 +107,13 @@ class MixtureTeacher(Teacher):
             std: Standard deviation of every mode.
             seed: Seed of the means.
             schedule: The forward process; rectified flow by default.
+
+        Raises:
+            ValueError: If a number is too low, or ``std`` negative.
         """
         for name, value, least in (("dim", dim, 1), ("classes", classes, 0), ("modes", modes, 1)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is a whole number of at least {least}, got {value!r}")
         generator = torch.Generator().manual_seed(seed)
         means = torch.randn(modes * max(classes, 1), dim, generator=generator)
         labels = torch.arange(classes).repeat_interleave(modes) if classes else None

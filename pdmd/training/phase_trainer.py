@@ -60,7 +60,7 @@ class PhaseTrainer:
         account: Counts network evaluations.
 
     Raises:
-        ValueError: If an expert's or fake score's schedule is not the teacher's.
+        ValueError: If an expert's or fake score's schedule or latent shape is not the teacher's.
     """
 
     def __init__(
@@ -92,6 +92,11 @@ class PhaseTrainer:
                 raise ValueError(
                     f"a network runs on {denoiser.schedule!r}, but its teacher on "
                     f"{teacher.schedule!r}; make the network with schedule=teacher.schedule"
+                )
+            if denoiser.latent_shape != teacher.latent_shape:
+                raise ValueError(
+                    f"a network takes latents of shape {denoiser.latent_shape}, but its teacher "
+                    f"makes {teacher.latent_shape}; make the network for the teacher's"
                 )
         self.experts = tuple(experts)
         self.earlier = tuple(earlier)
@@ -265,5 +270,6 @@ class PhaseTrainer:
         return (
             f"phase {rollout.phase.index + 1}, update {self.update + 1}: the {role}'s loss or "
             f"gradient is not finite ({values}, gradient norm {norm:.4g}); the update was not "
-            f"applied. Lower the learning rate (now {rate:.3g}) or raise the time margin."
+            f"applied. Lower the learning rate (now {rate:.3g}), raise the time margin, or look "
+            "at what the teacher returns in this phase."
         )

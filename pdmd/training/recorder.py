@@ -60,18 +60,21 @@ class RunRecorder(Recorder):
     """
 
     def __init__(self, folder: str | Path, *, progress: bool = True) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.progress = progress
-        self.writer = SummaryWriter(str(self.folder / "tensorboard"))
+        self.writer = self._write()
         self.bar: Any = None
         self.updates = self.before = 0
         self.started = time.perf_counter()
         self.history = self.folder / "history.jsonl"
         self.history.write_text("") if not self.history.exists() else None
         self.curves: list[dict[str, Any]] = []
+
+    def _write(self, purge_step: int | None = None) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge_step)
 
     def resumed(self, phase: int, update: int) -> None:
         """Drops the records that come after the checkpoint."""
@@ -82,6 +85,8 @@ class RunRecorder(Recorder):
             self.started -= kept[-1]["seconds"]
         ends = {row["phase"]: row["update"] for row in kept if row["phase"] < phase}
         self.before = sum(ends.values())
+        self.writer.close()
+        self.writer = self._write(purge_step=self.before + update + 1)
         path = self.folder / "calibration.json"
         if path.exists():
             with contextlib.suppress(ValueError):  # cut off as the run was killed
