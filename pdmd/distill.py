@@ -101,6 +101,7 @@ def distill(
     fake_updates: int | FakeUpdates = 5,
     batch_size: int = 128,
     accumulate: int = 1,
+    anchored: int = 1,
     optimizer: AdamRecipe | None = None,
     fake_optimizer: AdamRecipe | None = None,
     ema: float = 0.99,
@@ -131,6 +132,9 @@ def distill(
         batch_size: Samples in each rollout.
         accumulate: Rollouts whose gradients make one update of the expert, one after the other:
             less noise at the same memory.
+        anchored: Fake updates that one rollout serves, with fresh times and noises; above 1 the
+            generator's own rollout serves the first of them. Fewer evaluations, samples that are
+            seen more often.
         optimizer: The experts' optimizer.
         fake_optimizer: The fake scores'; by default the expert's at twice its rate.
         ema: Decay of the weight average that becomes the expert.
@@ -161,6 +165,7 @@ def distill(
         ("updates", min(per_phase), 1),
         ("batch_size", batch_size, 1),
         ("accumulate", accumulate, 1),
+        ("anchored", anchored, 1),
     ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -230,6 +235,7 @@ def distill(
                 fake_updates=fake_updates,
                 batch_size=batch_size,
                 accumulate=accumulate,
+                anchored=anchored,
                 optimizer=optimizer,
                 fake_optimizer=fake_optimizer,
                 ema_decay=ema,

@@ -126,6 +126,7 @@ class DistillationBenchmark(Benchmark):
             fake_updates=fakes,
             batch_size=batch,
             accumulate=scheme.accumulate,
+            anchored=scheme.anchored,
             optimizer=optimizer,
             fake_optimizer=fake_optimizer,
             ema=0.99,

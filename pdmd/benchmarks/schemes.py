@@ -97,6 +97,7 @@ class Scheme:
         more: Multiplies the number of generator updates, for a scheme that spends less on each.
         share: The share of the generator updates that each phase gets; equal by default.
         accumulate: Rollouts whose gradients make one generator update.
+        anchored: Fake updates that one rollout serves.
         rates: The generator's and the fake score's learning rates, for a scheme tuned on its own;
             the benchmark's by default.
         widen: Multiplies the network's width, for a control at equal parameters.
@@ -115,6 +116,7 @@ class Scheme:
     more: float = 1.0
     share: tuple[float, ...] = ()
     accumulate: int = 1
+    anchored: int = 1
     rates: tuple[float, float] | None = None
     widen: float = 1.0
 

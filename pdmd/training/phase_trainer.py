@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -51,6 +52,8 @@ class PhaseTrainer:
         fake_updates: Decides how often the fake score trains before each expert's update.
         batch_size: Samples in each rollout.
         accumulate: Rollouts whose gradients make one update of the expert.
+        anchored: Fake updates that one rollout serves, with times and noises of their own; above
+            1 the generator's rollout serves the first of them.
         optimizer: The experts' optimizer.
         fake_optimizer: The fake scores'.
         ema_decay: Decay of the averages that become the experts.
@@ -79,6 +82,7 @@ class PhaseTrainer:
         fake_updates: FakeUpdates,
         batch_size: int,
         accumulate: int = 1,
+        anchored: int = 1,
         optimizer: AdamRecipe,
         fake_optimizer: AdamRecipe,
         ema_decay: float,
@@ -111,6 +115,7 @@ class PhaseTrainer:
         self.fake_updates = fake_updates
         self.batch_size = batch_size
         self.accumulate = accumulate
+        self.anchored = anchored
         self.clip = clip
         self.generator = generator
         self.account = account or Account()
@@ -211,15 +216,19 @@ class PhaseTrainer:
         if len(self.experts) > 1:
             k = int(torch.randint(len(self.experts), (), generator=self.generator))
         scalars: dict[str, torch.Tensor] = {}
+        anchor = served = None
+        if self.anchored > 1:  # the generator's own rollout serves the first fake updates too
+            anchor = served = self.rollout(k, record=True)
         made = 0
         while self.fake_updates.more(made):
-            scalars.update(
-                self._apply("fake", self.fake_objective, self.rollout(k, record=False), k)
-            )
+            if served is None or made and made % self.anchored == 0:
+                served = self.rollout(k, record=False)
+            seen = replace(served, x_s=served.x_s.detach())
+            scalars.update(self._apply("fake", self.fake_objective, seen, k))
             self.fake_updates.observe(self.fake_objective.measures())
             made += 1
         self.networks["fake"].requires_grad_(False)
-        rollout = self.rollout(k, record=True)
+        rollout = anchor or self.rollout(k, record=True)
         scalars.update(self._apply("generator", self.generator_objective, rollout, k))
         self.networks["fake"].requires_grad_(True)
         self.ema.update(self.networks["generator"], self.update)
