@@ -6,20 +6,16 @@ failed, or 130 for one that was stopped on request.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import json
-import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
+
+from pdmd.arguments import UsageError, parse, take_name
 
 if TYPE_CHECKING:
-    from pdmd.students import Student
     from pdmd.training.config import DistillConfig
 
 __all__ = ["main"]
@@ -55,95 +51,6 @@ class _RunOptions:
     """Show progress bars."""
 
 
-@dataclass(kw_only=True)
-class SampleOptions:
-    """Draws samples from a student folder."""
-
-    prompts: tuple[str, ...] = ()
-    """Prompts, one sample of each and repeated up to --n; the teacher's own by default."""
-    n: int = 100
-    """Number of samples."""
-    seed: int = 0
-    """Seed of the noise."""
-    out: str = "samples.png"
-    """An image (.png) or the latents (.safetensors)."""
-    plugins: tuple[str, ...] = ()
-    """Python modules to import first; they may register the student's teacher."""
-
-
-@dataclass(kw_only=True)
-class EvaluateOptions:
-    """Compares a student with its teacher and prints the table."""
-
-    samples: int = 2000
-    """Samples of each method."""
-    teacher_steps: int = 50
-    """Steps of the teacher's own sampling."""
-    seed: int = 1234
-    """Seed of every draw."""
-    guidance: float | None = None
-    """The teacher's guidance scale; by default the one the student was distilled with."""
-    out: str = ""
-    """Also write the rows to this JSON file."""
-    plugins: tuple[str, ...] = ()
-    """Python modules to import first; they may register the student's teacher."""
-
-
-@dataclass(kw_only=True)
-class TeachOptions:
-    """Trains a shipped network again, from the images."""
-
-    out: str = ""
-    """The safetensors file to write; NAME.safetensors by default."""
-    updates: int = 0
-    """Updates; 0 takes those of the shipped weights."""
-    seed: int = 0
-    """Seed of every draw."""
-
-
-STUDENT = "the student folder, such as runs/digits/student"
-
-
-@dataclass(kw_only=True)
-class BenchOptions:
-    """Compares few-step methods on equal terms and writes a results file."""
-
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds; every method runs with each."""
-    methods: tuple[str, ...] = ()
-    """Methods; all by default."""
-    out: str = ""
-    """The results file; runs/bench_NAME.json by default. An unfinished one goes on."""
-    workers: int = 0
-    """Runs at a time, each on one thread; 0 takes one for every core."""
-    data_seed: int = 7
-    """Seed of the data: the mixture's means, the split of the digits."""
-    dim: int = 16
-    """Dimension of the mixture."""
-    modes: int = 8
-    """Modes in each of the mixture's classes."""
-    classes: int = 8
-    """Classes of the mixture."""
-    updates: int = 0
-    """Generator updates in all; 0 takes the benchmark's."""
-    fake_updates: int = 0
-    """Fake updates before each of them, for methods that set none; 0 takes the benchmark's."""
-    batch_size: int = 0
-    """Samples in each update; 0 takes the benchmark's."""
-    lr: float = 0.0
-    """The generator's learning rate; 0 takes the benchmark's."""
-    fake_lr: float = 0.0
-    """The fake score's learning rate; 0 takes the benchmark's."""
-    samples: int = 0
-    """Samples measured; 0 takes the benchmark's."""
-    progress: bool = True
-    """Show a progress bar."""
-
-
-class UsageError(ValueError):
-    """The command line's words are off."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
@@ -164,16 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(__version__)
         return 0
-    commands: dict[str, Callable[[list[str]], int]] = {
-        "distill": _distill,
-        "sample": _sample,
-        "evaluate": _evaluate,
-        "teach": _teach,
-        "bench": _bench,
-        "report": _report,
-        "teachers": _teachers,
-        "objectives": _objectives,
-    }
+    from pdmd.commands import COMMANDS
+
+    commands = {"distill": _distill, **COMMANDS}
     try:
         if words[0] not in commands:
             raise UsageError(f"unknown command {words[0]!r}; choose one of {', '.join(commands)}")
@@ -190,51 +90,6 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _take_name(words: list[str], what: str, default: str | None = None) -> tuple[str, list[str]]:
-    if words and not words[0].startswith("-"):
-        return words[0], words[1:]
-    if default is None and not {"-h", "--help"} & set(words):
-        raise UsageError(f"missing {what}")
-    return default or "", words
-
-
-def _no_more(words: list[str]) -> None:
-    if words:
-        raise UsageError(f"unexpected {words[0]!r}; it takes no more words")
-
-
-def _parse(cls: Any, words: list[str], prog: str, default: Any = None, **kwargs: Any) -> Any:
-    import tyro
-
-    caught = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(caught):
-            return tyro.cli(
-                cls,
-                args=words,
-                prog=prog,
-                default=default if default is not None else cls(),
-                config=(tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes)
-                if kwargs.get("flat")
-                else (tyro.conf.AvoidSubcommands,),
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        command = prog.split(" [")[0]
-        raise UsageError(
-            f"{_plain(caught.getvalue())} ('{command} --help' lists the options)"
-        ) from None
-
-
-def _plain(text: str) -> str:
-    """Reduces tyro's framed message to its sentence."""
-    text = re.sub(r"[─-╿]|-{4,}", " ", re.sub(r"\x1b\[[0-9;]*m", "", text))
-    text = re.split(r"Argument helptext:|For full helptext", " ".join(text.split()))[0]
-    heads = r"^((Parsing error|Value error|Error parsing|Invalid choice|Unrecognized options) )+"
-    return re.sub(heads, "", text).strip()[:400]
-
-
 # ------------------------------------------------------------------------------------ distill
 
 
@@ -243,7 +98,7 @@ def _distill(words: list[str]) -> int:
 
     from pdmd.training.config import DistillConfig, load_config
 
-    name, rest = _take_name(words, "a preset or TOML file", "digits")
+    name, rest = take_name(words, "a preset or TOML file", "digits")
     config = load_config(name)
 
     command = dataclasses.make_dataclass(
@@ -256,7 +111,7 @@ def _distill(words: list[str]) -> int:
     command.__doc__ = DistillConfig.__doc__
     default = command(_RunOptions(), config)
     try:
-        parsed = _parse(command, rest, "pdmd distill [PRESET_OR_TOML]", default)
+        parsed = parse(command, rest, "pdmd distill [PRESET_OR_TOML]", default)
     except SystemExit:
         return 0
     return _run(parsed.config, parsed.run)
@@ -295,235 +150,4 @@ def _run(config: DistillConfig, options: _RunOptions) -> int:
     print(format_table(rows))
     print(f"student  {folder / 'student'}")
     print(f"report   {folder / 'report.html'}")
-    return 0
-
-
-# ------------------------------------------------------------------------- the other commands
-
-
-def _student(name: str, plugins: Sequence[str]) -> Student:
-    from pdmd.students import Student
-    from pdmd.teachers.base import import_plugins
-
-    import_plugins(plugins)
-    path = Path(name)
-    if not (path / "student.json").exists() and (path / "student" / "student.json").exists():
-        path = path / "student"
-    student = Student.load(path)
-    if student.source is None:
-        raise ValueError(f"{path} names no registered teacher; load it in Python with teacher=...")
-    return student
-
-
-def _sample(words: list[str]) -> int:
-    import torch
-
-    from pdmd.sampling import sample
-
-    name, rest = _take_name(words, STUDENT)
-    try:
-        options = _parse(SampleOptions, rest, "pdmd sample STUDENT", flat=True)
-    except SystemExit:
-        return 0
-    _check_numbers(options, n=(1, 10**6), seed=(0, 2**63 - 1))
-    out = Path(options.out)
-    if out.suffix not in (".png", ".safetensors"):
-        raise ValueError(f"--out ends in .png or .safetensors, got {options.out!r}")
-    student = _student(name, options.plugins)
-    teacher = _teacher_of(student)
-    prompts = list(options.prompts) or list(teacher.prompts)
-    prompts = [prompts[i % len(prompts)] for i in range(options.n)]
-    condition = student.encode(prompts)
-    if out.suffix == ".png" and not hasattr(teacher, "decode"):
-        raise ValueError("this student does not make images; use --out samples.safetensors")
-    generator = torch.Generator().manual_seed(options.seed)
-    x = sample(student, condition, batch=options.n, generator=generator)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".safetensors":
-        from safetensors.torch import save_file
-
-        save_file({"latents": x}, out, metadata={"prompts": json.dumps(prompts)})
-    else:
-        from pdmd.evaluation.figures import image_grid
-
-        image_grid(teacher.decode(x), columns=min(10, options.n)).savefig(out, dpi=130)
-    print(f"{options.n} samples in {student.plan.nfe} evaluations each -> {out}")
-    return 0
-
-
-def _check_numbers(options: Any, **ranges: tuple[int, int]) -> None:
-    for name, (low, high) in ranges.items():
-        value = getattr(options, name)
-        if not low <= value <= high:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} is from {low:,} to {high:,}, got {value}")
-
-
-def _teacher_of(student: Student) -> Any:
-    from pdmd.teachers.base import teachers
-
-    source: Any = student.source
-    return teachers[source["teacher"]](**source.get("arguments", {}))
-
-
-def _evaluate(words: list[str]) -> int:
-    from pdmd.evaluation.evaluate import evaluate, format_table
-    from pdmd.teachers.guided import Guided
-
-    name, rest = _take_name(words, STUDENT)
-    try:
-        options = _parse(EvaluateOptions, rest, "pdmd evaluate STUDENT", flat=True)
-    except SystemExit:
-        return 0
-    _check_numbers(options, samples=(100, 10**6), teacher_steps=(1, 10**4), seed=(0, 2**63 - 1))
-    student = _student(name, options.plugins)
-    teacher = _teacher_of(student)
-    guidance = options.guidance
-    if guidance is None:
-        guidance = (student.source or {}).get("guidance", 1.0)
-    if guidance != 1:
-        teacher = Guided(teacher, guidance)
-    if options.out:
-        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-    metrics = evaluate(
-        student,
-        teacher,
-        samples=options.samples,
-        seed=options.seed,
-        teacher_steps=options.teacher_steps,
-    )
-    print(format_table(metrics["rows"]))
-    if options.out:
-        Path(options.out).write_text(json.dumps(metrics, indent=2) + "\n")
-    return 0
-
-
-def _teach(words: list[str]) -> int:
-    name, rest = _take_name(words, "what to teach: digits or digits-classifier")
-    try:
-        options = _parse(TeachOptions, rest, "pdmd teach NAME", flat=True)
-    except SystemExit:
-        return 0
-    if name not in ("digits", "digits-classifier"):
-        raise ValueError(f"cannot teach {name!r}; choose digits or digits-classifier")
-    if options.updates < 0:
-        raise ValueError(f"--updates must not be negative, got {options.updates}")
-    out = Path(options.out or f"{name}.safetensors")
-    out.parent.mkdir(parents=True, exist_ok=True)  # for its errors, before any work
-    more = {"updates": options.updates} if options.updates else {}
-    if name == "digits":
-        from pdmd.training.teaching import teach_digits
-
-        teach_digits(seed=options.seed, **more).save(out)  # type: ignore[operator]
-    else:
-        from safetensors.torch import save_file
-
-        from pdmd.evaluation.classifier import train_digits_classifier
-
-        steps = {"steps": options.updates} if options.updates else {}
-        classifier = train_digits_classifier(**steps)
-        save_file(classifier.layers.state_dict(), out)
-    print(f"wrote {out} ({out.stat().st_size / 1e6:.2f} MB)")
-    return 0
-
-
-def _bench(words: list[str]) -> int:
-    from pdmd.benchmarks import BenchConfig, run_benchmark
-    from pdmd.evaluation.bench_report import summarise, write_bench_report
-    from pdmd.evaluation.evaluate import format_table
-
-    name, rest = _take_name(words, "the benchmark: toy1d, mixture or digits")
-    try:
-        options = _parse(BenchOptions, rest, "pdmd bench NAME", flat=True)
-    except SystemExit:
-        return 0
-    numbers = {f.name: getattr(options, f.name, None) for f in dataclasses.fields(BenchConfig)}
-    config = BenchConfig(**{**numbers, "name": name})
-    out = Path(options.out or f"runs/bench_{name}.json")
-    if out.suffix != ".json":
-        raise ValueError(f"--out ends in .json, got {options.out!r}")
-    try:
-        results = run_benchmark(
-            config,
-            out=out,
-            seeds=options.seeds,
-            methods=options.methods,
-            workers=options.workers,
-            progress=options.progress,
-        )
-    except KeyboardInterrupt:
-        print(f"pdmd: stopped; what is done is in {out}; run again to go on", file=sys.stderr)
-        return 130
-    rows = [
-        {k: v[0] if isinstance(v, tuple) else v for k, v in entry.items()}
-        for entry in summarise(results["rows"])
-    ]
-    print(format_table(rows))
-    print(f"results  {out}")
-    print(f"report   {write_bench_report(results, out.with_suffix('.html'))}")
-    return 0
-
-
-def _report(words: list[str]) -> int:
-    from pdmd.benchmarks import read_results
-    from pdmd.evaluation.bench_report import write_bench_report
-    from pdmd.evaluation.report import write_report
-
-    name, rest = _take_name(words, "a run folder, such as runs/digits, or a results file")
-    _no_more([word for word in rest if word not in ("-h", "--help")])
-    if not name:
-        print(
-            "usage: pdmd report PATH\n\nWrites report.html of a run folder, or the page of a "
-            "results file of 'pdmd bench'."
-        )
-        return 0
-    path = Path(name)
-    if path.suffix == ".json":
-        print(write_bench_report(read_results(path), path.with_suffix(".html")))
-        return 0
-    if not (path / "config.toml").is_file():
-        raise ValueError(f"{name} is neither a run folder nor a results file (.json)")
-    print(write_report(path))
-    return 0
-
-
-def _teachers(words: list[str]) -> int:
-    from pdmd.teachers.base import teachers
-
-    if {"-h", "--help"} & set(words):
-        print("usage: pdmd teachers\n\nLists the registered teachers.")
-        return 0
-    _no_more(words)
-    print(
-        f"{'name':<12} {'predicts':<12} {'schedule':<16} {'latents':<12} {'parameters':>10}  times"
-    )
-    for name in teachers:
-        teacher = teachers[name]()
-        low, high = teacher.time_range
-        shape = "x".join(map(str, teacher.latent_shape))
-        count = sum(p.numel() for p in teacher.parameters())
-        print(
-            f"{name:<12} {teacher.kind:<12} {type(teacher.schedule).__name__:<16} {shape:<12} "
-            f"{count or 'exact':>10}  [{low:g}, {high:g}]"
-        )
-    return 0
-
-
-def _objectives(words: list[str]) -> int:
-    from pdmd.objectives import gap_weights, weightings
-    from pdmd.objectives.base import objectives
-
-    if {"-h", "--help"} & set(words):
-        print("usage: pdmd objectives\n\nLists the registered objectives and their weights.")
-        return 0
-    _no_more(words)
-    for title, registry in (
-        ("objectives", objectives),
-        ("distribution-matching weights (--objective.weight)", gap_weights),
-        ("score-matching weightings (--objective.weighting)", weightings),
-    ):
-        print(title)
-        for name in registry:
-            summary = (registry[name].__doc__ or "").strip().splitlines()[0]
-            print(f"  {name:<24} {summary}")
     return 0

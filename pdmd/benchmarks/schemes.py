@@ -201,10 +201,10 @@ SCHEMES: dict[str, Scheme] = {
         fake_updates=1,
     ),
     "phased_adaptive": Scheme(
-        summary="As phased, fake updates set by the fake score's lag, a quarter more generator "
+        summary="As phased, fake updates set by the fake score's lag, and a third more generator "
         "updates for what that saves.",
-        fake_updates=lambda: AdaptiveUpdates(0.13),
-        more=1.25,
+        fake_updates=lambda: AdaptiveUpdates(0.25),
+        more=1.36,
     ),
     "phased_tuned": Scheme(
         summary="Phased DMD as searched for on the mixture: cuts where modes are decided, updates "
