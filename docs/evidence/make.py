@@ -102,11 +102,13 @@ def mixture_claims(results):
         f"{ratio:.1f} times",
     )
     claims.add(
-        "Much of what SGTS loses comes from one fake score for all stops: one per stop regains it "
-        "(klh)",
-        v("sgts_per_stop", "klh") < v("sgts_ode", "klh") < v("sgts", "klh"),
-        f"renoising {v('sgts', 'klh'):.3f}; deterministic {v('sgts_ode', 'klh'):.3f}; and a score "
-        f"per stop {v('sgts_per_stop', 'klh'):.3f}",
+        "Most of what SGTS loses in balance goes when its steps are deterministic (klh), and a fake "
+        "score for every stop brings it closer to the law (sw2)",
+        v("sgts_ode", "klh") < 0.7 * v("sgts", "klh")
+        and v("sgts_per_stop", "sw2") < v("sgts_ode", "sw2"),
+        f"renoising {v('sgts', 'klh'):.3f} / {v('sgts', 'sw2'):.3f}; deterministic "
+        f"{v('sgts_ode', 'klh'):.3f} / {v('sgts_ode', 'sw2'):.3f}; and a score per stop "
+        f"{v('sgts_per_stop', 'klh'):.3f} / {v('sgts_per_stop', 'sw2'):.3f}",
     )
     claims.add(
         "Phased beats the gradient through all steps (klh / sw2)",
