@@ -12,6 +12,12 @@ from pdmd.evaluation.bench_report import QUALITY, summarise, tradeoff_figures
 HERE = Path(__file__).parent
 TITLES = {"toy1d": "The toy of one dimension", "mixture": "The mixture", "digits": "The digits"}
 BEST = "phased_tuned"
+NAMES = {
+    "trajectory_rmse": "trajectory RMSE",
+    "log_likelihood_gap": "log-likelihood",
+    "feature_distance": "fidT",
+    "feature_distance_real": "fidR",
+}
 PUBLISHED = {  # method: (klh, sw2), the first small study
     "one_step": (0.101, 0.142),
     "vanilla": (0.035, 0.095),
@@ -31,14 +37,15 @@ def load(name):
 
 def table(results, metrics):
     summary = summarise(results["rows"])
-    head = ["method", "n", *metrics, "evaluations", "forwards", "MiB"]
+    head = ["method", "n", *(NAMES.get(m, m) for m in metrics), "NFE", "forwards", "MiB"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for e in summary:
         cells = [f"`{e['method']}`", str(e["n"])]
         for m in metrics:
             mean, std = e[m]
-            digits = 4 if m == "trajectory_rmse" else 3
-            cells.append(f"{mean:.{digits}f} ± {std:.{digits}f}" if e["n"] > 1 else f"{mean:.3f}")
+            digits = {"trajectory_rmse": 4, "log_likelihood_gap": 1}.get(m, 3)
+            spread = f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{std:.{digits}f}" if e["n"] > 1 else ""
+            cells.append(f"{mean:.{digits}f}{spread}")
         cells += [f"{e['nfe'][0]:.0f}", f"{e['forwards'][0]:,.0f}", f"{e['saved_mib'][0]:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -102,8 +109,8 @@ def mixture_claims(results):
         f"{ratio:.1f} times",
     )
     claims.add(
-        "Most of what SGTS loses in balance goes when its steps are deterministic (klh), and a fake "
-        "score for every stop brings it closer to the law (sw2)",
+        "Most of what SGTS loses in balance goes when its steps are deterministic (klh), and a "
+        "fake score for every stop brings it closer to the law (sw2)",
         v("sgts_ode", "klh") < 0.7 * v("sgts", "klh")
         and v("sgts_per_stop", "sw2") < v("sgts_ode", "sw2"),
         f"renoising {v('sgts', 'klh'):.3f} / {v('sgts', 'sw2'):.3f}; deterministic "
