@@ -131,8 +131,10 @@ def write_bench_report(results: Mapping[str, Any], out: str | Path) -> Path:
 
 
 def _number(value: float) -> str:
-    if value == 0 or not math.isfinite(value):
+    if not math.isfinite(value) or value == 0:
         return f"{value:g}"
+    if value == int(value):
+        return f"{int(value):,}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
