@@ -24,7 +24,7 @@ from pdmd.routers import IntervalRouter, RoutedDenoiser, Router
 from pdmd.teachers.base import Teacher, networks, teachers
 from pdmd.typing import Condition, Latents
 
-__all__ = ["Student", "describe_plan", "plan_from_description"]
+__all__ = ["Student", "checksum", "describe_plan", "plan_from_description"]
 
 FORMAT = 1
 
@@ -138,7 +138,7 @@ class Student(Teacher):
                 save_file(
                     {k: v.detach().cpu().contiguous() for k, v in state.items()}, draft / name
                 )
-            entries.append({"file": name, "sha256": _sha256(draft / name), **_entry(expert)})
+            entries.append({"file": name, "sha256": checksum(draft / name), **_entry(expert)})
         content = {
             "format": FORMAT,
             "source": self.source,
@@ -211,7 +211,7 @@ class Student(Teacher):
             path = folder / Path(entry["file"]).name
             if not path.is_file():
                 raise ValueError(f"{path} is missing; distill again or restore the file")
-            if _sha256(path) != entry["sha256"]:
+            if checksum(path) != entry["sha256"]:
                 raise ValueError(
                     f"{path} is damaged: its checksum is not the one in student.json; distill "
                     "again or restore the file"
@@ -355,5 +355,6 @@ def _name(expert: Expert) -> str:
     )
 
 
-def _sha256(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """Returns a file's SHA-256, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -31,7 +31,7 @@ TINY = [
 ]
 
 
-@pytest.mark.parametrize("preset", ["digits", "mixture"])
+@pytest.mark.parametrize("preset", ["digits", "mixture", "mixture_tuned"])
 def test_the_main_job(tmp_path, capsys, preset):
     run = tmp_path / preset
     assert main(["distill", preset, "--out", str(run), *TINY]) == 0

@@ -72,6 +72,15 @@ def test_a_resumed_run_is_bit_identical(tmp_path, after):
     assert accounts[0].state() == accounts[1].state()
 
 
+def test_a_flipped_byte_in_a_checkpoint_is_noticed(tmp_path):
+    small(checkpointer=Checkpointer(tmp_path / "c"))
+    path = tmp_path / "c" / "latest" / "state.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    with pytest.raises(ValueError, match="damaged.*not what was written.*--overwrite"):
+        small(checkpointer=Checkpointer(tmp_path / "c"), resume=True)
+
+
 def test_resuming_with_other_settings_is_refused(tmp_path):
     checkpointer = Checkpointer(tmp_path / "c", fingerprint={"lr": 1})
     small(checkpointer=checkpointer)

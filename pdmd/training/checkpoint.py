@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pdmd.experts import Expert
+from pdmd.students import checksum
 from pdmd.training.accounting import Account
 from pdmd.training.phase_trainer import PhaseTrainer
 
@@ -92,7 +93,11 @@ class Checkpointer:
                         tensors[f"optimizer.{role}.{i}.{key}"] = value.detach().clone()
             _put(tensors, "ema", trainer.ema.network)
         save_file(tensors, draft / "state.safetensors")
-        content = {"cursor": cursor, "fingerprint": self.fingerprint}
+        content = {
+            "cursor": cursor,
+            "fingerprint": self.fingerprint,
+            "sha256": checksum(draft / "state.safetensors"),
+        }
         (draft / "checkpoint.json").write_text(json.dumps(content, indent=2) + "\n")
         previous = self.folder / "previous"
         if self.path.exists():
@@ -115,6 +120,8 @@ class Checkpointer:
             raise ValueError(f"there is no checkpoint in {self.folder}; start without --resume")
         try:
             content = json.loads((path / "checkpoint.json").read_text())
+            if checksum(path / "state.safetensors") != content["sha256"]:
+                raise ValueError("state.safetensors is not what was written")
             tensors = load_file(path / "state.safetensors")
             cursor, fingerprint = content["cursor"], content["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
