@@ -77,10 +77,8 @@ class DistillationBenchmark(Benchmark):
 
     def run(self, method: str, seed: int) -> tuple[dict[str, Any], str | None]:
         teacher, samples = self.teacher(), self.config.samples or self.samples
-        condition = teacher.encode(
-            [teacher.prompts[i % len(teacher.prompts)] for i in range(samples)]
-        )
-        measure = self.yardstick(teacher, condition, 1234 + self.config.data_seed)
+        condition = self.condition(teacher)
+        measure = self.yardstick(teacher, condition, self.measure_seed)
         generator = torch.Generator().manual_seed(10_000 + seed)
         if method in TEACHER_ROWS:
             steps = self.teacher_steps if method == "teacher" else 4
@@ -93,6 +91,17 @@ class DistillationBenchmark(Benchmark):
             x = sample(student, condition, batch=samples, generator=generator)
         figure = self.picture(teacher, x, condition)
         return {**measure(x), "nfe": nfe, **cost}, _data(figure)
+
+    @property
+    def measure_seed(self) -> int:
+        """The seed of what samples are measured against."""
+        return 1234 + self.config.data_seed
+
+    def condition(self, teacher: Teacher) -> Condition:
+        """Returns the conditions that every method is sampled with."""
+        samples = self.config.samples or self.samples
+        prompts = [teacher.prompts[i % len(teacher.prompts)] for i in range(samples)]
+        return teacher.encode(prompts)
 
     def distill(
         self, scheme: Scheme, teacher: Teacher, seed: int
@@ -203,7 +212,7 @@ class DigitsBenchmark(DistillationBenchmark):
     methods = tuple(
         m for m in (*TEACHER_ROWS, *SCHEMES) if m not in ("vanilla_wide", "phased_tuned")
     )
-    updates, fake_updates, samples, teacher_steps = 500, 2, 2000, 50
+    updates, fake_updates, samples, teacher_steps = 500, 2, 6000, 50
     optimizers = (AdamRecipe(lr=3e-4), AdamRecipe(lr=6e-4, decay_from=1.0))
 
     def teacher(self) -> DigitsTeacher:
@@ -212,14 +221,28 @@ class DigitsBenchmark(DistillationBenchmark):
     def start(self, widen: float) -> Initializer:
         return FromTeacher()
 
+    def prepare(self, progress: bool) -> None:
+        teacher = self.teacher()
+        self.yardstick(teacher, self.condition(teacher), self.measure_seed)
+
     def yardstick(self, teacher: Teacher, condition: Condition, seed: int) -> Yardstick:
+        from safetensors.torch import load_file, save_file
+
         assert isinstance(teacher, DigitsTeacher)
-        reference = sample_ode(
-            teacher,
-            condition,
-            steps=self.teacher_steps,
-            generator=torch.Generator().manual_seed(seed),
-        )
+        path = self.folder / "reference.safetensors"
+        if path.exists():
+            reference = load_file(path)["x"]
+        else:
+            reference = sample_ode(
+                teacher,
+                condition,
+                steps=self.teacher_steps,
+                generator=torch.Generator().manual_seed(seed),
+            )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            draft = path.with_suffix(".partial")
+            save_file({"x": reference}, draft)
+            draft.replace(path)
         return DigitsYardstick(teacher, condition, reference, seed)
 
     def picture(self, teacher: Teacher, x: Latents, condition: Condition) -> Any:

@@ -206,6 +206,10 @@ SCHEMES: dict[str, Scheme] = {
         fake_updates=lambda: AdaptiveUpdates(0.25),
         more=1.36,
     ),
+    "phased_late": Scheme(
+        summary="As phased, half of the generator updates in the last phase.",
+        share=(1, 1, 1, 3),
+    ),
     "phased_tuned": Scheme(
         summary="Phased DMD as searched for on the mixture: cuts where modes are decided, updates "
         "where errors arise, eight rollouts an update, higher rates.",
