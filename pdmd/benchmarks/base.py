@@ -10,6 +10,7 @@ generator update keeps for its backward.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
@@ -155,7 +156,8 @@ def run_benchmark(
     from pdmd import __version__
 
     out = Path(out)
-    folder = out.with_name(out.name + ".shared")
+    settings = json.dumps(dataclasses.asdict(config), sort_keys=True).encode()
+    folder = out.with_name(out.name + ".shared") / hashlib.sha256(settings).hexdigest()[:12]
     benchmark = _make(config, folder)
     chosen = list(methods) or list(benchmark.methods)
     for method in chosen:
