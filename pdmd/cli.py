@@ -78,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words[0] not in commands:
             raise UsageError(f"unknown command {words[0]!r}; choose one of {', '.join(commands)}")
         return commands[words[0]](words[1:])
+    except SystemExit:  # help was printed
+        return 0
     except (ValueError, OSError) as error:
         print(f"pdmd: error: {_one_line(error)}", file=sys.stderr)
         return 2
@@ -110,10 +112,7 @@ def _distill(words: list[str]) -> int:
     )
     command.__doc__ = DistillConfig.__doc__
     default = command(_RunOptions(), config)
-    try:
-        parsed = parse(command, rest, "pdmd distill [PRESET_OR_TOML]", default)
-    except SystemExit:
-        return 0
+    parsed = parse(command, rest, "pdmd distill [PRESET_OR_TOML]", default)
     return _run(parsed.config, parsed.run)
 
 

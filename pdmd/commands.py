@@ -123,10 +123,7 @@ def _sample(words: list[str]) -> int:
     from pdmd.sampling import sample
 
     name, rest = take_name(words, STUDENT)
-    try:
-        options = parse(SampleOptions, rest, "pdmd sample STUDENT", flat=True)
-    except SystemExit:
-        return 0
+    options = parse(SampleOptions, rest, "pdmd sample STUDENT", flat=True)
     _check_numbers(options, n=(1, 10**6), seed=(0, 2**63 - 1))
     out = Path(options.out)
     if out.suffix not in (".png", ".safetensors"):
@@ -173,10 +170,7 @@ def _evaluate(words: list[str]) -> int:
     from pdmd.teachers.guided import Guided
 
     name, rest = take_name(words, STUDENT)
-    try:
-        options = parse(EvaluateOptions, rest, "pdmd evaluate STUDENT", flat=True)
-    except SystemExit:
-        return 0
+    options = parse(EvaluateOptions, rest, "pdmd evaluate STUDENT", flat=True)
     _check_numbers(options, samples=(100, 10**6), teacher_steps=(1, 10**4), seed=(0, 2**63 - 1))
     student = _student(name, options.plugins)
     teacher = _teacher_of(student)
@@ -202,10 +196,7 @@ def _evaluate(words: list[str]) -> int:
 
 def _teach(words: list[str]) -> int:
     name, rest = take_name(words, "what to teach: digits or digits-classifier")
-    try:
-        options = parse(TeachOptions, rest, "pdmd teach NAME", flat=True)
-    except SystemExit:
-        return 0
+    options = parse(TeachOptions, rest, "pdmd teach NAME", flat=True)
     if name not in ("digits", "digits-classifier"):
         raise ValueError(f"cannot teach {name!r}; choose digits or digits-classifier")
     if options.updates < 0:
@@ -235,10 +226,7 @@ def _bench(words: list[str]) -> int:
     from pdmd.evaluation.evaluate import format_table
 
     name, rest = take_name(words, "the benchmark: toy1d, mixture or digits")
-    try:
-        options = parse(BenchOptions, rest, "pdmd bench NAME", flat=True)
-    except SystemExit:
-        return 0
+    options = parse(BenchOptions, rest, "pdmd bench NAME", flat=True)
     numbers = {f.name: getattr(options, f.name, None) for f in dataclasses.fields(BenchConfig)}
     config = BenchConfig(**{**numbers, "name": name})
     out = Path(options.out or f"runs/bench_{name}.json")

@@ -101,7 +101,7 @@ def made(controller, lags):
     """Returns how many updates a cycle makes when every update observes the lags."""
     done = 0
     while controller.more(done):
-        controller.observe({"lag": torch.tensor(lags)})
+        controller.observe(lambda: {"lag": torch.tensor(lags)})
         done += 1
     return done
 
@@ -126,7 +126,7 @@ def test_adaptive_updates_follow_the_lag():
 def test_a_constant_lag_is_averaged_without_bias(values, memory):
     controller = AdaptiveUpdates(memory=memory)
     for _ in range(4):
-        controller.observe({"lag": torch.tensor(values, dtype=torch.float64)})
+        controller.observe(lambda: {"lag": torch.tensor(values, dtype=torch.float64)})
     expected = math.sqrt(sum(v * v for v in values) / len(values))
     assert controller.lag == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
@@ -137,7 +137,14 @@ def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="3 and 2"):
         AdaptiveUpdates(least=3, most=2)
     with pytest.raises(ValueError, match="measures its lag"):
-        AdaptiveUpdates().observe({})
+        AdaptiveUpdates().observe(dict)
+
+
+def test_fixed_updates_measure_nothing():
+    def measure():
+        raise AssertionError("asked for")
+
+    FixedUpdates(2).observe(measure)
 
 
 def test_every_stop_has_its_score():

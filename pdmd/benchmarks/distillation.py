@@ -7,8 +7,6 @@ and their rates; nothing is tuned for one of them.
 
 from __future__ import annotations
 
-import base64
-import io
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -22,6 +20,7 @@ from pdmd.benchmarks.memory import saved_mib
 from pdmd.benchmarks.schemes import SCHEMES, Scheme
 from pdmd.denoisers import Denoiser
 from pdmd.distill import distill
+from pdmd.evaluation.figures import data_uri, image_grid, vector_scatter
 from pdmd.evaluation.yardsticks import DigitsYardstick, MixtureYardstick, Yardstick
 from pdmd.sampling import sample, sample_ode
 from pdmd.students import Student
@@ -89,8 +88,8 @@ class DistillationBenchmark(Benchmark):
             student, cost = self.distill(SCHEMES[method], teacher, seed)
             nfe = student.plan.nfe
             x = sample(student, condition, batch=samples, generator=generator)
-        figure = self.picture(teacher, x, condition)
-        return {**measure(x), "nfe": nfe, **cost}, _data(figure)
+        picture = data_uri(self.picture(teacher, x, condition), dpi=60)
+        return {**measure(x), "nfe": nfe, **cost}, picture
 
     @property
     def measure_seed(self) -> int:
@@ -173,8 +172,6 @@ class MixtureBenchmark(DistillationBenchmark):
         return MixtureYardstick(teacher, condition, self.config.samples or self.samples, seed)
 
     def picture(self, teacher: Teacher, x: Latents, condition: Condition) -> Any:
-        from pdmd.evaluation.figures import vector_scatter
-
         return vector_scatter({"": x[:1500]}, condition["label"][:1500])  # type: ignore[index]
 
     def _network(self, widen: float, progress: bool) -> Denoiser:
@@ -246,13 +243,5 @@ class DigitsBenchmark(DistillationBenchmark):
         return DigitsYardstick(teacher, condition, reference, seed)
 
     def picture(self, teacher: Teacher, x: Latents, condition: Condition) -> Any:
-        from pdmd.evaluation.figures import image_grid
-
         assert isinstance(teacher, DigitsTeacher)
         return image_grid(teacher.decode(x[:100]), columns=10)
-
-
-def _data(figure: Any) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=60)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -78,7 +76,7 @@ def tradeoff_figures(summary: Sequence[Mapping[str, Any]], names: Sequence[str])
                     entry[cost][0],
                     entry[name][0],
                     yerr=entry[name][1],
-                    fmt="osD^vP*X"[k // 20 % 8] if k >= 20 else "o",
+                    fmt="osD^"[k // 20 % 4],
                     ms=6,
                     capsize=2,
                     color=colours(k % 20),
@@ -105,6 +103,8 @@ def write_bench_report(results: Mapping[str, Any], out: str | Path) -> Path:
     """
     from jinja2 import Environment, PackageLoader, select_autoescape
 
+    from pdmd.evaluation.figures import data_uri
+
     name = results["config"]["name"]
     summary = summarise(results["rows"])
     metrics = [k for k in (summary[0] if summary else {}) if k not in ("method", "n", *COST)]
@@ -119,7 +119,7 @@ def write_bench_report(results: Mapping[str, Any], out: str | Path) -> Path:
         summary=summary,
         metrics=metrics,
         cost=COST,
-        tradeoff=_data(tradeoff_figures(summary, merits)) if merits else None,
+        tradeoff=data_uri(tradeoff_figures(summary, merits)) if merits else None,
         samples=results.get("samples", {}),
         about=results.get("methods", {}),
         number=_number,
@@ -138,9 +138,3 @@ def _number(value: float) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-
-
-def _data(figure: Any) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +15,7 @@ from torch import Tensor
 
 __all__ = [
     "calibration_figure",
+    "data_uri",
     "image_grid",
     "loss_figure",
     "plan_figure",
@@ -28,6 +31,20 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def data_uri(picture: Figure | bytes, dpi: float | None = None) -> str:
+    """Returns a figure, or the content of a PNG file, as a data URI for a page.
+
+    Args:
+        picture: The figure or the content.
+        dpi: A figure's resolution; its own by default.
+    """
+    if isinstance(picture, Figure):
+        buffer = io.BytesIO()
+        picture.savefig(buffer, format="png", dpi=dpi or picture.dpi)
+        picture = buffer.getvalue()
+    return "data:image/png;base64," + base64.b64encode(picture).decode()
 
 
 def tidy(axes: Any) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import torch
 
 from pdmd.evaluation.figures import (
     calibration_figure,
+    data_uri,
     loss_figure,
     plan_figure,
     side_by_side,
@@ -112,14 +111,14 @@ def write_report(folder: str | Path) -> Path:
     rows = metrics["rows"] if metrics else []
     figures: dict[str, str] = {}
     if plan:
-        figures["plan"] = _figure(plan_figure(plan["phases"]))
+        figures["plan"] = data_uri(plan_figure(plan["phases"]))
     if history:
-        figures["losses"] = _figure(loss_figure(history))
+        figures["losses"] = data_uri(loss_figure(history))
     if curves:
-        figures["calibration"] = _figure(calibration_figure(curves))
+        figures["calibration"] = data_uri(calibration_figure(curves))
     if rows:
         pair = ("sw2", "klh") if "klh" in rows[0] else ("feature_distance", "coverage")
-        figures["tradeoff"] = _figure(tradeoff_figure(rows, *pair))
+        figures["tradeoff"] = data_uri(tradeoff_figure(rows, *pair))
     found = sorted((folder / "grids").glob("phase_*.png"), key=lambda p: int(p.stem.split("_")[1]))
     samples = folder / "grids" / "samples.png"
     environment = Environment(
@@ -134,8 +133,8 @@ def write_report(folder: str | Path) -> Path:
         summary=summary,
         rows=rows,
         figures=figures,
-        samples=_data(samples.read_bytes()) if samples.exists() else None,
-        grids=[_data(p.read_bytes()) for p in found],
+        samples=data_uri(samples.read_bytes()) if samples.exists() else None,
+        grids=[data_uri(p.read_bytes()) for p in found],
         nfe=sum(len(p["timesteps"]) for p in plan["phases"]) if plan else 0,
     )
     out = folder / "report.html"
@@ -148,13 +147,3 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text()) if path.exists() else None
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); remove it to do without it") from error
-
-
-def _figure(figure: Any) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return _data(buffer.getvalue())
-
-
-def _data(content: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(content).decode()

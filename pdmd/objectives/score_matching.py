@@ -29,6 +29,8 @@ References:
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -118,7 +120,7 @@ class SubintervalScoreMatching(Objective):
         self.weighting = weighting or ClampedWeighting()
         self.times = times or UniformTimes()
         self.name = name
-        self._lag: Tensor | None = None
+        self._last: tuple[Prediction, Latents, float] | None = None
 
     def losses(
         self, players: Players, rollout: Rollout, generator: torch.Generator
@@ -131,7 +133,7 @@ class SubintervalScoreMatching(Objective):
         prediction = fake(diffuse(x_s, epsilon, s, t, schedule), t, rollout.condition)
         target = subinterval_target(x_s, epsilon, s, t, schedule, fake.kind)
         weight = expand(self.weighting(s, t, schedule, fake.kind), x_s)
-        self._lag = score_lag(prediction, epsilon, s)
+        self._last = (replace(prediction, value=prediction.value.detach()), epsilon, s)
         return {self.name: (weight * (prediction.value.float() - target.float()).square()).mean()}
 
     def time_bounds(self, phase: Phase) -> None:
@@ -144,4 +146,4 @@ class SubintervalScoreMatching(Objective):
 
     def measures(self) -> dict[str, Tensor]:
         """Returns the fake score's ``lag`` at the last losses; see :func:`score_lag`."""
-        return {} if self._lag is None else {"lag": self._lag}
+        return {} if self._last is None else {"lag": score_lag(*self._last)}

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 from torch import Tensor
 
@@ -23,6 +24,10 @@ __all__ = [
     "OneFakeScore",
     "OneFakeScorePerStop",
 ]
+
+
+Measure: TypeAlias = Callable[[], Mapping[str, Tensor]]
+"""Returns figures by name, computed when called."""
 
 
 class FakeScores(ABC):
@@ -67,8 +72,8 @@ class FakeUpdates(ABC):
     def more(self, done: int) -> bool:
         """Says whether to train the fake score again, after ``done`` times in this cycle."""
 
-    def observe(self, measures: Mapping[str, Tensor]) -> None:
-        """Hears what the fake score's objective measured in an update."""
+    def observe(self, measure: Measure) -> None:
+        """Hears of a fake update; ``measure()`` says what its objective measured."""
         return
 
     def begin(self) -> None:
@@ -154,7 +159,8 @@ class AdaptiveUpdates(FakeUpdates):
     def more(self, done: int) -> bool:
         return done < self.least or (done < self.most and self.lag > self.tolerance)
 
-    def observe(self, measures: Mapping[str, Tensor]) -> None:
+    def observe(self, measure: Measure) -> None:
+        measures = measure()
         if "lag" not in measures:
             raise ValueError(
                 "adaptive fake updates need a fake-score objective that measures its lag, such as "

@@ -225,7 +225,7 @@ class PhaseTrainer:
                 served = self.rollout(k, record=False)
             seen = replace(served, x_s=served.x_s.detach())
             scalars.update(self._apply("fake", self.fake_objective, seen, k))
-            self.fake_updates.observe(self.fake_objective.measures())
+            self.fake_updates.observe(self.fake_objective.measures)
             made += 1
         self.networks["fake"].requires_grad_(False)
         rollout = anchor or self.rollout(k, record=True)
