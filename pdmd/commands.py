@@ -60,8 +60,8 @@ class TeachOptions:
     """The safetensors file to write; NAME.safetensors by default."""
     updates: int = 0
     """Updates; 0 takes those of the shipped weights."""
-    seed: int = 0
-    """Seed of every draw."""
+    seed: int | None = None
+    """Seed of every draw; by default that of the shipped weights."""
 
 
 STUDENT = "the student folder, such as runs/digits/student"
@@ -203,19 +203,18 @@ def _teach(words: list[str]) -> int:
         raise ValueError(f"--updates must not be negative, got {options.updates}")
     out = Path(options.out or f"{name}.safetensors")
     out.parent.mkdir(parents=True, exist_ok=True)  # for its errors, before any work
-    more = {"updates": options.updates} if options.updates else {}
+    more = {"updates": options.updates or None, "seed": options.seed}
+    chosen = {key: value for key, value in more.items() if value is not None}
     if name == "digits":
         from pdmd.training.teaching import teach_digits
 
-        teach_digits(seed=options.seed, **more).save(out)  # type: ignore[operator]
+        teach_digits(**chosen).save(out)
     else:
         from safetensors.torch import save_file
 
         from pdmd.evaluation.classifier import train_digits_classifier
 
-        steps = {"steps": options.updates} if options.updates else {}
-        classifier = train_digits_classifier(**steps)
-        save_file(classifier.layers.state_dict(), out)
+        save_file(train_digits_classifier(**chosen).layers.state_dict(), out)
     print(f"wrote {out} ({out.stat().st_size / 1e6:.2f} MB)")
     return 0
 

@@ -176,6 +176,7 @@ def distill(
     generator = generator or DistributionMatching()
     fake_score = fake_score or SubintervalScoreMatching()
     init, order = init or FromTeacher(), order or Progressive()
+    truncation, fake_scores = truncation or StochasticTruncation(), fake_scores or OneFakeScore()
     optimizer = optimizer or AdamRecipe()
     fake_optimizer = fake_optimizer or AdamRecipe(lr=2 * optimizer.lr, decay_from=1.0)
     if isinstance(fake_updates, int):
@@ -195,6 +196,12 @@ def distill(
             )
     for phase in plan:
         fake_score.time_bounds(phase)  # for its errors, before any work
+        stop = truncation(phase, torch.Generator().manual_seed(0))
+        if stop is None and fake_scores.number(phase) > 1:
+            raise ValueError(
+                f"{truncation} takes every step of phase {phase.index + 1}, so {fake_scores} "
+                "would leave all its fake scores but one untrained; use OneFakeScore()"
+            )
     check_teacher(teacher, plan, generator, encoded)
     trainable = {id(p) for p in teacher.parameters() if p.requires_grad}
     teacher.requires_grad_(False).eval()
@@ -217,7 +224,6 @@ def distill(
         for group in order.groups(plan):
             if group[0].index < cursor["finished"]:
                 continue
-            fake_scores = fake_scores or OneFakeScore()
             trainer = PhaseTrainer(
                 experts=_start(init, teacher, group, finished, expert, order.shared),
                 earlier=finished,
@@ -229,7 +235,7 @@ def distill(
                 generator_objective=generator,
                 fake_objective=fake_score,
                 conditions=conditions,
-                truncation=truncation or StochasticTruncation(),
+                truncation=truncation,
                 updates=sum(per_phase[phase.index] for phase in group),
                 fake_scores=fake_scores,
                 fake_updates=fake_updates,

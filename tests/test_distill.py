@@ -8,6 +8,7 @@ from pdmd import (
     DistributionMatching,
     FromDenoiser,
     FromPrevious,
+    FullGradient,
     Joint,
     MixtureTeacher,
     MlpDenoiser,
@@ -180,6 +181,11 @@ def test_every_step_may_have_its_network_and_every_stop_its_fake_score(tmp_path)
     assert not torch.equal(flat[0], flat[1]) and not torch.equal(flat[1], flat[2])
     student.save(tmp_path / "student")
     assert torch.equal(weights(Student.load(tmp_path / "student")), weights(student))
+
+
+def test_fake_scores_that_nothing_would_train_are_refused():
+    with pytest.raises(ValueError, match="FullGradient.*OneFakeScorePerStop.*untrained"):
+        small(truncation=FullGradient(), fake_scores=OneFakeScorePerStop())
 
 
 def test_evaluations_are_counted_exactly():

@@ -114,7 +114,7 @@ class Toy1d(Benchmark):
             loss.backward()
             optimizer.step()
             average.update(network, i)
-        return average.network  # type: ignore[return-value]
+        return average.network
 
 
 @torch.no_grad()

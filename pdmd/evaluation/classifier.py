@@ -43,11 +43,11 @@ class DigitsClassifier(nn.Module):
         return self.layers[:4](x.flatten(1))
 
 
-def train_digits_classifier(*, steps: int = 1500, seed: int = 1) -> DigitsClassifier:
+def train_digits_classifier(*, updates: int = 1500, seed: int = 1) -> DigitsClassifier:
     """Trains the classifier on 1400 of the images, with noise added.
 
     Args:
-        steps: Optimizer steps.
+        updates: Optimizer updates.
         seed: Seed of the split, the start and every draw.
 
     Returns:
@@ -60,7 +60,7 @@ def train_digits_classifier(*, steps: int = 1500, seed: int = 1) -> DigitsClassi
         torch.manual_seed(seed)
         classifier = DigitsClassifier()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=1e-3, weight_decay=1e-4)
-    for _ in range(steps):
+    for _ in range(updates):
         pick = rows[torch.randint(len(rows), (128,), generator=generator)]
         noisy = images[pick] + 0.3 * torch.randn(128, 1, 8, 8, generator=generator)
         loss = functional.cross_entropy(classifier(noisy), labels[pick])

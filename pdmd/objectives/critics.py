@@ -70,6 +70,7 @@ class MlpCritic(Critic):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.classes = classes
+        self.frequencies: Tensor
         self.register_buffer(
             "frequencies", 2.0 ** torch.arange(frequencies) * math.pi / 2, persistent=False
         )
@@ -83,7 +84,7 @@ class MlpCritic(Critic):
     def forward(self, x_t: Latents, t: Tensor, condition: Condition = None) -> Tensor:
         x = x_t.flatten(1)
         time = t[:, None].to(x.dtype)
-        phase = time * self.frequencies.to(x.dtype)  # type: ignore[operator]
+        phase = time * self.frequencies.to(x.dtype)
         features = [x, time, phase.sin(), phase.cos()]
         if self.label is not None:
             if condition is None:

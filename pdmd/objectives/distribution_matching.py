@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pdmd.objectives.base import Objective, Players, Rollout, TimeSampler, UniformTimes
+from pdmd.phases import Phase
 from pdmd.predictions import Prediction, determinant
 from pdmd.registry import Registry
 from pdmd.solvers import diffuse
@@ -234,6 +235,6 @@ class DistributionMatching(Objective):
         target = (x_s - g).detach()
         return {self.name: 0.5 * (x_s - target).square().mean()}
 
-    def time_bounds(self, phase: object) -> tuple[float, float]:
+    def time_bounds(self, phase: Phase) -> tuple[float, float]:
         """Returns the times at which the teacher is asked."""
-        return self.times.bounds(phase)  # type: ignore[arg-type]
+        return self.times.bounds(phase)

@@ -42,6 +42,7 @@ class MlpDenoiser(Denoiser):
     ) -> None:
         super().__init__(schedule=schedule, kind=kind, latent_shape=(dim,))
         self.classes = classes
+        self.frequencies: Tensor
         self.register_buffer(
             "frequencies", 2.0 ** torch.arange(frequencies) * math.pi / 2, persistent=False
         )
@@ -62,7 +63,7 @@ class MlpDenoiser(Denoiser):
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Evaluates the perceptron on latents, time features and the label's embedding."""
         time = t[:, None].to(x_t.dtype)
-        phase = time * self.frequencies.to(x_t.dtype)  # type: ignore[operator]
+        phase = time * self.frequencies.to(x_t.dtype)
         features = [x_t, time, phase.sin(), phase.cos()]
         if self.label is not None:
             if condition is None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
 __all__ = ["Ema"]
 
+N = TypeVar("N", bound=nn.Module)
 
-class Ema:
+
+class Ema(Generic[N]):
     r"""An average of a network's parameters, :math:`\bar\theta \leftarrow \gamma \bar\theta +
     (1 - \gamma) \theta`.
 
@@ -25,14 +28,14 @@ class Ema:
         ValueError: If the decay is not in [0, 1).
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: N, decay: float) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"an EMA decay is in [0, 1), got {decay}")
-        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        self.network: N = copy.deepcopy(network).requires_grad_(False).eval()
         self.decay = float(decay)
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
+    def update(self, network: N, step: int) -> None:
         """Moves the average towards a network after its update number ``step``, from 0."""
         decay = min(self.decay, (1 + step) / (10 + step)) if self.decay else 0.0
         average: list[torch.Tensor] = [*self.network.parameters()]

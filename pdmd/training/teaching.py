@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -17,13 +18,18 @@ from pdmd.solvers import diffuse
 from pdmd.training.ema import Ema
 from pdmd.typing import Condition, Latents, randn_like
 
+if TYPE_CHECKING:
+    from pdmd.teachers.digits import DigitsTeacher
+
 __all__ = ["teach", "teach_digits"]
+
+D = TypeVar("D", bound=Denoiser)
 
 Source = Callable[[int, torch.Generator], tuple[Latents, Condition]]
 
 
 def teach(
-    denoiser: Denoiser,
+    denoiser: D,
     source: Source,
     *,
     updates: int,
@@ -32,7 +38,7 @@ def teach(
     ema: float = 0.995,
     seed: int = 0,
     progress: bool = True,
-) -> Denoiser:
+) -> D:
     """Trains a denoiser by denoising score matching.
 
     Args:
@@ -69,7 +75,7 @@ def teach(
         average.update(denoiser, i)
         if i % 50 == 0:
             bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
-    return average.network  # type: ignore[return-value]
+    return average.network
 
 
 def teach_digits(
@@ -79,7 +85,7 @@ def teach_digits(
     lr: float = 2e-3,
     seed: int = 0,
     progress: bool = True,
-) -> Denoiser:
+) -> DigitsTeacher:
     """Trains the digits teacher from scikit-learn's images.
 
     Arguments are those of :func:`teach`; the network and the label dropout of 0.1 are those of the
