@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+from pdmd.registry import Registry
+
 __all__ = ["BenchConfig", "Benchmark", "benchmarks", "read_results", "run_benchmark"]
 
 
@@ -98,29 +100,21 @@ class Benchmark(ABC):
         return
 
 
-benchmarks: dict[str, str] = {
-    "toy1d": "pdmd.benchmarks.toy1d:Toy1d",
-    "mixture": "pdmd.benchmarks.distillation:MixtureBenchmark",
-    "digits": "pdmd.benchmarks.distillation:DigitsBenchmark",
-}
-
-
-def _make(config: BenchConfig, folder: Path) -> Benchmark:
-    import importlib
-
-    if config.name not in benchmarks:
-        raise ValueError(
-            f"unknown benchmark {config.name!r}; choose one of {', '.join(benchmarks)}"
-        )
-    module, attribute = benchmarks[config.name].split(":")
-    return getattr(importlib.import_module(module), attribute)(config, folder)
+benchmarks: Registry[type[Benchmark]] = Registry(
+    "benchmark",
+    {
+        "toy1d": "pdmd.benchmarks.toy1d:Toy1d",
+        "mixture": "pdmd.benchmarks.distillation:MixtureBenchmark",
+        "digits": "pdmd.benchmarks.distillation:DigitsBenchmark",
+    },
+)
 
 
 def _work(
     config: BenchConfig, folder: Path, method: str, seed: int
 ) -> tuple[dict[str, Any], str | None]:
     torch.set_num_threads(1)
-    row, picture = _make(config, folder).run(method, seed)
+    row, picture = benchmarks[config.name](config, folder).run(method, seed)
     return {"method": method, "seed": seed, **row}, picture
 
 
@@ -158,7 +152,7 @@ def run_benchmark(
     out = Path(out)
     settings = json.dumps(dataclasses.asdict(config), sort_keys=True).encode()
     folder = out.with_name(out.name + ".shared") / hashlib.sha256(settings).hexdigest()[:12]
-    benchmark = _make(config, folder)
+    benchmark = benchmarks[config.name](config, folder)
     chosen = list(methods) or list(benchmark.methods)
     for method in chosen:
         if method not in benchmark.methods:

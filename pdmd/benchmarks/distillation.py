@@ -29,6 +29,7 @@ from pdmd.teachers.digits import DigitsTeacher
 from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.teachers.mlp import MlpDenoiser
 from pdmd.training.accounting import Account
+from pdmd.training.fakes import FixedUpdates
 from pdmd.training.initializers import FromDenoiser, FromTeacher, Initializer
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.training.orders import share_out
@@ -108,11 +109,7 @@ class DistillationBenchmark(Benchmark):
         """Distills by a scheme and says what it cost."""
         plan, config, account = scheme.plan(), self.config, Account()
         batch = config.batch_size or self.batch_size
-        fakes = scheme.fake_updates
-        if fakes is None:
-            fakes = config.fake_updates or self.fake_updates
-        elif not isinstance(fakes, int):
-            fakes = fakes()
+        fixed = FixedUpdates(config.fake_updates or self.fake_updates)
         init = scheme.init(self.start(scheme.widen))
         share = scheme.share or (1.0,) * len(plan)
         optimizer, fake_optimizer = self.optimizers
@@ -131,7 +128,7 @@ class DistillationBenchmark(Benchmark):
             order=scheme.order,
             fake_scores=scheme.fake_scores,
             updates=share_out(round((config.updates or self.updates) * scheme.more), share),
-            fake_updates=fakes,
+            fake_updates=scheme.fake_updates() if scheme.fake_updates else fixed,
             batch_size=batch,
             accumulate=scheme.accumulate,
             anchored=scheme.anchored,

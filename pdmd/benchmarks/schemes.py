@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from pdmd.experts import (
     Expert,
     FullGradient,
@@ -19,25 +17,25 @@ from pdmd.experts import (
     StochasticTruncation,
     Truncation,
 )
-from pdmd.objectives.base import Objective, Players, Rollout
+from pdmd.objectives.base import Objective
 from pdmd.objectives.distribution_matching import DistributionMatching
 from pdmd.objectives.score_matching import SubintervalScoreMatching
 from pdmd.phases import Disjoint, PhasePlan
 from pdmd.predictions import Kind
 from pdmd.schedules import Schedule
-from pdmd.solvers import diffuse
 from pdmd.training.fakes import (
     AdaptiveUpdates,
     FakeScores,
     FakeUpdates,
+    FixedUpdates,
     OneFakeScore,
     OneFakeScorePerStop,
 )
 from pdmd.training.initializers import Initializer, PerStep
 from pdmd.training.orders import Joint, Order, Progressive
-from pdmd.typing import Latents, Times, expand, randn_like
+from pdmd.typing import Latents, Times
 
-__all__ = ["SCHEMES", "BiasedScoreMatching", "Scheme", "biased_target"]
+__all__ = ["SCHEMES", "Scheme", "biased_target"]
 
 
 def biased_target(
@@ -53,25 +51,6 @@ def biased_target(
     if kind != "velocity":
         raise ValueError(f"the biased target is one of velocity, got {kind!r}")
     return epsilon - x_s
-
-
-class BiasedScoreMatching(Objective):
-    """Score matching with the naive target that treats the phase's output as clean: a control."""
-
-    name = "biased_score_matching"
-
-    def __init__(self, inner: SubintervalScoreMatching | None = None) -> None:
-        self.inner = inner or SubintervalScoreMatching()
-
-    def losses(self, players: Players, rollout: Rollout, generator: object) -> dict[str, Tensor]:
-        x_s, s, fake = rollout.x_s.detach(), rollout.phase.t_end, players.fake
-        schedule, inner = fake.schedule, self.inner
-        t = inner.times(len(x_s), rollout.phase, schedule, generator)  # type: ignore[arg-type]
-        epsilon = randn_like(x_s, generator)  # type: ignore[arg-type]
-        value = fake(diffuse(x_s, epsilon, s, t, schedule), t, rollout.condition).value
-        target = biased_target(x_s, epsilon, s, t, schedule, fake.kind)
-        weight = expand(inner.weighting(s, t, schedule, fake.kind), x_s)
-        return {self.name: (weight * (value.float() - target.float()).square()).mean()}
 
 
 def _same(init: Initializer) -> Initializer:
@@ -112,7 +91,7 @@ class Scheme:
     fake_scores: FakeScores = OneFakeScore()
     generator: Callable[[], Objective] = DistributionMatching
     fake_score: Callable[[], Objective] = SubintervalScoreMatching
-    fake_updates: Callable[[], FakeUpdates] | int | None = None
+    fake_updates: Callable[[], FakeUpdates] | None = None
     more: float = 1.0
     share: tuple[float, ...] = ()
     accumulate: int = 1
@@ -194,17 +173,21 @@ SCHEMES: dict[str, Scheme] = {
     ),
     "phased_biased": Scheme(
         summary="As phased, the fake score trained on the biased target.",
-        fake_score=BiasedScoreMatching,
+        fake_score=lambda: SubintervalScoreMatching(target=biased_target),
     ),
     "phased_one_to_one": Scheme(
         summary="As phased, one fake update per generator update.",
-        fake_updates=1,
+        fake_updates=lambda: FixedUpdates(1),
     ),
     "phased_adaptive": Scheme(
         summary="As phased, fake updates set by the fake score's lag, and a third more generator "
         "updates for what that saves.",
         fake_updates=lambda: AdaptiveUpdates(0.25),
         more=1.36,
+    ),
+    "phased_anchored": Scheme(
+        summary="As phased, one rollout for the generator's update and its five fake updates.",
+        anchored=5,
     ),
     "phased_late": Scheme(
         summary="As phased, half of the generator updates in the last phase.",

@@ -235,7 +235,9 @@ class Objective(ABC):
 
     def __repr__(self) -> str:
         arguments = ", ".join(
-            f"{k}={v!r}" for k, v in vars(self).items() if k != "name" and not k.startswith("_")
+            f"{k}={getattr(v, '__name__', None) or repr(v)}"
+            for k, v in vars(self).items()
+            if k != "name" and not k.startswith("_")
         )
         return f"{type(self).__name__}({arguments})"
 

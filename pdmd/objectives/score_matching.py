@@ -29,7 +29,9 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -102,6 +104,10 @@ def score_lag(prediction: Prediction, epsilon: Latents, s: Times, bins: int = 4)
     return torch.stack([g.sum() / d.sum() for g, d in parts])
 
 
+Target: TypeAlias = Callable[[Latents, Latents, Times, Times, Schedule, Kind], Latents]
+"""A regression target, called as :func:`subinterval_target` is."""
+
+
 class SubintervalScoreMatching(Objective):
     r"""Trains the fake score on the student's samples at the phase's end.
 
@@ -109,6 +115,8 @@ class SubintervalScoreMatching(Objective):
         weighting: Weight of the squared residual; the paper's by default.
         times: Draws :math:`t`; uniform over the score range by default.
         name: The loss's name.
+        target: What the prediction is regressed on; :func:`subinterval_target` by default, which
+            is unbiased. Another is for controls.
     """
 
     def __init__(
@@ -116,7 +124,10 @@ class SubintervalScoreMatching(Objective):
         weighting: Weighting | None = None,
         times: TimeSampler | None = None,
         name: str = "score_matching",
+        *,
+        target: Target = subinterval_target,
     ) -> None:
+        self.target = target
         self.weighting = weighting or ClampedWeighting()
         self.times = times or UniformTimes()
         self.name = name
@@ -131,7 +142,7 @@ class SubintervalScoreMatching(Objective):
         t = self.times(len(x_s), rollout.phase, schedule, generator)
         epsilon = randn_like(x_s, generator)
         prediction = fake(diffuse(x_s, epsilon, s, t, schedule), t, rollout.condition)
-        target = subinterval_target(x_s, epsilon, s, t, schedule, fake.kind)
+        target = self.target(x_s, epsilon, s, t, schedule, fake.kind)
         weight = expand(self.weighting(s, t, schedule, fake.kind), x_s)
         self._last = (replace(prediction, value=prediction.value.detach()), epsilon, s)
         return {self.name: (weight * (prediction.value.float() - target.float()).square()).mean()}
