@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pdmd.distill import check_teacher, distill
 from pdmd.evaluation.evaluate import evaluate
 from pdmd.experts import experts
@@ -25,17 +23,17 @@ from pdmd.phases import PhasePlan
 from pdmd.sampling import ode_times
 from pdmd.schedules import Schedule
 from pdmd.students import Student, describe_plan
-from pdmd.teachers.base import Teacher, networks
+from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import unguided
 from pdmd.training.accounting import Account
 from pdmd.training.checkpoint import Checkpointer, Interrupted
 from pdmd.training.config import DistillConfig, write_config
 from pdmd.training.initializers import FromDenoiser, FromPrevious, FromTeacher, Initializer
 from pdmd.training.recorder import RunRecorder
-from pdmd.training.teaching import teach
+from pdmd.training.teaching import taught_network
 from pdmd.typing import Condition
 
-__all__ = ["Run", "taught_network"]
+__all__ = ["Run"]
 
 LEFT_BEHIND = (
     "student/student.json",
@@ -298,43 +296,6 @@ class Run:
             for path in self.folder.glob(folder):
                 if path.is_dir() and not any(path.iterdir()):
                     path.rmdir()
-
-
-def taught_network(
-    teacher: Teacher,
-    name: str,
-    arguments: dict[str, Any],
-    *,
-    updates: int,
-    seed: int,
-    progress: bool,
-) -> Any:
-    """Teaches a registered network on a teacher's exact samples.
-
-    Args:
-        teacher: A teacher with a ``sample`` method, guided or not.
-        name: The network's registered name.
-        arguments: Its arguments; the teacher's schedule is added.
-        updates: Flow-matching updates.
-        seed: Seed of the weights and of every draw.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        The network, frozen.
-    """
-    base: Any = unguided(teacher)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = networks[name](**arguments, schedule=teacher.schedule)
-    prompts = base.encode(base.prompts)
-
-    def source(n: int, generator: torch.Generator) -> tuple[Any, Any]:
-        condition = None
-        if prompts is not None:
-            condition = prompts[torch.randint(len(base.prompts), (n,), generator=generator)]
-        return base.sample(n, condition, generator=generator), condition
-
-    return teach(network, source, updates=updates, seed=seed, progress=progress)
 
 
 def _has_weights(teacher: Teacher) -> bool:

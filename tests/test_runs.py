@@ -142,7 +142,9 @@ def test_ctrl_c_after_the_last_update_stops_before_the_evaluation(tmp_path, monk
 
 def test_ctrl_c_before_training_stops_at_once(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr("pdmd.runs.teach", lambda *a, **k: signal.raise_signal(signal.SIGINT))
+        patch.setattr(
+            "pdmd.training.teaching.teach", lambda *a, **k: signal.raise_signal(signal.SIGINT)
+        )
         assert distill(tmp_path / "run") == 130
     assert "--overwrite" in capsys.readouterr().err
     assert distill(tmp_path / "run", "--overwrite") == 0

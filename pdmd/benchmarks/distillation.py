@@ -24,16 +24,15 @@ from pdmd.evaluation.figures import data_uri, image_grid, vector_scatter
 from pdmd.evaluation.yardsticks import DigitsYardstick, MixtureYardstick, Yardstick
 from pdmd.sampling import sample, sample_ode
 from pdmd.students import Student
-from pdmd.teachers.base import Teacher
+from pdmd.teachers.base import Teacher, networks
 from pdmd.teachers.digits import DigitsTeacher
 from pdmd.teachers.mixture import MixtureTeacher
-from pdmd.teachers.mlp import MlpDenoiser
 from pdmd.training.accounting import Account
 from pdmd.training.fakes import FixedUpdates
 from pdmd.training.initializers import FromDenoiser, FromTeacher, Initializer
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.training.orders import share_out
-from pdmd.training.teaching import teach
+from pdmd.training.teaching import taught_network
 from pdmd.typing import Condition, Latents
 
 __all__ = ["DigitsBenchmark", "DistillationBenchmark", "MixtureBenchmark"]
@@ -174,24 +173,18 @@ class MixtureBenchmark(DistillationBenchmark):
     def _network(self, widen: float, progress: bool) -> Denoiser:
         from safetensors.torch import load_file, save_file
 
+        arguments = {
+            "dim": self.config.dim,
+            "classes": self.config.classes,
+            "width": round(64 * widen),
+        }
         teacher = self.teacher()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            network = MlpDenoiser.rectified_flow(
-                dim=self.config.dim, classes=self.config.classes, width=round(64 * widen)
-            )
         path = self.folder / f"start_{widen:g}.safetensors"
         if path.exists():
+            network = networks["mlp"](**arguments, schedule=teacher.schedule)
             network.load_state_dict(load_file(path))
             return network
-
-        prompts: Any = teacher.encode(teacher.prompts)
-
-        def source(n: int, generator: torch.Generator) -> tuple[Latents, Condition]:
-            condition = prompts[torch.randint(len(prompts), (n,), generator=generator)]
-            return teacher.sample(n, condition, generator=generator), condition
-
-        taught = teach(network, source, updates=3000, seed=0, progress=progress)
+        taught = taught_network(teacher, "mlp", arguments, updates=3000, seed=0, progress=progress)
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".partial")
         save_file(taught.state_dict(), draft)

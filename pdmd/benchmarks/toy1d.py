@@ -17,11 +17,13 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pdmd.benchmarks.base import Benchmark
 from pdmd.benchmarks.schemes import biased_target
 from pdmd.denoisers import Denoiser
-from pdmd.objectives.score_matching import subinterval_target
+from pdmd.objectives.base import Players, Rollout, TimeSampler
+from pdmd.objectives.score_matching import SubintervalScoreMatching, subinterval_target
 from pdmd.objectives.weightings import (
     ClampedWeighting,
     EpsilonWeighting,
@@ -30,13 +32,14 @@ from pdmd.objectives.weightings import (
     Unweighted,
     Weighting,
 )
+from pdmd.phases import Phase
 from pdmd.predictions import Kind
 from pdmd.schedules import RectifiedFlow, Schedule
-from pdmd.solvers import diffuse, ode_step
+from pdmd.solvers import ode_step, renoise_step
 from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.teachers.mlp import MlpDenoiser
 from pdmd.training.ema import Ema
-from pdmd.typing import Latents, Times, expand, randn_like
+from pdmd.typing import Latents, Times
 
 __all__ = ["Toy1d"]
 
@@ -58,6 +61,20 @@ def _rescaled(
 ) -> Latents:
     alpha_s, _ = schedule(s)
     return epsilon - x_s / float(alpha_s)
+
+
+class _Times(TimeSampler):
+    """Uniform from just above the phase's end to pure noise, as the paper's toy draws them."""
+
+    def __call__(
+        self, n: int, phase: Phase, schedule: Schedule, generator: torch.Generator
+    ) -> Tensor:
+        low, high = self.bounds(phase)
+        u = torch.rand(n, generator=generator, dtype=torch.float64)
+        return (phase.t_end + (1 - phase.t_end) * u).clamp(low, high)
+
+    def bounds(self, phase: Phase) -> tuple[float, float]:
+        return phase.t_end + 1e-3, 1.0
 
 
 TARGETS = {"biased": biased_target, "biased_rescaled": _rescaled}
@@ -94,7 +111,11 @@ class Toy1d(Benchmark):
             torch.manual_seed(seed)
             network = MlpDenoiser(dim=1, schedule=schedule, width=64, depth=4)
         s = 0.0 if method == "full" else S
-        target, weighting = TARGETS.get(method, subinterval_target), WEIGHTINGS[method]
+        phase = Phase(index=0, timesteps=(1.0,), t_end=s, score_range=(s, 1.0))
+        objective = SubintervalScoreMatching(
+            WEIGHTINGS[method], _Times(), target=TARGETS.get(method, subinterval_target)
+        )
+        players = Players(real=teacher, fake=network, generator=network)
         optimizer = torch.optim.Adam(network.parameters(), lr=2e-3, fused=True)
         average = Ema(network, 0.997)
         for i in range(updates):
@@ -102,14 +123,9 @@ class Toy1d(Benchmark):
                 group["lr"] = 2e-3 * 0.5 * (1 + math.cos(math.pi * i / updates))
             x_s = teacher.sample(batch, generator=generator)
             if s:
-                x_s = diffuse(x_s, randn_like(x_s, generator), 0.0, s, schedule)
-            u = torch.rand(batch, generator=generator, dtype=torch.float64)
-            t = (s + (1 - s) * u).clamp(s + 1e-3, 1)
-            epsilon = randn_like(x_s, generator)
-            value = network(diffuse(x_s, epsilon, s, t, schedule), t).value
-            wanted = target(x_s, epsilon, s, t, schedule, "velocity")
-            weight = expand(weighting(s, t, schedule, "velocity"), x_s)
-            loss = (weight * (value - wanted).square()).mean()
+                x_s = renoise_step(x_s, 0.0, s, schedule, generator)
+            rollout = Rollout(x_s=x_s, condition=None, phase=phase)
+            (loss,) = objective.losses(players, rollout, generator).values()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from pdmd.denoisers import Denoiser
 from pdmd.objectives.score_matching import subinterval_target
 from pdmd.solvers import diffuse
+from pdmd.teachers.base import Teacher, networks
+from pdmd.teachers.guided import unguided
 from pdmd.training.ema import Ema
 from pdmd.typing import Condition, Latents, randn_like
 
 if TYPE_CHECKING:
     from pdmd.teachers.digits import DigitsTeacher
 
-__all__ = ["teach", "teach_digits"]
+__all__ = ["taught_network", "teach", "teach_digits"]
 
 D = TypeVar("D", bound=Denoiser)
 
@@ -76,6 +78,43 @@ def teach(
         if i % 50 == 0:
             bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
     return average.network
+
+
+def taught_network(
+    teacher: Teacher,
+    name: str,
+    arguments: dict[str, Any],
+    *,
+    updates: int,
+    seed: int,
+    progress: bool,
+) -> Any:
+    """Teaches a registered network on a teacher's exact samples.
+
+    Args:
+        teacher: A teacher with a ``sample`` method, guided or not.
+        name: The network's registered name.
+        arguments: Its arguments; the teacher's schedule is added.
+        updates: Flow-matching updates.
+        seed: Seed of the weights and of every draw.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The network, frozen.
+    """
+    base: Any = unguided(teacher)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = networks[name](**arguments, schedule=teacher.schedule)
+    prompts = base.encode(base.prompts)
+
+    def source(n: int, generator: torch.Generator) -> tuple[Any, Any]:
+        condition = None
+        if prompts is not None:
+            condition = prompts[torch.randint(len(base.prompts), (n,), generator=generator)]
+        return base.sample(n, condition, generator=generator), condition
+
+    return teach(network, source, updates=updates, seed=seed, progress=progress)
 
 
 def teach_digits(
