@@ -24,28 +24,27 @@ from pdmd.phases import Disjoint, Nested, Phase, PhasePlan
 from pdmd.predictions import Prediction
 from pdmd.routers import IntervalRouter, RoutedDenoiser, Router
 from pdmd.sampling import sample, sample_ode, trajectory
-from pdmd.schedules import (
-    CosineVP,
-    DiscreteVP,
-    LinearVP,
-    RectifiedFlow,
-    Schedule,
-    Shifted,
-    VarianceExploding,
-    VariancePreserving,
-)
+from pdmd.schedules import RectifiedFlow, Schedule, Shifted, VarianceExploding
 from pdmd.solvers import ode_step, renoise_step
 from pdmd.students import Student
 from pdmd.teachers import Guided, MixtureTeacher, MlpDenoiser, Teacher
-from pdmd.training.fakes import OneFakeScore, OneFakeScorePerStop
-from pdmd.training.initializers import FromDenoiser, FromPrevious, FromTeacher, Initializer
+from pdmd.training.fakes import AdaptiveUpdates, OneFakeScore, OneFakeScorePerStop
+from pdmd.training.initializers import (
+    FromDenoiser,
+    FromPrevious,
+    FromTeacher,
+    Initializer,
+    PerStep,
+)
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.training.orders import Joint, Progressive
+from pdmd.variance_preserving import CosineVP, DiscreteVP, LinearVP, VariancePreserving
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AdamRecipe",
+    "AdaptiveUpdates",
     "CosineVP",
     "Denoiser",
     "DiscreteVP",
@@ -68,6 +67,7 @@ __all__ = [
     "OdeExpert",
     "OneFakeScore",
     "OneFakeScorePerStop",
+    "PerStep",
     "Phase",
     "PhasePlan",
     "Players",

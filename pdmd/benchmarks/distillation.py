@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pdmd.benchmarks.base import Benchmark
-from pdmd.benchmarks.memory import saved_mib
+from pdmd.benchmarks.memory import rollout_mib
 from pdmd.benchmarks.schemes import SCHEMES, Scheme
 from pdmd.denoisers import Denoiser
 from pdmd.distill import distill
@@ -141,7 +141,7 @@ class DistillationBenchmark(Benchmark):
         cost = {
             "forwards": round(account.forward_equivalents / batch),
             "cpu_seconds": round(seconds, 2),
-            "saved_mib": saved_mib(scheme, plan, init, teacher, batch),
+            "saved_mib": rollout_mib(scheme, plan, init, teacher, batch),
         }
         return student, cost
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pdmd.benchmarks.base import Benchmark
+from pdmd.benchmarks.memory import saved_mib
 from pdmd.benchmarks.schemes import biased_target
 from pdmd.denoisers import Denoiser
 from pdmd.objectives.base import Players, Rollout, TimeSampler
@@ -89,7 +90,7 @@ class Toy1d(Benchmark):
         teacher = MixtureTeacher(torch.tensor([[-1.0], [0.0], [1.0], [2.0]]), 0.0)
         updates, batch = self.config.updates or 3000, self.config.batch_size or 256
         started = time.process_time()
-        network = self._train(method, seed, teacher, updates, batch)
+        network = self._train(method, seed, teacher, updates, batch).requires_grad_(True)
         seconds = time.process_time() - started
         generator = torch.Generator().manual_seed(self.config.data_seed)
         x = torch.randn(STARTS, 1, generator=generator)
@@ -99,7 +100,7 @@ class Toy1d(Benchmark):
             "nfe": STEPS,
             "forwards": 3 * updates,
             "cpu_seconds": round(seconds, 2),
-            "saved_mib": 0.0,
+            "saved_mib": saved_mib(lambda: network(x[:batch], 0.75).value, network),
         }
         return row, None
 

@@ -1,0 +1,241 @@
+"""Runs again the trials that the notes of the evidence page speak of.
+
+python docs/evidence/search.py                 # list the trials
+python docs/evidence/search.py ratio cuts_b    # run some: klh, sw2 and forwards, over seeds
+python docs/evidence/search.py boundaries      # where the error of the uniform plan arises
+python docs/evidence/search.py digits          # the trials behind the digits' rates
+"""
+
+import copy
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+
+from pdmd import AdamRecipe, PhasePlan, distill, teachers, trajectory
+from pdmd.benchmarks import BenchConfig, Scheme
+from pdmd.benchmarks.distillation import MixtureBenchmark
+from pdmd.denoisers import Denoiser
+from pdmd.evaluation.evaluate import evaluate
+from pdmd.evaluation.metrics import sliced_wasserstein
+from pdmd.objectives import (
+    DistributionMatching,
+    LogSnrTimes,
+    PosteriorGap,
+    RatioWeighting,
+    SubintervalScoreMatching,
+    TrajectoryRegression,
+)
+from pdmd.solvers import renoise_step
+from pdmd.training.fakes import AdaptiveUpdates, FixedUpdates, OneFakeScorePerStop
+from pdmd.training.initializers import Initializer, PerStep
+
+FOLDER = Path("runs/search")
+
+
+class Correction(Denoiser):
+    """A fake score that starts at the exact teacher: the teacher plus what a network adds."""
+
+    def __init__(self, teacher, network, zeroed):
+        super().__init__(
+            schedule=network.schedule, kind=network.kind, latent_shape=network.latent_shape
+        )
+        self.network_, self.zeroed = network, zeroed
+        frozen = copy.deepcopy(network).requires_grad_(False).eval()
+        object.__setattr__(self, "frozen", (teacher, frozen))  # no part of what trains
+        if zeroed:
+            for parameter in network.layers[-1].parameters():
+                torch.nn.init.zeros_(parameter)
+        self.evaluations = 1 + teacher.evaluations + (0 if zeroed else 1)
+
+    def network(self, x_t, t, condition):
+        teacher, start = self.frozen
+        with torch.no_grad():
+            base = teacher(x_t, t, condition).to(self.kind)
+            if not self.zeroed:
+                base = base - start.network(x_t, t, condition)
+        return base + self.network_.network(x_t, t, condition)
+
+
+class CorrectedFake(Initializer):
+    def __init__(self, inner, zeroed=False):
+        self.inner, self.zeroed = inner, zeroed
+
+    def expert(self, teacher, phase, finished):
+        return self.inner.expert(teacher, phase, finished)
+
+    def fake(self, teacher):
+        return Correction(teacher, self.inner.fake(teacher), self.zeroed)
+
+
+def matching(*args, **kwargs):
+    return lambda: DistributionMatching(*args, **kwargs)
+
+
+def ratio():
+    return SubintervalScoreMatching(RatioWeighting())
+
+
+def cuts(*times):
+    return lambda: PhasePlan.from_timesteps([1, *times, 0])
+
+
+def halves():
+    return PhasePlan.uniform(2, steps=2)
+
+
+def trial(**changes):
+    return Scheme(summary="", **changes)
+
+
+def regressed(weight):
+    return lambda: DistributionMatching() + weight * TrajectoryRegression(steps=8)
+
+
+def adaptive(more, *args, **kwargs):
+    return trial(fake_updates=lambda: AdaptiveUpdates(*args, **kwargs), more=more)
+
+
+FAST, MIXED = (2e-3, 2e-3), (2e-3, 1e-3)
+FOUR = dict(rates=FAST, generator=matching(draws=4))
+B = dict(plan=cuts(0.55, 0.35, 0.18), share=(1, 1, 2, 2))
+
+TRIALS = {
+    "ratio": trial(fake_score=ratio),
+    "log_snr": trial(
+        generator=matching(times=LogSnrTimes()),
+        fake_score=lambda: SubintervalScoreMatching(times=LogSnrTimes()),
+    ),
+    "posterior": trial(generator=matching(PosteriorGap())),
+    "regression_1": trial(generator=regressed(1.0)),
+    "regression_.2": trial(generator=regressed(0.2)),
+    "shift_1.5": trial(plan=lambda: PhasePlan.uniform(4, shift=1.5)),
+    "shift_.7": trial(plan=lambda: PhasePlan.uniform(4, shift=0.7)),
+    "rates_1e-3": trial(rates=(1e-3, 2e-3)),
+    "rates_2e-3": trial(rates=FAST),
+    "rates_3e-3": trial(rates=(3e-3, 3e-3)),
+    "draws": trial(**FOUR),
+    "correction": trial(init=CorrectedFake),
+    "correction_1e-3": trial(init=CorrectedFake, rates=(1e-3, 2e-3)),
+    "correction_zeroed": trial(init=lambda i: CorrectedFake(i, True), rates=(1e-3, 2e-3)),
+    "2x2": trial(**FOUR, plan=halves),
+    "2x2_per_step": trial(**FOUR, plan=halves, init=PerStep),
+    "2x2_per_stop": trial(**FOUR, plan=halves, init=PerStep, fake_scores=OneFakeScorePerStop()),
+    "cuts_a": trial(**FOUR, plan=cuts(0.6, 0.4, 0.2), share=(1, 1, 2, 2)),
+    "cuts_b": trial(**FOUR, **B),
+    "cuts_c": trial(**FOUR, plan=cuts(0.6, 0.45, 0.3), share=(1, 1, 2, 2)),
+    "cuts_d": trial(**FOUR, plan=cuts(0.5, 0.35, 0.2)),
+    "b_log_snr": trial(rates=FAST, **B, generator=matching(draws=4, times=LogSnrTimes())),
+    "b_posterior": trial(rates=FAST, **B, generator=matching(PosteriorGap(), draws=4)),
+    "b_fake_10": trial(**FOUR, **B, fake_updates=lambda: FixedUpdates(10)),
+    "b_fake_rate": trial(rates=MIXED, **B, generator=matching(draws=4)),
+    "b_ratio": trial(rates=FAST, **B, generator=matching(draws=8), fake_score=ratio),
+    "b_1331": trial(rates=MIXED, plan=B["plan"], share=(1, 3, 3, 1), generator=matching(draws=4)),
+    "b_1221": trial(
+        rates=(2e-3, 5e-4), plan=B["plan"], share=(1, 2, 2, 1), generator=matching(draws=4)
+    ),
+    "b_4_rollouts": trial(rates=MIXED, **B, accumulate=4),
+    "b_4_rollouts_4e-3": trial(rates=(4e-3, 1e-3), **B, accumulate=4),
+    "b_4_rollouts_1331": trial(
+        rates=(3e-3, 1e-3),
+        plan=B["plan"],
+        share=(1, 3, 3, 1),
+        accumulate=4,
+        generator=matching(draws=2),
+    ),
+    "b_8_rollouts": trial(rates=MIXED, plan=B["plan"], share=(1, 1, 2, 3), accumulate=8),
+    "a_8_rollouts_3e-3": trial(
+        rates=(3e-3, 1e-3), plan=cuts(0.6, 0.4, 0.2), share=(1, 1, 2, 3), accumulate=8
+    ),
+    "b_8_rollouts_4e-3": trial(
+        rates=(4e-3, 1e-3),
+        **B,
+        accumulate=8,
+        generator=matching(draws=2),
+        fake_updates=lambda: FixedUpdates(8),
+    ),
+    "adaptive_.05": adaptive(1.0, 0.05),
+    "adaptive_.08": adaptive(1.2, 0.08),
+    "adaptive_.10": adaptive(1.2, 0.1, memory=0.98),
+    "adaptive_.12": adaptive(1.3, 0.12),
+    "adaptive_.13": adaptive(1.25, 0.13),
+    "adaptive_.15": adaptive(1.2, 0.15),
+    "adaptive_.20": adaptive(1.15, 0.2, most=8),
+    "adaptive_.25": adaptive(1.36, 0.25),
+    "adaptive_.30": adaptive(1.38, 0.3, memory=0.8),
+    "one_to_one_1.4": trial(fake_updates=lambda: FixedUpdates(1), more=1.4),
+}
+DIGITS = [(250, 1, 5e-4, 1e-3), (250, 1, 1e-3, 2e-3), (250, 1, 3e-4, 6e-4)]
+DIGITS += [(250, 1, 2e-4, 1e-3), (200, 2, 3e-4, 6e-4)]
+
+
+def run(name, benchmark, seeds):
+    rows = []
+    for seed in seeds:
+        teacher = benchmark.teacher()
+        condition = benchmark.condition(teacher)
+        student, cost = benchmark.distill(TRIALS[name], teacher, seed)
+        generator = torch.Generator().manual_seed(10_000 + seed)
+        x = trajectory(student, condition, generator=generator)[-1]
+        measure = benchmark.yardstick(teacher, condition, benchmark.measure_seed)
+        rows.append({**measure(x), **cost})
+    mean = {k: statistics.fmean(row[k] for row in rows) for k in ("klh", "sw2", "forwards")}
+    print(f"{name:20s} klh {mean['klh']:.4f}  sw2 {mean['sw2']:.4f}  {mean['forwards']:,.0f}")
+
+
+def boundaries(benchmark):
+    """Compares the student at every boundary with the exact diffused law."""
+    teacher = benchmark.teacher()
+    student, _ = benchmark.distill(TRIALS["draws"], teacher, 0)
+    condition = benchmark.condition(teacher)
+    generator = torch.Generator().manual_seed(1)
+    states = trajectory(student, condition, generator=generator)
+
+    def exact(s):
+        x = teacher.sample(len(states[0]), condition, generator=generator)
+        return renoise_step(x, 0.0, s, teacher.schedule, generator) if s else x
+
+    for phase, x in zip(student.plan, states[1:], strict=True):
+        law, other = exact(phase.t_end), exact(phase.t_end)
+        gap, floor = sliced_wasserstein(x, law), sliced_wasserstein(other, law)
+        print(f"t = {phase.t_end:.2f}  sw2 {gap:.4f}  floor {floor:.4f}")
+    last = student.experts[-1](exact(student.plan[-1].t_start), condition)
+    print(f"the last expert on exact states: sw2 {sliced_wasserstein(last, exact(0)):.4f}")
+
+
+def digits():
+    teacher = teachers.get("digits")()
+    for updates, fakes, lr, fake_lr in DIGITS:
+        student = distill(
+            teacher,
+            PhasePlan.uniform(4),
+            updates=updates,
+            fake_updates=fakes,
+            optimizer=AdamRecipe(lr=lr),
+            fake_optimizer=AdamRecipe(lr=fake_lr, decay_from=1.0),
+        )
+        values = [
+            evaluate(student, teacher, seed=seed, progress=False)["rows"][-1]["feature_distance"]
+            for seed in (1234, 99)
+        ]
+        print(f"{updates} x {fakes}, {lr:g} / {fake_lr:g}: {statistics.fmean(values):.3f}")
+
+
+def main(names):
+    torch.set_num_threads(1)
+    if not names:
+        print(*TRIALS, sep="\n")
+    if "digits" in names:
+        digits()
+    benchmark = MixtureBenchmark(BenchConfig(name="mixture"), FOLDER)
+    for name in names:
+        if name == "boundaries":
+            boundaries(benchmark)
+        elif name != "digits":
+            seeds = range(3 if name.startswith(("adaptive", "one_to_one")) else 2)
+            run(name, benchmark, seeds)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
