@@ -1,8 +1,8 @@
 r"""Variance-preserving schedules, :math:`\alpha_t^2 + \sigma_t^2 = 1`: continuous and discrete.
 
 With :math:`\lambda_t` the log signal-to-noise ratio, :math:`\alpha_t^2 = \operatorname{sigmoid}
-(\lambda_t)` and :math:`\sigma_t^2 = \operatorname{sigmoid}(-\lambda_t)`: a schedule of this family is
-its :math:`\lambda_t`.
+(\lambda_t)` and :math:`\sigma_t^2 = \operatorname{sigmoid}(-\lambda_t)`: a schedule of this family
+is its :math:`\lambda_t`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pdmd import MixtureTeacher, Phase, RectifiedFlow
+from pdmd import RectifiedFlow
 from pdmd.objectives import (
     DistributionMatching,
     ExactKL,
@@ -13,17 +13,8 @@ from pdmd.objectives import (
 )
 from pdmd.objectives.distribution_matching import distribution_matching_gradient
 from pdmd.predictions import KINDS
+from tests.properties.games import gaussian, phase_to
 from tests.strategies import mixtures, ordered_times, schedules, seeds, teacher_of
-
-
-def phase_to(s):
-    return Phase(index=0, timesteps=(1.0,), t_end=s, score_range=(s, 1.0))
-
-
-def gaussian(mean, std, schedule, kind="velocity"):
-    return MixtureTeacher(
-        torch.tensor([[mean]], dtype=torch.float64), std, schedule=schedule, kind=kind
-    )
 
 
 @given(
