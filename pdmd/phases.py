@@ -46,7 +46,7 @@ class Nested(ScoreRange):
 
 
 class Disjoint(ScoreRange):
-    r"""Disjoint, :math:`(t_k, t_{k-1})`: a control, worse in every published comparison."""
+    r"""Disjoint, :math:`(t_k, t_{k-1})`: a control; see the evidence page."""
 
     def __call__(self, t_start: float, t_end: float) -> tuple[float, float]:
         return t_end, t_start

@@ -9,6 +9,7 @@ python docs/evidence/search.py digits          # the trials behind the digits' r
 import copy
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from pdmd.evaluation.evaluate import evaluate
 from pdmd.evaluation.metrics import sliced_wasserstein
 from pdmd.objectives import (
     DistributionMatching,
+    ExactKL,
     LogSnrTimes,
     PosteriorGap,
     RatioWeighting,
@@ -107,6 +109,7 @@ TRIALS = {
         generator=matching(times=LogSnrTimes()),
         fake_score=lambda: SubintervalScoreMatching(times=LogSnrTimes()),
     ),
+    "exact_kl": trial(generator=matching(ExactKL())),
     "posterior": trial(generator=matching(PosteriorGap())),
     "regression_1": trial(generator=regressed(1.0)),
     "regression_.2": trial(generator=regressed(0.2)),
@@ -164,6 +167,9 @@ TRIALS = {
     "adaptive_.20": adaptive(1.15, 0.2, most=8),
     "adaptive_.25": adaptive(1.36, 0.25),
     "adaptive_.30": adaptive(1.38, 0.3, memory=0.8),
+    "adaptive_.05_anchored": replace(adaptive(1.0, 0.05), anchored=5),
+    "adaptive_.06_anchored": replace(adaptive(1.15, 0.06), anchored=5),
+    "adaptive_.08_anchored": replace(adaptive(1.3, 0.08), anchored=5),
     "one_to_one_1.4": trial(fake_updates=lambda: FixedUpdates(1), more=1.4),
 }
 DIGITS = [(250, 1, 5e-4, 1e-3), (250, 1, 1e-3, 2e-3), (250, 1, 3e-4, 6e-4)]

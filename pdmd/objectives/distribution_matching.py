@@ -193,8 +193,7 @@ class DistributionMatching(Objective):
     r"""Moves the generator's output towards the teacher's distribution (reverse KL).
 
     Args:
-        weight: Turns the gap of scores into a step; :class:`Normalised` by default, which worked
-            best at small scale.
+        weight: Turns the gap of scores into a step; :class:`Normalised` by default.
         times: Draws :math:`t`; uniform over the score range by default.
         draws: Times and noises at which each sample is compared; the step is their mean. More
             of them lower its variance for evaluations of the two scores alone: no more
