@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 else:
     Condition = object
 
-__all__ = ["Condition", "Latents", "Times", "expand", "randn_like", "repeat_condition"]
+__all__ = [
+    "Condition",
+    "Latents",
+    "Times",
+    "expand",
+    "labels_of",
+    "randn_like",
+    "repeat_condition",
+]
 
 Latents: TypeAlias = torch.Tensor
 """Noisy or clean samples, with shape :math:`(B, *)`."""
@@ -67,3 +75,20 @@ def repeat_condition(condition: Condition, batch: int) -> Condition:
         A condition with batch size ``(batch,)``, or ``None``.
     """
     return None if condition is None else condition.expand(batch)
+
+
+def labels_of(condition: Condition) -> torch.Tensor:
+    """Returns the class labels of a condition.
+
+    Args:
+        condition: A TensorDict with ``label``, of batch size :math:`(B)`.
+
+    Returns:
+        The labels, int64, with shape :math:`(B)`.
+
+    Raises:
+        ValueError: If the condition has none.
+    """
+    if condition is None or "label" not in condition:
+        raise ValueError("the condition has no 'label'; make it with the teacher's encode()")
+    return condition["label"]

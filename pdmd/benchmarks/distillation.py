@@ -33,7 +33,7 @@ from pdmd.training.initializers import FromDenoiser, FromTeacher, Initializer
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.training.orders import share_out
 from pdmd.training.teaching import taught_network
-from pdmd.typing import Condition, Latents
+from pdmd.typing import Condition, Latents, labels_of
 
 __all__ = ["DigitsBenchmark", "DistillationBenchmark", "MixtureBenchmark"]
 
@@ -168,7 +168,7 @@ class MixtureBenchmark(DistillationBenchmark):
         return MixtureYardstick(teacher, condition, self.config.samples or self.samples, seed)
 
     def picture(self, teacher: Teacher, x: Latents, condition: Condition) -> Any:
-        return vector_scatter({"": x[:1500]}, condition["label"][:1500])  # type: ignore[index]
+        return vector_scatter({"": x[:1500]}, labels_of(condition)[:1500])
 
     def _network(self, widen: float, progress: bool) -> Denoiser:
         from safetensors.torch import load_file, save_file

@@ -134,10 +134,12 @@ class Preprocessing:
             mode = _FILTERS.get(config.get("resample", -1))
             if mode is None:
                 raise refuse("resample")
-        crop = _size(config.get("crop_size"), square=True) if cropped else None
-        if cropped and not isinstance(crop, tuple):
-            raise refuse("crop_size")
-        return cls(mean=tuple(mean), std=tuple(std), size=size, crop=crop, mode=mode)  # type: ignore[arg-type]
+        crop = None
+        if cropped:
+            crop = _size(config.get("crop_size"), square=True)
+            if not isinstance(crop, tuple):
+                raise refuse("crop_size")
+        return cls(mean=tuple(mean), std=tuple(std), size=size, crop=crop, mode=mode)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Returns the network's input.

@@ -24,7 +24,7 @@ from pdmd.evaluation.metrics import (
 from pdmd.teachers.digits import DigitsTeacher, load_digit_images
 from pdmd.teachers.guided import unguided
 from pdmd.teachers.mixture import MixtureTeacher
-from pdmd.typing import Condition, Latents
+from pdmd.typing import Condition, Latents, labels_of
 
 __all__ = [
     "DigitsYardstick",
@@ -69,7 +69,7 @@ class DigitsYardstick(Yardstick):
     ) -> None:
         self.classifier = DigitsClassifier.from_package()
         self.images, self.labels, _ = load_digit_images(teacher.std)
-        self.label = condition["label"]  # type: ignore[index]
+        self.label = labels_of(condition)
         self.reference = reference
         self.features = self.classifier.features(reference)
         self.seed = seed
@@ -134,7 +134,7 @@ class MixtureYardstick(Yardstick):
         teacher, modes = self.teacher, len(self.teacher.means)
         distance = torch.cdist(x, teacher.means.float())
         if self.condition is not None and teacher.labels is not None:
-            other = teacher.labels != self.condition["label"][:, None]
+            other = teacher.labels != labels_of(self.condition)[:, None]
             distance = distance.masked_fill(other, torch.inf)
         nearest, mode = distance.min(1)
         std = teacher.stds[mode].float()

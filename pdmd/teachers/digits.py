@@ -20,7 +20,7 @@ from pdmd.schedules import RectifiedFlow
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.mixture import encode_labels
 from pdmd.teachers.transformer import ImageTransformer
-from pdmd.typing import Condition, Latents
+from pdmd.typing import Condition, Latents, labels_of
 
 __all__ = ["DigitsTeacher", "load_digit_images"]
 
@@ -94,7 +94,7 @@ class DigitsTeacher(Teacher):
         """Evaluates the transformer."""
         if condition is None:
             condition = self.encode([None] * len(x_t))
-        return self.transformer(x_t, t.to(x_t.dtype), condition["label"])  # type: ignore[index]
+        return self.transformer(x_t, t.to(x_t.dtype), labels_of(condition))
 
     def decode(self, x: Latents) -> Tensor:
         """Turns latents into images in [0, 1], with shape :math:`(B, 1, 8, 8)`."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from pdmd.predictions import Kind, combination
 from pdmd.schedules import RectifiedFlow, Schedule
 from pdmd.teachers.base import Teacher
-from pdmd.typing import Condition, Latents, Times, expand
+from pdmd.typing import Condition, Latents, Times, expand, labels_of
 
 __all__ = ["MixtureTeacher"]
 
@@ -187,7 +187,7 @@ class MixtureTeacher(Teacher):
         log_weights = self.log_weights.expand(batch, -1)
         if condition is None or self.labels is None:
             return log_weights
-        label = condition["label"][:, None]  # type: ignore[index]
+        label = labels_of(condition)[:, None]
         other = (label != self.labels) & (label < self.classes)
         return log_weights.masked_fill(other, -torch.inf)
 

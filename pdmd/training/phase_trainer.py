@@ -8,8 +8,9 @@ several phases train together, each cycle draws one of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import nn
@@ -123,10 +124,8 @@ class PhaseTrainer:
         distinct = {id(e.denoiser): e.denoiser for e in self.experts}
         generators = nn.ModuleDict({str(i): d for i, d in enumerate(distinct.values())})
         self.ema = Ema(generators, ema_decay)  # before the hooks, which a copy would take along
-        self._average = {
-            key: self.ema.network[name]  # type: ignore[index]
-            for key, name in zip(distinct, generators, strict=True)
-        }
+        averages = cast("list[Denoiser]", list(self.ema.network.values()))
+        self._average = dict(zip(distinct, averages, strict=True))
         self._watch(distinct.values())
         self._begin(seed)
         scores: dict[str, nn.Module] = {
@@ -156,9 +155,9 @@ class PhaseTrainer:
                     self.players(k, None), expert.phase, self.conditions.draw, generator
                 )
 
-    def _watch(self, generators: object) -> None:
+    def _watch(self, generators: Iterable[Denoiser]) -> None:
         self.account.watch("teacher", self.teacher)
-        for denoiser in generators:  # type: ignore[attr-defined]
+        for denoiser in generators:
             self.account.watch("generator", denoiser)
         for scores in self.fakes:
             for denoiser in scores:
@@ -179,7 +178,7 @@ class PhaseTrainer:
 
     def finished(self) -> list[Expert]:
         """Returns the experts as they now stand: over the averages of their networks."""
-        return [type(e)(self._average[id(e.denoiser)], e.phase) for e in self.experts]  # type: ignore[arg-type]
+        return [type(e)(self._average[id(e.denoiser)], e.phase) for e in self.experts]
 
     @torch.no_grad()
     def entry(self, k: int = 0) -> tuple[Latents, Condition]:
