@@ -82,6 +82,7 @@ def test_results_go_on_and_report(tmp_path, capsys):
         (["bench", "cats"], "unknown benchmark 'cats'"),
         (["bench", "mixture", "--methods", "cat"], "unknown method 'cat'"),
         (["bench", "mixture", "--dim", "0"], "dim is from 1"),
+        (["bench", "mixture", "--lr", "nan"], "lr is from 0"),
         (["bench", "mixture", "--out", "x.txt"], "ends in .json"),
         (["bench", "mixture", "--seeds", "-1"], "none negative"),
         (["report", "nothing.json"], "does not exist"),

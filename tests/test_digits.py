@@ -10,6 +10,7 @@ from pdmd.cli import main
 from pdmd.evaluation.classifier import DigitsClassifier
 from pdmd.evaluation.metrics import frechet_distance
 from pdmd.teachers.digits import DigitsTeacher, load_digit_images
+from pdmd.typing import labels_of
 
 WEIGHTS = resources.files("pdmd.teachers") / "weights"
 
@@ -59,6 +60,21 @@ def test_saved_weights_load_again_and_damaged_ones_are_named(tmp_path):
         DigitsTeacher.from_file(path)
     with pytest.raises(ValueError, match="does not exist"):
         DigitsTeacher.from_file(tmp_path / "none.safetensors")
+
+
+def test_teaching_heeds_its_seed(tmp_path):
+    written = {}
+    for name, seed in (("default", []), ("shipped", ["--seed", "1"]), ("other", ["--seed", "5"])):
+        path = tmp_path / f"{name}.safetensors"
+        words = ["teach", "digits-classifier", "--updates", "2", "--out", str(path)]
+        assert main([*words, *seed]) == 0
+        written[name] = path.read_bytes()
+    assert written["default"] == written["shipped"] != written["other"]
+
+
+def test_a_condition_without_labels_is_named():
+    with pytest.raises(ValueError, match="no 'label'"):
+        labels_of(None)
 
 
 @pytest.mark.slow

@@ -28,6 +28,15 @@ from pdmd.registry import Registry
 __all__ = ["BenchConfig", "Benchmark", "benchmarks", "read_results", "run_benchmark"]
 
 
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("updates", "fake_updates", "batch_size", "samples"), (0, 10**7)),
+    **dict.fromkeys(("dim", "modes", "classes"), (1, 10**5)),
+    **dict.fromkeys(("lr", "fake_lr"), (0, 10)),
+    "data_seed": (0, 2**62),
+}
+"""What the numbers of a configuration may be."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
     """What a benchmark is run with; 0 takes the benchmark's own number.
@@ -59,19 +68,10 @@ class BenchConfig:
     classes: int = 8
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name in ("name", "data_seed"):
-                continue
-            if field.name in ("lr", "fake_lr"):
-                if not 0 <= value < 10:
-                    raise ValueError(f"{field.name} is from 0 to 10, got {value}")
-                continue
-            least = 1 if field.name in ("dim", "modes", "classes") else 0
-            if not least <= value <= 10**7:
-                raise ValueError(f"{field.name} is from {least} to 10,000,000, got {value}")
-        if not 0 <= self.data_seed < 2**62:
-            raise ValueError(f"data_seed is in [0, 2^62), got {self.data_seed}")
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} is from {low:,} to {high:,}, got {value}")
 
 
 class Benchmark(ABC):
