@@ -172,8 +172,23 @@ TRIALS = {
     "adaptive_.08_anchored": replace(adaptive(1.3, 0.08), anchored=5),
     "one_to_one_1.4": trial(fake_updates=lambda: FixedUpdates(1), more=1.4),
 }
-DIGITS = [(250, 1, 5e-4, 1e-3), (250, 1, 1e-3, 2e-3), (250, 1, 3e-4, 6e-4)]
-DIGITS += [(250, 1, 2e-4, 1e-3), (200, 2, 3e-4, 6e-4)]
+# what each adds to phased; `start` is the benchmark's own rates and fake updates
+DIGITS = {
+    "start": trial(),
+    "draws": trial(generator=matching(draws=4)),
+    "rollouts": trial(accumulate=4, rates=(6e-4, 6e-4)),
+    "fake_5": trial(fake_updates=lambda: FixedUpdates(5)),
+    "adaptive": adaptive(1.36, 0.25),
+    "posterior": trial(generator=matching(PosteriorGap())),
+    "2x2": trial(plan=halves),
+    "low_cuts": trial(plan=cuts(0.55, 0.35, 0.18), share=(1, 1, 2, 2)),
+    "high_cuts": trial(plan=cuts(0.9, 0.75, 0.5), share=(1, 1, 2, 4)),
+    "higher_cuts": trial(plan=cuts(0.95, 0.85, 0.7), share=(1, 1, 1, 5)),
+    "highest_cuts": trial(plan=cuts(0.97, 0.92, 0.85), share=(1, 1, 1, 7)),
+    "high_cuts_draws": trial(
+        plan=cuts(0.9, 0.75, 0.5), share=(1, 1, 2, 4), generator=matching(draws=4)
+    ),
+}
 
 
 def run(name, benchmark, seeds):
