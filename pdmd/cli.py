@@ -7,16 +7,18 @@ failed, or 130 for one that was stopped on request.
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 from pdmd.arguments import UsageError, parse, take_name
 
 if TYPE_CHECKING:
     from pdmd.training.config import DistillConfig
+    from pdmd.training.runtime import Runtime
 
 __all__ = ["main"]
 
@@ -44,7 +46,9 @@ class _RunOptions:
     """How to run."""
 
     resume: bool = False
-    """Go on from the run folder's checkpoint."""
+    """Go on from the run's newest checkpoint."""
+    checkpoint: str = ""
+    """Go on from this checkpoint instead of the newest."""
     overwrite: bool = False
     """Replace what an earlier run left in the folder."""
     progress: bool = True
@@ -81,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit:  # help was printed
         return 0
     except (ValueError, OSError) as error:
-        print(f"pdmd: error: {_one_line(error)}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # all ranks say the same
+            print(f"pdmd: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("pdmd: stopped", file=sys.stderr)
@@ -117,36 +122,67 @@ def _distill(words: list[str]) -> int:
 
 
 def _run(config: DistillConfig, options: _RunOptions) -> int:
+    config.check()
+    runtime = config.parallel.build(config.train.seed)
+    try:
+        code = _run_on(runtime, config, options)
+    except RuntimeError as error:
+        if runtime.plain:
+            raise
+        print(f"pdmd: error: {runtime.explain(error)}", file=sys.stderr)
+        runtime.close(error)
+        return 1
+    except BaseException as error:
+        runtime.close(error)
+        raise
+    return code
+
+
+def _run_on(runtime: Runtime, config: DistillConfig, options: _RunOptions) -> int:
     from pdmd.evaluation.evaluate import format_table
     from pdmd.runs import Run
     from pdmd.training.checkpoint import Interrupted
-    from pdmd.training.phase_trainer import NonFiniteError
+    from pdmd.training.health import NonFiniteError
 
     run = Run(
-        config, resume=options.resume, overwrite=options.overwrite, progress=options.progress
+        config,
+        runtime=runtime,
+        resume=options.resume or bool(options.checkpoint),
+        checkpoint=options.checkpoint,
+        overwrite=options.overwrite,
+        progress=options.progress,
     )
     plan, folder = run.plan, run.folder
-    print(
-        f"distilling {config.teacher.name} into {len(plan)} experts, {plan.nfe} steps -> {folder}"
-    )
     again = f"pdmd distill {folder / 'config.toml'} --resume"
+
+    def say(text: str, file: TextIO | None = None) -> None:
+        if runtime.main:
+            print(text, file=file or sys.stdout, flush=True)
+
+    say(f"distilling {config.teacher.name} into {len(plan)} experts, {plan.nfe} steps -> {folder}")
     try:
         with run.stop_on(signal.SIGINT, signal.SIGTERM):
             student = run.distill()
+            run.leave()
+            if not runtime.main:
+                return 0
         rows = run.evaluate(student)
     except Interrupted as stop:
-        print(f"pdmd: {stop}; go on with: {again}", file=sys.stderr)
+        say(f"pdmd: {stop}; go on with: {again}", sys.stderr)
+        runtime.close()
         return 130
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        runtime.close(error)
         how = (
             f"go on with: {again}" if run.checkpointer.exists() else "start again with --overwrite"
         )
-        print(f"pdmd: stopped; {how}", file=sys.stderr)
+        say(f"pdmd: stopped; {how}", sys.stderr)
         return 130
     except NonFiniteError as error:
-        print(f"pdmd: error: {_one_line(error)}", file=sys.stderr)
+        say(f"pdmd: error: {_one_line(error)}", sys.stderr)
+        runtime.close(error)
         return 1
-    print(format_table(rows))
-    print(f"student  {folder / 'student'}")
-    print(f"report   {folder / 'report.html'}")
+    say(format_table(rows))
+    say(f"student  {folder / 'student'}")
+    say(f"report   {folder / 'report.html'}")
     return 0

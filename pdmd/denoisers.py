@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ class Denoiser(nn.Module, ABC):
 
     Attributes:
         evaluations: Network evaluations of one call for one sample, as accounts count them.
+        precision: The type in which the network computes, under autocast; its times and what is
+            made of its output keep their own.
 
     Args:
         schedule: The forward process of the network's inputs.
@@ -40,6 +43,7 @@ class Denoiser(nn.Module, ABC):
     """
 
     evaluations: int = 1
+    precision: torch.dtype = torch.float32
 
     def __init__(
         self,
@@ -57,6 +61,12 @@ class Denoiser(nn.Module, ABC):
         self.kind: Kind = check_kind(kind)
         self.latent_shape = tuple(int(n) for n in latent_shape)
         self.time_range = (float(low), float(high))
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters and buffers are; the CPU if it has none."""
+        tensors = chain(self.parameters(), self.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     @abstractmethod
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
@@ -83,7 +93,11 @@ class Denoiser(nn.Module, ABC):
             The prediction, with value of shape :math:`(B, *)`.
         """
         t = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
-        value = self.network(x_t, t.expand(len(x_t)), condition)
+        if self.precision == torch.float32:
+            value = self.network(x_t, t.expand(len(x_t)), condition)
+        else:
+            with torch.autocast(x_t.device.type, self.precision):
+                value = self.network(x_t, t.expand(len(x_t)), condition)
         return Prediction(value=value, kind=self.kind, x_t=x_t, t=t, schedule=self.schedule)
 
     def trainable_copy(self) -> Denoiser:

@@ -13,19 +13,22 @@ from pdmd.objectives.base import Objective
 from pdmd.objectives.distribution_matching import DistributionMatching
 from pdmd.objectives.score_matching import SubintervalScoreMatching
 from pdmd.phases import Phase, PhasePlan
+from pdmd.randomness import randn
 from pdmd.solvers import ode_step
 from pdmd.students import Student
 from pdmd.teachers.base import Teacher
 from pdmd.training.accounting import Account
 from pdmd.training.calibration import calibration_slopes
-from pdmd.training.checkpoint import Checkpointer, Interrupted, restore_trainer, take_network
+from pdmd.training.checkpoint import Checkpointer, Interrupted
 from pdmd.training.data import ConditionStream
 from pdmd.training.fakes import FakeScores, FakeUpdates, FixedUpdates, OneFakeScore
+from pdmd.training.health import Health, NonFiniteError
 from pdmd.training.initializers import FromTeacher, Initializer
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.training.orders import Order, Progressive
 from pdmd.training.phase_trainer import PhaseTrainer
 from pdmd.training.recorder import Recorder
+from pdmd.training.runtime import OneProcess, Runtime
 from pdmd.typing import Condition
 
 __all__ = ["check_teacher", "distill"]
@@ -52,9 +55,9 @@ def check_teacher(
     """
     low, high = teacher.time_range
     generator = torch.Generator().manual_seed(0)
-    rows = None if condition is None else condition[:2]
+    rows = None if condition is None else condition[:2].to(teacher.device)
     n = 2 if rows is None else int(rows.batch_size[0])
-    x = torch.randn(n, *teacher.latent_shape, generator=generator)
+    x = randn((n, *teacher.latent_shape), generator, device=teacher.device)
     for phase in plan:
         asked = objective.time_bounds(phase)
         for t in (*phase.timesteps, *(asked or ())):
@@ -107,6 +110,8 @@ def distill(
     ema: float = 0.99,
     clip: float = 10.0,
     seed: int = 0,
+    patience: int = 3,
+    runtime: Runtime | None = None,
     recorder: Recorder | None = None,
     checkpointer: Checkpointer | None = None,
     resume: bool = False,
@@ -129,7 +134,7 @@ def distill(
         updates: Updates of each expert: one number for all, or one per phase.
         fake_updates: Updates of the fake score before each of the expert's (TTUR): their number,
             or what decides it.
-        batch_size: Samples in each rollout.
+        batch_size: Samples in each rollout, on all ranks together.
         accumulate: Rollouts whose gradients make one update of the expert, one after the other:
             less noise at the same memory.
         anchored: Fake updates that one rollout serves, with fresh times and noises; above 1 the
@@ -140,6 +145,10 @@ def distill(
         ema: Decay of the weight average that becomes the expert.
         clip: Largest gradient norm.
         seed: Seed of every draw; the same seed gives the same bits on the same machine.
+        patience: Updates that may be refused in a row, for a loss or gradient that is not finite,
+            before the run stops.
+        runtime: Where it runs; this process, on the CPU, by default. Ranks call this function
+            together, with the same arguments.
         recorder: Hears of progress.
         checkpointer: Writes checkpoints, and may be asked to stop the run.
         resume: Whether to go on from the checkpointer's newest checkpoint.
@@ -147,12 +156,12 @@ def distill(
         source: Passed on to the student; see :class:`~pdmd.students.Student`.
 
     Returns:
-        The student, frozen.
+        The student, frozen, its networks plain ones on the CPU.
 
     Raises:
         ValueError: If a setting is out of its range, the plan leaves the teacher's time range, or
             the teacher's output is not finite.
-        NonFiniteError: If a loss or gradient is not finite.
+        NonFiniteError: If losses or gradients are not finite, more than ``patience`` in a row.
         Interrupted: If the checkpointer was asked to stop; its checkpoint is written.
 
     References:
@@ -202,32 +211,37 @@ def distill(
                 f"{truncation} takes every step of phase {phase.index + 1}, so {fake_scores} "
                 "would leave all its fake scores but one untrained; use OneFakeScore()"
             )
-    check_teacher(teacher, plan, generator, encoded)
+    runtime, health = runtime or OneProcess(), Health(patience)
+    runtime.local(batch_size)
     trainable = {id(p) for p in teacher.parameters() if p.requires_grad}
     teacher.requires_grad_(False).eval()
-    rng = torch.Generator().manual_seed(seed)
+    rng = runtime.generator(seed)
 
-    finished: list[Expert] = []
     cursor: dict[str, Any] = {"finished": 0, "update": None}
-    tensors: Mapping[str, torch.Tensor] = {}
     if resume:
         if checkpointer is None:
             raise ValueError("resume=True needs a checkpointer to resume from")
-        cursor, tensors = checkpointer.read()
-        account.restore(cursor["account"])
-        for phase in plan.phases[: cursor["finished"]]:
-            denoiser = init.expert(teacher, phase, finished)
-            take_network(tensors, f"finished.{phase.index}", denoiser)
-            finished.append(_freeze(expert(denoiser, phase)))
-        recorder.resumed(cursor["finished"] + 1, cursor["update"] or 0)
+        cursor = checkpointer.read()
+    finished: list[Expert] = []  # over plain networks
+    placed: list[Expert] = []  # the same, as the runtime runs them
+    real = runtime.frozen(teacher)
     try:
+        check_teacher(real, plan, generator, encoded)
+        if resume and checkpointer is not None:
+            account.restore(cursor["account"])
+            for phase in plan.phases[: cursor["finished"]]:
+                denoiser = init.expert(teacher, phase, finished)
+                checkpointer.load_network(f"finished.{phase.index}", denoiser)
+                finished.append(_freeze(expert(denoiser, phase)))
+                placed.append(_freeze(expert(runtime.frozen(denoiser), phase)))
+            recorder.resumed(cursor["finished"] + 1, cursor["update"] or 0)
         for group in order.groups(plan):
             if group[0].index < cursor["finished"]:
                 continue
             trainer = PhaseTrainer(
                 experts=_start(init, teacher, group, finished, expert, order.shared),
-                earlier=finished,
-                teacher=teacher,
+                earlier=placed,
+                teacher=real,
                 fakes=[
                     [init.fake(teacher) for _ in range(fake_scores.number(phase))]
                     for phase in group
@@ -249,24 +263,38 @@ def distill(
                 generator=rng,
                 seed=seed,
                 account=account,
+                runtime=runtime,
+                health=health,
             )
-            if tensors:
+            if resume and checkpointer is not None and group[0].index == cursor["finished"]:
                 if cursor["update"] is not None:
-                    restore_trainer(trainer, cursor, tensors)
+                    checkpointer.load_trainer(trainer, cursor)
                     account.restore(cursor["account"])  # what begins again is not counted twice
-                rng.set_state(tensors["rng"])
-                tensors = {}
+                checkpointer.load_generator(rng)
             _train(trainer, len(plan), finished, recorder, checkpointer)
             account.close()
             _calibrate(trainer, recorder)
-            finished += [_freeze(e) for e in trainer.finished()]
+            done = [_freeze(e) for e in trainer.finished()]
+            finished += _plain(done, runtime, init, teacher, finished)
+            placed += done
             if checkpointer is not None:
                 checkpointer.save(finished, None, rng, account)
+        if checkpointer is not None:
+            checkpointer.store.wait()
+    except NonFiniteError as error:
+        if checkpointer is None:
+            raise
+        last = checkpointer.store.latest()
+        where = f"the last good checkpoint is {last}" if last else "no checkpoint was written"
+        raise NonFiniteError(f"{error} ({where})") from error
     finally:
         account.close()
         recorder.close()
+        runtime.release(teacher)
         for parameter in teacher.parameters():
             parameter.requires_grad_(id(parameter) in trainable)
+    for done in finished:
+        runtime.release(done)
     known = teacher.prompts if prompts is None else prompts
     student = Student(finished, encode=teacher.encode, prompts=known, source=source)
     return student.eval().requires_grad_(False)
@@ -286,6 +314,25 @@ def _start(
     return [expert(init.expert(teacher, phase, finished), phase) for phase in group]
 
 
+def _plain(
+    done: Sequence[Expert],
+    runtime: Runtime,
+    init: Initializer,
+    teacher: Denoiser,
+    finished: Sequence[Expert],
+) -> list[Expert]:
+    """Returns experts over plain networks: themselves, where the runtime left them so."""
+    plain: dict[int, Denoiser] = {}
+    for one in done:
+        if runtime.plain:
+            plain[id(one.denoiser)] = one.denoiser
+        elif id(one.denoiser) not in plain:
+            network = init.expert(teacher, one.phase, finished)
+            network.load_state_dict(runtime.whole(one.denoiser))
+            plain[id(one.denoiser)] = network
+    return [_freeze(type(one)(plain[id(one.denoiser)], one.phase)) for one in done]
+
+
 def _train(
     trainer: PhaseTrainer,
     phases: int,
@@ -295,13 +342,16 @@ def _train(
 ) -> None:
     recorder.phase_begins(trainer.phase, phases, trainer.updates, trainer.update)
     while trainer.update < trainer.updates:
-        if checkpointer is not None and checkpointer.stop_requested:
+        if checkpointer is not None and trainer.runtime.any(checkpointer.stop_requested):
             checkpointer.save(finished, trainer, trainer.generator, trainer.account)
+            checkpointer.store.wait()
             raise Interrupted(
                 f"stopped in phase {trainer.phase.index + 1} after update {trainer.update}"
             )
         scalars = trainer.cycle()
         recorder.advanced(trainer.update)
+        for complaint in trainer.health.hear():
+            recorder.refused(complaint)
         if trainer.update % recorder.interval == 0 or trainer.update == trainer.updates:
             values = {name: float(value) for name, value in scalars.items()}
             recorder.scalars(trainer.phase, trainer.update, values)
@@ -326,7 +376,8 @@ def _calibrate(trainer: PhaseTrainer, recorder: Recorder) -> None:
             rollout.condition,
             trainer.generator,
         )
-        recorder.calibration(expert.phase, times, fake, real)
+        slopes = trainer.runtime.mean(torch.tensor([fake, real], device=trainer.runtime.device))
+        recorder.calibration(expert.phase, times, *slopes.tolist())
 
 
 def _freeze(expert: Expert) -> Expert:

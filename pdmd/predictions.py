@@ -24,11 +24,13 @@ This module is the only place that converts.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pdmd.schedules import Schedule
 from pdmd.typing import Latents, Times, expand
@@ -149,3 +151,18 @@ class Prediction:
         x_weight = (p * q_own - q * p_own) / own
         value_weight = (alpha_t * q - sigma_t * p) / own
         return expand(x_weight, self.x_t) * self.x_t + expand(value_weight, value) * value
+
+
+def _flatten(prediction: Prediction) -> tuple[list[Any], tuple[Kind, Schedule]]:
+    return [prediction.value, prediction.x_t, prediction.t], (prediction.kind, prediction.schedule)
+
+
+def _unflatten(children: Iterable[Any], context: tuple[Kind, Schedule]) -> Prediction:
+    (value, x_t, t), (kind, schedule) = children, context
+    return Prediction(value=value, kind=kind, x_t=x_t, t=t, schedule=schedule)
+
+
+# sharded networks look for the tensors in what a forward returns
+pytree.register_pytree_node(
+    Prediction, _flatten, _unflatten, serialized_type_name="pdmd.predictions.Prediction"
+)

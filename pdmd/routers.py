@@ -73,6 +73,10 @@ class RoutedDenoiser(Denoiser):
 
     Serves a teacher of two networks (Wan 2.2) and the student alike.
 
+    Attributes:
+        together: Whether a call evaluates every denoiser, with a row that does not count where
+            none is routed to it. Ranks that share out the denoisers' weights must all call them.
+
     Args:
         denoisers: The experts' networks, of one schedule; noisiest first.
         router: Chooses among them.
@@ -108,20 +112,22 @@ class RoutedDenoiser(Denoiser):
         )
         self.denoisers = nn.ModuleList(denoisers)
         self.router = router
+        self.together = False
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Evaluates each sample with the denoiser of its time."""
         index = self.router(t)
         used = index.unique().tolist()
-        if len(used) == 1:
+        if len(used) == 1 and not self.together:
             return self._evaluate(used[0], x_t, t, condition)
         value = torch.empty_like(x_t, dtype=torch.promote_types(x_t.dtype, torch.float32))
-        for i in used:
+        for i in range(len(self.denoisers)) if self.together else used:
             rows = (index == i).nonzero().squeeze(-1)
+            counts = len(rows) > 0
+            rows = rows if counts else index.new_zeros(1)
             part = None if condition is None else condition[rows]
-            value = value.index_copy(
-                0, rows, self._evaluate(i, x_t[rows], t[rows], part).to(value)
-            )
+            out = self._evaluate(i, x_t[rows], t[rows], part).to(value)
+            value = value.index_copy(0, rows, out) if counts else value + 0 * out.sum()
         return value
 
     def _evaluate(self, i: int, x_t: Latents, t: Tensor, condition: Condition) -> Latents:

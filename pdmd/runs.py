@@ -29,7 +29,9 @@ from pdmd.training.accounting import Account
 from pdmd.training.checkpoint import Checkpointer, Interrupted
 from pdmd.training.config import DistillConfig, write_config
 from pdmd.training.initializers import FromDenoiser, FromPrevious, FromTeacher, Initializer
-from pdmd.training.recorder import RunRecorder
+from pdmd.training.recorder import Recorder, RunRecorder
+from pdmd.training.runtime import Runtime
+from pdmd.training.store import Store
 from pdmd.training.teaching import taught_network
 from pdmd.typing import Condition
 
@@ -41,8 +43,6 @@ LEFT_BEHIND = (
     "tensorboard/events.out.*",
     "grids/samples.png",
     "grids/phase_*.png",
-    "checkpoint/*/checkpoint.json",
-    "checkpoint/*/state.safetensors",
     "history.jsonl",
     "calibration.json",
     "metrics.json",
@@ -56,13 +56,16 @@ LEFT_BEHIND = (
 class Run:
     """One distillation with its folder.
 
-    Making it checks all that can be checked; nothing is written before :meth:`distill`.
+    Making it checks all that can be checked; nothing is written before :meth:`distill`. Ranks make
+    it together; the main one alone writes files.
 
     Args:
         config: The configuration.
+        runtime: Where it runs; made of the configuration by default.
         resume: Whether to go on from the folder's checkpoint.
         overwrite: Whether to replace what an earlier run left in the folder.
         progress: Whether to show progress bars.
+        checkpoint: The checkpoint to resume from; the newest by default.
 
     Raises:
         ValueError: If a setting is off, the teacher's answers are not finite, or the folder is in
@@ -73,37 +76,44 @@ class Run:
         self,
         config: DistillConfig,
         *,
+        runtime: Runtime | None = None,
+        checkpoint: str = "",
         resume: bool = False,
         overwrite: bool = False,
         progress: bool = True,
     ) -> None:
         config.check()
-        self.config = config
-        self.resume, self.overwrite, self.progress = resume, overwrite, progress
+        self.config, train = config, config.train
+        self.runtime = runtime or config.parallel.build(train.seed)
+        self.resume, self.overwrite = resume, overwrite
+        self.progress = progress and self.runtime.main
         self.folder = Path(config.out)
         self.training = False
-        settings = dataclasses.asdict(config)
-        fingerprint = {k: v for k, v in settings.items() if k not in ("out", "evaluate")}
-        self.checkpointer = Checkpointer(
-            self.folder / "checkpoint",
-            every=config.train.checkpoint_every,
-            fingerprint=fingerprint,
-        )
-        self._check_folder()
-        self.teacher = config.teacher.build()
-        self.plan = config.plan.build()
-        self.generator, self.fake_score = config.objective.build()
-        condition = self.teacher.encode(self.teacher.prompts)
-        check_teacher(self.teacher, self.plan, self.generator, condition)
-        if not _has_weights(self.teacher) and not hasattr(unguided(self.teacher), "sample"):
-            raise ValueError(
-                f"{config.teacher.name} has neither weights nor samples to teach a network on; "
-                "give the teacher parameters or a sample(n, condition, generator=...) method"
-            )
-        for steps in (config.evaluate.teacher_steps, self.plan.nfe):
-            ode_times(self.teacher, steps)
-        if not _has_weights(self.teacher):
-            self._check_network(condition)
+        with self.runtime.agreed():
+            self.runtime.local(train.batch_size)
+            if self.runtime.main and self.folder.exists() and not self.folder.is_dir():
+                raise ValueError(f"{self.folder} is a file; choose another --out")
+        self.checkpointer = self._checkpointer(checkpoint)
+        unfinished = self.checkpointer.exists()
+        with self.runtime.agreed():
+            if self.runtime.main:
+                self._check_folder(unfinished)
+            self.teacher = config.teacher.build()
+            self.plan = config.plan.build()
+            self.generator, self.fake_score = config.objective.build()
+            condition = self.teacher.encode(self.teacher.prompts)
+            if self.runtime.plain:  # a spread teacher is checked once it is spread
+                check_teacher(self.teacher, self.plan, self.generator, condition)
+            if not _has_weights(self.teacher) and not hasattr(unguided(self.teacher), "sample"):
+                raise ValueError(
+                    f"{config.teacher.name} has neither weights nor samples to teach a network "
+                    "on; give the teacher parameters or a sample(n, condition, generator=...) "
+                    "method"
+                )
+            for steps in (config.evaluate.teacher_steps, self.plan.nfe):
+                ode_times(self.teacher, steps)
+            if not _has_weights(self.teacher):
+                self._check_network(condition)
         if resume:
             self.checkpointer.read()
         self.account = Account()
@@ -118,10 +128,13 @@ class Run:
         config, train = self.config, self.config.train
         started = time.perf_counter()
         if self.overwrite and not self.resume:
-            self._clear()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_config(config, self.folder / "config.toml")
-        _write_plan(self.folder / "plan.json", self.plan, self.teacher.schedule)
+            self.checkpointer.clear()
+            if self.runtime.main:
+                self._clear()
+        if self.runtime.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_config(config, self.folder / "config.toml")
+            _write_plan(self.folder / "plan.json", self.plan, self.teacher.schedule)
         init, source = self._start()
         optimizer, fake_optimizer = train.recipes()
         self.training = True
@@ -142,13 +155,19 @@ class Run:
             ema=train.ema,
             clip=train.clip,
             seed=train.seed,
-            recorder=RunRecorder(self.folder, progress=self.progress),
+            patience=train.patience,
+            runtime=self.runtime,
+            recorder=RunRecorder(self.folder, progress=self.progress)
+            if self.runtime.main
+            else Recorder(),
             checkpointer=self.checkpointer,
             resume=self.resume,
             account=self.account,
             source=source,
         )
         self.training = False
+        if not self.runtime.main:
+            return student
         student.save(self.folder / "student")
         summary = {
             "teacher": config.teacher.name,
@@ -164,8 +183,14 @@ class Run:
             raise Interrupted("stopped before the evaluation")
         return student
 
+    def leave(self) -> None:
+        """Lets the other ranks go; what comes after is the main one's alone."""
+        self.runtime.close()
+        if self.runtime.main:
+            self.checkpointer = self._checkpointer()
+
     def evaluate(self, student: Student) -> list[dict[str, Any]]:
-        """Measures the student, draws the grids and writes the report.
+        """Measures the student, draws the grids and writes the report; on the main rank alone.
 
         Returns:
             The rows of ``metrics.json``.
@@ -185,6 +210,8 @@ class Run:
         write_grids(self.folder, student, self.teacher, teacher_steps=config.teacher_steps)
         write_report(self.folder)
         self.checkpointer.clear()
+        with contextlib.suppress(OSError):  # kept elsewhere, or something of the user's is there
+            (self.folder / "checkpoint").rmdir()
         return metrics["rows"]
 
     @contextlib.contextmanager
@@ -261,12 +288,25 @@ class Run:
                 f"'classes' alone; {remedy}"
             )
 
-    def _check_folder(self) -> None:
-        folder, checkpointer = self.folder, self.checkpointer
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file; choose another --out")
+    def _checkpointer(self, name: str = "") -> Checkpointer:
+        train = self.config.train
+        store = Store(
+            train.checkpoint_folder or self.folder / "checkpoint",
+            keep=train.checkpoint_keep,
+            asynchronous=train.checkpoint_async,
+            probe=bool(train.checkpoint_folder),  # the run's own folder is not made yet
+        )
+        return Checkpointer(
+            store,
+            every=train.checkpoint_every,
+            fingerprint=_fingerprint(self.config),
+            name=name,
+        )
+
+    def _check_folder(self, unfinished: bool) -> None:
+        folder = self.folder
         if self.resume:
-            if not checkpointer.exists():
+            if not unfinished:
                 raise ValueError(
                     f"{folder} has no checkpoint to resume; start again without --resume, over an "
                     "earlier run with --overwrite"
@@ -278,7 +318,7 @@ class Run:
                     f"{folder} is not a run folder, so it is not overwritten; choose another --out"
                 )
             return
-        if checkpointer.exists():
+        if unfinished:
             raise ValueError(
                 f"{folder} holds an unfinished run; use --resume to go on or --overwrite to "
                 "start again"
@@ -292,10 +332,24 @@ class Run:
         for pattern in LEFT_BEHIND:
             for path in self.folder.glob(pattern):
                 path.unlink()
-        for folder in ("student", "tensorboard", "grids", "checkpoint/*", "checkpoint"):
+        for folder in ("student", "tensorboard", "grids", "checkpoint"):
             for path in self.folder.glob(folder):
                 if path.is_dir() and not any(path.iterdir()):
                     path.rmdir()
+
+
+def _fingerprint(config: DistillConfig) -> dict[str, Any]:
+    """Returns the settings on which a run's numbers depend, up to the order of additions."""
+    settings = {
+        k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "evaluate")
+    }
+    settings["parallel"] = {"precision": config.parallel.precision}
+    settings["train"] = {
+        k: v
+        for k, v in settings["train"].items()
+        if k != "patience" and not k.startswith("checkpoint_")
+    }
+    return settings
 
 
 def _has_weights(teacher: Teacher) -> bool:

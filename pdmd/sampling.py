@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from pdmd.denoisers import Denoiser
+from pdmd.randomness import randn
 from pdmd.solvers import ode_step
 from pdmd.students import Student
 from pdmd.typing import Condition, Latents
@@ -23,7 +24,7 @@ def initial_noise(
         generator: The source of randomness.
     """
     _, sigma = denoiser.schedule(1.0)
-    return float(sigma) * torch.randn(batch, *denoiser.latent_shape, generator=generator)
+    return float(sigma) * randn((batch, *denoiser.latent_shape), generator, device=denoiser.device)
 
 
 def _batch(condition: Condition, batch: int | None) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from pdmd.predictions import Prediction
+from pdmd.randomness import randn_like
 from pdmd.schedules import Schedule
-from pdmd.typing import Latents, Times, expand, randn_like
+from pdmd.typing import Latents, Times, expand
 
 __all__ = ["diffuse", "ode_step", "renoise_step"]
 

@@ -23,7 +23,6 @@ __all__ = [
     "Times",
     "expand",
     "labels_of",
-    "randn_like",
     "repeat_condition",
 ]
 
@@ -49,19 +48,6 @@ def expand(coefficient: torch.Tensor, x: Latents) -> torch.Tensor:
     if coefficient.ndim == 0:
         return coefficient
     return coefficient.reshape(-1, *(1,) * (x.ndim - 1))
-
-
-def randn_like(x: Latents, generator: torch.Generator | None) -> Latents:
-    """Draws standard normal noise shaped like ``x`` from an explicit generator.
-
-    Args:
-        x: Latents, with shape :math:`(B, *)`.
-        generator: The source of randomness; ``None`` uses torch's global one.
-
-    Returns:
-        Noise with the shape, type and device of ``x``.
-    """
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
 
 def repeat_condition(condition: Condition, batch: int) -> Condition:

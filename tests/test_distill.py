@@ -75,11 +75,14 @@ def test_a_resumed_run_is_bit_identical(tmp_path, after):
 
 def test_a_flipped_byte_in_a_checkpoint_is_noticed(tmp_path):
     small(checkpointer=Checkpointer(tmp_path / "c"))
-    path = tmp_path / "c" / "latest" / "state.safetensors"
+    path = max((tmp_path / "c").glob("*/*.distcp"))
     content = path.read_bytes()
     path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
-    with pytest.raises(ValueError, match="damaged.*not what was written.*--overwrite"):
+    with pytest.raises(ValueError, match="phase-0003.*damaged.*checkpoint phase-0002"):
         small(checkpointer=Checkpointer(tmp_path / "c"), resume=True)
+    again = Checkpointer(tmp_path / "c", name="phase-0002-update-000000000")
+    assert torch.equal(weights(small(checkpointer=again, resume=True)), weights(small()))
+    assert again.store.latest() == "phase-0003-update-000000000"  # the damaged one is replaced
 
 
 def test_resuming_with_other_settings_is_refused(tmp_path):

@@ -48,6 +48,13 @@ def finished(tmp_path_factory):
     return folder
 
 
+def read_any(checkpointer, read=Checkpointer.read):
+    """Reads a checkpoint whatever its settings were."""
+    name = checkpointer.store.latest()
+    checkpointer.fingerprint = checkpointer.store.content(name)["fingerprint"]
+    return read(checkpointer)
+
+
 def kill_in(monkeypatch, owner, name, at, *, after=False):
     """Kills the run at a call of a method, by its number from 1."""
     method, calls = getattr(owner, name), []
@@ -74,9 +81,8 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, monkeypatch, finished, 
         kill_in(patch, owner, name, at)
         with pytest.raises(Killed):
             distill(folder)
-    draft = folder / "checkpoint" / "draft"  # as a kill in the middle of a save leaves it
-    draft.mkdir()
-    (draft / "state.safetensors").write_bytes(b"half")
+    for manifest in sorted((folder / "checkpoint").glob("*/manifest.json"))[1:]:
+        manifest.unlink()  # as a kill in the middle of a save leaves it
     with (folder / "history.jsonl").open("a") as file:
         file.write('{"phase": 1, "upd')
     (folder / "calibration.json").write_text("[{")
@@ -86,30 +92,23 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, monkeypatch, finished, 
     assert [(r["phase"], r["update"]) for r in rows] == sorted({(1, 6), (2, 6)})
 
 
-def test_a_kill_between_the_two_renames_of_a_save_loses_nothing(tmp_path, monkeypatch, finished):
+def test_a_truncated_checkpoint_is_named_and_the_one_before_offered(
+    tmp_path, monkeypatch, capsys, finished
+):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         kill_in(patch, RunRecorder, "advanced", 5)
         with pytest.raises(Killed):
             distill(folder)
-    checkpoint = folder / "checkpoint"
-    (checkpoint / "latest").rename(checkpoint / "previous")
-    assert distill(folder, "--resume") == 0
-    assert torch.equal(bits(folder), bits(finished))
-
-
-def test_a_truncated_checkpoint_is_named_with_its_remedy(tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        kill_in(patch, RunRecorder, "advanced", 5)
-        with pytest.raises(Killed):
-            distill(folder)
-    state = folder / "checkpoint" / "latest" / "state.safetensors"
-    state.write_bytes(state.read_bytes()[:100])
+    files = sorted((folder / "checkpoint").glob("*/*.distcp"))
+    newest, before = files[-1], files[0].parent.name
+    newest.write_bytes(newest.read_bytes()[:100])
     assert distill(folder, "--resume") == 2
     error = capsys.readouterr().err.strip()
-    assert "damaged" in error and "--overwrite" in error and "\n" not in error
-    assert distill(folder, "--overwrite") == 0
+    assert "damaged" in error and newest.name in error and "\n" not in error
+    assert f"--checkpoint {before}" in error
+    assert distill(folder, "--checkpoint", before) == 0
+    assert torch.equal(bits(folder), bits(finished))
 
 
 def test_ctrl_c_in_the_evaluation_is_resumed(tmp_path, monkeypatch, capsys, finished):
@@ -326,12 +325,10 @@ def test_other_code_than_the_checkpoints_is_named(tmp_path, monkeypatch):
         with pytest.raises(Killed):
             Run(config, progress=False).distill()
     config.network.width = 16
-    path = tmp_path / "run" / "checkpoint" / "latest" / "checkpoint.json"
-    content = json.loads(path.read_text())
-    content["fingerprint"]["network"]["width"] = 16
-    path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="does not fit the network"):
-        Run(config, resume=True, progress=False).distill()
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointer, "read", read_any)
+        with pytest.raises(ValueError, match="does not fit this run.*here float32 .16"):
+            Run(config, resume=True, progress=False).distill()
 
 
 def test_a_stop_before_the_evaluation_is_an_interruption(tmp_path):

@@ -172,6 +172,7 @@ TRIALS = {
     "adaptive_.08_anchored": replace(adaptive(1.3, 0.08), anchored=5),
     "one_to_one_1.4": trial(fake_updates=lambda: FixedUpdates(1), more=1.4),
 }
+TOP = dict(plan=cuts(0.97, 0.92, 0.85), share=(1, 1, 1, 7))
 # what each adds to phased; `start` is the benchmark's own rates and fake updates
 DIGITS = {
     "start": trial(),
@@ -184,9 +185,16 @@ DIGITS = {
     "low_cuts": trial(plan=cuts(0.55, 0.35, 0.18), share=(1, 1, 2, 2)),
     "high_cuts": trial(plan=cuts(0.9, 0.75, 0.5), share=(1, 1, 2, 4)),
     "higher_cuts": trial(plan=cuts(0.95, 0.85, 0.7), share=(1, 1, 1, 5)),
-    "highest_cuts": trial(plan=cuts(0.97, 0.92, 0.85), share=(1, 1, 1, 7)),
+    "highest_cuts": trial(**TOP),
     "high_cuts_draws": trial(
         plan=cuts(0.9, 0.75, 0.5), share=(1, 1, 2, 4), generator=matching(draws=4)
+    ),
+    "highest_cuts_draws": trial(**TOP, generator=matching(draws=4)),
+    "highest_cuts_rollouts": trial(**TOP, accumulate=4, rates=(6e-4, 6e-4)),
+    "highest_cuts_fake_4": trial(**TOP, fake_updates=lambda: FixedUpdates(4)),
+    "extreme_cuts": trial(plan=cuts(0.97, 0.94, 0.9), share=(1, 1, 1, 12)),
+    "extreme_cuts_rollouts": trial(
+        plan=cuts(0.97, 0.94, 0.9), share=(1, 1, 1, 12), accumulate=4, rates=(6e-4, 6e-4)
     ),
 }
 

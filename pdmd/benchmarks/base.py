@@ -83,6 +83,7 @@ class Benchmark(ABC):
     """
 
     methods: Sequence[str]
+    alone: bool = False  # whether its runs would disturb each other
 
     def __init__(self, config: BenchConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
@@ -106,6 +107,7 @@ benchmarks: Registry[type[Benchmark]] = Registry(
         "toy1d": "pdmd.benchmarks.toy1d:Toy1d",
         "mixture": "pdmd.benchmarks.distillation:MixtureBenchmark",
         "digits": "pdmd.benchmarks.distillation:DigitsBenchmark",
+        "overhead": "pdmd.benchmarks.overhead:OverheadBenchmark",
     },
 )
 
@@ -135,7 +137,8 @@ def run_benchmark(
             run that was stopped goes on.
         seeds: The seeds.
         methods: The methods; all by default.
-        workers: Runs at a time, each on one thread; by default one for every core.
+        workers: Runs at a time, each on one thread; by default one for every core. A benchmark
+            of speed runs one at a time.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -187,7 +190,8 @@ def run_benchmark(
     if tasks:
         benchmark.prepare(progress)
     order = {m: i for i, m in enumerate(benchmark.methods)}
-    workers = min(workers or os.cpu_count() or 1, max(len(tasks), 1))
+    workers = 1 if benchmark.alone else workers or os.cpu_count() or 1
+    workers = min(workers, max(len(tasks), 1))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         futures = {pool.submit(_work, config, folder, m, s): (m, s) for m, s in tasks}

@@ -118,7 +118,7 @@ def write_bench_report(results: Mapping[str, Any], out: str | Path) -> Path:
         version=results["version"],
         summary=summary,
         metrics=metrics,
-        cost=COST,
+        cost=[c for c in COST if summary and c in summary[0]],
         tradeoff=data_uri(tradeoff_figures(summary, merits)) if merits else None,
         samples=results.get("samples", {}),
         about=results.get("methods", {}),

@@ -43,8 +43,9 @@ from pdmd.objectives.base import (
 from pdmd.objectives.critics import Critic, Critics
 from pdmd.objectives.states import DrawStates, PerPhase, RealStates, TeacherStates
 from pdmd.phases import Phase
+from pdmd.randomness import randn_like
 from pdmd.solvers import diffuse
-from pdmd.typing import Condition, Latents, randn_like
+from pdmd.typing import Condition, Latents
 
 __all__ = [
     "Adversarial",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pdmd.denoisers import Denoiser
 from pdmd.phases import Phase, PhasePlan
+from pdmd.randomness import rand
 from pdmd.registry import Registry
 from pdmd.schedules import Schedule
 from pdmd.typing import Condition, Latents
@@ -129,7 +130,7 @@ class UniformTimes(_InnerTimes):
         self, n: int, phase: Phase, schedule: Schedule, generator: torch.Generator
     ) -> Tensor:
         low, high = self.bounds(phase)
-        return low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float64)
+        return low + (high - low) * rand(n, generator, dtype=torch.float64)
 
 
 class LogSnrTimes(_InnerTimes):
@@ -140,7 +141,7 @@ class LogSnrTimes(_InnerTimes):
     ) -> Tensor:
         low, high = self.bounds(phase)
         ends = schedule.log_snr(torch.tensor([high, low], dtype=torch.float64))
-        u = torch.rand(n, generator=generator, dtype=torch.float64)
+        u = rand(n, generator, dtype=torch.float64)
         return schedule.t_from_log_snr(ends[0] + (ends[1] - ends[0]) * u).clamp(low, high)
 
 

@@ -204,9 +204,7 @@ class Critics:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             critic = self.factory(players, phase, example)
-        tensors = chain(players.fake.parameters(), players.fake.buffers())
-        device = next((tensor.device for tensor in tensors), torch.device("cpu"))
-        self._critics.put(phase, critic.to(device))
+        self._critics.put(phase, critic.to(players.fake.device))
 
     def of(self, phase: Phase) -> Critic:
         """Returns a phase's critic.

@@ -25,9 +25,10 @@ from torch import Tensor
 from pdmd.objectives.base import Objective, Players, Rollout, TimeSampler, UniformTimes
 from pdmd.phases import Phase
 from pdmd.predictions import Prediction, determinant
+from pdmd.randomness import randn_like
 from pdmd.registry import Registry
 from pdmd.solvers import diffuse
-from pdmd.typing import Latents, Times, expand, randn_like
+from pdmd.typing import Latents, Times, expand
 
 __all__ = [
     "DistributionMatching",

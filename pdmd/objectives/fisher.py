@@ -42,9 +42,10 @@ from pdmd.objectives.base import Objective, Players, Rollout, TimeSampler, Unifo
 from pdmd.objectives.distribution_matching import posterior_mean
 from pdmd.phases import Phase
 from pdmd.predictions import Prediction
+from pdmd.randomness import randn_like
 from pdmd.registry import Registry
 from pdmd.solvers import diffuse
-from pdmd.typing import Latents, expand, randn_like
+from pdmd.typing import Latents, expand
 
 __all__ = [
     "ErrorNormalised",

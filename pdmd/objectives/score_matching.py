@@ -40,9 +40,10 @@ from pdmd.objectives.base import Objective, Players, Rollout, TimeSampler, Unifo
 from pdmd.objectives.weightings import ClampedWeighting, Weighting
 from pdmd.phases import Phase
 from pdmd.predictions import Kind, Prediction, combination
+from pdmd.randomness import randn_like
 from pdmd.schedules import Schedule
 from pdmd.solvers import diffuse
-from pdmd.typing import Latents, Times, expand, randn_like
+from pdmd.typing import Latents, Times, expand
 
 __all__ = ["SubintervalScoreMatching", "score_lag", "subinterval_target"]
 

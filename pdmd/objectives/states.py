@@ -21,9 +21,10 @@ from torch import Tensor
 from pdmd.objectives.base import DrawConditions, Players
 from pdmd.objectives.regression import flow
 from pdmd.phases import Phase
+from pdmd.randomness import randint, randn, randn_like
 from pdmd.schedules import Schedule
 from pdmd.solvers import diffuse
-from pdmd.typing import Condition, Latents, randn_like
+from pdmd.typing import Condition, Latents
 
 __all__ = ["DataStates", "DrawStates", "PerPhase", "RealStates", "TeacherStates"]
 
@@ -126,7 +127,7 @@ class TeacherStates(RealStates):
         real, s = players.real, phase.t_end
         condition = conditions(self.pool, generator)
         _, sigma = real.schedule(1.0)
-        x_1 = float(sigma) * torch.randn(self.pool, *real.latent_shape, generator=generator)
+        x_1 = float(sigma) * randn((self.pool, *real.latent_shape), generator, device=real.device)
         rows = range(0, self.pool, self.batch)
         x_s = torch.cat(
             [
@@ -143,7 +144,7 @@ class TeacherStates(RealStates):
         )
 
         def draw(n: int, generator: torch.Generator) -> tuple[Latents, Condition]:
-            row = torch.randint(self.pool, (n,), generator=generator)
+            row = randint(self.pool, n, generator)
             return x_s[row], None if condition is None else condition[row]
 
         return draw

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pdmd.denoisers import Denoiser
 from pdmd.predictions import Prediction
+from pdmd.typing import Times
 
 __all__ = ["Account", "ROLES"]
 
@@ -22,9 +23,15 @@ ROLES = ("teacher", "fake", "generator", "frozen")
 
 
 class Account:
-    """Counts evaluations of denoisers by role, through their forward hooks."""
+    """Counts evaluations of denoisers by role, through their forward hooks.
+
+    Attributes:
+        ranks: Ranks that share out a batch; each counts its own rows this many times.
+    """
 
     def __init__(self) -> None:
+        self.ranks = 1
+        self._times: dict[str, Times] = {}
         self.forward: dict[str, int] = {role: 0 for role in ROLES}
         self.backward: dict[str, int] = {role: 0 for role in ROLES}
         self._handles: list[RemovableHandle] = []
@@ -33,12 +40,21 @@ class Account:
         """Counts a denoiser's calls under a role until :meth:`close`."""
 
         def hook(module: Any, args: Any, output: Prediction) -> None:
-            rows = len(output.value) * denoiser.evaluations
+            rows = len(output.value) * denoiser.evaluations * self.ranks
+            self._times[role] = output.t
             self.forward[role] += rows
             if torch.is_grad_enabled() and output.value.requires_grad:
                 self.backward[role] += rows
 
         self._handles.append(denoiser.register_forward_hook(hook))
+
+    def asked(self) -> str:
+        """Says at which times each role was last asked, as ``; fake at t = 0.2 to 0.9``."""
+        words = []
+        for role, t in self._times.items():
+            low, high = (float(v) for v in torch.as_tensor(t).aminmax())
+            words.append(f"; {role} at t = {low:.3g}" + (f" to {high:.3g}" if high > low else ""))
+        return "".join(words)
 
     def close(self) -> None:
         """Stops counting."""

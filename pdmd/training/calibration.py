@@ -19,9 +19,10 @@ from collections.abc import Sequence
 import torch
 
 from pdmd.denoisers import Denoiser
+from pdmd.randomness import randn_like
 from pdmd.schedules import Schedule
 from pdmd.solvers import diffuse
-from pdmd.typing import Condition, Latents, Times, randn_like
+from pdmd.typing import Condition, Latents, Times
 
 __all__ = ["calibration_slopes", "fresh_score"]
 

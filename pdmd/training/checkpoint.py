@@ -1,14 +1,16 @@
-"""Checkpoints of a run: safetensors and JSON, whole or not there.
+"""Checkpoints of a run: whole or not there, on any URL, for any number of ranks.
 
 A checkpoint holds every finished expert, the networks, averages and optimizers of the phase in
 training, the random generator and the cursor, so that a resumed run is bit-identical to one that
-was never interrupted.
+was never interrupted. Networks are stored in their plain layout, whatever ranks they were spread
+over, so that a run may go on with other degrees of parallelism.
+
+Checkpoints are trusted input: see :mod:`pdmd.training.store`.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from pdmd.experts import Expert
-from pdmd.students import checksum
 from pdmd.training.accounting import Account
 from pdmd.training.phase_trainer import PhaseTrainer
+from pdmd.training.store import DamagedCheckpoint, Store
 
-__all__ = ["Checkpointer", "Interrupted", "restore_trainer", "take_network"]
+__all__ = ["Checkpointer", "Interrupted"]
 
 
 class Interrupted(RuntimeError):
@@ -29,40 +31,45 @@ class Interrupted(RuntimeError):
 
 
 class Checkpointer:
-    """Writes and reads the checkpoint of a run.
+    """Writes and reads the checkpoints of a run.
 
     Args:
-        folder: Where checkpoints are kept.
+        store: Where checkpoints are kept: a :class:`~pdmd.training.store.Store`, or the folder or
+            URL of one.
         every: Updates between checkpoints, within a phase.
         fingerprint: JSON values that must agree between the run that wrote and the one that
             resumes: the settings on which the numbers depend.
+        name: The checkpoint to resume from; the newest by default.
 
     Raises:
         ValueError: If ``every`` is below 1.
     """
 
     def __init__(
-        self, folder: str | Path, *, every: int = 100, fingerprint: Mapping[str, Any] | None = None
+        self,
+        store: Store | str | Path,
+        *,
+        every: int = 100,
+        fingerprint: Mapping[str, Any] | None = None,
+        name: str = "",
     ) -> None:
         if every < 1:
             raise ValueError(f"checkpoints come every 1 or more updates, got {every}")
-        self.folder = Path(folder)
+        self.store = store if isinstance(store, Store) else Store(store)
         self.every = every
         self.fingerprint = json.loads(json.dumps(dict(fingerprint or {})))
+        self.name = name
         self.stop_requested = False
-
-    @property
-    def path(self) -> Path:
-        """The newest whole checkpoint's folder."""
-        return self.folder / "latest"
+        self._last = ""  # written or read last
 
     def exists(self) -> bool:
         """Says whether there is a checkpoint to resume from."""
-        return self._newest() is not None
+        return self.store.latest() is not None
 
     def clear(self) -> None:
         """Removes every checkpoint."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.store.clear()
+        self._last = ""
 
     def save(
         self,
@@ -71,116 +78,135 @@ class Checkpointer:
         generator: torch.Generator,
         account: Account | None = None,
     ) -> None:
-        """Writes a checkpoint, then lets it take the place of the one before."""
-        from safetensors.torch import save_file
+        """Writes a checkpoint, on every rank together.
 
-        draft = self.folder / "draft"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
+        Args:
+            finished: The finished experts, over plain networks.
+            trainer: The phase in training, if one is.
+            generator: The source of randomness.
+            account: The count of evaluations.
+        """
+        update = 0 if trainer is None else trainer.update
+        name = f"phase-{len(finished) + 1:04d}-update-{update:09d}"
+        if name == self._last:  # a run that stops where it has just saved
+            return
+        if self.name:
+            self.store.drop_after(self.name)
+            self.name = ""
         tensors: dict[str, Tensor] = {"rng": generator.get_state()}
         for i, expert in enumerate(finished):
-            _put(tensors, f"finished.{i}", expert.denoiser)
+            tensors.update(_named(f"finished.{i}", expert.denoiser.state_dict()))
         cursor: dict[str, Any] = {"finished": len(finished), "update": None}
         if account is not None:
             cursor["account"] = account.state()
         if trainer is not None:
-            cursor["update"] = trainer.update
+            cursor["update"] = update
             cursor["fake_updates"] = trainer.fake_updates.state()
-            for role, network in trainer.networks.items():
-                _put(tensors, role, network)
-                for i, state in trainer.optimizers[role].state_dict()["state"].items():
-                    for key, value in state.items():
-                        tensors[f"optimizer.{role}.{i}.{key}"] = value.detach().clone()
-            _put(tensors, "ema", trainer.ema.network)
-        save_file(tensors, draft / "state.safetensors")
-        content = {
-            "cursor": cursor,
-            "fingerprint": self.fingerprint,
-            "sha256": checksum(draft / "state.safetensors"),
-        }
-        (draft / "checkpoint.json").write_text(json.dumps(content, indent=2) + "\n")
-        previous = self.folder / "previous"
-        if self.path.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-            self.path.rename(previous)
-        draft.rename(self.path)
-        shutil.rmtree(previous, ignore_errors=True)
+            moments = {role: _moments(trainer, role) for role in trainer.networks}
+            cursor["moments"] = {role: sorted(names) for role, names in moments.items()}
+            tensors.update(_trainer_tensors(trainer, moments))
+        self.store.save(name, tensors, {"cursor": cursor, "fingerprint": self.fingerprint})
+        self._last = name
 
-    def read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Reads the cursor and tensors of the newest checkpoint.
+    def read(self) -> dict[str, Any]:
+        """Returns the cursor of the checkpoint to resume from, after verifying all of it.
 
         Raises:
             ValueError: If there is none, it is damaged, or it belongs to other settings.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        path = self._newest()
-        if path is None:
-            raise ValueError(f"there is no checkpoint in {self.folder}; start without --resume")
-        try:
-            content = json.loads((path / "checkpoint.json").read_text())
-            if checksum(path / "state.safetensors") != content["sha256"]:
-                raise ValueError("state.safetensors is not what was written")
-            tensors = load_file(path / "state.safetensors")
-            cursor, fingerprint = content["cursor"], content["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        names = self.store.names()
+        if self.name and self.name not in names:
             raise ValueError(
-                f"the checkpoint {path} is damaged ({error}); start again, with --overwrite"
-            ) from error
-        for key in {*fingerprint, *self.fingerprint}:
-            old, new = fingerprint.get(key), self.fingerprint.get(key)
-            if old != new:
+                f"there is no checkpoint {self.name!r} in {self.store.url}; there are "
+                f"{', '.join(names) or 'none'}"
+            )
+        name = self.name or self.store.latest()
+        if name is None:
+            raise ValueError(f"there is no checkpoint in {self.store.url}; start without --resume")
+        try:
+            self.store.verify(name)
+        except DamagedCheckpoint as error:
+            remedy = (
+                f", with --checkpoint {error.before}" if error.before else ", with --overwrite"
+            )
+            raise ValueError(f"{error}{remedy}") from error
+        content = self.store.content(name)
+        old = content["fingerprint"]
+        for key in {*old, *self.fingerprint}:
+            if old.get(key) != self.fingerprint.get(key):
                 raise ValueError(
-                    f"the checkpoint {path} was written with {key} = {old!r}, this run has "
-                    f"{new!r}; resume with the same settings or start again, with --overwrite"
+                    f"the checkpoint {name} was written with {key} = {old.get(key)!r}, this run "
+                    f"has {self.fingerprint.get(key)!r}; resume with the same settings or start "
+                    "again, with --overwrite"
                 )
-        return cursor, tensors
+        self._last = name
+        return content["cursor"]
 
-    def _newest(self) -> Path | None:
-        for path in (self.path, self.folder / "previous"):
-            if (path / "checkpoint.json").is_file():
-                return path
-        return None
+    def load_network(self, name: str, network: nn.Module) -> None:
+        """Fills a plain network from the checkpoint last read.
+
+        Raises:
+            ValueError: If the checkpoint's network is another.
+        """
+        self._load(_named(name, network.state_dict()))
+
+    def load_generator(self, generator: torch.Generator) -> None:
+        """Puts the random generator where it was."""
+        state = torch.empty_like(generator.get_state())
+        self._load({"rng": state})
+        generator.set_state(state)
+
+    def load_trainer(self, trainer: PhaseTrainer, cursor: Mapping[str, Any]) -> None:
+        """Puts a trainer made anew where the checkpoint's was.
+
+        Raises:
+            ValueError: If the checkpoint's networks are others.
+        """
+        runtime = trainer.runtime
+        trainer.update = cursor["update"]
+        trainer.fake_updates.restore(cursor["fake_updates"])
+        moments: dict[str, dict[str, dict[str, Tensor]]] = {}
+        for role in trainer.networks:
+            blank = runtime.blank_moments(trainer.networks[role], trainer.optimizers[role])
+            moments[role] = {name: blank[name] for name in cursor["moments"][role]}
+        tensors = _trainer_tensors(trainer, moments)
+        self._load(tensors)
+        for role, network in trainer.networks.items():
+            runtime.restore(network, _part(tensors, role))
+            runtime.restore_moments(network, trainer.optimizers[role], moments[role])
+            trainer.schedules[role].load_state_dict({"last_epoch": trainer.update})
+        runtime.restore(trainer.ema.network, _part(tensors, "ema"))
+
+    def _load(self, tensors: Mapping[str, Tensor]) -> None:
+        try:
+            self.store.load(self._last, tensors, partial=True)
+        except ValueError as error:
+            raise ValueError(
+                f"the checkpoint does not fit this run ({error}); start again, with --overwrite"
+            ) from error
 
 
-def restore_trainer(
-    trainer: PhaseTrainer, cursor: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> None:
-    """Puts a checkpoint's cursor and tensors back into a trainer made anew."""
-    trainer.update = cursor["update"]
-    trainer.fake_updates.restore(cursor["fake_updates"])
-    take_network(tensors, "ema", trainer.ema.network)
+def _moments(trainer: PhaseTrainer, role: str) -> dict[str, dict[str, Tensor]]:
+    return trainer.runtime.moments(trainer.networks[role], trainer.optimizers[role])
+
+
+def _trainer_tensors(
+    trainer: PhaseTrainer, moments: Mapping[str, Mapping[str, Mapping[str, Tensor]]]
+) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
     for role, network in trainer.networks.items():
-        take_network(tensors, role, network)
-        optimizer = trainer.optimizers[role]
-        content = optimizer.state_dict()
-        prefix = f"optimizer.{role}."
-        for name, value in tensors.items():
-            if name.startswith(prefix):
-                i, key = name[len(prefix) :].split(".", 1)
-                content["state"].setdefault(int(i), {})[key] = value
-        optimizer.load_state_dict(content)
+        tensors.update(_named(role, trainer.runtime.tensors(network)))
+        for name, state in moments[role].items():
+            for key, value in state.items():
+                tensors[f"optimizer.{role}.{name}.{key}"] = value
+    tensors.update(_named("ema", trainer.runtime.tensors(trainer.ema.network)))
+    return tensors
 
 
-def take_network(tensors: Mapping[str, Tensor], name: str, network: nn.Module) -> None:
-    """Loads one network's tensors.
+def _named(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"network.{name}.{key}": value.detach() for key, value in tensors.items()}
 
-    Raises:
-        ValueError: If they are not the network's.
-    """
+
+def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     prefix = f"network.{name}."
-    state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        last = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(
-            f"the checkpoint's {name} does not fit the network ({last}); start again, with "
-            "--overwrite"
-        ) from error
-
-
-def _put(tensors: dict[str, Tensor], name: str, network: nn.Module) -> None:
-    for key, value in network.state_dict().items():
-        tensors[f"network.{name}.{key}"] = value.detach().clone().contiguous()
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}

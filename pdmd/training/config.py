@@ -8,12 +8,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import tomllib
 import types
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import torch
 
 from pdmd.experts import FullGradient, StochasticTruncation, experts
 from pdmd.objectives import (
@@ -30,12 +33,14 @@ from pdmd.teachers.guided import Guided
 from pdmd.training.fakes import AdaptiveUpdates, FakeUpdates, FixedUpdates
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.training.orders import share_out
+from pdmd.training.runtime import OneProcess, Runtime, pick_device
 
 __all__ = [
     "DistillConfig",
     "EvaluateConfig",
     "NetworkConfig",
     "ObjectiveConfig",
+    "ParallelConfig",
     "PlanConfig",
     "TeacherConfig",
     "TrainConfig",
@@ -56,7 +61,10 @@ RANGES = {
         "batch_size": (1, 10**6),
         "accumulate": (1, 10**4),
         "checkpoint_every": (1, 10**9),
+        "checkpoint_keep": (1, 10**4),
+        "patience": (0, 10**6),
     },
+    "parallel": {"timeout": (1, 10**6), "silence": (3, 10**6)},
     "objective": {"draws": (1, 1_000)},
     "evaluate": {"samples": (100, 10**6), "teacher_steps": (1, 10**4)},
 }
@@ -194,8 +202,17 @@ class TrainConfig:
     """Gradient through one random step of a phase, or through all."""
     seed: int = 0
     """Seed of every draw."""
+    patience: int = 3
+    """Updates that may be refused in a row, for a loss or gradient that is not finite."""
     checkpoint_every: int = 50
     """Updates between checkpoints."""
+    checkpoint_keep: int = 2
+    """Checkpoints to keep, the newest ones."""
+    checkpoint_folder: str = ""
+    """Where checkpoints go: a folder or a URL such as s3://bucket/run; OUT/checkpoint by
+    default."""
+    checkpoint_async: bool = False
+    """Write checkpoints in the background while training goes on."""
 
     def recipes(self) -> tuple[AdamRecipe, AdamRecipe]:
         """Makes the two optimizers' recipes."""
@@ -223,6 +240,67 @@ class TrainConfig:
 
 
 @dataclass(kw_only=True)
+class ParallelConfig:
+    """How the run is spread over the ranks that torchrun starts, and how it computes."""
+
+    dp_replicate: int = 1
+    """Copies of the sharded networks (HSDP)."""
+    dp_shard: int = -1
+    """Ranks that share out parameters and the batch (FSDP); -1 takes what is left."""
+    cp: int = 1
+    """Ranks that share out each sample's tokens (context parallel)."""
+    tp: int = 1
+    """Ranks that share out each layer (tensor parallel)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What networks compute in; master weights, gradient reduction and losses are float32."""
+    recompute: Literal["none", "full", "selective"] = "none"
+    """Activation checkpointing: recompute blocks, or all but their costly operations."""
+    compile: bool = False
+    """Compile the blocks of every network."""
+    deterministic: bool = False
+    """Insist on deterministic algorithms, which may be slower."""
+    torchtitan: bool = False
+    """Take torchtitan's parts for a single process too; more ranks always do."""
+    device: str = "auto"
+    """Where a single process computes: auto, cpu or cuda."""
+    timeout: int = 600
+    """Seconds after which a communication that does not end is given up."""
+    silence: int = 60
+    """Seconds after which a rank that is not heard of is taken for dead."""
+
+    def build(self, seed: int) -> Runtime:
+        """Makes the runtime; on several ranks it joins them.
+
+        Raises:
+            ValueError: If the degrees do not multiply to the number of ranks, or a part is not
+                there.
+        """
+        precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.precision]
+        degrees = {name: getattr(self, name) for name in ("dp_replicate", "dp_shard", "cp", "tp")}
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        alone = world == 1 and set(degrees.values()) <= {1, -1}
+        if alone and not (self.torchtitan or self.compile or self.recompute != "none"):
+            return OneProcess(pick_device(self.device), precision)
+        try:
+            from pdmd.training.titan import TitanRuntime
+        except ImportError as error:
+            raise ValueError(
+                f"a parallel run needs torchtitan 0.3 and torch 2.12 or later ({error}); install "
+                "them, or run one process without recompute and compile"
+            ) from error
+        return TitanRuntime(
+            **degrees,
+            precision=precision,
+            recompute=self.recompute,
+            compile=self.compile,
+            timeout=self.timeout,
+            silence=self.silence,
+            seed=seed,
+            deterministic=self.deterministic,
+        )
+
+
+@dataclass(kw_only=True)
 class EvaluateConfig:
     """The comparison with the teacher."""
 
@@ -245,6 +323,7 @@ class DistillConfig:
     plan: PlanConfig = field(default_factory=PlanConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def check(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from pdmd.randomness import randint
 from pdmd.typing import Condition
 
 __all__ = ["ConditionStream"]
@@ -28,5 +29,5 @@ class ConditionStream:
         """Returns a condition with batch size ``(batch,)``, or ``None``."""
         if self.condition is None:
             return None
-        rows = torch.randint(int(self.condition.batch_size[0]), (batch,), generator=generator)
+        rows = randint(int(self.condition.batch_size[0]), batch, generator)
         return self.condition[rows]

@@ -38,8 +38,13 @@ class Ema(Generic[N]):
     def update(self, network: N, step: int) -> None:
         """Moves the average towards a network after its update number ``step``, from 0."""
         decay = min(self.decay, (1 + step) / (10 + step)) if self.decay else 0.0
-        average: list[torch.Tensor] = [*self.network.parameters()]
-        current: list[torch.Tensor] = [*network.parameters()]
+        average = [_local(p) for p in self.network.parameters()]
+        current = [_local(p) for p in network.parameters()]
         torch._foreach_lerp_(average, current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for a, b in zip(self.network.buffers(), network.buffers(), strict=True):
             a.copy_(b)
+
+
+def _local(parameter: torch.Tensor) -> torch.Tensor:
+    """Returns this rank's part of a parameter, which both networks share out alike."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-__all__ = ["AdamRecipe"]
+__all__ = ["AdamRecipe", "RateSchedule"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +51,41 @@ class AdamRecipe:
             parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
         )
 
+    def factor(self, progress: float) -> float:
+        """Returns the share of ``lr`` after a share of the updates, from 0 to 1."""
+        if self.decay_from >= 1 or progress <= self.decay_from:
+            return 1.0
+        fall = (progress - self.decay_from) / (1 - self.decay_from)
+        return 1 - (1 - self.decay_to) * min(fall, 1.0)
+
     def rate(self, progress: float) -> float:
         """Returns the learning rate after a share of the updates, from 0 to 1."""
-        if self.decay_from >= 1 or progress <= self.decay_from:
-            return self.lr
-        fall = (progress - self.decay_from) / (1 - self.decay_from)
-        return self.lr * (1 - (1 - self.decay_to) * min(fall, 1.0))
+        return self.lr * self.factor(progress)
+
+
+class RateSchedule:
+    """Sets the learning rate of optimizers as their recipe says.
+
+    Args:
+        optimizers: The optimizers.
+        recipe: Their recipe.
+        updates: The number of updates over which the rate runs.
+    """
+
+    def __init__(
+        self, optimizers: Iterable[torch.optim.Optimizer], recipe: AdamRecipe, updates: int
+    ) -> None:
+        self.optimizers, self.recipe, self.updates = list(optimizers), recipe, updates
+        self.load_state_dict({"last_epoch": 0})
+
+    def step(self) -> None:
+        """Goes on to the next update."""
+        self.load_state_dict({"last_epoch": self.update + 1})
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes to the update ``last_epoch``."""
+        self.update = int(state_dict["last_epoch"])
+        rate = self.recipe.rate(self.update / max(self.updates, 1))
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate

@@ -19,19 +19,18 @@ from pdmd.denoisers import Denoiser
 from pdmd.experts import Expert, Truncation
 from pdmd.objectives.base import Objective, Players, Rollout
 from pdmd.phases import Phase
+from pdmd.randomness import randn
 from pdmd.schedules import same_process
 from pdmd.training.accounting import Account
 from pdmd.training.data import ConditionStream
 from pdmd.training.ema import Ema
 from pdmd.training.fakes import FakeScores, FakeUpdates
+from pdmd.training.health import Health
 from pdmd.training.optimizers import AdamRecipe
+from pdmd.training.runtime import OneProcess, Runtime
 from pdmd.typing import Condition, Latents
 
-__all__ = ["NonFiniteError", "PhaseTrainer"]
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient was not finite; the update was not applied."""
+__all__ = ["PhaseTrainer"]
 
 
 class PhaseTrainer:
@@ -40,8 +39,8 @@ class PhaseTrainer:
     Args:
         experts: The experts to train, over trainable denoisers, which they may share; noisiest
             first, of adjoining phases.
-        earlier: The frozen experts of the phases before them.
-        teacher: The real score.
+        earlier: The frozen experts of the phases before them, placed by the runtime.
+        teacher: The real score, placed likewise.
         fakes: For each expert its fake scores, trainable denoisers, as many as ``fake_scores``
             says.
         generator_objective: What the experts minimise.
@@ -62,9 +61,12 @@ class PhaseTrainer:
         generator: The source of all randomness.
         seed: Seeds what objectives make when a phase begins.
         account: Counts network evaluations.
+        runtime: Where it runs; this process by default.
+        health: Hears of updates that are refused; stops at the first by default.
 
     Raises:
-        ValueError: If an expert's or fake score's schedule or latent shape is not the teacher's.
+        ValueError: If the batch is not shared out evenly, or an expert's or fake score's schedule
+            or latent shape is not the teacher's.
     """
 
     def __init__(
@@ -91,6 +93,8 @@ class PhaseTrainer:
         generator: torch.Generator,
         seed: int = 0,
         account: Account | None = None,
+        runtime: Runtime | None = None,
+        health: Health | None = None,
     ) -> None:
         for denoiser in (*(e.denoiser for e in experts), *(d for row in fakes for d in row)):
             if not same_process(denoiser.schedule, teacher.schedule):
@@ -103,6 +107,7 @@ class PhaseTrainer:
                     f"a network takes latents of shape {denoiser.latent_shape}, but its teacher "
                     f"makes {teacher.latent_shape}; make the network for the teacher's"
                 )
+        self.runtime, self.health = runtime or OneProcess(), health or Health(0)
         self.experts = tuple(experts)
         self.earlier = tuple(earlier)
         self.teacher = teacher
@@ -114,18 +119,21 @@ class PhaseTrainer:
         self.updates = updates
         self.fake_scores = fake_scores
         self.fake_updates = fake_updates
-        self.batch_size = batch_size
+        self.batch_size = self.runtime.local(batch_size)
         self.accumulate = accumulate
         self.anchored = anchored
         self.clip = clip
         self.generator = generator
         self.account = account or Account()
+        self.account.ranks = self.runtime.data_ranks
         self.update = 0
         distinct = {id(e.denoiser): e.denoiser for e in self.experts}
         generators = nn.ModuleDict({str(i): d for i, d in enumerate(distinct.values())})
         self.ema = Ema(generators, ema_decay)  # before the hooks, which a copy would take along
         averages = cast("list[Denoiser]", list(self.ema.network.values()))
         self._average = dict(zip(distinct, averages, strict=True))
+        for denoiser in (*distinct.values(), *averages, *(d for row in fakes for d in row)):
+            self.runtime.trained(denoiser)
         self._watch(distinct.values())
         self._begin(seed)
         scores: dict[str, nn.Module] = {
@@ -133,14 +141,19 @@ class PhaseTrainer:
         }
         for expert in self.experts:
             for objective in (generator_objective, fake_objective):
-                scores.update(objective.networks(expert.phase))
+                for name, network in objective.networks(expert.phase).items():
+                    scores[name] = self.runtime.trained(network)
         self.networks: dict[str, nn.ModuleDict] = {
             "generator": generators,
             "fake": nn.ModuleDict(scores),
         }
         self.recipes = {"generator": optimizer, "fake": fake_optimizer}
         self.optimizers = {
-            role: recipe.build(self.networks[role].parameters())
+            role: self.runtime.optimizers(recipe, self.networks[role])
+            for role, recipe in self.recipes.items()
+        }
+        self.schedules = {
+            role: self.runtime.schedule(self.optimizers[role], recipe, updates)
             for role, recipe in self.recipes.items()
         }
 
@@ -183,12 +196,13 @@ class PhaseTrainer:
     @torch.no_grad()
     def entry(self, k: int = 0) -> tuple[Latents, Condition]:
         r"""Draws conditions and :math:`x_{t_{k-1}}`, through the experts before the k-th."""
-        denoiser = self.experts[0].denoiser
+        denoiser, device = self.experts[0].denoiser, self.runtime.device
         condition = self.conditions.draw(self.batch_size, self.generator)
+        if condition is not None:
+            condition = condition.to(device)
         _, sigma = denoiser.schedule(1.0)
-        x = float(sigma) * torch.randn(
-            self.batch_size, *denoiser.latent_shape, generator=self.generator
-        )
+        shape = (self.batch_size, *denoiser.latent_shape)
+        x = float(sigma) * randn(shape, self.generator, device=device)
         for expert in (*self.earlier, *self.experts[:k]):
             x = expert(x, condition, generator=self.generator)
         return x, condition
@@ -209,7 +223,8 @@ class PhaseTrainer:
             Scalars by name, still on their device: losses and gradient norms of the last updates.
 
         Raises:
-            NonFiniteError: If a loss or gradient is not finite; that update is not applied.
+            NonFiniteError: If too many losses or gradients in a row are not finite; those updates
+                are not applied.
         """
         k = 0
         if len(self.experts) > 1:
@@ -224,7 +239,7 @@ class PhaseTrainer:
                 served = self.rollout(k, record=False)
             seen = replace(served, x_s=served.x_s.detach())
             scalars.update(self._apply("fake", self.fake_objective, seen, k))
-            self.fake_updates.observe(self.fake_objective.measures)
+            self.fake_updates.observe(self._measures)
             made += 1
         self.networks["fake"].requires_grad_(False)
         rollout = anchor or self.rollout(k, record=True)
@@ -232,6 +247,8 @@ class PhaseTrainer:
         self.networks["fake"].requires_grad_(True)
         self.ema.update(self.networks["generator"], self.update)
         self.update += 1
+        for schedule in self.schedules.values():
+            schedule.step()
         scalars["fake_updates"] = torch.tensor(float(made))
         return scalars
 
@@ -239,9 +256,6 @@ class PhaseTrainer:
         self, role: str, objective: Objective, rollout: Rollout, k: int
     ) -> dict[str, torch.Tensor]:
         optimizer = self.optimizers[role]
-        rate = self.recipes[role].rate(self.update / max(self.updates, 1))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
         sums: dict[str, torch.Tensor] = {}
         parts = self.accumulate if role == "generator" else 1
@@ -254,30 +268,35 @@ class PhaseTrainer:
                     f"the {role}'s objective has no loss in phase {rollout.phase.index + 1}; give "
                     "it a term that counts in every phase"
                 )
-            (torch.stack([loss.float() for loss in losses.values()]).sum() / parts).backward()
+            total = torch.stack([loss.float() for loss in losses.values()]).sum() / parts
+            (total * self.runtime.loss_scale).backward()
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach() / parts
-        norm = nn.utils.clip_grad_norm_(self.networks[role].parameters(), self.clip)
-        total = torch.stack([loss.float() for loss in sums.values()]).sum()
-        if not math.isfinite(float(norm)) or not math.isfinite(float(total)):
+        means = self.runtime.mean(torch.stack([loss.float() for loss in sums.values()]))
+        norm = self.runtime.clip(self.networks[role].parameters(), self.clip)
+        out = dict(zip((f"{role}/{name}" for name in sums), means, strict=True))
+        out[f"{role}/gradient_norm"] = norm.detach()
+        if math.isfinite(float(norm)) and math.isfinite(float(means.sum())):
+            optimizer.step()
+            self.health.applied(role)
+        else:
             optimizer.zero_grad(set_to_none=True)
-            raise NonFiniteError(self._complaint(role, rollout, sums, float(norm), rate))
-        optimizer.step()
-        out = {f"{role}/{name}": loss for name, loss in sums.items()}
-        return {**out, f"{role}/gradient_norm": norm.detach()}
+            self.health.refused(role, self._complaint(role, rollout, out))
+        return out
 
-    def _complaint(
-        self,
-        role: str,
-        rollout: Rollout,
-        losses: Mapping[str, torch.Tensor],
-        norm: float,
-        rate: float,
-    ) -> str:
-        values = ", ".join(f"{name} = {float(loss.detach()):.4g}" for name, loss in losses.items())
+    def _measures(self) -> dict[str, torch.Tensor]:
+        measures = self.fake_objective.measures()
+        return {name: self.runtime.mean(value) for name, value in measures.items()}
+
+    def _complaint(self, role: str, rollout: Rollout, values: Mapping[str, torch.Tensor]) -> str:
+        shown = ", ".join(
+            f"{name.split('/')[1].replace('gradient_norm', 'gradient norm')} = {float(value):.4g}"
+            for name, value in values.items()
+        )
+        rate = self.recipes[role].rate(self.update / max(self.updates, 1))
         return (
             f"phase {rollout.phase.index + 1}, update {self.update + 1}: the {role}'s loss or "
-            f"gradient is not finite ({values}, gradient norm {norm:.4g}); the update was not "
+            f"gradient is not finite ({shown}{self.account.asked()}); the update was not "
             f"applied. Lower the learning rate (now {rate:.3g}), raise the time margin, or look "
             "at what the teacher returns in this phase."
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,10 @@ class Recorder:
 
     def advanced(self, update: int) -> None:
         """Hears that an update is done."""
+
+    def refused(self, complaint: str) -> None:
+        """Hears why an update was not applied; warns of it."""
+        warnings.warn(complaint, stacklevel=3)
 
     def calibration(
         self, phase: Phase, times: Sequence[float], fake: Sequence[float], real: Sequence[float]
@@ -131,6 +137,10 @@ class RunRecorder(Recorder):
             if not name.endswith("gradient_norm")
         }
         self.bar.set_postfix(shown, refresh=False)
+
+    def refused(self, complaint: str) -> None:
+        """Says above the progress bar why an update was not applied."""
+        self.bar.write(f"pdmd: warning: {complaint}", file=sys.stderr)
 
     def calibration(
         self, phase: Phase, times: Sequence[float], fake: Sequence[float], real: Sequence[float]

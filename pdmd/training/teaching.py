@@ -14,11 +14,12 @@ import torch
 
 from pdmd.denoisers import Denoiser
 from pdmd.objectives.score_matching import subinterval_target
+from pdmd.randomness import randn_like
 from pdmd.solvers import diffuse
 from pdmd.teachers.base import Teacher, networks
 from pdmd.teachers.guided import unguided
 from pdmd.training.ema import Ema
-from pdmd.typing import Condition, Latents, randn_like
+from pdmd.typing import Condition, Latents
 
 if TYPE_CHECKING:
     from pdmd.teachers.digits import DigitsTeacher

@@ -13,8 +13,9 @@ from pdmd import Phase, RectifiedFlow, SubintervalScoreMatching, subinterval_tar
 from pdmd.objectives import Players, Rollout, Unweighted
 from pdmd.objectives.base import UniformTimes
 from pdmd.predictions import KINDS, combination
+from pdmd.randomness import randn_like
 from pdmd.solvers import diffuse
-from pdmd.typing import expand, randn_like
+from pdmd.typing import expand
 from tests.strategies import mixtures, ordered_times, schedules, seeds, teacher_of
 
 

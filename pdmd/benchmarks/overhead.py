@@ -1,0 +1,217 @@
+"""The overhead benchmark: a trainer's cycle against a loop written by hand.
+
+Both make one generator update and the same number of fake updates of the same networks, batch and
+clipping. The loop calls the networks and nothing of ours: it is what one would write for this
+teacher alone. Cycles of the two take turns in one process, so that a machine that slows down
+slows both; the figure is the median of the ratios of neighbours.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pdmd.benchmarks.base import Benchmark
+from pdmd.denoisers import Denoiser
+from pdmd.experts import OdeExpert, StochasticTruncation
+from pdmd.objectives.distribution_matching import DistributionMatching
+from pdmd.objectives.score_matching import SubintervalScoreMatching
+from pdmd.phases import Phase, PhasePlan
+from pdmd.schedules import RectifiedFlow
+from pdmd.teachers.digits import DigitsTeacher
+from pdmd.teachers.mlp import MlpDenoiser
+from pdmd.teachers.transformer import ImageTransformer
+from pdmd.training.data import ConditionStream
+from pdmd.training.fakes import FixedUpdates, OneFakeScore
+from pdmd.training.optimizers import AdamRecipe
+from pdmd.training.phase_trainer import PhaseTrainer
+from pdmd.typing import Condition
+
+__all__ = ["OverheadBenchmark"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Networks of one size.
+
+    Attributes:
+        summary: What they are.
+        make: Makes one.
+        batch: Samples in a rollout.
+        cycles: Cycles of each side.
+    """
+
+    summary: str
+    make: Callable[[], Denoiser]
+    batch: int
+    cycles: int
+
+
+def _transformer(width: int, depth: int) -> Callable[[], Denoiser]:
+    return lambda: DigitsTeacher(ImageTransformer(width=width, depth=depth, heads=4), std=0.75)
+
+
+CASES = {
+    "mlp": Case(
+        summary="A perceptron of 3 hidden layers of 256, on 64 dimensions.",
+        make=lambda: MlpDenoiser(dim=64, classes=10, width=256, depth=3, schedule=RectifiedFlow()),
+        batch=256,
+        cycles=200,
+    ),
+    "transformer_small": Case(
+        summary="The digits teacher's transformer: 3 blocks of width 64, 16 tokens.",
+        make=_transformer(64, 3),
+        batch=128,
+        cycles=60,
+    ),
+    "transformer_medium": Case(
+        summary="An image transformer of 6 blocks of width 256, 16 tokens.",
+        make=_transformer(256, 6),
+        batch=64,
+        cycles=24,
+    ),
+}
+
+
+class OverheadBenchmark(Benchmark):
+    """Measures what the trainer adds to a cycle of the networks; its methods are network sizes."""
+
+    methods = tuple(CASES)
+    alone = True
+
+    def about(self) -> dict[str, str]:
+        return {name: case.summary for name, case in CASES.items()}
+
+    def run(self, method: str, seed: int) -> tuple[dict[str, Any], str | None]:
+        case = CASES[method]
+        torch.manual_seed(seed)
+        teacher = case.make()
+        with torch.no_grad():
+            for parameter in teacher.parameters():  # no layer's output is zero
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        teacher.requires_grad_(False)
+        phase = PhasePlan.uniform(4)[0]
+        fakes, batch = self.config.fake_updates or 5, self.config.batch_size or case.batch
+        cycles = self.config.updates or case.cycles
+        label = torch.randint(10, (batch,))
+        sides = {
+            "pdmd": _trainer(teacher, phase, fakes, batch, seed).cycle,
+            "bare": _bare(teacher, phase, fakes, batch, label),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for i in range(cycles + 2):
+            order = list(sides) if i % 2 else list(sides)[::-1]
+            for name in order:
+                started = time.process_time()
+                sides[name]()
+                if i >= 2:  # the first ones warm up
+                    seconds[name].append(time.process_time() - started)
+        ratios = sorted(p / b for p, b in zip(seconds["pdmd"], seconds["bare"], strict=True))
+        quarter = len(ratios) // 4
+        return {
+            "ratio": round(statistics.median(ratios), 4),
+            "ratio_low": round(ratios[quarter], 4),
+            "ratio_high": round(ratios[-1 - quarter], 4),
+            "pdmd_ms": round(1e3 * statistics.median(seconds["pdmd"]), 3),
+            "bare_ms": round(1e3 * statistics.median(seconds["bare"]), 3),
+            "nfe": 4,
+            "cpu_seconds": round(sum(map(sum, seconds.values())), 2),
+        }, None
+
+
+def _trainer(teacher: Any, phase: Phase, fakes: int, batch: int, seed: int) -> PhaseTrainer:
+    conditions = ConditionStream(_labels(torch.arange(10)))
+    return PhaseTrainer(
+        experts=[OdeExpert(teacher.trainable_copy(), phase)],
+        earlier=[],
+        teacher=teacher,
+        fakes=[[teacher.trainable_copy()]],
+        generator_objective=DistributionMatching(),
+        fake_objective=SubintervalScoreMatching(),
+        conditions=conditions,
+        truncation=StochasticTruncation(),
+        updates=10**6,
+        fake_scores=OneFakeScore(),
+        fake_updates=FixedUpdates(fakes),
+        batch_size=batch,
+        optimizer=AdamRecipe(lr=1e-5),
+        fake_optimizer=AdamRecipe(lr=1e-5),
+        ema_decay=0.99,
+        clip=10.0,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def _bare(
+    teacher: Denoiser, phase: Phase, fakes: int, batch: int, label: torch.Tensor
+) -> Callable[[], None]:
+    """Returns a cycle on rectified flow from noise to the phase's end, by hand."""
+    real = teacher.network
+    generator, fake = (copy.deepcopy(teacher).requires_grad_(True) for _ in range(2))
+    average = copy.deepcopy(teacher)
+    optimizers = [
+        torch.optim.AdamW(n.parameters(), lr=1e-5, betas=(0.5, 0.99), weight_decay=0.0, fused=True)
+        for n in (generator, fake)
+    ]
+    s, shape, rng = phase.t_end, teacher.latent_shape, torch.Generator().manual_seed(1)
+    condition, ones = _labels(label), torch.ones(batch, dtype=torch.float64)
+    low, high = s + 0.02 * (1 - s), 0.98
+    column = (batch, *(1,) * len(shape))
+
+    def rollout() -> torch.Tensor:
+        x = torch.randn(batch, *shape, generator=rng)
+        return x + (s - 1) * generator.network(x, ones, condition)
+
+    def noised(x_s: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        t = low + (high - low) * torch.rand(batch, generator=rng, dtype=torch.float64)
+        a = (1 - t) / (1 - s)
+        b = (t.square() - (a * s).square()).sqrt()
+        eps = torch.randn(x_s.shape, generator=rng)
+        a_x, b_x = a.float().reshape(column), b.float().reshape(column)
+        return a_x * x_s + b_x * eps, t, eps, b_x
+
+    def apply(network: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), 10.0)
+        if torch.isfinite(norm) and torch.isfinite(loss):
+            optimizer.step()
+
+    def cycle() -> None:
+        for _ in range(fakes):
+            with torch.no_grad():
+                x_s = rollout()
+            x_t, t, eps, b = noised(x_s)
+            t_x = t.float().reshape(column)
+            target = -x_s / (1 - s) + eps * (t_x / b + (1 - t_x) * s * s / ((1 - s) ** 2 * b))
+            weight = (b / t_x).square().clamp(max=10.0)
+            gap = fake.network(x_t, t, condition) - target
+            apply(fake, optimizers[1], (weight * gap.square()).mean())
+        fake.requires_grad_(False)
+        x_s = rollout()
+        with torch.no_grad():
+            x_t, t, _, _ = noised(x_s)
+            t_x = t.float().reshape(column)
+            m_fake = x_t - (t_x - s) * fake.network(x_t, t, condition)
+            m_real = x_t - (t_x - s) * real(x_t, t, condition)
+            scale = (x_s - m_real).abs().flatten(1).mean(1).reshape(column) + 1e-3
+            goal = x_s - (m_fake - m_real) / scale
+        apply(generator, optimizers[0], 0.5 * (x_s - goal).square().mean())
+        fake.requires_grad_(True)
+        with torch.no_grad():
+            torch._foreach_lerp_([*average.parameters()], [*generator.parameters()], 0.01)  # pyright: ignore[reportPrivateImportUsage]
+
+    return cycle
+
+
+def _labels(label: torch.Tensor) -> Condition:
+    from tensordict import TensorDict
+
+    return TensorDict({"label": label}, batch_size=(len(label),))

@@ -1,0 +1,52 @@
+"""The health of updates: which were refused, why, and when to stop.
+
+An update whose loss or gradient is not finite is never applied. A few in a row may pass (one bad
+batch, one overflow); more mean that the run is lost, and it stops.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Health", "NonFiniteError"]
+
+
+class NonFiniteError(RuntimeError):
+    """Losses or gradients were not finite; the updates were not applied."""
+
+
+class Health:
+    """Counts refused updates of each role.
+
+    Args:
+        patience: Updates of a role that may be refused in a row before the run stops.
+
+    Raises:
+        ValueError: If it is negative.
+    """
+
+    def __init__(self, patience: int = 3) -> None:
+        if patience < 0:
+            raise ValueError(f"patience must be at least 0, got {patience}")
+        self.patience = int(patience)
+        self.complaints: list[str] = []
+        self._in_a_row: dict[str, int] = {}
+
+    def applied(self, role: str) -> None:
+        """Hears that a role's update was applied."""
+        self._in_a_row[role] = 0
+
+    def refused(self, role: str, complaint: str) -> None:
+        """Hears that a role's update was refused.
+
+        Raises:
+            NonFiniteError: If too many were, one after the other.
+        """
+        count = self._in_a_row[role] = self._in_a_row.get(role, 0) + 1
+        self.complaints.append(complaint)
+        if count > self.patience:
+            again = f" {count} updates of the {role} in a row were refused." if count > 1 else ""
+            raise NonFiniteError(complaint + again)
+
+    def hear(self) -> list[str]:
+        """Returns the complaints since it was last asked."""
+        heard, self.complaints = self.complaints, []
+        return heard

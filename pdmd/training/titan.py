@@ -1,0 +1,407 @@
+"""The parallel runtime, composed of torchtitan's parts.
+
+The only module that imports torchtitan, and it is imported by runs that are parallel or ask for
+it. What is composed: meshes (``ParallelDims``), process groups, determinism, activation
+checkpointing, optimizer and learning-rate containers, and gradient clipping. Its trainer is not
+subclassed: that one holds a single model, and a distillation step holds four kinds.
+
+A network is spread in this order: tensor parallel, context parallel, activation checkpointing,
+compilation of its units, ``fully_shard`` of each unit and of the whole. The batch is shared out
+over ``dp_replicate x dp_shard`` ranks; the ``cp x tp`` ranks of one share see the same rows and
+the same noise.
+
+Gradients of a context-parallel network are sums over its ranks' tokens, and ``fully_shard``
+averages over ``dp_shard x cp``: losses are multiplied by ``cp``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+import torchtitan.tools.utils as titan_tools
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+if not torch.accelerator.is_available():  # torchtitan would take "cuda" for granted
+    titan_tools.device_type, titan_tools.device_module = "cpu", torch.cpu
+
+from torchtitan.components.optimizer import (
+    LRSchedulersContainer,
+    OptimizersContainer,
+    ParamGroupConfig,
+)
+from torchtitan.config import CommConfig, DebugConfig
+from torchtitan.distributed import ParallelDims, utils
+from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC
+
+from pdmd.denoisers import Denoiser
+from pdmd.parallel import (
+    context_parallelize,
+    permutations,
+    plans_of,
+    replicate,
+    tensor_parallelize,
+    units_of,
+)
+from pdmd.routers import RoutedDenoiser
+from pdmd.training.optimizers import AdamRecipe
+from pdmd.training.runtime import (
+    Optimizers,
+    Runtime,
+    Schedule,
+    blank_moments,
+    moments_of,
+    parameter_names,
+    put_moments,
+    set_precision,
+)
+from pdmd.training.watch import Watch
+
+__all__ = ["TitanRuntime", "check_degrees"]
+
+N = TypeVar("N", bound=nn.Module)
+Recompute = Literal["none", "full", "selective"]
+
+
+class TitanRuntime(Runtime):
+    """Many ranks, started by torchrun, or one that wants torchtitan's parts.
+
+    Args:
+        dp_replicate: Copies of the sharded networks (HSDP).
+        dp_shard: Ranks that share out parameters and the batch; -1 takes what is left.
+        cp: Ranks that share out every sample's tokens.
+        tp: Ranks that share out every layer.
+        precision: The type in which networks compute and are gathered; master weights, gradients'
+            reduction and losses are float32.
+        recompute: What the backward pass recomputes: ``none``, every unit (``full``), or all but
+            the costly operations (``selective``).
+        compile: Whether to compile every unit.
+        timeout: Seconds after which a collective that does not end is given up.
+        silence: Seconds after which a rank that is not heard of is taken for dead.
+        seed: Seed of torch's global generators, which explicit ones make rarely used.
+        deterministic: Whether to insist on deterministic algorithms.
+
+    Raises:
+        ValueError: If the degrees do not multiply to the number of ranks.
+    """
+
+    plain = False
+
+    def __init__(
+        self,
+        *,
+        dp_replicate: int = 1,
+        dp_shard: int = -1,
+        cp: int = 1,
+        tp: int = 1,
+        precision: torch.dtype = torch.float32,
+        recompute: Recompute = "none",
+        compile: bool = False,
+        timeout: int = 600,
+        silence: float = 60,
+        seed: int = 0,
+        deterministic: bool = False,
+    ) -> None:
+        ready = dist.is_initialized()
+        world = dist.get_world_size() if ready else int(os.environ.get("WORLD_SIZE", "1"))
+        dp_shard = check_degrees(world, dp_replicate, dp_shard, cp, tp)
+        for name, value in _ALONE.items():
+            os.environ.setdefault(name, value)
+        if titan_tools.device_type == "cpu":
+            self.device = torch.device("cpu")
+        else:
+            self.device = torch.device(titan_tools.device_type, int(os.environ["LOCAL_RANK"]))
+            torch.accelerator.set_device_index(self.device.index)
+        if not ready:
+            utils.init_distributed(CommConfig(init_timeout_seconds=timeout, trace_buf_size=0))
+        self.dims = ParallelDims(
+            dp_replicate=dp_replicate,
+            dp_shard=dp_shard,
+            cp=cp,
+            tp=tp,
+            pp=1,
+            ep=1,
+            world_size=world,
+            spmd_backend="partial_dtensor",
+        )
+        self.dims.build_mesh()
+        utils.set_spmd_backend("partial_dtensor")
+        utils.set_determinism(
+            self.dims,
+            self.device,
+            DebugConfig(seed=seed, deterministic=deterministic),
+            distinct_seed_mesh_dims=["batch"],
+        )
+        self.rank = dist.get_rank()
+        self.main = self.rank == 0
+        batch = self.dims.get_optional_mesh("batch")
+        self.data_ranks = dp_replicate * dp_shard
+        self.data_rank = 0 if batch is None else batch.get_local_rank()
+        self.loss_scale = float(cp)
+        self.precision, self.recompute, self.compile = precision, recompute, compile
+        self.watch = Watch(silence)
+        if world > 1:
+            self.watch.start()
+        self._agreements = 0
+
+    # ---------------------------------------------------------------------------- networks
+
+    def frozen(self, network: Denoiser) -> Denoiser:
+        copied = copy.deepcopy(network).requires_grad_(False).eval()
+        return self._spread(copied, torch.float32 if self.precision == torch.float32 else None)
+
+    def trained(self, network: N) -> N:
+        return self._spread(network, torch.float32)
+
+    def release(self, network: nn.Module) -> None:
+        """Does nothing: what was frozen is a copy."""
+
+    def _spread(self, network: N, dtype: torch.dtype | None) -> N:
+        """Spreads a network over the ranks, its parameters in a type (the precision's if None)."""
+        for parameter in network.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype or self.precision)
+        for module in network.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(self.device))
+            if isinstance(module, RoutedDenoiser):
+                module.together = self.data_ranks > 1
+        set_precision(network, self.precision)
+        if not any(True for _ in network.parameters()):
+            return network
+        if self.dims.tp_enabled or self.dims.cp_enabled:
+            network.to(self.device)
+        if self.dims.tp_enabled:
+            mesh = self.dims.get_mesh("tp")
+            known = bool(plans_of(network)) or isinstance(network, Denoiser)
+            (tensor_parallelize if known else replicate)(network, mesh)
+        if self.dims.cp_enabled and (plans_of(network) or isinstance(network, Denoiser)):
+            context_parallelize(network, self.dims.get_mesh("cp"))
+        units = [self._wrap(network, name, unit) for name, unit in units_of(network)]
+        mesh = self.dims.get_activated_mesh(["dp_replicate", "fsdp"])
+        policy = MixedPrecisionPolicy(
+            param_dtype=None if self.precision == torch.float32 else self.precision,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,
+        )
+        for unit in units:
+            fully_shard(unit, mesh=mesh, mp_policy=policy)
+        # the root too is sharded again after a forward: rollouts without a gradient would leave it
+        # gathered, and what is said of its parameters in between would be lost
+        fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        return network
+
+    def _wrap(self, network: nn.Module, name: str, unit: nn.Module) -> nn.Module:
+        if self.recompute != "none":
+            policy = FullAC if self.recompute == "full" else SelectiveAC
+            unit = policy.Config().build()._wrap_block(unit, base_fqn=name)
+            parent, _, leaf = name.rpartition(".")
+            network.get_submodule(parent).register_module(leaf, unit)
+        if self.compile:
+            unit.compile()
+        return unit
+
+    # -------------------------------------------------------------------------- optimization
+
+    def optimizers(self, recipe: AdamRecipe, network: nn.Module) -> Optimizers:
+        group = ParamGroupConfig(
+            pattern=".*",
+            optimizer_name="AdamW",
+            optimizer_kwargs={
+                "lr": recipe.lr,
+                "betas": recipe.betas,
+                "weight_decay": recipe.weight_decay,
+            },
+        )
+        config = OptimizersContainer.Config(param_groups=[group], implementation="fused")
+        return cast(Optimizers, config.build(model_parts=[network]))
+
+    def schedule(self, optimizers: Optimizers, recipe: AdamRecipe, updates: int) -> Schedule:
+        return _Rates(
+            LRSchedulersContainer(
+                cast(OptimizersContainer, optimizers),
+                lambda update: recipe.factor(update / max(updates, 1)),
+            )
+        )
+
+    def clip(self, parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
+        return utils.clip_grad_norm_(parameters, largest, foreach=True)
+
+    # -------------------------------------------------------------------------- agreement
+
+    def mean(self, value: Tensor) -> Tensor:
+        mesh = self.dims.get_optional_mesh("loss")
+        if mesh is None:
+            return value
+        return utils.dist_sum_tensor(value.to(self.device), mesh) / mesh.size()
+
+    def any(self, flag: bool) -> bool:
+        tensor = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return bool(tensor)
+
+    @contextlib.contextmanager
+    def agreed(self) -> Iterator[None]:
+        error: Exception | None = None
+        try:
+            yield
+        except (ValueError, OSError) as raised:
+            error = raised
+        store = dist.PrefixStore(
+            f"pdmd/agreed/{self._agreements}", dist.distributed_c10d._get_default_store()
+        )
+        self._agreements += 1
+        store.set(str(self.rank), "" if error is None else f"{error}")
+        said = [store.get(str(rank)).decode() for rank in range(dist.get_world_size())]
+        if error is not None:
+            raise error
+        for rank, message in enumerate(said):
+            if message:
+                raise ValueError(f"{message} (on rank {rank})")
+
+    def explain(self, error: BaseException) -> str:
+        return self.watch.explain(error)
+
+    def close(self, error: BaseException | None = None) -> None:
+        if dist.get_world_size() > 1:
+            if error is None:
+                dist.barrier()
+            self.watch.stop("" if error is None else super().explain(error) or "failed")
+        if error is None:
+            dist.destroy_process_group()
+
+    # ------------------------------------------------------------------------- checkpoints
+
+    def tensors(self, network: nn.Module) -> dict[str, Tensor]:
+        state = {name: value.detach() for name, value in network.state_dict().items()}
+        for name, permuted in permutations(network).items():
+            state[name] = _unpermute(state[name], *permuted)
+        return state
+
+    def restore(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        permuted = permutations(network)
+        own = network.state_dict()
+        for name, value in tensors.items():
+            if name in permuted:
+                own[name].copy_(_permute(value, own[name], *permuted[name]))
+
+    def moments(self, network: nn.Module, optimizers: Optimizers) -> dict[str, dict[str, Tensor]]:
+        return self._plain_moments(network, moments_of(network, optimizers))
+
+    def blank_moments(
+        self, network: nn.Module, optimizers: Optimizers
+    ) -> dict[str, dict[str, Tensor]]:
+        return self._plain_moments(network, blank_moments(network))
+
+    def restore_moments(
+        self,
+        network: nn.Module,
+        optimizers: Optimizers,
+        moments: Mapping[str, Mapping[str, Tensor]],
+    ) -> None:
+        permuted = permutations(network)
+        own = {name: parameter for parameter, name in parameter_names(network).items()}
+        put: dict[str, dict[str, Tensor]] = {}
+        for name, state in moments.items():
+            put[name] = {
+                key: _permute(value, own[name], *permuted[name])
+                if name in permuted and value.ndim
+                else value
+                for key, value in state.items()
+            }
+        put_moments(network, optimizers, put)
+
+    def whole(self, network: nn.Module) -> dict[str, Tensor]:
+        return {
+            name: (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+            for name, value in self.tensors(network).items()
+        }
+
+    def _plain_moments(
+        self, network: nn.Module, moments: dict[str, dict[str, Tensor]]
+    ) -> dict[str, dict[str, Tensor]]:
+        permuted = permutations(network)
+        for name in permuted.keys() & moments.keys():
+            moments[name] = {
+                key: _unpermute(value, *permuted[name]) if value.ndim else value
+                for key, value in moments[name].items()
+            }
+        return moments
+
+
+_ALONE = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "0",
+}
+"""What torchrun would have set, for a single process without it."""
+
+
+class _Rates:
+    """torchtitan's schedulers, which set the rate again when they are loaded."""
+
+    def __init__(self, schedulers: LRSchedulersContainer) -> None:
+        self.schedulers = schedulers
+
+    def step(self) -> None:
+        with warnings.catch_warnings():  # a role may have no update in a cycle
+            warnings.simplefilter("ignore")
+            self.schedulers.step()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.schedulers.load_state_dict(state_dict)
+        for scheduler in self.schedulers:
+            groups = scheduler.optimizer.param_groups
+            for group, rate in zip(groups, scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate
+
+
+def check_degrees(world: int, dp_replicate: int, dp_shard: int, cp: int, tp: int) -> int:
+    """Returns the sharding degree, filled in if it was -1.
+
+    Raises:
+        ValueError: If the degrees do not multiply to the number of ranks.
+    """
+    degrees = {"dp_replicate": dp_replicate, "cp": cp, "tp": tp}
+    for name, degree in degrees.items():
+        if degree < 1:
+            raise ValueError(f"parallel.{name} is at least 1, got {degree}")
+    if dp_shard < 1 and dp_shard != -1:
+        raise ValueError(f"parallel.dp_shard is at least 1, or -1 for the rest, got {dp_shard}")
+    others = dp_replicate * cp * tp
+    if dp_shard == -1:
+        if world % others:
+            raise ValueError(
+                f"{world} ranks do not divide by dp_replicate x cp x tp = {dp_replicate} x {cp} x "
+                f"{tp} = {others}; change the degrees or --nproc-per-node"
+            )
+        return world // others
+    if dp_shard * others != world:
+        raise ValueError(
+            f"dp_replicate x dp_shard x cp x tp = {dp_replicate} x {dp_shard} x {cp} x {tp} = "
+            f"{dp_shard * others}, but there are {world} ranks; change the degrees or "
+            "--nproc-per-node"
+        )
+    return dp_shard
+
+
+def _unpermute(value: Tensor, dim: int, order: Tensor) -> Tensor:
+    full = value.full_tensor() if isinstance(value, DTensor) else value
+    return full.index_select(dim, order.to(full.device))
+
+
+def _permute(full: Tensor, like: Tensor, dim: int, order: Tensor) -> Tensor:
+    value = full.index_select(dim, order.argsort().to(full.device))
+    if isinstance(like, DTensor):
+        return distribute_tensor(value, like.device_mesh, like.placements)
+    return value
