@@ -91,7 +91,9 @@ class Checkpointer:
         if name == self._last:  # a run that stops where it has just saved
             return
         if self.name:
-            self.store.drop_after(self.name)
+            for newer in reversed(self.store.names()):
+                if newer > self.name:
+                    self.store.discard(newer)
             self.name = ""
         tensors: dict[str, Tensor] = {"rng": generator.get_state()}
         for i, expert in enumerate(finished):

@@ -54,6 +54,7 @@ class Store:
             writes in the background; one save at a time, the next waits.
         process_group: The ranks that share the store; by default all, or this process alone where
             ``torch.distributed`` is not in use.
+        probe: Whether to :meth:`check` at once that the folder can be written.
 
     Raises:
         ValueError: If ``keep`` is below 1, or checkpoints can't be kept at this URL, see
@@ -67,6 +68,7 @@ class Store:
         keep: int = 2,
         asynchronous: bool = False,
         process_group: ProcessGroup | None = None,
+        probe: bool = True,
     ) -> None:
         if keep < 1:
             raise ValueError(f"a store keeps 1 or more checkpoints, got keep = {keep}")
@@ -75,7 +77,8 @@ class Store:
         self._ranks = Ranks(process_group)
         self._executor = ThreadPoolExecutor(1, "pdmd-store") if asynchronous else None
         self._pending: Future[None] | None = None
-        self.check()
+        if probe:
+            self.check()
 
     def check(self) -> None:
         """Writes a small file, looks for it from every rank, and removes it.
@@ -147,7 +150,7 @@ class Store:
         if found is not None:
             raise DamagedCheckpoint(self.url, name, *found, before=self._whole_before(name))
 
-    def load(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+    def load(self, name: str, tensors: Mapping[str, Tensor], *, partial: bool = False) -> None:
         """Reads a checkpoint's tensors into given ones, in place.
 
         What was sharded one way is read into tensors that are sharded another way, or not at all.
@@ -156,6 +159,7 @@ class Store:
         Args:
             name: The checkpoint.
             tensors: All of the checkpoint's tensors, between all ranks.
+            partial: Whether they may be some of them only.
 
         Raises:
             ValueError: If there is no such checkpoint, or names, shapes and dtypes are not the
@@ -182,6 +186,7 @@ class Store:
             if isinstance(entry, TensorStorageMetadata)
         }
         asked = set().union(*self._ranks.each(lambda: list(tensors)))
+        asked |= stored.keys() if partial else set()
         self._ranks.each(lambda: self._check_fit(name, stored, tensors, asked))
         try:
             load(
