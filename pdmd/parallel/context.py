@@ -22,6 +22,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.functional import scaled_dot_product_attention
@@ -72,22 +73,21 @@ class HeadExchange(TorchFunctionMode):
 
     Args:
         ranks: The context parallel ranks.
-
-    Attributes:
-        calls: How often attention has been computed.
+        calls: Collects the shape of every query.
     """
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Ranks, calls: list[torch.Size]) -> None:
         super().__init__()
         self.ranks = ranks
-        self.calls = 0
+        self.calls = calls
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func is Tensor.unflatten:  # as a method: torch.compile cannot trace it as a function
+            return args[0].unflatten(*args[1:], **(kwargs or {}))
         if func is not scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        self.calls += 1
         return self._attend(*args, **(kwargs or {}))
 
     def _attend(
@@ -100,6 +100,7 @@ class HeadExchange(TorchFunctionMode):
         is_causal: bool = False,
         **options: Any,
     ) -> Tensor:
+        self.calls.append(query.shape)
         if is_causal:
             raise ValueError("causal attention cannot be split over context parallel ranks")
         for name, x in (("query", query), ("key", key), ("value", value)):
@@ -132,9 +133,10 @@ class _Attention(nn.Module):
     context_ranks: Ranks  # type: ignore[assignment]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with HeadExchange(self.context_ranks) as attention:
+        calls: list[torch.Size] = []
+        with HeadExchange(self.context_ranks, calls):
             output = super().forward(*args, **kwargs)  # type: ignore[misc]
-        if not attention.calls:
+        if not calls:
             raise ValueError(
                 f"{type(self).__name__} computed no scaled_dot_product_attention of torch, so "
                 "its ranks did not exchange tokens; use the native attention backend"
@@ -221,4 +223,3 @@ def _slice(x: Tensor, dim: int, what: str, ranks: Ranks) -> Tensor:
             "ranks; use fewer ranks, or pad to a multiple"
         )
     return x.chunk(ranks.size, dim)[ranks.rank]
-

@@ -78,4 +78,3 @@ def permutations(network: nn.Module) -> dict[str, tuple[int, Tensor]]:
             order = packed_order(sizes, module.tensor_ranks.size)  # type: ignore[union-attr]
             found[plain_path(f"{path}.{name}".strip("."))] = (dim, order.argsort())
     return found
-

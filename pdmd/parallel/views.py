@@ -2,10 +2,10 @@
 
 A parameter may be held as a distributed tensor, so that optimizers, gradient clipping and
 checkpoints see one kind of tensor throughout, while the module computes with the rank's own part.
-The module is given a class of its own, a subclass of what it was, in which the parameter's name is
-a property. A parameter that is sharded for storage, as ``fully_shard`` keeps it between uses, is
-read as it is. Nothing is bound to the instance, so copies are independent, and modules of one class
-share one subclass, so that a compiled block serves its siblings.
+The module is given a class of its own, a subclass of what it was, in which the parameter's name
+is a property. A parameter that is sharded for storage, as ``fully_shard`` keeps it between uses,
+is read as it is. Nothing is bound to the instance, so copies are independent, and modules of one
+class share one subclass, so that a compiled block serves its siblings.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pdmd.teachers.transformer import ImageTransformer
 
-FAMILIES = ("image", "wan", "qwen", "qwen_masked", "flux", "sd3")
+FAMILIES = ("image", "wan", "wan_image", "qwen", "qwen_masked", "flux", "sd3")
 
 
 @dataclass
@@ -55,7 +55,7 @@ def _image(batch):
     return network, "x", arguments, (1, 8, 8)
 
 
-def _wan(batch):
+def _wan(batch, image=False):
     from diffusers import WanTransformer3DModel
 
     network = WanTransformer3DModel(
@@ -70,12 +70,18 @@ def _wan(batch):
         num_layers=2,
         cross_attn_norm=True,
         rope_max_seq_len=32,
+        image_dim=16 if image else None,
+        added_kv_proj_dim=48 if image else None,
     )
     arguments = {
         "timestep": 1000 * torch.rand(batch),
         "encoder_hidden_states": torch.randn(batch, 5, 16),
         "return_dict": False,
     }
+    if image:  # an image beside 512 tokens of text, and one time for each token
+        arguments["timestep"] = 1000 * torch.rand(batch, 32)
+        arguments["encoder_hidden_states"] = torch.randn(batch, 512, 16)
+        arguments["encoder_hidden_states_image"] = torch.randn(batch, 3, 16)
     return network, "hidden_states", arguments, (4, 2, 8, 8)
 
 
@@ -162,6 +168,7 @@ def _sd3(batch):
 _MAKERS = {
     "image": _image,
     "wan": _wan,
+    "wan_image": lambda batch: _wan(batch, image=True),
     "qwen": _qwen,
     "qwen_masked": lambda batch: _qwen(batch, masked=True),
     "flux": _flux,
