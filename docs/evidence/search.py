@@ -192,6 +192,10 @@ DIGITS = {
     "highest_cuts_draws": trial(**TOP, generator=matching(draws=4)),
     "highest_cuts_rollouts": trial(**TOP, accumulate=4, rates=(6e-4, 6e-4)),
     "highest_cuts_fake_4": trial(**TOP, fake_updates=lambda: FixedUpdates(4)),
+    "highest_cuts_fake_8": trial(**TOP, fake_updates=lambda: FixedUpdates(8)),
+    "one_step_fake_4": trial(
+        plan=lambda: PhasePlan.uniform(1), fake_updates=lambda: FixedUpdates(4)
+    ),
     "extreme_cuts": trial(plan=cuts(0.97, 0.94, 0.9), share=(1, 1, 1, 12)),
     "extreme_cuts_rollouts": trial(
         plan=cuts(0.97, 0.94, 0.9), share=(1, 1, 1, 12), accumulate=4, rates=(6e-4, 6e-4)

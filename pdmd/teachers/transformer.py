@@ -10,10 +10,14 @@ References:
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from pdmd.parallel import ParallelPlan
 
 __all__ = ["ImageTransformer"]
 
@@ -101,6 +105,38 @@ class ImageTransformer(nn.Module):
         shift, scale = self.final(functional.silu(c))[:, None].chunk(2, -1)
         h = self.out(self.norm(h) * (1 + scale) + shift)
         return functional.pixel_shuffle(h.transpose(1, 2).unflatten(2, (height // p, -1)), p)
+
+    def parallel_plan(self) -> ParallelPlan:
+        """States how the transformer is split over ranks."""
+        from pdmd.parallel import (
+            Columnwise,
+            ContextPlan,
+            Input,
+            Output,
+            PackedColumnwise,
+            ParallelPlan,
+            Rowwise,
+            TensorPlan,
+        )
+
+        width = self.config["width"]
+        return ParallelPlan(
+            units=("blocks.*",),
+            tensor=TensorPlan(
+                styles={
+                    "blocks.*.qkv": PackedColumnwise((width, width, width)),
+                    "blocks.*.proj": Rowwise(),
+                    "blocks.*.mlp.0": Columnwise(),
+                    "blocks.*.mlp.2": Rowwise(),
+                },
+                divided={"blocks.*": ("heads",)},
+            ),
+            context=ContextPlan(
+                split=(Input("blocks.0", "h", dim=1),),
+                gather=(Output("out", dim=1),),
+                attention={"blocks.*": "heads"},
+            ),
+        )
 
 
 class Block(nn.Module):

@@ -93,7 +93,7 @@ class Checkpointer:
         if self.name:
             for newer in reversed(self.store.names()):
                 if newer > self.name:
-                    self.store.discard(newer)
+                    self.store.remove(newer)
             self.name = ""
         tensors: dict[str, Tensor] = {"rng": generator.get_state()}
         for i, expert in enumerate(finished):

@@ -1,0 +1,184 @@
+"""A whole phase on several ranks against one process: losses, gradients and weights."""
+
+import pytest
+import torch
+from torch.distributed.tensor import DTensor
+
+from pdmd import AdamRecipe, PhasePlan, distill
+from pdmd.experts import FullGradient
+from pdmd.objectives import DistributionMatching, SubintervalScoreMatching
+from pdmd.parallel import permutations
+from pdmd.schedules import RectifiedFlow
+from pdmd.teachers.base import Teacher
+from pdmd.teachers.digits import DigitsTeacher
+from pdmd.teachers.guided import Guided
+from pdmd.teachers.mixture import encode_labels
+from pdmd.teachers.mlp import MlpDenoiser
+from pdmd.teachers.transformer import ImageTransformer
+from pdmd.training.recorder import Recorder
+from pdmd.training.runtime import OneProcess, parameter_names
+from tests.distributed.ranks import run_ranks
+
+pytestmark = pytest.mark.distributed
+
+
+def shaken(network):
+    """Makes no parameter zero, which would hide its gradient's faults."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+def digits():
+    torch.manual_seed(0)
+    transformer = ImageTransformer(width=32, depth=2, heads=4)
+    return Guided(DigitsTeacher(shaken(transformer), std=0.7), 2.0)
+
+
+class Perceptron(Teacher):
+    """A plain teacher that states no plan."""
+
+    def __init__(self):
+        super().__init__(schedule=RectifiedFlow(), kind="velocity", latent_shape=(4,))
+        torch.manual_seed(0)
+        self.net = MlpDenoiser(dim=4, classes=3, width=16, schedule=RectifiedFlow())
+
+    def network(self, x_t, t, condition):
+        return self.net.network(x_t, t, condition)
+
+    def encode(self, prompts):
+        return encode_labels(prompts, 3)
+
+    @property
+    def prompts(self):
+        return [0, 1, 2]
+
+
+TEACHERS = {"digits": digits, "perceptron": Perceptron}
+
+
+class Listening(Recorder):
+    """Keeps the losses of every update."""
+
+    interval = 1
+
+    def __init__(self):
+        self.losses = []
+
+    def scalars(self, phase, update, values):
+        self.losses.append(dict(values))
+
+
+def train(runtime, name, more=None):
+    """Distills for a few cycles; returns losses, whole gradients and the student's weights."""
+    gradients, placed, clip, trained = [], [], runtime.clip, runtime.trained
+
+    def keep(network):
+        placed.append(network)
+        return trained(network)
+
+    def hear(parameters, largest):
+        parameters = list(parameters)
+        orders = {}
+        for network in placed:
+            orders |= {
+                parameter: permutations(network)[key]
+                for parameter, key in parameter_names(network).items()
+                if key in permutations(network)
+            }
+        for parameter in parameters:
+            gradient = parameter.grad
+            if isinstance(gradient, DTensor):
+                gradient = gradient.full_tensor()
+            if parameter in orders:
+                dim, order = orders[parameter]
+                gradient = gradient.index_select(dim, order)
+            assert gradient is not None, f"no gradient of {tuple(parameter.shape)}"
+            gradients.append(gradient.detach().clone())
+        return clip(parameters, largest)
+
+    runtime.trained, runtime.clip = keep, hear
+    recorder = Listening()
+    settings = dict(plan=PhasePlan.uniform(2, steps=2), updates=2, fake_updates=2)
+    student = distill(
+        TEACHERS[name](),
+        **{**settings, **(more or {})},
+        batch_size=8,
+        optimizer=AdamRecipe(lr=1e-4),
+        fake_optimizer=AdamRecipe(lr=1e-4),
+        generator=DistributionMatching(),
+        fake_score=SubintervalScoreMatching(),
+        ema=0.5,
+        recorder=recorder,
+        runtime=runtime,
+    )
+    return recorder.losses, gradients, student.state_dict()
+
+
+def on_ranks(cases):
+    from pdmd.training.titan import TitanRuntime
+
+    results = []
+    for name, degrees, more in cases:
+        try:
+            results.append(train(TitanRuntime(**degrees), name, more))
+        except Exception as error:
+            raise RuntimeError(f"{name} {degrees} {more}") from error
+    return results
+
+
+def furthest(got, wanted):
+    return float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
+
+
+def compare(world, cases):
+    results, known = run_ranks(on_ranks, world, cases), {}
+    for i, (name, degrees, more) in enumerate(cases):
+        key = f"{name} {more}"
+        if key not in known:
+            known[key] = train(OneProcess(), name, more)
+        losses, gradients, weights = known[key]
+        for rank in range(world):
+            got, where = results[rank][i], f"{name} {degrees} {more} on rank {rank}"
+            assert len(losses) == len(got[0]) > 0 and len(gradients) == len(got[1]) > 0
+            for wanted, heard in zip(losses, got[0], strict=True):
+                assert heard == pytest.approx(wanted, rel=1e-5), where
+            for j, (wanted, heard) in enumerate(zip(gradients, got[1], strict=True)):
+                assert furthest(heard, wanted) < 1e-5, f"{where}: gradient {j}"
+            assert weights.keys() == got[2].keys()
+            for name_, wanted in weights.items():  # Adam makes much of small gradients
+                assert furthest(got[2][name_], wanted) < 1e-4, f"{where}: {name_}"
+
+
+VANILLA = {"plan": PhasePlan.uniform(1, steps=3), "truncation": FullGradient()}
+
+
+def test_two_ranks_train_as_one_process_does():
+    compare(
+        2,
+        [
+            ("digits", {}, {}),
+            ("digits", {"dp_replicate": 2}, {}),
+            ("digits", {"tp": 2}, {}),
+            ("digits", {"cp": 2}, {}),
+            ("digits", {"cp": 2}, VANILLA),
+            ("digits", {"tp": 2, "recompute": "full"}, VANILLA),
+            ("perceptron", {}, {}),
+        ],
+    )
+
+
+@pytest.mark.slow
+def test_four_ranks_train_as_one_process_does():
+    compare(
+        4,
+        [
+            ("digits", {"tp": 2}, {}),
+            ("digits", {"cp": 2, "tp": 2}, {}),
+            ("digits", {"cp": 2}, VANILLA),
+            ("digits", {"dp_replicate": 2}, {"accumulate": 2}),
+            ("digits", {"tp": 2, "recompute": "full"}, VANILLA),
+        ],
+    )
