@@ -47,4 +47,5 @@ class Ema(Generic[N]):
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:
     """Returns this rank's part of a parameter, which both networks share out alike."""
-    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    to_local = getattr(parameter, "to_local", None)
+    return parameter if to_local is None else to_local()

@@ -256,10 +256,10 @@ class _OneOptimizer:
         return iter([self.optimizer])
 
 
-def parameter_names(network: nn.Module) -> dict[nn.Parameter, str]:
+def parameter_names(network: nn.Module) -> dict[Tensor, str]:
     """Names parameters as the bare network does, whatever wraps its blocks."""
     wrappers = ("_checkpoint_wrapped_module.", "_orig_mod.")
-    names = {}
+    names: dict[Tensor, str] = {}
     for name, parameter in network.named_parameters():
         for wrapper in wrappers:
             name = name.replace(wrapper, "")

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +28,7 @@ import torch
 import torch.distributed as dist
 import torchtitan.tools.utils as titan_tools
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -41,6 +43,7 @@ from torchtitan.components.optimizer import (
 from torchtitan.config import CommConfig, DebugConfig
 from torchtitan.distributed import ParallelDims, utils
 from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC
+from torchtitan.tools.logging import logger as titan_log
 
 from pdmd.denoisers import Denoiser
 from pdmd.parallel import (
@@ -120,7 +123,9 @@ class TitanRuntime(Runtime):
         else:
             self.device = torch.device(titan_tools.device_type, int(os.environ["LOCAL_RANK"]))
             torch.accelerator.set_device_index(self.device.index)
+        titan_log.setLevel(logging.WARNING)
         if not ready:
+            os.environ.pop("TORCH_NCCL_ASYNC_ERROR_HANDLING", None)  # set anew, with a warning
             utils.init_distributed(CommConfig(init_timeout_seconds=timeout, trace_buf_size=0))
         self.dims = ParallelDims(
             dp_replicate=dp_replicate,
@@ -134,12 +139,14 @@ class TitanRuntime(Runtime):
         )
         self.dims.build_mesh()
         utils.set_spmd_backend("partial_dtensor")
-        utils.set_determinism(
-            self.dims,
-            self.device,
-            DebugConfig(seed=seed, deterministic=deterministic),
-            distinct_seed_mesh_dims=["batch"],
-        )
+        with warnings.catch_warnings():  # of random DTensors on the CPU, of which there are none
+            warnings.simplefilter("ignore")
+            utils.set_determinism(
+                self.dims,
+                self.device,
+                DebugConfig(seed=seed, deterministic=deterministic),
+                distinct_seed_mesh_dims=["batch"],
+            )
         self.rank = dist.get_rank()
         self.main = self.rank == 0
         batch = self.dims.get_optional_mesh("batch")
@@ -255,9 +262,7 @@ class TitanRuntime(Runtime):
             yield
         except (ValueError, OSError) as raised:
             error = raised
-        store = dist.PrefixStore(
-            f"pdmd/agreed/{self._agreements}", dist.distributed_c10d._get_default_store()
-        )
+        store = PrefixStore(f"pdmd/agreed/{self._agreements}", _get_default_store())
         self._agreements += 1
         store.set(str(self.rank), "" if error is None else f"{error}")
         said = [store.get(str(rank)).decode() for rank in range(dist.get_world_size())]

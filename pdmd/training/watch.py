@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 __all__ = ["Watch"]
 
@@ -41,9 +42,8 @@ class Watch:
             )
         self.silence, self.interval = silence, interval
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
-        self._store: Any = dist.PrefixStore(
-            "pdmd/watch", dist.distributed_c10d._get_default_store().clone()
-        )
+        default: Any = _get_default_store()
+        self._store: Any = PrefixStore("pdmd/watch", default.clone())
         self._heard = {rank: (b"", time.monotonic()) for rank in range(self.ranks)}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pdmd-watch", daemon=True)
