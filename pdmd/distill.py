@@ -213,6 +213,7 @@ def distill(
             )
     runtime, health = runtime or OneProcess(), Health(patience)
     runtime.local(batch_size)
+    runtime.check(teacher)
     trainable = {id(p) for p in teacher.parameters() if p.requires_grad}
     teacher.requires_grad_(False).eval()
     rng = runtime.generator(seed)

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from pdmd.distill import check_teacher, distill
 from pdmd.evaluation.evaluate import evaluate
 from pdmd.experts import experts
@@ -23,7 +25,7 @@ from pdmd.phases import PhasePlan
 from pdmd.sampling import ode_times
 from pdmd.schedules import Schedule
 from pdmd.students import Student, describe_plan
-from pdmd.teachers.base import Teacher
+from pdmd.teachers.base import Teacher, networks
 from pdmd.teachers.guided import unguided
 from pdmd.training.accounting import Account
 from pdmd.training.checkpoint import Checkpointer, Interrupted
@@ -112,8 +114,12 @@ class Run:
                 )
             for steps in (config.evaluate.teacher_steps, self.plan.nfe):
                 ode_times(self.teacher, steps)
+            network: nn.Module = self.teacher
             if not _has_weights(self.teacher):
                 self._check_network(condition)
+                name, arguments = config.network.name, self._network_arguments()
+                network = networks[name](**arguments, schedule=self.teacher.schedule)
+            self.runtime.check(network)
         if resume:
             self.checkpointer.read()
         self.account = Account()
@@ -251,14 +257,7 @@ class Run:
         if _has_weights(self.teacher):
             init = FromTeacher() if config.train.init == "teacher" else FromPrevious()
             return init, source
-        kind = self.teacher.kind
-        arguments = {
-            "kind": "x0" if kind == "score" else kind,  # a score diverges at clean data
-            "dim": self.teacher.latent_shape[0],
-            "classes": getattr(unguided(self.teacher), "classes", 0),
-            "width": config.network.width,
-            "depth": config.network.depth,
-        }
+        arguments = self._network_arguments()
         source["network"] = {"name": config.network.name, "arguments": arguments}
         network = taught_network(
             self.teacher,
@@ -269,6 +268,16 @@ class Run:
             progress=self.progress,
         )
         return FromDenoiser(network), source
+
+    def _network_arguments(self) -> dict[str, Any]:
+        kind = self.teacher.kind
+        return {
+            "kind": "x0" if kind == "score" else kind,  # a score diverges at clean data
+            "dim": self.teacher.latent_shape[0],
+            "classes": getattr(unguided(self.teacher), "classes", 0),
+            "width": self.config.network.width,
+            "depth": self.config.network.depth,
+        }
 
     def _check_network(self, condition: Condition) -> None:
         name, teacher = self.config.teacher.name, self.teacher

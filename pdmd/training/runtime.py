@@ -142,6 +142,14 @@ class Runtime(ABC):
         """Makes the generator of everything that has a row for each sample."""
         return RankGenerator.make(seed, self.data_rank, self.data_ranks)
 
+    def check(self, network: nn.Module) -> None:
+        """Checks that a network can be placed, before any is.
+
+        Raises:
+            ValueError: If it cannot.
+        """
+        return
+
     @contextlib.contextmanager
     def agreed(self) -> Iterator[None]:
         """Runs a block on every rank, and raises on all what any of them raised in it.

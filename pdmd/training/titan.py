@@ -47,6 +47,7 @@ from torchtitan.tools.logging import logger as titan_log
 
 from pdmd.denoisers import Denoiser
 from pdmd.parallel import (
+    check,
     context_parallelize,
     permutations,
     plans_of,
@@ -160,6 +161,10 @@ class TitanRuntime(Runtime):
         self._agreements = 0
 
     # ---------------------------------------------------------------------------- networks
+
+    def check(self, network: nn.Module) -> None:
+        if any(True for _ in network.parameters()):
+            check(network, tensor=self.dims.tp, context=self.dims.cp)
 
     def frozen(self, network: Denoiser) -> Denoiser:
         copied = copy.deepcopy(network).requires_grad_(False).eval()
