@@ -86,7 +86,8 @@ def run(network, x):
     x = x.clone().requires_grad_()
     loss = network(x).square().mean()
     loss.backward()
-    return {"loss": loss.detach(), "x": x.grad} | {n: p.grad for n, p in network.named_parameters()}
+    gradients = {name: p.grad for name, p in network.named_parameters()}
+    return {"loss": loss.detach(), "x": x.grad} | gradients
 
 
 def whole(gradient, name, partial_over=None):
