@@ -46,6 +46,7 @@ from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC
 from torchtitan.tools.logging import logger as titan_log
 
 from pdmd.denoisers import Denoiser
+from pdmd.objectives.critics import FeatureCritic
 from pdmd.parallel import (
     check,
     context_parallelize,
@@ -193,10 +194,16 @@ class TitanRuntime(Runtime):
             network.to(self.device)
         if self.dims.tp_enabled:
             mesh = self.dims.get_mesh("tp")
-            known = bool(plans_of(network)) or isinstance(network, Denoiser)
-            (tensor_parallelize if known else replicate)(network, mesh)
-        if self.dims.cp_enabled and (plans_of(network) or isinstance(network, Denoiser)):
-            context_parallelize(network, self.dims.get_mesh("cp"))
+            planned = bool(plans_of(network)) or isinstance(network, Denoiser)
+            (tensor_parallelize if planned else replicate)(network, mesh)
+        if self.dims.cp_enabled and isinstance(network, FeatureCritic):
+            raise ValueError(
+                "a FeatureCritic pools the features of this rank's tokens alone under context "
+                "parallelism; use MlpCritic, or parallel.cp = 1"
+            )
+        if self.dims.cp_enabled:
+            planned = bool(plans_of(network)) or isinstance(network, Denoiser)
+            (context_parallelize if planned else replicate)(network, self.dims.get_mesh("cp"))
         units = [self._wrap(network, name, unit) for name, unit in units_of(network)]
         mesh = self.dims.get_activated_mesh(["dp_replicate", "fsdp"])
         policy = MixedPrecisionPolicy(
@@ -339,7 +346,7 @@ class TitanRuntime(Runtime):
         self, network: nn.Module, moments: dict[str, dict[str, Tensor]]
     ) -> dict[str, dict[str, Tensor]]:
         permuted = permutations(network)
-        for name in permuted.keys() & moments.keys():
+        for name in sorted(permuted.keys() & moments.keys()):  # in one order on all ranks
             moments[name] = {
                 key: _unpermute(value, *permuted[name]) if value.ndim else value
                 for key, value in moments[name].items()

@@ -182,3 +182,55 @@ def test_four_ranks_train_as_one_process_does():
             ("digits", {"tp": 2, "recompute": "full"}, VANILLA),
         ],
     )
+
+
+def resumed(folder, degrees, stop):
+    """Distills on this process or these ranks, from where the folder's checkpoints end."""
+    from pdmd.training.checkpoint import Checkpointer, Interrupted
+    from pdmd.training.titan import TitanRuntime
+
+    runtime = OneProcess() if degrees is None else TitanRuntime(**degrees)
+    checkpointer = Checkpointer(folder, every=1)
+
+    class Stop(Recorder):
+        def advanced(self, update):
+            nonlocal stop
+            stop -= 1
+            checkpointer.stop_requested = stop == 0
+
+    try:
+        student = distill(
+            digits(),
+            PhasePlan.uniform(2),
+            updates=3,
+            fake_updates=1,
+            batch_size=8,
+            optimizer=AdamRecipe(lr=1e-4),
+            recorder=Stop(),
+            checkpointer=checkpointer,
+            resume=checkpointer.exists(),
+            runtime=runtime,
+        )
+    except Interrupted:
+        return None
+    return student.state_dict()
+
+
+def test_a_run_goes_on_with_other_ranks_and_degrees(tmp_path):
+    whole = resumed(tmp_path / "whole", None, 0)
+    assert run_ranks(resumed, 2, tmp_path / "a", {}, 1) == [None, None]  # FSDP, in phase 1
+    assert resumed(tmp_path / "a", None, 1) is None
+    assert run_ranks(resumed, 2, tmp_path / "a", {"tp": 2}, 2) == [None, None]  # into phase 2
+    for weights in run_ranks(resumed, 2, tmp_path / "a", {}, 0):
+        for name, wanted in whole.items():
+            assert furthest(weights[name], wanted) < 1e-4, name
+
+
+@pytest.mark.parametrize("degrees", [{}, {"tp": 2}], ids=["fsdp", "tp"])
+@pytest.mark.slow
+def test_a_run_on_ranks_goes_on_to_the_same_bits(tmp_path, degrees):
+    (whole, _) = run_ranks(resumed, 2, tmp_path / "whole", degrees, 0)
+    for stop in (2, 2):
+        assert run_ranks(resumed, 2, tmp_path / "a", degrees, stop) == [None, None]
+    (weights, _) = run_ranks(resumed, 2, tmp_path / "a", degrees, 0)
+    assert all(torch.equal(weights[name], whole[name]) for name in whole)
