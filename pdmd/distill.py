@@ -215,10 +215,12 @@ def distill(
             raise ValueError("resume=True needs a checkpointer to resume from")
         cursor, tensors = checkpointer.read()
         account.restore(cursor["account"])
-        for phase in plan.phases[: cursor["finished"]]:
-            denoiser = init.expert(teacher, phase, finished)
-            take_network(tensors, f"finished.{phase.index}", denoiser)
-            finished.append(_freeze(expert(denoiser, phase)))
+        for group in order.groups(plan):
+            if group[0].index < cursor["finished"]:
+                made = _start(init, teacher, group, finished, expert, order.shared)
+                for one in made:
+                    take_network(tensors, f"finished.{one.phase.index}", one.denoiser)
+                finished += [_freeze(one) for one in made]
         recorder.resumed(cursor["finished"] + 1, cursor["update"] or 0)
     try:
         for group in order.groups(plan):
@@ -229,7 +231,7 @@ def distill(
                 earlier=finished,
                 teacher=teacher,
                 fakes=[
-                    [init.fake(teacher) for _ in range(fake_scores.number(phase))]
+                    [init.fake(teacher, phase) for _ in range(fake_scores.number(phase))]
                     for phase in group
                 ],
                 generator_objective=generator,
@@ -281,7 +283,16 @@ def _start(
     shared: bool,
 ) -> list[Expert]:
     if shared:
-        denoiser = init.expert(teacher, group[0], finished)
+        span = Phase(
+            index=group[0].index,
+            timesteps=tuple(t for phase in group for t in phase.timesteps),
+            t_end=group[-1].t_end,
+            score_range=(
+                min(phase.score_range[0] for phase in group),
+                max(phase.score_range[1] for phase in group),
+            ),
+        )
+        denoiser = init.expert(teacher, span, finished)
         return [expert(denoiser, phase) for phase in group]
     return [expert(init.expert(teacher, phase, finished), phase) for phase in group]
 

@@ -198,7 +198,7 @@ class Student(Teacher):
                 arguments = {**network.get("arguments", {}), "schedule": teacher.schedule}
                 template = _build(networks, network["name"], arguments, folder)
             else:
-                template = teacher.trainable_copy()
+                template = teacher
         assert template is not None
         plan = plan_from_description(content["plan"])
         if len(plan) != len(content["experts"]):
@@ -218,7 +218,7 @@ class Student(Teacher):
                 )
             denoiser = read.get(path)
             if denoiser is None:
-                denoiser = read[path] = _like(template, entry.get("boundaries"))
+                denoiser = read[path] = _like(template, phase, entry.get("boundaries"))
                 try:
                     denoiser.load_state_dict(load_file(path))
                 except (RuntimeError, SafetensorError) as error:
@@ -322,10 +322,15 @@ def _build(registry: Registry[Any], name: str, arguments: Mapping[str, Any], fol
         ) from error
 
 
-def _like(template: Denoiser, boundaries: Sequence[float] | None) -> Denoiser:
-    if boundaries is None or isinstance(template, RoutedDenoiser):
-        return template.trainable_copy()
-    copies = [template.trainable_copy() for _ in boundaries[1:]]
+def _like(template: Denoiser, phase: Phase, boundaries: Sequence[float] | None) -> Denoiser:
+    part = template.trainable_part(phase.t_start, phase.t_end)
+    if boundaries is None:
+        return part
+    if isinstance(part, RoutedDenoiser) and len(part.denoisers) == len(boundaries) - 1:
+        copies = [cast(Denoiser, d) for d in part.denoisers]
+    else:
+        more = [template.trainable_part(phase.t_start, phase.t_end) for _ in boundaries[2:]]
+        copies = [part, *more]
     return RoutedDenoiser(copies, IntervalRouter(boundaries))
 
 
