@@ -44,7 +44,7 @@ class EvaluateOptions:
     """Steps of the teacher's own sampling."""
     seed: int = 1234
     """Seed of every draw."""
-    guidance: float | None = None
+    guidance: tuple[float, ...] = ()
     """The teacher's guidance scale; by default the one the student was distilled with."""
     out: str = ""
     """Also write the rows to this JSON file."""
@@ -167,18 +167,14 @@ def _teacher_of(student: Student) -> Any:
 
 def _evaluate(words: list[str]) -> int:
     from pdmd.evaluation.evaluate import evaluate, format_table
-    from pdmd.teachers.guided import Guided
+    from pdmd.teachers.guided import guided
 
     name, rest = take_name(words, STUDENT)
     options = parse(EvaluateOptions, rest, "pdmd evaluate STUDENT", flat=True)
     _check_numbers(options, samples=(100, 10**6), teacher_steps=(1, 10**4), seed=(0, 2**63 - 1))
     student = _student(name, options.plugins)
     teacher = _teacher_of(student)
-    guidance = options.guidance
-    if guidance is None:
-        guidance = (student.source or {}).get("guidance", 1.0)
-    if guidance != 1:
-        teacher = Guided(teacher, guidance)
+    teacher = guided(teacher, options.guidance or (student.source or {}).get("guidance", 1.0))
     if options.out:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     metrics = evaluate(

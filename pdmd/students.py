@@ -297,8 +297,9 @@ def _check_source(source: Any) -> None:
     if source is None:
         return
     guidance = source.get("guidance", 1.0)
-    if isinstance(guidance, bool) or not math.isfinite(guidance):
-        raise ValueError(f"guidance is a finite number, got {guidance!r}")
+    for scale in guidance if isinstance(guidance, list) else [guidance]:
+        if isinstance(scale, bool) or not math.isfinite(scale):
+            raise ValueError(f"guidance is finite numbers, got {guidance!r}")
     for part, key in ((source, "teacher"), (source.get("network"), "name")):
         if part is not None and not (
             isinstance(part[key], str) and isinstance(part.get("arguments", {}), dict)

@@ -23,7 +23,7 @@ from pdmd.teachers.base import Teacher
 from pdmd.teachers.routed import RoutedTeacher
 from pdmd.typing import Condition, Latents, expand, join_conditions, repeat_condition
 
-__all__ = ["Guided", "unguided"]
+__all__ = ["Guided", "guided", "unguided"]
 
 
 class Guided(Teacher):
@@ -67,9 +67,9 @@ class Guided(Teacher):
         self.teacher = teacher
         self.scales = tuple(float(g) for g in scales)
         self.shift = teacher.shift
-        self.evaluations = teacher.evaluations * (2 if self._guides() else 1)
-        self.null = teacher.encode([None]) if null is None and self._guides() else null
-        if self.null is None and self._guides():
+        self.evaluations = teacher.evaluations * (2 if self.guides else 1)
+        self.null = teacher.encode([None]) if null is None and self.guides else null
+        if self.null is None and self.guides:
             raise ValueError(
                 f"{type(teacher).__name__} takes no conditions, so it cannot be guided; "
                 "use scale=1"
@@ -77,7 +77,7 @@ class Guided(Teacher):
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Evaluates with and without the condition, in one batch."""
-        if not self._guides():
+        if not self.guides:
             return self.teacher.network(x_t, t, condition)
         null = repeat_condition(self.null, len(x_t))
         if null is None or condition is None:  # both evaluations would be the same
@@ -104,7 +104,9 @@ class Guided(Teacher):
         """Returns the guided teacher's part, without guidance."""
         return self.teacher.trainable_part(t_start, t_end)
 
-    def _guides(self) -> bool:
+    @property
+    def guides(self) -> bool:
+        """Whether any scale is not 1."""
         return any(g != 1 for g in self.scales)
 
     def _scale(self, t: Tensor, x_t: Latents) -> float | Tensor:
@@ -112,6 +114,20 @@ class Guided(Teacher):
             return self.scales[0]
         scales = torch.tensor(self.scales, dtype=torch.float64, device=t.device)
         return expand(scales[self.teacher.routed.router(t)], x_t)
+
+
+def guided(teacher: Teacher, scales: float | Sequence[float]) -> Teacher:
+    """Returns the teacher under guidance, itself where every scale is 1.
+
+    Args:
+        teacher: The teacher.
+        scales: As :class:`Guided`.
+
+    Raises:
+        ValueError: As :class:`Guided`.
+    """
+    wrapped = Guided(teacher, scales)
+    return wrapped if wrapped.guides else teacher
 
 
 def unguided(teacher: Teacher) -> Teacher:
