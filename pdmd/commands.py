@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -280,16 +281,18 @@ def _teachers(words: list[str]) -> int:
         return 0
     no_more(words)
     print(
-        f"{'name':<12} {'predicts':<12} {'schedule':<16} {'latents':<12} {'parameters':>10}  times"
+        f"{'name':<12} {'predicts':<12} {'schedule':<16} {'latents':<12} {'parameters':>11}  times"
     )
     for name in teachers:
-        teacher = teachers[name]()
+        make = teachers[name]
+        outline = "meta" in inspect.signature(make).parameters  # without memory for its weights
+        teacher = make(meta=True) if outline else make()
         low, high = teacher.time_range
         shape = "x".join(map(str, teacher.latent_shape))
         count = sum(p.numel() for p in teacher.parameters())
         print(
             f"{name:<12} {teacher.kind:<12} {type(teacher.schedule).__name__:<16} {shape:<12} "
-            f"{count or 'exact':>10}  [{low:g}, {high:g}]"
+            f"{count or 'exact':>11}  [{low:g}, {high:g}]"
         )
     return 0
 
