@@ -163,6 +163,29 @@ def test_qwen_image_encodes_text_as_its_pipeline_does(tmp_path):
     close(guided, loaded.guide(value, null, 4.0))
 
 
+def test_shards_load_and_what_is_missing_is_named(tmp_path):
+    teacher = family("qwen_image")
+    pipeline = qwen_pipeline(teacher)
+    pipeline.save_pretrained(tmp_path, max_shard_size="20KB")
+    folder = tmp_path / "transformer"
+    shards = sorted(folder.glob("*.safetensors"))
+    assert len(shards) > 2
+    (folder / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"a variant, not asked for")
+    size = {"height": 64, "width": 48, "dtype": "float32"}
+    loaded = QwenImageTeacher.from_pretrained(tmp_path, **size)
+    for key, weight in teacher.state_dict().items():
+        assert torch.equal(weight, loaded.state_dict()[key])
+    with pytest.raises(ValueError, match=r"no prompts to draw from; pass prompts="):
+        _ = loaded.prompts
+    whole = shards[1].read_bytes()
+    shards[1].write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cannot load .*transformer"):
+        QwenImageTeacher.from_pretrained(tmp_path, **size)
+    shards[1].unlink()
+    with pytest.raises(ValueError, match="cannot load .*transformer .*00002-of"):
+        QwenImageTeacher.from_pretrained(tmp_path, **size)
+
+
 @pytest.mark.parametrize("name", ["qwen_image", "wan"])
 def test_a_missing_folder_is_named(tmp_path, name):
     with pytest.raises(ValueError, match="cannot load .*nowhere.* save_pretrained wrote"):

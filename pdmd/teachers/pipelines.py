@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -211,11 +212,13 @@ def _tensors(folder: str | Path, subfolder: str) -> Iterator[tuple[str, Tensor]]
         from huggingface_hub import snapshot_download
 
         place = Path(snapshot_download(str(folder), allow_patterns=f"{subfolder}/*"))
-    files = sorted((place / subfolder).glob("diffusion_pytorch_model*.safetensors"))
-    if not files:
-        raise FileNotFoundError("it has no diffusion_pytorch_model*.safetensors")
-    for file in files:
-        with safe_open(str(file), framework="pt") as opened:
+    stem = place / subfolder / "diffusion_pytorch_model.safetensors"
+    shards = stem.with_name(f"{stem.name}.index.json")
+    names = {stem.name}
+    if shards.is_file():
+        names = set(json.loads(shards.read_text())["weight_map"].values())
+    for file in sorted(names):
+        with safe_open(str(stem.with_name(file)), framework="pt") as opened:
             for path in opened.keys():
                 yield path, opened.get_tensor(path)
 
@@ -223,9 +226,11 @@ def _tensors(folder: str | Path, subfolder: str) -> Iterator[tuple[str, Tensor]]
 @contextlib.contextmanager
 def _reporting(folder: str | Path, subfolder: str | None = None) -> Iterator[None]:
     """Turns what loading raises for a missing or damaged folder into one sentence."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, KeyError, TypeError, RuntimeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, RuntimeError, ValueError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         part = f"{folder}/{subfolder}" if subfolder else str(folder)
         raise ValueError(
