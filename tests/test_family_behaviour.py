@@ -19,6 +19,7 @@ from pdmd import (
     Student,
     distill,
     sample,
+    sample_ode,
 )
 from pdmd.cli import main
 from pdmd.evaluation.figures import side_by_side
@@ -276,3 +277,19 @@ def test_a_grid_of_videos_shows_their_middle_frame():
         for images in (videos, videos[:, :, 2])
     ]
     assert (shown[0] == shown[1]).all()
+
+
+def test_sampling_steps_through_the_times_given():
+    teacher = teachers.get("mixture")(dim=3)
+    condition = teacher.encode([1, 2])
+
+    def draw(**options):
+        return sample_ode(
+            teacher, condition, generator=torch.Generator().manual_seed(0), **options
+        )
+
+    assert torch.equal(draw(times=[1.0, 0.75, 0.5, 0.25, 0.0]), draw(steps=4))
+    assert torch.equal(draw(times=[1.0, 0.75, 0.5]), draw(steps=2, t_end=0.5))
+    for times in ([0.9, 0.0], [1.0], [1.0, 0.5, 0.5]):
+        with pytest.raises(ValueError, match="fall strictly from 1"):
+            draw(times=times)
