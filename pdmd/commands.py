@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -44,7 +45,7 @@ class EvaluateOptions:
     """Steps of the teacher's own sampling."""
     seed: int = 1234
     """Seed of every draw."""
-    guidance: float | None = None
+    guidance: tuple[float, ...] = ()
     """The teacher's guidance scale; by default the one the student was distilled with."""
     out: str = ""
     """Also write the rows to this JSON file."""
@@ -167,18 +168,14 @@ def _teacher_of(student: Student) -> Any:
 
 def _evaluate(words: list[str]) -> int:
     from pdmd.evaluation.evaluate import evaluate, format_table
-    from pdmd.teachers.guided import Guided
+    from pdmd.teachers.guided import guided
 
     name, rest = take_name(words, STUDENT)
     options = parse(EvaluateOptions, rest, "pdmd evaluate STUDENT", flat=True)
     _check_numbers(options, samples=(100, 10**6), teacher_steps=(1, 10**4), seed=(0, 2**63 - 1))
     student = _student(name, options.plugins)
     teacher = _teacher_of(student)
-    guidance = options.guidance
-    if guidance is None:
-        guidance = (student.source or {}).get("guidance", 1.0)
-    if guidance != 1:
-        teacher = Guided(teacher, guidance)
+    teacher = guided(teacher, options.guidance or (student.source or {}).get("guidance", 1.0))
     if options.out:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     metrics = evaluate(
@@ -284,16 +281,18 @@ def _teachers(words: list[str]) -> int:
         return 0
     no_more(words)
     print(
-        f"{'name':<12} {'predicts':<12} {'schedule':<16} {'latents':<12} {'parameters':>10}  times"
+        f"{'name':<12} {'predicts':<12} {'schedule':<16} {'latents':<12} {'parameters':>11}  times"
     )
     for name in teachers:
-        teacher = teachers[name]()
+        make = teachers[name]
+        outline = "meta" in inspect.signature(make).parameters  # without memory for its weights
+        teacher = make(meta=True) if outline else make()
         low, high = teacher.time_range
         shape = "x".join(map(str, teacher.latent_shape))
         count = sum(p.numel() for p in teacher.parameters())
         print(
             f"{name:<12} {teacher.kind:<12} {type(teacher.schedule).__name__:<16} {shape:<12} "
-            f"{count or 'exact':>10}  [{low:g}, {high:g}]"
+            f"{count or 'exact':>11}  [{low:g}, {high:g}]"
         )
     return 0
 

@@ -112,3 +112,18 @@ class Denoiser(nn.Module, ABC):
                 "network, such as init=FromDenoiser(network)"
             )
         return copy.deepcopy(self).requires_grad_(True).train()
+
+    def trainable_part(self, t_start: float, t_end: float) -> Denoiser:
+        """Returns a trainable copy of what serves the times between two; here of the whole.
+
+        A denoiser of several networks returns the one that serves the whole interval, so that
+        an expert need not carry networks it never asks.
+
+        Args:
+            t_start: The noisier end.
+            t_end: The cleaner end.
+
+        Raises:
+            ValueError: As :meth:`trainable_copy`.
+        """
+        return self.trainable_copy()

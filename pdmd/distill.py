@@ -230,11 +230,14 @@ def distill(
         check_teacher(real, plan, generator, encoded)
         if resume and checkpointer is not None:
             account.restore(cursor["account"])
-            for phase in plan.phases[: cursor["finished"]]:
-                denoiser = init.expert(teacher, phase, finished)
-                checkpointer.load_network(f"finished.{phase.index}", denoiser)
-                finished.append(_freeze(expert(denoiser, phase)))
-                placed.append(_freeze(expert(runtime.frozen(denoiser), phase)))
+            for group in order.groups(plan):
+                if group[0].index >= cursor["finished"]:
+                    continue
+                made = _start(init, teacher, group, finished, expert, order.shared)
+                for one in made:
+                    checkpointer.load_network(f"finished.{one.phase.index}", one.denoiser)
+                finished += [_freeze(one) for one in made]
+                placed += _placed(made, runtime)
             recorder.resumed(cursor["finished"] + 1, cursor["update"] or 0)
         for group in order.groups(plan):
             if group[0].index < cursor["finished"]:
@@ -244,7 +247,7 @@ def distill(
                 earlier=placed,
                 teacher=real,
                 fakes=[
-                    [init.fake(teacher) for _ in range(fake_scores.number(phase))]
+                    [init.fake(teacher, phase) for _ in range(fake_scores.number(phase))]
                     for phase in group
                 ],
                 generator_objective=generator,
@@ -276,7 +279,13 @@ def distill(
             account.close()
             _calibrate(trainer, recorder)
             done = [_freeze(e) for e in trainer.finished()]
-            finished += _plain(done, runtime, init, teacher, finished)
+            if runtime.plain:
+                finished += done
+            else:
+                made = _start(init, teacher, group, finished, expert, order.shared)
+                for one, whole in zip(made, done, strict=True):
+                    one.denoiser.load_state_dict(runtime.whole(whole.denoiser))
+                finished += [_freeze(one) for one in made]
             placed += done
             if checkpointer is not None:
                 checkpointer.save(finished, None, rng, account)
@@ -310,28 +319,25 @@ def _start(
     shared: bool,
 ) -> list[Expert]:
     if shared:
-        denoiser = init.expert(teacher, group[0], finished)
+        span = Phase(
+            index=group[0].index,
+            timesteps=tuple(t for phase in group for t in phase.timesteps),
+            t_end=group[-1].t_end,
+            score_range=(
+                min(phase.score_range[0] for phase in group),
+                max(phase.score_range[1] for phase in group),
+            ),
+        )
+        denoiser = init.expert(teacher, span, finished)
         return [expert(denoiser, phase) for phase in group]
     return [expert(init.expert(teacher, phase, finished), phase) for phase in group]
 
 
-def _plain(
-    done: Sequence[Expert],
-    runtime: Runtime,
-    init: Initializer,
-    teacher: Denoiser,
-    finished: Sequence[Expert],
-) -> list[Expert]:
-    """Returns experts over plain networks: themselves, where the runtime left them so."""
-    plain: dict[int, Denoiser] = {}
-    for one in done:
-        if runtime.plain:
-            plain[id(one.denoiser)] = one.denoiser
-        elif id(one.denoiser) not in plain:
-            network = init.expert(teacher, one.phase, finished)
-            network.load_state_dict(runtime.whole(one.denoiser))
-            plain[id(one.denoiser)] = network
-    return [_freeze(type(one)(plain[id(one.denoiser)], one.phase)) for one in done]
+def _placed(made: Sequence[Expert], runtime: Runtime) -> list[Expert]:
+    """Returns experts as the runtime runs them; what they share they share still."""
+    networks = {id(one.denoiser): one.denoiser for one in made}
+    frozen = {key: runtime.frozen(denoiser) for key, denoiser in networks.items()}
+    return [_freeze(type(one)(frozen[id(one.denoiser)], one.phase)) for one in made]
 
 
 def _train(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,17 @@ class Router(ABC):
         Raises:
             ValueError: If a time is outside [0, 1].
         """
+
+    def serves(self, t_start: float, t_end: float) -> int | None:
+        """Returns the index that serves every time between two; ``None`` if none is known to.
+
+        The ends themselves do not count.
+
+        Args:
+            t_start: The noisier end.
+            t_end: The cleaner end.
+        """
+        return None
 
 
 @routers.register("interval")
@@ -63,6 +75,15 @@ class IntervalRouter(Router):
     def __call__(self, t: Times) -> Tensor:
         t = as_times(t)
         return (t.unsqueeze(-1) <= self._inner.to(t.device)).sum(-1)
+
+    def serves(self, t_start: float, t_end: float) -> int | None:
+        slack = 2**-22  # ends that float32 cannot tell from a boundary are on it
+        for i, (above, below) in enumerate(
+            zip(self.boundaries, self.boundaries[1:], strict=False)
+        ):
+            if t_start <= above * (1 + slack) and t_end >= below * (1 - slack):
+                return i
+        return None
 
     def __repr__(self) -> str:
         return f"IntervalRouter({list(self.boundaries)})"
@@ -136,4 +157,14 @@ class RoutedDenoiser(Denoiser):
 
     def trainable_copy(self) -> Denoiser:
         """Returns a routed denoiser of trainable copies."""
-        return RoutedDenoiser([d.trainable_copy() for d in self.denoisers], self.router)  # type: ignore[operator]
+        return RoutedDenoiser([d.trainable_copy() for d in self._all()], self.router)
+
+    def trainable_part(self, t_start: float, t_end: float) -> Denoiser:
+        """Returns a trainable copy of the one denoiser between two times, of all if several."""
+        index = self.router.serves(t_start, t_end)
+        if index is None:
+            return self.trainable_copy()
+        return self._all()[index].trainable_part(t_start, t_end)
+
+    def _all(self) -> list[Denoiser]:
+        return cast("list[Denoiser]", list(self.denoisers))

@@ -177,7 +177,7 @@ class Run:
         student.save(self.folder / "student")
         summary = {
             "teacher": config.teacher.name,
-            "guidance": config.teacher.guidance,
+            "guidance": list(config.teacher.guidance),
             "generator_objective": repr(self.generator),
             "fake_objective": repr(self.fake_score),
             "parameters": sum(p.numel() for p in student.experts[0].parameters()),
@@ -252,7 +252,7 @@ class Run:
         source: dict[str, Any] = {
             "teacher": config.teacher.name,
             "arguments": config.teacher.arguments,
-            "guidance": config.teacher.guidance,
+            "guidance": list(config.teacher.guidance),
         }
         if _has_weights(self.teacher):
             init = FromTeacher() if config.train.init == "teacher" else FromPrevious()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from pdmd.denoisers import Denoiser
@@ -103,14 +105,19 @@ def ode_times(denoiser: Denoiser, steps: int, t_end: float = 0.0) -> list[float]
     if steps < 1:
         raise ValueError(f"sampling needs at least 1 step, got {steps}")
     times = [1 - (1 - t_end) * i / steps for i in range(steps)] + [t_end]
+    _check_range(denoiser, times)
+    return times
+
+
+def _check_range(denoiser: Denoiser, times: Sequence[float]) -> None:
     low, high = denoiser.time_range
     for t in (times[0], times[-2]):
         if not low <= t <= high:
             raise ValueError(
-                f"{steps} steps ask the {type(denoiser).__name__} at t = {t:.4g}, outside its "
-                f"range [{low:.4g}, {high:.4g}]; take fewer steps or widen its time_range"
+                f"{len(times) - 1} steps ask the {type(denoiser).__name__} at t = {t:.4g}, "
+                f"outside its range [{low:.4g}, {high:.4g}]; take fewer steps or widen its "
+                "time_range"
             )
-    return times
 
 
 @torch.no_grad()
@@ -122,25 +129,35 @@ def sample_ode(
     batch: int | None = None,
     generator: torch.Generator | None = None,
     t_end: float = 0.0,
+    times: Sequence[float] | None = None,
 ) -> Latents:
-    r"""Integrates a denoiser's probability flow from noise, in equal steps of time.
+    r"""Integrates a denoiser's probability flow from noise, in equal steps of time or given ones.
 
     Args:
         denoiser: A teacher, or any denoiser.
         condition: A condition with batch size :math:`(B)`, or ``None``.
-        steps: Network evaluations.
+        steps: Network evaluations, where no times are given.
         batch: :math:`B`, needed without a condition.
         generator: The source of randomness.
-        t_end: Where to stop.
+        t_end: Where to stop, where no times are given.
+        times: The times to step through, falling from 1, the last where to stop; such as
+            ``PhasePlan.uniform(50, shift=teacher.shift).timesteps``.
 
     Returns:
-        Latents at ``t_end``, with shape :math:`(B, *)`.
+        Latents at the last time, with shape :math:`(B, *)`.
 
     Raises:
-        ValueError: If ``steps`` is below 1, the denoiser would be asked outside its time range,
-            or the batch is missing or does not fit.
+        ValueError: If ``steps`` is below 1, the times do not fall from 1, the denoiser would be
+            asked outside its time range, or the batch is missing or does not fit.
     """
-    times = ode_times(denoiser, steps, t_end)
+    if times is None:
+        times = ode_times(denoiser, steps, t_end)
+    else:
+        times = [float(t) for t in times]
+        falls = all(s < t for t, s in zip(times, times[1:], strict=False))
+        if len(times) < 2 or times[0] != 1 or not falls:
+            raise ValueError(f"times fall strictly from 1, with one step at least; got {times}")
+        _check_range(denoiser, times)
     x = initial_noise(denoiser, _batch(condition, batch), generator)
     for t, s in zip(times, times[1:], strict=False):
         x = ode_step(denoiser(x, t, condition), s)

@@ -198,7 +198,7 @@ class Student(Teacher):
                 arguments = {**network.get("arguments", {}), "schedule": teacher.schedule}
                 template = _build(networks, network["name"], arguments, folder)
             else:
-                template = teacher.trainable_copy()
+                template = teacher
         assert template is not None
         plan = plan_from_description(content["plan"])
         if len(plan) != len(content["experts"]):
@@ -218,7 +218,7 @@ class Student(Teacher):
                 )
             denoiser = read.get(path)
             if denoiser is None:
-                denoiser = read[path] = _like(template, entry.get("boundaries"))
+                denoiser = read[path] = _like(template, phase, entry.get("boundaries"))
                 try:
                     denoiser.load_state_dict(load_file(path))
                 except (RuntimeError, SafetensorError) as error:
@@ -297,8 +297,9 @@ def _check_source(source: Any) -> None:
     if source is None:
         return
     guidance = source.get("guidance", 1.0)
-    if isinstance(guidance, bool) or not math.isfinite(guidance):
-        raise ValueError(f"guidance is a finite number, got {guidance!r}")
+    for scale in guidance if isinstance(guidance, list) else [guidance]:
+        if isinstance(scale, bool) or not math.isfinite(scale):
+            raise ValueError(f"guidance is finite numbers, got {guidance!r}")
     for part, key in ((source, "teacher"), (source.get("network"), "name")):
         if part is not None and not (
             isinstance(part[key], str) and isinstance(part.get("arguments", {}), dict)
@@ -322,10 +323,15 @@ def _build(registry: Registry[Any], name: str, arguments: Mapping[str, Any], fol
         ) from error
 
 
-def _like(template: Denoiser, boundaries: Sequence[float] | None) -> Denoiser:
-    if boundaries is None or isinstance(template, RoutedDenoiser):
-        return template.trainable_copy()
-    copies = [template.trainable_copy() for _ in boundaries[1:]]
+def _like(template: Denoiser, phase: Phase, boundaries: Sequence[float] | None) -> Denoiser:
+    part = template.trainable_part(phase.t_start, phase.t_end)
+    if boundaries is None:
+        return part
+    if isinstance(part, RoutedDenoiser) and len(part.denoisers) == len(boundaries) - 1:
+        copies = [cast(Denoiser, d) for d in part.denoisers]
+    else:
+        more = [template.trainable_part(phase.t_start, phase.t_end) for _ in boundaries[2:]]
+        copies = [part, *more]
     return RoutedDenoiser(copies, IntervalRouter(boundaries))
 
 

@@ -6,7 +6,7 @@ otherwise are converted inside their adapter and nowhere else.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -22,6 +22,7 @@ __all__ = [
     "Latents",
     "Times",
     "expand",
+    "join_conditions",
     "labels_of",
     "repeat_condition",
 ]
@@ -61,6 +62,36 @@ def repeat_condition(condition: Condition, batch: int) -> Condition:
         A condition with batch size ``(batch,)``, or ``None``.
     """
     return None if condition is None else condition.expand(batch)
+
+
+def join_conditions(first: TensorDict, second: TensorDict) -> TensorDict:
+    """Puts the rows of two conditions one after the other.
+
+    Sequences of different lengths, such as embeddings of text and their masks, are filled up with
+    zeros at their ends.
+
+    Args:
+        first: A condition with batch size :math:`(A)`.
+        second: A condition of the same entries, with batch size :math:`(B)`.
+
+    Returns:
+        A condition with batch size :math:`(A + B)`.
+    """
+    from tensordict import TensorDict
+
+    def filled(own: TensorDict, other: TensorDict) -> TensorDict:
+        entries: dict[str, torch.Tensor] = {}
+        items: Any = own.items()
+        for key, value in items:
+            missing = other[key].shape[1] - value.shape[1] if value.ndim > 1 else 0
+            if missing > 0:
+                fill = value.new_zeros(len(value), missing, *value.shape[2:])
+                value = torch.cat([value, fill], 1)
+            entries[key] = value
+        return TensorDict(entries, batch_size=own.batch_size)
+
+    joined: Any = torch.cat([filled(first, second), filled(second, first)])  # type: ignore[list-item]
+    return joined
 
 
 def labels_of(condition: Condition) -> torch.Tensor:

@@ -67,8 +67,8 @@ class CorrectedFake(Initializer):
     def expert(self, teacher, phase, finished):
         return self.inner.expert(teacher, phase, finished)
 
-    def fake(self, teacher):
-        return Correction(teacher, self.inner.fake(teacher), self.zeroed)
+    def fake(self, teacher, phase):
+        return Correction(teacher, self.inner.fake(teacher, phase), self.zeroed)
 
 
 def matching(*args, **kwargs):

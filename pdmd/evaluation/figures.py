@@ -58,7 +58,8 @@ def image_grid(images: Tensor, *, columns: int, title: str = "") -> Figure:
 
 
 def side_by_side(panels: Mapping[str, Tensor], *, columns: int) -> Figure:
-    """Draws one grid of images per panel, next to each other."""
+    """Draws one grid of images per panel, next to each other; of videos the middle frame."""
+    panels = {k: x[:, :, x.shape[2] // 2] if x.ndim == 5 else x for k, x in panels.items()}
     rows = math.ceil(len(next(iter(panels.values()))) / columns)
     figure = new_figure(3.2 * len(panels), 3.2 * rows / columns + 0.35)
     for i, (title, images) in enumerate(panels.items()):

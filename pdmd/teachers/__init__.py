@@ -9,7 +9,24 @@ from pdmd.teachers.base import teachers as _registry
 from pdmd.teachers.guided import Guided
 from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.teachers.mlp import MlpDenoiser
+from pdmd.teachers.prompts import PromptEmbeddings, Prompts
+from pdmd.teachers.qwen_image import QwenImageTeacher
+from pdmd.teachers.routed import RoutedTeacher
+from pdmd.teachers.wan import WanTeacher
 
-__all__ = ["Guided", "MixtureTeacher", "MlpDenoiser", "Teacher", "get", "names", "register"]
+__all__ = [
+    "Guided",
+    "MixtureTeacher",
+    "MlpDenoiser",
+    "PromptEmbeddings",
+    "Prompts",
+    "QwenImageTeacher",
+    "RoutedTeacher",
+    "Teacher",
+    "WanTeacher",
+    "get",
+    "names",
+    "register",
+]
 
 register, get, names = _registry.register, _registry.get, _registry.names

@@ -11,9 +11,11 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from pdmd.denoisers import Denoiser
 from pdmd.registry import Registry
-from pdmd.typing import Condition
+from pdmd.typing import Condition, Latents
 
 __all__ = ["Teacher", "import_plugins", "networks", "teachers"]
 
@@ -22,7 +24,13 @@ class Teacher(Denoiser):
     """A denoiser that knows its prompts.
 
     A subclass implements :meth:`~pdmd.denoisers.Denoiser.network` and :meth:`encode`.
+
+    Attributes:
+        shift: The shift of time that its family recommends for plans and sampling at its
+            resolution (:class:`~pdmd.schedules.Shifted`); 1 is none.
     """
+
+    shift: float = 1.0
 
     @abstractmethod
     def encode(self, prompts: Sequence[Any]) -> Condition:
@@ -45,14 +53,33 @@ class Teacher(Denoiser):
         """The prompts a distillation draws from unless it is given others."""
         return [None]
 
+    def guide(
+        self, conditional: Latents, unconditional: Latents, scale: float | Tensor
+    ) -> Latents:
+        """Combines the predictions with and without a condition, by the family's rule.
+
+        Args:
+            conditional: The prediction with the condition, with shape :math:`(B, *)`.
+            unconditional: The one without.
+            scale: The guidance scale: a number, or a tensor that multiplies latents.
+
+        Returns:
+            The guided prediction; here the classical extrapolation.
+        """
+        return unconditional + scale * (conditional - unconditional)
+
 
 teachers: Registry[Any] = Registry(
     "teacher",
     {
         "digits": "pdmd.teachers.digits:DigitsTeacher.from_package",
         "mixture": "pdmd.teachers.mixture:MixtureTeacher.random",
+        "qwen_image": "pdmd.teachers.qwen_image:QwenImageTeacher.from_arguments",
+        "wan": "pdmd.teachers.wan:WanTeacher.from_arguments",
     },
 )
+"""Factories of teachers by name. One that takes ``meta`` can build on the meta device, without
+memory for its weights."""
 
 networks: Registry[Any] = Registry("network", {"mlp": "pdmd.teachers.mlp:MlpDenoiser"})
 """Networks for students of teachers without weights. One is called with the teacher's

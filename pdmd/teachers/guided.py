@@ -2,6 +2,9 @@ r"""Classifier-free guidance: a teacher around a teacher.
 
 .. math:: f_g(x_t, t, c) = f(x_t, t, \varnothing) + g \, (f(x_t, t, c) - f(x_t, t, \varnothing))
 
+or what the teacher's family makes of the two predictions, its
+:meth:`~pdmd.teachers.base.Teacher.guide`.
+
 References:
     Ho and Salimans, Classifier-Free Diffusion Guidance, arXiv:2207.12598, Eq. 6.
 """
@@ -17,9 +20,10 @@ from torch import Tensor
 
 from pdmd.denoisers import Denoiser
 from pdmd.teachers.base import Teacher
-from pdmd.typing import Condition, Latents, repeat_condition
+from pdmd.teachers.routed import RoutedTeacher
+from pdmd.typing import Condition, Latents, expand, join_conditions, repeat_condition
 
-__all__ = ["Guided", "unguided"]
+__all__ = ["Guided", "guided", "unguided"]
 
 
 class Guided(Teacher):
@@ -30,28 +34,42 @@ class Guided(Teacher):
 
     Args:
         teacher: The teacher to guide.
-        scale: The guidance scale :math:`g`; 1 is no guidance.
+        scale: The guidance scale :math:`g`; 1 is no guidance. For a
+            :class:`~pdmd.teachers.routed.RoutedTeacher` it may be one number for each of its
+            networks, noisiest first.
         null: The condition to guide away from, of batch size 1; by default
             ``teacher.encode([None])``.
 
     Raises:
-        ValueError: If the scale is not finite, or the teacher takes no conditions.
+        ValueError: If a scale is not finite, their number is not the teacher's, or the teacher
+            takes no conditions.
     """
 
-    def __init__(self, teacher: Teacher, scale: float, null: Condition = None) -> None:
+    def __init__(
+        self, teacher: Teacher, scale: float | Sequence[float], null: Condition = None
+    ) -> None:
         super().__init__(
             schedule=teacher.schedule,
             kind=teacher.kind,
             latent_shape=teacher.latent_shape,
             time_range=teacher.time_range,
         )
-        if not math.isfinite(scale):
-            raise ValueError(f"a guidance scale is a finite number, got {scale}")
+        scales = (scale,) if isinstance(scale, int | float) else tuple(scale)
+        for g in scales:
+            if not math.isfinite(g):
+                raise ValueError(f"a guidance scale is a finite number, got {g}")
+        networks = len(teacher.routed.denoisers) if isinstance(teacher, RoutedTeacher) else 1
+        if len(scales) not in (1, networks):
+            raise ValueError(
+                f"got {len(scales)} guidance scales for a {type(teacher).__name__} of {networks} "
+                "networks; give one number, or one for each network"
+            )
         self.teacher = teacher
-        self.scale = float(scale)
-        self.evaluations = teacher.evaluations * (1 if scale == 1 else 2)
-        self.null = teacher.encode([None]) if null is None else null
-        if self.null is None and self.scale != 1:
+        self.scales = tuple(float(g) for g in scales)
+        self.shift = teacher.shift
+        self.evaluations = teacher.evaluations * (2 if self.guides else 1)
+        self.null = teacher.encode([None]) if null is None and self.guides else null
+        if self.null is None and self.guides:
             raise ValueError(
                 f"{type(teacher).__name__} takes no conditions, so it cannot be guided; "
                 "use scale=1"
@@ -59,15 +77,15 @@ class Guided(Teacher):
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Evaluates with and without the condition, in one batch."""
-        if self.scale == 1:
+        if not self.guides:
             return self.teacher.network(x_t, t, condition)
         null = repeat_condition(self.null, len(x_t))
-        if condition is None:  # both evaluations would be the same
+        if null is None or condition is None:  # both evaluations would be the same
             return self.teacher.network(x_t, t, null)
-        both: Any = torch.cat([null, condition])  # type: ignore[list-item]
+        both = join_conditions(null, condition)
         value = self.teacher.network(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
         unconditional, conditional = value.chunk(2)
-        return unconditional + self.scale * (conditional - unconditional)
+        return self.teacher.guide(conditional, unconditional, self._scale(t, x_t))
 
     def encode(self, prompts: Sequence[Any]) -> Condition:
         """Encodes as the guided teacher does."""
@@ -81,6 +99,35 @@ class Guided(Teacher):
     def trainable_copy(self) -> Denoiser:
         """Returns a copy of the network without guidance, which the student learns to absorb."""
         return self.teacher.trainable_copy()
+
+    def trainable_part(self, t_start: float, t_end: float) -> Denoiser:
+        """Returns the guided teacher's part, without guidance."""
+        return self.teacher.trainable_part(t_start, t_end)
+
+    @property
+    def guides(self) -> bool:
+        """Whether any scale is not 1."""
+        return any(g != 1 for g in self.scales)
+
+    def _scale(self, t: Tensor, x_t: Latents) -> float | Tensor:
+        if len(self.scales) == 1 or not isinstance(self.teacher, RoutedTeacher):
+            return self.scales[0]
+        scales = torch.tensor(self.scales, dtype=torch.float64, device=t.device)
+        return expand(scales[self.teacher.routed.router(t)], x_t)
+
+
+def guided(teacher: Teacher, scales: float | Sequence[float]) -> Teacher:
+    """Returns the teacher under guidance, itself where every scale is 1.
+
+    Args:
+        teacher: The teacher.
+        scales: As :class:`Guided`.
+
+    Raises:
+        ValueError: As :class:`Guided`.
+    """
+    wrapped = Guided(teacher, scales)
+    return wrapped if wrapped.guides else teacher
 
 
 def unguided(teacher: Teacher) -> Teacher:

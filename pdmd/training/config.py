@@ -29,7 +29,7 @@ from pdmd.objectives import (
 )
 from pdmd.phases import Disjoint, Nested, PhasePlan
 from pdmd.teachers.base import Teacher, import_plugins, networks, teachers
-from pdmd.teachers.guided import Guided
+from pdmd.teachers.guided import guided
 from pdmd.training.fakes import AdaptiveUpdates, FakeUpdates, FixedUpdates
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.training.orders import share_out
@@ -77,8 +77,8 @@ class TeacherConfig:
 
     name: str = "digits"
     """A registered teacher: see 'pdmd teachers'."""
-    guidance: float = 1.0
-    """Classifier-free guidance scale; 1 is none."""
+    guidance: tuple[float, ...] = (1.0,)
+    """Classifier-free guidance scale, 1 is none: one number, or one per network of the teacher."""
     arguments: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Passed to the teacher by name, such as dim and modes for the mixture."""
     plugins: tuple[str, ...] = ()
@@ -91,15 +91,18 @@ class TeacherConfig:
             teacher = teachers[self.name](**self.arguments)
         except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
             raise ValueError(f"teacher.arguments do not fit {self.name!r}: {error}") from error
-        return teacher if self.guidance == 1 else Guided(teacher, self.guidance)
+        return guided(teacher, self.guidance)
 
     def check_name(self) -> None:
         """Imports the plugins and looks the teacher up."""
         import_plugins(self.plugins)
         if self.name not in teachers:
             teachers[self.name]
-        if not math.isfinite(self.guidance):
-            raise ValueError(f"teacher.guidance must be finite, got {self.guidance}")
+        if not self.guidance:
+            raise ValueError("teacher.guidance is empty; give one number, 1 for none")
+        for scale in self.guidance:
+            if not math.isfinite(scale):
+                raise ValueError(f"teacher.guidance must be finite, got {scale}")
 
 
 @dataclass(kw_only=True)

@@ -26,26 +26,40 @@ class Initializer(ABC):
             finished: The experts of the phases before.
         """
 
-    def fake(self, teacher: Denoiser) -> Denoiser:
-        """Returns a trainable denoiser for the phase's fake score; the teacher's copy."""
-        return teacher.trainable_copy()
+    def fake(self, teacher: Denoiser, phase: Phase) -> Denoiser:
+        """Returns a trainable denoiser for a phase's fake score.
+
+        By default a copy of the teacher, of its networks in the phase's score range.
+
+        Args:
+            teacher: The teacher.
+            phase: The phase.
+        """
+        low, high = phase.score_range
+        return teacher.trainable_part(high, low)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
 
 class FromTeacher(Initializer):
-    """Starts every expert at the teacher, as the paper does."""
+    """Starts every expert at the teacher, as the paper does.
+
+    Of a teacher of several networks the expert takes the one that serves its phase, and all of
+    them where the phase has several.
+    """
 
     def expert(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
-        return teacher.trainable_copy()
+        return teacher.trainable_part(phase.t_start, phase.t_end)
 
 
 class FromPrevious(Initializer):
     """Starts every expert at the one before it, and the first at the teacher."""
 
     def expert(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
-        return (finished[-1].denoiser if finished else teacher).trainable_copy()
+        if finished:
+            return finished[-1].denoiser.trainable_copy()
+        return teacher.trainable_part(phase.t_start, phase.t_end)
 
 
 class FromDenoiser(Initializer):
@@ -61,7 +75,7 @@ class FromDenoiser(Initializer):
     def expert(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
         return self.denoiser.trainable_copy()
 
-    def fake(self, teacher: Denoiser) -> Denoiser:
+    def fake(self, teacher: Denoiser, phase: Phase) -> Denoiser:
         return self.denoiser.trainable_copy()
 
 
@@ -79,5 +93,5 @@ class PerStep(Initializer):
         networks = [self.inner.expert(teacher, phase, finished) for _ in phase.timesteps]
         return RoutedDenoiser(networks, IntervalRouter((1.0, *phase.timesteps[1:], 0.0)))
 
-    def fake(self, teacher: Denoiser) -> Denoiser:
-        return self.inner.fake(teacher)
+    def fake(self, teacher: Denoiser, phase: Phase) -> Denoiser:
+        return self.inner.fake(teacher, phase)

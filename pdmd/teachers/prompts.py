@@ -1,0 +1,191 @@
+"""Prompts: where the conditions of a model family come from.
+
+A condition of text has ``prompt``, embeddings of shape :math:`(B, L, D)` filled up with zeros, and
+for families that mask them ``mask`` of shape :math:`(B, L)`, true where there is text.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pdmd.typing import join_conditions
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
+
+__all__ = ["EncodedText", "PromptEmbeddings", "Prompts", "read_prompts"]
+
+
+class Prompts(ABC):
+    """Turns prompts into conditions."""
+
+    @property
+    @abstractmethod
+    def prompts(self) -> Sequence[str]:
+        """The prompts that a distillation draws from unless it is given others."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str | None]) -> TensorDict:
+        """Returns the condition of prompts, ``None`` for no prompt.
+
+        Raises:
+            ValueError: If there is no condition for one.
+        """
+
+
+class PromptEmbeddings(Prompts):
+    """Embeddings made beforehand, looked up by prompt: no text encoder is needed.
+
+    Args:
+        prompts: The prompts; ``None`` is the one to guide away from.
+        condition: Their embeddings, one row for each, as :meth:`encode` returns them.
+
+    Raises:
+        ValueError: If the numbers differ or a prompt comes twice.
+    """
+
+    def __init__(self, prompts: Sequence[str | None], condition: TensorDict) -> None:
+        if len(prompts) != int(condition.batch_size[0]):
+            raise ValueError(
+                f"got {len(prompts)} prompts for {int(condition.batch_size[0])} embeddings; give "
+                "one row for each"
+            )
+        self._rows = {prompt: i for i, prompt in enumerate(prompts)}
+        if len(self._rows) != len(prompts):
+            twice = next(p for i, p in enumerate(prompts) if p in prompts[:i])
+            raise ValueError(f"the prompt {twice!r} comes twice; give it one row")
+        self.condition = condition
+
+    @classmethod
+    def random(
+        cls, number: int, *, length: int, dim: int, masked: bool, seed: int = 0
+    ) -> PromptEmbeddings:
+        """Makes standard normal embeddings that stand for no text, and ``None``'s.
+
+        For tests and measurements of cost: the prompts are called ``random 0``, ``random 1``...
+
+        Args:
+            number: How many, besides ``None``.
+            length: Tokens of each.
+            dim: Dimension of a token.
+            masked: Whether they have a mask; their texts then end at random between half the
+                length and all of it.
+            seed: Seed of the draw.
+
+        Raises:
+            ValueError: If a number is below 1.
+        """
+        from tensordict import TensorDict
+
+        for name, value in (("random_prompts", number), ("text_length", length), ("dim", dim)):
+            if value < 1:
+                raise ValueError(f"{name} is at least 1, got {value}")
+        with torch.device("cpu"):  # whatever the default, such as meta
+            generator = torch.Generator().manual_seed(seed)
+            embeddings = torch.randn(number + 1, length, dim, generator=generator)
+            entries = {"prompt": embeddings}
+            if masked:
+                ends = torch.randint(
+                    (length + 1) // 2, length + 1, (number + 1, 1), generator=generator
+                )
+                mask = torch.arange(length) < ends
+                entries = {"prompt": embeddings * mask[..., None], "mask": mask}
+        names = [f"random {i}" for i in range(number)]
+        return cls([*names, None], TensorDict(entries, batch_size=[number + 1]))
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """Every prompt that is one."""
+        return [prompt for prompt in self._rows if prompt is not None]
+
+    def encode(self, prompts: Sequence[str | None]) -> TensorDict:
+        """Looks prompts up."""
+        for prompt in prompts:
+            if prompt not in self._rows:
+                known = ", ".join(map(repr, list(self._rows)[:3]))
+                raise ValueError(
+                    f"there is no embedding of the prompt {prompt!r} among the "
+                    f"{len(self._rows)} known ({known}, ...); embed it, or load the teacher with "
+                    "its text encoder"
+                )
+        rows = torch.tensor([self._rows[prompt] for prompt in prompts], dtype=torch.int64)
+        return self.condition[rows]
+
+
+class EncodedText(Prompts):
+    """Prompts encoded by a text encoder, which is loaded when it is first needed.
+
+    Args:
+        load: Returns the text encoder.
+        embed: Given it and texts, returns their condition.
+        prompts: The prompts to draw from; none by default.
+        null: The text that stands for no prompt.
+        batch_size: Texts encoded at a time.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Any],
+        embed: Callable[[Any, list[str]], TensorDict],
+        *,
+        prompts: Sequence[str] = (),
+        null: str,
+        batch_size: int = 16,
+    ) -> None:
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts are a sequence of texts, got {prompts!r}; pass a list")
+        self._load, self._embed = load, embed
+        self._prompts = tuple(prompts)
+        self.null, self.batch_size = null, batch_size
+        self._encoder: Any = None
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """The prompts given.
+
+        Raises:
+            ValueError: If none were.
+        """
+        if not self._prompts:
+            raise ValueError(
+                "the teacher has no prompts to draw from; pass prompts=[...] where it is loaded, "
+                "or to distill"
+            )
+        return self._prompts
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str | None]) -> TensorDict:
+        """Encodes texts."""
+        for prompt in prompts:
+            if not (prompt is None or isinstance(prompt, str)):
+                raise ValueError(f"a prompt is a text or None, got {prompt!r}")
+        texts = [self.null if prompt is None else prompt for prompt in prompts]
+        if self._encoder is None:
+            self._encoder = self._load()
+        step = self.batch_size
+        parts = [
+            self._embed(self._encoder, texts[i : i + step]) for i in range(0, len(texts), step)
+        ]
+        return reduce(join_conditions, parts)
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Reads a text file of one prompt per line; empty lines are left out.
+
+    Raises:
+        ValueError: If it is missing or holds none.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"the file of prompts {path} does not exist")
+    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    prompts = [prompt for prompt in prompts if prompt]
+    if not prompts:
+        raise ValueError(f"{path} holds no prompts; write one per line")
+    return prompts

@@ -1,0 +1,79 @@
+"""A teacher of several networks, each for its share of the noise, such as Wan 2.2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from pdmd.denoisers import Denoiser
+from pdmd.routers import RoutedDenoiser, Router
+from pdmd.teachers.base import Teacher
+from pdmd.typing import Condition, Latents
+
+__all__ = ["RoutedTeacher"]
+
+
+class RoutedTeacher(Teacher):
+    """Teachers of one family behind a router, seen as one.
+
+    The first of them encodes prompts, combines guided predictions and decodes.
+
+    Args:
+        teachers: The teachers, of one schedule; noisiest first.
+        router: Chooses among them.
+
+    Attributes:
+        routed: Their routed denoiser.
+
+    Raises:
+        ValueError: As :class:`~pdmd.routers.RoutedDenoiser`.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], router: Router) -> None:
+        routed = RoutedDenoiser(teachers, router)
+        super().__init__(
+            schedule=routed.schedule,
+            kind=routed.kind,
+            latent_shape=routed.latent_shape,
+            time_range=routed.time_range,
+        )
+        self.routed = routed
+        self.shift = teachers[0].shift
+        decode = getattr(teachers[0], "decode", None)
+        if decode is not None:
+            self.decode = decode
+
+    @property
+    def first(self) -> Teacher:
+        """The noisiest teacher."""
+        first: Any = self.routed.denoisers[0]
+        return first
+
+    def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
+        """Evaluates each sample with the teacher of its time."""
+        return self.routed.network(x_t, t, condition)
+
+    def encode(self, prompts: Sequence[Any]) -> Condition:
+        """Encodes as the first teacher does."""
+        return self.first.encode(prompts)
+
+    @property
+    def prompts(self) -> Sequence[Any]:
+        """The first teacher's prompts."""
+        return self.first.prompts
+
+    def guide(
+        self, conditional: Latents, unconditional: Latents, scale: float | Tensor
+    ) -> Latents:
+        """Combines as the first teacher does."""
+        return self.first.guide(conditional, unconditional, scale)
+
+    def trainable_copy(self) -> Denoiser:
+        """Returns a routed denoiser of trainable copies."""
+        return self.routed.trainable_copy()
+
+    def trainable_part(self, t_start: float, t_end: float) -> Denoiser:
+        """Returns a trainable copy of the one network between two times, of all if several."""
+        return self.routed.trainable_part(t_start, t_end)

@@ -1,0 +1,109 @@
+"""Teachers that read text: what their families share."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from pdmd.denoisers import Denoiser
+from pdmd.schedules import RectifiedFlow
+from pdmd.teachers.base import Teacher
+from pdmd.teachers.prompts import Prompts, read_prompts
+from pdmd.typing import Condition, Latents, repeat_condition
+
+__all__ = ["TextTeacher"]
+
+
+class TextTeacher(Teacher):
+    r"""A transformer that predicts the velocity of rectified flow from text.
+
+    A subclass implements :meth:`network` and :meth:`around`, and the classmethods
+    ``from_pretrained(folder, *, prompts, meta, ...)`` and ``from_config(*, meta, ...)``.
+
+    Args:
+        transformer: The network, a model of diffusers.
+        latent_shape: Shape of one sample.
+        shift: The shift of time recommended at its resolution.
+        prompts: Turns prompts into conditions; a copy that trains has none.
+        decode: Turns latents into images or videos in [0, 1].
+
+    Attributes:
+        transformer: As given; all parameters are its own.
+        text: What turns prompts into conditions, or ``None``.
+        decode: As given; absent without one.
+    """
+
+    def __init__(
+        self,
+        transformer: Any,
+        *,
+        latent_shape: Sequence[int],
+        shift: float,
+        prompts: Prompts | None,
+        decode: Callable[[Latents], Tensor] | None,
+    ) -> None:
+        super().__init__(schedule=RectifiedFlow(), kind="velocity", latent_shape=latent_shape)
+        self.transformer = transformer
+        self.shift = shift
+        self.text = prompts
+        if decode is not None:
+            self.decode = decode
+
+    @abstractmethod
+    def around(self, transformer: Any) -> TextTeacher:
+        """Returns a teacher of the same size around another transformer, without prompts."""
+
+    @classmethod
+    def from_arguments(
+        cls, *, folder: str = "", prompts: str = "", meta: bool = False, **arguments: Any
+    ) -> Teacher:
+        """Makes a teacher from plain values, as configurations hold them.
+
+        Args:
+            folder: A pipeline's folder or hub name, for ``from_pretrained``; without one
+                ``from_config`` makes random weights.
+            prompts: With a folder, a text file of one prompt per line.
+            meta: Whether to leave the weights on the meta device.
+            arguments: Passed on.
+
+        Raises:
+            ValueError: If there are prompts without a folder.
+        """
+        family: Any = cls
+        if folder:
+            lines = read_prompts(prompts) if prompts else ()
+            return family.from_pretrained(folder, prompts=lines, meta=meta, **arguments)
+        if prompts:
+            raise ValueError(f"prompts = {prompts!r} need a text encoder; give its folder")
+        return family.from_config(meta=meta, **arguments)
+
+    def encode(self, prompts: Sequence[Any]) -> Condition:
+        """Turns texts into a condition with ``prompt`` and, where a family masks, ``mask``."""
+        return self._text().encode(prompts)
+
+    @property
+    def prompts(self) -> Sequence[Any]:
+        """The prompts it was given."""
+        return self._text().prompts
+
+    def trainable_copy(self) -> Denoiser:
+        """Returns a copy of the transformer that trains, without prompts and decoder."""
+        return self.around(copy.deepcopy(self.transformer)).requires_grad_(True).train()
+
+    def conditioned(self, condition: Condition, batch: int) -> Any:
+        """Returns a condition, of no prompt where there is none."""
+        if condition is None:
+            return repeat_condition(self.encode([None]), batch)
+        return condition
+
+    def _text(self) -> Prompts:
+        if self.text is None:
+            raise ValueError(
+                f"this {type(self).__name__} has no prompts; encode with the teacher that it was "
+                "copied from, or load it with from_pretrained"
+            )
+        return self.text
