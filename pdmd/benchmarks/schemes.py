@@ -193,6 +193,18 @@ SCHEMES: dict[str, Scheme] = {
         summary="As phased, half of the generator updates in the last phase.",
         share=(1, 1, 1, 3),
     ),
+    "phased_high_4_fakes": Scheme(
+        summary="Phased DMD as searched for on the digits: cuts near noise, most updates in the "
+        "last phase, four fake updates.",
+        plan=lambda: PhasePlan.from_timesteps([1, 0.97, 0.92, 0.85, 0]),
+        share=(1, 1, 1, 7),
+        fake_updates=lambda: FixedUpdates(4),
+    ),
+    "one_step_4_fakes": Scheme(
+        summary="As one_step, with four fake updates: the control of phased_high_4_fakes.",
+        plan=lambda: PhasePlan.uniform(1),
+        fake_updates=lambda: FixedUpdates(4),
+    ),
     "phased_tuned": Scheme(
         summary="Phased DMD as searched for on the mixture: cuts where modes are decided, updates "
         "where errors arise, eight rollouts an update, higher rates.",

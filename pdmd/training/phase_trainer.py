@@ -273,7 +273,7 @@ class PhaseTrainer:
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach() / parts
         means = self.runtime.mean(torch.stack([loss.float() for loss in sums.values()]))
-        norm = self.runtime.clip(self.networks[role].parameters(), self.clip)
+        norm = self.runtime.clip(self.networks[role], self.clip)
         out = dict(zip((f"{role}/{name}" for name in sums), means, strict=True))
         out[f"{role}/gradient_norm"] = norm.detach()
         if math.isfinite(float(norm)) and math.isfinite(float(means.sum())):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -96,8 +96,8 @@ class Runtime(ABC):
         """Makes the schedule of their learning rate over a number of updates."""
 
     @abstractmethod
-    def clip(self, parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
-        """Scales gradients down to a largest norm and returns the norm they had."""
+    def clip(self, network: nn.Module, largest: float) -> Tensor:
+        """Scales a network's gradient down to a largest norm and returns the norm it had."""
 
     @abstractmethod
     def mean(self, value: Tensor) -> Tensor:
@@ -213,8 +213,8 @@ class OneProcess(Runtime):
     def schedule(self, optimizers: Optimizers, recipe: AdamRecipe, updates: int) -> Schedule:
         return RateSchedule(optimizers, recipe, updates)
 
-    def clip(self, parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
-        return nn.utils.clip_grad_norm_(parameters, largest)
+    def clip(self, network: nn.Module, largest: float) -> Tensor:
+        return nn.utils.clip_grad_norm_(network.parameters(), largest)
 
     def mean(self, value: Tensor) -> Tensor:
         return value

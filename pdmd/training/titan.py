@@ -21,7 +21,7 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -164,8 +164,11 @@ class TitanRuntime(Runtime):
     # ---------------------------------------------------------------------------- networks
 
     def check(self, network: nn.Module) -> None:
-        if any(True for _ in network.parameters()):
-            check(network, tensor=self.dims.tp, context=self.dims.cp)
+        tensor, context = (
+            degree if degree > 1 else None for degree in (self.dims.tp, self.dims.cp)
+        )
+        if tensor or context:
+            check(network, tensor=tensor, context=context)
 
     def frozen(self, network: Denoiser) -> Denoiser:
         copied = copy.deepcopy(network).requires_grad_(False).eval()
@@ -251,8 +254,25 @@ class TitanRuntime(Runtime):
             )
         )
 
-    def clip(self, parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
-        return utils.clip_grad_norm_(parameters, largest, foreach=True)
+    def clip(self, network: nn.Module, largest: float) -> Tensor:
+        for module in network.modules():
+            if isinstance(module, RoutedDenoiser) and module.together:
+                self._drop_unused(module)
+        return utils.clip_grad_norm_(network.parameters(), largest, foreach=True)
+
+    def _drop_unused(self, routed: RoutedDenoiser) -> None:
+        """Takes the gradient from networks that no row of the batch was routed to, on any rank.
+
+        They were called all the same, and have zeros: an optimizer would move them on.
+        """
+        used = torch.zeros(len(routed.denoisers), device=self.device)
+        for i, denoiser in enumerate(routed.denoisers):
+            gradients = [p.grad for p in denoiser.parameters() if p.grad is not None]
+            used[i] = float(any(bool(_local(g).any()) for g in gradients))
+        dist.all_reduce(used, dist.ReduceOp.MAX)
+        for flag, denoiser in zip(used.tolist(), routed.denoisers, strict=True):
+            if not flag:
+                denoiser.zero_grad(set_to_none=True)
 
     # -------------------------------------------------------------------------- agreement
 
@@ -410,6 +430,10 @@ def check_degrees(world: int, dp_replicate: int, dp_shard: int, cp: int, tp: int
             "--nproc-per-node"
         )
     return dp_shard
+
+
+def _local(value: Tensor) -> Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def _unpermute(value: Tensor, dim: int, order: Tensor) -> Tensor:
