@@ -30,7 +30,7 @@ from pdmd.training.checkpoint import Checkpointer, Interrupted
 from pdmd.training.config import DistillConfig, write_config
 from pdmd.training.initializers import FromDenoiser, FromPrevious, FromTeacher, Initializer
 from pdmd.training.recorder import RunRecorder
-from pdmd.training.teaching import taught_network
+from pdmd.training.teaching import network_arguments, taught_network
 from pdmd.typing import Condition
 
 __all__ = ["Run"]
@@ -103,7 +103,7 @@ class Run:
         for steps in (config.evaluate.teacher_steps, self.plan.nfe):
             ode_times(self.teacher, steps)
         if not _has_weights(self.teacher):
-            self._check_network(condition)
+            self._network_arguments(condition)  # for its errors, before any work
         if resume:
             self.checkpointer.read()
         self.account = Account()
@@ -224,14 +224,7 @@ class Run:
         if _has_weights(self.teacher):
             init = FromTeacher() if config.train.init == "teacher" else FromPrevious()
             return init, source
-        kind = self.teacher.kind
-        arguments = {
-            "kind": "x0" if kind == "score" else kind,  # a score diverges at clean data
-            "dim": self.teacher.latent_shape[0],
-            "classes": getattr(unguided(self.teacher), "classes", 0),
-            "width": config.network.width,
-            "depth": config.network.depth,
-        }
+        arguments = self._network_arguments(self.teacher.encode(self.teacher.prompts))
         source["network"] = {"name": config.network.name, "arguments": arguments}
         network = taught_network(
             self.teacher,
@@ -243,23 +236,16 @@ class Run:
         )
         return FromDenoiser(network), source
 
-    def _check_network(self, condition: Condition) -> None:
-        name, teacher = self.config.teacher.name, self.teacher
-        remedy = (
-            "give the teacher parameters, or distill it in Python with init=FromDenoiser(network)"
+    def _network_arguments(self, condition: Condition) -> dict[str, Any]:
+        network = self.config.network
+        return network_arguments(
+            self.teacher,
+            condition,
+            teacher_name=self.config.teacher.name,
+            name=network.name,
+            width=network.width,
+            depth=network.depth,
         )
-        if len(teacher.latent_shape) != 1:
-            raise ValueError(
-                f"{name} has no weights, and the network {self.config.network.name!r} in their "
-                f"place takes vectors, not latents of shape {teacher.latent_shape}; {remedy}"
-            )
-        labelled = condition is not None and "label" in condition
-        if condition is not None and not (labelled and hasattr(unguided(teacher), "classes")):
-            raise ValueError(
-                f"{name} has no weights, and the network {self.config.network.name!r} in their "
-                "place knows prompts by a condition 'label' and the teacher's number of "
-                f"'classes' alone; {remedy}"
-            )
 
     def _check_folder(self) -> None:
         folder, checkpointer = self.folder, self.checkpointer

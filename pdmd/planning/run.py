@@ -1,0 +1,261 @@
+"""The plan of a run: what a configuration costs and where it fits, before anything is rented."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pdmd.denoisers import Denoiser
+from pdmd.planning.evaluations import Calls, Work, calls
+from pdmd.planning.footprint import Footprint, measure
+from pdmd.planning.memory import Precision, Roles
+from pdmd.planning.search import Choice, search
+from pdmd.planning.traffic import flops_of
+from pdmd.teachers.base import Teacher, networks
+from pdmd.training.config import DistillConfig
+from pdmd.training.teaching import network_arguments
+from pdmd.typing import Condition
+
+__all__ = ["PRECISIONS", "RunPlan", "plan_networks", "plan_run"]
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""The types that networks compute in, by name."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunPlan:
+    """What a run costs and where it fits.
+
+    Attributes:
+        name: What is distilled.
+        work: What the training does.
+        teacher: The teacher's footprint.
+        student: That of the generator, the fake score and every frozen expert.
+        calls: Calls of the networks in a cycle of every phase, for each sample.
+        flops: Operations in a cycle of every phase, by role, over all ranks.
+        choices: All degrees of parallelism; those that fit first, by what a rank sends.
+        gpus: The number of ranks.
+        memory: The memory of each, in bytes.
+        precision: In how many bytes parameters are held and computed with.
+        checkpointing: Whether units are computed again in the backward pass.
+    """
+
+    name: str
+    work: Work
+    teacher: Footprint
+    student: Footprint
+    calls: tuple[Calls, ...]
+    flops: tuple[dict[str, float], ...]
+    choices: tuple[Choice, ...]
+    gpus: int
+    memory: float
+    precision: Precision
+    checkpointing: bool
+
+    @property
+    def fitting(self) -> tuple[Choice, ...]:
+        """The choices that fit, the one that sends least first."""
+        return tuple(choice for choice in self.choices if choice.fits)
+
+    @property
+    def least(self) -> Choice:
+        """The choice that needs least memory."""
+        return min(self.choices, key=lambda choice: choice.memory.total)
+
+    def figures(self) -> dict[str, Any]:
+        """Returns all figures as plain values, in bytes and operations, for JSON."""
+        return {
+            "name": self.name,
+            "gpus": self.gpus,
+            "memory": self.memory,
+            "precision": str(self.precision.compute).removeprefix("torch."),
+            "frozen_precision": str(self.precision.frozen).removeprefix("torch."),
+            "checkpointing": self.checkpointing,
+            "batch_size": self.work.batch_size,
+            "networks": {
+                role: {
+                    "parameters": network.parameters,
+                    "units": len(network.units),
+                    "tokens": network.tokens,
+                    "heads": network.heads,
+                    "forward_flops": network.flops,
+                    "backward_flops": network.backward_flops,
+                    "recomputed_flops": network.recomputed_flops,
+                }
+                for role, network in (("teacher", self.teacher), ("student", self.student))
+            },
+            "cycles": [
+                {"forward": c.forward, "backward": c.backward, "flops": f}
+                for c, f in zip(self.calls, self.flops, strict=True)
+            ],
+            "choices": [
+                {
+                    **dataclasses.asdict(choice.degrees),
+                    "fits": choice.fits,
+                    "phase": choice.phase + 1,
+                    "moment": choice.memory.moment,
+                    "bytes": choice.memory.total,
+                    "memory": choice.memory.items,
+                    "sent": choice.traffic.total,
+                    "traffic": dataclasses.asdict(choice.traffic),
+                }
+                for choice in self.choices
+            ],
+        }
+
+
+def plan_networks(
+    teacher: Denoiser,
+    student: Denoiser,
+    condition: Condition,
+    work: Work,
+    *,
+    name: str = "",
+    gpus: int = 1,
+    memory: float = 80.0,
+    precision: Precision | None = None,
+    checkpointing: bool = False,
+) -> RunPlan:
+    """Plans the distillation of a network that is at hand, best on the meta device.
+
+    Args:
+        teacher: The teacher, without guidance, which ``work.evaluations`` counts.
+        student: The network of the generator, the fake score and the frozen experts.
+        condition: A condition of batch size 1, or ``None``.
+        work: What the training does.
+        name: What is distilled, as tables call it.
+        gpus: The number of ranks.
+        memory: The memory of each, in GiB.
+        precision: In how many bytes parameters are held and computed with; float32 by default.
+        checkpointing: Whether units keep their inputs alone and are computed again in the
+            backward pass.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: If a number is out of its range, or no degrees divide the work.
+    """
+    if gpus < 1:
+        raise ValueError(f"the number of ranks is at least 1, got {gpus}")
+    if not memory > 0:
+        raise ValueError(f"the memory of a rank is positive, in GiB, got {memory}")
+    precision = precision or Precision()
+    settings: dict[str, Any] = {"dtype": precision.compute, "checkpointing": checkpointing}
+    phases = range(len(work.plan))
+    steps = [work.recorded_steps(k) for k in phases]
+    trained = {
+        n: measure(student, condition, train=True, steps=n, **settings) for n in {1, *steps}
+    }
+    asked = trained[1]
+    if teacher is not student:
+        asked = measure(teacher, condition, train=False, dtype=precision.compute)
+    roles = [Roles(teacher=asked, student=trained[n], fake=trained[1]) for n in steps]
+    return RunPlan(
+        name=name,
+        work=work,
+        teacher=asked,
+        student=trained[1],
+        calls=tuple(calls(work, k) for k in phases),
+        flops=tuple(flops_of(roles[k], work, k, checkpointing=checkpointing) for k in phases),
+        choices=tuple(
+            search(
+                roles,
+                work,
+                gpus=gpus,
+                memory=memory * 2**30,
+                precision=precision,
+                checkpointing=checkpointing,
+            )
+        ),
+        gpus=gpus,
+        memory=memory * 2**30,
+        precision=precision,
+        checkpointing=checkpointing,
+    )
+
+
+def plan_run(
+    config: DistillConfig,
+    *,
+    gpus: int = 1,
+    memory: float = 80.0,
+    precision: Precision | None = None,
+    checkpointing: bool = False,
+) -> RunPlan:
+    """Plans a configured run; no weight is trained, and none loaded where that can be helped.
+
+    Where the number of fake updates follows the fake score's lag, the most of them are planned.
+
+    Args:
+        config: The configuration.
+        gpus: The number of ranks.
+        memory: The memory of each, in GiB.
+        precision: In how many bytes parameters are held and computed with; float32 by default.
+        checkpointing: Whether units keep their inputs alone and are computed again.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: If a setting is off, or no degrees divide the work.
+    """
+    config.check()
+    teacher = _build(config)
+    condition = teacher.encode(list(teacher.prompts)[:1])
+    guided = config.teacher.guidance != 1
+    if guided and condition is None:
+        raise ValueError(
+            f"{config.teacher.name} takes no conditions, so it cannot be guided; use "
+            "teacher.guidance = 1"
+        )
+    work = Work(
+        plan=config.plan.build(),
+        truncation=config.train.build_truncation(),
+        batch_size=config.train.batch_size,
+        fake_updates=config.train.fake_updates,
+        accumulate=config.train.accumulate,
+        draws=config.objective.draws,
+        evaluations=2 if guided else 1,
+    )
+    student: Denoiser = teacher
+    if not any(True for _ in teacher.parameters()):
+        arguments = network_arguments(
+            teacher,
+            condition,
+            teacher_name=config.teacher.name,
+            name=config.network.name,
+            width=config.network.width,
+            depth=config.network.depth,
+        )
+        with torch.device("meta"):
+            student = networks[config.network.name](**arguments, schedule=teacher.schedule)
+    return plan_networks(
+        teacher,
+        student,
+        condition,
+        work,
+        name=config.teacher.name,
+        gpus=gpus,
+        memory=memory,
+        precision=precision,
+        checkpointing=checkpointing,
+    )
+
+
+def _build(config: DistillConfig) -> Teacher:
+    """Builds the teacher without guidance, on the meta device where its making allows it."""
+    plain = dataclasses.replace(config.teacher, guidance=1.0)
+    try:
+        with warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")  # weights are not copied: that is the point
+            teacher = plain.build()
+        if any(True for _ in teacher.parameters()):
+            return teacher
+    except (ValueError, NotImplementedError, RuntimeError):
+        pass  # it computes while it is made, or its arguments are off
+    return plain.build()
