@@ -7,7 +7,7 @@ computation is recorded there. Everything else is arithmetic.
 from pdmd.planning.evaluations import Calls, Work, calls
 from pdmd.planning.footprint import Footprint, measure
 from pdmd.planning.memory import Degrees, Precision, RankMemory, Roles, memory_of
-from pdmd.planning.run import PRECISIONS, RunPlan, plan_networks, plan_run
+from pdmd.planning.run import PRECISIONS, RunPlan, measure_roles, plan_roles, plan_run
 from pdmd.planning.search import Choice, search
 from pdmd.planning.tables import tables
 from pdmd.planning.traffic import Traffic, flops_of, traffic_of
@@ -27,8 +27,9 @@ __all__ = [
     "calls",
     "flops_of",
     "measure",
+    "measure_roles",
     "memory_of",
-    "plan_networks",
+    "plan_roles",
     "plan_run",
     "search",
     "tables",

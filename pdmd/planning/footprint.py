@@ -136,7 +136,7 @@ def measure(
     network.requires_grad_(train).train(train)
     units, split = units_of(network), split_of(network)
     if condition is not None:
-        condition = condition.to(device)
+        condition = _placed(condition, device)
 
     def chained(batch: int, chain: int) -> Callable[[], Tensor]:
         x = torch.zeros(batch, *denoiser.latent_shape, device=device, dtype=dtype)
@@ -229,6 +229,19 @@ def _routed(
 def _group(parameters: list[nn.Parameter], marked: set[int]) -> Group:
     split = sum(p.numel() for p in parameters if id(p) in marked)
     return Group(whole=sum(p.numel() for p in parameters) - split, split=split)
+
+
+def _placed(condition: Any, device: str) -> Any:
+    """Moves a condition. Masks become full and keep their contents: networks may ask for them."""
+    from tensordict import TensorDict
+
+    entries = {
+        key: torch.ones_like(value, device="cpu")
+        if value.dtype == torch.bool
+        else value.to(device)
+        for key, value in condition.items(True, True)
+    }
+    return TensorDict(entries, batch_size=condition.batch_size)
 
 
 def _size(condition: Condition) -> int:

@@ -74,18 +74,20 @@ class Precision:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Roles:
-    """The footprints of the networks in training.
+    """The footprints of the networks in a phase's training.
 
     Attributes:
         teacher: The teacher, without guidance.
-        student: The generator, which has the fake score's and the frozen experts' shape, measured
-            through the steps that its gradient goes through.
-        fake: The fake score, measured through one step.
+        generator: The expert in training, measured through the steps that its gradient goes
+            through.
+        fake: The fake score.
+        frozen: The experts of the phases before.
     """
 
     teacher: Footprint
-    student: Footprint
+    generator: Footprint
     fake: Footprint
+    frozen: tuple[Footprint, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,47 +136,43 @@ class RankMemory:
         return sum(self.items.values())
 
 
-def memory_of(
-    roles: Roles, work: Work, index: int, degrees: Degrees, precision: Precision
-) -> RankMemory:
+def memory_of(roles: Roles, work: Work, degrees: Degrees, precision: Precision) -> RankMemory:
     """Returns the memory of one rank in a phase, at its highest.
 
     Args:
-        roles: The networks.
+        roles: The phase's networks.
         work: What the training does.
-        index: The phase, from 0.
         degrees: How the ranks share it.
         precision: What is held and computed in how many bytes.
     """
-    return max(_moments(roles, work, index, degrees, precision), key=lambda m: m.total)
+    return max(_moments(roles, work, degrees, precision), key=lambda m: m.total)
 
 
-def _moments(
-    roles: Roles, work: Work, index: int, degrees: Degrees, precision: Precision
-) -> list[RankMemory]:
-    teacher, student, fake = roles.teacher, roles.student, roles.fake
+def _moments(roles: Roles, work: Work, degrees: Degrees, precision: Precision) -> list[RankMemory]:
+    teacher, own, fake = roles.teacher, roles.generator, roles.fake
     tp, shards = degrees.tp, degrees.shards
     batch = work.batch_size / degrees.batches
-    trained = _MASTER * student.local(tp) / shards
-    held = precision.frozen.itemsize / shards
 
-    def frozen(network: Footprint) -> float:
-        return held * network.local(tp) + network.buffers
+    def master(network: Footprint) -> float:
+        return _MASTER * network.local(tp) / shards
 
-    conditions = batch * student.condition
+    def held(network: Footprint) -> float:
+        return precision.frozen.itemsize * network.local(tp) / shards + network.buffers
+
+    learns = work.fake_updates > 0
     base = RankMemory(
-        teacher=frozen(teacher),
-        frozen=index * frozen(student),
-        generator=trained + student.buffers,
-        average=trained + student.buffers,
-        fake=trained + student.buffers,
-        generator_optimizer=2 * trained,
-        fake_optimizer=2 * trained if work.fake_updates else 0.0,
-        generator_gradients=trained,
-        fake_gradients=trained if work.fake_updates else 0.0,
+        teacher=held(teacher),
+        frozen=sum(held(network) for network in roles.frozen),
+        generator=master(own) + own.buffers,
+        average=master(own) + own.buffers,
+        fake=master(fake) + fake.buffers,
+        generator_optimizer=2 * master(own),
+        fake_optimizer=2 * master(fake) * learns,
+        generator_gradients=master(own),
+        fake_gradients=master(fake) * learns,
         activations=0.0,
         in_flight=0.0,
-        data=_HELD * batch * student.latents + 2 * conditions,
+        data=batch * (_HELD * own.latents + 2 * own.condition),
         moment="",
     )
 
@@ -193,58 +191,54 @@ def _moments(
     def moment(name: str, **changes: float) -> RankMemory:
         return dataclasses.replace(base, moment=name, **changes)
 
-    def highest(
-        name: str, course: Course, role: str, *, over: float = 0.0, added: bool = False
-    ) -> RankMemory:
-        gradients = np.full(len(course.fixed), trained) if added else made(course)
-        activations = live(course, batch) + over
-        at = slice(course.turn, None)
-        best = int((activations + gradients)[at].argmax()) + course.turn
+    gathering = shards > 1 or precision.mixed
+    roots = sum(n.root.local(tp) for n in (teacher, own, fake, *roles.frozen))
+
+    def in_flight(network: Footprint, *, backward: bool = False) -> float:
+        """Gathered parameters, and gradients on their way to their shards."""
+        if not gathering:
+            return 0.0
+        size, unit = precision.compute.itemsize, network.largest(tp)
+        gathered = size * (roots + (2 if network.units else 1) * unit)
+        reduced = _MASTER * unit  # held until the next gradients are reduced
+        return gathered + reduced + (size * unit if backward else 0.0)
+
+    def backward(role: str, network: Footprint, *, added: bool = False) -> RankMemory:
+        course = network.recorded
+        gradients = np.full(len(course.fixed), master(network)) if added else made(course)
+        activations = live(course, batch)
+        best = course.turn + int((activations + gradients)[course.turn :].argmax())
         return moment(
-            name,
+            {"generator": "generator's backward", "fake": "fake score's backward"}[role],
             activations=float(activations[best]),
-            in_flight=_in_flight(student, degrees, precision, backward=True),
+            in_flight=in_flight(network, backward=True),
             **{f"{role}_gradients": float(gradients[best])},
         )
 
-    passing = _in_flight(student, degrees, precision, backward=False)
-    own, other = student.recorded, fake.recorded
-    kept = float(live(own, batch)[own.turn])
-    forward = float(live(own, batch)[: own.turn + 1].max())
-    pair = work.evaluations * batch
-    asked = quiet(teacher, pair)
+    course = live(own.recorded, batch)[: own.recorded.turn + 1]
+    kept = float(course[-1])
+    rows = work.evaluations * batch
+    asked = quiet(teacher, rows)
     if work.evaluations > 1:  # both evaluations run as one batch, which is put together
-        asked += pair * (teacher.latents + teacher.condition)
-    guided = _in_flight(teacher, degrees, precision, backward=False)
-    again = {} if work.accumulate > 1 else {"generator_gradients": 0.0}
+        asked += rows * (teacher.latents + teacher.condition)
+    walk = max(quiet(network, batch) for network in (own, *roles.frozen))
+    # Gradients are released when their role's next update begins, after its rollout.
+    released = {} if work.accumulate > 1 else {"generator_gradients": 0.0}
     moments = [
-        moment("rollout for the fake score", activations=quiet(student, batch), in_flight=passing),
-        moment("recorded rollout", activations=forward, in_flight=passing),
-        moment("teacher's scores", activations=kept + asked, in_flight=guided, **again),
+        moment("rollout without gradient", activations=walk, in_flight=in_flight(own)),
+        moment("recorded rollout", activations=float(course.max()), in_flight=in_flight(own)),
+        moment(
+            "teacher's scores",
+            activations=kept + asked,
+            in_flight=in_flight(teacher),
+            **released,
+        ),
         moment(
             "fake score's scores",
-            activations=kept + quiet(student, batch),
-            in_flight=passing,
-            **again,
+            activations=kept + quiet(fake, batch),
+            in_flight=in_flight(fake),
+            **released,
         ),
-        highest("generator's backward", own, "generator", added=work.accumulate > 1),
+        backward("generator", own, added=work.accumulate > 1),
     ]
-    if work.fake_updates:
-        moments.append(highest("fake score's backward", other, "fake"))
-    return moments
-
-
-def _in_flight(
-    network: Footprint, degrees: Degrees, precision: Precision, *, backward: bool
-) -> float:
-    """Bytes of gathered parameters and of gradients on their way to their shards."""
-    if degrees.shards == 1 and not precision.mixed:
-        return 0.0
-    unit, root = network.largest(degrees.tp), network.root.local(degrees.tp)
-    size = precision.compute.itemsize
-    if not network.units:
-        gathered, reduced = size * 2 * root, (size + _MASTER) * root
-    else:
-        gathered = size * (root + 2 * unit)
-        reduced = (size + _MASTER) * max(unit, root)
-    return gathered + (reduced if backward else 0.0)
+    return [*moments, backward("fake", fake)] if learns else moments

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +19,16 @@ from pdmd.planning.search import Choice, search
 from pdmd.planning.traffic import flops_of
 from pdmd.teachers.base import Teacher, networks
 from pdmd.training.config import DistillConfig
+from pdmd.training.initializers import FromDenoiser, FromTeacher, Initializer
 from pdmd.training.teaching import network_arguments
 from pdmd.typing import Condition
 
-__all__ = ["PRECISIONS", "RunPlan", "plan_networks", "plan_run"]
+__all__ = ["PRECISIONS", "RunPlan", "measure_roles", "plan_roles", "plan_run"]
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """The types that networks compute in, by name."""
+
+MOST_GPUS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,8 +38,7 @@ class RunPlan:
     Attributes:
         name: What is distilled.
         work: What the training does.
-        teacher: The teacher's footprint.
-        student: That of the generator, the fake score and every frozen expert.
+        roles: The footprints of every phase's networks.
         calls: Calls of the networks in a cycle of every phase, for each sample.
         flops: Operations in a cycle of every phase, by role, over all ranks.
         choices: All degrees of parallelism; those that fit first, by what a rank sends.
@@ -46,8 +50,7 @@ class RunPlan:
 
     name: str
     work: Work
-    teacher: Footprint
-    student: Footprint
+    roles: tuple[Roles, ...]
     calls: tuple[Calls, ...]
     flops: tuple[dict[str, float], ...]
     choices: tuple[Choice, ...]
@@ -76,21 +79,16 @@ class RunPlan:
             "frozen_precision": str(self.precision.frozen).removeprefix("torch."),
             "checkpointing": self.checkpointing,
             "batch_size": self.work.batch_size,
-            "networks": {
-                role: {
-                    "parameters": network.parameters,
-                    "units": len(network.units),
-                    "tokens": network.tokens,
-                    "heads": network.heads,
-                    "forward_flops": network.flops,
-                    "backward_flops": network.backward_flops,
-                    "recomputed_flops": network.recomputed_flops,
+            "phases": [
+                {
+                    "teacher": _figures(roles.teacher),
+                    "generator": _figures(roles.generator),
+                    "fake": _figures(roles.fake),
+                    "forward": number.forward,
+                    "backward": number.backward,
+                    "flops": flops,
                 }
-                for role, network in (("teacher", self.teacher), ("student", self.student))
-            },
-            "cycles": [
-                {"forward": c.forward, "backward": c.backward, "flops": f}
-                for c, f in zip(self.calls, self.flops, strict=True)
+                for roles, number, flops in zip(self.roles, self.calls, self.flops, strict=True)
             ],
             "choices": [
                 {
@@ -108,31 +106,75 @@ class RunPlan:
         }
 
 
-def plan_networks(
+def measure_roles(
     teacher: Denoiser,
-    student: Denoiser,
+    init: Initializer,
     condition: Condition,
+    work: Work,
+    *,
+    precision: Precision,
+    checkpointing: bool,
+) -> tuple[Roles, ...]:
+    """Measures the networks of every phase; those that are alike are measured once.
+
+    Args:
+        teacher: The teacher, without guidance, best on the meta device.
+        init: Where a phase's networks start, and so what they are.
+        condition: A condition of batch size 1, or ``None``.
+        work: What the training does; its batch does not matter.
+        precision: In how many bytes parameters are held and computed with.
+        checkpointing: Whether units keep their inputs alone and are computed again in the
+            backward pass.
+
+    Returns:
+        The footprints by role, of every phase.
+    """
+    measured: dict[Any, Footprint] = {}
+
+    def trained(network: Denoiser, steps: int) -> Footprint:
+        parts = tuple((n, tuple(p.shape)) for n, p in network.named_parameters())
+        key = (steps, type(network), parts)
+        if key not in measured:
+            measured[key] = measure(
+                network,
+                condition,
+                train=True,
+                steps=steps,
+                dtype=precision.compute,
+                checkpointing=checkpointing,
+            )
+        return measured[key]
+
+    asked = measure(teacher, condition, train=False, dtype=precision.compute)
+    roles: list[Roles] = []
+    for k, phase in enumerate(work.plan):
+        generator = trained(init.expert(teacher, phase, []), work.recorded_steps(k))
+        fake = trained(init.fake(teacher), 1)
+        frozen = tuple(r.generator for r in roles)
+        roles.append(Roles(teacher=asked, generator=generator, fake=fake, frozen=frozen))
+    return tuple(roles)
+
+
+def plan_roles(
+    roles: Sequence[Roles],
     work: Work,
     *,
     name: str = "",
     gpus: int = 1,
     memory: float = 80.0,
-    precision: Precision | None = None,
-    checkpointing: bool = False,
+    precision: Precision,
+    checkpointing: bool,
 ) -> RunPlan:
-    """Plans the distillation of a network that is at hand, best on the meta device.
+    """Plans a training whose networks are measured.
 
     Args:
-        teacher: The teacher, without guidance, which ``work.evaluations`` counts.
-        student: The network of the generator, the fake score and the frozen experts.
-        condition: A condition of batch size 1, or ``None``.
+        roles: The footprints of every phase's networks.
         work: What the training does.
         name: What is distilled, as tables call it.
         gpus: The number of ranks.
         memory: The memory of each, in GiB.
-        precision: In how many bytes parameters are held and computed with; float32 by default.
-        checkpointing: Whether units keep their inputs alone and are computed again in the
-            backward pass.
+        precision: The precision that they were measured with.
+        checkpointing: Whether they were measured with their units computed again.
 
     Returns:
         The plan.
@@ -140,38 +182,23 @@ def plan_networks(
     Raises:
         ValueError: If a number is out of its range, or no degrees divide the work.
     """
-    if gpus < 1:
-        raise ValueError(f"the number of ranks is at least 1, got {gpus}")
-    if not memory > 0:
-        raise ValueError(f"the memory of a rank is positive, in GiB, got {memory}")
-    precision = precision or Precision()
-    settings: dict[str, Any] = {"dtype": precision.compute, "checkpointing": checkpointing}
+    _check(gpus, memory)
+    choices = search(
+        roles,
+        work,
+        gpus=gpus,
+        memory=memory * 2**30,
+        precision=precision,
+        checkpointing=checkpointing,
+    )
     phases = range(len(work.plan))
-    steps = [work.recorded_steps(k) for k in phases]
-    trained = {
-        n: measure(student, condition, train=True, steps=n, **settings) for n in {1, *steps}
-    }
-    asked = trained[1]
-    if teacher is not student:
-        asked = measure(teacher, condition, train=False, dtype=precision.compute)
-    roles = [Roles(teacher=asked, student=trained[n], fake=trained[1]) for n in steps]
     return RunPlan(
         name=name,
         work=work,
-        teacher=asked,
-        student=trained[1],
+        roles=tuple(roles),
         calls=tuple(calls(work, k) for k in phases),
         flops=tuple(flops_of(roles[k], work, k, checkpointing=checkpointing) for k in phases),
-        choices=tuple(
-            search(
-                roles,
-                work,
-                gpus=gpus,
-                memory=memory * 2**30,
-                precision=precision,
-                checkpointing=checkpointing,
-            )
-        ),
+        choices=tuple(choices),
         gpus=gpus,
         memory=memory * 2**30,
         precision=precision,
@@ -204,6 +231,7 @@ def plan_run(
     Raises:
         ValueError: If a setting is off, or no degrees divide the work.
     """
+    _check(gpus, memory)
     config.check()
     teacher = _build(config)
     condition = teacher.encode(list(teacher.prompts)[:1])
@@ -222,7 +250,7 @@ def plan_run(
         draws=config.objective.draws,
         evaluations=2 if guided else 1,
     )
-    student: Denoiser = teacher
+    init: Initializer = FromTeacher()
     if not any(True for _ in teacher.parameters()):
         arguments = network_arguments(
             teacher,
@@ -233,18 +261,21 @@ def plan_run(
             depth=config.network.depth,
         )
         with torch.device("meta"):
-            student = networks[config.network.name](**arguments, schedule=teacher.schedule)
-    return plan_networks(
-        teacher,
-        student,
-        condition,
-        work,
-        name=config.teacher.name,
-        gpus=gpus,
-        memory=memory,
-        precision=precision,
-        checkpointing=checkpointing,
-    )
+            network = networks[config.network.name](**arguments, schedule=teacher.schedule)
+        init = FromDenoiser(network)
+    settings: dict[str, Any] = {
+        "precision": precision or Precision(),
+        "checkpointing": checkpointing,
+    }
+    roles = measure_roles(teacher, init, condition, work, **settings)
+    return plan_roles(roles, work, name=config.teacher.name, gpus=gpus, memory=memory, **settings)
+
+
+def _check(gpus: int, memory: float) -> None:
+    if not 1 <= gpus <= MOST_GPUS:
+        raise ValueError(f"the number of GPUs is from 1 to {MOST_GPUS:,}, got {gpus}")
+    if not (memory > 0 and math.isfinite(memory)):
+        raise ValueError(f"the memory of a GPU is positive, in GiB, got {memory}")
 
 
 def _build(config: DistillConfig) -> Teacher:
@@ -259,3 +290,15 @@ def _build(config: DistillConfig) -> Teacher:
     except (ValueError, NotImplementedError, RuntimeError):
         pass  # it computes while it is made, or its arguments are off
     return plain.build()
+
+
+def _figures(network: Footprint) -> dict[str, Any]:
+    return {
+        "parameters": network.parameters,
+        "units": len(network.units),
+        "tokens": network.tokens,
+        "heads": network.heads,
+        "forward_flops": network.flops,
+        "backward_flops": network.backward_flops,
+        "recomputed_flops": network.recomputed_flops,
+    }

@@ -76,7 +76,7 @@ def search(
     Raises:
         ValueError: If no degrees divide the work.
     """
-    network = roles[0].student
+    network = roles[0].generator
     splits = any(unit.split for unit in network.units)
     choices = []
     for degrees in degrees_for(
@@ -87,7 +87,7 @@ def search(
     ):
         if degrees.tp > 1 and not splits:
             continue
-        at = [memory_of(r, work, k, degrees, precision) for k, r in enumerate(roles)]
+        at = [memory_of(r, work, degrees, precision) for r in roles]
         sent = [
             traffic_of(r, work, k, degrees, precision, checkpointing=checkpointing)
             for k, r in enumerate(roles)

@@ -47,7 +47,8 @@ def tables(plan: RunPlan, *, show: int = 10) -> str:
 
 
 def _head(plan: RunPlan) -> str:
-    work, student = plan.work, plan.student
+    work, roles = plan.work, plan.roles[0]
+    expert = roles.generator
     names = {"float32": "fp32", "bfloat16": "bf16"}
     compute, frozen = (
         names[str(t).removeprefix("torch.")]
@@ -55,9 +56,9 @@ def _head(plan: RunPlan) -> str:
     )
     steps = "+".join(str(phase.steps) for phase in work.plan)
     lines = [
-        f"{plan.name}: teacher of {amount(plan.teacher.parameters)} parameters, students of "
-        f"{amount(student.parameters)} in {len(student.units)} units"
-        + (f", sequence {student.tokens}, {student.heads} heads" if student.heads else ""),
+        f"{plan.name}: teacher of {amount(roles.teacher.parameters)} parameters, experts of "
+        f"{amount(expert.parameters)} in {len(expert.units)} units"
+        + (f", sequence {expert.tokens}, {expert.heads} heads" if expert.heads else ""),
         f"{len(work.plan)} phases of {steps} steps, batch {work.batch_size}, "
         f"{work.fake_updates} fake updates, rollouts in an update: {work.accumulate}, "
         f"evaluations in a call of the teacher: {work.evaluations}",

@@ -7,11 +7,13 @@ all-gather, a reduce-scatter or an all-to-all, and twice that for an all-reduce.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pdmd.planning.evaluations import Work, calls
 from pdmd.planning.footprint import Footprint
 from pdmd.planning.memory import Degrees, Precision, Roles
+from pdmd.training.accounting import ROLES
 
 __all__ = ["Traffic", "flops_of", "traffic_of"]
 
@@ -59,13 +61,11 @@ def traffic_of(
         precision: In how many bytes parameters are gathered; gradients are reduced in float32.
         checkpointing: Whether units are computed again in the backward pass.
     """
-    number = calls(work, index)
     batch = work.batch_size / degrees.batches
     tp, cp, shards = degrees.tp, degrees.cp, degrees.shards
     sharded, replicated = _ring(shards), 2 * _ring(degrees.dp_replicate)
     gather = reduce = copies = tensor = sequence = 0.0
-    for role, network in _by_role(roles).items():
-        forward, backward = number.forward[role], number.backward[role]
+    for role, network, forward, backward in _shares(roles, work, index):
         passes = forward / work.evaluations if role == "teacher" else forward
         local = network.local(tp)
         units = local - network.root.local(tp)
@@ -95,25 +95,22 @@ def flops_of(roles: Roles, work: Work, index: int, *, checkpointing: bool) -> di
         index: The phase, from 0.
         checkpointing: Whether units are computed again in the backward pass.
     """
+    out: dict[str, float] = {role: 0.0 for role in ROLES}
+    for role, network, forward, backward in _shares(roles, work, index):
+        back = network.backward_flops + checkpointing * network.recomputed_flops
+        out[role] += work.batch_size * (forward * network.flops + backward * back)
+    return out
+
+
+def _shares(roles: Roles, work: Work, index: int) -> Iterator[tuple[str, Footprint, float, float]]:
+    """Yields every network with its role, and its forward and backward passes in a cycle."""
     number = calls(work, index)
-    return {
-        role: work.batch_size
-        * (
-            number.forward[role] * network.flops
-            + number.backward[role]
-            * (network.backward_flops + checkpointing * network.recomputed_flops)
-        )
-        for role, network in _by_role(roles).items()
-    }
-
-
-def _by_role(roles: Roles) -> dict[str, Footprint]:
-    return {
-        "teacher": roles.teacher,
-        "fake": roles.fake,
-        "generator": roles.student,
-        "frozen": roles.student,
-    }
+    networks = {"teacher": roles.teacher, "fake": roles.fake, "generator": roles.generator}
+    for role, network in networks.items():
+        yield role, network, number.forward[role], number.backward[role]
+    steps = [phase.steps for phase in work.plan.phases[:index]]
+    for n, network in zip(steps, roles.frozen, strict=True):
+        yield "frozen", network, number.forward["frozen"] * n / sum(steps), 0.0
 
 
 def _ring(n: int) -> float:
