@@ -14,12 +14,16 @@ from pdmd import (
     SubintervalScoreMatching,
     Teacher,
 )
+from pdmd.planning import Roles, measure
 from pdmd.teachers.mixture import encode_labels
 from pdmd.teachers.transformer import ImageTransformer
 from pdmd.training.accounting import Account
 from pdmd.training.data import ConditionStream
 from pdmd.training.fakes import FixedUpdates
 from pdmd.training.phase_trainer import PhaseTrainer
+
+SMALL = {"image_size": 8, "patch_size": 2, "width": 32, "depth": 2, "heads": 4}
+MEDIUM = {"image_size": 16, "patch_size": 2, "width": 96, "depth": 3, "heads": 4}
 
 
 class Images(Teacher):
@@ -79,3 +83,11 @@ def trainer_of(teacher, work, index, *, guidance=1.0, batch_size=None, seed=0):
         generator=torch.Generator().manual_seed(seed),
         account=Account(),
     )
+
+
+def roles_of(network, work, index, **settings):
+    condition = network.encode([1])
+    one = measure(network, condition, train=True, **settings)
+    steps = work.recorded_steps(index)
+    many = one if steps == 1 else measure(network, condition, train=True, steps=steps, **settings)
+    return Roles(teacher=one, generator=many, fake=one, frozen=(one,) * index)

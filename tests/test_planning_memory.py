@@ -1,0 +1,99 @@
+import copy
+
+import pytest
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from pdmd import FullGradient, PhasePlan, StochasticTruncation
+from pdmd.planning import (
+    Degrees,
+    Precision,
+    Work,
+    measure,
+    memory_of,
+)
+from tests.trainings import MEDIUM, Images, checkpointed, roles_of, trainer_of
+
+
+def allocated(make, cycles=2):
+    """Returns the peak of what the allocator gave out, the trainer and its networks included."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        trainer = make()
+        for _ in range(cycles):
+            trainer.cycle()
+        trainer.account.close()
+    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    return peak
+
+
+SETTINGS = {
+    "one step": (PhasePlan.uniform(1), StochasticTruncation(), 0, {}),
+    "guided": (PhasePlan.uniform(1), StochasticTruncation(), 0, {"evaluations": 2}),
+    "phased": (PhasePlan.uniform(4), StochasticTruncation(), 3, {"evaluations": 2}),
+    "2x2": (PhasePlan.uniform(2, steps=2), StochasticTruncation(), 1, {"accumulate": 2}),
+    "vanilla": (PhasePlan.uniform(1, steps=4), FullGradient(), 0, {"evaluations": 2}),
+    "no fake updates": (PhasePlan.uniform(1), StochasticTruncation(), 0, {"fake_updates": 0}),
+}
+
+
+CASES = [(name, batch, False) for name in SETTINGS for batch in (8, 32)]
+CASES += [("phased", 32, True), ("vanilla", 8, True)]
+
+
+@pytest.mark.parametrize(("name", "batch", "checkpointing"), CASES)
+def test_memory_is_what_a_run_allocates(name, batch, checkpointing):
+    plan, truncation, index, more = SETTINGS[name]
+    work = Work(
+        **{"plan": plan, "truncation": truncation, "batch_size": batch, "fake_updates": 1, **more}
+    )
+
+    def make():
+        teacher = checkpointed(Images(**MEDIUM)) if checkpointing else Images(**MEDIUM)
+        return trainer_of(teacher, work, index, guidance=2.0 * work.evaluations - 1)
+
+    roles = roles_of(Images(**MEDIUM), work, index, checkpointing=checkpointing)
+    planned = memory_of(roles, work, Degrees(), Precision())
+    assert planned.total == pytest.approx(allocated(make), rel=0.02)
+
+
+def test_a_split_network_needs_what_its_half_measures():
+    """Half of every split layer, built by hand, keeps what the plan of two ranks says."""
+    whole = Images(**MEDIUM)
+    half = copy.deepcopy(whole)
+    width = MEDIUM["width"]
+    for block in half.net.blocks:
+        block.heads //= 2
+        block.qkv = nn.Linear(width, 3 * width // 2)
+        block.proj = nn.Linear(width // 2, width)
+        block.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
+        )
+    condition = whole.encode([1])
+    for checkpointing in (False, True):
+        settings = {"train": True, "checkpointing": checkpointing}
+        planned = measure(whole, condition, **settings)
+        built = measure(half, condition, **settings)
+        assert planned.local(2) == built.parameters
+        for batch in (1, 7):
+            for course in ("quiet", "recorded"):
+                left = getattr(planned, course).bytes(batch, (1, 1, 1 / 2, 1, 1 / 2))
+                right = getattr(built, course).bytes(batch, (1, 1, 1, 1, 1))
+                assert left.max() == pytest.approx(right.max(), rel=1e-6)
+                turn = getattr(planned, course).turn
+                assert left[turn] == pytest.approx(right[turn], rel=1e-6)
+
+
+def test_a_part_of_the_sequence_needs_its_part_of_the_memory():
+    """Units of a quarter of the tokens keep a quarter, modulation apart, which has no tokens."""
+    many, few = (Images(**{**MEDIUM, "patch_size": p}) for p in (2, 4))
+    condition = many.encode([1])
+    a, b = (measure(n, condition, train=True).recorded for n in (many, few))
+    inside = (0, 1, 1, 0, 0)
+    kept = [float(c.bytes(4, inside)[c.turn]) for c in (a, b)]
+    assert kept[0] / 4 == pytest.approx(kept[1], rel=0.1)
+    assert a.bytes(4, (1, 0, 0, 0, 0))[a.turn] < 0.2 * kept[0]  # what is not divided is small
