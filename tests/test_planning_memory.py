@@ -41,22 +41,24 @@ SETTINGS = {
 }
 
 
-CASES = [(name, batch, False) for name in SETTINGS for batch in (8, 32)]
-CASES += [("phased", 32, True), ("vanilla", 8, True)]
+WIDE = {"image_size": 64, "patch_size": 16, "width": 32, "depth": 1, "heads": 4}
+CASES = [(name, MEDIUM, batch, False) for name in SETTINGS for batch in (8, 32)]
+CASES += [("phased", MEDIUM, 32, True), ("vanilla", MEDIUM, 8, True)]
+CASES += [(name, WIDE, 128, False) for name in SETTINGS]  # whose latents outweigh its networks
 
 
-@pytest.mark.parametrize(("name", "batch", "checkpointing"), CASES)
-def test_memory_is_what_a_run_allocates(name, batch, checkpointing):
+@pytest.mark.parametrize(("name", "network", "batch", "checkpointing"), CASES)
+def test_memory_is_what_a_run_allocates(name, network, batch, checkpointing):
     plan, truncation, index, more = SETTINGS[name]
     work = Work(
         **{"plan": plan, "truncation": truncation, "batch_size": batch, "fake_updates": 1, **more}
     )
 
     def make():
-        teacher = checkpointed(Images(**MEDIUM)) if checkpointing else Images(**MEDIUM)
+        teacher = checkpointed(Images(**network)) if checkpointing else Images(**network)
         return trainer_of(teacher, work, index, guidance=2.0 * work.evaluations - 1)
 
-    roles = roles_of(Images(**MEDIUM), work, index, checkpointing=checkpointing)
+    roles = roles_of(Images(**network), work, index, checkpointing=checkpointing)
     planned = memory_of(roles, work, Degrees(), Precision())
     assert planned.total == pytest.approx(allocated(make), rel=0.02)
 

@@ -19,7 +19,10 @@ from pdmd.planning.recording import Course
 __all__ = ["Degrees", "Precision", "RankMemory", "Roles", "memory_of"]
 
 _MASTER = 4  # bytes of a parameter that trains, of its gradient, its moments and its average
-_HELD = 11  # latents of a batch that objectives and rollouts hold beside the networks'
+# Latents of a batch that are held beside the networks' own while scores are compared:
+_COMPARED = 6  # the entry, noise, noisy latents, the fake score's answer; two in working them out
+_LAST = 5  # of the last fake update: entry, output, noise, noisy latents, answer
+_FIRST = 2  # where rollouts accumulate: entry and output of the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +163,7 @@ def _moments(roles: Roles, work: Work, degrees: Degrees, precision: Precision) -
         return precision.frozen.itemsize * network.local(tp) / shards + network.buffers
 
     learns = work.fake_updates > 0
+    latents = _COMPARED + _LAST * learns + _FIRST * (work.accumulate > 1)
     base = RankMemory(
         teacher=held(teacher),
         frozen=sum(held(network) for network in roles.frozen),
@@ -172,7 +176,7 @@ def _moments(roles: Roles, work: Work, degrees: Degrees, precision: Precision) -
         fake_gradients=master(fake) * learns,
         activations=0.0,
         in_flight=0.0,
-        data=batch * (_HELD * own.latents + 2 * own.condition),
+        data=batch * (latents * own.latents + 2 * own.condition),
         moment="",
     )
 
@@ -220,7 +224,7 @@ def _moments(roles: Roles, work: Work, degrees: Degrees, precision: Precision) -
     rows = work.evaluations * batch
     asked = quiet(teacher, rows)
     if work.evaluations > 1:  # both evaluations run as one batch, which is put together
-        asked += rows * (teacher.latents + teacher.condition)
+        asked += rows * teacher.condition
     walk = max(quiet(network, batch) for network in (own, *roles.frozen))
     # Gradients are released when their role's next update begins, after its rollout.
     released = {} if work.accumulate > 1 else {"generator_gradients": 0.0}

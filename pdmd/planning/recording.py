@@ -120,6 +120,8 @@ def fit(few: Recording, many: Recording, batches: tuple[int, int]) -> Course:
 class Recorder(TorchDispatchMode):
     """Records live storages, operations and what passes between ranks.
 
+    What a backward pass makes counts as inside the units, where nearly all of it is.
+
     Args:
         units: The network's units.
         split: The layers that tensor parallelism splits.

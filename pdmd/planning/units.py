@@ -22,7 +22,7 @@ def units_of(network: nn.Module) -> dict[str, nn.Module]:
     """Returns the blocks that are sharded and checkpointed one by one, by name.
 
     They are the entries of the :class:`~torch.nn.ModuleList` that holds most parameters, and of
-    those beside it that hold entries of the same class.
+    the lists beside it whose entries hold at least a tenth of its entries' parameters.
 
     Args:
         network: The network.
@@ -38,13 +38,11 @@ def units_of(network: nn.Module) -> dict[str, nn.Module]:
     if not lists:
         return {}
     largest = max(lists, key=lambda name: _size(lists[name]))
-    kinds = {type(block) for block in lists[largest]}
-    parent = largest.rpartition(".")[0]
+    parent, least = largest.rpartition(".")[0], _size(lists[largest][0]) / 10
     chosen = [
         name
-        for name, module in lists.items()
-        if name.rpartition(".")[0] == parent
-        and (name == largest or {type(block) for block in module} <= kinds)
+        for name, blocks in lists.items()
+        if name.rpartition(".")[0] == parent and min(map(_size, blocks)) >= least
     ]
     return {f"{name}.{i}": block for name in chosen for i, block in enumerate(lists[name]) if name}
 
