@@ -260,6 +260,7 @@ def distill(
             account.close()
             _calibrate(trainer, recorder)
             finished += [_freeze(e) for e in trainer.finished()]
+            del trainer  # before the next phase's networks are made
             if checkpointer is not None:
                 checkpointer.save(finished, None, rng, account)
     finally:

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from pdmd import FullGradient, PhasePlan, StochasticTruncation
+from pdmd import FullGradient, PhasePlan, StochasticTruncation, distill
 from pdmd.planning import (
     Degrees,
     Precision,
@@ -12,16 +12,20 @@ from pdmd.planning import (
     measure,
     memory_of,
 )
-from tests.trainings import MEDIUM, Images, checkpointed, roles_of, trainer_of
+from tests.trainings import MEDIUM, SMALL, Images, checkpointed, roles_of, trainer_of
 
 
-def allocated(make, cycles=2):
-    """Returns the peak of what the allocator gave out, the trainer and its networks included."""
+def two_cycles(make):
+    trainer = make()
+    for _ in range(2):
+        trainer.cycle()
+    trainer.account.close()
+
+
+def allocated(run):
+    """Returns the peak of what the allocator gives out while something runs, networks included."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        trainer = make()
-        for _ in range(cycles):
-            trainer.cycle()
-        trainer.account.close()
+        run()
     events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
     live = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
@@ -60,7 +64,25 @@ def test_memory_is_what_a_run_allocates(name, network, batch, checkpointing):
 
     roles = roles_of(Images(**network), work, index, checkpointing=checkpointing)
     planned = memory_of(roles, work, Degrees(), Precision())
-    assert planned.total == pytest.approx(allocated(make), rel=0.02)
+    assert planned.total == pytest.approx(allocated(lambda: two_cycles(make)), rel=0.02)
+
+
+def test_a_whole_distillation_needs_what_its_dearest_phase_does():
+    """Networks of a phase are released before those of the next are made."""
+    network = {**SMALL, "width": 256}  # whose states outweigh its activations
+    work = Work(
+        plan=PhasePlan.uniform(3),
+        truncation=StochasticTruncation(),
+        batch_size=2,
+        fake_updates=1,
+    )
+    phases = [
+        memory_of(roles_of(Images(**network), work, k), work, Degrees(), Precision()).total
+        for k in range(3)
+    ]
+    settings = {"updates": 2, "fake_updates": 1, "batch_size": 2}
+    whole = allocated(lambda: distill(Images(**network), work.plan, **settings))
+    assert max(phases) == phases[-1] == pytest.approx(whole, rel=0.02)
 
 
 def test_a_split_network_needs_what_its_half_measures():
