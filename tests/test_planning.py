@@ -26,6 +26,7 @@ from pdmd.planning import (
 )
 from pdmd.planning.search import degrees_for
 from pdmd.planning.units import units_of
+from pdmd.routers import IntervalRouter, RoutedDenoiser
 from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.teachers.transformer import ImageTransformer
 from pdmd.training.config import load_config
@@ -279,3 +280,15 @@ def test_units_are_the_blocks_that_hold_most_parameters():
     wrapped = checkpointed(Images(**MEDIUM))
     assert all(isinstance(unit, Checkpointed) for unit in units_of(wrapped).values())
     assert units_of(nn.Linear(2, 2)) == {}
+
+
+def test_of_a_routed_network_all_parameters_count_and_the_work_of_one():
+    network = Images(**SMALL)
+    pair = RoutedDenoiser([network, network.trainable_copy()], IntervalRouter((1.0, 0.5, 0.0)))
+    condition = network.encode([1])
+    one, two = (measure(n, condition, train=True) for n in (network, pair))
+    assert two.parameters == 2 * one.parameters and len(two.units) == 2 * len(one.units)
+    assert (two.flops, two.backward_flops) == (one.flops, one.backward_flops)
+    for course in ("quiet", "recorded"):
+        a, b = (getattr(n, course).bytes(4, (1, 1, 1, 1, 1)) for n in (one, two))
+        assert a.tolist() == b.tolist()

@@ -112,8 +112,8 @@ def measure(
     """Measures a denoiser on the meta device.
 
     Args:
-        denoiser: The network, on any device; it is left as it is. Of a routed one, the first
-            network's work counts and the parameters of all.
+        denoiser: The network, on any device; it is left as it is. Of one that routes, or wraps
+            one that does, the first network's work counts and the parameters of all.
         condition: A condition of batch size 1, or ``None``.
         train: Whether to measure its training too; without, the recorded course is the quiet one.
         steps: Evaluations in a row that the backward pass goes through.
@@ -126,8 +126,9 @@ def measure(
     Raises:
         ValueError: If the network's operations depend on the number of samples.
     """
-    if isinstance(denoiser, RoutedDenoiser):
-        return _routed(denoiser, condition, train, steps, dtype, checkpointing)
+    for module in denoiser.modules():
+        if isinstance(module, RoutedDenoiser):
+            return _routed(module, condition, train, steps, dtype, checkpointing)
     network, device = copy.deepcopy(denoiser), "cpu"
     if any(True for _ in network.parameters()):  # a closed form runs as it is
         network, device = network.to("meta").to(dtype), "meta"
