@@ -12,7 +12,8 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from pdmd.arguments import UsageError, parse, take_name
 
@@ -29,6 +30,7 @@ Distills diffusion and flow models into few-step mixtures of experts by Phased D
 
 commands:
   distill [PRESET_OR_TOML]  distill a teacher (presets: {presets}; default digits)
+  plan [PRESET_OR_TOML]     say what a run costs and on how many GPUs it fits
   sample STUDENT            draw samples from a student folder
   evaluate STUDENT          compare a student with its teacher
   bench NAME                compare methods: toy1d, mixture, digits
@@ -55,6 +57,20 @@ class _RunOptions:
     """Show progress bars."""
 
 
+@dataclass(kw_only=True)
+class _PlanOptions:
+    """On what to run, and how."""
+
+    gpus: int = 1
+    """GPUs."""
+    memory: float = 80.0
+    """Memory of each GPU, in GiB."""
+    show: int = 10
+    """Choices of degrees to list."""
+    json: str = ""
+    """Also write all figures to this JSON file."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
@@ -77,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     from pdmd.commands import COMMANDS
 
-    commands = {"distill": _distill, **COMMANDS}
+    commands = {"distill": _distill, "plan": _plan, **COMMANDS}
     try:
         if words[0] not in commands:
             raise UsageError(f"unknown command {words[0]!r}; choose one of {', '.join(commands)}")
@@ -97,28 +113,33 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-# ------------------------------------------------------------------------------------ distill
-
-
-def _distill(words: list[str]) -> int:
+def _configured(words: list[str], name: str, options: Any, doc: str | None) -> Any:
+    """Reads a configuration's name and overrides, beside options of a command's own."""
     import tyro
 
     from pdmd.training.config import DistillConfig, load_config
 
-    name, rest = take_name(words, "a preset or TOML file", "digits")
-    config = load_config(name)
-
+    chosen, rest = take_name(words, "a preset or TOML file", "digits")
+    config = load_config(chosen)
     command = dataclasses.make_dataclass(
-        "Distill",
+        name.capitalize(),
         [
-            ("run", Annotated[_RunOptions, tyro.conf.arg(name="")]),
+            ("options", Annotated[type(options), tyro.conf.arg(name="")]),
             ("config", Annotated[DistillConfig, tyro.conf.arg(name="")]),
         ],
     )
-    command.__doc__ = DistillConfig.__doc__
-    default = command(_RunOptions(), config)
-    parsed = parse(command, rest, "pdmd distill [PRESET_OR_TOML]", default)
-    return _run(parsed.config, parsed.run)
+    command.__doc__ = doc
+    return parse(command, rest, f"pdmd {name} [PRESET_OR_TOML]", command(options, config))
+
+
+# ------------------------------------------------------------------------------------ distill
+
+
+def _distill(words: list[str]) -> int:
+    from pdmd.training.config import DistillConfig
+
+    parsed = _configured(words, "distill", _RunOptions(), DistillConfig.__doc__)
+    return _run(parsed.config, parsed.options)
 
 
 def _run(config: DistillConfig, options: _RunOptions) -> int:
@@ -185,4 +206,32 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: _RunOptions) -> in
     say(format_table(rows))
     say(f"student  {folder / 'student'}")
     say(f"report   {folder / 'report.html'}")
+    return 0
+
+
+# --------------------------------------------------------------------------------------- plan
+
+
+def _plan(words: list[str]) -> int:
+    """Builds the networks without their weights, and prints what a run would take."""
+    import json
+
+    from pdmd.planning import plan_run, tables
+
+    parsed = _configured(words, "plan", _PlanOptions(), _plan.__doc__)
+    options: _PlanOptions = parsed.options
+    if options.show < 1:
+        raise ValueError(f"--show is at least 1, got {options.show}")
+    if options.json and Path(options.json).suffix != ".json":
+        raise ValueError(f"--json ends in .json, got {options.json!r}")
+    plan = plan_run(
+        parsed.config,
+        gpus=options.gpus,
+        memory=options.memory,
+    )
+    if options.json:
+        out = Path(options.json)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(plan.figures(), indent=2) + "\n")
+    print(tables(plan, show=options.show))
     return 0

@@ -287,6 +287,7 @@ def distill(
                     one.denoiser.load_state_dict(runtime.whole(whole.denoiser))
                 finished += [_freeze(one) for one in made]
             placed += done
+            del trainer  # before the next phase's networks are made
             if checkpointer is not None:
                 checkpointer.save(finished, None, rng, account)
         if checkpointer is not None:

@@ -34,7 +34,7 @@ from pdmd.training.initializers import FromDenoiser, FromPrevious, FromTeacher, 
 from pdmd.training.recorder import Recorder, RunRecorder
 from pdmd.training.runtime import Runtime
 from pdmd.training.store import Store
-from pdmd.training.teaching import taught_network
+from pdmd.training.teaching import network_arguments, taught_network
 from pdmd.typing import Condition
 
 __all__ = ["Run"]
@@ -116,9 +116,9 @@ class Run:
                 ode_times(self.teacher, steps)
             network: nn.Module = self.teacher
             if not _has_weights(self.teacher):
-                self._check_network(condition)
-                name, arguments = config.network.name, self._network_arguments()
-                network = networks[name](**arguments, schedule=self.teacher.schedule)
+                network = networks[config.network.name](
+                    **self._network_arguments(condition), schedule=self.teacher.schedule
+                )
             self.runtime.check(network)
         if resume:
             self.checkpointer.read()
@@ -257,7 +257,7 @@ class Run:
         if _has_weights(self.teacher):
             init = FromTeacher() if config.train.init == "teacher" else FromPrevious()
             return init, source
-        arguments = self._network_arguments()
+        arguments = self._network_arguments(self.teacher.encode(self.teacher.prompts))
         source["network"] = {"name": config.network.name, "arguments": arguments}
         network = taught_network(
             self.teacher,
@@ -269,33 +269,16 @@ class Run:
         )
         return FromDenoiser(network), source
 
-    def _network_arguments(self) -> dict[str, Any]:
-        kind = self.teacher.kind
-        return {
-            "kind": "x0" if kind == "score" else kind,  # a score diverges at clean data
-            "dim": self.teacher.latent_shape[0],
-            "classes": getattr(unguided(self.teacher), "classes", 0),
-            "width": self.config.network.width,
-            "depth": self.config.network.depth,
-        }
-
-    def _check_network(self, condition: Condition) -> None:
-        name, teacher = self.config.teacher.name, self.teacher
-        remedy = (
-            "give the teacher parameters, or distill it in Python with init=FromDenoiser(network)"
+    def _network_arguments(self, condition: Condition) -> dict[str, Any]:
+        network = self.config.network
+        return network_arguments(
+            self.teacher,
+            condition,
+            teacher_name=self.config.teacher.name,
+            name=network.name,
+            width=network.width,
+            depth=network.depth,
         )
-        if len(teacher.latent_shape) != 1:
-            raise ValueError(
-                f"{name} has no weights, and the network {self.config.network.name!r} in their "
-                f"place takes vectors, not latents of shape {teacher.latent_shape}; {remedy}"
-            )
-        labelled = condition is not None and "label" in condition
-        if condition is not None and not (labelled and hasattr(unguided(teacher), "classes")):
-            raise ValueError(
-                f"{name} has no weights, and the network {self.config.network.name!r} in their "
-                "place knows prompts by a condition 'label' and the teacher's number of "
-                f"'classes' alone; {remedy}"
-            )
 
     def _checkpointer(self, name: str = "") -> Checkpointer:
         train = self.config.train

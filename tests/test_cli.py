@@ -94,7 +94,10 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, wo
 @pytest.mark.parametrize(
     "words",
     [[], ["--help"], ["teachers"], ["objectives"], ["--version"]]
-    + [[c, "--help"] for c in ("distill", "sample", "evaluate", "teach", "report", "teachers")],
+    + [
+        [c, "--help"]
+        for c in ("distill", "plan", "sample", "evaluate", "teach", "report", "teachers")
+    ],
 )
 def test_help_and_lists(capsys, words):
     assert main(words) == 0

@@ -59,8 +59,9 @@ def test_the_commands_of_a_page_are_commands(page, line, capsys, monkeypatch, tm
         assert all(option in printed for option in options)
 
 
-def test_the_evidence_page_is_what_its_results_say():
+@pytest.mark.parametrize("script", ["make.py", "plan_table.py"])
+def test_pages_are_what_their_figures_say(script):
     root = DOCS.parent
-    words = [sys.executable, "docs/evidence/make.py", "--check"]
+    words = [sys.executable, f"docs/evidence/{script}", "--check"]
     done = subprocess.run(words, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

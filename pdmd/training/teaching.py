@@ -24,7 +24,7 @@ from pdmd.typing import Condition, Latents
 if TYPE_CHECKING:
     from pdmd.teachers.digits import DigitsTeacher
 
-__all__ = ["taught_network", "teach", "teach_digits"]
+__all__ = ["network_arguments", "taught_network", "teach", "teach_digits"]
 
 D = TypeVar("D", bound=Denoiser)
 
@@ -79,6 +79,44 @@ def teach(
         if i % 50 == 0:
             bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
     return average.network
+
+
+def network_arguments(
+    teacher: Teacher, condition: Condition, *, teacher_name: str, name: str, width: int, depth: int
+) -> dict[str, Any]:
+    """Returns what a registered network is made with, in the place of a teacher without weights.
+
+    Args:
+        teacher: The teacher, guided or not.
+        condition: A condition of its.
+        teacher_name: The teacher's registered name, for errors.
+        name: The network's.
+        width: Its hidden width.
+        depth: Its hidden layers.
+
+    Raises:
+        ValueError: If the network cannot take the teacher's latents or conditions.
+    """
+    remedy = "give the teacher parameters, or distill it in Python with init=FromDenoiser(network)"
+    if len(teacher.latent_shape) != 1:
+        raise ValueError(
+            f"{teacher_name} has no weights, and the network {name!r} in their place takes "
+            f"vectors, not latents of shape {teacher.latent_shape}; {remedy}"
+        )
+    labelled = condition is not None and "label" in condition
+    if condition is not None and not (labelled and hasattr(unguided(teacher), "classes")):
+        raise ValueError(
+            f"{teacher_name} has no weights, and the network {name!r} in their place knows "
+            "prompts by a condition 'label' and the teacher's number of 'classes' alone; "
+            f"{remedy}"
+        )
+    return {
+        "kind": "x0" if teacher.kind == "score" else teacher.kind,  # it diverges at clean data
+        "dim": teacher.latent_shape[0],
+        "classes": getattr(unguided(teacher), "classes", 0),
+        "width": width,
+        "depth": depth,
+    }
 
 
 def taught_network(

@@ -1,0 +1,73 @@
+"""What a network is cut into, by the parallel plans that it states.
+
+The one place where the planner looks inside a network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from pdmd.parallel import Columnwise, PackedColumnwise, PackedRowwise, Rowwise
+from pdmd.parallel import units_of as stated_units
+from pdmd.parallel.plans import matching, plans_of
+
+__all__ = ["Split", "heads_of", "split_of", "units_of"]
+
+
+def units_of(network: nn.Module) -> dict[str, nn.Module]:
+    """Returns the blocks that are sharded and checkpointed one by one, by name.
+
+    Args:
+        network: The network.
+
+    Returns:
+        The blocks; none for a network that states no plan, which is sharded as a whole.
+    """
+    return dict(stated_units(network))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The linear layers that tensor parallelism splits.
+
+    Attributes:
+        column_wise: Those whose outputs are split.
+        row_wise: Those whose inputs are split and whose outputs are summed over ranks.
+    """
+
+    column_wise: tuple[nn.Linear, ...]
+    row_wise: tuple[nn.Linear, ...]
+
+
+def split_of(network: nn.Module) -> Split:
+    """Finds the linear layers that tensor parallelism splits.
+
+    Args:
+        network: The network.
+
+    Returns:
+        The split; empty for a network that states none.
+    """
+    columns: list[nn.Linear] = []
+    rows: list[nn.Linear] = []
+    for path, plan in plans_of(network).items():
+        module = network.get_submodule(path)
+        for pattern, style in plan.tensor.styles.items() if plan.tensor else ():
+            layers = [m for _, m in matching(module, pattern) if isinstance(m, nn.Linear)]
+            if isinstance(style, Columnwise | PackedColumnwise):
+                columns += layers
+            elif isinstance(style, Rowwise | PackedRowwise):
+                rows += layers
+    return Split(column_wise=tuple(columns), row_wise=tuple(rows))
+
+
+def heads_of(network: nn.Module) -> int:
+    """Returns the attention heads of the units, 0 for a network without attention."""
+    for unit in units_of(network).values():
+        for module in unit.modules():
+            heads = getattr(module, "heads", None)
+            if isinstance(heads, int):
+                return heads
+    return 0

@@ -1,0 +1,123 @@
+import copy
+
+import pytest
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from pdmd import FullGradient, PhasePlan, StochasticTruncation, distill
+from pdmd.planning import (
+    Degrees,
+    Precision,
+    Work,
+    measure,
+    memory_of,
+)
+from tests.trainings import MEDIUM, SMALL, Images, checkpointed, roles_of, trainer_of
+
+
+def two_cycles(make):
+    trainer = make()
+    for _ in range(2):
+        trainer.cycle()
+    trainer.account.close()
+
+
+def allocated(run):
+    """Returns the peak of what the allocator gives out while something runs, networks included."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    return peak
+
+
+SETTINGS = {
+    "one step": (PhasePlan.uniform(1), StochasticTruncation(), 0, {}),
+    "guided": (PhasePlan.uniform(1), StochasticTruncation(), 0, {"evaluations": 2}),
+    "phased": (PhasePlan.uniform(4), StochasticTruncation(), 3, {"evaluations": 2}),
+    "2x2": (PhasePlan.uniform(2, steps=2), StochasticTruncation(), 1, {"accumulate": 2}),
+    "vanilla": (PhasePlan.uniform(1, steps=4), FullGradient(), 0, {"evaluations": 2}),
+    "no fake updates": (PhasePlan.uniform(1), StochasticTruncation(), 0, {"fake_updates": 0}),
+}
+
+
+WIDE = {"image_size": 64, "patch_size": 16, "width": 32, "depth": 1, "heads": 4}
+CASES = [(name, MEDIUM, batch, False) for name in SETTINGS for batch in (8, 32)]
+CASES += [("phased", MEDIUM, 32, True), ("vanilla", MEDIUM, 8, True)]
+CASES += [(name, WIDE, 128, False) for name in SETTINGS]  # whose latents outweigh its networks
+
+
+@pytest.mark.parametrize(("name", "network", "batch", "checkpointing"), CASES)
+def test_memory_is_what_a_run_allocates(name, network, batch, checkpointing):
+    plan, truncation, index, more = SETTINGS[name]
+    work = Work(
+        **{"plan": plan, "truncation": truncation, "batch_size": batch, "fake_updates": 1, **more}
+    )
+
+    def make():
+        teacher = checkpointed(Images(**network)) if checkpointing else Images(**network)
+        return trainer_of(teacher, work, index, guidance=2.0 * work.evaluations - 1)
+
+    roles = roles_of(Images(**network), work, index, checkpointing=checkpointing)
+    planned = memory_of(roles, work, Degrees(), Precision())
+    assert planned.total == pytest.approx(allocated(lambda: two_cycles(make)), rel=0.02)
+
+
+def test_a_whole_distillation_needs_what_its_dearest_phase_does():
+    """Networks of a phase are released before those of the next are made."""
+    network = {**SMALL, "width": 256}  # whose states outweigh its activations
+    work = Work(
+        plan=PhasePlan.uniform(3),
+        truncation=StochasticTruncation(),
+        batch_size=2,
+        fake_updates=1,
+    )
+    phases = [
+        memory_of(roles_of(Images(**network), work, k), work, Degrees(), Precision()).total
+        for k in range(3)
+    ]
+    settings = {"updates": 2, "fake_updates": 1, "batch_size": 2}
+    whole = allocated(lambda: distill(Images(**network), work.plan, **settings))
+    assert max(phases) == phases[-1] == pytest.approx(whole, rel=0.02)
+
+
+def test_a_split_network_needs_what_its_half_measures():
+    """Half of every split layer, built by hand, keeps what the plan of two ranks says."""
+    whole = Images(**MEDIUM)
+    half = copy.deepcopy(whole)
+    width = MEDIUM["width"]
+    for block in half.net.blocks:
+        block.heads //= 2
+        block.qkv = nn.Linear(width, 3 * width // 2)
+        block.proj = nn.Linear(width // 2, width)
+        block.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
+        )
+    condition = whole.encode([1])
+    for checkpointing in (False, True):
+        settings = {"train": True, "checkpointing": checkpointing}
+        planned = measure(whole, condition, **settings)
+        built = measure(half, condition, **settings)
+        assert planned.local(2) == built.parameters
+        for batch in (1, 7):
+            for course in ("quiet", "recorded"):
+                left = getattr(planned, course).bytes(batch, (1, 1, 1 / 2, 1, 1 / 2))
+                right = getattr(built, course).bytes(batch, (1, 1, 1, 1, 1))
+                assert left.max() == pytest.approx(right.max(), rel=1e-6)
+                turn = getattr(planned, course).turn
+                assert left[turn] == pytest.approx(right[turn], rel=1e-6)
+
+
+def test_a_part_of_the_sequence_needs_its_part_of_the_memory():
+    """Units of a quarter of the tokens keep a quarter, modulation apart, which has no tokens."""
+    many, few = (Images(**{**MEDIUM, "patch_size": p}) for p in (2, 4))
+    condition = many.encode([1])
+    a, b = (measure(n, condition, train=True).recorded for n in (many, few))
+    inside = (0, 1, 1, 0, 0)
+    kept = [float(c.bytes(4, inside)[c.turn]) for c in (a, b)]
+    assert kept[0] / 4 == pytest.approx(kept[1], rel=0.1)
+    assert a.bytes(4, (1, 0, 0, 0, 0))[a.turn] < 0.2 * kept[0]  # what is not divided is small

@@ -1,0 +1,93 @@
+"""A medium-sized training, made by hand, whose memory and evaluations can be watched."""
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from pdmd import (
+    AdamRecipe,
+    DistributionMatching,
+    Guided,
+    OdeExpert,
+    OneFakeScore,
+    RectifiedFlow,
+    SubintervalScoreMatching,
+    Teacher,
+)
+from pdmd.planning import Roles, measure
+from pdmd.teachers.mixture import encode_labels
+from pdmd.teachers.transformer import ImageTransformer
+from pdmd.training.accounting import Account
+from pdmd.training.data import ConditionStream
+from pdmd.training.fakes import FixedUpdates
+from pdmd.training.phase_trainer import PhaseTrainer
+
+SMALL = {"image_size": 8, "patch_size": 2, "width": 32, "depth": 2, "heads": 4}
+MEDIUM = {"image_size": 16, "patch_size": 2, "width": 96, "depth": 3, "heads": 4}
+
+
+class Images(Teacher):
+    prompts = list(range(10))
+
+    def __init__(self, **settings):
+        size = settings["image_size"]
+        super().__init__(schedule=RectifiedFlow(), kind="velocity", latent_shape=(1, size, size))
+        self.net = ImageTransformer(**settings)
+
+    def encode(self, prompts):
+        return encode_labels(prompts, 10)
+
+    def network(self, x_t, t, condition):
+        return self.net(x_t, t.to(x_t.dtype), condition["label"])
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, *args):
+        return checkpoint(self.block, *args, use_reentrant=False)
+
+
+def checkpointed(teacher):
+    teacher.net.blocks = nn.ModuleList(Checkpointed(block) for block in teacher.net.blocks)
+    return teacher
+
+
+def trainer_of(teacher, work, index, *, guidance=1.0, batch_size=None, seed=0):
+    """Makes the trainer of one phase of a planned work."""
+    teacher = teacher.eval().requires_grad_(False)
+    earlier = [
+        OdeExpert(teacher.trainable_copy().requires_grad_(False).eval(), phase)
+        for phase in work.plan.phases[:index]
+    ]
+    return PhaseTrainer(
+        experts=[OdeExpert(teacher.trainable_copy(), work.plan[index])],
+        earlier=earlier,
+        teacher=teacher if guidance == 1 else Guided(teacher, guidance),
+        fakes=[[teacher.trainable_copy()]],
+        generator_objective=DistributionMatching(draws=work.draws),
+        fake_objective=SubintervalScoreMatching(),
+        conditions=ConditionStream(teacher.encode(teacher.prompts)),
+        truncation=work.truncation,
+        updates=100,
+        fake_scores=OneFakeScore(),
+        fake_updates=FixedUpdates(work.fake_updates),
+        batch_size=batch_size or work.batch_size,
+        accumulate=work.accumulate,
+        optimizer=AdamRecipe(),
+        fake_optimizer=AdamRecipe(),
+        ema_decay=0.9,
+        clip=10.0,
+        generator=torch.Generator().manual_seed(seed),
+        account=Account(),
+    )
+
+
+def roles_of(network, work, index, **settings):
+    condition = network.encode([1])
+    one = measure(network, condition, train=True, **settings)
+    steps = work.recorded_steps(index)
+    many = one if steps == 1 else measure(network, condition, train=True, steps=steps, **settings)
+    return Roles(teacher=one, generator=many, fake=one, frozen=(one,) * index)
