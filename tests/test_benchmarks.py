@@ -6,9 +6,13 @@ import pytest
 
 from pdmd.benchmarks import SCHEMES, BenchConfig, run_benchmark
 from pdmd.benchmarks.base import read_results
+from pdmd.benchmarks.overhead import OverheadBenchmark
 from pdmd.benchmarks.toy1d import WEIGHTINGS
 from pdmd.cli import main
 from pdmd.evaluation.bench_report import summarise
+from pdmd.teachers.digits import DigitsTeacher
+from pdmd.teachers.mlp import MlpDenoiser
+from pdmd.training.phase_trainer import PhaseTrainer
 
 TINY = dict(updates=8, fake_updates=1, batch_size=8, samples=96, dim=3, modes=2, classes=3)
 
@@ -114,6 +118,32 @@ def test_methods_that_the_benchmarks_promise_are_there():
     promised = "one_step vanilla vanilla_experts sgts sgts_per_stop phased phased_2x2"
     assert set(promised.split()) | {"phased_disjoint"} <= set(SCHEMES)
     assert {"full", "unbiased", "biased"} <= set(WEIGHTINGS)
+
+
+@pytest.mark.parametrize("method", ["mlp", "transformer_small"])
+def test_the_overhead_is_measured_at_equal_work(tmp_path, monkeypatch, method):
+    config = BenchConfig(name="overhead", updates=2, fake_updates=3, batch_size=4)
+    rows, side = {"pdmd": 0, "bare": 0}, "bare"
+    owner = MlpDenoiser if method == "mlp" else DigitsTeacher
+    network, cycle = owner.network, PhaseTrainer.cycle
+
+    def counted(self, x, t, condition):
+        rows[side] += len(x)
+        return network(self, x, t, condition)
+
+    def cycled(self):
+        nonlocal side
+        side = "pdmd"
+        out = cycle(self)
+        side = "bare"
+        return out
+
+    monkeypatch.setattr(owner, "network", counted)
+    monkeypatch.setattr(PhaseTrainer, "cycle", cycled)
+    row, _ = OverheadBenchmark(config, tmp_path).run(method, 0)
+    # three fake updates of a rollout and a score, one rollout and two scores; four cycles
+    assert rows == {"pdmd": 4 * 4 * (3 * 2 + 3), "bare": 4 * 4 * (3 * 2 + 3)}
+    assert row["ratio"] > 0 and row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
 
 
 @pytest.mark.slow

@@ -1,11 +1,15 @@
 """A store in a bucket of a real S3 server on loopback, which the environment points to."""
 
 import json
+import signal
 import time
 
 import pytest
 import torch
 
+from pdmd import Student
+from pdmd.cli import main
+from pdmd.training.recorder import RunRecorder
 from pdmd.training.store import DamagedCheckpoint, Store
 
 s3fs = pytest.importorskip("s3fs")
@@ -132,3 +136,42 @@ def test_a_server_that_does_not_answer_is_told_in_one_line(bucket, monkeypatch):
     with pytest.raises(ValueError, match="check credentials and endpoint") as caught:
         Store(f"s3://{bucket}/run")
     assert "http://127.0.0.1:9" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_run_keeps_its_checkpoints_in_a_bucket(bucket, tmp_path, monkeypatch, capsys):
+    words = ["mixture", "--train.updates=6", "--train.fake-updates=1", "--train.batch-size=8"]
+    words += ["--train.checkpoint-every=2", "--train.checkpoint-async", "--no-progress"]
+    words += ["--evaluate.samples=100", "--evaluate.teacher-steps=3", "--network.updates=5"]
+    words += ["--plan.phases=2", "--teacher.arguments", *"dim 2 classes 2 modes 2".split()]
+
+    def distill(name, *more):
+        where = [
+            "--out",
+            str(tmp_path / name),
+            "--train.checkpoint-folder",
+            f"s3://{bucket}/{name}",
+        ]
+        code = main(["distill", *words, *where, *more])
+        return code, capsys.readouterr().err
+
+    assert distill("whole")[0] == 0
+    with monkeypatch.context() as patch:
+        made = []
+
+        def advanced(recorder, update):
+            made.append(update)
+            if len(made) == 9:
+                signal.raise_signal(signal.SIGTERM)
+
+        patch.setattr(RunRecorder, "advanced", advanced)
+        code, error = distill("run")
+    assert code == 130 and "--resume" in error
+    fs = s3fs.S3FileSystem(skip_instance_cache=True)
+    assert len(fs.glob(f"{bucket}/run/*/manifest.json")) == 2
+    assert distill("run", "--resume")[0] == 0
+    students = [Student.load(tmp_path / name / "student") for name in ("whole", "run")]
+    pairs = zip(*(s.state_dict().values() for s in students), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert fs.find(bucket, refresh=True) == []
+    code, error = distill("other", "--train.checkpoint-folder", "s3://no-such-bucket/run")
+    assert code == 2 and "no-such-bucket" in error and "\n" not in error.strip()
