@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -274,7 +273,7 @@ def _report(words: list[str]) -> int:
 
 
 def _teachers(words: list[str]) -> int:
-    from pdmd.teachers.base import teachers
+    from pdmd.teachers.base import outline_arguments, teachers
 
     if {"-h", "--help"} & set(words):
         print("usage: pdmd teachers\n\nLists the registered teachers.")
@@ -284,9 +283,7 @@ def _teachers(words: list[str]) -> int:
         f"{'name':<12} {'predicts':<12} {'schedule':<16} {'latents':<12} {'parameters':>11}  times"
     )
     for name in teachers:
-        make = teachers[name]
-        outline = "meta" in inspect.signature(make).parameters  # without memory for its weights
-        teacher = make(meta=True) if outline else make()
+        teacher = teachers[name](**outline_arguments(name))
         low, high = teacher.time_range
         shape = "x".join(map(str, teacher.latent_shape))
         count = sum(p.numel() for p in teacher.parameters())

@@ -17,7 +17,7 @@ from pdmd.planning.footprint import Footprint, measure
 from pdmd.planning.memory import Precision, Roles
 from pdmd.planning.search import Choice, search
 from pdmd.planning.traffic import flops_of
-from pdmd.teachers.base import Teacher, networks
+from pdmd.teachers.base import Teacher, import_plugins, networks, outline_arguments
 from pdmd.training.config import DistillConfig
 from pdmd.training.initializers import FromDenoiser, FromTeacher, Initializer
 from pdmd.training.teaching import network_arguments
@@ -278,7 +278,12 @@ def _check(gpus: int, memory: float) -> None:
 
 def _build(config: DistillConfig) -> Teacher:
     """Builds the teacher without guidance, on the meta device where its making allows it."""
-    plain = dataclasses.replace(config.teacher, guidance=(1.0,))
+    import_plugins(config.teacher.plugins)
+    outline = outline_arguments(config.teacher.name)
+    arguments = {**config.teacher.arguments, **outline}
+    plain = dataclasses.replace(config.teacher, guidance=(1.0,), arguments=arguments)
+    if outline:
+        return plain.build()
     try:
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")  # weights are not copied: that is the point

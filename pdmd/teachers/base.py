@@ -7,6 +7,7 @@ how prompts become conditions.
 from __future__ import annotations
 
 import importlib
+import inspect
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from pdmd.denoisers import Denoiser
 from pdmd.registry import Registry
 from pdmd.typing import Condition, Latents
 
-__all__ = ["Teacher", "import_plugins", "networks", "teachers"]
+__all__ = ["Teacher", "import_plugins", "networks", "outline_arguments", "teachers"]
 
 
 class Teacher(Denoiser):
@@ -84,6 +85,11 @@ memory for its weights."""
 networks: Registry[Any] = Registry("network", {"mlp": "pdmd.teachers.mlp:MlpDenoiser"})
 """Networks for students of teachers without weights. One is called with the teacher's
 ``schedule`` and with ``kind``, ``dim``, ``classes``, ``width`` and ``depth``."""
+
+
+def outline_arguments(name: str) -> dict[str, bool]:
+    """Returns what makes a registered teacher build without memory for its weights, if it can."""
+    return {"meta": True} if "meta" in inspect.signature(teachers[name]).parameters else {}
 
 
 def import_plugins(modules: Sequence[str]) -> None:
