@@ -3,7 +3,7 @@
 python docs/evidence/search.py                 # list the trials
 python docs/evidence/search.py ratio cuts_b    # run some: klh, sw2 and forwards, over seeds
 python docs/evidence/search.py boundaries      # where the error of the uniform plan arises
-python docs/evidence/search.py digits          # the trials behind the digits' rates
+python docs/evidence/search.py digits/high_cuts  # one of the digits' trials: fidT and forwards
 """
 
 import copy
@@ -14,11 +14,10 @@ from pathlib import Path
 
 import torch
 
-from pdmd import AdamRecipe, PhasePlan, distill, teachers, trajectory
+from pdmd import PhasePlan, trajectory
 from pdmd.benchmarks import BenchConfig, Scheme
-from pdmd.benchmarks.distillation import MixtureBenchmark
+from pdmd.benchmarks.distillation import DigitsBenchmark, MixtureBenchmark
 from pdmd.denoisers import Denoiser
-from pdmd.evaluation.evaluate import evaluate
 from pdmd.evaluation.metrics import sliced_wasserstein
 from pdmd.objectives import (
     DistributionMatching,
@@ -179,16 +178,11 @@ DIGITS = {
     "draws": trial(generator=matching(draws=4)),
     "rollouts": trial(accumulate=4, rates=(6e-4, 6e-4)),
     "fake_5": trial(fake_updates=lambda: FixedUpdates(5)),
-    "adaptive": adaptive(1.36, 0.25),
-    "posterior": trial(generator=matching(PosteriorGap())),
     "2x2": trial(plan=halves),
     "low_cuts": trial(plan=cuts(0.55, 0.35, 0.18), share=(1, 1, 2, 2)),
     "high_cuts": trial(plan=cuts(0.9, 0.75, 0.5), share=(1, 1, 2, 4)),
     "higher_cuts": trial(plan=cuts(0.95, 0.85, 0.7), share=(1, 1, 1, 5)),
     "highest_cuts": trial(**TOP),
-    "high_cuts_draws": trial(
-        plan=cuts(0.9, 0.75, 0.5), share=(1, 1, 2, 4), generator=matching(draws=4)
-    ),
     "highest_cuts_draws": trial(**TOP, generator=matching(draws=4)),
     "highest_cuts_rollouts": trial(**TOP, accumulate=4, rates=(6e-4, 6e-4)),
     "highest_cuts_fake_4": trial(**TOP, fake_updates=lambda: FixedUpdates(4)),
@@ -237,35 +231,29 @@ def boundaries(benchmark):
     print(f"the last expert on exact states: sw2 {sliced_wasserstein(last, exact(0)):.4f}")
 
 
-def digits():
-    teacher = teachers.get("digits")()
-    for updates, fakes, lr, fake_lr in DIGITS:
-        student = distill(
-            teacher,
-            PhasePlan.uniform(4),
-            updates=updates,
-            fake_updates=fakes,
-            optimizer=AdamRecipe(lr=lr),
-            fake_optimizer=AdamRecipe(lr=fake_lr, decay_from=1.0),
-        )
-        values = [
-            evaluate(student, teacher, seed=seed, progress=False)["rows"][-1]["feature_distance"]
-            for seed in (1234, 99)
-        ]
-        print(f"{updates} x {fakes}, {lr:g} / {fake_lr:g}: {statistics.fmean(values):.3f}")
+def digits(name, seed=0):
+    benchmark = DigitsBenchmark(BenchConfig(name="digits"), FOLDER / "digits")
+    benchmark.prepare(False)
+    teacher = benchmark.teacher()
+    condition = benchmark.condition(teacher)
+    student, cost = benchmark.distill(DIGITS[name], teacher, seed)
+    x = trajectory(student, condition, generator=torch.Generator().manual_seed(10_000 + seed))[-1]
+    values = benchmark.yardstick(teacher, condition, benchmark.measure_seed)(x)
+    print(f"{name:22s} fidT {values['feature_distance']:.4f}  {cost['forwards']:,}")
 
 
 def main(names):
     torch.set_num_threads(1)
     if not names:
-        print(*TRIALS, sep="\n")
-    if "digits" in names:
-        digits()
+        print(*TRIALS, *(f"digits/{name}" for name in DIGITS), sep="\n")
+    for name in names:
+        if name.startswith("digits/"):
+            digits(name.removeprefix("digits/"))
     benchmark = MixtureBenchmark(BenchConfig(name="mixture"), FOLDER)
     for name in names:
         if name == "boundaries":
             boundaries(benchmark)
-        elif name != "digits":
+        elif not name.startswith("digits/"):
             seeds = range(3 if name.startswith(("adaptive", "one_to_one")) else 2)
             run(name, benchmark, seeds)
 
