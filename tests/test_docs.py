@@ -35,7 +35,7 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
 COMMANDS = [
     (page, line)
     for page in [*sorted(DOCS.rglob("*.md")), DOCS.parent / "README.md"]
-    for line in re.findall(r"^\$ (pdmd .*)$", page.read_text(), re.MULTILINE)
+    for line in re.findall(r"^\$ (?:torchrun .* -m )?(pdmd .*)$", page.read_text(), re.MULTILINE)
 ]
 
 
@@ -43,7 +43,7 @@ COMMANDS = [
 def test_the_commands_of_a_page_are_commands(page, line, capsys, monkeypatch, tmp_path):
     from pdmd.cli import main
 
-    command, *words = line.split()[1:]
+    command, *words = line.split("  #")[0].split()[1:]
     if command == "distill":  # read as written, up to the run
         seen = []
         monkeypatch.setattr("pdmd.cli._run", lambda config, options: seen.append(config) or 0)
@@ -64,4 +64,13 @@ def test_pages_are_what_their_figures_say(script):
     root = DOCS.parent
     words = [sys.executable, f"docs/evidence/{script}", "--check"]
     done = subprocess.run(words, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+LAUNCH = sorted((DOCS.parent / "examples" / "launch").iterdir())
+
+
+@pytest.mark.parametrize("script", LAUNCH, ids=lambda p: p.name)
+def test_launch_scripts_parse(script):
+    done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
