@@ -95,11 +95,12 @@ class Run:
             self.runtime.local(train.batch_size)
             if self.runtime.main and self.folder.exists() and not self.folder.is_dir():
                 raise ValueError(f"{self.folder} is a file; choose another --out")
-        self.checkpointer = self._checkpointer(checkpoint)
+        occupied = self.folder.exists() and any(self.folder.iterdir())
+        self.checkpointer = self._checkpointer(checkpoint)  # may look whether it can write there
         unfinished = self.checkpointer.exists()
         with self.runtime.agreed():
             if self.runtime.main:
-                self._check_folder(unfinished)
+                self._check_folder(unfinished, occupied)
             self.teacher = config.teacher.build()
             self.plan = config.plan.build()
             self.generator, self.fake_score = config.objective.build()
@@ -295,7 +296,7 @@ class Run:
             name=name,
         )
 
-    def _check_folder(self, unfinished: bool) -> None:
+    def _check_folder(self, unfinished: bool, occupied: bool) -> None:
         folder = self.folder
         if self.resume:
             if not unfinished:
@@ -305,7 +306,7 @@ class Run:
                 )
             return
         if self.overwrite:
-            if folder.exists() and any(folder.iterdir()) and not _is_run(folder):
+            if occupied and not _is_run(folder):
                 raise ValueError(
                     f"{folder} is not a run folder, so it is not overwritten; choose another --out"
                 )
@@ -315,7 +316,7 @@ class Run:
                 f"{folder} holds an unfinished run; use --resume to go on or --overwrite to "
                 "start again"
             )
-        if folder.exists() and any(folder.iterdir()):
+        if occupied:
             raise ValueError(
                 f"{folder} is not empty; choose another --out, or replace it with --overwrite"
             )

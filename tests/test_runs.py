@@ -383,3 +383,10 @@ def test_tensorboard_shows_every_update_once_after_a_resume(tmp_path):
         *((step, 1.0) for step in (10, 20, 30, 40, 50)),
         *((step, 2.0) for step in (60, 70, 80)),
     ]
+
+
+def test_checkpoints_may_be_kept_in_the_new_run_folder(tmp_path):
+    folder = tmp_path / "run"
+    where = ["--train.checkpoint-folder", str(folder / "checkpoint")]
+    assert distill(folder, *where) == 0
+    assert distill(folder, *where, "--overwrite") == 0

@@ -126,6 +126,7 @@ class TitanRuntime(Runtime):
             self.device = torch.device(titan_tools.device_type, int(os.environ["LOCAL_RANK"]))
             torch.accelerator.set_device_index(self.device.index)
         titan_log.setLevel(logging.WARNING)
+        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         if not ready:
             os.environ.pop("TORCH_NCCL_ASYNC_ERROR_HANDLING", None)  # set anew, with a warning
             utils.init_distributed(CommConfig(init_timeout_seconds=timeout, trace_buf_size=0))
