@@ -308,6 +308,8 @@ class TitanRuntime(Runtime):
         return self.watch.explain(error)
 
     def close(self, error: BaseException | None = None) -> None:
+        if not dist.is_initialized():  # left already
+            return
         if dist.get_world_size() > 1:
             if error is None:
                 dist.barrier()
