@@ -130,6 +130,10 @@ class Store:
         """The newest whole checkpoint."""
         return next(reversed(self.names()), None)
 
+    def sees_whole(self) -> bool:
+        """Says whether this rank sees a whole checkpoint, without asking the others."""
+        return bool(self._folders.scan()[0])
+
     def content(self, name: str) -> dict[str, Any]:
         """Reads a checkpoint's JSON content.
 
