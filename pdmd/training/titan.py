@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import logging
 import os
 import warnings
@@ -74,6 +75,7 @@ __all__ = ["TitanRuntime", "check_degrees"]
 
 N = TypeVar("N", bound=nn.Module)
 Recompute = Literal["none", "full", "selective"]
+_agreements = itertools.count()  # in one order on all ranks
 
 
 class TitanRuntime(Runtime):
@@ -159,7 +161,6 @@ class TitanRuntime(Runtime):
         self.watch = Watch(silence)
         if world > 1:
             self.watch.start()
-        self._agreements = 0
 
     # ---------------------------------------------------------------------------- networks
 
@@ -294,8 +295,7 @@ class TitanRuntime(Runtime):
             yield
         except (ValueError, OSError) as raised:
             error = raised
-        store = PrefixStore(f"pdmd/agreed/{self._agreements}", _get_default_store())
-        self._agreements += 1
+        store = PrefixStore(f"pdmd/agreed/{next(_agreements)}", _get_default_store())
         store.set(str(self.rank), "" if error is None else f"{error}")
         said = [store.get(str(rank)).decode() for rank in range(dist.get_world_size())]
         if error is not None:

@@ -11,6 +11,7 @@ as by a terminal, don't take each other for dead.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
@@ -30,6 +31,8 @@ GRACE = 2
 """Ticks that a rank is given to end by itself, and say why, before it is ended."""
 PATIENCE = 5
 """Ticks of silence after which a rank is to blame for a collective that failed."""
+
+_made = itertools.count()  # in one order on all ranks; the store may remember watches before
 
 
 class Watch:
@@ -52,7 +55,7 @@ class Watch:
         self.silence, self.interval = silence, interval
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         default: Any = _get_default_store()
-        self._store: Any = PrefixStore("pdmd/watch", default.clone())
+        self._store: Any = PrefixStore(f"pdmd/watch/{next(_made)}", default.clone())
         self._tick = self._answered = 0
         self._heard = {rank: (b"", 0) for rank in range(self.ranks) if rank != self.rank}
         self._gone = False  # the store
