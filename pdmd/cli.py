@@ -188,7 +188,7 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: _RunOptions) -> in
             run.leave()
             if not runtime.main:
                 return 0
-        rows = run.evaluate(student)
+            rows = run.evaluate(student)
     except Interrupted as stop:
         say(f"pdmd: {stop}; go on with: {again}", sys.stderr)
         runtime.close()
