@@ -398,7 +398,9 @@ class _Rates:
             self.schedulers.step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.schedulers.load_state_dict(state_dict)
+        with warnings.catch_warnings():  # the rate is asked for outside of a step
+            warnings.simplefilter("ignore")
+            self.schedulers.load_state_dict(state_dict)
         for scheduler in self.schedulers:
             groups = scheduler.optimizer.param_groups
             for group, rate in zip(groups, scheduler.get_last_lr(), strict=True):
