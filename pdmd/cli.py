@@ -150,8 +150,9 @@ def _run(config: DistillConfig, options: _RunOptions) -> int:
     except RuntimeError as error:
         if runtime.plain:
             raise
-        print(f"pdmd: error: {runtime.explain(error)}", file=sys.stderr)
-        runtime.close(error)
+        why = runtime.explain(error)
+        print(f"pdmd: error: {why}", file=sys.stderr)
+        runtime.close(RuntimeError(why))
         return 1
     except BaseException as error:
         runtime.close(error)
@@ -187,16 +188,15 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: _RunOptions) -> in
             run.leave()
             if not runtime.main:
                 return 0
-        rows = run.evaluate(student)
+            rows = run.evaluate(student)
     except Interrupted as stop:
         say(f"pdmd: {stop}; go on with: {again}", sys.stderr)
         runtime.close()
         return 130
     except KeyboardInterrupt as error:
         runtime.close(error)
-        how = (
-            f"go on with: {again}" if run.checkpointer.exists() else "start again with --overwrite"
-        )
+        whole = run.checkpointer.store.sees_whole()
+        how = f"go on with: {again}" if whole else "start again with --overwrite"
         say(f"pdmd: stopped; {how}", sys.stderr)
         return 130
     except NonFiniteError as error:

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from pdmd.evaluation.evaluate import format_table
+from pdmd.evaluation.figures import data_uri, loss_figure
 from pdmd.evaluation.metrics import (
     coverage_and_precision,
     frechet_distance,
@@ -46,3 +47,11 @@ def test_tables_align():
         [{"method": "a", "nfe": 4, "x": 0.5}, {"method": "bb", "nfe": 50, "x": 1.0}]
     )
     assert len({len(line) for line in lines.splitlines()}) == 1 and "0.500" in lines
+
+
+def test_losses_of_a_single_update_are_drawn_all():
+    scalars = {"fake/score_matching": 1.0, "generator/distribution_matching": 2.0}
+    figure = loss_figure([{"phase": 1, "update": 1, "scalars": scalars}])
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["fake: score matching", "generator: distribution matching"]
+    assert data_uri(figure).startswith("data:image/png")

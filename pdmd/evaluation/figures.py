@@ -146,7 +146,7 @@ def loss_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
     for row in history:
         for name, value in row["scalars"].items():
             seen.setdefault(name, set()).add(value)
-    names = sorted(name for name, values in seen.items() if len(values) > 1 or len(seen) == 1)
+    names = sorted(name for name, values in seen.items() if len(values) > 1) or sorted(seen)
     figure = new_figure(9, 2.3 * math.ceil(len(names) / 2))
     ends: dict[int, int] = {}
     for row in history:

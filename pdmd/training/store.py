@@ -130,6 +130,10 @@ class Store:
         """The newest whole checkpoint."""
         return next(reversed(self.names()), None)
 
+    def sees_whole(self) -> bool:
+        """Says whether this rank sees a whole checkpoint, without asking the others."""
+        return bool(self._folders.scan()[0])
+
     def content(self, name: str) -> dict[str, Any]:
         """Reads a checkpoint's JSON content.
 
@@ -235,15 +239,15 @@ class Store:
         from pdmd.training.storage import ManifestWriter
 
         folders = self._folders
-        with folders.telling(f"the checkpoint {name} could not be written"):
-            try:
-                save(
-                    tensors,
-                    storage_writer=ManifestWriter(folders.fs, folders.path(name), name, content),
-                    planner=DefaultSavePlanner(flatten_state_dict=False),
-                    **self._ranks.for_dcp(),
-                )
-            except CheckpointException as error:
+        try:
+            save(
+                tensors,
+                storage_writer=ManifestWriter(folders.fs, folders.path(name), name, content),
+                planner=DefaultSavePlanner(flatten_state_dict=False),
+                **self._ranks.for_dcp(),
+            )
+        except CheckpointException as error:  # anything else is not the file system's fault
+            with folders.telling(f"the checkpoint {name} could not be written"):
                 raise _cause(error) from None
         self._ranks.first(lambda: folders.prune(self.keep))
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import logging
 import os
 import warnings
@@ -74,6 +75,7 @@ __all__ = ["TitanRuntime", "check_degrees"]
 
 N = TypeVar("N", bound=nn.Module)
 Recompute = Literal["none", "full", "selective"]
+_agreements = itertools.count()  # in one order on all ranks
 
 
 class TitanRuntime(Runtime):
@@ -160,7 +162,6 @@ class TitanRuntime(Runtime):
         self.watch = Watch(silence)
         if world > 1:
             self.watch.start()
-        self._agreements = 0
 
     # ---------------------------------------------------------------------------- networks
 
@@ -295,8 +296,7 @@ class TitanRuntime(Runtime):
             yield
         except (ValueError, OSError) as raised:
             error = raised
-        store = PrefixStore(f"pdmd/agreed/{self._agreements}", _get_default_store())
-        self._agreements += 1
+        store = PrefixStore(f"pdmd/agreed/{next(_agreements)}", _get_default_store())
         store.set(str(self.rank), "" if error is None else f"{error}")
         said = [store.get(str(rank)).decode() for rank in range(dist.get_world_size())]
         if error is not None:
@@ -309,6 +309,8 @@ class TitanRuntime(Runtime):
         return self.watch.explain(error)
 
     def close(self, error: BaseException | None = None) -> None:
+        if not dist.is_initialized():  # left already
+            return
         if dist.get_world_size() > 1:
             if error is None:
                 dist.barrier()
@@ -397,7 +399,9 @@ class _Rates:
             self.schedulers.step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.schedulers.load_state_dict(state_dict)
+        with warnings.catch_warnings():  # the rate is asked for outside of a step
+            warnings.simplefilter("ignore")
+            self.schedulers.load_state_dict(state_dict)
         for scheduler in self.schedulers:
             groups = scheduler.optimizer.param_groups
             for group, rate in zip(groups, scheduler.get_last_lr(), strict=True):

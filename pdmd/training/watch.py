@@ -3,11 +3,15 @@
 Every rank tells the others that it lives, through the store in which the ranks met, from a thread
 of its own. One that falls silent for longer than a set time has died or hangs: whoever notices
 says which rank it is and ends its process, since a collective that waits for it never returns.
+
+A second thread judges what was heard: the first may itself be waiting for a store whose keeper
+hangs. It counts its own ticks for seconds, so that ranks that are stopped and continued together,
+as by a terminal, don't take each other for dead.
 """
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import os
 import sys
 import threading
@@ -21,10 +25,18 @@ __all__ = ["Watch"]
 
 
 BYE, FAILED = "bye", "failed "
+KEEPER = 0
+"""The rank whose process keeps the store, unless the launcher's does."""
+GRACE = 2
+"""Ticks that a rank is given to end by itself, and say why, before it is ended."""
+PATIENCE = 5
+"""Ticks of silence after which a rank is to blame for a collective that failed."""
+
+_made = itertools.count()  # in one order on all ranks; the store may remember watches before
 
 
 class Watch:
-    """A thread that tells of this rank's life and looks for the others'.
+    """Two threads that tell of this rank's life and look for the others'.
 
     Args:
         silence: Seconds of silence after which a rank is taken for dead.
@@ -43,84 +55,119 @@ class Watch:
         self.silence, self.interval = silence, interval
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         default: Any = _get_default_store()
-        self._store: Any = PrefixStore("pdmd/watch", default.clone())
-        self._heard = {rank: (b"", time.monotonic()) for rank in range(self.ranks)}
+        self._store: Any = PrefixStore(f"pdmd/watch/{next(_made)}", default.clone())
+        self._tick = self._answered = 0
+        self._heard = {rank: (b"", 0) for rank in range(self.ranks) if rank != self.rank}
+        self._gone = False  # the store
+        self._farewell = BYE
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pdmd-watch", daemon=True)
+        self._said = threading.Lock()  # held by who says why this rank ends
+        self._threads = [
+            threading.Thread(target=run, name=f"pdmd-{run.__name__[1:]}", daemon=True)
+            for run in (self._talk, self._judge)
+        ]
 
     def start(self) -> None:
         """Begins to watch."""
-        self._store.set(str(self.rank), "0")
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self, error: str = "") -> None:
         """Ends the watch and says good-bye, so that this rank's silence alarms no one.
 
+        The rank that keeps the store first lets the others hear it and leave.
+
         Args:
             error: Why this rank leaves before the end, for the others to end too.
         """
+        self._farewell = FAILED + error if error else BYE
         self._over.set()
-        self._thread.join(timeout=5 * self.interval)
-        with contextlib.suppress(RuntimeError):  # the rank that kept the store has left
-            self._store.set(str(self.rank), FAILED + error if error else BYE)
-
-    def silent(self, longer_than: float) -> list[int]:
-        """Returns the ranks not heard of for a number of seconds."""
-        now = time.monotonic()
-        return [
-            rank
-            for rank, (sign, at) in self._heard.items()
-            if rank != self.rank and sign != BYE.encode() and now - at > longer_than
-        ]
+        for thread in self._threads:
+            thread.join(timeout=2 * PATIENCE * self.interval)
 
     def explain(self, error: BaseException) -> str:
-        """Says which rank a failed collective was waiting for, if one fell silent.
+        """Says which rank a failed collective was waiting for, if one failed or fell silent.
 
         Waits up to a few signs of life to find out.
         """
-        patience = 5 * self.interval
-        deadline = time.monotonic() + patience + self.interval
-        while time.monotonic() < deadline:
-            silent = self.silent(min(patience, self.silence))
-            if silent:
-                return _name(silent, patience) + f" ({_first_line(error)})"
+        patience = min(PATIENCE * self.interval, self.silence)
+        last = self._tick + PATIENCE + GRACE
+        while not (found := self._found(patience)) and self._tick < last:
             time.sleep(self.interval / 4)
-        return _first_line(error)
+        self._said.acquire()
+        return f"{found} ({_first_line(error)})" if found else _first_line(error)
 
-    def _run(self) -> None:
+    def _talk(self) -> None:
         beat = 0
-        while not self._over.wait(self.interval):
-            beat += 1
-            try:
-                self._store.set(str(self.rank), str(beat))
-                for rank in range(self.ranks):
-                    if rank != self.rank and self._store.check([str(rank)]):
+        leave_by = None
+        try:
+            while True:
+                leaving = self._over.is_set()
+                self._store.set(str(self.rank), self._farewell if leaving else str(beat))
+                for rank, (before, _) in self._heard.items():
+                    if self._store.check([str(rank)]):
                         sign = self._store.get(str(rank))
-                        if sign != self._heard[rank][0]:
-                            self._heard[rank] = (sign, time.monotonic())
-            except RuntimeError:
-                if self._over.is_set():
+                        if sign != before:
+                            self._heard[rank] = sign, self._tick
+                self._answered = self._tick
+                if leaving:
+                    leave_by = leave_by or time.monotonic() + PATIENCE * self.interval
+                    if self.rank != KEEPER or self._alone() or time.monotonic() > leave_by:
+                        return
+                    time.sleep(self.interval / 4)
+                self._over.wait(self.interval)
+                beat += 1
+        except RuntimeError:
+            self._gone = True
+
+    def _judge(self) -> None:
+        while not self._over.wait(self.interval):
+            self._tick += 1
+            if found := self._found(self.silence):
+                if self._over.wait(GRACE * self.interval) or not self._said.acquire(False):
                     return
-                self._end(
-                    "the store in which the ranks met is gone, and with it the rank or the "
-                    "launcher that kept it"
-                )
-            for rank, (sign, _) in self._heard.items():
-                if sign.startswith(FAILED.encode()):
-                    why = sign.decode().removeprefix(FAILED)
-                    self._end(f"rank {rank} stopped: {why}")
-            silent = self.silent(self.silence)
-            if silent:
-                self._end(_name(silent, self.silence))
+                print(f"pdmd: error: rank {self.rank} stops: {found}", file=sys.stderr, flush=True)
+                self._farewell = FAILED + found
+                self._over.set()
+                self._threads[0].join(timeout=PATIENCE * self.interval)
+                os._exit(1)
 
-    def _end(self, why: str) -> None:
-        print(f"pdmd: error: rank {self.rank} stops: {why}", file=sys.stderr, flush=True)
-        os._exit(1)
+    def _found(self, longer_than: float) -> str:
+        """Says what is wrong with the other ranks, if something is."""
+        for rank, (sign, _) in self._heard.items():
+            if sign.startswith(FAILED.encode()):
+                return f"rank {rank} stopped: {sign.decode().removeprefix(FAILED)}"
+        of_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        keeper = "the launcher" if of_launcher else f"rank {KEEPER}"
+        if self._gone:
+            return f"{keeper} is gone, and with it the store in which the ranks met"
+        silent = self._silent(longer_than)
+        if not silent:
+            return ""
+        if self._unheard(self._answered) > longer_than:
+            who = f"{keeper}, which keeps the store in which the ranks met, was"
+        else:
+            ranks = ", ".join(map(str, silent))
+            who = f"ranks {ranks} were" if silent[1:] else f"rank {ranks} was"
+        return f"{who} not heard of for {longer_than:g} s: died, killed or hanging"
 
+    def _silent(self, longer_than: float) -> list[int]:
+        return [
+            rank
+            for rank, (sign, tick) in self._heard.items()
+            if sign != BYE.encode() and self._unheard(tick) > longer_than
+        ]
 
-def _name(ranks: list[int], seconds: float) -> str:
-    who = f"rank {ranks[0]} was" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))} were"
-    return f"{who} not heard of for {seconds:g} s: died, killed or hanging"
+    def _unheard(self, tick: int) -> float:
+        return (self._tick - tick) * self.interval
+
+    def _alone(self) -> bool:
+        """Says whether every other rank has left, or can't be waited for."""
+        left = (BYE.encode(), FAILED.encode())
+        silent = self._silent(GRACE * self.interval)
+        return all(
+            rank in silent or sign.startswith(left) for rank, (sign, _) in self._heard.items()
+        )
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,37 @@
+"""A plugin that makes one rank of a run fail, as ``PDMD_SABOTAGE`` says."""
+
+import os
+import time
+from pathlib import Path
+
+from pdmd import runs
+from pdmd.training.phase_trainer import PhaseTrainer
+from pdmd.training.recorder import RunRecorder
+
+
+def full_disk(recorder, update):
+    if update == 3:
+        raise OSError(28, "No space left on device")
+
+
+def fail(trainer):
+    raise FAILURES[os.environ["PDMD_ERROR"]]
+
+
+def wait(*args, **kwargs):
+    Path(os.environ["PDMD_WAITS"]).touch()
+    time.sleep(600)
+
+
+FAILURES = {
+    "OSError": OSError(5, "Input/output error"),
+    "RuntimeError": RuntimeError("the accelerator fell off the bus"),
+    "TypeError": TypeError("unsupported operand"),
+}
+what = os.environ.get("PDMD_SABOTAGE")
+if what == "recorder":  # the main rank alone has one
+    RunRecorder.advanced = full_disk
+elif what == "rank 1" and os.environ["RANK"] == "1":
+    PhaseTrainer.cycle = fail
+elif what == "evaluation":
+    runs.evaluate = wait
