@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -162,7 +163,8 @@ def test_bfloat16_computes_networks_alone(monkeypatch):
                 kinds.append({f"{role} loss": loss.dtype for loss in found.values()})
                 return found
 
-        return apply(self, role, Watched(), *args)
+        spied: Any = Watched()
+        return apply(self, role, spied, *args)
 
     def watched_clip(self, network, largest):
         for parameter in network.parameters():

@@ -9,12 +9,12 @@ from pdmd.training.phase_trainer import PhaseTrainer
 from pdmd.training.recorder import RunRecorder
 
 
-def full_disk(recorder, update):
+def full_disk(self, update):
     if update == 3:
         raise OSError(28, "No space left on device")
 
 
-def fail(trainer):
+def fail(self):
     raise FAILURES[os.environ["PDMD_ERROR"]]
 
 

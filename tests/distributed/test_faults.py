@@ -136,7 +136,7 @@ def test_a_hanging_rank_is_named_and_the_other_ends(tmp_path, hanging):
 
 @pytest.mark.slow
 def test_ranks_that_are_stopped_and_continued_together_go_on(tmp_path):
-    with Ranks(tmp_path / "run", "--train.updates=400") as ranks:
+    with Ranks(tmp_path / "run", "--train.updates=150") as ranks:
         ranks.wait_for_checkpoint()
         ranks.signal(signal.SIGSTOP, 0, 1)
         time.sleep(12)
@@ -148,7 +148,7 @@ def test_ranks_that_are_stopped_and_continued_together_go_on(tmp_path):
 
 
 def test_a_run_stopped_on_one_rank_and_on_all_goes_on_to_the_same_bits(tmp_path):
-    folder, words = tmp_path / "run", ["--train.updates=60", "--train.checkpoint-every=5"]
+    folder, words = tmp_path / "run", ["--train.updates=30", "--train.checkpoint-every=5"]
     for stopped, more in (((1,), []), ((0, 1), ["--resume"])):
         before = whole_checkpoints(folder)
         with Ranks(folder, *words, *more) as ranks:
@@ -156,9 +156,11 @@ def test_a_run_stopped_on_one_rank_and_on_all_goes_on_to_the_same_bits(tmp_path)
             ranks.signal(signal.SIGTERM, *stopped)
             (code, said), (other, silent) = ranks.end()
         assert code == other == 130
-        phase, update, again = re.fullmatch(
+        found = re.fullmatch(
             r"pdmd: stopped in phase (\d) after update (\d+); go on with: (.*)", said[-1]
-        ).groups()
+        )
+        assert found is not None, said
+        phase, update, again = found.groups()
         assert again == f"pdmd distill {folder / 'config.toml'} --resume"
         saved = f"phase-{int(phase):04d}-update-{int(update):09d}"
         assert whole_checkpoints(folder)[-1] == saved and saved not in before
