@@ -201,6 +201,25 @@ def test_four_ranks_train_as_one_process_does():
     )
 
 
+OTHERWISE = (
+    ({"recompute": "selective"}, 1e-5),
+    ({"compile": True}, 1e-4),
+    ({"precision": torch.bfloat16}, 2e-2),
+    ({"precision": torch.bfloat16, "tp": 2}, 2e-2),
+    ({"precision": torch.bfloat16, "cp": 2, "recompute": "full"}, 2e-2),
+)
+
+
+@pytest.mark.slow
+def test_two_ranks_recompute_compile_and_round_to_the_same_losses():
+    cases = [("digits", degrees, {}) for degrees, _ in OTHERWISE]
+    losses, _, _ = train(OneProcess(), "digits")
+    for got, (degrees, tolerance) in zip(run_ranks(on_ranks, 2, cases)[0], OTHERWISE, strict=True):
+        for wanted, heard in zip(losses, got[0], strict=True):
+            assert heard == pytest.approx(wanted, rel=tolerance), degrees
+        assert all(value.dtype == torch.float32 for value in got[2].values())
+
+
 def resumed(folder, degrees, stop):
     """Distills on this process or these ranks, from where the folder's checkpoints end."""
     from pdmd.training.checkpoint import Checkpointer, Interrupted
