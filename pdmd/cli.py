@@ -148,9 +148,11 @@ def _run(config: DistillConfig, options: _RunOptions) -> int:
     try:
         code = _run_on(runtime, config, options)
     except RuntimeError as error:
-        if runtime.plain:
+        blamed = runtime.blame()
+        if not blamed:
+            runtime.close(error)
             raise
-        why = runtime.explain(error)
+        why = f"{blamed} ({_one_line(error)[:200]})"
         print(f"pdmd: error: {why}", file=sys.stderr)
         runtime.close(RuntimeError(why))
         return 1

@@ -196,7 +196,6 @@ def distill(
             f"prompts are a sequence of prompts, got the text {prompts!r}; pass a list"
         )
     encoded = teacher.encode(teacher.prompts if prompts is None else prompts)
-    conditions = ConditionStream(encoded)
     for role, objective in (("generator", generator), ("fake score", fake_score)):
         for index in sorted(set(range(len(plan))) - objective.covers(plan)):
             raise ValueError(
@@ -214,6 +213,7 @@ def distill(
     runtime, health = runtime or OneProcess(), Health(patience)
     runtime.local(batch_size)
     runtime.check(teacher)
+    conditions = ConditionStream(None if encoded is None else encoded.to(runtime.device))
     trainable = {id(p) for p in teacher.parameters() if p.requires_grad}
     teacher.requires_grad_(False).eval()
     rng = runtime.generator(seed)

@@ -148,7 +148,10 @@ class RoutedDenoiser(Denoiser):
             rows = rows if counts else index.new_zeros(1)
             part = None if condition is None else condition[rows]
             out = self._evaluate(i, x_t[rows], t[rows], part).to(value)
-            value = value.index_copy(0, rows, out) if counts else value + 0 * out.sum()
+            if counts:
+                value = value.index_copy(0, rows, out)
+            elif out.requires_grad:  # its gradient is zero, and ranks must all have one
+                value = value + 0 * out.sum()
         return value
 
     def _evaluate(self, i: int, x_t: Latents, t: Tensor, condition: Condition) -> Latents:

@@ -31,7 +31,7 @@ from pdmd.training.accounting import Account
 from pdmd.training.checkpoint import Checkpointer, Interrupted
 from pdmd.training.config import DistillConfig, write_config
 from pdmd.training.initializers import FromDenoiser, FromPrevious, FromTeacher, Initializer
-from pdmd.training.recorder import Recorder, RunRecorder
+from pdmd.training.recorder import RunRecorder, Silent
 from pdmd.training.runtime import Runtime
 from pdmd.training.store import Store
 from pdmd.training.teaching import network_arguments, taught_network
@@ -142,6 +142,7 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_config(config, self.folder / "config.toml")
             _write_plan(self.folder / "plan.json", self.plan, self.teacher.schedule)
+        self.checkpointer.store.check()  # now that the folder is made
         init, source = self._start()
         optimizer, fake_optimizer = train.recipes()
         self.training = True
@@ -166,7 +167,7 @@ class Run:
             runtime=self.runtime,
             recorder=RunRecorder(self.folder, progress=self.progress)
             if self.runtime.main
-            else Recorder(),
+            else Silent(),
             checkpointer=self.checkpointer,
             resume=self.resume,
             account=self.account,

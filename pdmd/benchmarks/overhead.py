@@ -191,7 +191,7 @@ def _bare(
             x_t, t, eps, b = noised(x_s)
             t_x = t.float().reshape(column)
             target = -x_s / (1 - s) + eps * (t_x / b + (1 - t_x) * s * s / ((1 - s) ** 2 * b))
-            weight = (b / t_x).square().clamp(max=10.0)
+            weight = (10 * b.square()).clamp(max=1.0)
             gap = fake.network(x_t, t, condition) - target
             apply(fake, optimizers[1], (weight * gap.square()).mean())
         fake.requires_grad_(False)

@@ -83,7 +83,7 @@ class MlpCritic(Critic):
 
     def forward(self, x_t: Latents, t: Tensor, condition: Condition = None) -> Tensor:
         x = x_t.flatten(1)
-        time = t[:, None].to(x.dtype)
+        time = t[:, None].to(x)
         phase = time * self.frequencies.to(x.dtype)
         features = [x, time, phase.sin(), phase.cos()]
         if self.label is not None:

@@ -76,6 +76,7 @@ def posterior_mean(prediction: Prediction, s: Times) -> Latents:
     Returns:
         The posterior mean, with shape :math:`(B, *)`.
     """
+    s = torch.as_tensor(s, dtype=torch.float64, device=prediction.x_t.device)
     a, _ = prediction.schedule.transition(s, prediction.t)
     alpha_s, sigma_s = prediction.schedule(s)
     _, sigma_t = prediction.schedule(prediction.t)

@@ -180,7 +180,9 @@ class DataStates(RealStates):
                     f"the data source returned shape {tuple(x_0.shape)} for {n} latents of shape "
                     f"{shape}; return encoded samples, as many as asked for"
                 )
-            return _diffuse_clean(x_0, s, schedule, generator), condition
+            device = players.real.device
+            condition = None if condition is None else condition.to(device)
+            return _diffuse_clean(x_0.to(device), s, schedule, generator), condition
 
         return draw
 

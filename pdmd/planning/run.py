@@ -20,12 +20,12 @@ from pdmd.planning.traffic import flops_of
 from pdmd.teachers.base import Teacher, import_plugins, networks, outline_arguments
 from pdmd.training.config import DistillConfig
 from pdmd.training.initializers import FromDenoiser, FromTeacher, Initializer
+from pdmd.training.parallelism import PRECISIONS
 from pdmd.training.teaching import network_arguments
 from pdmd.typing import Condition
 
-__all__ = ["PRECISIONS", "RunPlan", "measure_roles", "plan_roles", "plan_run"]
+__all__ = ["RunPlan", "measure_roles", "plan_roles", "plan_run"]
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """The types that networks compute in, by name."""
 
 MOST_GPUS = 100_000

@@ -94,7 +94,7 @@ class DigitsTeacher(Teacher):
         """Evaluates the transformer."""
         if condition is None:
             condition = self.encode([None] * len(x_t))
-        return self.transformer(x_t, t.to(x_t.dtype), labels_of(condition))
+        return self.transformer(x_t, t.to(x_t.dtype), labels_of(condition).to(x_t.device))
 
     def decode(self, x: Latents) -> Tensor:
         """Turns latents into images in [0, 1], with shape :math:`(B, 1, 8, 8)`."""

@@ -79,9 +79,9 @@ class Guided(Teacher):
         """Evaluates with and without the condition, in one batch."""
         if not self.guides:
             return self.teacher.network(x_t, t, condition)
-        null = repeat_condition(self.null, len(x_t))
-        if null is None or condition is None:  # both evaluations would be the same
-            return self.teacher.network(x_t, t, null)
+        if self.null is None or condition is None:  # both evaluations would be the same
+            return self.teacher.network(x_t, t, None)
+        null = repeat_condition(self.null.to(x_t.device), len(x_t))
         both = join_conditions(null, condition)
         value = self.teacher.network(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
         unconditional, conditional = value.chunk(2)

@@ -23,7 +23,13 @@ __all__ = ["EncodedText", "PromptEmbeddings", "Prompts", "read_prompts"]
 
 
 class Prompts(ABC):
-    """Turns prompts into conditions."""
+    """Turns prompts into conditions.
+
+    Copies of a teacher share them, and with them a text encoder.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Prompts:
+        return self
 
     @property
     @abstractmethod

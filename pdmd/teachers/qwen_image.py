@@ -235,7 +235,7 @@ class QwenImageTeacher(TextTeacher):
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Packs, evaluates and unpacks; the time is the network's own."""
-        rows = self.conditioned(condition, len(x_t))
+        rows = self.conditioned(condition, x_t)
         height, width = x_t.shape[-2:]
         mask = rows.get("mask", None)
         if mask is not None and bool(mask.all()):  # lets attention run without one

@@ -94,10 +94,10 @@ class TextTeacher(Teacher):
         """Returns a copy of the transformer that trains, without prompts and decoder."""
         return self.around(copy.deepcopy(self.transformer)).requires_grad_(True).train()
 
-    def conditioned(self, condition: Condition, batch: int) -> Any:
+    def conditioned(self, condition: Condition, x_t: Latents) -> Any:
         """Returns a condition, of no prompt where there is none."""
         if condition is None:
-            return repeat_condition(self.encode([None]), batch)
+            return repeat_condition(self._text().encode([None]).to(x_t.device), len(x_t))
         return condition
 
     def _text(self) -> Prompts:

@@ -264,7 +264,7 @@ class WanTeacher(TextTeacher):
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Evaluates the transformer at 1000 times the time."""
-        rows = self.conditioned(condition, len(x_t))
+        rows = self.conditioned(condition, x_t)
         dtype = self.transformer.dtype
         value = self.transformer(
             hidden_states=x_t.to(dtype),

@@ -2,7 +2,8 @@
 
 A checkpoint holds every finished expert, the networks, averages and optimizers of the phase in
 training, the random generator and the cursor, so that a resumed run is bit-identical to one that
-was never interrupted. Networks are stored in their plain layout, whatever ranks they were spread
+was never interrupted. (Networks with dropout draw from torch's global generator, which is not
+kept.) Networks are stored in their plain layout, whatever ranks they were spread
 over, so that a run may go on with other degrees of parallelism.
 
 Checkpoints are trusted input: see :mod:`pdmd.training.store`.
@@ -60,7 +61,7 @@ class Checkpointer:
         self.fingerprint = json.loads(json.dumps(dict(fingerprint or {})))
         self.name = name
         self.stop_requested = False
-        self._last = ""  # written or read last
+        self._last = self._verified = ""  # written or read last; found whole
 
     def exists(self) -> bool:
         """Says whether there is a checkpoint to resume from."""
@@ -88,13 +89,13 @@ class Checkpointer:
         """
         update = 0 if trainer is None else trainer.update
         name = f"phase-{len(finished) + 1:04d}-update-{update:09d}"
-        if name == self._last:  # a run that stops where it has just saved
-            return
         if self.name:
             for newer in reversed(self.store.names()):
                 if newer > self.name:
                     self.store.remove(newer)
             self.name = ""
+        if name == self._last:  # a run that stops where it has just saved
+            return
         tensors: dict[str, Tensor] = {"rng": generator.get_state()}
         for i, expert in enumerate(finished):
             tensors.update(_named(f"finished.{i}", expert.denoiser.state_dict()))
@@ -104,6 +105,7 @@ class Checkpointer:
         if trainer is not None:
             cursor["update"] = update
             cursor["fake_updates"] = trainer.fake_updates.state()
+            cursor["refused"] = trainer.health.state()
             moments = {role: _moments(trainer, role) for role in trainer.networks}
             cursor["moments"] = {role: sorted(names) for role, names in moments.items()}
             tensors.update(_trainer_tensors(trainer, moments))
@@ -126,7 +128,9 @@ class Checkpointer:
         if name is None:
             raise ValueError(f"there is no checkpoint in {self.store.url}; start without --resume")
         try:
-            self.store.verify(name)
+            if name != self._verified:
+                self.store.verify(name)
+            self._verified = name
         except DamagedCheckpoint as error:
             remedy = (
                 f", with --checkpoint {error.before}" if error.before else ", with --overwrite"
@@ -167,6 +171,7 @@ class Checkpointer:
         runtime = trainer.runtime
         trainer.update = cursor["update"]
         trainer.fake_updates.restore(cursor["fake_updates"])
+        trainer.health.restore(cursor["refused"])
         moments: dict[str, dict[str, dict[str, Tensor]]] = {}
         for role in trainer.networks:
             blank = runtime.blank_moments(trainer.networks[role], trainer.optimizers[role])

@@ -8,15 +8,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import os
 import tomllib
 import types
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import torch
 
 from pdmd.experts import FullGradient, StochasticTruncation, experts
 from pdmd.objectives import (
@@ -33,7 +30,7 @@ from pdmd.teachers.guided import guided
 from pdmd.training.fakes import AdaptiveUpdates, FakeUpdates, FixedUpdates
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.training.orders import share_out
-from pdmd.training.runtime import OneProcess, Runtime, pick_device
+from pdmd.training.parallelism import ParallelConfig
 
 __all__ = [
     "DistillConfig",
@@ -240,67 +237,6 @@ class TrainConfig:
     def build_truncation(self) -> StochasticTruncation | FullGradient:
         """Makes the truncation."""
         return StochasticTruncation() if self.truncation == "stochastic" else FullGradient()
-
-
-@dataclass(kw_only=True)
-class ParallelConfig:
-    """How the run is spread over the ranks that torchrun starts, and how it computes."""
-
-    dp_replicate: int = 1
-    """Copies of the sharded networks (HSDP)."""
-    dp_shard: int = -1
-    """Ranks that share out parameters and the batch (FSDP); -1 takes what is left."""
-    cp: int = 1
-    """Ranks that share out each sample's tokens (context parallel)."""
-    tp: int = 1
-    """Ranks that share out each layer (tensor parallel)."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """What networks compute in; master weights, gradient reduction and losses are float32."""
-    recompute: Literal["none", "full", "selective"] = "none"
-    """Activation checkpointing: recompute blocks, or all but their costly operations."""
-    compile: bool = False
-    """Compile the blocks of every network."""
-    deterministic: bool = False
-    """Insist on deterministic algorithms, which may be slower."""
-    torchtitan: bool = False
-    """Take torchtitan's parts for a single process too; more ranks always do."""
-    device: str = "auto"
-    """Where a single process computes: auto, cpu or cuda."""
-    timeout: int = 600
-    """Seconds after which a communication that does not end is given up."""
-    silence: int = 60
-    """Seconds after which a rank that is not heard of is taken for dead."""
-
-    def build(self, seed: int) -> Runtime:
-        """Makes the runtime; on several ranks it joins them.
-
-        Raises:
-            ValueError: If the degrees do not multiply to the number of ranks, or a part is not
-                there.
-        """
-        precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.precision]
-        degrees = {name: getattr(self, name) for name in ("dp_replicate", "dp_shard", "cp", "tp")}
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        alone = world == 1 and set(degrees.values()) <= {1, -1}
-        if alone and not (self.torchtitan or self.compile or self.recompute != "none"):
-            return OneProcess(pick_device(self.device), precision)
-        try:
-            from pdmd.training.titan import TitanRuntime
-        except ImportError as error:
-            raise ValueError(
-                f"a parallel run needs torchtitan 0.3 and torch 2.12 or later ({error}); install "
-                "them, or run one process without recompute and compile"
-            ) from error
-        return TitanRuntime(
-            **degrees,
-            precision=precision,
-            recompute=self.recompute,
-            compile=self.compile,
-            timeout=self.timeout,
-            silence=self.silence,
-            seed=seed,
-            deterministic=self.deterministic,
-        )
 
 
 @dataclass(kw_only=True)

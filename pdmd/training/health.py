@@ -6,6 +6,8 @@ batch, one overflow); more mean that the run is lost, and it stops.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 __all__ = ["Health", "NonFiniteError"]
 
 
@@ -45,6 +47,14 @@ class Health:
         if count > self.patience:
             again = f" {count} updates of the {role} in a row were refused." if count > 1 else ""
             raise NonFiniteError(complaint + again)
+
+    def state(self) -> dict[str, int]:
+        """Returns what a checkpoint keeps."""
+        return dict(self._in_a_row)
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Takes what :meth:`state` returned."""
+        self._in_a_row = dict(state)
 
     def hear(self) -> list[str]:
         """Returns the complaints since it was last asked."""

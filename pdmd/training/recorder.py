@@ -13,7 +13,7 @@ from typing import Any
 
 from pdmd.phases import Phase
 
-__all__ = ["Recorder", "RunRecorder", "read_history"]
+__all__ = ["Recorder", "RunRecorder", "Silent", "read_history"]
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -55,6 +55,13 @@ class Recorder:
 
     def close(self) -> None:
         """Hears that the run ended or stopped."""
+
+
+class Silent(Recorder):
+    """Records nothing, and warns of nothing: for ranks that leave that to the main one."""
+
+    def refused(self, complaint: str) -> None:
+        return
 
 
 class RunRecorder(Recorder):

@@ -27,6 +27,7 @@ __all__ = [
     "parameter_names",
     "pick_device",
     "set_precision",
+    "widen",
 ]
 
 N = TypeVar("N", bound=nn.Module)
@@ -46,7 +47,7 @@ class Optimizers(Protocol):
         ...
 
 
-class Schedule(Protocol):
+class Rates(Protocol):
     """Sets the learning rates of optimizers; torchtitan's container is one."""
 
     def step(self) -> None:
@@ -77,7 +78,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def frozen(self, network: Denoiser) -> Denoiser:
-        """Returns what evaluates a network that does not train; the network is left as it is."""
+        """Returns what evaluates a network that does not train, until :meth:`release`."""
 
     @abstractmethod
     def trained(self, network: N) -> N:
@@ -92,7 +93,7 @@ class Runtime(ABC):
         """Makes a placed network's optimizers."""
 
     @abstractmethod
-    def schedule(self, optimizers: Optimizers, recipe: AdamRecipe, updates: int) -> Schedule:
+    def schedule(self, optimizers: Optimizers, recipe: AdamRecipe, updates: int) -> Rates:
         """Makes the schedule of their learning rate over a number of updates."""
 
     @abstractmethod
@@ -160,9 +161,9 @@ class Runtime(ABC):
         """
         yield
 
-    def explain(self, error: BaseException) -> str:
-        """Says why the run failed, as far as this process can tell."""
-        return " ".join(str(error).split()) or type(error).__name__
+    def blame(self) -> str:
+        """Says which other rank a communication failed for; nothing if none is to blame."""
+        return ""
 
     def close(self, error: BaseException | None = None) -> None:
         """Leaves the ranks, after an error or at the end."""
@@ -196,10 +197,13 @@ class OneProcess(Runtime):
         self.device, self.precision = torch.device(device), precision
 
     def frozen(self, network: Denoiser) -> Denoiser:
-        return self.trained(network)
+        network.to(self.device)
+        set_precision(network, self.precision)
+        return network
 
     def trained(self, network: N) -> N:
         network.to(self.device)
+        widen(network)
         set_precision(network, self.precision)
         return network
 
@@ -210,7 +214,7 @@ class OneProcess(Runtime):
     def optimizers(self, recipe: AdamRecipe, network: nn.Module) -> Optimizers:
         return _OneOptimizer(recipe.build(network.parameters()))
 
-    def schedule(self, optimizers: Optimizers, recipe: AdamRecipe, updates: int) -> Schedule:
+    def schedule(self, optimizers: Optimizers, recipe: AdamRecipe, updates: int) -> Rates:
         return RateSchedule(optimizers, recipe, updates)
 
     def clip(self, network: nn.Module, largest: float) -> Tensor:
@@ -310,21 +314,29 @@ def put_moments(
 
 
 def pick_device(name: str) -> torch.device:
-    """Returns a device by name; ``auto`` is the accelerator if there is one.
+    """Returns a device by name; ``auto`` is CUDA's if there is one, else the CPU.
 
     Raises:
         ValueError: If it is not available.
     """
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
-        return accelerator or torch.device("cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"unknown device {name!r}; use auto, cpu or cuda") from error
-    if device.type != "cpu" and (accelerator is None or accelerator.type != device.type):
+    if device.type not in ("cpu", "cuda"):  # times are float64, which others lack
+        raise ValueError(f"device {name!r} is not one of auto, cpu and cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} is not available here; use auto or cpu")
     return device
+
+
+def widen(network: nn.Module) -> None:
+    """Holds parameters that are narrower in float32: small updates would round away."""
+    for parameter in network.parameters():
+        if parameter.is_floating_point() and parameter.itemsize < torch.float32.itemsize:
+            parameter.data = parameter.data.float()
 
 
 def set_precision(network: nn.Module, precision: torch.dtype) -> None:

@@ -59,19 +59,21 @@ from pdmd.parallel import (
 )
 from pdmd.routers import RoutedDenoiser
 from pdmd.training.optimizers import AdamRecipe
+from pdmd.training.parallelism import check_degrees
 from pdmd.training.runtime import (
     Optimizers,
+    Rates,
     Runtime,
-    Schedule,
     blank_moments,
     moments_of,
     parameter_names,
     put_moments,
     set_precision,
+    widen,
 )
 from pdmd.training.watch import Watch
 
-__all__ = ["TitanRuntime", "check_degrees"]
+__all__ = ["TitanRuntime"]
 
 N = TypeVar("N", bound=nn.Module)
 Recompute = Literal["none", "full", "selective"]
@@ -174,19 +176,22 @@ class TitanRuntime(Runtime):
 
     def frozen(self, network: Denoiser) -> Denoiser:
         copied = copy.deepcopy(network).requires_grad_(False).eval()
-        return self._spread(copied, torch.float32 if self.precision == torch.float32 else None)
+        if self.precision == torch.float32:
+            return self.trained(copied)
+        for parameter in copied.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(self.precision)
+        return self._spread(copied)
 
     def trained(self, network: N) -> N:
-        return self._spread(network, torch.float32)
+        widen(network)
+        return self._spread(network)
 
     def release(self, network: nn.Module) -> None:
         """Does nothing: what was frozen is a copy."""
 
-    def _spread(self, network: N, dtype: torch.dtype | None) -> N:
-        """Spreads a network over the ranks, its parameters in a type (the precision's if None)."""
-        for parameter in network.parameters():
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.to(dtype or self.precision)
+    def _spread(self, network: N) -> N:
+        """Spreads a network over the ranks, in place."""
         for module in network.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(self.device))
@@ -195,9 +200,8 @@ class TitanRuntime(Runtime):
         set_precision(network, self.precision)
         if not any(True for _ in network.parameters()):
             return network
-        if self.dims.tp_enabled or self.dims.cp_enabled:
-            network.to(self.device)
         if self.dims.tp_enabled:
+            network.to(self.device)
             mesh = self.dims.get_mesh("tp")
             planned = bool(plans_of(network)) or isinstance(network, Denoiser)
             (tensor_parallelize if planned else replicate)(network, mesh)
@@ -248,8 +252,8 @@ class TitanRuntime(Runtime):
         config = OptimizersContainer.Config(param_groups=[group], implementation="fused")
         return cast(Optimizers, config.build(model_parts=[network]))
 
-    def schedule(self, optimizers: Optimizers, recipe: AdamRecipe, updates: int) -> Schedule:
-        return _Rates(
+    def schedule(self, optimizers: Optimizers, recipe: AdamRecipe, updates: int) -> Rates:
+        return _TitanRates(
             LRSchedulersContainer(
                 cast(OptimizersContainer, optimizers),
                 lambda update: recipe.factor(update / max(updates, 1)),
@@ -279,10 +283,10 @@ class TitanRuntime(Runtime):
     # -------------------------------------------------------------------------- agreement
 
     def mean(self, value: Tensor) -> Tensor:
-        mesh = self.dims.get_optional_mesh("loss")
-        if mesh is None:
-            return value
-        return utils.dist_sum_tensor(value.to(self.device), mesh) / mesh.size()
+        # over all ranks, so that even those that share a batch agree to the bit on what it decides
+        total = value.detach().to(self.device, copy=True)
+        dist.all_reduce(total)
+        return total / dist.get_world_size()
 
     def any(self, flag: bool) -> bool:
         tensor = torch.tensor(float(flag), device=self.device)
@@ -297,16 +301,20 @@ class TitanRuntime(Runtime):
         except (ValueError, OSError) as raised:
             error = raised
         store = PrefixStore(f"pdmd/agreed/{next(_agreements)}", _get_default_store())
-        store.set(str(self.rank), "" if error is None else f"{error}")
+        kind = (
+            "" if error is None else "ValueError " if isinstance(error, ValueError) else "OSError "
+        )
+        store.set(str(self.rank), f"{kind}{error}" if kind else "")
         said = [store.get(str(rank)).decode() for rank in range(dist.get_world_size())]
         if error is not None:
             raise error
         for rank, message in enumerate(said):
             if message:
-                raise ValueError(f"{message} (on rank {rank})")
+                kind, _, text = message.partition(" ")
+                raise (OSError if kind == "OSError" else ValueError)(f"{text} (on rank {rank})")
 
-    def explain(self, error: BaseException) -> str:
-        return self.watch.explain(error)
+    def blame(self) -> str:
+        return self.watch.blame() if dist.is_initialized() else ""
 
     def close(self, error: BaseException | None = None) -> None:
         if not dist.is_initialized():  # left already
@@ -314,7 +322,9 @@ class TitanRuntime(Runtime):
         if dist.get_world_size() > 1:
             if error is None:
                 dist.barrier()
-            self.watch.stop("" if error is None else super().explain(error) or "failed")
+            self.watch.stop(
+                "" if error is None else " ".join(str(error).split()) or type(error).__name__
+            )
         if error is None:
             dist.destroy_process_group()
 
@@ -387,7 +397,7 @@ _ALONE = {
 """What torchrun would have set, for a single process without it."""
 
 
-class _Rates:
+class _TitanRates:
     """torchtitan's schedulers, which set the rate again when they are loaded."""
 
     def __init__(self, schedulers: LRSchedulersContainer) -> None:
@@ -406,35 +416,6 @@ class _Rates:
             groups = scheduler.optimizer.param_groups
             for group, rate in zip(groups, scheduler.get_last_lr(), strict=True):
                 group["lr"] = rate
-
-
-def check_degrees(world: int, dp_replicate: int, dp_shard: int, cp: int, tp: int) -> int:
-    """Returns the sharding degree, filled in if it was -1.
-
-    Raises:
-        ValueError: If the degrees do not multiply to the number of ranks.
-    """
-    degrees = {"dp_replicate": dp_replicate, "cp": cp, "tp": tp}
-    for name, degree in degrees.items():
-        if degree < 1:
-            raise ValueError(f"parallel.{name} is at least 1, got {degree}")
-    if dp_shard < 1 and dp_shard != -1:
-        raise ValueError(f"parallel.dp_shard is at least 1, or -1 for the rest, got {dp_shard}")
-    others = dp_replicate * cp * tp
-    if dp_shard == -1:
-        if world % others:
-            raise ValueError(
-                f"{world} ranks do not divide by dp_replicate x cp x tp = {dp_replicate} x {cp} x "
-                f"{tp} = {others}; change the degrees or --nproc-per-node"
-            )
-        return world // others
-    if dp_shard * others != world:
-        raise ValueError(
-            f"dp_replicate x dp_shard x cp x tp = {dp_replicate} x {dp_shard} x {cp} x {tp} = "
-            f"{dp_shard * others}, but there are {world} ranks; change the degrees or "
-            "--nproc-per-node"
-        )
-    return dp_shard
 
 
 def _local(value: Tensor) -> Tensor:

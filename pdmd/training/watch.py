@@ -85,17 +85,21 @@ class Watch:
         for thread in self._threads:
             thread.join(timeout=2 * PATIENCE * self.interval)
 
-    def explain(self, error: BaseException) -> str:
+    def blame(self) -> str:
         """Says which rank a failed collective was waiting for, if one failed or fell silent.
 
-        Waits up to a few signs of life to find out.
+        Waits up to a few signs of life to find out, if it watches at all.
         """
+        if self._over.is_set() or not self._threads[1].is_alive():
+            return ""
         patience = min(PATIENCE * self.interval, self.silence)
-        last = self._tick + PATIENCE + GRACE
-        while not (found := self._found(patience)) and self._tick < last:
+        last, until = self._tick + PATIENCE + GRACE, time.monotonic() + 4 * patience
+        while not (found := self._found(patience)):
+            if self._tick >= last or time.monotonic() > until:
+                break
             time.sleep(self.interval / 4)
-        self._said.acquire()
-        return f"{found} ({_first_line(error)})" if found else _first_line(error)
+        self._said.acquire(timeout=patience)
+        return found
 
     def _talk(self) -> None:
         beat = 0
@@ -168,7 +172,3 @@ class Watch:
         return all(
             rank in silent or sign.startswith(left) for rank, (sign, _) in self._heard.items()
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
