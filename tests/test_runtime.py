@@ -114,7 +114,7 @@ def test_devices_are_picked_by_name():
     assert pick_device("auto") == (accelerator or torch.device("cpu"))
     with pytest.raises(ValueError, match="unknown device 'gpu'; use auto, cpu or cuda"):
         pick_device("gpu")
-    with pytest.raises(ValueError, match="'meta' is not available here; use auto or cpu"):
+    with pytest.raises(ValueError, match="'meta' is not one of auto, cpu and cuda"):
         pick_device("meta")
 
 
