@@ -92,6 +92,7 @@ def run_rank(rank, port, settings, batch, results):
             role: recipe.build(trainer.networks[role].parameters())
             for role, recipe in trainer.recipes.items()
         }
+        trainer.schedules = {}  # of the optimizers before
         trainer.cycle()
         gc.collect()
         live.peak = 0
