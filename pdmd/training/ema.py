@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
+from pdmd.training.runtime import local_part
+
 __all__ = ["Ema"]
 
 N = TypeVar("N", bound=nn.Module)
@@ -38,14 +40,8 @@ class Ema(Generic[N]):
     def update(self, network: N, step: int) -> None:
         """Moves the average towards a network after its update number ``step``, from 0."""
         decay = min(self.decay, (1 + step) / (10 + step)) if self.decay else 0.0
-        average = [_local(p) for p in self.network.parameters()]
-        current = [_local(p) for p in network.parameters()]
+        average = [local_part(p) for p in self.network.parameters()]
+        current = [local_part(p) for p in network.parameters()]
         torch._foreach_lerp_(average, current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for a, b in zip(self.network.buffers(), network.buffers(), strict=True):
             a.copy_(b)
-
-
-def _local(parameter: torch.Tensor) -> torch.Tensor:
-    """Returns this rank's part of a parameter, which both networks share out alike."""
-    to_local = getattr(parameter, "to_local", None)
-    return parameter if to_local is None else to_local()

@@ -17,15 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from pdmd.denoisers import Denoiser
+from pdmd.parallel.plans import plain_path
 from pdmd.randomness import RankGenerator
 from pdmd.training.optimizers import AdamRecipe, RateSchedule
 
 __all__ = [
     "OneProcess",
     "Optimizers",
+    "Rates",
     "Runtime",
+    "blank_moments",
+    "local_part",
+    "moments_of",
     "parameter_names",
     "pick_device",
+    "put_moments",
     "set_precision",
     "widen",
 ]
@@ -270,13 +276,7 @@ class _OneOptimizer:
 
 def parameter_names(network: nn.Module) -> dict[Tensor, str]:
     """Names parameters as the bare network does, whatever wraps its blocks."""
-    wrappers = ("_checkpoint_wrapped_module.", "_orig_mod.")
-    names: dict[Tensor, str] = {}
-    for name, parameter in network.named_parameters():
-        for wrapper in wrappers:
-            name = name.replace(wrapper, "")
-        names[parameter] = name
-    return names
+    return {parameter: plain_path(name) for name, parameter in network.named_parameters()}
 
 
 def moments_of(network: nn.Module, optimizers: Optimizers) -> dict[str, dict[str, Tensor]]:
@@ -330,6 +330,12 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} is not available here; use auto or cpu")
     return device
+
+
+def local_part(value: Tensor) -> Tensor:
+    """Returns this rank's part of a tensor that ranks share out; a plain tensor itself."""
+    to_local = getattr(value, "to_local", None)
+    return value if to_local is None else to_local()
 
 
 def widen(network: nn.Module) -> None:

@@ -65,6 +65,7 @@ from pdmd.training.runtime import (
     Rates,
     Runtime,
     blank_moments,
+    local_part,
     moments_of,
     parameter_names,
     put_moments,
@@ -274,7 +275,7 @@ class TitanRuntime(Runtime):
         used = torch.zeros(len(routed.denoisers), device=self.device)
         for i, denoiser in enumerate(routed.denoisers):
             gradients = [p.grad for p in denoiser.parameters() if p.grad is not None]
-            used[i] = float(any(bool(_local(g).any()) for g in gradients))
+            used[i] = float(any(bool(local_part(g).any()) for g in gradients))
         dist.all_reduce(used, dist.ReduceOp.MAX)
         for flag, denoiser in zip(used.tolist(), routed.denoisers, strict=True):
             if not flag:
@@ -416,10 +417,6 @@ class _TitanRates:
             groups = scheduler.optimizer.param_groups
             for group, rate in zip(groups, scheduler.get_last_lr(), strict=True):
                 group["lr"] = rate
-
-
-def _local(value: Tensor) -> Tensor:
-    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def _unpermute(value: Tensor, dim: int, order: Tensor) -> Tensor:
