@@ -171,7 +171,11 @@ def decoder(
     dtype: str | torch.dtype = "bfloat16",
     device: str | torch.device = "cpu",
 ) -> Callable[[Latents], Tensor]:
-    """Returns what turns normalised latents into videos; the VAE is loaded when first asked.
+    """Returns what turns normalised latents into pictures; the VAE is loaded when first asked.
+
+    Latents are those that the network sees: the VAE's own less a mean and over a deviation, each
+    one number a channel (``latents_mean``, ``latents_std``) or one for all (``shift_factor``,
+    ``scaling_factor``).
 
     Args:
         name: The VAE's class.
@@ -180,7 +184,8 @@ def decoder(
         device: Where they live.
 
     Returns:
-        A function of latents of shape :math:`(B, C, F, H, W)` to videos in [0, 1].
+        A function of latents of shape :math:`(B, C, H, W)` to images in [0, 1], of latents of
+        shape :math:`(B, C, F, H, W)` to videos.
     """
     loaded: list[Any] = []
 
@@ -194,14 +199,25 @@ def decoder(
                 vae = cls.from_pretrained(str(folder), subfolder="vae", dtype=dtype_of(dtype))
             loaded.append(vae.to(device).eval())
         vae = loaded[0]
-        mean, std = (
-            torch.tensor(values, device=x.device, dtype=x.dtype).view(1, -1, 1, 1, 1)
-            for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
-        videos = vae.decode((x * std + mean).to(vae.dtype), return_dict=False)[0]
-        return (videos.float() / 2 + 0.5).clamp(0, 1)
+        mean, std = _latent_moments(vae.config, x)
+        pictures = vae.decode((x * std + mean).to(vae.dtype), return_dict=False)[0]
+        return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
     return decode
+
+
+def _latent_moments(config: Any, x: Latents) -> tuple[Tensor, Tensor]:
+    """Returns mean and deviation of a VAE's latents, to multiply and add to ``x``."""
+    scale = config.get("scaling_factor", 1.0)
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        mean, std = [config.get("shift_factor") or 0.0], [1.0]
+    std = [value / scale for value in std]
+    view = (1, -1, *(1,) * (x.ndim - 2))
+    return (
+        torch.tensor(mean, device=x.device, dtype=x.dtype).view(view),
+        torch.tensor(std, device=x.device, dtype=x.dtype).view(view),
+    )
 
 
 def _tensors(folder: str | Path, subfolder: str) -> Iterator[tuple[str, Tensor]]:

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from pdmd.denoisers import Denoiser
-from pdmd.schedules import RectifiedFlow
+from pdmd.predictions import Kind
+from pdmd.schedules import RectifiedFlow, Schedule
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.prompts import Prompts, read_prompts
 from pdmd.typing import Condition, Latents, repeat_condition
@@ -19,7 +20,7 @@ __all__ = ["TextTeacher"]
 
 
 class TextTeacher(Teacher):
-    r"""A transformer that predicts the velocity of rectified flow from text.
+    r"""A network that reads text; by default one that predicts the velocity of rectified flow.
 
     A subclass implements :meth:`network` and :meth:`around`, and the classmethods
     ``from_pretrained(folder, *, prompts, meta, ...)`` and ``from_config(*, meta, ...)``.
@@ -30,6 +31,9 @@ class TextTeacher(Teacher):
         shift: The shift of time recommended at its resolution.
         prompts: Turns prompts into conditions; a copy that trains has none.
         decode: Turns latents into images or videos in [0, 1].
+        schedule: The forward process of the network's inputs; rectified flow by default.
+        kind: What the network predicts.
+        time_range: The lowest and highest time that the network was trained for.
 
     Attributes:
         transformer: As given; all parameters are its own.
@@ -45,8 +49,16 @@ class TextTeacher(Teacher):
         shift: float,
         prompts: Prompts | None,
         decode: Callable[[Latents], Tensor] | None,
+        schedule: Schedule | None = None,
+        kind: Kind = "velocity",
+        time_range: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        super().__init__(schedule=RectifiedFlow(), kind="velocity", latent_shape=latent_shape)
+        super().__init__(
+            schedule=schedule or RectifiedFlow(),
+            kind=kind,
+            latent_shape=latent_shape,
+            time_range=time_range,
+        )
         self.transformer = transformer
         self.shift = shift
         self.text = prompts
