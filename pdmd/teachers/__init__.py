@@ -11,7 +11,9 @@ from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.teachers.mlp import MlpDenoiser
 from pdmd.teachers.prompts import PromptEmbeddings, Prompts
 from pdmd.teachers.qwen_image import QwenImageTeacher
+from pdmd.teachers.rebased import Rebased
 from pdmd.teachers.routed import RoutedTeacher
+from pdmd.teachers.stable_diffusion import StableDiffusionTeacher
 from pdmd.teachers.wan import WanTeacher
 
 __all__ = [
@@ -21,7 +23,9 @@ __all__ = [
     "PromptEmbeddings",
     "Prompts",
     "QwenImageTeacher",
+    "Rebased",
     "RoutedTeacher",
+    "StableDiffusionTeacher",
     "Teacher",
     "WanTeacher",
     "get",
