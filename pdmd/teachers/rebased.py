@@ -73,15 +73,18 @@ class RebasedDenoiser(Denoiser):
         """Returns a trainable copy of the denoiser, on the schedule wanted."""
         return RebasedDenoiser(self.denoiser.trainable_copy(), self.schedule, kind=self.kind)
 
-    def trainable_part(self, t_start: float, t_end: float) -> Denoiser:
-        """Returns a trainable copy of what serves the times between two, likewise."""
+    def part(self, t_start: float, t_end: float) -> Denoiser:
+        """Returns what serves the times between two, on the schedule wanted."""
         low, high = self.time_range
-        inner = [
-            float(own_time(max(low, min(high, t)), self.schedule, self.denoiser.schedule))
-            for t in (t_start, t_end)
-        ]
-        part = self.denoiser.trainable_part(inner[0], inner[1])
-        return RebasedDenoiser(part, self.schedule, kind=self.kind)
+        inner = self.denoiser.part(
+            *(
+                float(own_time(max(low, min(high, t)), self.schedule, self.denoiser.schedule))
+                for t in (t_start, t_end)
+            )
+        )
+        if inner is self.denoiser:
+            return self
+        return RebasedDenoiser(inner, self.schedule, kind=self.kind)
 
 
 class Rebased(Teacher):
@@ -165,9 +168,9 @@ class Rebased(Teacher):
         """Returns a trainable copy of the teacher, on the schedule wanted."""
         return self.rebased.trainable_copy()
 
-    def trainable_part(self, t_start: float, t_end: float) -> Denoiser:
-        """Returns a trainable copy of what serves the times between two, likewise."""
-        return self.rebased.trainable_part(t_start, t_end)
+    def part(self, t_start: float, t_end: float) -> Denoiser:
+        """Returns what serves the times between two, likewise and without guidance."""
+        return self.rebased.part(t_start, t_end)
 
 
 def own_time(t: Tensor | float, schedule: Schedule, own: Schedule) -> Tensor:
