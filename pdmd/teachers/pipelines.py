@@ -243,7 +243,8 @@ def _tensors(folder: str | Path, subfolder: str) -> Iterator[tuple[str, Tensor]]
     if not place.is_dir():
         from huggingface_hub import snapshot_download
 
-        place = Path(snapshot_download(str(folder), allow_patterns=f"{subfolder}/*"))
+        pattern = f"{subfolder}/*" if subfolder else "*.safetensors*"
+        place = Path(snapshot_download(str(folder), allow_patterns=pattern))
     stem = place / subfolder / "diffusion_pytorch_model.safetensors"
     shards = stem.with_name(f"{stem.name}.index.json")
     names = {stem.name}
