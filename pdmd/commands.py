@@ -167,14 +167,18 @@ def _teacher_of(student: Student) -> Any:
 
 def _evaluate(words: list[str]) -> int:
     from pdmd.evaluation.evaluate import evaluate, format_table
+    from pdmd.students import schedule_of
     from pdmd.teachers.guided import guided
+    from pdmd.teachers.rebased import rebased
 
     name, rest = take_name(words, STUDENT)
     options = parse(EvaluateOptions, rest, "pdmd evaluate STUDENT", flat=True)
     _check_numbers(options, samples=(100, 10**6), teacher_steps=(1, 10**4), seed=(0, 2**63 - 1))
     student = _student(name, options.plugins)
     teacher = _teacher_of(student)
-    teacher = guided(teacher, options.guidance or (student.source or {}).get("guidance", 1.0))
+    source = student.source or {}
+    teacher = guided(teacher, options.guidance or source.get("guidance", 1.0))
+    teacher = rebased(teacher, *schedule_of(source))
     if options.out:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     metrics = evaluate(

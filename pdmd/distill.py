@@ -63,9 +63,15 @@ def check_teacher(
         asked = objective.time_bounds(phase)
         for t in (*phase.timesteps, *(asked or ())):
             if not low <= t <= high:
+                remedy = "move the plan or the time margin into the range"
+                if t == 1:  # where every plan starts
+                    remedy = (
+                        "take a schedule that ends where the teacher does, with "
+                        "Rebased.reach(teacher, schedule) or --teacher.schedule-end teacher"
+                    )
                 raise ValueError(
                     f"phase {phase.index + 1} asks the teacher at t = {t:.4g}, outside its range "
-                    f"[{low:.4g}, {high:.4g}]; move the plan or the time margin into the range"
+                    f"[{low:.4g}, {high:.4g}]; {remedy}"
                 )
             prediction = teacher(x, t, rows)
             value = prediction.value

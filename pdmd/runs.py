@@ -256,6 +256,11 @@ class Run:
             "arguments": config.teacher.arguments,
             "guidance": list(config.teacher.guidance),
         }
+        if config.teacher.schedule:
+            source["schedule"] = {
+                "name": config.teacher.schedule,
+                "end": config.teacher.schedule_end,
+            }
         if _has_weights(self.teacher):
             init = FromTeacher() if config.train.init == "teacher" else FromPrevious()
             return init, source

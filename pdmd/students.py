@@ -23,9 +23,10 @@ from pdmd.phases import Phase, PhasePlan
 from pdmd.registry import Registry
 from pdmd.routers import IntervalRouter, RoutedDenoiser, Router
 from pdmd.teachers.base import Teacher, networks, teachers
+from pdmd.teachers.rebased import ENDS, rebased
 from pdmd.typing import Condition, Latents
 
-__all__ = ["Student", "checksum", "describe_plan", "plan_from_description"]
+__all__ = ["Student", "checksum", "describe_plan", "plan_from_description", "schedule_of"]
 
 FORMAT = 1
 
@@ -40,8 +41,10 @@ class Student(Teacher):
         router: Chooses the expert of a time; by the plan's boundaries by default.
         source: How to build the networks again: ``{"teacher": name, "arguments": {...}}`` of a
             registered teacher, and ``"network": {"name": ..., "arguments": {...}}`` of a
-            registered network where the experts are not copies of the teacher; written into the
-            folder so that loading needs no objects. Other entries, such as ``"guidance"``, are
+            registered network where the experts are not copies of the teacher, and
+            ``"schedule": {"name": ..., "end": ...}`` of a teacher on another schedule than its own
+            (:func:`~pdmd.teachers.rebased.rebased`); written into the folder so that loading needs
+            no objects. Other entries, such as ``"guidance"``, are
             kept.
 
     Raises:
@@ -191,7 +194,8 @@ class Student(Teacher):
         content = _read_description(folder)
         source = content["source"]
         if teacher is None and source is not None:
-            teacher = _build(teachers, source["teacher"], source.get("arguments", {}), folder)
+            built = _build(teachers, source["teacher"], source.get("arguments", {}), folder)
+            teacher = rebased(built, *schedule_of(source))
         if template is None:
             if teacher is None:
                 raise ValueError(
@@ -264,6 +268,15 @@ def plan_from_description(description: Sequence[Mapping[str, Any]]) -> PhasePlan
     )
 
 
+def schedule_of(source: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the name and the end of the schedule that a source puts its teacher on.
+
+    Both are as :func:`~pdmd.teachers.rebased.rebased` takes them.
+    """
+    schedule = source.get("schedule") or {}
+    return schedule.get("name", ""), schedule.get("end", "noise")
+
+
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / "student.json"
     if not path.is_file():
@@ -308,6 +321,11 @@ def _check_source(source: Any) -> None:
     for scale in guidance if isinstance(guidance, list) else [guidance]:
         if isinstance(scale, bool) or not math.isfinite(scale):
             raise ValueError(f"guidance is finite numbers, got {guidance!r}")
+    schedule = source.get("schedule")
+    if schedule is not None and not (
+        isinstance(schedule.get("name"), str) and schedule.get("end", "noise") in ENDS
+    ):
+        raise ValueError(f"schedule has a name and an end, got {schedule!r}")
     for part, key in ((source, "teacher"), (source.get("network"), "name")):
         if part is not None and not (
             isinstance(part[key], str) and isinstance(part.get("arguments", {}), dict)

@@ -73,9 +73,13 @@ class Teacher(Denoiser):
 teachers: Registry[Any] = Registry(
     "teacher",
     {
+        "ddpm": "pdmd.teachers.ddpm:DDPMTeacher.from_arguments",
         "digits": "pdmd.teachers.digits:DigitsTeacher.from_package",
+        "dit": "pdmd.teachers.dit:DiTTeacher.from_arguments",
         "mixture": "pdmd.teachers.mixture:MixtureTeacher.random",
         "qwen_image": "pdmd.teachers.qwen_image:QwenImageTeacher.from_arguments",
+        "sdxl": "pdmd.teachers.sdxl:SDXLTeacher.from_arguments",
+        "stable_diffusion": "pdmd.teachers.stable_diffusion:StableDiffusionTeacher.from_arguments",
         "wan": "pdmd.teachers.wan:WanTeacher.from_arguments",
     },
 )

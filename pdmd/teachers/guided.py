@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pdmd.denoisers import Denoiser
 from pdmd.teachers.base import Teacher
+from pdmd.teachers.rebased import Rebased
 from pdmd.teachers.routed import RoutedTeacher
 from pdmd.typing import Condition, Latents, expand, join_conditions, repeat_condition
 
@@ -131,7 +132,7 @@ def guided(teacher: Teacher, scales: float | Sequence[float]) -> Teacher:
 
 
 def unguided(teacher: Teacher) -> Teacher:
-    """Returns the teacher under any guidance."""
-    while isinstance(teacher, Guided):
+    """Returns the teacher under any guidance and change of schedule."""
+    while isinstance(teacher, Guided | Rebased):
         teacher = teacher.teacher
     return teacher

@@ -28,6 +28,18 @@ __all__ = [
 ]
 
 
+NOT_TEXT = (
+    "transformer",
+    "transformer_2",
+    "unet",
+    "vae",
+    "safety_checker",
+    "feature_extractor",
+    "image_encoder",
+)
+"""Parts of pipelines that encode no prompts."""
+
+
 def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
     """Returns a floating-point type by name.
 
@@ -158,7 +170,11 @@ def load_text_encoder(
 
     cls = getattr(diffusers, name)
     known = inspect.signature(cls.__init__).parameters
-    absent = {part: None for part in ("transformer", "transformer_2", "vae") if part in known}
+    absent: dict[str, Any] = {part: None for part in NOT_TEXT if part in known}
+    if "unet" in known:
+        absent["scheduler"] = None
+    if "requires_safety_checker" in known:
+        absent["requires_safety_checker"] = False
     with _reporting(folder, "text_encoder"):
         pipeline = cls.from_pretrained(str(folder), dtype=dtype_of(dtype), **absent)
     return pipeline.to(device)
@@ -227,7 +243,8 @@ def _tensors(folder: str | Path, subfolder: str) -> Iterator[tuple[str, Tensor]]
     if not place.is_dir():
         from huggingface_hub import snapshot_download
 
-        place = Path(snapshot_download(str(folder), allow_patterns=f"{subfolder}/*"))
+        pattern = f"{subfolder}/*" if subfolder else "*.safetensors*"
+        place = Path(snapshot_download(str(folder), allow_patterns=pattern))
     stem = place / subfolder / "diffusion_pytorch_model.safetensors"
     shards = stem.with_name(f"{stem.name}.index.json")
     names = {stem.name}

@@ -27,6 +27,7 @@ from pdmd.objectives import (
 from pdmd.phases import Disjoint, Nested, PhasePlan
 from pdmd.teachers.base import Teacher, import_plugins, networks, teachers
 from pdmd.teachers.guided import guided
+from pdmd.teachers.rebased import rebased, schedules
 from pdmd.training.fakes import AdaptiveUpdates, FakeUpdates, FixedUpdates
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.training.orders import share_out
@@ -78,6 +79,11 @@ class TeacherConfig:
     """Classifier-free guidance scale, 1 is none: one number, or one per network of the teacher."""
     arguments: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Passed to the teacher by name, such as dim and modes for the mixture."""
+    schedule: str = ""
+    """Put it on this schedule, and the student with it: rectified_flow, cosine or linear; its own
+    by default."""
+    schedule_end: Literal["noise", "teacher"] = "noise"
+    """Where that schedule ends: at pure noise, or at the teacher's noisiest level."""
     plugins: tuple[str, ...] = ()
     """Python modules to import first; they may register teachers."""
 
@@ -88,13 +94,15 @@ class TeacherConfig:
             teacher = teachers[self.name](**self.arguments)
         except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
             raise ValueError(f"teacher.arguments do not fit {self.name!r}: {error}") from error
-        return guided(teacher, self.guidance)
+        return rebased(guided(teacher, self.guidance), self.schedule, self.schedule_end)
 
     def check_name(self) -> None:
         """Imports the plugins and looks the teacher up."""
         import_plugins(self.plugins)
         if self.name not in teachers:
             teachers[self.name]
+        if self.schedule and self.schedule not in schedules:
+            schedules[self.schedule]
         if not self.guidance:
             raise ValueError("teacher.guidance is empty; give one number, 1 for none")
         for scale in self.guidance:

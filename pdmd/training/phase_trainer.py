@@ -198,9 +198,8 @@ class PhaseTrainer:
         r"""Draws conditions and :math:`x_{t_{k-1}}`, through the experts before the k-th."""
         denoiser, device = self.experts[0].denoiser, self.runtime.device
         condition = self.conditions.draw(self.batch_size, self.generator)
-        _, sigma = denoiser.schedule(1.0)
         shape = (self.batch_size, *denoiser.latent_shape)
-        x = float(sigma) * randn(shape, self.generator, device=device)
+        x = denoiser.schedule.prior_std() * randn(shape, self.generator, device=device)
         for expert in (*self.earlier, *self.experts[:k]):
             x = expert(x, condition, generator=self.generator)
         return x, condition
