@@ -36,10 +36,13 @@ class TextTeacher(Teacher):
         time_range: The lowest and highest time that the network was trained for.
 
     Attributes:
+        entries: What a condition must have.
         transformer: As given; all parameters are its own.
         text: What turns prompts into conditions, or ``None``.
         decode: As given; absent without one.
     """
+
+    entries: tuple[str, ...] = ("prompt",)
 
     def __init__(
         self,
@@ -107,9 +110,19 @@ class TextTeacher(Teacher):
         return self.around(copy.deepcopy(self.transformer)).requires_grad_(True).train()
 
     def conditioned(self, condition: Condition, x_t: Latents) -> Any:
-        """Returns a condition, of no prompt where there is none."""
+        """Returns a condition, of no prompt where there is none.
+
+        Raises:
+            ValueError: If it lacks one of :attr:`entries`.
+        """
         if condition is None:
-            return repeat_condition(self._text().encode([None]).to(x_t.device), len(x_t))
+            condition = repeat_condition(self._text().encode([None]).to(x_t.device), len(x_t))
+        missing = [key for key in self.entries if key not in condition.keys()]  # type: ignore[union-attr]
+        if missing:
+            raise ValueError(
+                f"a condition of {type(self).__name__} has {' and '.join(map(repr, self.entries))}"
+                f", but {' and '.join(map(repr, missing))} is missing; make it with encode()"
+            )
         return condition
 
     def _text(self) -> Prompts:
