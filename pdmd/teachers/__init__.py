@@ -12,6 +12,7 @@ from pdmd.teachers.mlp import MlpDenoiser
 from pdmd.teachers.prompts import PromptEmbeddings, Prompts
 from pdmd.teachers.qwen_image import QwenImageTeacher
 from pdmd.teachers.routed import RoutedTeacher
+from pdmd.teachers.sd3 import SD3Teacher
 from pdmd.teachers.wan import WanTeacher
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Prompts",
     "QwenImageTeacher",
     "RoutedTeacher",
+    "SD3Teacher",
     "Teacher",
     "WanTeacher",
     "get",

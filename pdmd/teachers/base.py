@@ -76,6 +76,7 @@ teachers: Registry[Any] = Registry(
         "digits": "pdmd.teachers.digits:DigitsTeacher.from_package",
         "mixture": "pdmd.teachers.mixture:MixtureTeacher.random",
         "qwen_image": "pdmd.teachers.qwen_image:QwenImageTeacher.from_arguments",
+        "sd3": "pdmd.teachers.sd3:SD3Teacher.from_arguments",
         "wan": "pdmd.teachers.wan:WanTeacher.from_arguments",
     },
 )

@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +102,15 @@ def load_transformer(
         meta: Whether to leave the weights out and make them on the meta device.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or one of another class.
     """
     config = configuration(name, folder, subfolder)
+    found = config.get("_class_name", name)
+    if found != name:
+        raise ValueError(
+            f"{folder}/{subfolder} is a {found}, and this teacher's is a {name}; name the teacher "
+            "of its family"
+        )
     model = build_part(name, config, dtype=dtype, meta=True)
     if meta:
         return model
@@ -140,6 +146,7 @@ def load_text_encoder(
     name: str,
     folder: str | Path,
     *,
+    optional: Sequence[str] = (),
     dtype: str | torch.dtype = "bfloat16",
     device: str | torch.device = "cpu",
 ) -> Any:
@@ -148,6 +155,7 @@ def load_text_encoder(
     Args:
         name: The pipeline's class.
         folder: Its folder or hub name.
+        optional: Parts that are ``None`` where the folder has none.
         dtype: Type of the text encoder's weights.
         device: Where they live.
 
@@ -159,6 +167,9 @@ def load_text_encoder(
     cls = getattr(diffusers, name)
     known = inspect.signature(cls.__init__).parameters
     absent = {part: None for part in ("transformer", "transformer_2", "vae") if part in known}
+    if optional:
+        index = configuration(name, folder)
+        absent |= {part: None for part in optional if (index.get(part) or [None])[0] is None}
     with _reporting(folder, "text_encoder"):
         pipeline = cls.from_pretrained(str(folder), dtype=dtype_of(dtype), **absent)
     return pipeline.to(device)
