@@ -52,9 +52,21 @@ def encode_sd3(pipeline, prompts):
     }
 
 
+def flux_text():
+    return (*clip(12, 4, project=False), *t5(32))
+
+
+def encode_flux(pipeline, prompts):
+    length = 512 if pipeline.transformer.config.guidance_embeds else 256
+    prompt, pooled, _ = pipeline.encode_prompt([*prompts, ""], max_sequence_length=length)
+    return {"prompt": prompt, "pooled": pooled}
+
+
 TEXTS = {
+    "flux": [(flux_text, encode_flux)],
     "sd3": [(sd3_text, encode_sd3)],
 }
+SAME = ("height", "width", "frames", "guidance_embedded")
 PROMPTS = ["a cat", "a dog of much longer words"]
 
 
@@ -65,8 +77,8 @@ def test_a_family_loads_from_its_pipelines_folder(tmp_path, name):
     pipeline = kind.pipeline(teacher, text=text(), **kind.scheduler)
     pipeline.save_pretrained(tmp_path)
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    size = {k: kind.arguments[k] for k in ("height", "width", "frames") if k in kind.arguments}
-    options = {"folder": str(tmp_path), "dtype": "float32", **size}
+    same = {k: kind.arguments[k] for k in SAME if k in kind.arguments}
+    options = {"folder": str(tmp_path), "dtype": "float32", **same}
     loaded = teachers.get(kind.registered)(prompts=str(tmp_path / "prompts.txt"), **options)
     assert loaded.shift == pytest.approx(teacher.shift)
     assert loaded.latent_shape == teacher.latent_shape
@@ -121,6 +133,10 @@ def test_a_missing_folder_is_named(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
+        ("flux", {"width": 40}, "width is a multiple of 16, got 40"),
+        ("flux", {"guidance_embeds": False, "guidance_embedded": 3.0}, "takes no guidance as an"),
+        ("flux", {"guidance_embedded": float("nan")}, "is a finite number, got nan"),
+        ("flux", {"attention_head_dim": 9}, "even and at least 8, got 9"),
         ("sd3", {"height": 40}, "height is a multiple of 16, got 40"),
         ("sd3", {"width": 112}, "ends at 96 pixels, got an image of 64 x 112"),
         ("sd3", {"prompts": "file.txt"}, "need a text encoder"),
@@ -132,6 +148,8 @@ def test_bad_arguments_are_named(name, arguments, message):
 
 
 SIZES = {
+    "flux": ({}, 11_901_408_320),
+    "flux_schnell": ({"guidance_embeds": False}, 11_891_178_560),
     "sd3": ({}, 2_028_328_000),
     "sd3.5": (
         {"qk_norm": "rms_norm", "dual_attention_layers": range(13)},

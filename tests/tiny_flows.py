@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from pdmd.teachers import SD3Teacher
+from pdmd.teachers import FluxTeacher, SD3Teacher
+from pdmd.teachers.tokens import pack, unpack
 from tests.tiny_families import noise, scheduler, transformers
 
 
@@ -123,7 +124,78 @@ def run_sd3(pipeline, teacher, condition, null, *, scale, steps, output="latent"
 
 SD3_IDLE = r"transformer_blocks\.1\..*add_q_proj|transformer_blocks\.1\..*norm_added_q"
 
+FLUX = {
+    "height": 64,
+    "width": 48,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "joint_attention_dim": 32,
+    "pooled_projection_dim": 12,
+    "latent_channels": 4,
+    "text_length": 7,
+    "random_prompts": 3,
+}
+
+
+def flux_pipeline(teacher, *, text=(None,) * 4, **arguments):
+    names = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+    return bare(
+        "FluxPipeline",
+        transformer=teacher.transformer,
+        scheduler=scheduler(**arguments),
+        vae=image_vae(teacher.latent_shape[0]),
+        **dict(zip(names, text, strict=True)),
+    )
+
+
+def run_flux(pipeline, teacher, condition, null, *, scale, steps, output="latent", **more):
+    rows = len(condition["prompt"])
+    out = pipeline(
+        prompt_embeds=condition["prompt"],
+        pooled_prompt_embeds=condition["pooled"],
+        negative_prompt_embeds=shared(null, rows),
+        negative_pooled_prompt_embeds=shared(null, rows, "pooled"),
+        true_cfg_scale=scale,
+        latents=pack(noise(teacher, rows)),
+        height=teacher.size["height"],
+        width=teacher.size["width"],
+        num_inference_steps=steps,
+        output_type=output,
+        **({"guidance_scale": teacher.guidance_embedded or 7.0} | more),
+    ).images
+    return unpack(out, *teacher.latent_shape[1:]) if output == "latent" else out
+
+
 FLOWS = {
+    "flux": Family(
+        cls=FluxTeacher,
+        registered="flux",
+        arguments=FLUX,
+        pipeline=flux_pipeline,
+        run=run_flux,
+        layout=pack,
+        scheduler={"use_dynamic_shifting": True},
+    ),
+    "flux_strongly_guided": Family(
+        cls=FluxTeacher,
+        registered="flux",
+        arguments={**FLUX, "guidance_embedded": 9.0},
+        pipeline=flux_pipeline,
+        run=run_flux,
+        layout=pack,
+        scheduler={"use_dynamic_shifting": True},
+    ),
+    "flux_schnell": Family(
+        cls=FluxTeacher,
+        registered="flux",
+        arguments={**FLUX, "guidance_embeds": False},
+        pipeline=flux_pipeline,
+        run=run_flux,
+        layout=pack,
+        scheduler={"shift": 1.0},
+    ),
     "sd3": Family(
         cls=SD3Teacher,
         registered="sd3",

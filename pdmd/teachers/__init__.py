@@ -6,6 +6,7 @@
 
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.base import teachers as _registry
+from pdmd.teachers.flux import FluxTeacher
 from pdmd.teachers.guided import Guided
 from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.teachers.mlp import MlpDenoiser
@@ -16,6 +17,7 @@ from pdmd.teachers.sd3 import SD3Teacher
 from pdmd.teachers.wan import WanTeacher
 
 __all__ = [
+    "FluxTeacher",
     "Guided",
     "MixtureTeacher",
     "MlpDenoiser",

@@ -81,7 +81,7 @@ class SD3Teacher(TextTeacher):
             prompts=prompts,
             decode=decode,
         )
-        self.size = {"height": height, "width": width, "compression": compression}
+        self.size: dict[str, Any] = {"height": height, "width": width, "compression": compression}
 
     @classmethod
     def from_pretrained(
