@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pdmd.teachers import FluxTeacher, SD3Teacher
+from pdmd.teachers import FluxTeacher, SD3Teacher, ZImageTeacher
 from pdmd.teachers.tokens import pack, unpack
 from tests.tiny_families import noise, scheduler, transformers
 
@@ -28,7 +28,7 @@ class Family:
         run: Runs it and returns latents, or pictures where asked.
         layout: Turns latents into what the network sees.
         sigma: Turns the network's time into ours.
-        sign: Of its velocity.
+        listed: Whether it reads lists, and its time and velocity run backwards.
         scheduler: Arguments of the scheduler as released.
         even: Arguments that make the pipeline step evenly before its shift, if it can.
         idle: Parameters that do nothing.
@@ -41,7 +41,7 @@ class Family:
     run: Callable[..., Any]
     layout: Callable[[torch.Tensor], torch.Tensor] = lambda x: x
     sigma: Callable[[torch.Tensor], torch.Tensor] = lambda t: t
-    sign: int = 1
+    listed: bool = False
     scheduler: dict[str, Any] = field(default_factory=dict)
     even: dict[str, Any] | None = field(default_factory=dict)
     idle: str = "^$"
@@ -168,6 +168,50 @@ def run_flux(pipeline, teacher, condition, null, *, scale, steps, output="latent
     return unpack(out, *teacher.latent_shape[1:]) if output == "latent" else out
 
 
+Z_IMAGE = {
+    "height": 64,
+    "width": 48,
+    "num_layers": 1,
+    "num_refiner_layers": 1,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "text_dim": 16,
+    "latent_channels": 4,
+    "text_length": 40,
+    "random_prompts": 3,
+}
+
+
+def z_image_pipeline(teacher, *, text=(None,) * 2, **arguments):
+    return bare(
+        "ZImagePipeline",
+        transformer=teacher.transformer,
+        scheduler=scheduler(**arguments),
+        vae=image_vae(teacher.latent_shape[0]),
+        **dict(zip(("tokenizer", "text_encoder"), text, strict=True)),
+    )
+
+
+def cut(condition):
+    return [text[mask] for text, mask in zip(condition["prompt"], condition["mask"], strict=True)]
+
+
+def run_z_image(pipeline, teacher, condition, null, *, scale, steps, output="latent", **more):
+    rows = len(condition["prompt"])
+    return pipeline(
+        prompt_embeds=cut(condition),
+        negative_prompt_embeds=cut(null) * rows,
+        guidance_scale=scale - 1,  # the pipeline counts from zero
+        cfg_normalization=teacher.cfg_normalization,
+        latents=noise(teacher, rows),
+        height=teacher.size["height"],
+        width=teacher.size["width"],
+        num_inference_steps=steps,
+        output_type=output,
+        **more,
+    ).images
+
+
 FLOWS = {
     "flux": Family(
         cls=FluxTeacher,
@@ -207,6 +251,26 @@ FLOWS = {
         even={"sigmas": [1.0, 0.75, 0.5, 0.25]},
         idle=SD3_IDLE,
     ),
+    "z_image": Family(
+        cls=ZImageTeacher,
+        registered="z_image",
+        arguments=Z_IMAGE,
+        pipeline=z_image_pipeline,
+        run=run_z_image,
+        layout=lambda x: x[:, :, None].expand(6, *[-1] * 4),
+        listed=True,
+        scheduler={"shift": 3.0},
+    ),
+    "z_image_normalised": Family(
+        cls=ZImageTeacher,
+        registered="z_image",
+        arguments={**Z_IMAGE, "cfg_normalization": 1.1},
+        pipeline=z_image_pipeline,
+        run=run_z_image,
+        layout=lambda x: x[:, :, None].expand(6, *[-1] * 4),
+        listed=True,
+        scheduler={"shift": 3.0},
+    ),
     "sd3.5": Family(
         cls=SD3Teacher,
         registered="sd3",
@@ -229,13 +293,16 @@ def flow(name):
 
 def oracle(name, teacher, x0):
     """Makes the networks know the data: they see their input and their time, and nothing else."""
-    family = FLOWS[name]
-    target = family.layout(x0)
+    kind = FLOWS[name]
+    target = kind.layout(x0)
 
     def forward(self, hidden_states, *, timestep, **kwargs):
         hidden_states = hidden_states[:, : target.shape[1]]
-        sigma = family.sigma(timestep).reshape(-1, *[1] * (hidden_states.ndim - 1))
-        return (family.sign * (hidden_states - target) / sigma,)
+        sigma = kind.sigma(timestep).reshape(-1, *[1] * (hidden_states.ndim - 1))
+        return ((hidden_states - target) / sigma,)
+
+    def backwards(self, images, t, captions, **kwargs):
+        return ([(x0 - x) / (1 - s) for x, x0, s in zip(images, target, t, strict=False)],)
 
     for part in transformers(teacher):
-        part.forward = functools.partial(forward, part)
+        part.forward = functools.partial(backwards if kind.listed else forward, part)

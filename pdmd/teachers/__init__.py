@@ -15,6 +15,7 @@ from pdmd.teachers.qwen_image import QwenImageTeacher
 from pdmd.teachers.routed import RoutedTeacher
 from pdmd.teachers.sd3 import SD3Teacher
 from pdmd.teachers.wan import WanTeacher
+from pdmd.teachers.z_image import ZImageTeacher
 
 __all__ = [
     "FluxTeacher",
@@ -28,6 +29,7 @@ __all__ = [
     "SD3Teacher",
     "Teacher",
     "WanTeacher",
+    "ZImageTeacher",
     "get",
     "names",
     "register",

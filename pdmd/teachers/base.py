@@ -79,6 +79,7 @@ teachers: Registry[Any] = Registry(
         "qwen_image": "pdmd.teachers.qwen_image:QwenImageTeacher.from_arguments",
         "sd3": "pdmd.teachers.sd3:SD3Teacher.from_arguments",
         "wan": "pdmd.teachers.wan:WanTeacher.from_arguments",
+        "z_image": "pdmd.teachers.z_image:ZImageTeacher.from_arguments",
     },
 )
 """Factories of teachers by name. One that takes ``meta`` can build on the meta device, without
