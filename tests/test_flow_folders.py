@@ -97,12 +97,20 @@ def encode_z_image(pipeline, prompts):
     return {"prompt": filled, "mask": mask}
 
 
+def encode_ltx(pipeline, prompts):
+    prompt, mask, null, null_mask = pipeline.encode_prompt(list(prompts))
+    masks = torch.cat([mask, null_mask[:1]]).bool()
+    assert len(set(masks.sum(1).tolist())) == 3
+    return {"prompt": torch.cat([prompt, null[:1]]), "mask": masks}
+
+
 TEXTS = {
+    "ltx": [(lambda: t5(32), encode_ltx)],
     "z_image": [(z_image_text, encode_z_image)],
     "flux": [(flux_text, encode_flux)],
     "sd3": [(sd3_text, encode_sd3)],
 }
-SAME = ("height", "width", "frames", "guidance_embedded", "cfg_normalization")
+SAME = ("height", "width", "frames", "frame_rate", "guidance_embedded", "cfg_normalization")
 PROMPTS = ["a cat", "a dog of much longer words"]
 
 
@@ -177,6 +185,10 @@ def test_a_missing_folder_is_named(tmp_path, name):
         ("z_image", {"width": 8208}, "end at 8192 x 8192 pixels, got an image of 64 x 8208"),
         ("z_image", {"cfg_normalization": -1.0}, "a number from 0, which is none, got -1.0"),
         ("z_image", {"attention_head_dim": 4}, "even and at least 6, got 4"),
+        ("ltx", {"frames": 16}, "frames are a multiple of 8 and one, got 16"),
+        ("ltx", {"width": 80}, "width is a multiple of 32, got 80"),
+        ("ltx", {"frame_rate": 0.0}, "frame_rate is a positive number, got 0.0"),
+        ("ltx", {"attention_head_dim": 3}, "even and at least 2, got 3"),
         ("sd3", {"height": 40}, "height is a multiple of 16, got 40"),
         ("sd3", {"width": 112}, "ends at 96 pixels, got an image of 64 x 112"),
         ("sd3", {"prompts": "file.txt"}, "need a text encoder"),
@@ -188,6 +200,7 @@ def test_bad_arguments_are_named(name, arguments, message):
 
 
 SIZES = {
+    "ltx": ({}, 1_923_385_472),
     "z_image": ({}, 6_154_908_736),
     "flux": ({}, 11_901_408_320),
     "flux_schnell": ({"guidance_embeds": False}, 11_891_178_560),

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pdmd.teachers import FluxTeacher, SD3Teacher, ZImageTeacher
+from pdmd.teachers import FluxTeacher, LTXTeacher, SD3Teacher, ZImageTeacher
 from pdmd.teachers.tokens import pack, unpack
 from tests.tiny_families import noise, scheduler, transformers
 
@@ -212,7 +212,104 @@ def run_z_image(pipeline, teacher, condition, null, *, scale, steps, output="lat
     ).images
 
 
+LTX = {
+    "height": 64,
+    "width": 96,
+    "frames": 17,
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 10,
+    "text_dim": 32,
+    "latent_channels": 4,
+    "text_length": 9,
+    "random_prompts": 3,
+}
+
+
+def ltx_vae(channels, timed):
+    from diffusers import AutoencoderKLLTXVideo
+
+    torch.manual_seed(0)
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=channels,
+        block_out_channels=(4,) * 4,
+        decoder_block_out_channels=(4,) * 4,
+        layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 5,
+        timestep_conditioning=timed,
+        scaling_factor=1.5,
+    ).eval()
+    vae.latents_mean.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
+    vae.latents_std.copy_(torch.tensor([1.5, 0.5, 2.0, 1.0]))
+    return vae
+
+
+def ltx_pipeline(teacher, *, text=(None,) * 2, timed=False, **arguments):
+    return bare(
+        "LTXPipeline",
+        transformer=teacher.transformer,
+        scheduler=scheduler(**arguments),
+        vae=ltx_vae(teacher.latent_shape[0], timed),
+        **dict(zip(("tokenizer", "text_encoder"), text, strict=True)),
+    )
+
+
+def run_ltx(pipeline, teacher, condition, null, *, scale, steps, output="latent", **more):
+    rows, shape = len(condition["prompt"]), teacher.latent_shape[1:]
+    out = pipeline(
+        prompt_embeds=condition["prompt"],
+        prompt_attention_mask=condition["mask"],
+        negative_prompt_embeds=shared(null, rows),
+        negative_prompt_attention_mask=shared(null, rows, "mask"),
+        guidance_scale=scale,
+        latents=ltx_layout(noise(teacher, rows)),
+        height=teacher.size["height"],
+        width=teacher.size["width"],
+        num_frames=teacher.size["frames"],
+        frame_rate=teacher.size["frame_rate"],
+        num_inference_steps=steps,
+        output_type=output,
+        **more,
+    ).frames
+    if output == "latent":
+        return out.transpose(1, 2).unflatten(2, shape)
+    return out.transpose(1, 2)  # frames came before channels
+
+
+def ltx_layout(x):
+    return x.flatten(2).transpose(1, 2)
+
+
+LTX_SCHEDULER = {
+    "use_dynamic_shifting": True,
+    "base_shift": 0.95,
+    "max_shift": 2.05,
+    "base_image_seq_len": 1024,
+    "max_image_seq_len": 4096,
+    "shift_terminal": 0.1,
+}
+
 FLOWS = {
+    "ltx": Family(
+        cls=LTXTeacher,
+        registered="ltx",
+        arguments=LTX,
+        pipeline=ltx_pipeline,
+        run=run_ltx,
+        layout=ltx_layout,
+        sigma=lambda t: t / 1000,
+        scheduler=LTX_SCHEDULER,
+    ),
+    "ltx_of_12_frames_a_second": Family(
+        cls=LTXTeacher,
+        registered="ltx",
+        arguments={**LTX, "frame_rate": 12.0},
+        pipeline=functools.partial(ltx_pipeline, timed=True),
+        run=run_ltx,
+        layout=ltx_layout,
+        sigma=lambda t: t / 1000,
+        scheduler=LTX_SCHEDULER,
+    ),
     "flux": Family(
         cls=FluxTeacher,
         registered="flux",

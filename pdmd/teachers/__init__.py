@@ -8,6 +8,7 @@ from pdmd.teachers.base import Teacher
 from pdmd.teachers.base import teachers as _registry
 from pdmd.teachers.flux import FluxTeacher
 from pdmd.teachers.guided import Guided
+from pdmd.teachers.ltx import LTXTeacher
 from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.teachers.mlp import MlpDenoiser
 from pdmd.teachers.prompts import PromptEmbeddings, Prompts
@@ -20,6 +21,7 @@ from pdmd.teachers.z_image import ZImageTeacher
 __all__ = [
     "FluxTeacher",
     "Guided",
+    "LTXTeacher",
     "MixtureTeacher",
     "MlpDenoiser",
     "PromptEmbeddings",

@@ -75,6 +75,7 @@ teachers: Registry[Any] = Registry(
     {
         "digits": "pdmd.teachers.digits:DigitsTeacher.from_package",
         "flux": "pdmd.teachers.flux:FluxTeacher.from_arguments",
+        "ltx": "pdmd.teachers.ltx:LTXTeacher.from_arguments",
         "mixture": "pdmd.teachers.mixture:MixtureTeacher.random",
         "qwen_image": "pdmd.teachers.qwen_image:QwenImageTeacher.from_arguments",
         "sd3": "pdmd.teachers.sd3:SD3Teacher.from_arguments",

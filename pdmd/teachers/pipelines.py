@@ -186,7 +186,7 @@ def decoder(
 
     Latents are those that the network sees: the VAE's own less a mean and over a deviation, each
     one number a channel (``latents_mean``, ``latents_std``) or one for all (``shift_factor``,
-    ``scaling_factor``).
+    ``scaling_factor``). A VAE that takes a time (``timestep_conditioning``) decodes at time 0.
 
     Args:
         name: The VAE's class.
@@ -210,25 +210,26 @@ def decoder(
                 vae = cls.from_pretrained(str(folder), subfolder="vae", dtype=dtype_of(dtype))
             loaded.append(vae.to(device).eval())
         vae = loaded[0]
-        mean, std = _latent_moments(vae.config, x)
-        pictures = vae.decode((x * std + mean).to(vae.dtype), return_dict=False)[0]
+        mean, std = _latent_moments(vae, x)
+        z = (x * std + mean).to(vae.dtype)
+        time = {"temb": z.new_zeros(len(z))} if vae.config.get("timestep_conditioning") else {}
+        pictures = vae.decode(z, **time, return_dict=False)[0]
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
     return decode
 
 
-def _latent_moments(config: Any, x: Latents) -> tuple[Tensor, Tensor]:
+def _latent_moments(vae: Any, x: Latents) -> tuple[Tensor, Tensor]:
     """Returns mean and deviation of a VAE's latents, to multiply and add to ``x``."""
-    scale = config.get("scaling_factor", 1.0)
-    mean, std = config.get("latents_mean"), config.get("latents_std")
+    known = {**vae.config, **dict(vae.named_buffers())}  # either may hold them
+    mean, std = known.get("latents_mean"), known.get("latents_std")
     if mean is None or std is None:
-        mean, std = [config.get("shift_factor") or 0.0], [1.0]
-    std = [value / scale for value in std]
+        mean, std = [known.get("shift_factor") or 0.0], [1.0]
     view = (1, -1, *(1,) * (x.ndim - 2))
-    return (
-        torch.tensor(mean, device=x.device, dtype=x.dtype).view(view),
-        torch.tensor(std, device=x.device, dtype=x.dtype).view(view),
+    mean, std = (
+        torch.as_tensor(value, device=x.device, dtype=x.dtype).view(view) for value in (mean, std)
     )
+    return mean, std / known.get("scaling_factor", 1.0)
 
 
 def _tensors(folder: str | Path, subfolder: str) -> Iterator[tuple[str, Tensor]]:
