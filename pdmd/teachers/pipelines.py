@@ -147,6 +147,7 @@ def load_text_encoder(
     folder: str | Path,
     *,
     optional: Sequence[str] = (),
+    vae: bool = False,
     dtype: str | torch.dtype = "bfloat16",
     device: str | torch.device = "cpu",
 ) -> Any:
@@ -156,6 +157,7 @@ def load_text_encoder(
         name: The pipeline's class.
         folder: Its folder or hub name.
         optional: Parts that are ``None`` where the folder has none.
+        vae: Whether to load the VAE too, which encodes images.
         dtype: Type of the text encoder's weights.
         device: Where they live.
 
@@ -166,7 +168,8 @@ def load_text_encoder(
 
     cls = getattr(diffusers, name)
     known = inspect.signature(cls.__init__).parameters
-    absent = {part: None for part in ("transformer", "transformer_2", "vae") if part in known}
+    parts = ("transformer", "transformer_2", *(() if vae else ("vae",)))
+    absent = {part: None for part in parts if part in known}
     if optional:
         index = configuration(name, folder)
         absent |= {part: None for part in optional if (index.get(part) or [None])[0] is None}

@@ -81,7 +81,7 @@ class TextTeacher(Teacher):
         Args:
             folder: A pipeline's folder or hub name, for ``from_pretrained``; without one
                 ``from_config`` makes random weights.
-            prompts: With a folder, a text file of one prompt per line.
+            prompts: With a folder, a file of prompts, as :meth:`read_prompts` reads it.
             meta: Whether to leave the weights on the meta device.
             arguments: Passed on.
 
@@ -90,11 +90,20 @@ class TextTeacher(Teacher):
         """
         family: Any = cls
         if folder:
-            lines = read_prompts(prompts) if prompts else ()
+            lines = family.read_prompts(prompts) if prompts else ()
             return family.from_pretrained(folder, prompts=lines, meta=meta, **arguments)
         if prompts:
             raise ValueError(f"prompts = {prompts!r} need a text encoder; give its folder")
         return family.from_config(meta=meta, **arguments)
+
+    @classmethod
+    def read_prompts(cls, path: str) -> Sequence[Any]:
+        """Reads a text file of one prompt per line.
+
+        Raises:
+            ValueError: If it is missing or holds none.
+        """
+        return read_prompts(path)
 
     def encode(self, prompts: Sequence[Any]) -> Condition:
         """Turns texts into a condition with ``prompt`` and, where a family masks, ``mask``."""
