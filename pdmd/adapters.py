@@ -173,10 +173,9 @@ class AdaptedDenoiser(Denoiser):
         base = memo.get(id(self.base), self.base)
         made = type(self).__new__(type(self))
         memo[id(self)] = made
-        state = {
-            k: v for k, v in self.__dict__.items() if k not in ("base", "_bound", "_switches")
-        }
-        made.__dict__.update(copy.deepcopy(state, memo))
+        for name, value in vars(self).items():
+            if name not in ("base", "_bound", "_switches"):
+                object.__setattr__(made, name, copy.deepcopy(value, memo))
         return made.over(base)
 
 
