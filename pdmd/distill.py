@@ -379,13 +379,15 @@ def _save(checkpointer: Checkpointer, finished: Sequence[Expert], trainer: Phase
 
 
 def _calibrate(trainer: PhaseTrainer, recorder: Recorder) -> None:
+    fresh = FreshEntries()  # a ring is not filled for one batch
+    fresh.begin(trainer.entries.producer)
     for k, expert in enumerate(trainer.experts):
         bounds = trainer.generator_objective.time_bounds(expert.phase)
         if bounds is None:
             continue
         low, high = bounds
         times = [low + (high - low) * i / 9 for i in range(10)]
-        rollout = trainer.rollout(k, record=False)
+        rollout = trainer.rollout(k, record=False, entries=fresh)
         players = trainer.players(k, rollout.stop)
         fake, real = calibration_slopes(
             [players.fake, players.real],

@@ -247,6 +247,9 @@ def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> R
         accumulate=config.train.accumulate,
         draws=config.objective.draws,
         evaluations=2 if guided else 1,
+        anchored=config.train.anchored,
+        entries=config.train.build_entries(),
+        updates=config.train.updates,
     )
     init: Initializer = FromTeacher()
     if not any(True for _ in teacher.parameters()):

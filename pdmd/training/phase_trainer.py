@@ -211,16 +211,24 @@ class PhaseTrainer:
         return [type(e)(self._average[id(e.denoiser)], e.phase) for e in self.experts]
 
     @torch.no_grad()
-    def entry(self, k: int = 0) -> tuple[Latents, Condition]:
+    def entry(self, k: int = 0, entries: Entries | None = None) -> tuple[Latents, Condition]:
         r"""Returns :math:`x_{t_{k-1}}` and its condition, through the experts before the k-th."""
-        x, condition = self.entries.take()
+        x, condition = (entries or self.entries).take()
         for expert in self.experts[:k]:
             x = expert(x, condition, generator=self.generator)
         return x, condition
 
-    def rollout(self, k: int = 0, *, record: bool) -> Rollout:
-        """Makes the k-th expert's output, recording the gradient or not."""
-        x, condition = self.entry(k)
+    def rollout(
+        self, k: int = 0, *, record: bool, entries: Entries | None = None
+    ) -> Rollout:
+        """Makes the k-th expert's output, recording the gradient or not.
+
+        Args:
+            k: The expert.
+            record: Whether to record the gradient.
+            entries: Where to start; as the training does by default.
+        """
+        x, condition = self.entry(k, entries)
         expert = self.experts[k]
         stop = self.truncation(expert.phase, self.generator)
         with torch.set_grad_enabled(record):
