@@ -159,7 +159,7 @@ class Run:
             batch_size=train.batch_size,
             accumulate=train.accumulate,
             anchored=train.anchored,
-            entries=train.build_entries(),
+            entries=train.build_entries(self.plan),
             optimizer=optimizer,
             fake_optimizer=fake_optimizer,
             ema=train.ema,

@@ -7,9 +7,8 @@ its own on average where it stops at a uniformly drawn step, :math:`n_k` where i
 teacher is asked only in the expert's update.
 
 A rollout that starts afresh first passes the :math:`n_1 + \dots + n_{k-1}` steps of the frozen
-experts. One that starts at a state of a ring passes none: filling a ring of :math:`R` batches,
-each handed out :math:`u` times, costs :math:`R` times those steps, and its first content of a
-phase, carried on from the phase before, :math:`R n_{k-1}`.
+experts. One that starts at a state of a ring passes none, but the ring's batches are made, one for
+:math:`u` uses: a batch carried on from the phase before by :math:`n_{k-1}` steps, others by all.
 """
 
 from __future__ import annotations
@@ -120,12 +119,15 @@ def calls(work: Work, index: int) -> Calls:
 
 
 def _frozen(work: Work, index: int) -> tuple[float, ...]:
-    """Returns a cycle's forward passes through each frozen expert."""
+    """Returns a cycle's forward passes through each frozen expert, on average."""
     steps = [phase.steps for phase in work.plan.phases[:index]]
     ring = work.entries
     if not isinstance(ring, EntryRing):
         return tuple(float(work.rollouts * n) for n in steps)
-    fills = math.ceil(work.updates * work.rollouts / (ring.batches * ring.uses))
-    again = max(fills - 1, 0)  # the first content of a phase is carried on from the one before
-    passes = [again] * (index - 1) + [max(fills, 1)] if steps else []
-    return tuple(p * ring.batches * n / work.updates for p, n in zip(passes, steps, strict=True))
+    taken = work.updates * work.rollouts
+    fills, rest = divmod(taken, ring.batches * ring.uses)
+    last = min(rest + -rest % ring.together, ring.batches)
+    made = fills * ring.batches + last
+    carried = last or ring.batches  # what the last fill of the phase before had made
+    passes = [made - carried] * (index - 1) + [made] if steps else []
+    return tuple(p * n / work.updates for p, n in zip(passes, steps, strict=True))

@@ -59,7 +59,7 @@ RANGES = {
         "batch_size": (1, 10**6),
         "accumulate": (1, 10**4),
         "anchored": (1, 10**4),
-        "ring_batches": (1, 10**6),
+        "ring_batches": (0, 10**6),
         "ring_uses": (1, 10**6),
         "checkpoint_every": (1, 10**9),
         "checkpoint_keep": (1, 10**4),
@@ -194,8 +194,8 @@ class TrainConfig:
     """Fake updates that one rollout serves; above 1 the expert's own serves the first of them."""
     entries: Literal["fresh", "ring"] = "fresh"
     """Make the states at which rollouts start afresh, or in large batches kept in a ring."""
-    ring_batches: int = 64
-    """Batches that the ring holds."""
+    ring_batches: int = 0
+    """Batches that the ring holds at the most; by default as many as a phase needs."""
     ring_uses: int = 1
     """How often the ring hands out a batch before it is replaced."""
     ring_folder: str = ""
@@ -248,11 +248,13 @@ class TrainConfig:
             return AdaptiveUpdates(self.fake_lag, least=least, most=self.fake_updates)
         return FixedUpdates(self.fake_updates)
 
-    def build_entries(self) -> Entries:
+    def build_entries(self, plan: PhasePlan) -> Entries:
         """Makes where rollouts start."""
         if self.entries == "fresh":
             return FreshEntries()
-        return EntryRing(self.ring_batches, uses=self.ring_uses, folder=self.ring_folder or None)
+        rollouts = max(self.updates_of(plan)) * (self.fake_updates + self.accumulate)
+        batches = self.ring_batches or -(-rollouts // self.ring_uses)
+        return EntryRing(batches, uses=self.ring_uses, folder=self.ring_folder or None)
 
     def build_truncation(self) -> StochasticTruncation | FullGradient:
         """Makes the truncation."""

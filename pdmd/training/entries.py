@@ -77,11 +77,11 @@ class Entries(ABC):
             :math:`x_{t_{k-1}}`, with shape :math:`(B, *)`, and its condition.
         """
 
-    def state(self) -> dict[str, int]:
-        """Returns what a checkpoint keeps."""
+    def state(self) -> dict[str, Any]:
+        """Returns what a checkpoint keeps, as JSON values."""
         return {}
 
-    def restore(self, state: Mapping[str, int]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Takes what :meth:`state` returned, before :meth:`begin`."""
         return
 
@@ -105,21 +105,21 @@ class FreshEntries(Entries):
 class EntryRing(Entries):
     r"""Keeps batches made beforehand and hands each out a number of times.
 
-    The ring is filled when it is first asked and whenever all of it has been used up, from noise
-    through all earlier experts. When a phase begins, what it holds is carried on by the newest
-    expert alone: a ring that is never used up within a phase so costs one expert's steps a sample
-    and phase. Its batches are handed out in a new order each time.
+    Batches are made as they are first needed, several together, from noise through all earlier
+    experts. When a phase begins, what the ring holds is carried on by the newest expert alone: a
+    ring that is not used up within a phase so costs one expert's steps for a batch and phase. A
+    ring that is used up begins anew from noise.
 
-    Everything in it is drawn from generators of its own, seeded by the run's seed and the number
-    of the fill: a resumed run makes it again, to the bit. Ranks that share out a batch keep their
-    own rows.
+    Everything in it is drawn from generators of its own, seeded by the run's seed and the batch's
+    number: a resumed run makes it again, to the bit. Ranks that share out a batch keep their own
+    rows.
 
     Args:
-        batches: Batches that it holds.
-        uses: How often each is handed out before it is replaced.
-        together: Batches that pass through the experts together.
+        batches: Batches that it holds at the most.
+        uses: How often each is handed out; all once, then all again in another order.
+        together: Batches that pass through an expert together.
         folder: Keep the latents in memory-mapped files in this local folder rather than in the
-            device's memory; a run and every rank use a subfolder of their own.
+            device's memory; every ring uses a subfolder of its own, and removes it.
 
     Raises:
         ValueError: If a number is below 1.
@@ -127,7 +127,7 @@ class EntryRing(Entries):
 
     def __init__(
         self,
-        batches: int = 64,
+        batches: int = 1024,
         *,
         uses: int = 1,
         together: int = 4,
@@ -138,90 +138,99 @@ class EntryRing(Entries):
                 raise ValueError(f"a ring's {name} must be at least 1, got {value}")
         self.batches, self.uses, self.together = int(batches), int(uses), int(together)
         self.folder = None if folder is None else Path(folder)
-        self._fill = self._served = self._phase = 0
-        self._passed = self._counted = 0  # experts that its content has passed; been counted for
-        self._content: Any = None
-        self._rows: list[Tensor | None] = []
-        self._order: list[int] = []
         self._place: tempfile.TemporaryDirectory[str] | None = None
+        self._fill = self._served = 0
+        self._made = [0]  # batches that were made in every phase, of this fill
+        self._drop()
 
     def begin(self, producer: Producer) -> None:
         super().begin(producer)
         phase = len(producer.experts)
-        if phase != self._phase:
+        if phase != len(self._made) - 1:
             self._served = 0
-        self._phase = phase
-        if self._content is not None:
-            self._carry()
+            self._made += [0] * (phase - len(self._made) + 1)
 
     def take(self) -> tuple[Latents, Condition]:
-        p = self.producer
         if self._served == self.batches * self.uses:
-            self._fill, self._served, self._counted = self._fill + 1, 0, 0
-            self._content = None
-        if self._content is None:
-            self._make()
+            self._fill, self._served = self._fill + 1, 0
+            self._made = [0] * len(self._made)
+            self._drop()
         turn, place = divmod(self._served, self.batches)
-        if place == 0 or not self._order:
-            order = torch.randperm(self.batches, generator=self._generator(1, turn))
-            self._order = order.tolist()
-        index = self._order[place]
+        if turn == 0:
+            index = place
+        else:
+            if turn != self._turn:
+                generator = self._generator(1, turn)
+                self._order = torch.randperm(self.batches, generator=generator).tolist()
+                self._turn = turn
+            index = self._order[place]
         self._served += 1
-        x = self._content[index]["x"].to(p.device, copy=True)
-        return x, p.conditions.take(self._rows[index])
+        self._make(index)
+        x = self._batches[index]["x"].to(self.producer.device, copy=True)
+        return x, self.producer.conditions.take(self._rows[index])
 
-    def state(self) -> dict[str, int]:
-        names = ("fill", "served", "phase", "counted")
-        return {name: getattr(self, f"_{name}") for name in names}
+    def state(self) -> dict[str, Any]:
+        return {"fill": self._fill, "served": self._served, "made": list(self._made)}
 
-    def restore(self, state: Mapping[str, int]) -> None:
-        for name, value in state.items():
-            setattr(self, f"_{name}", int(value))
-        self._content = None
+    def restore(self, state: Mapping[str, Any]) -> None:
+        if state:
+            self._fill, self._served = int(state["fill"]), int(state["served"])
+            self._made = [int(number) for number in state["made"]]
+            self._drop()
 
-    def _make(self) -> None:
-        from tensordict import TensorDict
-
-        p = self.producer
-        generator = self._generator(0)
-        drawn = [p.noise(generator) for _ in range(self.batches)]
-        self._rows = [rows for _, rows in drawn]
-        self._content = TensorDict(
-            {"x": torch.stack([x for x, _ in drawn])}, batch_size=[self.batches]
-        )
-        self._passed, self._order = 0, []
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._place = tempfile.TemporaryDirectory(prefix="entries-", dir=self.folder)
-            self._content = self._content.cpu().memmap_(self._place.name)
-        self._carry()
+    def _drop(self) -> None:
+        self._batches: dict[int, Any] = {}
+        self._rows: dict[int, Tensor | None] = {}
+        self._passed: dict[int, int] = {}
+        self._order: list[int] = []
+        self._turn = 0
 
     @torch.no_grad()
-    def _carry(self) -> None:
-        """Passes what the ring holds through the experts that it has not passed yet."""
+    def _make(self, index: int) -> None:
+        """Makes a batch, and those that go together with it, if they are not there yet."""
         p = self.producer
-        for i, expert in enumerate(p.experts[self._passed :], self._passed):
-            generator = self._generator(2, i)
-            size = 1 if expert.draws else self.together  # noise is drawn batch by batch
-            with p.account.paused(i < self._counted):  # made again in a run that was resumed
-                for first in range(0, self.batches, size):
-                    self._pass(expert, range(first, min(first + size, self.batches)), generator)
-        self._passed = self._counted = len(p.experts)
-        self._order = []
+        first = index - index % self.together
+        places = range(first, min(first + self.together, self.batches))
+        if index not in self._batches:
+            for i in places:
+                x, self._rows[i] = p.noise(self._generator(0, i))
+                self._batches[i] = self._stored(i, x)
+                self._passed[i] = 0
+        for i in range(self._passed[index], len(p.experts)):
+            counted = any(first < made for made in self._made[i + 1 :])
+            with p.account.paused(counted):  # made again, in a run that was resumed
+                self._pass(i, places)
+        self._made[-1] = max(self._made[-1], places.stop)
 
-    def _pass(self, expert: Expert, places: range, generator: torch.Generator) -> None:
-        x = torch.cat([self._content[i]["x"] for i in places]).to(self.producer.device)
-        rows = [row for row in self._rows[places.start : places.stop] if row is not None]
-        condition = self.producer.conditions.take(torch.cat(rows) if rows else None)
-        x = expert(x, condition, generator=generator)
-        for i, part in zip(places, x.chunk(len(places)), strict=True):
-            self._content[i]["x"].copy_(part)
+    def _pass(self, number: int, places: range) -> None:
+        p = self.producer
+        expert = p.experts[number]
+        groups = [range(i, i + 1) for i in places] if expert.draws else [places]
+        for group in groups:  # noise is drawn batch by batch
+            x = torch.cat([self._batches[i]["x"] for i in group]).to(p.device)
+            rows = [row for i in group if (row := self._rows[i]) is not None]
+            condition = p.conditions.take(torch.cat(rows) if rows else None)
+            x = expert(x, condition, generator=self._generator(2, number, group.start))
+            for i, part in zip(group, x.chunk(len(group)), strict=True):
+                self._batches[i]["x"].copy_(part)
+                self._passed[i] = number + 1
 
-    def _generator(self, purpose: int, more: int = 0) -> RankGenerator:
+    def _stored(self, index: int, x: Latents) -> Any:
+        from tensordict import TensorDict
+
+        batch = TensorDict({"x": x}, batch_size=[len(x)])
+        if self.folder is None:
+            return batch
+        if self._place is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._place = tempfile.TemporaryDirectory(prefix="entries-", dir=self.folder)
+        return batch.cpu().memmap_(str(Path(self._place.name) / str(index)))
+
+    def _generator(self, *parts: int) -> RankGenerator:
         own = self.producer.generator
         rank, ranks = getattr(own, "rank", 0), getattr(own, "ranks", 1)
         seed = self.producer.seed
-        for part in (purpose, self._fill, more):
+        for part in (self._fill, *parts):
             seed = (seed * 6_364_136_223_846_793_005 + part + 1_442_695_040_888_963_407) % 2**63
         return RankGenerator.make(seed, rank, ranks)
 

@@ -218,9 +218,7 @@ class PhaseTrainer:
             x = expert(x, condition, generator=self.generator)
         return x, condition
 
-    def rollout(
-        self, k: int = 0, *, record: bool, entries: Entries | None = None
-    ) -> Rollout:
+    def rollout(self, k: int = 0, *, record: bool, entries: Entries | None = None) -> Rollout:
         """Makes the k-th expert's output, recording the gradient or not.
 
         Args:
