@@ -224,7 +224,7 @@ def _bench(words: list[str]) -> int:
     from pdmd.evaluation.bench_report import summarise, write_bench_report
     from pdmd.evaluation.evaluate import format_table
 
-    name, rest = take_name(words, "the benchmark: toy1d, mixture, digits or overhead")
+    name, rest = take_name(words, "the benchmark: toy1d, mixture, digits, cost or overhead")
     options = parse(BenchOptions, rest, "pdmd bench NAME", flat=True)
     numbers = {f.name: getattr(options, f.name, None) for f in dataclasses.fields(BenchConfig)}
     config = BenchConfig(**{**numbers, "name": name})
