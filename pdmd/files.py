@@ -30,7 +30,7 @@ __all__ = [
 CHUNK = 1 << 22
 
 
-def locate(url: str) -> tuple[AbstractFileSystem, str]:
+def locate(url: str) -> tuple[Any, str]:
     """Returns the file system of a URL, and the path in it without a trailing slash.
 
     Raises:

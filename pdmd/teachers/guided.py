@@ -21,7 +21,7 @@ from torch import Tensor
 from pdmd.denoisers import Denoiser
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.routed import RoutedTeacher
-from pdmd.typing import Condition, Latents, expand, join_conditions, repeat_condition
+from pdmd.typing import Condition, Conditions, Latents, expand, join_conditions, repeat_condition
 
 __all__ = ["Guided", "guided", "unguided"]
 
@@ -90,6 +90,10 @@ class Guided(Teacher):
     def encode(self, prompts: Sequence[Any]) -> Condition:
         """Encodes as the guided teacher does."""
         return self.teacher.encode(prompts)
+
+    def conditions(self, prompts: Sequence[Any]) -> Conditions | None:
+        """Encodes as the guided teacher does."""
+        return self.teacher.conditions(prompts)
 
     @property
     def prompts(self) -> Sequence[Any]:
