@@ -7,7 +7,7 @@ import io
 import re
 from typing import Any
 
-__all__ = ["UsageError", "no_more", "parse", "take_name"]
+__all__ = ["UsageError", "check_numbers", "no_more", "parse", "take_name"]
 
 
 class UsageError(ValueError):
@@ -43,6 +43,19 @@ def no_more(words: list[str]) -> None:
     """
     if words:
         raise UsageError(f"unexpected {words[0]!r}; it takes no more words")
+
+
+def check_numbers(options: Any, **ranges: tuple[int, int]) -> None:
+    """Checks that whole numbers among options are in their ranges.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    for name, (low, high) in ranges.items():
+        value = getattr(options, name)
+        if not low <= value <= high:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} is from {low:,} to {high:,}, got {value}")
 
 
 def parse(

@@ -31,6 +31,7 @@ Distills diffusion and flow models into few-step mixtures of experts by Phased D
 commands:
   distill [PRESET_OR_TOML]  distill a teacher (presets: {presets}; default digits)
   plan [PRESET_OR_TOML]     say what a run costs and on how many GPUs it fits
+  embed PROMPTS             encode prompts, so that training needs no text encoder
   sample STUDENT            draw samples from a student folder
   evaluate STUDENT          compare a student with its teacher
   bench NAME                compare methods: toy1d, mixture, digits; cost; overhead

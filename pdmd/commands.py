@@ -1,4 +1,4 @@
-"""The commands beside the main job: sample, evaluate, bench, report, teach and the lists."""
+"""The commands beside the main job, such as sample, evaluate, bench and the lists."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdmd.arguments import no_more, parse, take_name
+from pdmd.arguments import check_numbers, no_more, parse, take_name
+from pdmd.commands_embed import run_embed
 
 if TYPE_CHECKING:
     from pdmd.students import Student
@@ -124,7 +125,7 @@ def _sample(words: list[str]) -> int:
 
     name, rest = take_name(words, STUDENT)
     options = parse(SampleOptions, rest, "pdmd sample STUDENT", flat=True)
-    _check_numbers(options, n=(1, 10**6), seed=(0, 2**63 - 1))
+    check_numbers(options, n=(1, 10**6), seed=(0, 2**63 - 1))
     out = Path(options.out)
     if out.suffix not in (".png", ".safetensors"):
         raise ValueError(f"--out ends in .png or .safetensors, got {options.out!r}")
@@ -150,14 +151,6 @@ def _sample(words: list[str]) -> int:
     return 0
 
 
-def _check_numbers(options: Any, **ranges: tuple[int, int]) -> None:
-    for name, (low, high) in ranges.items():
-        value = getattr(options, name)
-        if not low <= value <= high:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} is from {low:,} to {high:,}, got {value}")
-
-
 def _teacher_of(student: Student) -> Any:
     from pdmd.teachers.base import teachers
 
@@ -173,7 +166,7 @@ def _evaluate(words: list[str]) -> int:
 
     name, rest = take_name(words, STUDENT)
     options = parse(EvaluateOptions, rest, "pdmd evaluate STUDENT", flat=True)
-    _check_numbers(options, samples=(100, 10**6), teacher_steps=(1, 10**4), seed=(0, 2**63 - 1))
+    check_numbers(options, samples=(100, 10**6), teacher_steps=(1, 10**4), seed=(0, 2**63 - 1))
     student = _student(name, options.plugins)
     teacher = _teacher_of(student)
     source = student.source or {}
@@ -319,6 +312,7 @@ def _objectives(words: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "embed": run_embed,
     "sample": _sample,
     "evaluate": _evaluate,
     "teach": _teach,

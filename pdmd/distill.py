@@ -31,7 +31,7 @@ from pdmd.training.orders import Order, Progressive
 from pdmd.training.phase_trainer import PhaseTrainer
 from pdmd.training.recorder import Recorder
 from pdmd.training.runtime import OneProcess, Runtime
-from pdmd.typing import Condition
+from pdmd.typing import Conditions
 
 __all__ = ["check_teacher", "distill"]
 
@@ -41,7 +41,7 @@ def check_teacher(
     teacher: Denoiser,
     plan: PhasePlan,
     objective: Objective,
-    condition: Condition,
+    condition: Conditions | None,
 ) -> None:
     """Asks the teacher once at every end of the plan, before any work.
 
@@ -207,7 +207,7 @@ def distill(
         raise ValueError(
             f"prompts are a sequence of prompts, got the text {prompts!r}; pass a list"
         )
-    encoded = teacher.encode(teacher.prompts if prompts is None else prompts)
+    encoded = teacher.conditions(teacher.prompts if prompts is None else prompts)
     for role, objective in (("generator", generator), ("fake score", fake_score)):
         for index in sorted(set(range(len(plan))) - objective.covers(plan)):
             raise ValueError(

@@ -104,7 +104,7 @@ class Run:
             self.teacher = config.teacher.build()
             self.plan = config.plan.build()
             self.generator, self.fake_score = config.objective.build()
-            condition = self.teacher.encode(self.teacher.prompts)
+            condition = self.teacher.conditions(self.teacher.prompts)
             if self.runtime.plain:  # a spread teacher is checked once it is spread
                 check_teacher(self.teacher, self.plan, self.generator, condition)
             if not _has_weights(self.teacher) and not hasattr(unguided(self.teacher), "sample"):

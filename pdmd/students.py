@@ -74,7 +74,7 @@ class Student(Teacher):
         self.router = router or IntervalRouter(plan.boundaries)
         self.source = dict(source) if source is not None else None
         self._encode = encode
-        self._prompts = tuple(prompts)
+        self._prompts = tuple(prompts) if isinstance(prompts, list) else prompts
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Evaluates each sample with the expert of its time."""

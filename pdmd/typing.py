@@ -6,7 +6,7 @@ otherwise are converted inside their adapter and nowhere else.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 
@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from tensordict import TensorDict
 
     Condition: TypeAlias = TensorDict | None
+    Conditions: TypeAlias = "TensorDict | LazyConditions"
 else:
-    Condition = object
+    Condition = Conditions = object
 
 __all__ = [
     "Condition",
+    "Conditions",
     "Latents",
+    "LazyConditions",
     "Times",
     "expand",
     "join_conditions",
@@ -32,6 +35,23 @@ Latents: TypeAlias = torch.Tensor
 
 Times: TypeAlias = torch.Tensor | float
 """Times in :math:`[0, 1]`: a float, or a tensor with shape :math:`(B)` or :math:`()`."""
+
+
+class LazyConditions(Protocol):
+    """Conditions that are read as they are asked for, indexed as a TensorDict of them would be."""
+
+    @property
+    def batch_size(self) -> torch.Size:
+        """The number of rows :math:`(N)`."""
+        ...
+
+    def to(self, device: torch.device, /) -> LazyConditions:
+        """Returns the rows with what is read of them on a device."""
+        ...
+
+    def __getitem__(self, rows: torch.Tensor | slice, /) -> TensorDict:
+        """Reads rows by their numbers, int64, with shape :math:`(B)`, or by a slice."""
+        ...
 
 
 def expand(coefficient: torch.Tensor, x: Latents) -> torch.Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pdmd.denoisers import Denoiser
 from pdmd.registry import Registry
-from pdmd.typing import Condition, Latents, repeat_condition
+from pdmd.typing import Condition, Conditions, Latents, repeat_condition
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
@@ -51,6 +51,21 @@ class Teacher(Denoiser):
         Raises:
             ValueError: If a prompt is not one the teacher takes.
         """
+
+    def conditions(self, prompts: Sequence[Any]) -> Conditions | None:
+        """Turns all prompts of a distillation into conditions.
+
+        Args:
+            prompts: As :meth:`encode` takes.
+
+        Returns:
+            What :meth:`encode` returns or, of prompts too many for memory, something that reads
+            rows of it as they are asked for.
+
+        Raises:
+            ValueError: As :meth:`encode`.
+        """
+        return self.encode(prompts)
 
     @property
     def prompts(self) -> Sequence[Any]:

@@ -22,7 +22,7 @@ from pdmd.denoisers import Denoiser
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.rebased import Rebased
 from pdmd.teachers.routed import RoutedTeacher
-from pdmd.typing import Condition, Latents, expand, join_conditions
+from pdmd.typing import Condition, Conditions, Latents, expand, join_conditions
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
@@ -98,6 +98,10 @@ class Guided(Teacher):
     def encode(self, prompts: Sequence[Any]) -> Condition:
         """Encodes as the guided teacher does."""
         return self.teacher.encode(prompts)
+
+    def conditions(self, prompts: Sequence[Any]) -> Conditions | None:
+        """Encodes as the guided teacher does."""
+        return self.teacher.conditions(prompts)
 
     @property
     def prompts(self) -> Sequence[Any]:

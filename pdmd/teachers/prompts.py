@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pdmd.typing import join_conditions
+from pdmd.teachers.fingerprints import encoder_fingerprint
+from pdmd.typing import Conditions, join_conditions
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
 
-__all__ = ["EncodedText", "PromptEmbeddings", "Prompts", "read_prompts"]
+__all__ = ["EncodedText", "PromptEmbeddings", "Prompts", "prompts_of"]
 
 
 class Prompts(ABC):
@@ -44,6 +45,18 @@ class Prompts(ABC):
         Raises:
             ValueError: If there is no condition for one.
         """
+
+    def conditions(self, prompts: Sequence[str | None]) -> Conditions:
+        """Returns the conditions of many prompts, in memory unless they can be read one by one.
+
+        Raises:
+            ValueError: If there is no condition for one.
+        """
+        return self.encode(prompts)
+
+    def fingerprint(self) -> str | None:
+        """Identifies the text encoder, ``None`` where it is not known."""
+        return None
 
 
 class PromptEmbeddings(Prompts):
@@ -144,6 +157,7 @@ class EncodedText(Prompts):
         prompts: The prompts to draw from; none by default.
         null: The text that stands for no prompt.
         batch_size: Texts encoded at a time.
+        folder: The pipeline's folder or hub name, for the encoder's fingerprint.
     """
 
     def __init__(
@@ -154,12 +168,13 @@ class EncodedText(Prompts):
         prompts: Sequence[str] = (),
         null: str,
         batch_size: int = 16,
+        folder: str | Path = "",
     ) -> None:
         if isinstance(prompts, str):
             raise ValueError(f"prompts are a sequence of texts, got {prompts!r}; pass a list")
         self._load, self._embed = load, embed
         self._prompts = tuple(prompts)
-        self.null, self.batch_size = null, batch_size
+        self.null, self.batch_size, self.folder = null, batch_size, folder
         self._encoder: Any = None
 
     @property
@@ -175,6 +190,10 @@ class EncodedText(Prompts):
                 "or to distill"
             )
         return self._prompts
+
+    def fingerprint(self) -> str | None:
+        """Digests the encoder's files (:mod:`pdmd.teachers.fingerprints`)."""
+        return encoder_fingerprint(self.folder) if self.folder else None
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str | None]) -> TensorDict:
@@ -192,17 +211,24 @@ class EncodedText(Prompts):
         return reduce(join_conditions, parts)
 
 
-def read_prompts(path: str | Path) -> list[str]:
-    """Reads a text file of one prompt per line; empty lines are left out.
+def prompts_of(embeddings: Prompts | None, encoder: Prompts) -> Prompts:
+    """Returns embeddings made beforehand where there are some, else the encoder.
+
+    Args:
+        embeddings: The embeddings.
+        encoder: The teacher's own.
 
     Raises:
-        ValueError: If it is missing or holds none.
+        ValueError: If another encoder made them, where both are known.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"the file of prompts {path} does not exist")
-    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    prompts = [prompt for prompt in prompts if prompt]
-    if not prompts:
-        raise ValueError(f"{path} holds no prompts; write one per line")
-    return prompts
+    if embeddings is None:
+        return encoder
+    made = embeddings.fingerprint()
+    other = None if made is None else encoder.fingerprint()
+    if made is not None and other is not None and made != other:
+        raise ValueError(
+            f"{embeddings} were made by another encoder ({made[:12]}) than the teacher's "
+            f"({other[:12]}); embed the prompts with this teacher, or load the teacher whose "
+            "encoder it was"
+        )
+    return embeddings

@@ -30,7 +30,7 @@ from pdmd.teachers.pipelines import (
     load_text_encoder,
     load_transformer,
 )
-from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts
+from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.text import TextTeacher
 from pdmd.teachers.tokens import DynamicShift, check_size
 from pdmd.teachers.tokens import pack as _pack
@@ -117,7 +117,7 @@ class QwenImageTeacher(TextTeacher):
             meta: Whether to leave the transformer's weights on the meta device.
 
         Raises:
-            ValueError: If a part is missing.
+            ValueError: If a part is missing, or another encoder made the embeddings.
         """
         places: dict[str, Any] = {"dtype": dtype, "device": device}
         scheduler = configuration("FlowMatchEulerDiscreteScheduler", folder, "scheduler")
@@ -129,7 +129,7 @@ class QwenImageTeacher(TextTeacher):
             transformer,
             height=height,
             width=width,
-            prompts=embeddings or _encoded_text(folder, prompts, places),
+            prompts=prompts_of(embeddings, _encoded_text(folder, prompts, places)),
             decode=_decoder(folder, places),
             shift=DynamicShift(**{k: scheduler[k] for k in known if k in scheduler}),
         )
@@ -259,7 +259,7 @@ def _encoded_text(
         return TensorDict(entries, batch_size=[len(texts)])
 
     load = partial(load_text_encoder, "QwenImagePipeline", folder, **places)
-    return EncodedText(load, embed, prompts=prompts, null=" ")
+    return EncodedText(load, embed, prompts=prompts, null=" ", folder=folder)
 
 
 def _decoder(folder: str | Path, places: dict[str, Any]) -> Callable[[Latents], Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from pdmd.denoisers import Denoiser
 from pdmd.routers import RoutedDenoiser, Router
 from pdmd.teachers.base import Teacher
-from pdmd.typing import Condition, Latents
+from pdmd.typing import Condition, Conditions, Latents
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
@@ -61,6 +61,10 @@ class RoutedTeacher(Teacher):
     def encode(self, prompts: Sequence[Any]) -> Condition:
         """Encodes as the first teacher does."""
         return self.first.encode(prompts)
+
+    def conditions(self, prompts: Sequence[Any]) -> Conditions | None:
+        """Encodes as the first teacher does."""
+        return self.first.conditions(prompts)
 
     @property
     def prompts(self) -> Sequence[Any]:

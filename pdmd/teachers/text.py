@@ -13,8 +13,10 @@ from pdmd.denoisers import Denoiser
 from pdmd.predictions import Kind
 from pdmd.schedules import RectifiedFlow, Schedule
 from pdmd.teachers.base import Teacher
-from pdmd.teachers.prompts import Prompts, read_prompts
-from pdmd.typing import Condition, Latents, repeat_condition
+from pdmd.teachers.embeddings import StoredEmbeddings
+from pdmd.teachers.prompts import Prompts
+from pdmd.teachers.sources import read_prompts
+from pdmd.typing import Condition, Conditions, Latents, repeat_condition
 
 __all__ = ["TextTeacher"]
 
@@ -74,25 +76,39 @@ class TextTeacher(Teacher):
 
     @classmethod
     def from_arguments(
-        cls, *, folder: str = "", prompts: str = "", meta: bool = False, **arguments: Any
+        cls,
+        *,
+        folder: str = "",
+        prompts: str = "",
+        embeddings: str = "",
+        cache: str = "",
+        meta: bool = False,
+        **arguments: Any,
     ) -> Teacher:
         """Makes a teacher from plain values, as configurations hold them.
 
         Args:
             folder: A pipeline's folder or hub name, for ``from_pretrained``; without one
                 ``from_config`` makes random weights.
-            prompts: With a folder, a file of prompts, as :meth:`read_prompts` reads it.
+            prompts: With a folder, a file of prompts to draw from, as :meth:`read_prompts` reads
+                it; with embeddings, of all of them.
+            embeddings: A store of prompt embeddings to use in the place of a text encoder: a path
+                or URL (:class:`~pdmd.teachers.embeddings.StoredEmbeddings`).
+            cache: Where the store's local copy is kept.
             meta: Whether to leave the weights on the meta device.
             arguments: Passed on.
 
         Raises:
-            ValueError: If there are prompts without a folder.
+            ValueError: If there are prompts without a folder or embeddings, or a store is missing
+                or made by another encoder.
         """
         family: Any = cls
+        lines = family.read_prompts(prompts) if prompts and (folder or embeddings) else ()
+        if embeddings:
+            arguments["embeddings"] = StoredEmbeddings(embeddings, prompts=lines, cache=cache)
         if folder:
-            lines = family.read_prompts(prompts) if prompts else ()
             return family.from_pretrained(folder, prompts=lines, meta=meta, **arguments)
-        if prompts:
+        if prompts and not embeddings:
             raise ValueError(f"prompts = {prompts!r} need a text encoder; give its folder")
         return family.from_config(meta=meta, **arguments)
 
@@ -108,6 +124,10 @@ class TextTeacher(Teacher):
     def encode(self, prompts: Sequence[Any]) -> Condition:
         """Turns texts into a condition with ``prompt`` and, where a family masks, ``mask``."""
         return self._text().encode(prompts)
+
+    def conditions(self, prompts: Sequence[Any]) -> Conditions:
+        """Turns many texts into conditions, left on disk where they are stored."""
+        return self._text().conditions(prompts)
 
     @property
     def prompts(self) -> Sequence[Any]:

@@ -29,7 +29,7 @@ from pdmd.teachers.pipelines import (
     load_text_encoder,
     load_transformer,
 )
-from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts
+from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.routed import RoutedTeacher
 from pdmd.teachers.text import TextTeacher
 from pdmd.teachers.tokens import check_size
@@ -127,13 +127,13 @@ class WanTeacher(TextTeacher):
             A teacher of one network, or of two behind their boundary.
 
         Raises:
-            ValueError: If a part is missing.
+            ValueError: If a part is missing, or another encoder made the embeddings.
         """
         places: dict[str, Any] = {"dtype": dtype, "device": device}
         index = configuration("WanPipeline", folder)
         vae = configuration("AutoencoderKLWan", folder, "vae")
         time, space = vae.get("scale_factor_temporal", 4), vae.get("scale_factor_spatial", 8)
-        prompts_of = embeddings or _encoded_text(folder, prompts, places)
+        text = prompts_of(embeddings, _encoded_text(folder, prompts, places))
         decode = decoder("AutoencoderKLWan", folder, **places)
 
         def part(subfolder: str) -> WanTeacher:
@@ -146,7 +146,7 @@ class WanTeacher(TextTeacher):
                 width=width,
                 frames=frames,
                 compression=(time, space, space),
-                prompts=prompts_of,
+                prompts=text,
                 decode=decode,
                 shift=shift,
             )
@@ -334,4 +334,4 @@ def _encoded_text(
         return TensorDict({"prompt": embeddings}, batch_size=[len(texts)])
 
     load = partial(load_text_encoder, "WanPipeline", folder, **places)
-    return EncodedText(load, embed, prompts=prompts, null="")
+    return EncodedText(load, embed, prompts=prompts, null="", folder=folder)

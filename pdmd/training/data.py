@@ -1,4 +1,4 @@
-"""The conditions of a distillation: prompts, encoded once and drawn at random."""
+"""The conditions of a distillation: prompts, encoded beforehand and drawn at random."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pdmd.randomness import randint
-from pdmd.typing import Condition
+from pdmd.typing import Condition, Conditions
 
 __all__ = ["ConditionStream"]
 
@@ -15,13 +15,14 @@ class ConditionStream:
     """Draws batches of conditions with replacement.
 
     Args:
-        condition: Every encoded prompt, with batch size :math:`(N)`, or ``None``.
+        condition: Every encoded prompt, with batch size :math:`(N)`, in memory or read as it is
+            drawn, or ``None``.
 
     Raises:
         ValueError: If there are no rows.
     """
 
-    def __init__(self, condition: Condition) -> None:
+    def __init__(self, condition: Conditions | None) -> None:
         if condition is not None and not condition.batch_size[0]:
             raise ValueError("there are no prompts to distill on; pass at least one")
         self.condition = condition

@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
-from pdmd.training.manifest import MANIFEST, DamagedCheckpoint, FileDigest, Manifest
+from pdmd.files import FileDigest, locate, put, say, telling
+from pdmd.training.manifest import MANIFEST, DamagedCheckpoint, Manifest
 
 __all__ = ["Folders"]
 
@@ -31,22 +32,8 @@ class Folders:
     """
 
     def __init__(self, url: str) -> None:
-        from fsspec.core import url_to_fs
-
         self.url = url
-        try:
-            self.fs, root = url_to_fs(url)
-        except ImportError as error:
-            raise ValueError(
-                f"{url} needs a package that is not installed ({error}); what s3:// needs comes "
-                "with `pip install 'pdmd[s3]'`"
-            ) from error
-        except ValueError as error:
-            raise ValueError(
-                f"{url} is on no file system that is known ({error}); give a path, or a URL such "
-                "as s3://bucket/run"
-            ) from error
-        self.root = root.rstrip("/")
+        self.fs, self.root = locate(url)
 
     def path(self, name: str, file: str | None = None) -> str:
         """The path of a checkpoint's folder, or of a file in it."""
@@ -56,7 +43,7 @@ class Folders:
         """Writes a small file and returns its name."""
         name = f".probe-{uuid.uuid4().hex}"
         with self._reaching():
-            self._put(self.path(name))
+            put(self.fs, self.path(name))
         return name
 
     def sees(self, name: str) -> bool:
@@ -138,7 +125,7 @@ class Folders:
                     f"{self.url} has a folder {name} that is not a checkpoint of this store; move "
                     "it, or use another store"
                 )
-            self._put(self.path(name, MARK))
+            put(self.fs, self.path(name, MARK))
 
     def remove(self, name: str) -> None:
         """Removes a checkpoint, or what is left of one."""
@@ -174,15 +161,9 @@ class Folders:
                 for name in names:
                     self.remove(name)
 
-    @contextmanager
-    def telling(self, what: str) -> Generator[None, None, None]:
+    def telling(self, what: str) -> AbstractContextManager[None]:
         """Turns the errors of file systems, which are of any class, into one that says where."""
-        try:
-            yield
-        except ValueError:
-            raise
-        except Exception as error:
-            raise OSError(f"{self.url}: {what} ({_say(error)})") from error
+        return telling(self.url, what)
 
     @contextmanager
     def _reaching(self) -> Generator[None, None, None]:
@@ -190,7 +171,7 @@ class Folders:
             yield
         except Exception as error:
             raise ValueError(
-                f"checkpoints can't be kept in {self.url} ({_say(error)}); give a folder or "
+                f"checkpoints can't be kept in {self.url} ({say(error)}); give a folder or "
                 "bucket that is there and can be written, and check credentials and endpoint if "
                 "it is remote"
             ) from error
@@ -203,17 +184,3 @@ class Folders:
     def _exists(self, path: str) -> bool:
         self.fs.invalidate_cache()
         return self.fs.exists(path)
-
-    def _put(self, path: str) -> None:
-        try:
-            self.fs.pipe_file(path, b"")
-        except FileNotFoundError:
-            # A folder is made where one is missing, but never a bucket.
-            if not self.fs.exists(path.split("/", 1)[0] or "/"):
-                raise
-            self.fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            self.fs.pipe_file(path, b"")
-
-
-def _say(error: Exception) -> str:
-    return str(error) if type(error) is OSError else f"{type(error).__name__}: {error}"

@@ -7,22 +7,22 @@ any other is not. It holds the digest of its own text too: a manifest that was d
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
+
+from pdmd.files import FileDigest, own_digest, write_whole
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-__all__ = ["MANIFEST", "METADATA", "DamagedCheckpoint", "FileDigest", "Manifest", "is_local"]
+__all__ = ["MANIFEST", "METADATA", "DamagedCheckpoint", "Manifest"]
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 METADATA = ".metadata"
-CHUNK = 1 << 22
 
 
 class DamagedCheckpoint(ValueError):
@@ -55,53 +55,6 @@ class DamagedCheckpoint(ValueError):
 
 
 @dataclass(frozen=True)
-class FileDigest:
-    """A file's size and SHA-256.
-
-    Args:
-        size: Bytes.
-        sha256: In hexadecimal.
-    """
-
-    size: int
-    sha256: str
-
-    @classmethod
-    def read(cls, fs: AbstractFileSystem, path: str) -> FileDigest:
-        """Reads a file through, a piece at a time."""
-        sha256, size = hashlib.sha256(), 0
-        with cast(IO[bytes], fs.open(path, "rb")) as stream:
-            while piece := stream.read(CHUNK):
-                sha256.update(piece)
-                size += len(piece)
-        return cls(size, sha256.hexdigest())
-
-    @classmethod
-    def of(cls, data: bytes) -> FileDigest:
-        """Digests bytes at hand."""
-        return cls(len(data), hashlib.sha256(data).hexdigest())
-
-    def damage(self, found: FileDigest) -> str | None:
-        """Says what sets the file that was found apart from this one."""
-        if found.size < self.size:
-            return f"is truncated to {found.size} of {self.size} bytes"
-        if found.size > self.size:
-            return f"holds {found.size} bytes instead of {self.size}"
-        if found.sha256 != self.sha256:
-            return "holds other bytes than were written"
-        return None
-
-    def damage_at(self, fs: AbstractFileSystem, path: str) -> str | None:
-        """Says what is wrong with the file at a path; one of another size isn't read through."""
-        try:
-            size = int(fs.info(path)["size"])
-            found = FileDigest(size, "") if size != self.size else FileDigest.read(fs, path)
-        except FileNotFoundError:
-            return "is missing"
-        return self.damage(found)
-
-
-@dataclass(frozen=True)
 class Manifest:
     """The name, content and files of one checkpoint.
 
@@ -124,7 +77,7 @@ class Manifest:
             "content": dict(self.content),
             "files": files,
         }
-        return json.dumps({**body, "sha256": _own_digest(body)}, indent=1).encode()
+        return json.dumps({**body, "sha256": own_digest(body)}, indent=1).encode()
 
     @classmethod
     def read(cls, fs: AbstractFileSystem, folder: str, url: str) -> Manifest:
@@ -142,7 +95,7 @@ class Manifest:
         name = os.path.basename(folder)
         try:
             body = json.loads(fs.cat_file(f"{folder}/{MANIFEST}"))
-            if body.pop("sha256") != _own_digest(body):
+            if body.pop("sha256") != own_digest(body):
                 raise DamagedCheckpoint(url, name, MANIFEST, "holds other bytes than were written")
             if body["format"] != FORMAT:
                 raise ValueError(
@@ -161,29 +114,4 @@ class Manifest:
 
         Where the file system is local, it outlasts a loss of power once this returns.
         """
-        path = f"{folder}/{MANIFEST}"
-        with cast(IO[bytes], fs.open(f"{path}.tmp", "wb")) as stream:
-            stream.write(self.dumps())
-            if is_local(fs):
-                stream.flush()
-                os.fsync(stream.fileno())
-        fs.mv(f"{path}.tmp", path)
-        if is_local(fs):
-            for place in (folder, os.path.dirname(folder)):
-                descriptor = os.open(place, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
-
-
-def is_local(fs: AbstractFileSystem) -> bool:
-    """Says whether files can be forced to the disk."""
-    from fsspec.implementations.local import LocalFileSystem
-
-    return isinstance(fs, LocalFileSystem)
-
-
-def _own_digest(body: Mapping[str, Any]) -> str:
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+        write_whole(fs, f"{folder}/{MANIFEST}", self.dumps())

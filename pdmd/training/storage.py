@@ -21,8 +21,9 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from pdmd.files import FileDigest, is_local
 from pdmd.training.folders import Folders
-from pdmd.training.manifest import METADATA, FileDigest, Manifest, is_local
+from pdmd.training.manifest import METADATA, Manifest
 
 if TYPE_CHECKING:
     from os import PathLike

@@ -1,0 +1,166 @@
+"""Embeddings from a store: prompts without a text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pdmd.teachers.embeddings.cache import StoredTexts, default_cache, find, open_cache
+from pdmd.teachers.embeddings.index import Index, Place
+from pdmd.teachers.embeddings.rows import unpack
+from pdmd.teachers.prompts import Prompts
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
+
+__all__ = ["StoredEmbeddings", "StoredRows"]
+
+
+class StoredEmbeddings(Prompts):
+    """Embeddings that ``pdmd embed`` made, read as they are asked for.
+
+    Making one reads the store's index alone. What is in the shards is copied once, when prompts
+    or embeddings are first asked for, to memory-mapped files on a local disk.
+
+    Args:
+        url: The store, on any file system that fsspec knows.
+        prompts: The prompts that a distillation draws from; all of the store's by default.
+        cache: Where local copies are kept; ``pdmd/embeddings`` in the user's cache by default.
+        progress: Whether to show a progress bar while a copy is made.
+
+    Attributes:
+        index: What the store holds.
+
+    Raises:
+        ValueError: If there is no whole store at the URL.
+    """
+
+    def __init__(
+        self,
+        url: str | Path,
+        *,
+        prompts: Sequence[str] = (),
+        cache: str | Path = "",
+        progress: bool = True,
+    ) -> None:
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts are a sequence of texts, got {prompts!r}; pass a list")
+        self.place = Place.of(str(url))
+        self.index = Index.read(self.place)
+        self._chosen = tuple(prompts)
+        self._folder, self._progress = Path(cache or default_cache()), progress
+        self._opened: TensorDict | None = None
+
+    @property
+    def url(self) -> str:
+        """The store."""
+        return self.place.url
+
+    def fingerprint(self) -> str | None:
+        """The fingerprint of the encoder that made them."""
+        return self.index.encoder
+
+    def __repr__(self) -> str:
+        return f"the embeddings in {self.url}"
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """The prompts given, or all of the store's."""
+        return self._chosen or StoredTexts(self._cache())
+
+    def encode(self, prompts: Sequence[str | None]) -> TensorDict:
+        """Looks prompts up."""
+        return self.conditions(prompts)[:]
+
+    def conditions(self, prompts: Sequence[str | None]) -> StoredRows:
+        """Looks prompts up and leaves their embeddings on disk."""
+        cache, index = self._cache(), self.index
+        if isinstance(prompts, StoredTexts) and len(prompts) == index.rows - 1:
+            return StoredRows(cache, index, torch.arange(len(prompts)))
+        for prompt in prompts:
+            if not (prompt is None or isinstance(prompt, str)):
+                raise ValueError(f"a prompt is a text or None, got {prompt!r}")
+        found = find(cache, [prompt or "" for prompt in prompts])
+        rows = [
+            index.rows - 1 if prompt is None else row
+            for prompt, row in zip(prompts, found, strict=True)
+        ]
+        if None in rows:
+            raise ValueError(
+                f"there is no embedding of the prompt {prompts[rows.index(None)]!r} in "
+                f"{self.url}; embed it, or load the teacher with its text encoder"
+            )
+        return StoredRows(cache, index, torch.tensor(rows, dtype=torch.int64))
+
+    def _cache(self) -> TensorDict:
+        if self._opened is None:
+            self._opened = open_cache(
+                self.place, self.index, self._folder, progress=self._progress
+            )
+        return self._opened
+
+
+class StoredRows:
+    """Conditions on disk, indexed as a TensorDict of them would be.
+
+    Sequences are as long as the longest of all the rows, so that a draw has the shape and the
+    bits of one from memory.
+
+    Args:
+        cache: The store's local copy.
+        index: What the store holds.
+        rows: The rows of the store, int64, with shape :math:`(N)`.
+        device: Where conditions go.
+    """
+
+    def __init__(
+        self,
+        cache: TensorDict,
+        index: Index,
+        rows: Tensor,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self._cache, self._index, self._rows, self._device = cache, index, rows, device
+        self._length = 0
+        for key, form in index.forms.items():
+            if form.ragged and len(rows):
+                starts = cache[f"starts.{key}"]
+                self._length = int((starts[rows + 1] - starts[rows]).max())
+
+    @property
+    def batch_size(self) -> torch.Size:
+        """The number of rows :math:`(N)`."""
+        return torch.Size([len(self._rows)])
+
+    def to(self, device: torch.device | str) -> StoredRows:
+        """Returns the rows with their conditions on a device."""
+        return StoredRows(self._cache, self._index, self._rows, device)
+
+    def __getitem__(self, chosen: Tensor | slice) -> TensorDict:
+        """Reads rows.
+
+        Args:
+            chosen: Their numbers, int64, with shape :math:`(B)`, or a slice.
+
+        Returns:
+            A condition with batch size :math:`(B)`.
+        """
+        from tensordict import TensorDict
+
+        rows = self._rows[chosen]
+        entries: dict[str, Any] = {}
+        for key, form in self._index.forms.items():
+            flat = self._cache[f"rows.{key}"]
+            if not form.packed:
+                entries[key] = torch.as_tensor(flat[rows])
+                continue
+            starts = self._cache[f"starts.{key}"]
+            begin, end = torch.as_tensor(starts[rows]), torch.as_tensor(starts[rows + 1])
+            length = self._length if form.ragged else int(form.shape[0] or 0)
+            entries[key] = unpack(flat, begin, end - begin, length)
+        condition = TensorDict(entries, batch_size=[len(rows)])
+        return condition if self._device is None else condition.to(self._device)

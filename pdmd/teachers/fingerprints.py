@@ -1,0 +1,98 @@
+"""Fingerprints: whether two folders hold the same text encoder.
+
+A fingerprint is a digest of all that is in a pipeline's folders ``text_encoder*`` and
+``tokenizer*``: of configurations, less what only says where they were saved, of every weight's
+name, type and shape, and of up to 4 KiB of its values. It reads megabytes of the gigabytes that
+an encoder has, and does not depend on how weights are spread over files. What it cannot see is a
+weight that differs only where it does not look.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["encoder_fingerprint"]
+
+PARTS = ("text_encoder*", "tokenizer*")
+SAMPLE = 4096
+PROVENANCE = {"dtype", "torch_dtype", "transformers_version", "name_or_path"}
+"""Entries of configurations that say where and how a folder was saved; so do those that begin
+with an underscore."""
+
+
+def encoder_fingerprint(folder: str | Path) -> str | None:
+    """Returns the fingerprint of a pipeline's text encoders and tokenizers.
+
+    Args:
+        folder: The pipeline's folder or hub name; of the latter what was downloaded before.
+
+    Returns:
+        Hexadecimal digits; ``None`` where no text encoder is at hand.
+
+    Raises:
+        ValueError: If a file of weights is damaged.
+    """
+    place = _local(folder)
+    if place is None:
+        return None
+    digest, weights = hashlib.sha256(), 0
+    for part in sorted({path for pattern in PARTS for path in place.glob(pattern)}):
+        lines: list[tuple[str, str]] = []
+        for path in sorted(part.iterdir()):
+            if path.suffix == ".safetensors":
+                lines += _tensors(path)
+            elif path.suffix == ".json" and not path.name.endswith(".index.json"):
+                lines.append((path.name, _configuration(path)))
+            elif path.suffix in (".txt", ".model", ".bin"):
+                lines.append((path.name, hashlib.sha256(path.read_bytes()).hexdigest()))
+            weights += path.suffix in (".safetensors", ".bin")
+        for name, content in sorted(lines):
+            digest.update(f"{part.name}/{name} {content}\n".encode())
+    return digest.hexdigest() if weights else None
+
+
+def _local(folder: str | Path) -> Path | None:
+    if Path(folder).is_dir():
+        return Path(folder)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(folder), local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError):
+        return None
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, str]]:
+    """Names every tensor of a file, with a digest of its form and of bytes from its middle."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+            header.pop("__metadata__", None)
+            for name, entry in header.items():
+                begin, end = entry["data_offsets"]
+                middle = max(begin, (begin + end - SAMPLE) // 2)
+                file.seek(8 + size + middle)
+                sha256 = hashlib.sha256(file.read(min(SAMPLE, end - begin)))
+                yield name, f"{entry['dtype']} {entry['shape']} {sha256.hexdigest()}"
+    except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):
+        raise ValueError(f"{path} is damaged; download or save the folder again") from None
+
+
+def _configuration(path: Path) -> str:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(f"{path} is damaged; download or save the folder again") from None
+    if isinstance(content, dict):
+        content = {
+            key: value
+            for key, value in content.items()
+            if key not in PROVENANCE and not key.startswith("_")
+        }
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
