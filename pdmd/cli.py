@@ -33,6 +33,7 @@ commands:
   plan [PRESET_OR_TOML]     say what a run costs and on how many GPUs it fits
   sample STUDENT            draw samples from a student folder
   evaluate STUDENT          compare a student with its teacher
+  export STUDENT DIR        write a student for diffusers, or its adapters
   bench NAME                compare methods: toy1d, mixture, digits; overhead
   report PATH               write the HTML report of a run folder or a results file
   teach NAME                train a shipped network again: digits, digits-classifier

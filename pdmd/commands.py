@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdmd.arguments import no_more, parse, take_name
+from pdmd.commands_export import export
 
 if TYPE_CHECKING:
     from pdmd.students import Student
@@ -317,6 +318,7 @@ def _objectives(words: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "sample": _sample,
     "evaluate": _evaluate,
+    "export": export,
     "teach": _teach,
     "bench": _bench,
     "report": _report,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from pdmd.denoisers import Denoiser
 from pdmd.predictions import Kind
 from pdmd.schedules import RectifiedFlow, Schedule
 from pdmd.teachers.base import Teacher
+from pdmd.teachers.layouts import PipelineLayout
 from pdmd.teachers.prompts import Prompts, read_prompts
 from pdmd.typing import Condition, Latents, repeat_condition
 
@@ -39,7 +40,11 @@ class TextTeacher(Teacher):
         transformer: As given; all parameters are its own.
         text: What turns prompts into conditions, or ``None``.
         decode: As given; absent without one.
+        layout: How the family's pipeline is put together, for export; ``None`` where students are
+            not exported.
     """
+
+    layout: ClassVar[PipelineLayout | None] = None
 
     def __init__(
         self,
@@ -68,6 +73,11 @@ class TextTeacher(Teacher):
     @abstractmethod
     def around(self, transformer: Any) -> TextTeacher:
         """Returns a teacher of the same size around another transformer, without prompts."""
+
+    @property
+    def call_size(self) -> dict[str, int]:
+        """The arguments of a call of the family's pipeline that say the size of a sample."""
+        return {}
 
     @classmethod
     def from_arguments(
