@@ -29,6 +29,8 @@ class ExportOptions:
     """The pipeline that the student was distilled from, if it has moved."""
     max_shard_size: str = "10GB"
     """The largest file of a pipeline's weights."""
+    measure: int = 0
+    """Samples on which to measure a stock scheduler's error with the student's own networks."""
     overwrite: bool = False
     """Replace an earlier export."""
     progress: bool = True
@@ -37,7 +39,7 @@ class ExportOptions:
     """Python modules to import first; they may register the student's teacher."""
 
 
-ONLY = {"diffusers": ("scheduler", "max_shard_size"), "lora": ("format",)}
+ONLY = {"diffusers": ("scheduler", "max_shard_size", "measure"), "lora": ("format",)}
 """Options that one kind of export takes alone."""
 
 
@@ -92,6 +94,7 @@ def _export(name: str, out: Path, options: ExportOptions) -> int:
         dtype=options.dtype,
         base=options.base,
         max_shard_size=options.max_shard_size,
+        measure=options.measure,
         overwrite=options.overwrite,
         progress=options.progress,
     )

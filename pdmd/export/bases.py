@@ -1,4 +1,4 @@
-"""Bases: the pipeline that a student was distilled from, whose other parts an export takes over."""
+"""Bases: the pipeline that a student was distilled from, whose other parts exports take over."""
 
 from __future__ import annotations
 

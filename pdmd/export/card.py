@@ -28,6 +28,7 @@ class Card:
         own_code: Whether the export ships code.
         renoises: Whether steps draw noise.
         dtype: Type of the weights.
+        measured: The stock scheduler's error with the student's own networks, if measured.
     """
 
     student: Student
@@ -38,6 +39,7 @@ class Card:
     own_code: bool
     renoises: bool
     dtype: str
+    measured: float | None = None
 
     def text(self) -> str:
         """Returns the card, in Markdown with a YAML header."""
@@ -71,7 +73,9 @@ class Card:
                 "from diffusers import DiffusionPipeline",
                 "",
                 'folder = "."  # this folder, or its name on the hub',
-                f"pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype={self.dtype}{trust})",
+                "pipe = DiffusionPipeline.from_pretrained(",
+                f"    folder, torch_dtype={self.dtype}{trust}",
+                ")",
                 *call(self.layout, self.stages, steps),
             ]
         )
@@ -82,8 +86,9 @@ class Card:
         found = []
         if self.stock is None:
             found.append(
-                "The scheduler walks the student's own grid (`scheduler/phased_scheduler.py`, which "
-                "`trust_remote_code=True` lets run), and refuses another number of steps."
+                "The scheduler walks the student's own grid, and refuses another number of steps. "
+                "Its code is `scheduler/phased_scheduler.py`, which `trust_remote_code=True` lets "
+                "run."
             )
         elif layout.takes_sigmas:
             found.append(
@@ -91,12 +96,7 @@ class Card:
                 "`sigmas`: then it is exact, and without, the times are wrong."
             )
         else:
-            found.append(
-                "The scheduler is a stock one, configured to walk the student's grid as nearly as "
-                f"it can: times are off by {self.stock.off:.1e} at most, and samples of Gaussian "
-                f"data by {self.stock.error:.1e} of its deviation. Another number of steps than "
-                f"{self.student.plan.nfe} makes other times."
-            )
+            found += self._stock_notes(self.stock)
         if self.renoises:
             found.append(
                 "Its steps draw noise, from the global generator where the pipeline does not hand "
@@ -112,6 +112,29 @@ class Card:
                 f"`boundary_ratio` is {cuts[0]}, midway between the times around the boundary, so "
                 "that no rounding sends a step to the wrong network."
             )
+        return found
+
+    def _stock_notes(self, stock: StockScheduler) -> list[str]:
+        grid = list(self.student.plan.timesteps[:-1])
+        own = ""
+        if self.measured is not None:
+            own = f", and the student's own by {self.measured:.1e} of theirs"
+        found = [
+            "The scheduler is a stock one, configured to walk the student's grid as nearly as it "
+            f"can. Its times are off by {stock.off:.1e} at most; samples of two Gaussians, whose "
+            f"flow is known, are off by {stock.error:.1e} of their deviation (root mean square)"
+            f"{own}. Another number of steps than {len(grid)} makes other times."
+        ]
+        if stock.off > 1e-6:
+            lines = [
+                "from functools import partial",
+                "from diffusers import FlowMatchEulerDiscreteScheduler",
+                "",
+                "scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)",
+                f"scheduler.set_timesteps = partial(scheduler.set_timesteps, sigmas={grid})",
+                "pipe.scheduler = scheduler",
+            ]
+            found.append("These lines make it exact:\n\n```python\n" + "\n".join(lines) + "\n```")
         return found
 
 

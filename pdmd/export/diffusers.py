@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +25,11 @@ from torch import Tensor
 from pdmd.export.bases import Base, open_base
 from pdmd.export.card import Card
 from pdmd.export.drafts import check_place, drafted
-from pdmd.export.schedulers import StockScheduler, fit_stock
+from pdmd.export.schedulers import STOCK, StockScheduler, fit_stock
 from pdmd.export.stages import Stage, jumps, layout_of, midpoints, stages
 from pdmd.export.weights import size_of, write_weights
+from pdmd.sampling import initial_noise
+from pdmd.solvers import ode_step
 from pdmd.students import Student
 from pdmd.teachers.layouts import PipelineLayout
 from pdmd.teachers.pipelines import configuration, dtype_of
@@ -42,6 +45,7 @@ def export_diffusers(
     dtype: str = "",
     base: str = "",
     max_shard_size: str = "10GB",
+    measure: int = 0,
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
@@ -57,6 +61,8 @@ def export_diffusers(
         base: The pipeline whose other parts are taken over; by default the one that the student's
             teacher was loaded from.
         max_shard_size: The largest file of weights, such as ``"10GB"``.
+        measure: Samples on which to measure a stock scheduler's error with the student's own
+            networks, for the model card; none by default.
         overwrite: Whether to replace an earlier export.
         progress: Whether to show a progress bar.
 
@@ -85,6 +91,7 @@ def export_diffusers(
         stock=parts.stock,
         own_code=parts.own_code,
         renoises=parts.jumps is not None,
+        measured=parts.measure(measure) if measure else None,
         dtype=str(types("", next(found[0].network.transformer.parameters()))),
     )
     size = sum(path.stat().st_size for path in chosen.files(layout)) + sum(
@@ -147,6 +154,26 @@ class _Parts:
                 )
         return stock
 
+    def measure(self, samples: int) -> float:
+        """Returns the stock scheduler's error, relative to the samples' deviation."""
+        if self.stock is None:
+            raise ValueError("only a stock scheduler's error is measured; leave --measure out")
+        if samples < 1:
+            raise ValueError(f"a measurement takes at least 1 sample, got {samples}")
+        prompts = list(islice(cycle(self.student.prompts), samples))
+        condition = self.student.encode(prompts)
+        noise = initial_noise(self.student, samples, torch.Generator().manual_seed(0))
+        exact, walked = (self._walk(noise, condition, t) for t in (self.grid, self.stock.grid))
+        return float((walked - exact).square().mean().sqrt() / exact.std())
+
+    @torch.no_grad()
+    def _walk(self, x: Tensor, condition: Any, times: Sequence[float]) -> Tensor:
+        cuts = midpoints(self.stages)
+        for t, s in zip(times, [*times[1:], 0.0], strict=True):
+            stage = self.stages[sum(t < cut for cut in cuts)]
+            x = ode_step(stage.network(x, t, condition), s)
+        return x
+
     def write(
         self,
         draft: Path,
@@ -176,10 +203,8 @@ class _Parts:
     def _write_scheduler(self, folder: Path) -> list[str]:
         folder.mkdir()
         if self.stock is not None:
-            from diffusers import FlowMatchEulerDiscreteScheduler
-
-            FlowMatchEulerDiscreteScheduler(**self.stock.arguments).save_pretrained(folder)
-            return ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+            self.stock.make().save_pretrained(folder)
+            return ["diffusers", STOCK]
         content = {"grid": list(self.grid), "jumps": self.jumps, "num_train_timesteps": 1000}
         _write_config(folder / "scheduler_config.json", "PhasedScheduler", content)
         return _ship("phased_scheduler", "PhasedScheduler", folder)
@@ -232,9 +257,7 @@ def _check_networks(found: Sequence[Stage], layout: PipelineLayout, base: Base) 
             )
 
 
-def _type_of(
-    dtype: torch.dtype | None, stage: Stage, name: str, value: Tensor
-) -> torch.dtype:
+def _type_of(dtype: torch.dtype | None, stage: Stage, name: str, value: Tensor) -> torch.dtype:
     if dtype is None or not value.is_floating_point():
         return value.dtype
     kept = set(stage.network.transformer._keep_in_fp32_modules or ())

@@ -64,9 +64,7 @@ def stages(student: Student) -> tuple[Stage, ...]:
 
 def midpoints(found: Sequence[Stage]) -> list[float]:
     """Returns the boundaries between stages."""
-    return [
-        (a.times[-1] + b.times[0]) / 2 for a, b in zip(found, list(found)[1:], strict=False)
-    ]
+    return [(a.times[-1] + b.times[0]) / 2 for a, b in zip(found, list(found)[1:], strict=False)]
 
 
 def layout_of(found: Sequence[Stage]) -> PipelineLayout:

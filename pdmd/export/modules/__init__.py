@@ -1,3 +1,3 @@
 """Modules that exports ship: they import diffusers and nothing of this library."""
 
-__all__ = ["phased_scheduler", "phased_transformer"]
+__all__: list[str] = []

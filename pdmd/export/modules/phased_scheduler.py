@@ -1,21 +1,22 @@
-"""A scheduler that walks a student's own grid of times, for pipelines of rectified flow.
+r"""A scheduler that walks a student's own grid of times, for pipelines of rectified flow.
 
 It stands beside the weights of an exported student and needs diffusers alone. Each step is
 Euler's, :math:`x_s = x_t + (s - t) v`. Between two steps of a phase that renoises, it jumps to the
 phase's end :math:`e` and diffuses back with fresh noise,
-:math:`x_s = \\alpha_{s|e} x_e + \\sigma_{s|e} \\varepsilon`.
+:math:`x_s = \alpha_{s|e} x_e + \sigma_{s|e} \varepsilon`.
 """
 
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteSchedulerOutput,
 )
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 __all__ = ["PhasedScheduler"]
@@ -162,7 +163,8 @@ class PhasedScheduler(SchedulerMixin, ConfigMixin):
         out = x.to(model_output.dtype)
         if not return_dict:
             return (out,)
-        return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=out)
+        made: Any = out
+        return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=made)
 
     def scale_noise(
         self, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor
@@ -172,7 +174,7 @@ class PhasedScheduler(SchedulerMixin, ConfigMixin):
         t = t.reshape(-1, *(1,) * (sample.ndim - 1))
         return (1 - t) * sample + t * noise
 
-    def save_pretrained(self, save_directory: str, push_to_hub: bool = False, **more) -> None:  # noqa: ANN003
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **more: Any) -> None:
         """Saves the configuration with this file, so that the copy loads too."""
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **more)
         shutil.copy(__file__, Path(save_directory) / f"{type(self).__module__}.py")

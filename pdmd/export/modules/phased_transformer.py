@@ -13,8 +13,8 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 __all__ = ["PhasedLinear", "PhasedTransformer"]
