@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pdmd.adapters import adapted_parts
 from pdmd.denoisers import Denoiser
 from pdmd.experts import Expert, OdeExpert, StochasticTruncation, Truncation
 from pdmd.objectives.base import Objective
@@ -306,6 +307,8 @@ def distill(
             parameter.requires_grad_(id(parameter) in trainable)
     for done in finished:
         runtime.release(done)
+        for part in adapted_parts(done):  # over the teacher, which may train again elsewhere
+            part.base.requires_grad_(False)
     known = teacher.prompts if prompts is None else prompts
     student = Student(finished, encode=teacher.encode, prompts=known, source=source)
     return student.eval().requires_grad_(False)

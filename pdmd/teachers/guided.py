@@ -100,9 +100,9 @@ class Guided(Teacher):
         """Returns a copy of the network without guidance, which the student learns to absorb."""
         return self.teacher.trainable_copy()
 
-    def trainable_part(self, t_start: float, t_end: float) -> Denoiser:
+    def part(self, t_start: float, t_end: float) -> Denoiser:
         """Returns the guided teacher's part, without guidance."""
-        return self.teacher.trainable_part(t_start, t_end)
+        return self.teacher.part(t_start, t_end)
 
     @property
     def guides(self) -> bool:

@@ -74,6 +74,6 @@ class RoutedTeacher(Teacher):
         """Returns a routed denoiser of trainable copies."""
         return self.routed.trainable_copy()
 
-    def trainable_part(self, t_start: float, t_end: float) -> Denoiser:
-        """Returns a trainable copy of the one network between two times, of all if several."""
-        return self.routed.trainable_part(t_start, t_end)
+    def part(self, t_start: float, t_end: float) -> Denoiser:
+        """Returns the one network between two times, the routed one if there are several."""
+        return self.routed.part(t_start, t_end)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from pdmd.adapters import adapting
 from pdmd.denoisers import Denoiser
 from pdmd.predictions import Prediction
 from pdmd.typing import Times
@@ -40,6 +41,8 @@ class Account:
         """Counts a denoiser's calls under a role until :meth:`close`."""
 
         def hook(module: Any, args: Any, output: Prediction) -> None:
+            if adapting():  # for another role: that one's own call counts
+                return
             rows = len(output.value) * denoiser.evaluations * self.ranks
             self._times[role] = output.t
             self.forward[role] += rows
