@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +102,15 @@ def load_transformer(
         meta: Whether to leave the weights out and make them on the meta device.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or one of another class.
     """
     config = configuration(name, folder, subfolder)
+    found = config.get("_class_name", name)
+    if found != name:
+        raise ValueError(
+            f"{folder}/{subfolder} is a {found}, and this teacher's is a {name}; name the teacher "
+            "of its family"
+        )
     model = build_part(name, config, dtype=dtype, meta=True)
     if meta:
         return model
@@ -140,6 +146,8 @@ def load_text_encoder(
     name: str,
     folder: str | Path,
     *,
+    optional: Sequence[str] = (),
+    vae: bool = False,
     dtype: str | torch.dtype = "bfloat16",
     device: str | torch.device = "cpu",
 ) -> Any:
@@ -148,6 +156,8 @@ def load_text_encoder(
     Args:
         name: The pipeline's class.
         folder: Its folder or hub name.
+        optional: Parts that are ``None`` where the folder has none.
+        vae: Whether to load the VAE too, which encodes images.
         dtype: Type of the text encoder's weights.
         device: Where they live.
 
@@ -158,7 +168,11 @@ def load_text_encoder(
 
     cls = getattr(diffusers, name)
     known = inspect.signature(cls.__init__).parameters
-    absent = {part: None for part in ("transformer", "transformer_2", "vae") if part in known}
+    parts = ("transformer", "transformer_2", *(() if vae else ("vae",)))
+    absent = {part: None for part in parts if part in known}
+    if optional:
+        index = configuration(name, folder)
+        absent |= {part: None for part in optional if (index.get(part) or [None])[0] is None}
     with _reporting(folder, "text_encoder"):
         pipeline = cls.from_pretrained(str(folder), dtype=dtype_of(dtype), **absent)
     return pipeline.to(device)
@@ -175,7 +189,7 @@ def decoder(
 
     Latents are those that the network sees: the VAE's own less a mean and over a deviation, each
     one number a channel (``latents_mean``, ``latents_std``) or one for all (``shift_factor``,
-    ``scaling_factor``).
+    ``scaling_factor``). A VAE that takes a time (``timestep_conditioning``) decodes at time 0.
 
     Args:
         name: The VAE's class.
@@ -199,25 +213,26 @@ def decoder(
                 vae = cls.from_pretrained(str(folder), subfolder="vae", dtype=dtype_of(dtype))
             loaded.append(vae.to(device).eval())
         vae = loaded[0]
-        mean, std = _latent_moments(vae.config, x)
-        pictures = vae.decode((x * std + mean).to(vae.dtype), return_dict=False)[0]
+        mean, std = _latent_moments(vae, x)
+        z = (x * std + mean).to(vae.dtype)
+        time = {"temb": z.new_zeros(len(z))} if vae.config.get("timestep_conditioning") else {}
+        pictures = vae.decode(z, **time, return_dict=False)[0]
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
     return decode
 
 
-def _latent_moments(config: Any, x: Latents) -> tuple[Tensor, Tensor]:
+def _latent_moments(vae: Any, x: Latents) -> tuple[Tensor, Tensor]:
     """Returns mean and deviation of a VAE's latents, to multiply and add to ``x``."""
-    scale = config.get("scaling_factor", 1.0)
-    mean, std = config.get("latents_mean"), config.get("latents_std")
+    known = {**vae.config, **dict(vae.named_buffers())}  # either may hold them
+    mean, std = known.get("latents_mean"), known.get("latents_std")
     if mean is None or std is None:
-        mean, std = [config.get("shift_factor") or 0.0], [1.0]
-    std = [value / scale for value in std]
+        mean, std = [known.get("shift_factor") or 0.0], [1.0]
     view = (1, -1, *(1,) * (x.ndim - 2))
-    return (
-        torch.tensor(mean, device=x.device, dtype=x.dtype).view(view),
-        torch.tensor(std, device=x.device, dtype=x.dtype).view(view),
+    mean, std = (
+        torch.as_tensor(value, device=x.device, dtype=x.dtype).view(view) for value in (mean, std)
     )
+    return mean, std / known.get("scaling_factor", 1.0)
 
 
 def _tensors(folder: str | Path, subfolder: str) -> Iterator[tuple[str, Tensor]]:

@@ -37,6 +37,7 @@ class TextTeacher(Teacher):
         time_range: The lowest and highest time that the network was trained for.
 
     Attributes:
+        entries: What a condition must have.
         transformer: As given; all parameters are its own.
         text: What turns prompts into conditions, or ``None``.
         decode: As given; absent without one.
@@ -45,6 +46,7 @@ class TextTeacher(Teacher):
     """
 
     layout: ClassVar[PipelineLayout | None] = None
+    entries: tuple[str, ...] = ("prompt",)
 
     def __init__(
         self,
@@ -88,7 +90,7 @@ class TextTeacher(Teacher):
         Args:
             folder: A pipeline's folder or hub name, for ``from_pretrained``; without one
                 ``from_config`` makes random weights.
-            prompts: With a folder, a text file of one prompt per line.
+            prompts: With a folder, a file of prompts, as :meth:`read_prompts` reads it.
             meta: Whether to leave the weights on the meta device.
             arguments: Passed on.
 
@@ -97,11 +99,20 @@ class TextTeacher(Teacher):
         """
         family: Any = cls
         if folder:
-            lines = read_prompts(prompts) if prompts else ()
+            lines = family.read_prompts(prompts) if prompts else ()
             return family.from_pretrained(folder, prompts=lines, meta=meta, **arguments)
         if prompts:
             raise ValueError(f"prompts = {prompts!r} need a text encoder; give its folder")
         return family.from_config(meta=meta, **arguments)
+
+    @classmethod
+    def read_prompts(cls, path: str) -> Sequence[Any]:
+        """Reads a text file of one prompt per line.
+
+        Raises:
+            ValueError: If it is missing or holds none.
+        """
+        return read_prompts(path)
 
     def encode(self, prompts: Sequence[Any]) -> Condition:
         """Turns texts into a condition with ``prompt`` and, where a family masks, ``mask``."""
@@ -117,9 +128,19 @@ class TextTeacher(Teacher):
         return self.around(copy.deepcopy(self.transformer)).requires_grad_(True).train()
 
     def conditioned(self, condition: Condition, x_t: Latents) -> Any:
-        """Returns a condition, of no prompt where there is none."""
+        """Returns a condition, of no prompt where there is none.
+
+        Raises:
+            ValueError: If it lacks one of :attr:`entries`.
+        """
         if condition is None:
-            return repeat_condition(self._text().encode([None]).to(x_t.device), len(x_t))
+            condition = repeat_condition(self._text().encode([None]).to(x_t.device), len(x_t))
+        missing = [key for key in self.entries if key not in condition.keys()]  # type: ignore[union-attr]
+        if missing:
+            raise ValueError(
+                f"a condition of {type(self).__name__} has {' and '.join(map(repr, self.entries))}"
+                f", but {' and '.join(map(repr, missing))} is missing; make it with encode()"
+            )
         return condition
 
     def _text(self) -> Prompts:
