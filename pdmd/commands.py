@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pdmd.arguments import check_numbers, no_more, parse, take_name
 from pdmd.commands_embed import run_embed
+from pdmd.commands_export import export
 
 if TYPE_CHECKING:
     from pdmd.students import Student
@@ -315,6 +316,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "embed": run_embed,
     "sample": _sample,
     "evaluate": _evaluate,
+    "export": export,
     "teach": _teach,
     "bench": _bench,
     "report": _report,

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.teachers.layouts import QWEN_IMAGE
 from pdmd.teachers.pipelines import (
     build_part,
     configuration,
@@ -59,6 +60,8 @@ class QwenImageTeacher(TextTeacher):
     Raises:
         ValueError: If the size is no multiple of 16 or the transformer distilled for guidance.
     """
+
+    layout = QWEN_IMAGE
 
     def __init__(
         self,
@@ -233,6 +236,10 @@ class QwenImageTeacher(TextTeacher):
         length = _pack(conditional).norm(dim=-1, keepdim=True)
         rescaled = combined * (length / combined.norm(dim=-1, keepdim=True))
         return _unpack(rescaled, *conditional.shape[-2:])
+
+    @property
+    def call_size(self) -> dict[str, int]:
+        return {"height": self.height, "width": self.width}
 
     def around(self, transformer: Any) -> QwenImageTeacher:
         return type(self)(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from pdmd.predictions import Kind
 from pdmd.schedules import RectifiedFlow, Schedule
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.embeddings import StoredEmbeddings
+from pdmd.teachers.layouts import PipelineLayout
 from pdmd.teachers.prompts import Prompts
 from pdmd.teachers.sources import read_prompts
 from pdmd.typing import Condition, Conditions, Latents, repeat_condition
@@ -42,8 +43,11 @@ class TextTeacher(Teacher):
         transformer: As given; all parameters are its own.
         text: What turns prompts into conditions, or ``None``.
         decode: As given; absent without one.
+        layout: How the family's pipeline is put together, for export; ``None`` where students are
+            not exported.
     """
 
+    layout: ClassVar[PipelineLayout | None] = None
     entries: tuple[str, ...] = ("prompt",)
 
     def __init__(
@@ -73,6 +77,11 @@ class TextTeacher(Teacher):
     @abstractmethod
     def around(self, transformer: Any) -> TextTeacher:
         """Returns a teacher of the same size around another transformer, without prompts."""
+
+    @property
+    def call_size(self) -> dict[str, int]:
+        """The arguments of a call of the family's pipeline that say the size of a sample."""
+        return {}
 
     @classmethod
     def from_arguments(

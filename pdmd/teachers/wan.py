@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pdmd.routers import IntervalRouter
+from pdmd.teachers.layouts import WAN
 from pdmd.teachers.pipelines import (
     build_part,
     configuration,
@@ -58,6 +59,8 @@ class WanTeacher(TextTeacher):
     Raises:
         ValueError: If the size does not fit, or the network takes more than latents.
     """
+
+    layout = WAN
 
     def __init__(
         self,
@@ -260,6 +263,14 @@ class WanTeacher(TextTeacher):
             return_dict=False,
         )[0]
         return value.to(x_t.dtype)
+
+    @property
+    def call_size(self) -> dict[str, int]:
+        return {
+            "height": self.size["height"],
+            "width": self.size["width"],
+            "num_frames": self.size["frames"],
+        }
 
     def around(self, transformer: Any) -> WanTeacher:
         return type(self)(transformer, shift=self.shift, **self.size)
