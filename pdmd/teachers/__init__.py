@@ -8,6 +8,7 @@ from pdmd.teachers.base import Teacher
 from pdmd.teachers.base import teachers as _registry
 from pdmd.teachers.flux import FluxTeacher
 from pdmd.teachers.guided import Guided
+from pdmd.teachers.image_prompts import ImagePrompt
 from pdmd.teachers.ltx import LTXTeacher
 from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.teachers.mlp import MlpDenoiser
@@ -16,11 +17,13 @@ from pdmd.teachers.qwen_image import QwenImageTeacher
 from pdmd.teachers.routed import RoutedTeacher
 from pdmd.teachers.sd3 import SD3Teacher
 from pdmd.teachers.wan import WanTeacher
+from pdmd.teachers.wan_image import WanImageTeacher
 from pdmd.teachers.z_image import ZImageTeacher
 
 __all__ = [
     "FluxTeacher",
     "Guided",
+    "ImagePrompt",
     "LTXTeacher",
     "MixtureTeacher",
     "MlpDenoiser",
@@ -30,6 +33,7 @@ __all__ = [
     "RoutedTeacher",
     "SD3Teacher",
     "Teacher",
+    "WanImageTeacher",
     "WanTeacher",
     "ZImageTeacher",
     "get",
