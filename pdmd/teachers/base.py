@@ -72,7 +72,6 @@ class Teacher(Denoiser):
         """
         return unconditional + scale * (conditional - unconditional)
 
-
     def unprompted(self, condition: TensorDict, null: TensorDict) -> TensorDict:
         """Returns what guidance leads away from: conditions without their prompts.
 
