@@ -136,16 +136,25 @@ class Card:
             f"{own}. Another number of steps than {len(grid)} makes other times."
         ]
         if stock.off > 1e-6:
-            lines = [
-                "from functools import partial",
-                "from diffusers import FlowMatchEulerDiscreteScheduler",
-                "",
-                "scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)",
-                f"scheduler.set_timesteps = partial(scheduler.set_timesteps, sigmas={grid})",
-                "pipe.scheduler = scheduler",
-            ]
-            found.append("These lines make it exact:\n\n```python\n" + "\n".join(lines) + "\n```")
+            lines = "\n".join(walking(grid))
+            found.append(f"These lines make it exact:\n\n```python\n{lines}\n```")
         return found
+
+
+def walking(grid: Sequence[float]) -> list[str]:
+    """Returns the lines that make a pipeline named ``pipe`` walk a grid by stock classes."""
+    return [
+        "from diffusers import FlowMatchEulerDiscreteScheduler",
+        "",
+        "",
+        "def walk(num_inference_steps=None, device=None, sigmas=None, mu=None):",
+        f"    euler(sigmas={list(grid)}, device=device)",
+        "",
+        "",
+        "pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)",
+        "euler = pipe.scheduler.set_timesteps",
+        "pipe.scheduler.set_timesteps = walk",
+    ]
 
 
 def call(student: Student, found: Sequence[Stage], steps: str) -> list[str]:

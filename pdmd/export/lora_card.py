@@ -79,10 +79,8 @@ class LoraCard:
         ]
         for stage, file in zip(self.stages, self.names, strict=True):
             more = ", load_into_transformer_2=True" if self.slot(stage) != "transformer" else ""
-            stem = Path(file).stem
-            lines.append(
-                f'pipe.load_lora_weights(folder, weight_name="{file}", adapter_name="{stem}"{more})'
-            )
+            given = f'weight_name="{file}", adapter_name="{Path(file).stem}"{more}'
+            lines.append(f"pipe.load_lora_weights(folder, {given})")
         if len(bases(self.stages)) > 1:
             cut = midpoints(self.stages)[self._first_of_second() - 1]
             lines.append(f"pipe.register_to_config(boundary_ratio={cut})")
