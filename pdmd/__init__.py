@@ -1,6 +1,7 @@
 """pdmd: distills diffusion and flow models into few-step mixtures of experts by Phased DMD."""
 
 from pdmd import experts, objectives, routers, teachers
+from pdmd.adapters import AdaptedDenoiser, LowRank
 from pdmd.denoisers import Denoiser
 from pdmd.distill import distill
 from pdmd.experts import (
@@ -34,6 +35,7 @@ from pdmd.training.initializers import (
     FromPrevious,
     FromTeacher,
     Initializer,
+    LowRankRoles,
     PerStep,
 )
 from pdmd.training.optimizers import AdamRecipe
@@ -44,6 +46,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdamRecipe",
+    "AdaptedDenoiser",
     "AdaptiveUpdates",
     "CosineVP",
     "Denoiser",
@@ -60,6 +63,8 @@ __all__ = [
     "IntervalRouter",
     "Joint",
     "LinearVP",
+    "LowRank",
+    "LowRankRoles",
     "MixtureTeacher",
     "MlpDenoiser",
     "Nested",

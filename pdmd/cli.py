@@ -34,7 +34,8 @@ commands:
   embed PROMPTS             encode prompts, so that training needs no text encoder
   sample STUDENT            draw samples from a student folder
   evaluate STUDENT          compare a student with its teacher
-  bench NAME                compare methods: toy1d, mixture, digits; overhead
+  export STUDENT DIR        write a student for diffusers, or its adapters
+  bench NAME                compare methods: toy1d, mixture, digits; cost; overhead
   report PATH               write the HTML report of a run folder or a results file
   teach NAME                train a shipped network again: digits, digits-classifier
   teachers                  list the registered teachers

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pdmd.arguments import check_numbers, no_more, parse, take_name
 from pdmd.commands_embed import run_embed
+from pdmd.commands_export import export
 
 if TYPE_CHECKING:
     from pdmd.students import Student
@@ -160,14 +161,18 @@ def _teacher_of(student: Student) -> Any:
 
 def _evaluate(words: list[str]) -> int:
     from pdmd.evaluation.evaluate import evaluate, format_table
+    from pdmd.students import schedule_of
     from pdmd.teachers.guided import guided
+    from pdmd.teachers.rebased import rebased
 
     name, rest = take_name(words, STUDENT)
     options = parse(EvaluateOptions, rest, "pdmd evaluate STUDENT", flat=True)
     check_numbers(options, samples=(100, 10**6), teacher_steps=(1, 10**4), seed=(0, 2**63 - 1))
     student = _student(name, options.plugins)
     teacher = _teacher_of(student)
-    teacher = guided(teacher, options.guidance or (student.source or {}).get("guidance", 1.0))
+    source = student.source or {}
+    teacher = guided(teacher, options.guidance or source.get("guidance", 1.0))
+    teacher = rebased(teacher, *schedule_of(source))
     if options.out:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     metrics = evaluate(
@@ -213,7 +218,7 @@ def _bench(words: list[str]) -> int:
     from pdmd.evaluation.bench_report import summarise, write_bench_report
     from pdmd.evaluation.evaluate import format_table
 
-    name, rest = take_name(words, "the benchmark: toy1d, mixture, digits or overhead")
+    name, rest = take_name(words, "the benchmark: toy1d, mixture, digits, cost or overhead")
     options = parse(BenchOptions, rest, "pdmd bench NAME", flat=True)
     numbers = {f.name: getattr(options, f.name, None) for f in dataclasses.fields(BenchConfig)}
     config = BenchConfig(**{**numbers, "name": name})
@@ -311,6 +316,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "embed": run_embed,
     "sample": _sample,
     "evaluate": _evaluate,
+    "export": export,
     "teach": _teach,
     "bench": _bench,
     "report": _report,

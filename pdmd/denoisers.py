@@ -113,11 +113,20 @@ class Denoiser(nn.Module, ABC):
             )
         return copy.deepcopy(self).requires_grad_(True).train()
 
-    def trainable_part(self, t_start: float, t_end: float) -> Denoiser:
-        """Returns a trainable copy of what serves the times between two; here of the whole.
+    def part(self, t_start: float, t_end: float) -> Denoiser:
+        """Returns what serves the times between two, itself and not a copy; here the whole.
 
         A denoiser of several networks returns the one that serves the whole interval, so that
         an expert need not carry networks it never asks.
+
+        Args:
+            t_start: The noisier end.
+            t_end: The cleaner end.
+        """
+        return self
+
+    def trainable_part(self, t_start: float, t_end: float) -> Denoiser:
+        """Returns a trainable copy of the part that serves the times between two.
 
         Args:
             t_start: The noisier end.
@@ -126,4 +135,4 @@ class Denoiser(nn.Module, ABC):
         Raises:
             ValueError: As :meth:`trainable_copy`.
         """
-        return self.trainable_copy()
+        return self.part(t_start, t_end).trainable_copy()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pdmd.adapters import adapted_parts
 from pdmd.denoisers import Denoiser
 from pdmd.experts import Expert, OdeExpert, StochasticTruncation, Truncation
 from pdmd.objectives.base import Objective
@@ -21,6 +22,7 @@ from pdmd.training.accounting import Account
 from pdmd.training.calibration import calibration_slopes
 from pdmd.training.checkpoint import Checkpointer, Interrupted
 from pdmd.training.data import ConditionStream
+from pdmd.training.entries import Entries, FreshEntries
 from pdmd.training.fakes import FakeScores, FakeUpdates, FixedUpdates, OneFakeScore
 from pdmd.training.health import Health, NonFiniteError
 from pdmd.training.initializers import FromTeacher, Initializer
@@ -62,9 +64,15 @@ def check_teacher(
         asked = objective.time_bounds(phase)
         for t in (*phase.timesteps, *(asked or ())):
             if not low <= t <= high:
+                remedy = "move the plan or the time margin into the range"
+                if t == 1:  # where every plan starts
+                    remedy = (
+                        "take a schedule that ends where the teacher does, with "
+                        "Rebased.reach(teacher, schedule) or --teacher.schedule-end teacher"
+                    )
                 raise ValueError(
                     f"phase {phase.index + 1} asks the teacher at t = {t:.4g}, outside its range "
-                    f"[{low:.4g}, {high:.4g}]; move the plan or the time margin into the range"
+                    f"[{low:.4g}, {high:.4g}]; {remedy}"
                 )
             prediction = teacher(x, t, rows)
             value = prediction.value
@@ -105,6 +113,7 @@ def distill(
     batch_size: int = 128,
     accumulate: int = 1,
     anchored: int = 1,
+    entries: Entries | None = None,
     optimizer: AdamRecipe | None = None,
     fake_optimizer: AdamRecipe | None = None,
     ema: float = 0.99,
@@ -140,6 +149,8 @@ def distill(
         anchored: Fake updates that one rollout serves, with fresh times and noises; above 1 the
             generator's own rollout serves the first of them. Fewer evaluations, samples that are
             seen more often.
+        entries: Where rollouts start; every one at a state of its own by default. An
+            :class:`~pdmd.training.entries.EntryRing` keeps states and uses them several times.
         optimizer: The experts' optimizer.
         fake_optimizer: The fake scores'; by default the expert's at twice its rate.
         ema: Decay of the weight average that becomes the expert.
@@ -190,6 +201,7 @@ def distill(
     fake_optimizer = fake_optimizer or AdamRecipe(lr=2 * optimizer.lr, decay_from=1.0)
     if isinstance(fake_updates, int):
         fake_updates = FixedUpdates(fake_updates)
+    entries = entries or FreshEntries()
     recorder, account = recorder or Recorder(), account or Account()
     if isinstance(prompts, str):
         raise ValueError(
@@ -230,6 +242,7 @@ def distill(
         check_teacher(real, plan, generator, encoded)
         if resume and checkpointer is not None:
             account.restore(cursor["account"])
+            entries.restore(cursor["entries"])
             for group in order.groups(plan):
                 if group[0].index >= cursor["finished"]:
                     continue
@@ -269,6 +282,7 @@ def distill(
                 account=account,
                 runtime=runtime,
                 health=health,
+                entries=entries,
             )
             if resume and checkpointer is not None and group[0].index == cursor["finished"]:
                 if cursor["update"] is not None:
@@ -289,7 +303,7 @@ def distill(
             placed += done
             del trainer  # before the next phase's networks are made
             if checkpointer is not None:
-                checkpointer.save(finished, None, rng, account)
+                checkpointer.save(finished, None, rng, account, entries)
         if checkpointer is not None:
             checkpointer.store.wait()
     except NonFiniteError as error:
@@ -306,6 +320,8 @@ def distill(
             parameter.requires_grad_(id(parameter) in trainable)
     for done in finished:
         runtime.release(done)
+        for part in adapted_parts(done):  # over the teacher, which may train again elsewhere
+            part.base.requires_grad_(False)
     known = teacher.prompts if prompts is None else prompts
     student = Student(finished, encode=teacher.encode, prompts=known, source=source)
     return student.eval().requires_grad_(False)
@@ -351,7 +367,7 @@ def _train(
     recorder.phase_begins(trainer.phase, phases, trainer.updates, trainer.update)
     while trainer.update < trainer.updates:
         if checkpointer is not None and trainer.runtime.any(checkpointer.stop_requested):
-            checkpointer.save(finished, trainer, trainer.generator, trainer.account)
+            _save(checkpointer, finished, trainer)
             checkpointer.store.wait()
             raise Interrupted(
                 f"stopped in phase {trainer.phase.index + 1} after update {trainer.update}"
@@ -364,17 +380,23 @@ def _train(
             values = {name: float(value) for name, value in scalars.items()}
             recorder.scalars(trainer.phase, trainer.update, values)
         if checkpointer is not None and trainer.update % checkpointer.every == 0:
-            checkpointer.save(finished, trainer, trainer.generator, trainer.account)
+            _save(checkpointer, finished, trainer)
+
+
+def _save(checkpointer: Checkpointer, finished: Sequence[Expert], trainer: PhaseTrainer) -> None:
+    checkpointer.save(finished, trainer, trainer.generator, trainer.account, trainer.entries)
 
 
 def _calibrate(trainer: PhaseTrainer, recorder: Recorder) -> None:
+    fresh = FreshEntries()  # a ring is not filled for one batch
+    fresh.begin(trainer.entries.producer)
     for k, expert in enumerate(trainer.experts):
         bounds = trainer.generator_objective.time_bounds(expert.phase)
         if bounds is None:
             continue
         low, high = bounds
         times = [low + (high - low) * i / 9 for i in range(10)]
-        rollout = trainer.rollout(k, record=False)
+        rollout = trainer.rollout(k, record=False, entries=fresh)
         players = trainer.players(k, rollout.stop)
         fake, real = calibration_slopes(
             [players.fake, players.real],

@@ -39,10 +39,15 @@ class Expert(nn.Module, ABC):
 
     A subclass implements :meth:`advance`, the step between two timesteps inside the phase.
 
+    Attributes:
+        draws: Whether :meth:`advance` draws noise.
+
     Args:
         denoiser: The phase's network.
         phase: The subinterval it serves.
     """
+
+    draws: bool = False
 
     def __init__(self, denoiser: Denoiser, phase: Phase) -> None:
         super().__init__()
@@ -114,6 +119,8 @@ class RenoisingExpert(Expert):
     References:
         Yin et al., DMD2, arXiv:2405.14867, Section 4.4.
     """
+
+    draws = True
 
     def advance(
         self, prediction: Prediction, tau: float, generator: torch.Generator | None

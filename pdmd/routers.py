@@ -162,12 +162,10 @@ class RoutedDenoiser(Denoiser):
         """Returns a routed denoiser of trainable copies."""
         return RoutedDenoiser([d.trainable_copy() for d in self._all()], self.router)
 
-    def trainable_part(self, t_start: float, t_end: float) -> Denoiser:
-        """Returns a trainable copy of the one denoiser between two times, of all if several."""
+    def part(self, t_start: float, t_end: float) -> Denoiser:
+        """Returns the one denoiser between two times, this routed one if there are several."""
         index = self.router.serves(t_start, t_end)
-        if index is None:
-            return self.trainable_copy()
-        return self._all()[index].trainable_part(t_start, t_end)
+        return self if index is None else self._all()[index].part(t_start, t_end)
 
     def _all(self) -> list[Denoiser]:
         return cast("list[Denoiser]", list(self.denoisers))

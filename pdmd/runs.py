@@ -158,6 +158,8 @@ class Run:
             fake_updates=train.build_fake_updates(),
             batch_size=train.batch_size,
             accumulate=train.accumulate,
+            anchored=train.anchored,
+            entries=train.build_entries(self.plan),
             optimizer=optimizer,
             fake_optimizer=fake_optimizer,
             ema=train.ema,
@@ -256,6 +258,11 @@ class Run:
             "arguments": config.teacher.arguments,
             "guidance": list(config.teacher.guidance),
         }
+        if config.teacher.schedule:
+            source["schedule"] = {
+                "name": config.teacher.schedule,
+                "end": config.teacher.schedule_end,
+            }
         if _has_weights(self.teacher):
             init = FromTeacher() if config.train.init == "teacher" else FromPrevious()
             return init, source
@@ -341,7 +348,7 @@ def _fingerprint(config: DistillConfig) -> dict[str, Any]:
     settings["train"] = {
         k: v
         for k, v in settings["train"].items()
-        if k != "patience" and not k.startswith("checkpoint_")
+        if k not in ("patience", "ring_folder") and not k.startswith("checkpoint_")
     }
     return settings
 

@@ -18,15 +18,19 @@ __all__ = ["initial_noise", "ode_times", "sample", "sample_ode", "trajectory"]
 def initial_noise(
     denoiser: Denoiser, batch: int, generator: torch.Generator | None = None
 ) -> Latents:
-    r"""Draws :math:`x_1 = \sigma_1 \varepsilon` in float32, with shape ``(batch, *)``.
+    r"""Draws the noise that sampling starts from in float32, with shape ``(batch, *)``.
+
+    .. math:: x_1 = \sqrt{\alpha_1^2 + \sigma_1^2} \, \varepsilon
+
+    as :meth:`~pdmd.schedules.Schedule.prior_std` has it.
 
     Args:
         denoiser: Its schedule and latent shape are taken.
         batch: The number of samples.
         generator: The source of randomness.
     """
-    _, sigma = denoiser.schedule(1.0)
-    return float(sigma) * randn((batch, *denoiser.latent_shape), generator, device=denoiser.device)
+    shape = (batch, *denoiser.latent_shape)
+    return denoiser.schedule.prior_std() * randn(shape, generator, device=denoiser.device)
 
 
 def _batch(condition: Condition, batch: int | None) -> int:

@@ -33,6 +33,7 @@ __all__ = [
     "RectifiedFlow",
     "Schedule",
     "Shifted",
+    "Truncated",
     "VarianceExploding",
     "as_times",
     "same_process",
@@ -142,10 +143,21 @@ class Schedule(ABC):
         gap = self.log_snr(t) - self.log_snr(s)
         return alpha_t / alpha_s, sigma_t * torch.sqrt(-torch.expm1(gap))
 
+    def prior_std(self) -> float:
+        r"""Returns the standard deviation of the noise that sampling starts from at :math:`t = 1`.
+
+        .. math:: \sqrt{\alpha_1^2 + \sigma_1^2}
+
+        is that of diffused data whose own is 1: :math:`\sigma_1` where no signal is left, and 1
+        on every variance-preserving schedule, as the samplers of that family have it.
+        """
+        alpha, sigma = self(1.0)
+        return float(torch.sqrt(alpha**2 + sigma**2))
+
     def _check_log_snr(self, log_snr: Tensor | float) -> Tensor:
         log_snr = torch.as_tensor(log_snr, dtype=torch.float64)
         top, bottom = float(self.log_snr(0.0)), float(self.log_snr(1.0))
-        slack = 1e-9 * (1 + log_snr.abs())
+        slack = torch.where(log_snr.isinf(), 0.0, 1e-9 * (1 + log_snr.abs()))
         bad = ~((log_snr <= top + slack) & (log_snr >= bottom - slack))
         if bool(bad.any()):
             raise ValueError(
@@ -239,6 +251,39 @@ class Shifted(Schedule):
 
     def t_from_log_snr(self, log_snr: Tensor | float) -> Tensor:
         return shift_times(self.base.t_from_log_snr(log_snr), 1 / self.shift)
+
+
+class Truncated(Schedule):
+    r"""A schedule up to one of its times, :math:`t' = t_{\max} t`.
+
+    At :math:`t = 1` some signal is left. It serves teachers whose noisiest level is not pure
+    noise: see :class:`~pdmd.teachers.Rebased`.
+
+    Args:
+        base: The schedule to cut.
+        t_max: The base schedule's time at :math:`t = 1`, in (0, 1].
+
+    Raises:
+        ValueError: If ``t_max`` is outside (0, 1].
+    """
+
+    def __init__(self, base: Schedule, t_max: float) -> None:
+        if not 0 < t_max <= 1:
+            raise ValueError(f"t_max is in (0, 1], got {t_max}")
+        self.base, self.t_max = base, float(t_max)
+
+    def __call__(self, t: Times) -> tuple[Tensor, Tensor]:
+        return self.base(self.t_max * as_times(t))
+
+    def derivatives(self, t: Times) -> tuple[Tensor, Tensor]:
+        d_alpha, d_sigma = self.base.derivatives(self.t_max * as_times(t))
+        return self.t_max * d_alpha, self.t_max * d_sigma
+
+    def log_snr(self, t: Times) -> Tensor:
+        return self.base.log_snr(self.t_max * as_times(t))
+
+    def t_from_log_snr(self, log_snr: Tensor | float) -> Tensor:
+        return (self.base.t_from_log_snr(self._check_log_snr(log_snr)) / self.t_max).clamp(0, 1)
 
 
 def check_shift(shift: float) -> float:

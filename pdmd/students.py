@@ -16,15 +16,17 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from pdmd.adapters import LowRank, adapt, adapted_parts
 from pdmd.denoisers import Denoiser
 from pdmd.experts import Expert, experts
 from pdmd.phases import Phase, PhasePlan
 from pdmd.registry import Registry
 from pdmd.routers import IntervalRouter, RoutedDenoiser, Router
 from pdmd.teachers.base import Teacher, networks, teachers
+from pdmd.teachers.rebased import ENDS, rebased
 from pdmd.typing import Condition, Latents
 
-__all__ = ["Student", "checksum", "describe_plan", "plan_from_description"]
+__all__ = ["Student", "checksum", "describe_plan", "plan_from_description", "schedule_of"]
 
 FORMAT = 1
 
@@ -39,8 +41,10 @@ class Student(Teacher):
         router: Chooses the expert of a time; by the plan's boundaries by default.
         source: How to build the networks again: ``{"teacher": name, "arguments": {...}}`` of a
             registered teacher, and ``"network": {"name": ..., "arguments": {...}}`` of a
-            registered network where the experts are not copies of the teacher; written into the
-            folder so that loading needs no objects. Other entries, such as ``"guidance"``, are
+            registered network where the experts are not copies of the teacher, and
+            ``"schedule": {"name": ..., "end": ...}`` of a teacher on another schedule than its own
+            (:func:`~pdmd.teachers.rebased.rebased`); written into the folder so that loading needs
+            no objects. Other entries, such as ``"guidance"``, are
             kept.
 
     Raises:
@@ -97,6 +101,10 @@ class Student(Teacher):
     def trainable_copy(self) -> Denoiser:
         """Returns a routed denoiser of trainable copies of the experts' networks."""
         return self._routed().trainable_copy()
+
+    def part(self, t_start: float, t_end: float) -> Denoiser:
+        """Returns the one expert's network between two times, the routed one if several."""
+        return self._routed().part(t_start, t_end)
 
     def _routed(self) -> RoutedDenoiser:
         return RoutedDenoiser([expert.denoiser for expert in self._experts()], self.router)
@@ -186,7 +194,8 @@ class Student(Teacher):
         content = _read_description(folder)
         source = content["source"]
         if teacher is None and source is not None:
-            teacher = _build(teachers, source["teacher"], source.get("arguments", {}), folder)
+            built = _build(teachers, source["teacher"], source.get("arguments", {}), folder)
+            teacher = rebased(built, *schedule_of(source))
         if template is None:
             if teacher is None:
                 raise ValueError(
@@ -218,11 +227,13 @@ class Student(Teacher):
                 )
             denoiser = read.get(path)
             if denoiser is None:
-                denoiser = read[path] = _like(template, phase, entry.get("boundaries"))
+                denoiser = read[path] = _like(
+                    template, phase, entry.get("boundaries"), _adapter(entry)
+                )
                 try:
                     denoiser.load_state_dict(load_file(path))
                 except (RuntimeError, SafetensorError) as error:
-                    first = str(error).strip().splitlines()[-1].strip()
+                    first = str(error).strip().splitlines()[-1].strip()[:300]
                     raise ValueError(f"{path} does not fit the network: {first}") from error
             loaded.append(experts[entry["expert"]](denoiser, phase))
         known = {} if teacher is None else {"encode": teacher.encode, "prompts": teacher.prompts}
@@ -257,6 +268,15 @@ def plan_from_description(description: Sequence[Mapping[str, Any]]) -> PhasePlan
     )
 
 
+def schedule_of(source: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the name and the end of the schedule that a source puts its teacher on.
+
+    Both are as :func:`~pdmd.teachers.rebased.rebased` takes them.
+    """
+    schedule = source.get("schedule") or {}
+    return schedule.get("name", ""), schedule.get("end", "noise")
+
+
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / "student.json"
     if not path.is_file():
@@ -274,6 +294,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
                         raise ValueError(f"{key} is text, got {entry[key]!r}")
                 if "boundaries" in entry:
                     IntervalRouter(entry["boundaries"])
+                _adapter(entry)
                 experts[entry["expert"]]
             _check_source(content["source"])
     except (
@@ -300,6 +321,11 @@ def _check_source(source: Any) -> None:
     for scale in guidance if isinstance(guidance, list) else [guidance]:
         if isinstance(scale, bool) or not math.isfinite(scale):
             raise ValueError(f"guidance is finite numbers, got {guidance!r}")
+    schedule = source.get("schedule")
+    if schedule is not None and not (
+        isinstance(schedule.get("name"), str) and schedule.get("end", "noise") in ENDS
+    ):
+        raise ValueError(f"schedule has a name and an end, got {schedule!r}")
     for part, key in ((source, "teacher"), (source.get("network"), "name")):
         if part is not None and not (
             isinstance(part[key], str) and isinstance(part.get("arguments", {}), dict)
@@ -323,23 +349,58 @@ def _build(registry: Registry[Any], name: str, arguments: Mapping[str, Any], fol
         ) from error
 
 
-def _like(template: Denoiser, phase: Phase, boundaries: Sequence[float] | None) -> Denoiser:
-    part = template.trainable_part(phase.t_start, phase.t_end)
+def _like(
+    template: Denoiser,
+    phase: Phase,
+    boundaries: Sequence[float] | None,
+    adapter: LowRank | None,
+) -> Denoiser:
+    def made(network: Denoiser) -> Denoiser:
+        return network.trainable_copy() if adapter is None else adapt(network, adapter, seed=0)
+
+    part = template.part(phase.t_start, phase.t_end)
     if boundaries is None:
-        return part
-    if isinstance(part, RoutedDenoiser) and len(part.denoisers) == len(boundaries) - 1:
-        copies = [cast(Denoiser, d) for d in part.denoisers]
+        return made(part)
+    if isinstance(part, RoutedDenoiser) and _boundaries(part.router) == tuple(boundaries):
+        networks = [cast(Denoiser, d) for d in part.denoisers]
     else:
-        more = [template.trainable_part(phase.t_start, phase.t_end) for _ in boundaries[2:]]
-        copies = [part, *more]
-    return RoutedDenoiser(copies, IntervalRouter(boundaries))
+        networks = [part for _ in boundaries[1:]]
+    return RoutedDenoiser([made(network) for network in networks], IntervalRouter(boundaries))
 
 
 def _entry(expert: Expert) -> dict[str, Any]:
     entry: dict[str, Any] = {"expert": _name(expert)}
     if isinstance(expert.denoiser, RoutedDenoiser):
         entry["boundaries"] = list(_boundaries(expert.denoiser.router))
+    adapters = adapted_parts(expert.denoiser)
+    if adapters:
+        own = sum(p.numel() for adapter in adapters for p in adapter.parameters())
+        if own != sum(p.numel() for p in expert.denoiser.parameters()) or any(
+            adapter.spec != adapters[0].spec for adapter in adapters
+        ):
+            raise ValueError(
+                "an expert whose networks are adapted differently cannot be saved; adapt all of "
+                "them alike, or save merged() copies"
+            )
+        spec = adapters[0].spec
+        entry["adapter"] = {
+            "rank": spec.rank,
+            "alpha": spec.alpha,
+            "targets": list(spec.targets),
+        }
     return entry
+
+
+def _adapter(entry: Mapping[str, Any]) -> LowRank | None:
+    """Reads the adapter that an entry describes, if any."""
+    if "adapter" not in entry:
+        return None
+    adapter = entry["adapter"]
+    if not isinstance(adapter, dict) or adapter.keys() != {"rank", "alpha", "targets"}:
+        raise ValueError(f"an adapter has rank, alpha and targets, got {adapter!r}")
+    if not isinstance(adapter["targets"], list):
+        raise ValueError(f"targets are a list of patterns, got {adapter['targets']!r}")
+    return LowRank(**{**adapter, "targets": tuple(adapter["targets"])})
 
 
 def _boundaries(router: Router) -> tuple[float, ...]:

@@ -149,7 +149,7 @@ class DiscreteVP(VariancePreserving):
 
     def log_snr(self, t: Times) -> Tensor:
         t = as_times(t)
-        times, values = self._times, self._log_snr
+        times, values = self._knots(t)
         if len(times) > 1:
             i = torch.searchsorted(times, t.detach().contiguous(), right=True).clamp(
                 1, len(times) - 1
@@ -167,7 +167,7 @@ class DiscreteVP(VariancePreserving):
 
     def derivatives(self, t: Times) -> tuple[Tensor, Tensor]:
         t = as_times(t)
-        times, values = self._times, self._log_snr
+        times, values = self._knots(t)
         slope = torch.zeros_like(t)
         if len(times) > 1:
             i = torch.searchsorted(times, t.contiguous(), right=True).clamp(1, len(times) - 1)
@@ -189,7 +189,7 @@ class DiscreteVP(VariancePreserving):
 
     def t_from_log_snr(self, log_snr: Tensor | float) -> Tensor:
         log_snr = self._check_log_snr(log_snr)
-        times, values = self._times, self._log_snr
+        times, values = self._knots(log_snr)
         if len(times) > 1:
             i = torch.searchsorted(-values, -log_snr.contiguous(), right=True).clamp(
                 1, len(times) - 1
@@ -203,6 +203,9 @@ class DiscreteVP(VariancePreserving):
             tail = 1 - (1 - times[-1]) * torch.exp((log_snr - values[-1]) / 2)
             t = torch.where(log_snr < values[-1], tail, t)
         return t.clamp(0, 1)
+
+    def _knots(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return self._times.to(like.device), self._log_snr.to(like.device)
 
     def __repr__(self) -> str:
         return f"DiscreteVP({len(self.alphas_cumprod)} levels)"

@@ -55,7 +55,7 @@ def checkpointed(teacher):
     return teacher
 
 
-def trainer_of(teacher, work, index, *, guidance=1.0, batch_size=None, seed=0):
+def trainer_of(teacher, work, index, *, guidance=1.0, batch_size=None, seed=0, entries=None):
     """Makes the trainer of one phase of a planned work."""
     teacher = teacher.eval().requires_grad_(False)
     earlier = [
@@ -76,6 +76,8 @@ def trainer_of(teacher, work, index, *, guidance=1.0, batch_size=None, seed=0):
         fake_updates=FixedUpdates(work.fake_updates),
         batch_size=batch_size or work.batch_size,
         accumulate=work.accumulate,
+        anchored=work.anchored,
+        entries=entries,
         optimizer=AdamRecipe(),
         fake_optimizer=AdamRecipe(),
         ema_decay=0.9,

@@ -107,6 +107,7 @@ benchmarks: Registry[type[Benchmark]] = Registry(
         "toy1d": "pdmd.benchmarks.toy1d:Toy1d",
         "mixture": "pdmd.benchmarks.distillation:MixtureBenchmark",
         "digits": "pdmd.benchmarks.distillation:DigitsBenchmark",
+        "cost": "pdmd.benchmarks.cost:CostBenchmark",
         "overhead": "pdmd.benchmarks.overhead:OverheadBenchmark",
     },
 )

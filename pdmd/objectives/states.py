@@ -126,8 +126,8 @@ class TeacherStates(RealStates):
     ) -> DrawStates:
         real, s = players.real, phase.t_end
         condition = conditions(self.pool, generator)
-        _, sigma = real.schedule(1.0)
-        x_1 = float(sigma) * randn((self.pool, *real.latent_shape), generator, device=real.device)
+        shape = (self.pool, *real.latent_shape)
+        x_1 = real.schedule.prior_std() * randn(shape, generator, device=real.device)
         rows = range(0, self.pool, self.batch)
         x_s = torch.cat(
             [

@@ -1,19 +1,26 @@
 r"""Network evaluations of one cycle, in closed form.
 
-With :math:`m` fake updates, :math:`a` accumulated rollouts and :math:`B` samples, a cycle makes
-:math:`m + a` rollouts. Each passes the frozen experts' :math:`n_1 + \dots + n_{k-1}` steps and
-then :math:`(n_k + 1) / 2` steps of its own on average where it stops at a uniformly drawn step,
-:math:`n_k` where it takes all. The teacher is asked only in the expert's update.
+With :math:`m` fake updates and :math:`a` accumulated rollouts, a cycle makes :math:`r = m + a`
+rollouts, or :math:`r = \max(1, \lceil m / b \rceil) + a - 1` where each serves :math:`b > 1` fake
+updates and the expert's serves the first of them. A rollout takes :math:`(n_k + 1) / 2` steps of
+its own on average where it stops at a uniformly drawn step, :math:`n_k` where it takes all. The
+teacher is asked only in the expert's update.
+
+A rollout that starts afresh first passes the :math:`n_1 + \dots + n_{k-1}` steps of the frozen
+experts. One that starts at a state of a ring passes none, but the ring's batches are made, one for
+:math:`u` uses: a batch carried on from the phase before by :math:`n_{k-1}` steps, others by all.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from pdmd.experts import Truncation
 from pdmd.phases import PhasePlan
+from pdmd.training.entries import Entries, EntryRing
 
 __all__ = ["Calls", "Work", "calls"]
 
@@ -30,6 +37,9 @@ class Work:
         accumulate: Rollouts whose gradients make one update of the expert.
         draws: Times at which the expert's objective compares each sample.
         evaluations: Network evaluations of one call of the teacher; 2 under guidance.
+        anchored: Fake updates that one rollout serves.
+        entries: Where rollouts start; each at a state of its own by default.
+        updates: Updates of the expert in each phase, which say how often a ring is filled.
     """
 
     plan: PhasePlan
@@ -39,6 +49,16 @@ class Work:
     accumulate: int = 1
     draws: int = 1
     evaluations: int = 1
+    anchored: int = 1
+    entries: Entries | None = None
+    updates: int = 1
+
+    @property
+    def rollouts(self) -> int:
+        """Rollouts in a cycle."""
+        if self.anchored == 1:
+            return self.fake_updates + self.accumulate
+        return max(1, math.ceil(self.fake_updates / self.anchored)) + self.accumulate - 1
 
     def recorded_steps(self, index: int) -> int:
         """Returns the steps of a phase's rollout whose gradient is recorded."""
@@ -54,10 +74,17 @@ class Calls:
     Attributes:
         forward: Forward passes; the teacher's count its evaluations.
         backward: Forward passes that record a gradient, each followed by a backward pass.
+        frozen: Of the forward passes, those of every frozen expert.
     """
 
     forward: dict[str, float]
     backward: dict[str, float]
+    frozen: tuple[float, ...] = ()
+
+    @property
+    def equivalents(self) -> float:
+        """Forward passes, a backward one counted as two."""
+        return sum(self.forward.values()) + 2 * sum(self.backward.values())
 
 
 def calls(work: Work, index: int) -> Calls:
@@ -71,15 +98,15 @@ def calls(work: Work, index: int) -> Calls:
     """
     steps = work.plan[index].steps
     recorded = work.recorded_steps(index)
-    rollouts = work.fake_updates + work.accumulate
     own = steps if recorded == steps else (steps + 1) / 2
+    frozen = _frozen(work, index)
     asked = work.accumulate * work.draws
     return Calls(
         forward={
             "teacher": asked * work.evaluations,
             "fake": work.fake_updates + asked,
-            "generator": rollouts * own,
-            "frozen": rollouts * sum(phase.steps for phase in work.plan.phases[:index]),
+            "generator": work.rollouts * own,
+            "frozen": sum(frozen),
         },
         backward={
             "teacher": 0,
@@ -87,4 +114,20 @@ def calls(work: Work, index: int) -> Calls:
             "generator": work.accumulate * recorded,
             "frozen": 0,
         },
+        frozen=frozen,
     )
+
+
+def _frozen(work: Work, index: int) -> tuple[float, ...]:
+    """Returns a cycle's forward passes through each frozen expert, on average."""
+    steps = [phase.steps for phase in work.plan.phases[:index]]
+    ring = work.entries
+    if not isinstance(ring, EntryRing):
+        return tuple(float(work.rollouts * n) for n in steps)
+    taken = work.updates * work.rollouts
+    fills, rest = divmod(taken, ring.batches * ring.uses)
+    last = min(rest + -rest % ring.together, ring.batches)
+    made = fills * ring.batches + last
+    carried = last or ring.batches  # what the last fill of the phase before had made
+    passes = [made - carried] * (index - 1) + [made] if steps else []
+    return tuple(p * n / work.updates for p, n in zip(passes, steps, strict=True))

@@ -122,9 +122,6 @@ def measure(
 
     Returns:
         The footprint.
-
-    Raises:
-        ValueError: If the network's operations depend on the number of samples.
     """
     for module in denoiser.modules():
         if isinstance(module, RoutedDenoiser):

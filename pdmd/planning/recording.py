@@ -13,6 +13,7 @@ backward pass.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -100,21 +101,34 @@ class Recording:
 def fit(few: Recording, many: Recording, batches: tuple[int, int]) -> Course:
     """Fits bytes linear in the batch to two recordings.
 
+    A network that goes through its samples one by one runs more operations for more of them, so
+    that their moments do not pair; the peaks of either pass do, and are then all that is told.
+
     Args:
         few: The recording of the smaller batch.
         many: That of the larger one.
         batches: The samples of either.
-
-    Raises:
-        ValueError: If the two did not run the same operations.
     """
     if few.bytes.shape != many.bytes.shape or few.turn != many.turn:
-        raise ValueError(
-            "the network runs other operations for another number of samples, so its memory "
-            "cannot be planned"
-        )
+        few, many = _peaks(few), _peaks(many)
     slope = (many.bytes - few.bytes) / (batches[1] - batches[0])
     return Course(fixed=few.bytes - batches[0] * slope, slope=slope, turn=few.turn)
+
+
+def _peaks(recording: Recording) -> Recording:
+    """Keeps the moments of most bytes: of the forward pass, at its end, and of the backward pass
+    with its gradients and without.
+    """
+    live, turn = recording.bytes, recording.turn
+    made = len(KINDS) - 2  # gradients, which come last
+    back = live[turn:]
+    kept = [
+        int(live[: turn + 1].sum(1).argmax()),
+        turn,
+        turn + int(back[:, :made].sum(1).argmax()),
+        turn + int(back.sum(1).argmax()),
+    ]
+    return dataclasses.replace(recording, bytes=live[kept], turn=1)
 
 
 class Recorder(TorchDispatchMode):

@@ -239,14 +239,18 @@ def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> R
             f"{config.teacher.name} takes no conditions, so it cannot be guided; use "
             "teacher.guidance = 1"
         )
+    plan = config.plan.build()
     work = Work(
-        plan=config.plan.build(),
+        plan=plan,
         truncation=config.train.build_truncation(),
         batch_size=config.train.batch_size,
         fake_updates=config.train.fake_updates,
         accumulate=config.train.accumulate,
         draws=config.objective.draws,
         evaluations=2 if guided else 1,
+        anchored=config.train.anchored,
+        entries=config.train.build_entries(plan),
+        updates=config.train.updates,
     )
     init: Initializer = FromTeacher()
     if not any(True for _ in teacher.parameters()):

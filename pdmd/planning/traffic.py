@@ -108,9 +108,8 @@ def _shares(roles: Roles, work: Work, index: int) -> Iterator[tuple[str, Footpri
     networks = {"teacher": roles.teacher, "fake": roles.fake, "generator": roles.generator}
     for role, network in networks.items():
         yield role, network, number.forward[role], number.backward[role]
-    steps = [phase.steps for phase in work.plan.phases[:index]]
-    for n, network in zip(steps, roles.frozen, strict=True):
-        yield "frozen", network, number.forward["frozen"] * n / sum(steps), 0.0
+    for forward, network in zip(number.frozen, roles.frozen, strict=True):
+        yield "frozen", network, forward, 0.0
 
 
 def _ring(n: int) -> float:

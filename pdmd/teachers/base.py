@@ -10,13 +10,16 @@ import importlib
 import inspect
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from pdmd.denoisers import Denoiser
 from pdmd.registry import Registry
-from pdmd.typing import Condition, Conditions, Latents
+from pdmd.typing import Condition, Conditions, Latents, repeat_condition
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 __all__ = ["Teacher", "import_plugins", "networks", "outline_arguments", "teachers"]
 
@@ -84,14 +87,38 @@ class Teacher(Denoiser):
         """
         return unconditional + scale * (conditional - unconditional)
 
+    def unprompted(self, condition: TensorDict, null: TensorDict) -> TensorDict:
+        """Returns what guidance leads away from: conditions without their prompts.
+
+        Here nothing of a condition is kept. A family whose conditions hold more than the prompt,
+        such as a first image, keeps that.
+
+        Args:
+            condition: The conditions, with batch size :math:`(B)`.
+            null: The condition of no prompt, with batch size :math:`(1)`.
+
+        Returns:
+            Conditions with batch size :math:`(B)`.
+        """
+        rows: Any = repeat_condition(null, int(condition.batch_size[0]))
+        return rows
+
 
 teachers: Registry[Any] = Registry(
     "teacher",
     {
+        "ddpm": "pdmd.teachers.ddpm:DDPMTeacher.from_arguments",
         "digits": "pdmd.teachers.digits:DigitsTeacher.from_package",
+        "dit": "pdmd.teachers.dit:DiTTeacher.from_arguments",
+        "flux": "pdmd.teachers.flux:FluxTeacher.from_arguments",
+        "ltx": "pdmd.teachers.ltx:LTXTeacher.from_arguments",
         "mixture": "pdmd.teachers.mixture:MixtureTeacher.random",
         "qwen_image": "pdmd.teachers.qwen_image:QwenImageTeacher.from_arguments",
+        "sd3": "pdmd.teachers.sd3:SD3Teacher.from_arguments",
+        "sdxl": "pdmd.teachers.sdxl:SDXLTeacher.from_arguments",
+        "stable_diffusion": "pdmd.teachers.stable_diffusion:StableDiffusionTeacher.from_arguments",
         "wan": "pdmd.teachers.wan:WanTeacher.from_arguments",
+        "z_image": "pdmd.teachers.z_image:ZImageTeacher.from_arguments",
     },
 )
 """Factories of teachers by name. One that takes ``meta`` can build on the meta device, without

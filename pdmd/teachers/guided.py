@@ -13,15 +13,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pdmd.denoisers import Denoiser
 from pdmd.teachers.base import Teacher
+from pdmd.teachers.rebased import Rebased
 from pdmd.teachers.routed import RoutedTeacher
-from pdmd.typing import Condition, Conditions, Latents, expand, join_conditions, repeat_condition
+from pdmd.typing import Condition, Conditions, Latents, expand, join_conditions
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 __all__ = ["Guided", "guided", "unguided"]
 
@@ -81,11 +85,15 @@ class Guided(Teacher):
             return self.teacher.network(x_t, t, condition)
         if self.null is None or condition is None:  # both evaluations would be the same
             return self.teacher.network(x_t, t, None)
-        null = repeat_condition(self.null.to(x_t.device), len(x_t))
+        null = self.teacher.unprompted(condition, self.null.to(x_t.device))
         both = join_conditions(null, condition)
         value = self.teacher.network(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
         unconditional, conditional = value.chunk(2)
         return self.teacher.guide(conditional, unconditional, self._scale(t, x_t))
+
+    def unprompted(self, condition: TensorDict, null: TensorDict) -> TensorDict:
+        """Takes prompts out as the guided teacher does."""
+        return self.teacher.unprompted(condition, null)
 
     def encode(self, prompts: Sequence[Any]) -> Condition:
         """Encodes as the guided teacher does."""
@@ -104,9 +112,9 @@ class Guided(Teacher):
         """Returns a copy of the network without guidance, which the student learns to absorb."""
         return self.teacher.trainable_copy()
 
-    def trainable_part(self, t_start: float, t_end: float) -> Denoiser:
+    def part(self, t_start: float, t_end: float) -> Denoiser:
         """Returns the guided teacher's part, without guidance."""
-        return self.teacher.trainable_part(t_start, t_end)
+        return self.teacher.part(t_start, t_end)
 
     @property
     def guides(self) -> bool:
@@ -135,7 +143,7 @@ def guided(teacher: Teacher, scales: float | Sequence[float]) -> Teacher:
 
 
 def unguided(teacher: Teacher) -> Teacher:
-    """Returns the teacher under any guidance."""
-    while isinstance(teacher, Guided):
+    """Returns the teacher under any guidance and change of schedule."""
+    while isinstance(teacher, Guided | Rebased):
         teacher = teacher.teacher
     return teacher

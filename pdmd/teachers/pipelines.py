@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,18 @@ __all__ = [
     "load_text_encoder",
     "load_transformer",
 ]
+
+
+NOT_TEXT = (
+    "transformer",
+    "transformer_2",
+    "unet",
+    "vae",
+    "safety_checker",
+    "feature_extractor",
+    "image_encoder",
+)
+"""Parts of pipelines that encode no prompts."""
 
 
 def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
@@ -102,9 +114,15 @@ def load_transformer(
         meta: Whether to leave the weights out and make them on the meta device.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or one of another class.
     """
     config = configuration(name, folder, subfolder)
+    found = config.get("_class_name", name)
+    if found != name:
+        raise ValueError(
+            f"{folder}/{subfolder} is a {found}, and this teacher's is a {name}; name the teacher "
+            "of its family"
+        )
     model = build_part(name, config, dtype=dtype, meta=True)
     if meta:
         return model
@@ -140,6 +158,8 @@ def load_text_encoder(
     name: str,
     folder: str | Path,
     *,
+    optional: Sequence[str] = (),
+    vae: bool = False,
     dtype: str | torch.dtype = "bfloat16",
     device: str | torch.device = "cpu",
 ) -> Any:
@@ -148,6 +168,8 @@ def load_text_encoder(
     Args:
         name: The pipeline's class.
         folder: Its folder or hub name.
+        optional: Parts that are ``None`` where the folder has none.
+        vae: Whether to load the VAE too, which encodes images.
         dtype: Type of the text encoder's weights.
         device: Where they live.
 
@@ -158,7 +180,15 @@ def load_text_encoder(
 
     cls = getattr(diffusers, name)
     known = inspect.signature(cls.__init__).parameters
-    absent = {part: None for part in ("transformer", "transformer_2", "vae") if part in known}
+    parts = [part for part in NOT_TEXT if not (vae and part == "vae")]
+    absent: dict[str, Any] = {part: None for part in parts if part in known}
+    if "unet" in known:
+        absent["scheduler"] = None
+    if "requires_safety_checker" in known:
+        absent["requires_safety_checker"] = False
+    if optional:
+        index = configuration(name, folder)
+        absent |= {part: None for part in optional if (index.get(part) or [None])[0] is None}
     with _reporting(folder, "text_encoder"):
         pipeline = cls.from_pretrained(str(folder), dtype=dtype_of(dtype), **absent)
     return pipeline.to(device)
@@ -175,7 +205,7 @@ def decoder(
 
     Latents are those that the network sees: the VAE's own less a mean and over a deviation, each
     one number a channel (``latents_mean``, ``latents_std``) or one for all (``shift_factor``,
-    ``scaling_factor``).
+    ``scaling_factor``). A VAE that takes a time (``timestep_conditioning``) decodes at time 0.
 
     Args:
         name: The VAE's class.
@@ -199,25 +229,26 @@ def decoder(
                 vae = cls.from_pretrained(str(folder), subfolder="vae", dtype=dtype_of(dtype))
             loaded.append(vae.to(device).eval())
         vae = loaded[0]
-        mean, std = _latent_moments(vae.config, x)
-        pictures = vae.decode((x * std + mean).to(vae.dtype), return_dict=False)[0]
+        mean, std = _latent_moments(vae, x)
+        z = (x * std + mean).to(vae.dtype)
+        time = {"temb": z.new_zeros(len(z))} if vae.config.get("timestep_conditioning") else {}
+        pictures = vae.decode(z, **time, return_dict=False)[0]
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
     return decode
 
 
-def _latent_moments(config: Any, x: Latents) -> tuple[Tensor, Tensor]:
+def _latent_moments(vae: Any, x: Latents) -> tuple[Tensor, Tensor]:
     """Returns mean and deviation of a VAE's latents, to multiply and add to ``x``."""
-    scale = config.get("scaling_factor", 1.0)
-    mean, std = config.get("latents_mean"), config.get("latents_std")
+    known = {**vae.config, **dict(vae.named_buffers())}  # either may hold them
+    mean, std = known.get("latents_mean"), known.get("latents_std")
     if mean is None or std is None:
-        mean, std = [config.get("shift_factor") or 0.0], [1.0]
-    std = [value / scale for value in std]
+        mean, std = [known.get("shift_factor") or 0.0], [1.0]
     view = (1, -1, *(1,) * (x.ndim - 2))
-    return (
-        torch.tensor(mean, device=x.device, dtype=x.dtype).view(view),
-        torch.tensor(std, device=x.device, dtype=x.dtype).view(view),
+    mean, std = (
+        torch.as_tensor(value, device=x.device, dtype=x.dtype).view(view) for value in (mean, std)
     )
+    return mean, std / known.get("scaling_factor", 1.0)
 
 
 def _tensors(folder: str | Path, subfolder: str) -> Iterator[tuple[str, Tensor]]:
@@ -227,7 +258,8 @@ def _tensors(folder: str | Path, subfolder: str) -> Iterator[tuple[str, Tensor]]
     if not place.is_dir():
         from huggingface_hub import snapshot_download
 
-        place = Path(snapshot_download(str(folder), allow_patterns=f"{subfolder}/*"))
+        pattern = f"{subfolder}/*" if subfolder else "*.safetensors*"
+        place = Path(snapshot_download(str(folder), allow_patterns=pattern))
     stem = place / subfolder / "diffusion_pytorch_model.safetensors"
     shards = stem.with_name(f"{stem.name}.index.json")
     names = {stem.name}

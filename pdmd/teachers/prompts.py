@@ -1,13 +1,14 @@
 """Prompts: where the conditions of a model family come from.
 
 A condition of text has ``prompt``, embeddings of shape :math:`(B, L, D)` filled up with zeros, and
-for families that mask them ``mask`` of shape :math:`(B, L)`, true where there is text.
+for families that mask them ``mask`` of shape :math:`(B, L)`, true where there is text. Some
+families add ``pooled``, one vector of the whole text, with shape :math:`(B, D')`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,14 @@ class PromptEmbeddings(Prompts):
 
     @classmethod
     def random(
-        cls, number: int, *, length: int, dim: int, masked: bool, seed: int = 0
+        cls,
+        number: int,
+        *,
+        length: int,
+        dim: int,
+        masked: bool,
+        more: Mapping[str, Sequence[int]] | None = None,
+        seed: int = 0,
     ) -> PromptEmbeddings:
         """Makes standard normal embeddings that stand for no text, and ``None``'s.
 
@@ -100,6 +108,7 @@ class PromptEmbeddings(Prompts):
             dim: Dimension of a token.
             masked: Whether they have a mask; their texts then end at random between half the
                 length and all of it.
+            more: Further entries by name, each with the shape of one prompt's.
             seed: Seed of the draw.
 
         Raises:
@@ -120,6 +129,8 @@ class PromptEmbeddings(Prompts):
                 )
                 mask = torch.arange(length) < ends
                 entries = {"prompt": embeddings * mask[..., None], "mask": mask}
+            for name, shape in (more or {}).items():
+                entries[name] = torch.randn(number + 1, *shape, generator=generator)
         names = [f"random {i}" for i in range(number)]
         return cls([*names, None], TensorDict(entries, batch_size=[number + 1]))
 

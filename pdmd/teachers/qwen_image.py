@@ -15,9 +15,7 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.teachers.layouts import QWEN_IMAGE
 from pdmd.teachers.pipelines import (
     build_part,
     configuration,
@@ -34,37 +33,15 @@ from pdmd.teachers.pipelines import (
 )
 from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.text import TextTeacher
+from pdmd.teachers.tokens import DynamicShift, check_size
+from pdmd.teachers.tokens import pack as _pack
+from pdmd.teachers.tokens import unpack as _unpack
 from pdmd.typing import Condition, Latents
 
 __all__ = ["DynamicShift", "QwenImageTeacher"]
 
 COMPRESSION = 8
 """Pixels of an image to one of its latents, in height and width."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DynamicShift:
-    r"""A shift of time that depends on the number of tokens.
-
-    .. math:: k = e^{\mu}, \qquad \mu = \mu_0 + (\mu_1 - \mu_0) \frac{n - n_0}{n_1 - n_0}
-
-    Attributes:
-        base_shift: :math:`\mu_0`.
-        max_shift: :math:`\mu_1`.
-        base_image_seq_len: :math:`n_0`.
-        max_image_seq_len: :math:`n_1`.
-    """
-
-    base_shift: float = 0.5
-    max_shift: float = 0.9
-    base_image_seq_len: int = 256
-    max_image_seq_len: int = 8192
-
-    def __call__(self, tokens: int) -> float:
-        """Returns :math:`k` for a number of tokens."""
-        length = self.max_image_seq_len - self.base_image_seq_len
-        slope = (self.max_shift - self.base_shift) / length
-        return math.exp(self.base_shift + slope * (tokens - self.base_image_seq_len))
 
 
 class QwenImageTeacher(TextTeacher):
@@ -84,6 +61,8 @@ class QwenImageTeacher(TextTeacher):
         ValueError: If the size is no multiple of 16 or the transformer distilled for guidance.
     """
 
+    layout = QWEN_IMAGE
+
     def __init__(
         self,
         transformer: Any,
@@ -94,9 +73,7 @@ class QwenImageTeacher(TextTeacher):
         decode: Callable[[Latents], Tensor] | None = None,
         shift: DynamicShift | None = None,
     ) -> None:
-        for name, size in (("height", height), ("width", width)):
-            if size < 1 or size % (2 * COMPRESSION):
-                raise ValueError(f"{name} is a multiple of {2 * COMPRESSION}, got {size}")
+        check_size(2 * COMPRESSION, height=height, width=width)
         if transformer.config.guidance_embeds:
             raise ValueError(
                 "this transformer takes guidance as an input (guidance_embeds); only those "
@@ -260,6 +237,10 @@ class QwenImageTeacher(TextTeacher):
         rescaled = combined * (length / combined.norm(dim=-1, keepdim=True))
         return _unpack(rescaled, *conditional.shape[-2:])
 
+    @property
+    def call_size(self) -> dict[str, int]:
+        return {"height": self.height, "width": self.width}
+
     def around(self, transformer: Any) -> QwenImageTeacher:
         return type(self)(
             transformer, height=self.height, width=self.width, shift=self.dynamic_shift
@@ -270,18 +251,6 @@ class QwenImageTeacher(TextTeacher):
         rope = self.transformer.pos_embed
         with torch.device(device):
             self.transformer.pos_embed = type(rope)(rope.theta, rope.axes_dim, rope.scale_rope)
-
-
-def _pack(x: Latents) -> Tensor:
-    """Turns (B, C, H, W) into tokens (B, H/2 * W/2, 4C)."""
-    tokens = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (B, C, H/2, 2, W/2, 2)
-    return tokens.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-
-
-def _unpack(tokens: Tensor, height: int, width: int) -> Latents:
-    """Turns tokens (B, H/2 * W/2, 4C) into (B, C, H, W)."""
-    x = tokens.unflatten(2, (-1, 2, 2)).unflatten(1, (height // 2, width // 2))
-    return x.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
 def _encoded_text(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -11,6 +11,9 @@ from pdmd.denoisers import Denoiser
 from pdmd.routers import RoutedDenoiser, Router
 from pdmd.teachers.base import Teacher
 from pdmd.typing import Condition, Conditions, Latents
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 __all__ = ["RoutedTeacher"]
 
@@ -74,10 +77,14 @@ class RoutedTeacher(Teacher):
         """Combines as the first teacher does."""
         return self.first.guide(conditional, unconditional, scale)
 
+    def unprompted(self, condition: TensorDict, null: TensorDict) -> TensorDict:
+        """Takes prompts out as the first teacher does."""
+        return self.first.unprompted(condition, null)
+
     def trainable_copy(self) -> Denoiser:
         """Returns a routed denoiser of trainable copies."""
         return self.routed.trainable_copy()
 
-    def trainable_part(self, t_start: float, t_end: float) -> Denoiser:
-        """Returns a trainable copy of the one network between two times, of all if several."""
-        return self.routed.trainable_part(t_start, t_end)
+    def part(self, t_start: float, t_end: float) -> Denoiser:
+        """Returns the one network between two times, the routed one if there are several."""
+        return self.routed.part(t_start, t_end)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from pdmd.predictions import Kind
 from pdmd.schedules import RectifiedFlow, Schedule
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.embeddings import StoredEmbeddings
+from pdmd.teachers.layouts import PipelineLayout
 from pdmd.teachers.prompts import Prompts
 from pdmd.teachers.sources import read_prompts
 from pdmd.typing import Condition, Conditions, Latents, repeat_condition
@@ -50,10 +51,16 @@ class TextTeacher(Teacher):
         ValueError: If the prompts' tokens are not as wide as those that the network takes.
 
     Attributes:
+        entries: What a condition must have.
         transformer: As given; all parameters are its own.
         text: What turns prompts into conditions, or ``None``.
         decode: As given; absent without one.
+        layout: How the family's pipeline is put together, for export; ``None`` where students are
+            not exported.
     """
+
+    layout: ClassVar[PipelineLayout | None] = None
+    entries: tuple[str, ...] = ("prompt",)
 
     def __init__(
         self,
@@ -84,6 +91,11 @@ class TextTeacher(Teacher):
     def around(self, transformer: Any) -> TextTeacher:
         """Returns a teacher of the same size around another transformer, without prompts."""
 
+    @property
+    def call_size(self) -> dict[str, int]:
+        """The arguments of a call of the family's pipeline that say the size of a sample."""
+        return {}
+
     @classmethod
     def from_arguments(
         cls,
@@ -100,8 +112,8 @@ class TextTeacher(Teacher):
         Args:
             folder: A pipeline's folder or hub name, for ``from_pretrained``; without one
                 ``from_config`` makes random weights.
-            prompts: A file of prompts (:func:`~pdmd.teachers.sources.read_prompts`), to draw from
-                with a folder, or of all the embeddings.
+            prompts: With a folder, a file of prompts to draw from, as :meth:`read_prompts` reads
+                it; with embeddings, of all of them.
             embeddings: A store of prompt embeddings to use in the place of a text encoder: a path
                 or URL (:class:`~pdmd.teachers.embeddings.StoredEmbeddings`).
             cache: Where the store's local copy is kept.
@@ -113,7 +125,7 @@ class TextTeacher(Teacher):
                 or made by another encoder.
         """
         family: Any = cls
-        lines = read_prompts(prompts) if prompts and (folder or embeddings) else ()
+        lines = family.read_prompts(prompts) if prompts and (folder or embeddings) else ()
         if embeddings:
             arguments["embeddings"] = StoredEmbeddings(embeddings, prompts=lines, cache=cache)
         if folder:
@@ -121,6 +133,15 @@ class TextTeacher(Teacher):
         if prompts and not embeddings:
             raise ValueError(f"prompts = {prompts!r} need a text encoder; give its folder")
         return family.from_config(meta=meta, **arguments)
+
+    @classmethod
+    def read_prompts(cls, path: str) -> Sequence[Any]:
+        """Reads a text file of one prompt per line.
+
+        Raises:
+            ValueError: If it is missing or holds none.
+        """
+        return read_prompts(path)
 
     def encode(self, prompts: Sequence[Any]) -> Condition:
         """Turns texts into a condition with ``prompt`` and, where a family masks, ``mask``."""
@@ -140,9 +161,19 @@ class TextTeacher(Teacher):
         return self.around(copy.deepcopy(self.transformer)).requires_grad_(True).train()
 
     def conditioned(self, condition: Condition, x_t: Latents) -> Any:
-        """Returns a condition, of no prompt where there is none."""
+        """Returns a condition, of no prompt where there is none.
+
+        Raises:
+            ValueError: If it lacks one of :attr:`entries`.
+        """
         if condition is None:
-            return repeat_condition(self._text().encode([None]).to(x_t.device), len(x_t))
+            condition = repeat_condition(self._text().encode([None]).to(x_t.device), len(x_t))
+        missing = [key for key in self.entries if key not in condition.keys()]  # type: ignore[union-attr]
+        if missing:
+            raise ValueError(
+                f"a condition of {type(self).__name__} has {' and '.join(map(repr, self.entries))}"
+                f", but {' and '.join(map(repr, missing))} is missing; make it with encode()"
+            )
         return condition
 
     def _text(self) -> Prompts:

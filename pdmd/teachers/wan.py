@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pdmd.routers import IntervalRouter
+from pdmd.teachers.layouts import WAN
 from pdmd.teachers.pipelines import (
     build_part,
     configuration,
@@ -32,16 +33,17 @@ from pdmd.teachers.pipelines import (
 from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.routed import RoutedTeacher
 from pdmd.teachers.text import TextTeacher
+from pdmd.teachers.tokens import check_size
 from pdmd.typing import Condition, Latents
 
-__all__ = ["WanTeacher", "boundary_router"]
+__all__ = ["WanTeacher", "boundary_router", "default_shift", "reset_positions", "video_shape"]
 
 
 class WanTeacher(TextTeacher):
     r"""One network of Wan over latents of shape :math:`(C, (F - 1) / 4 + 1, H / 8, W / 8)`.
 
-    Every time in [0, 1] can be asked. Networks that take a first image (more channels in than out)
-    are not supported.
+    Every time in [0, 1] can be asked. Networks that take a first image are
+    :class:`~pdmd.teachers.wan_image.WanImageTeacher`'s.
 
     Args:
         transformer: A ``WanTransformer3DModel`` of diffusers.
@@ -57,6 +59,8 @@ class WanTeacher(TextTeacher):
     Raises:
         ValueError: If the size does not fit, or the network takes more than latents.
     """
+
+    layout = WAN
 
     def __init__(
         self,
@@ -74,28 +78,14 @@ class WanTeacher(TextTeacher):
         if config.in_channels != config.out_channels:
             raise ValueError(
                 f"this transformer takes {config.in_channels} channels and makes "
-                f"{config.out_channels}, so it needs a first image; only text-to-video networks "
-                "are supported"
+                f"{config.out_channels}, so it needs a first image; take WanImageTeacher "
+                "(wan_i2v)"
             )
-        if frames < 1 or (frames - 1) % compression[0]:
-            raise ValueError(f"frames are a multiple of {compression[0]} and one, got {frames}")
-        for name, size, pixels, patch in (
-            ("height", height, compression[1], config.patch_size[1]),
-            ("width", width, compression[2], config.patch_size[2]),
-        ):
-            if size < 1 or size % (pixels * patch):
-                raise ValueError(f"{name} is a multiple of {pixels * patch}, got {size}")
-        if shift is None:
-            shift = 3.0 if height * width <= 480 * 832 else 5.0
+        latent_shape = video_shape(config, height, width, frames, compression)
         super().__init__(
             transformer,
-            latent_shape=(
-                config.in_channels,
-                (frames - 1) // compression[0] + 1,
-                height // compression[1],
-                width // compression[2],
-            ),
-            shift=shift,
+            latent_shape=latent_shape,
+            shift=default_shift(height, width) if shift is None else shift,
             prompts=prompts,
             decode=decode,
         )
@@ -274,16 +264,55 @@ class WanTeacher(TextTeacher):
         )[0]
         return value.to(x_t.dtype)
 
+    @property
+    def call_size(self) -> dict[str, int]:
+        return {
+            "height": self.size["height"],
+            "width": self.size["width"],
+            "num_frames": self.size["frames"],
+        }
+
     def around(self, transformer: Any) -> WanTeacher:
         return type(self)(transformer, shift=self.shift, **self.size)
 
     def reset_tables(self, device: str | torch.device = "cpu") -> None:
         """Computes the tables of positions again, for a transformer from the meta device."""
-        rope = self.transformer.rope
-        with torch.device(device):
-            self.transformer.rope = type(rope)(
-                rope.attention_head_dim, rope.patch_size, rope.max_seq_len
-            )
+        reset_positions(self.transformer, device)
+
+
+def video_shape(
+    config: Any, height: int, width: int, frames: int, compression: tuple[int, int, int]
+) -> tuple[int, int, int, int]:
+    """Returns the shape of a video's latents.
+
+    Args:
+        config: The transformer's configuration.
+        height: Height of the video.
+        width: Its width.
+        frames: Its frames.
+        compression: Pixels to one latent in time, height and width.
+
+    Raises:
+        ValueError: If the size does not fit.
+    """
+    time, *space = compression
+    if frames < 1 or (frames - 1) % time:
+        raise ValueError(f"frames are a multiple of {time} and one, got {frames}")
+    check_size(space[0] * config.patch_size[1], height=height)
+    check_size(space[1] * config.patch_size[2], width=width)
+    return config.out_channels, (frames - 1) // time + 1, height // space[0], width // space[1]
+
+
+def default_shift(height: int, width: int) -> float:
+    """Returns the shift recommended: 3 up to 832 x 480 pixels and 5 above."""
+    return 3.0 if height * width <= 480 * 832 else 5.0
+
+
+def reset_positions(transformer: Any, device: str | torch.device) -> None:
+    """Computes a transformer's tables of positions again."""
+    rope = transformer.rope
+    with torch.device(device):
+        transformer.rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
 
 
 def boundary_router(ratio: float) -> IntervalRouter:

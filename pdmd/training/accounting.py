@@ -7,12 +7,14 @@ really runs. A forward that records the gradient of the network's output is coun
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from pdmd.adapters import adapting
 from pdmd.denoisers import Denoiser
 from pdmd.predictions import Prediction
 from pdmd.typing import Times
@@ -31,6 +33,7 @@ class Account:
 
     def __init__(self) -> None:
         self.ranks = 1
+        self._pause = False
         self._times: dict[str, Times] = {}
         self.forward: dict[str, int] = {role: 0 for role in ROLES}
         self.backward: dict[str, int] = {role: 0 for role in ROLES}
@@ -40,6 +43,8 @@ class Account:
         """Counts a denoiser's calls under a role until :meth:`close`."""
 
         def hook(module: Any, args: Any, output: Prediction) -> None:
+            if self._pause or adapting():  # under an adapter the adapted one's own call counts
+                return
             rows = len(output.value) * denoiser.evaluations * self.ranks
             self._times[role] = output.t
             self.forward[role] += rows
@@ -47,6 +52,16 @@ class Account:
                 self.backward[role] += rows
 
         self._handles.append(denoiser.register_forward_hook(hook))
+
+    @contextlib.contextmanager
+    def paused(self, pause: bool = True) -> Iterator[None]:
+        """Does not count within a block, if ``pause``."""
+        before = self._pause
+        self._pause = before or pause
+        try:
+            yield
+        finally:
+            self._pause = before
 
     def asked(self) -> str:
         """Says at which times each role was last asked, as ``; fake at t = 0.2 to 0.9``."""

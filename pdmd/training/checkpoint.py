@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pdmd.experts import Expert
 from pdmd.training.accounting import Account
+from pdmd.training.entries import Entries
 from pdmd.training.phase_trainer import PhaseTrainer
 from pdmd.training.store import DamagedCheckpoint, Store
 
@@ -78,6 +79,7 @@ class Checkpointer:
         trainer: PhaseTrainer | None,
         generator: torch.Generator,
         account: Account | None = None,
+        entries: Entries | None = None,
     ) -> None:
         """Writes a checkpoint, on every rank together.
 
@@ -86,6 +88,7 @@ class Checkpointer:
             trainer: The phase in training, if one is.
             generator: The source of randomness.
             account: The count of evaluations.
+            entries: Where rollouts start.
         """
         update = 0 if trainer is None else trainer.update
         name = f"phase-{len(finished) + 1:04d}-update-{update:09d}"
@@ -100,6 +103,7 @@ class Checkpointer:
         for i, expert in enumerate(finished):
             tensors.update(_named(f"finished.{i}", expert.denoiser.state_dict()))
         cursor: dict[str, Any] = {"finished": len(finished), "update": None}
+        cursor["entries"] = {} if entries is None else entries.state()
         if account is not None:
             cursor["account"] = account.state()
         if trainer is not None:

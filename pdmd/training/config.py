@@ -27,6 +27,8 @@ from pdmd.objectives import (
 from pdmd.phases import Disjoint, Nested, PhasePlan
 from pdmd.teachers.base import Teacher, import_plugins, networks, teachers
 from pdmd.teachers.guided import guided
+from pdmd.teachers.rebased import rebased, schedules
+from pdmd.training.entries import Entries, EntryRing, FreshEntries
 from pdmd.training.fakes import AdaptiveUpdates, FakeUpdates, FixedUpdates
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.training.orders import share_out
@@ -57,6 +59,9 @@ RANGES = {
         "fake_updates": (0, 10**4),
         "batch_size": (1, 10**6),
         "accumulate": (1, 10**4),
+        "anchored": (1, 10**4),
+        "ring_batches": (0, 10**6),
+        "ring_uses": (1, 10**6),
         "checkpoint_every": (1, 10**9),
         "checkpoint_keep": (1, 10**4),
         "patience": (0, 10**6),
@@ -78,6 +83,11 @@ class TeacherConfig:
     """Classifier-free guidance scale, 1 is none: one number, or one per network of the teacher."""
     arguments: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Passed to the teacher by name, such as dim and modes for the mixture."""
+    schedule: str = ""
+    """Put it on this schedule, and the student with it: rectified_flow, cosine or linear; its own
+    by default."""
+    schedule_end: Literal["noise", "teacher"] = "noise"
+    """Where that schedule ends: at pure noise, or at the teacher's noisiest level."""
     plugins: tuple[str, ...] = ()
     """Python modules to import first; they may register teachers."""
 
@@ -88,13 +98,15 @@ class TeacherConfig:
             teacher = teachers[self.name](**self.arguments)
         except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
             raise ValueError(f"teacher.arguments do not fit {self.name!r}: {error}") from error
-        return guided(teacher, self.guidance)
+        return rebased(guided(teacher, self.guidance), self.schedule, self.schedule_end)
 
     def check_name(self) -> None:
         """Imports the plugins and looks the teacher up."""
         import_plugins(self.plugins)
         if self.name not in teachers:
             teachers[self.name]
+        if self.schedule and self.schedule not in schedules:
+            schedules[self.schedule]
         if not self.guidance:
             raise ValueError("teacher.guidance is empty; give one number, 1 for none")
         for scale in self.guidance:
@@ -186,6 +198,16 @@ class TrainConfig:
     """Samples in each rollout."""
     accumulate: int = 1
     """Rollouts whose gradients make one update of the expert."""
+    anchored: int = 1
+    """Fake updates that one rollout serves; above 1 the expert's own serves the first of them."""
+    entries: Literal["fresh", "ring"] = "fresh"
+    """Make the states at which rollouts start afresh, or in large batches kept in a ring."""
+    ring_batches: int = 0
+    """Batches that the ring holds at the most; by default as many as a phase needs."""
+    ring_uses: int = 1
+    """How often the ring hands out a batch before it is replaced."""
+    ring_folder: str = ""
+    """Keep the ring in memory-mapped files in this local folder; in memory by default."""
     lr: float = 5e-4
     """The expert's learning rate."""
     fake_lr: float = 1e-3
@@ -233,6 +255,14 @@ class TrainConfig:
             least = min(1, self.fake_updates)
             return AdaptiveUpdates(self.fake_lag, least=least, most=self.fake_updates)
         return FixedUpdates(self.fake_updates)
+
+    def build_entries(self, plan: PhasePlan) -> Entries:
+        """Makes where rollouts start."""
+        if self.entries == "fresh":
+            return FreshEntries()
+        rollouts = max(self.updates_of(plan)) * (self.fake_updates + self.accumulate)
+        batches = self.ring_batches or -(-rollouts // self.ring_uses)
+        return EntryRing(batches, uses=self.ring_uses, folder=self.ring_folder or None)
 
     def build_truncation(self) -> StochasticTruncation | FullGradient:
         """Makes the truncation."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from pdmd.randomness import randint
 from pdmd.typing import Condition, Conditions
@@ -28,7 +29,14 @@ class ConditionStream:
 
     def draw(self, batch: int, generator: torch.Generator) -> Condition:
         """Returns a condition with batch size ``(batch,)``, or ``None``."""
+        return self.take(self.rows(batch, generator))
+
+    def rows(self, batch: int, generator: torch.Generator) -> Tensor | None:
+        """Draws which conditions a batch has, as int64 of shape :math:`(B)`."""
         if self.condition is None:
             return None
-        rows = randint(int(self.condition.batch_size[0]), batch, generator)
-        return self.condition[rows]
+        return randint(int(self.condition.batch_size[0]), batch, generator)
+
+    def take(self, rows: Tensor | None) -> Condition:
+        """Returns the conditions that :meth:`rows` drew."""
+        return None if self.condition is None or rows is None else self.condition[rows]

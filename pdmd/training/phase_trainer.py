@@ -19,11 +19,11 @@ from pdmd.denoisers import Denoiser
 from pdmd.experts import Expert, Truncation
 from pdmd.objectives.base import Objective, Players, Rollout
 from pdmd.phases import Phase
-from pdmd.randomness import randn
 from pdmd.schedules import same_process
 from pdmd.training.accounting import Account
 from pdmd.training.data import ConditionStream
 from pdmd.training.ema import Ema
+from pdmd.training.entries import Entries, FreshEntries, Producer
 from pdmd.training.fakes import FakeScores, FakeUpdates
 from pdmd.training.health import Health
 from pdmd.training.optimizers import AdamRecipe
@@ -63,6 +63,7 @@ class PhaseTrainer:
         account: Counts network evaluations.
         runtime: Where it runs; this process by default.
         health: Hears of updates that are refused; stops at the first by default.
+        entries: Where rollouts start; made afresh by default.
 
     Raises:
         ValueError: If the batch is not shared out evenly, or an expert's or fake score's schedule
@@ -95,6 +96,7 @@ class PhaseTrainer:
         account: Account | None = None,
         runtime: Runtime | None = None,
         health: Health | None = None,
+        entries: Entries | None = None,
     ) -> None:
         for denoiser in (*(e.denoiser for e in experts), *(d for row in fakes for d in row)):
             if not same_process(denoiser.schedule, teacher.schedule):
@@ -135,6 +137,7 @@ class PhaseTrainer:
         for denoiser in (*distinct.values(), *averages, *(d for row in fakes for d in row)):
             self.runtime.trained(denoiser)
         self._watch(distinct.values())
+        self.entries = entries or FreshEntries()
         self._begin(seed)
         scores: dict[str, nn.Module] = {
             f"{k}_{j}": d for k, row in enumerate(self.fakes) for j, d in enumerate(row)
@@ -159,6 +162,20 @@ class PhaseTrainer:
 
     def _begin(self, seed: int) -> None:
         self.fake_updates.begin()
+        denoiser = self.experts[0].denoiser
+        self.entries.begin(
+            Producer(
+                experts=self.earlier,
+                conditions=self.conditions,
+                latent_shape=denoiser.latent_shape,
+                sigma=denoiser.schedule.prior_std(),
+                batch=self.batch_size,
+                device=self.runtime.device,
+                generator=self.generator,
+                seed=seed,
+                account=self.account,
+            )
+        )
         for k, expert in enumerate(self.experts):
             for i, objective in enumerate((self.generator_objective, self.fake_objective)):
                 generator = torch.Generator().manual_seed(
@@ -194,20 +211,22 @@ class PhaseTrainer:
         return [type(e)(self._average[id(e.denoiser)], e.phase) for e in self.experts]
 
     @torch.no_grad()
-    def entry(self, k: int = 0) -> tuple[Latents, Condition]:
-        r"""Draws conditions and :math:`x_{t_{k-1}}`, through the experts before the k-th."""
-        denoiser, device = self.experts[0].denoiser, self.runtime.device
-        condition = self.conditions.draw(self.batch_size, self.generator)
-        _, sigma = denoiser.schedule(1.0)
-        shape = (self.batch_size, *denoiser.latent_shape)
-        x = float(sigma) * randn(shape, self.generator, device=device)
-        for expert in (*self.earlier, *self.experts[:k]):
+    def entry(self, k: int = 0, entries: Entries | None = None) -> tuple[Latents, Condition]:
+        r"""Returns :math:`x_{t_{k-1}}` and its condition, through the experts before the k-th."""
+        x, condition = (entries or self.entries).take()
+        for expert in self.experts[:k]:
             x = expert(x, condition, generator=self.generator)
         return x, condition
 
-    def rollout(self, k: int = 0, *, record: bool) -> Rollout:
-        """Makes the k-th expert's output, recording the gradient or not."""
-        x, condition = self.entry(k)
+    def rollout(self, k: int = 0, *, record: bool, entries: Entries | None = None) -> Rollout:
+        """Makes the k-th expert's output, recording the gradient or not.
+
+        Args:
+            k: The expert.
+            record: Whether to record the gradient.
+            entries: Where to start; as the training does by default.
+        """
+        x, condition = self.entry(k, entries)
         expert = self.experts[k]
         stop = self.truncation(expert.phase, self.generator)
         with torch.set_grad_enabled(record):

@@ -16,10 +16,12 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pdmd.adapters import adapted_parts
 from pdmd.denoisers import Denoiser
 from pdmd.parallel.plans import plain_path
 from pdmd.randomness import RankGenerator
 from pdmd.training.optimizers import AdamRecipe, RateSchedule
+from pdmd.training.recompute import keep_all, recompute_units
 
 __all__ = [
     "OneProcess",
@@ -194,28 +196,43 @@ class OneProcess(Runtime):
 
     Args:
         device: The device.
-        precision: The type in which networks compute; parameters and losses are float32.
+        precision: The type in which networks compute; parameters that train and losses are
+            float32.
+        recompute: Whether the backward pass computes every unit of a network again, which saves
+            the memory of activations.
     """
 
     def __init__(
-        self, device: torch.device | str = "cpu", precision: torch.dtype = torch.float32
+        self,
+        device: torch.device | str = "cpu",
+        precision: torch.dtype = torch.float32,
+        *,
+        recompute: bool = False,
     ) -> None:
         self.device, self.precision = torch.device(device), precision
+        self.recompute = recompute
 
     def frozen(self, network: Denoiser) -> Denoiser:
-        network.to(self.device)
-        set_precision(network, self.precision)
+        self._put(network)
         return network
 
     def trained(self, network: N) -> N:
-        network.to(self.device)
+        self._put(network)
         widen(network)
-        set_precision(network, self.precision)
         return network
 
     def release(self, network: nn.Module) -> None:
-        network.to("cpu")
-        set_precision(network, torch.float32)
+        for one in (network, *(part.base for part in adapted_parts(network))):
+            one.to("cpu")
+            set_precision(one, torch.float32)
+            keep_all(one)
+
+    def _put(self, network: nn.Module) -> None:
+        for one in (network, *(part.base for part in adapted_parts(network))):
+            one.to(self.device)
+            set_precision(one, self.precision)
+            if self.recompute:
+                recompute_units(one)
 
     def optimizers(self, recipe: AdamRecipe, network: nn.Module) -> Optimizers:
         return _OneOptimizer(recipe.build(network.parameters()))

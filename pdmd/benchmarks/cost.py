@@ -1,0 +1,146 @@
+"""The cost benchmark: the network evaluations of a cycle, counted, beside their closed form.
+
+Real trainings on the exact mixture, every call of which is counted by the
+:class:`~pdmd.training.accounting.Account`. Stops are taken in turn rather than drawn, so that
+averages are met exactly. Figures are for one sample: a forward is one, a backward two, and a
+guided teacher's call two. Where the number of fake updates follows the fake score's lag, it is
+that of a training of the benchmark's length on the mixture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from pdmd.benchmarks.distillation import MixtureBenchmark
+from pdmd.benchmarks.economies import ECONOMIES, Economy, full_rollout
+from pdmd.benchmarks.schemes import SCHEMES, Scheme
+from pdmd.distill import distill
+from pdmd.experts import StochasticTruncation, Truncation
+from pdmd.phases import Phase, PhasePlan
+from pdmd.teachers.guided import Guided
+from pdmd.training.accounting import Account
+from pdmd.training.fakes import AdaptiveUpdates
+from pdmd.training.recorder import Recorder
+
+__all__ = ["CostBenchmark", "InTurn"]
+
+CYCLES = 64
+"""Cycles that are counted, where every cycle asks the same."""
+
+
+class InTurn(Truncation):
+    r"""Stops at every step of a phase as often as at another, in every role.
+
+    With :math:`n` steps the i-th stop is :math:`i + \lfloor i / n \rfloor` modulo :math:`n`, so
+    that every sixth rollout, the generator's, meets all stops too.
+    """
+
+    def __init__(self) -> None:
+        self._calls: dict[int, int] = {}
+
+    def __call__(self, phase: Phase, generator: torch.Generator) -> int | None:
+        calls = self._calls.get(phase.index, -1)  # a distillation asks once before it begins
+        self._calls[phase.index] = calls + 1
+        i = max(calls, 0)
+        return (i + i // phase.steps) % phase.steps
+
+
+@dataclass(kw_only=True)
+class _Phases(Recorder):
+    """Keeps the account at the beginning of every phase and at its last update."""
+
+    account: Account
+    cycles: int
+    states: list[dict[str, dict[str, int]]] = field(default_factory=list)
+
+    def advanced(self, update: int) -> None:
+        if update == self.cycles:
+            self.states.append(self.account.state())
+
+
+class CostBenchmark(MixtureBenchmark):
+    """Counts what a cycle asks of the networks; its methods are economies, then schemes."""
+
+    methods = (
+        "full_rollout_2x2",
+        *ECONOMIES,
+        *(name for name in SCHEMES if name not in ("vanilla_wide",)),
+    )
+
+    def about(self) -> dict[str, str]:
+        out = {"full_rollout_2x2": "As full_rollout, of two phases of two steps."}
+        out.update({name: economy.summary for name, economy in ECONOMIES.items()})
+        out.update({name: SCHEMES[name].summary for name in self.methods if name in SCHEMES})
+        return out
+
+    def run(self, method: str, seed: int) -> tuple[dict[str, Any], str | None]:
+        scheme, economy = SCHEMES["phased"], ECONOMIES["boundary"]
+        if method == "full_rollout_2x2":
+            scheme, economy = SCHEMES["phased_2x2"], ECONOMIES["full_rollout"]
+        elif method in ECONOMIES:
+            economy = ECONOMIES[method]
+        else:
+            scheme = SCHEMES[method]
+        return self._count(scheme, economy, seed), None
+
+    def _count(self, scheme: Scheme, economy: Economy, seed: int) -> dict[str, Any]:
+        plan, batch = scheme.plan(), self.config.batch_size or self.batch_size
+        most = self.config.fake_updates or self.fake_updates
+        fake_updates = scheme.fake_updates() if scheme.fake_updates else economy.fake_updates(most)
+        follows = isinstance(fake_updates, AdaptiveUpdates)
+        cycles = (self.config.updates or self.updates) // len(plan) if follows else CYCLES
+        account = Account()
+        phases = _Phases(account=account, cycles=cycles)
+        truncation = scheme.truncation
+        if isinstance(truncation, StochasticTruncation):
+            truncation = InTurn()
+        together = len(scheme.order.groups(plan)) < len(plan)
+        distill(
+            Guided(self.teacher(), 3.0),
+            plan,
+            generator=scheme.generator(),
+            fake_score=scheme.fake_score(),
+            init=scheme.init(self.start(scheme.widen)),
+            expert=full_rollout(plan, scheme.expert) if economy.full else scheme.expert,
+            truncation=truncation,
+            order=scheme.order,
+            fake_scores=scheme.fake_scores,
+            updates=cycles // len(plan) if together else cycles,
+            fake_updates=fake_updates,
+            batch_size=batch,
+            accumulate=scheme.accumulate,
+            anchored=scheme.anchored if scheme.anchored > 1 else economy.anchored,
+            entries=economy.entries(cycles * (most + scheme.accumulate)),
+            optimizer=self.optimizers[0],
+            fake_optimizer=self.optimizers[1],
+            seed=seed,
+            recorder=phases,
+            account=account,
+        )
+        return _row(phases.states, plan, batch * cycles)
+
+
+def _row(states: list[dict[str, dict[str, int]]], plan: PhasePlan, samples: int) -> dict[str, Any]:
+    before: dict[str, dict[str, int]] = {way: {} for way in ("forward", "backward")}
+    totals, roles = [], dict.fromkeys(("teacher", "fake", "generator", "frozen"), 0.0)
+    for state in states:
+        total = 0.0
+        for role in roles:
+            forward, backward = (
+                state[way][role] - before[way].get(role, 0) for way in ("forward", "backward")
+            )
+            value = (forward + 2 * backward) / samples
+            roles[role] += value / len(states)
+            total += value
+        totals.append(round(total, 3))
+        before = state
+    return {
+        "a_cycle": round(sum(totals) / len(totals), 3),
+        **{role: round(value, 3) for role, value in roles.items()},
+        "least": min(totals),
+        "most": max(totals),
+        "nfe": plan.nfe,
+    }

@@ -1,0 +1,6 @@
+"""Export: a student as a pipeline folder of diffusers, or as adapter files."""
+
+from pdmd.export.diffusers import export_diffusers
+from pdmd.export.stages import Stage, stages
+
+__all__ = ["Stage", "export_diffusers", "stages"]

@@ -1,0 +1,86 @@
+"""Weights on disk as diffusers keeps them: shards of safetensors with an index."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+__all__ = ["size_of", "write_weights"]
+
+STEM = "diffusion_pytorch_model"
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def size_of(text: str) -> int:
+    """Reads a size such as ``"10GB"`` in bytes.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+) ?([KMG]?)B?", text.strip(), re.IGNORECASE)
+    size = int(float(found[1]) * UNITS[found[2].upper()]) if found else 0
+    if size < 1:
+        raise ValueError(f"a size is a number of bytes such as 10GB or 500MB, got {text!r}")
+    return size
+
+
+def write_weights(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    *,
+    types: Callable[[str, Tensor], torch.dtype],
+    shard: int,
+    tell: Callable[[int], object] = lambda written: None,
+) -> None:
+    """Writes weights in shards, one in memory at a time.
+
+    Args:
+        folder: Where to write; it exists.
+        weights: The weights by name.
+        types: The type to write one in.
+        shard: The bytes of a shard at most, unless one weight alone is larger.
+        tell: Called with the bytes of each shard once it is written.
+    """
+    from safetensors.torch import save_file
+
+    shards = _split(weights, types, shard)
+    index: dict[str, str] = {}
+    for i, names in enumerate(shards):
+        suffix = f"-{i + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+        part = {}
+        for name in names:
+            value = weights[name].detach()
+            part[name] = value.to("cpu", types(name, value)).contiguous()
+        file = f"{STEM}{suffix}.safetensors"
+        save_file(part, folder / file, metadata={"format": "pt"})
+        index.update(dict.fromkeys(names, file))
+        tell(sum(_bytes(name, weights[name], types) for name in names))
+    if len(shards) > 1:
+        total = sum(_bytes(name, value, types) for name, value in weights.items())
+        content = {"metadata": {"total_size": total}, "weight_map": index}
+        path = folder / f"{STEM}.safetensors.index.json"
+        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _split(
+    weights: Mapping[str, Tensor], types: Callable[[str, Tensor], torch.dtype], shard: int
+) -> Sequence[list[str]]:
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, value in weights.items():
+        size = _bytes(name, value, types)
+        if shards[-1] and filled + size > shard:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def _bytes(name: str, value: Tensor, types: Callable[[str, Tensor], torch.dtype]) -> int:
+    return value.numel() * types(name, value).itemsize

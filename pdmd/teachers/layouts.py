@@ -1,0 +1,101 @@
+"""Layouts: how a family's pipeline in diffusers is put together, and how it asks its network.
+
+A few facts that a family states once, so that students of it can be written as pipelines and
+adapters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["QWEN_IMAGE", "WAN", "PipelineLayout"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineLayout:
+    """A family's pipeline.
+
+    Its network takes the time ``time_scale * t + time_offset`` as ``time_argument``.
+
+    Attributes:
+        pipeline: The pipeline's class.
+        network: Its network's class.
+        task: What the model hub calls what it does.
+        slots: Where the pipeline holds its network. A second one holds the network for times
+            below the pipeline's ``boundary_ratio``.
+        time_scale: The network's time per ours.
+        time_offset: The network's time at our 0.
+        time_argument: The name of the time among the network's arguments.
+        takes_sigmas: Whether a call of the pipeline takes the times to walk, as ``sigmas``.
+        unguided: The arguments of a call that turn guidance off.
+        output: The name of a call's result.
+        released: Patterns of the paths of linear maps in diffusers' network, and the paths in the
+            network as it was first released, which adapter files outside of diffusers go by;
+            empty where the two agree.
+        bare: A pattern of the released paths for which such files hold no ``alpha``.
+    """
+
+    pipeline: str
+    network: str
+    task: str
+    slots: tuple[str, ...] = ("transformer",)
+    time_scale: float = 1.0
+    time_offset: float = 0.0
+    time_argument: str = "timestep"
+    takes_sigmas: bool = True
+    unguided: Mapping[str, float] = field(default_factory=lambda: {"guidance_scale": 1.0})
+    output: str = "images"
+    released: Mapping[str, str] = field(default_factory=dict)
+    bare: str = r"(?!)"
+
+    def released_name(self, path: str) -> str:
+        """Returns the released path of a linear map in diffusers' network.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        if not self.released:
+            return path
+        for pattern, name in self.released.items():
+            path, found = re.subn(pattern, name, path)
+            if found:
+                return path
+        raise ValueError(f"{path} of a {self.network} has no name in the released network")
+
+
+QWEN_IMAGE = PipelineLayout(
+    pipeline="QwenImagePipeline",
+    network="QwenImageTransformer2DModel",
+    task="text-to-image",
+    unguided={"true_cfg_scale": 1.0},
+)
+"""Qwen-Image."""
+
+WAN = PipelineLayout(
+    pipeline="WanPipeline",
+    network="WanTransformer3DModel",
+    task="text-to-video",
+    slots=("transformer", "transformer_2"),
+    time_scale=1000.0,
+    takes_sigmas=False,
+    output="frames",
+    released={
+        r"\battn1\.to_out\.0$": "self_attn.o",
+        r"\battn1\.to_([qkv])$": r"self_attn.\1",
+        r"\battn2\.to_out\.0$": "cross_attn.o",
+        r"\battn2\.to_([qkv])$": r"cross_attn.\1",
+        r"\battn2\.add_([kv])_proj$": r"cross_attn.\1_img",
+        r"\bffn\.net\.0\.proj$": "ffn.0",
+        r"\bffn\.net\.2$": "ffn.2",
+        r"^condition_embedder\.time_proj$": "time_projection.1",
+        r"^condition_embedder\.(text|time)_embedder\.linear_1$": r"\1_embedding.0",
+        r"^condition_embedder\.(text|time)_embedder\.linear_2$": r"\1_embedding.2",
+        r"^condition_embedder\.image_embedder\.ff\.net\.0\.proj$": "img_emb.proj.1",
+        r"^condition_embedder\.image_embedder\.ff\.net\.2$": "img_emb.proj.3",
+        r"^proj_out$": "head.head",
+    },
+    bare=r"^(time_projection|text_embedding|time_embedding|img_emb|head)\.",
+)
+"""Wan, text to video."""

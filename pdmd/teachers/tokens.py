@@ -1,0 +1,83 @@
+r"""Latents as tokens of :math:`2 \times 2`, and shifts of time that depend on their number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pdmd.typing import Latents
+
+__all__ = ["DynamicShift", "check_size", "pack", "scheduled_shift", "unpack"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicShift:
+    r"""A shift of time that depends on the number of tokens.
+
+    .. math:: k = e^{\mu}, \qquad \mu = \mu_0 + (\mu_1 - \mu_0) \frac{n - n_0}{n_1 - n_0}
+
+    Attributes:
+        base_shift: :math:`\mu_0`.
+        max_shift: :math:`\mu_1`.
+        base_image_seq_len: :math:`n_0`.
+        max_image_seq_len: :math:`n_1`.
+    """
+
+    base_shift: float = 0.5
+    max_shift: float = 0.9
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 8192
+
+    def __call__(self, tokens: int) -> float:
+        """Returns :math:`k` for a number of tokens."""
+        length = self.max_image_seq_len - self.base_image_seq_len
+        slope = (self.max_shift - self.base_shift) / length
+        return math.exp(self.base_shift + slope * (tokens - self.base_image_seq_len))
+
+
+def scheduled_shift(scheduler: Mapping[str, Any], tokens: int) -> float:
+    """Returns the shift of time that a scheduler's configuration asks for.
+
+    Args:
+        scheduler: The configuration of a ``FlowMatchEulerDiscreteScheduler``; what it leaves out
+            has that class's defaults.
+        tokens: The number of tokens that the network sees.
+    """
+    if not scheduler.get("use_dynamic_shifting", False):
+        return float(scheduler.get("shift", 1.0))
+    defaults = {
+        "base_shift": 0.5,
+        "max_shift": 1.15,
+        "base_image_seq_len": 256,
+        "max_image_seq_len": 4096,
+    }
+    shift = DynamicShift(**{key: scheduler.get(key, value) for key, value in defaults.items()})
+    k = shift(tokens)
+    return math.log(k) if scheduler.get("time_shift_type") == "linear" else k
+
+
+def check_size(multiple: int, **sizes: int) -> None:
+    """Checks that every size is a positive multiple.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    for name, size in sizes.items():
+        if size < 1 or size % multiple:
+            raise ValueError(f"{name} is a multiple of {multiple}, got {size}")
+
+
+def pack(x: Latents) -> Tensor:
+    """Turns (B, C, H, W) into tokens (B, H/2 * W/2, 4C)."""
+    tokens = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (B, C, H/2, 2, W/2, 2)
+    return tokens.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Latents:
+    """Turns tokens (B, H/2 * W/2, 4C) into (B, C, H, W)."""
+    x = tokens.unflatten(2, (-1, 2, 2)).unflatten(1, (height // 2, width // 2))
+    return x.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)

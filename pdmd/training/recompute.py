@@ -1,0 +1,46 @@
+"""Recomputation: blocks that keep their inputs alone and are computed again when it is asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from pdmd.adapters import recompute_contexts
+from pdmd.parallel.plans import units_of
+from pdmd.parallel.views import extend
+
+__all__ = ["keep_all", "recompute_units"]
+
+
+def recompute_units(network: nn.Module) -> None:
+    """Has a network's units compute their forward pass again in the backward pass.
+
+    Only calls that record a gradient do so. A unit is computed again under the adapter of its
+    call. Names of modules and parameters stay.
+
+    Args:
+        network: The network, changed in place.
+    """
+    for _, unit in units_of(network):
+        if not isinstance(unit, _Recomputed):
+            extend(unit, _Recomputed)
+
+
+def keep_all(network: nn.Module) -> None:
+    """Undoes :func:`recompute_units`."""
+    for module in network.modules():
+        if isinstance(module, _Recomputed):
+            module.__class__ = type(module).__bases__[1]
+
+
+class _Recomputed(nn.Module):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        forward = super().forward  # pyright: ignore[reportAttributeAccessIssue]
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(
+            forward, *args, use_reentrant=False, context_fn=recompute_contexts, **kwargs
+        )

@@ -1,0 +1,44 @@
+"""What a cycle costs, counted: the figures that the documentation states."""
+
+import pytest
+
+from pdmd.benchmarks import BenchConfig
+from pdmd.benchmarks.cost import CostBenchmark
+
+
+@pytest.fixture(scope="module")
+def count(tmp_path_factory):
+    import pdmd.benchmarks.distillation as module
+
+    real = module.taught_network
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "taught_network", lambda *a, **k: real(*a, **{**k, "updates": 3}))
+        config = BenchConfig(name="cost", batch_size=4, dim=2, modes=2, classes=2)
+        benchmark = CostBenchmark(config, tmp_path_factory.mktemp("cost"))
+        benchmark.prepare(False)
+        yield lambda method: benchmark.run(method, 0)[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "least", "most", "mean"),
+    [
+        ("full_rollout_2x2", 41.5, 43.5, 42.5),
+        ("boundary", 26, 44, 35),
+        ("ring", 26, 32, 30.5),
+        ("ring_4", 26, 27.5, 27.125),
+        ("ring_anchored", 21, 22, 21.75),
+        ("vanilla", 50, 50, 50),
+        ("sgts", 35, 35, 35),
+        ("one_step", 26, 26, 26),
+    ],
+)
+def test_a_cycle_asks_what_the_closed_form_says(count, method, least, most, mean):
+    row = count(method)
+    assert (row["least"], row["most"], row["a_cycle"]) == (least, most, mean)
+    assert row["a_cycle"] == sum(row[role] for role in ("teacher", "fake", "generator", "frozen"))
+
+
+def test_without_what_fills_it_a_ring_leaves_the_cycle_of_a_first_phase(count):
+    for method, own in (("ring", 26), ("ring_4", 26), ("ring_anchored", 21)):
+        row = count(method)
+        assert row["a_cycle"] - row["frozen"] == own
