@@ -11,9 +11,15 @@ from typing import Any
 
 import torch
 
-from pdmd.teachers import FluxTeacher, LTXTeacher, SD3Teacher, ZImageTeacher
+from pdmd.teachers import (
+    FluxTeacher,
+    LTXTeacher,
+    SD3Teacher,
+    WanImageTeacher,
+    ZImageTeacher,
+)
 from pdmd.teachers.tokens import pack, unpack
-from tests.tiny_families import noise, scheduler, transformers
+from tests.tiny_families import WAN, noise, scheduler, transformers, wan_vae
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +295,115 @@ LTX_SCHEDULER = {
     "shift_terminal": 0.1,
 }
 
+WAN_I2V = {**WAN, "latent_channels": 4}
+IMAGE = {"image_dim": 16, "image_length": 5}
+
+
+def patched_wan_vae(z_dim):
+    """The VAE of the 2.2 5B, which packs pixels by two."""
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(0)
+    return AutoencoderKLWan(
+        base_dim=4,
+        decoder_base_dim=4,
+        z_dim=z_dim,
+        num_res_blocks=1,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        is_residual=True,
+        scale_factor_spatial=16,
+        latents_mean=[0.1 * i for i in range(z_dim)],
+        latents_std=[1 + 0.1 * i for i in range(z_dim)],
+    ).eval()
+
+
+def wan_i2v_pipeline(teacher, *, text=(None,) * 4, **arguments):
+    parts = transformers(teacher)
+    whole = parts[0].config.in_channels == parts[0].config.out_channels
+    names = ("tokenizer", "text_encoder", "image_processor", "image_encoder")
+    return bare(
+        "WanImageToVideoPipeline",
+        vae=(patched_wan_vae if whole else wan_vae)(teacher.latent_shape[0]),
+        scheduler=scheduler(**arguments),
+        transformer=parts[0],
+        transformer_2=parts[1] if len(parts) > 1 else None,
+        boundary_ratio=0.9 if len(parts) > 1 else None,
+        expand_timesteps=whole,
+        **dict(zip(names, text, strict=True)),
+    )
+
+
+def run_wan_i2v(pipeline, teacher, condition, null, *, scale, steps, output="latent", **more):
+    """Runs the pipeline on rows one by one, in place of whose encoders a condition stands."""
+    from PIL import Image
+
+    first = getattr(teacher, "first", teacher)
+    frames = torch.ones(1, 1, *teacher.latent_shape[1:])
+    frames[:, :, 0] = 0
+    scales = scale if isinstance(scale, tuple) else (scale, scale)
+    made = []
+    for i, start in enumerate(noise(teacher, len(condition["prompt"]))):
+        row = condition[i : i + 1]
+        latents = (start[None], row["first"], frames)[: 3 if first.replaces else 2]
+        pipeline.prepare_latents = lambda *_, latents=latents: latents
+        pipeline.encode_image = lambda *_, row=row: row["image"]
+        video = pipeline(
+            image=Image.new("RGB", (8, 8)),
+            prompt_embeds=row["prompt"],
+            negative_prompt_embeds=null["prompt"],
+            guidance_scale=scales[0],
+            guidance_scale_2=scales[1] if len(transformers(teacher)) > 1 else None,
+            height=first.size["height"],
+            width=first.size["width"],
+            num_frames=first.size["frames"],
+            num_inference_steps=steps,
+            output_type=output,
+            **more,
+        ).frames
+        made.append(video)
+    return torch.cat(made)
+
+
 FLOWS = {
+    "wan_i2v": Family(
+        cls=WanImageTeacher,
+        registered="wan_i2v",
+        arguments=WAN_I2V,
+        pipeline=wan_i2v_pipeline,
+        run=run_wan_i2v,
+        sigma=lambda t: t / 1000,
+        scheduler={"shift": 3.0},
+        even=None,
+    ),
+    "wan_i2v_2.1": Family(
+        cls=WanImageTeacher,
+        registered="wan_i2v",
+        arguments={**WAN_I2V, **IMAGE, "boundary_ratio": 0.0},
+        pipeline=wan_i2v_pipeline,
+        run=run_wan_i2v,
+        sigma=lambda t: t / 1000,
+        scheduler={"shift": 3.0},
+        even=None,
+    ),
+    "wan_i2v_5b": Family(
+        cls=WanImageTeacher,
+        registered="wan_i2v",
+        arguments={
+            **WAN_I2V,
+            "boundary_ratio": 0.0,
+            "replaces_first_frame": True,
+            "spatial_compression": 16,
+            "height": 64,
+            "width": 32,
+        },
+        pipeline=wan_i2v_pipeline,
+        run=run_wan_i2v,
+        sigma=lambda t: t.amax(1) / 1000,
+        scheduler={"shift": 3.0},
+        even=None,
+    ),
     "ltx": Family(
         cls=LTXTeacher,
         registered="ltx",

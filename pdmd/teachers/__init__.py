@@ -10,6 +10,7 @@ from pdmd.teachers.ddpm import DDPMTeacher
 from pdmd.teachers.dit import DiTTeacher
 from pdmd.teachers.flux import FluxTeacher
 from pdmd.teachers.guided import Guided
+from pdmd.teachers.image_prompts import ImagePrompt
 from pdmd.teachers.ltx import LTXTeacher
 from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.teachers.mlp import MlpDenoiser
@@ -21,6 +22,7 @@ from pdmd.teachers.sd3 import SD3Teacher
 from pdmd.teachers.sdxl import SDXLTeacher
 from pdmd.teachers.stable_diffusion import StableDiffusionTeacher
 from pdmd.teachers.wan import WanTeacher
+from pdmd.teachers.wan_image import WanImageTeacher
 from pdmd.teachers.z_image import ZImageTeacher
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "DiTTeacher",
     "FluxTeacher",
     "Guided",
+    "ImagePrompt",
     "LTXTeacher",
     "MixtureTeacher",
     "MlpDenoiser",
@@ -40,6 +43,7 @@ __all__ = [
     "StableDiffusionTeacher",
     "SD3Teacher",
     "Teacher",
+    "WanImageTeacher",
     "WanTeacher",
     "ZImageTeacher",
     "get",
