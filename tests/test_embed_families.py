@@ -180,6 +180,12 @@ def test_teachers_of_random_weights_take_a_store(tmp_path):
     size = {k: v for k, v in QWEN.items() if k not in ("text_length", "random_prompts")}
     teacher = teachers.get("qwen_image")(embeddings=str(tmp_path / "store"), **size)
     assert list(teacher.prompts) == [f"random {i}" for i in range(4)]
+    for name, more, taken in (
+        ("qwen_image", {**size, "joint_attention_dim": 24}, 24),
+        ("wan", {k: v for k, v in WAN.items() if k not in ("text_length", "random_prompts")}, 32),
+    ):
+        with pytest.raises(ValueError, match=f"store have tokens of 16 .* takes {taken}: another"):
+            teachers.get(name)(embeddings=str(tmp_path / "store"), **more)
     (tmp_path / "some.txt").write_text("random 2\nrandom 0\n")
     chosen = teachers.get("qwen_image")(
         embeddings=str(tmp_path / "store"), prompts=str(tmp_path / "some.txt"), **size

@@ -9,8 +9,10 @@ import torch
 
 from pdmd import Student
 from pdmd.cli import main
+from pdmd.teachers.embeddings.index import Place
 from pdmd.training.recorder import RunRecorder
 from pdmd.training.store import DamagedCheckpoint, Store
+from tests.test_embeddings import Encoder, names, opened, quiet, same
 
 s3fs = pytest.importorskip("s3fs")
 server = pytest.importorskip("moto.server")
@@ -175,3 +177,20 @@ def test_a_run_keeps_its_checkpoints_in_a_bucket(bucket, tmp_path, monkeypatch, 
     assert fs.find(bucket, refresh=True) == []
     code, error = distill("other", "--train.checkpoint-folder", "s3://no-such-bucket/run")
     assert code == 2 and "no-such-bucket" in error and "\n" not in error.strip()
+
+
+def test_embeddings_in_a_bucket_go_on_where_they_stopped(bucket, tmp_path):
+    url, prompts = f"s3://{bucket}/deep/prompts", names(10)
+    encoder = Encoder()
+    encoder.fails_at = 5
+    with pytest.raises(KeyboardInterrupt):
+        quiet(encoder, prompts, url, batch_size=1)
+    encoder.fails_at = None
+    quiet(encoder, prompts, url, batch_size=1)
+    assert encoder.asked == [*prompts[:5], *prompts[4:], None]
+    assert Place.of(url).shards() == [f"embeddings-0000{i}.safetensors" for i in range(3)]
+    same(opened(url, tmp_path).encode([*prompts, None]), Encoder().encode([*prompts, None]))
+    quiet(Encoder(), names(3), url, overwrite=True)
+    assert Place.of(url).shards() == ["embeddings-00000.safetensors"]
+    with pytest.raises((OSError, ValueError), match="no-such-bucket"):
+        quiet(Encoder(), prompts, "s3://no-such-bucket/prompts")

@@ -58,6 +58,11 @@ class Prompts(ABC):
         """Identifies the text encoder, ``None`` where it is not known."""
         return None
 
+    @property
+    def width(self) -> int | None:
+        """The dimension of a token of text, ``None`` where it is not known."""
+        return None
+
 
 class PromptEmbeddings(Prompts):
     """Embeddings made beforehand, looked up by prompt: no text encoder is needed.
@@ -128,6 +133,14 @@ class PromptEmbeddings(Prompts):
                 entries[name] = torch.randn(number + 1, *shape, generator=generator)
         names = [f"random {i}" for i in range(number)]
         return cls([*names, None], TensorDict(entries, batch_size=[number + 1]))
+
+    @property
+    def width(self) -> int | None:
+        """The dimension of a token."""
+        return int(self.condition["prompt"].shape[-1]) if "prompt" in self.condition else None
+
+    def __repr__(self) -> str:
+        return f"the embeddings of {len(self._rows)} prompts"
 
     @property
     def prompts(self) -> Sequence[str]:

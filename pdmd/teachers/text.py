@@ -21,6 +21,15 @@ from pdmd.typing import Condition, Conditions, Latents, repeat_condition
 
 __all__ = ["TextTeacher"]
 
+WIDTHS = (
+    "joint_attention_dim",
+    "text_dim",
+    "caption_channels",
+    "cap_feat_dim",
+    "cross_attention_dim",
+)
+"""What networks call the width of the text that they take; the first that is there counts."""
+
 
 class TextTeacher(Teacher):
     r"""A network that reads text; by default one that predicts the velocity of rectified flow.
@@ -37,6 +46,9 @@ class TextTeacher(Teacher):
         schedule: The forward process of the network's inputs; rectified flow by default.
         kind: What the network predicts.
         time_range: The lowest and highest time that the network was trained for.
+
+    Raises:
+        ValueError: If the prompts' tokens are not as wide as those that the network takes.
 
     Attributes:
         entries: What a condition must have.
@@ -68,6 +80,7 @@ class TextTeacher(Teacher):
             latent_shape=latent_shape,
             time_range=time_range,
         )
+        _check_width(transformer, prompts)
         self.transformer = transformer
         self.shift = shift
         self.text = prompts
@@ -170,3 +183,14 @@ class TextTeacher(Teacher):
                 "copied from, or load it with from_pretrained"
             )
         return self.text
+
+
+def _check_width(transformer: Any, prompts: Prompts | None) -> None:
+    made = None if prompts is None else prompts.width
+    config = getattr(transformer, "config", {})
+    taken = next((config[name] for name in WIDTHS if config.get(name) is not None), None)
+    if made is not None and isinstance(taken, int) and made != taken:
+        raise ValueError(
+            f"{prompts} have tokens of {made} numbers, and the {type(transformer).__name__} takes "
+            f"{taken}: another encoder made them; embed the prompts with this teacher's"
+        )

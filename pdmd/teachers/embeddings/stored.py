@@ -64,6 +64,12 @@ class StoredEmbeddings(Prompts):
         """The fingerprint of the encoder that made them."""
         return self.index.encoder
 
+    @property
+    def width(self) -> int | None:
+        """The dimension of a token."""
+        form = self.index.forms.get("prompt")
+        return form.shape[-1] if form is not None and form.packed else None
+
     def __repr__(self) -> str:
         return f"the embeddings in {self.url}"
 
