@@ -38,6 +38,7 @@ commands:
   bench NAME                compare methods: toy1d, mixture, digits; cost; overhead
   report PATH               write the HTML report of a run folder or a results file
   teach NAME                train a shipped network again: digits, digits-classifier
+  check TEACHER             check that a teacher keeps what distillation needs
   teachers                  list the registered teachers
   objectives                list the registered objectives and their weights
 

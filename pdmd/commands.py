@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdmd.arguments import check_numbers, no_more, parse, take_name
+from pdmd.commands_check import check_command, teachers_command
 from pdmd.commands_embed import run_embed
 from pdmd.commands_export import export
 
@@ -270,28 +271,6 @@ def _report(words: list[str]) -> int:
     return 0
 
 
-def _teachers(words: list[str]) -> int:
-    from pdmd.teachers.base import outline_arguments, teachers
-
-    if {"-h", "--help"} & set(words):
-        print("usage: pdmd teachers\n\nLists the registered teachers.")
-        return 0
-    no_more(words)
-    print(
-        f"{'name':<12} {'predicts':<12} {'schedule':<16} {'latents':<12} {'parameters':>11}  times"
-    )
-    for name in teachers:
-        teacher = teachers[name](**outline_arguments(name))
-        low, high = teacher.time_range
-        shape = "x".join(map(str, teacher.latent_shape))
-        count = sum(p.numel() for p in teacher.parameters())
-        print(
-            f"{name:<12} {teacher.kind:<12} {type(teacher.schedule).__name__:<16} {shape:<12} "
-            f"{count or 'exact':>11}  [{low:g}, {high:g}]"
-        )
-    return 0
-
-
 def _objectives(words: list[str]) -> int:
     from pdmd.objectives import gap_weights, weightings
     from pdmd.objectives.base import objectives
@@ -320,7 +299,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "teach": _teach,
     "bench": _bench,
     "report": _report,
-    "teachers": _teachers,
+    "check": check_command,
+    "teachers": teachers_command,
     "objectives": _objectives,
 }
 """The commands by name; each takes the words after its name and returns the exit code."""

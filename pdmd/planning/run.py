@@ -18,13 +18,13 @@ from pdmd.planning.memory import Precision, Roles
 from pdmd.planning.search import Choice, search
 from pdmd.planning.traffic import flops_of
 from pdmd.teachers.base import Teacher, import_plugins, networks, outline_arguments
-from pdmd.training.config import DistillConfig
+from pdmd.training.config import DistillConfig, TeacherConfig
 from pdmd.training.initializers import FromDenoiser, FromTeacher, Initializer
 from pdmd.training.parallelism import PRECISIONS
 from pdmd.training.teaching import network_arguments
 from pdmd.typing import Condition
 
-__all__ = ["RunPlan", "measure_roles", "plan_roles", "plan_run"]
+__all__ = ["RunPlan", "measure_roles", "outlined", "plan_roles", "plan_run"]
 
 """The types that networks compute in, by name."""
 
@@ -236,7 +236,7 @@ def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> R
             "lora.fake_rank = 0"
         )
     compute = PRECISIONS[config.parallel.precision]
-    teacher = _build(config)
+    teacher = outlined(config.teacher)
     condition = teacher.encode(list(teacher.prompts)[:1])
     guided = set(config.teacher.guidance) != {1.0}
     if guided and condition is None:
@@ -285,12 +285,19 @@ def _check(gpus: int, memory: float) -> None:
         raise ValueError(f"the memory of a GPU is positive, in GiB, got {memory}")
 
 
-def _build(config: DistillConfig) -> Teacher:
-    """Builds the teacher without guidance, on the meta device where its making allows it."""
-    import_plugins(config.teacher.plugins)
-    outline = outline_arguments(config.teacher.name)
-    arguments = {**config.teacher.arguments, **outline}
-    plain = dataclasses.replace(config.teacher, guidance=(1.0,), arguments=arguments)
+def outlined(config: TeacherConfig) -> Teacher:
+    """Builds a teacher without guidance, on the meta device where its making allows it.
+
+    Args:
+        config: What to build.
+
+    Raises:
+        ValueError: If it cannot be built.
+    """
+    import_plugins(config.plugins)
+    outline = outline_arguments(config.name)
+    arguments = {**config.arguments, **outline}
+    plain = dataclasses.replace(config, guidance=(1.0,), arguments=arguments)
     if outline:
         return plain.build()
     try:

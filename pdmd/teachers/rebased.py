@@ -157,12 +157,21 @@ class Rebased(Teacher):
         Raises:
             ValueError: If the teacher's family has a rule of its own.
         """
-        if not _guides_classically(self.teacher):
+        if not self.guides_classically:
             raise ValueError(
                 f"{type(self.teacher).__name__} has a guidance rule of its own, for predictions "
                 "of its own kind; guide within: Rebased(Guided(teacher, scale), schedule)"
             )
         return super().guide(conditional, unconditional, scale)
+
+    @property
+    def guides_classically(self) -> bool:
+        """Whether the teacher's family guides by the classical extrapolation."""
+        return _guides_classically(self.teacher)
+
+    def around(self, teacher: Teacher) -> Rebased:
+        """Returns another teacher on this one's schedule."""
+        return Rebased(teacher, self.schedule, kind=self.kind)
 
     def trainable_copy(self) -> Denoiser:
         """Returns a trainable copy of the teacher, on the schedule wanted."""
