@@ -78,13 +78,11 @@ def teachers_command(words: list[str]) -> int:
     Returns:
         The exit code.
     """
-    import os
     import warnings
 
     if words and not words[0].startswith("-"):
         no_more(words)
     options = parse(TeachersOptions, words, "pdmd teachers", flat=True)
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     from pdmd.planning import outlined
     from pdmd.teachers.base import import_plugins, teachers
     from pdmd.training.config import TeacherConfig

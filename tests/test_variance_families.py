@@ -13,10 +13,12 @@ from pdmd import (
     Guided,
     PhasePlan,
     RectifiedFlow,
+    Student,
     SubintervalScoreMatching,
     distill,
     sample,
 )
+from pdmd.cli import main
 from pdmd.objectives import UniformTimes
 from pdmd.solvers import ode_step
 from pdmd.teachers import (
@@ -561,6 +563,31 @@ def test_a_rectified_flow_student_of_stable_diffusion_distills_to_its_last_level
     )
     assert student.kind == "velocity"
     assert sample(student, student.encode(teacher.prompts)).isfinite().all()
+
+
+@pytest.mark.slow
+def test_the_command_line_distills_stable_diffusion_on_rectified_flow(tmp_path, capsys):
+    arguments = {**SD, "height": 64, "width": 64, "random_prompts": 2}
+    words = [
+        *("--teacher.name", "stable_diffusion", "--teacher.guidance", "3"),
+        *("--teacher.arguments", *(str(w) for pair in arguments.items() for w in pair)),
+        *("--teacher.schedule", "rectified_flow", "--plan.phases", "2", "--no-progress"),
+        *("--train.updates", "1", "--train.fake-updates", "1", "--train.batch-size", "2"),
+        *("--evaluate.samples", "100", "--evaluate.teacher-steps", "2"),
+        *("--out", str(tmp_path / "run")),
+    ]
+    assert main(["distill", "digits", *words]) == 2
+    assert "--teacher.schedule-end teacher" in capsys.readouterr().err
+    words += ["--teacher.schedule-end", "teacher"]
+    assert main(["distill", "digits", *words]) == 2
+    assert "t = 0.02, outside its range [0.03" in capsys.readouterr().err
+    assert main(["distill", "digits", *words, "--objective.margin", "0.04"]) == 0
+    student = Student.load(tmp_path / "run" / "student")
+    alpha, sigma = student.schedule(1.0)
+    assert float(alpha + sigma) == pytest.approx(1.0) and student.kind == "velocity"
+    assert float(sigma) == pytest.approx(0.936, abs=1e-3)
+    out = str(tmp_path / "x.safetensors")
+    assert main(["sample", str(tmp_path / "run"), "--n", "2", "--out", out]) == 0
 
 
 def test_full_size_builds_without_memory():
