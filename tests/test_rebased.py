@@ -35,7 +35,8 @@ from pdmd.training.config import TeacherConfig
 from tests.strategies import ddpm_levels, mixtures, teacher_of
 from tests.strategies import schedules as any_schedule
 from tests.strategies import times as any_time
-from tests.tiny_families import QWEN, close
+from tests.tiny_families import QWEN, close, noise
+from tests.tiny_flows import flow
 
 SD = DiscreteVP(torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0))
 KNOWN = st.sampled_from(KINDS)
@@ -177,6 +178,17 @@ def test_a_familys_own_guidance_is_refused_outside():
         alpha, sigma = CosineVP()(0.5)
         value = own(x / (alpha + sigma).float(), 0.5, condition)
         close(inside(x, 0.5, condition).to("x0"), value.to("x0"), 1e-5)
+
+
+def test_a_first_image_is_kept_under_guidance_outside():
+    teacher = flow("wan_i2v")
+    condition = teacher.encode(teacher.prompts[:2])
+    x, t = noise(teacher, 2), torch.tensor([0.3, 0.9])
+    within = Rebased(Guided(teacher, 3.0), CosineVP(), kind="v_prediction")
+    without = Guided(Rebased(teacher, CosineVP(), kind="v_prediction"), 3.0)
+    with torch.no_grad():
+        close(without(x, t, condition).value, within(x, t, condition).value)
+    assert within.conditions(teacher.prompts[:2]).keys() == condition.keys()
 
 
 def test_copies_train_on_the_schedule_wanted():

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,7 +35,10 @@ from pdmd.registry import Registry
 from pdmd.schedules import RectifiedFlow, Schedule, Truncated
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.routed import RoutedTeacher
-from pdmd.typing import Condition, Latents, expand
+from pdmd.typing import Condition, Conditions, Latents, expand
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 __all__ = ["ENDS", "Rebased", "RebasedDenoiser", "own_time", "rebased", "schedules"]
 
@@ -143,6 +146,14 @@ class Rebased(Teacher):
     def encode(self, prompts: Sequence[Any]) -> Condition:
         """Encodes as the teacher does."""
         return self.teacher.encode(prompts)
+
+    def conditions(self, prompts: Sequence[Any]) -> Conditions | None:
+        """Encodes as the teacher does."""
+        return self.teacher.conditions(prompts)
+
+    def unprompted(self, condition: TensorDict, null: TensorDict) -> TensorDict:
+        """Takes prompts out as the teacher does."""
+        return self.teacher.unprompted(condition, null)
 
     @property
     def prompts(self) -> Sequence[Any]:
