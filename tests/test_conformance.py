@@ -24,10 +24,13 @@ from pdmd.conformance import CHECKS, check
 from pdmd.teachers import Rebased
 from pdmd.teachers.base import teachers
 from pdmd.teachers.digits import DigitsTeacher
-from tests import test_variance_families, tiny_families
+from tests import test_variance_families, tiny_families, tiny_flows
 
-FAMILIES = [(tiny_families, name) for name in tiny_families.FAMILIES]
-FAMILIES += [(test_variance_families, name) for name in test_variance_families.FAMILIES]
+FAMILIES = {
+    **dict.fromkeys(tiny_families.FAMILIES, tiny_families.family),
+    **dict.fromkeys(test_variance_families.FAMILIES, test_variance_families.family),
+    **dict.fromkeys(tiny_flows.FLOWS, tiny_flows.flow),
+}
 
 
 class Small(Teacher):
@@ -356,9 +359,9 @@ def test_sound_teachers_pass(name):
     assert [o.name for o in report.outcomes] == list(CHECKS)
 
 
-@pytest.mark.parametrize(("module", "name"), FAMILIES, ids=lambda v: getattr(v, "__name__", v))
-def test_every_family_passes(module, name):
-    report = check(module.family(name))
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_passes(name):
+    report = check(FAMILIES[name](name))
     assert report.passed, str(report)
     idle = {o.name for o in report.outcomes if o.passed is None}
     unconditional = {"conditions", "guidance"} if name.startswith("ddpm") else set()

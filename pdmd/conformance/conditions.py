@@ -47,10 +47,11 @@ def check_guidance(subject: Subject) -> str:
         teacher = teacher.teacher
     if isinstance(teacher, Rebased) and not teacher.guides_classically:
         raise NotApplicable("guided within the change of schedule")
-    null = subject.placed(teacher.encode([None] * ROWS))
-    if null is None:
-        raise NotApplicable("takes no conditions")
     t, condition = subject.t, subject.condition()
+    no_prompt = subject.placed(teacher.encode([None]))
+    if no_prompt is None or condition is None:
+        raise NotApplicable("takes no conditions")
+    null = teacher.unprompted(condition, no_prompt)
     x = subject.latents(t)
     with_prompt = teacher(x, t, condition).value
     without = teacher(x, t, null).value
