@@ -35,7 +35,7 @@ from pdmd.registry import Registry
 from pdmd.schedules import RectifiedFlow, Schedule, Truncated
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.routed import RoutedTeacher
-from pdmd.typing import Condition, Latents, expand
+from pdmd.typing import Condition, Conditions, Latents, expand
 
 __all__ = ["ENDS", "Rebased", "RebasedDenoiser", "own_time", "rebased", "schedules"]
 
@@ -143,6 +143,10 @@ class Rebased(Teacher):
     def encode(self, prompts: Sequence[Any]) -> Condition:
         """Encodes as the teacher does."""
         return self.teacher.encode(prompts)
+
+    def conditions(self, prompts: Sequence[Any]) -> Conditions | None:
+        """Encodes as the teacher does."""
+        return self.teacher.conditions(prompts)
 
     @property
     def prompts(self) -> Sequence[Any]:
