@@ -76,7 +76,7 @@ def export(words: list[str]) -> int:
 
 
 def _export(name: str, out: Path, options: ExportOptions) -> int:
-    from pdmd.export import export_diffusers
+    from pdmd.export import export_diffusers, export_lora
     from pdmd.export.drafts import check_place
     from pdmd.students import Student
     from pdmd.teachers.base import import_plugins
@@ -87,17 +87,24 @@ def _export(name: str, out: Path, options: ExportOptions) -> int:
         path = path / "student"
     check_place(out, overwrite=options.overwrite)
     student = Student.load(path)
-    export_diffusers(
-        student,
-        out,
-        scheduler=options.scheduler,
-        dtype=options.dtype,
-        base=options.base,
-        max_shard_size=options.max_shard_size,
-        measure=options.measure,
-        overwrite=options.overwrite,
-        progress=options.progress,
-    )
-    print(f"pipeline  {out}")
+    chosen: dict[str, Any] = {
+        "dtype": options.dtype,
+        "base": options.base,
+        "overwrite": options.overwrite,
+    }
+    if options.to == "lora":
+        export_lora(student, out, format=options.format, **chosen)
+        print(f"adapters  {out}")
+    else:
+        export_diffusers(
+            student,
+            out,
+            scheduler=options.scheduler,
+            max_shard_size=options.max_shard_size,
+            measure=options.measure,
+            progress=options.progress,
+            **chosen,
+        )
+        print(f"pipeline  {out}")
     print(f"card      {out / 'README.md'}, with the lines that load it")
     return 0

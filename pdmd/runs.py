@@ -21,6 +21,7 @@ from torch import nn
 from pdmd.distill import check_teacher, distill
 from pdmd.evaluation.evaluate import evaluate
 from pdmd.experts import experts
+from pdmd.low_rank import layers_of
 from pdmd.phases import PhasePlan
 from pdmd.sampling import ode_times
 from pdmd.schedules import Schedule
@@ -30,7 +31,13 @@ from pdmd.teachers.guided import unguided
 from pdmd.training.accounting import Account
 from pdmd.training.checkpoint import Checkpointer, Interrupted
 from pdmd.training.config import DistillConfig, write_config
-from pdmd.training.initializers import FromDenoiser, FromPrevious, FromTeacher, Initializer
+from pdmd.training.initializers import (
+    FromDenoiser,
+    FromPrevious,
+    FromTeacher,
+    Initializer,
+    LowRankRoles,
+)
 from pdmd.training.recorder import RunRecorder, Silent
 from pdmd.training.runtime import Runtime
 from pdmd.training.store import Store
@@ -121,6 +128,7 @@ class Run:
                     **self._network_arguments(condition), schedule=self.teacher.schedule
                 )
             self.runtime.check(network)
+            self._check_lora()
         if resume:
             self.checkpointer.read()
         self.account = Account()
@@ -265,6 +273,9 @@ class Run:
             }
         if _has_weights(self.teacher):
             init = FromTeacher() if config.train.init == "teacher" else FromPrevious()
+            generator, fake = config.lora.build()
+            if generator or fake:
+                init = LowRankRoles(generator, fake, start=init, seed=config.train.seed)
             return init, source
         arguments = self._network_arguments(self.teacher.encode(self.teacher.prompts))
         source["network"] = {"name": config.network.name, "arguments": arguments}
@@ -288,6 +299,23 @@ class Run:
             width=network.width,
             depth=network.depth,
         )
+
+    def _check_lora(self) -> None:
+        adapters = [spec for spec in self.config.lora.build() if spec]
+        if not adapters:
+            return
+        if not self.runtime.plain:
+            raise ValueError(
+                "lora.rank and lora.fake_rank are for runs of one process; train full weights "
+                "(0), or leave out --parallel and torchrun"
+            )
+        if not _has_weights(self.teacher):
+            raise ValueError(
+                f"{self.config.teacher.name} has no weights to adapt; train full weights, with "
+                "lora.rank = 0 and lora.fake_rank = 0"
+            )
+        for spec in adapters:
+            layers_of(unguided(self.teacher), spec.targets)
 
     def _checkpointer(self, name: str = "") -> Checkpointer:
         train = self.config.train

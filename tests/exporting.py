@@ -73,7 +73,7 @@ class Case:
             teacher = teacher.denoisers[0]
         condition = student.encode(student.prompts)
         x = noise(student, len(condition))
-        call = {**teacher.call_size, **teacher.layout.unguided}
+        call = {**teacher.call_arguments, **teacher.layout.unguided}
         call |= self.steps or {"num_inference_steps": student.plan.nfe}
         tensors = {"latents": x, "prompt_embeds": condition["prompt"]}
         if "mask" in condition.keys():

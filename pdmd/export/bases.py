@@ -67,13 +67,16 @@ class Base:
         return found
 
 
-def open_base(student: Student, layout: PipelineLayout, folder: str = "") -> Base:
+def open_base(
+    student: Student, layout: PipelineLayout, folder: str = "", *, parts: bool = True
+) -> Base:
     """Finds the pipeline that a student was distilled from, but for its networks' weights.
 
     Args:
         student: The student.
         layout: Its family's layout.
         folder: The pipeline's folder or hub name, in place of the one that the student names.
+        parts: Whether its other parts are needed, or only what it says of itself.
 
     Raises:
         ValueError: If there is none, it is of another class, or its VAE makes other latents.
@@ -82,13 +85,12 @@ def open_base(student: Student, layout: PipelineLayout, folder: str = "") -> Bas
     name = folder or str(source.get("arguments", {}).get("folder", ""))
     if not name:
         raise ValueError(
-            "this student's teacher was not loaded from a pipeline's folder, so there is no text "
-            "encoder and no VAE to export with it; name a pipeline of its family with --base "
-            "FOLDER"
+            "this student's teacher was not loaded from a pipeline's folder, whose text encoder, "
+            "VAE and licence an export needs; name a pipeline of its family with --base FOLDER"
         )
     place = Path(name)
     if not place.is_dir():
-        place = _download(name, layout)
+        place = _download(name, layout, parts)
     path = place / "model_index.json"
     try:
         index = json.loads(path.read_text())
@@ -103,19 +105,20 @@ def open_base(student: Student, layout: PipelineLayout, folder: str = "") -> Bas
             f"{layout.pipeline}; name another with --base FOLDER"
         )
     base = Base(name, place, index, _licence(place))
-    for part in base.parts(layout):
+    for part in base.parts(layout) if parts else ():
         if not any((place / part).glob("*")):
             raise ValueError(f"{place} has no {part}; restore it, or name another with --base")
     _check_vae(base, student)
     return base
 
 
-def _download(name: str, layout: PipelineLayout) -> Path:
+def _download(name: str, layout: PipelineLayout, parts: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        ignored = [f"{slot}/*.safetensors" for slot in layout.slots]
-        return Path(snapshot_download(name, ignore_patterns=[*ignored, "*.bin", "*.ckpt"]))
+        wanted = None if parts else ["model_index.json", "README.md", "*/config.json"]
+        ignored = [*(f"{slot}/*.safetensors" for slot in layout.slots), "*.bin", "*.ckpt"]
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=ignored))
     except Exception as error:  # the hub's client raises of any class
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(

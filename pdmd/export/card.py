@@ -8,7 +8,7 @@ from typing import Any
 
 from pdmd.export.bases import Base
 from pdmd.export.schedulers import StockScheduler
-from pdmd.export.stages import Stage, midpoints
+from pdmd.export.stages import Stage, bases, layout_of, midpoints
 from pdmd.students import Student
 from pdmd.teachers.layouts import PipelineLayout
 
@@ -40,6 +40,11 @@ class Card:
     renoises: bool
     dtype: str
     measured: float | None = None
+
+    @property
+    def adapted(self) -> bool:
+        """Whether the student is adapters over its base."""
+        return any(stage.adapter is not None for stage in self.stages)
 
     def text(self) -> str:
         """Returns the card, in Markdown with a YAML header."""
@@ -76,7 +81,7 @@ class Card:
                 "pipe = DiffusionPipeline.from_pretrained(",
                 f"    folder, torch_dtype={self.dtype}{trust}",
                 ")",
-                *call(self.layout, self.stages, steps),
+                *call(self.student, self.stages, steps),
             ]
         )
 
@@ -103,11 +108,16 @@ class Card:
                 "one on: seed with `torch.manual_seed`."
             )
         if len(self.stages) > len(layout.slots):
+            held = _count(len(bases(self.stages)), "network")
+            if self.adapted:
+                held += f" and {_count(len(self.stages), 'adapter')}"
             found.append(
-                f"`{layout.slots[0]}` holds {_count(len(self.stages), 'network')} and asks the "
-                "one of the time (`transformer/phased_transformer.py`)."
+                f"`{layout.slots[0]}` holds {held}, and the time chooses among them "
+                f"(`{layout.slots[0]}/phased_transformer.py`)."
             )
-        elif len(self.stages) > 1:
+        if self.adapted and len(self.stages) <= len(layout.slots):
+            found.append("The student's adapters are merged into the weights.")
+        if 1 < len(self.stages) <= len(layout.slots):
             found.append(
                 f"`boundary_ratio` is {cuts[0]}, midway between the times around the boundary, so "
                 "that no rounding sends a step to the wrong network."
@@ -126,21 +136,34 @@ class Card:
             f"{own}. Another number of steps than {len(grid)} makes other times."
         ]
         if stock.off > 1e-6:
-            lines = [
-                "from functools import partial",
-                "from diffusers import FlowMatchEulerDiscreteScheduler",
-                "",
-                "scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)",
-                f"scheduler.set_timesteps = partial(scheduler.set_timesteps, sigmas={grid})",
-                "pipe.scheduler = scheduler",
-            ]
-            found.append("These lines make it exact:\n\n```python\n" + "\n".join(lines) + "\n```")
+            lines = "\n".join(walking(grid))
+            found.append(f"These lines make it exact:\n\n```python\n{lines}\n```")
         return found
 
 
-def call(layout: PipelineLayout, found: Sequence[Stage], steps: str) -> list[str]:
+def walking(grid: Sequence[float]) -> list[str]:
+    """Returns the lines that make a pipeline named ``pipe`` walk a grid by stock classes."""
+    return [
+        "from diffusers import FlowMatchEulerDiscreteScheduler",
+        "",
+        "",
+        "def walk(num_inference_steps=None, device=None, sigmas=None, mu=None):",
+        f"    euler(sigmas={list(grid)}, device=device)",
+        "",
+        "",
+        "pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)",
+        "euler = pipe.scheduler.set_timesteps",
+        "pipe.scheduler.set_timesteps = walk",
+    ]
+
+
+def call(student: Student, found: Sequence[Stage], steps: str) -> list[str]:
     """Returns the lines that call a pipeline named ``pipe``."""
-    arguments = {**found[0].network.call_size, **layout.unguided}
+    layout, source = layout_of(found), student.source or {}
+    arguments = {**found[0].network.call_arguments, **layout.unguided}
+    length = source.get("arguments", {}).get("text_length")
+    if length is not None:
+        arguments["max_sequence_length"] = length
     return [
         f"{layout.output} = pipe(",
         '    prompt="a cat that holds a sign",',
@@ -151,7 +174,7 @@ def call(layout: PipelineLayout, found: Sequence[Stage], steps: str) -> list[str
     ]
 
 
-def header(layout: PipelineLayout, base: Base) -> str:
+def header(layout: PipelineLayout, base: Base, *tags: str) -> str:
     """Returns a card's YAML."""
     from huggingface_hub import ModelCardData
 
@@ -160,7 +183,7 @@ def header(layout: PipelineLayout, base: Base) -> str:
         base_model=base.model,
         library_name="diffusers",
         pipeline_tag=layout.task,
-        tags=["distillation", "phased-dmd"],
+        tags=["distillation", "phased-dmd", *tags],
         **terms,
     )
     return f"---\n{data.to_yaml()}\n---"

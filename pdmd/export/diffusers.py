@@ -26,7 +26,7 @@ from pdmd.export.bases import Base, open_base
 from pdmd.export.card import Card
 from pdmd.export.drafts import check_place, drafted
 from pdmd.export.schedulers import STOCK, StockScheduler, fit_stock
-from pdmd.export.stages import Stage, jumps, layout_of, midpoints, stages
+from pdmd.export.stages import Stage, bases, jumps, layout_of, midpoints, stages
 from pdmd.export.weights import size_of, write_weights
 from pdmd.sampling import initial_noise
 from pdmd.solvers import ode_step
@@ -94,11 +94,7 @@ def export_diffusers(
         measured=parts.measure(measure) if measure else None,
         dtype=str(types("", next(found[0].network.transformer.parameters()))),
     )
-    size = sum(path.stat().st_size for path in chosen.files(layout)) + sum(
-        value.numel() * types(name, value).itemsize
-        for stage in found
-        for name, value in stage.network.transformer.state_dict().items()
-    )
+    size = sum(path.stat().st_size for path in chosen.files(layout)) + parts.size(types)
     with drafted(folder, overwrite=overwrite) as draft, _bar(size, progress) as tell:
         chosen.copy(layout, draft, tell)
         index = {**chosen.index, **parts.write(draft, types, shard, tell)}
@@ -135,6 +131,18 @@ class _Parts:
         """Whether the export ships code."""
         return self.routed or self.stock is None
 
+    def size(self, types: Callable[[str, Tensor], torch.dtype]) -> int:
+        """Returns the bytes of the networks' weights."""
+        if self.routed:
+            written = [self._routed_weights()]
+        else:
+            written = [stage.weights() for stage in self.stages]
+        return sum(
+            value.numel() * types(name, value).itemsize
+            for weights in written
+            for name, value in weights.items()
+        )
+
     def _fit(self) -> StockScheduler:
         if self.jumps is not None:
             raise ValueError(
@@ -143,7 +151,7 @@ class _Parts:
             )
         if self.layout.takes_sigmas:
             return StockScheduler({"shift": 1.0}, tuple(self.grid), 0.0, 0.0)
-        stock = fit_stock(self.grid)
+        stock = fit_stock(self.grid, proposed=self.layout.proposes)
         cuts = midpoints(self.stages)
         for own, walked in zip(self.grid, stock.grid, strict=True):
             if any((own < cut) != (walked < cut) for cut in cuts):
@@ -171,7 +179,7 @@ class _Parts:
         cuts = midpoints(self.stages)
         for t, s in zip(times, [*times[1:], 0.0], strict=True):
             stage = self.stages[sum(t < cut for cut in cuts)]
-            x = ode_step(stage.network(x, t, condition), s)
+            x = ode_step((stage.adapter or stage.network)(x, t, condition), s)
         return x
 
     def write(
@@ -190,9 +198,8 @@ class _Parts:
             entries.update(dict.fromkeys(slots[1:], [None, None]))
         else:
             for slot, stage in zip(slots, self.stages, strict=False):
-                transformer = stage.network.transformer
-                transformer.save_config(draft / slot)
-                write(draft / slot, transformer.state_dict())
+                stage.network.transformer.save_config(draft / slot)
+                write(draft / slot, stage.weights(), changes=stage.changes())
                 entries[slot] = ["diffusers", self.layout.network]
             entries.update(dict.fromkeys(slots[len(self.stages) :], [None, None]))
         if len(slots) > 1:
@@ -213,23 +220,45 @@ class _Parts:
         folder.mkdir()
         transformer = self.stages[0].network.transformer
         known = {k: v for k, v in transformer.config.items() if not k.startswith("_")}
+        networks = bases(self.stages)
+        adapters = [
+            {
+                path: [factors.lora_A.weight.shape[0], factors.scale]
+                for path, factors in stage.factors().items()
+            }
+            for stage in self.stages
+        ]
         content = {
             "network_class": self.layout.network,
             "network_config": known,
             "boundaries": midpoints(self.stages),
+            "networks_of": [_place(networks, stage) for stage in self.stages],
             "time_scale": self.layout.time_scale,
             "time_offset": self.layout.time_offset,
             "time_argument": self.layout.time_argument,
-            "adapters": None,
+            "adapters": adapters if any(adapters) else None,
         }
         _write_config(folder / "config.json", "PhasedTransformer", content)
+        write(folder, self._routed_weights())
+        return _ship("phased_transformer", "PhasedTransformer", folder)
+
+    def _routed_weights(self) -> dict[str, Tensor]:
+        networks = bases(self.stages)
         weights = {
             f"networks.{i}.{name}": value
-            for i, stage in enumerate(self.stages)
-            for name, value in stage.network.transformer.state_dict().items()
+            for i, network in enumerate(networks)
+            for name, value in network.transformer.state_dict().items()
         }
-        write(folder, weights)
-        return _ship("phased_transformer", "PhasedTransformer", folder)
+        for phase, stage in enumerate(self.stages):
+            at = f"networks.{_place(networks, stage)}"
+            for path, factors in stage.factors().items():
+                weights[f"{at}.{path}.lora_A.{phase}"] = factors.lora_A.weight
+                weights[f"{at}.{path}.lora_B.{phase}"] = factors.lora_B.weight
+        return weights
+
+
+def _place(networks: Sequence[Any], stage: Stage) -> int:
+    return [id(network) for network in networks].index(id(stage.network))
 
 
 def _write_config(path: Path, name: str, content: Mapping[str, Any]) -> None:
@@ -260,7 +289,7 @@ def _check_networks(found: Sequence[Stage], layout: PipelineLayout, base: Base) 
 def _type_of(dtype: torch.dtype | None, stage: Stage, name: str, value: Tensor) -> torch.dtype:
     if dtype is None or not value.is_floating_point():
         return value.dtype
-    kept = set(stage.network.transformer._keep_in_fp32_modules or ())
+    kept = {*(stage.network.transformer._keep_in_fp32_modules or ()), "lora_A", "lora_B"}
     return torch.float32 if kept & set(name.split(".")) else dtype
 
 

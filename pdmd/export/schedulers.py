@@ -1,9 +1,9 @@
 r"""Schedulers: configurations that make a pipeline walk a student's grid.
 
 The exact one holds the grid, and its class is shipped with the export. A stock one has two
-numbers, a shift :math:`k` and the last time :math:`T`. It takes equal steps :math:`u_i` from 1 to
-:math:`k\delta / (1 + (k - 1)\delta)` with :math:`\delta = 10^{-3}`, shifts them and stretches the
-result to the last time:
+numbers, a shift :math:`k` and the last time :math:`T`. It takes equal steps :math:`u_i`, the
+pipeline's or else from 1 to :math:`k\delta / (1 + (k - 1)\delta)` with :math:`\delta = 10^{-3}`,
+shifts them and stretches the result to the last time:
 
 .. math:: w_i = 1 - \frac{k u_i}{1 + (k - 1) u_i}, \qquad t_i = 1 - (1 - T) \frac{w_i}{w_n}
 
@@ -59,19 +59,24 @@ def make_stock(arguments: dict[str, Any]) -> Any:
     return getattr(diffusers, STOCK)(**arguments)
 
 
-def fit_stock(grid: Sequence[float]) -> StockScheduler:
-    """Returns the stock scheduler nearest to a grid, for pipelines that propose no times.
+def fit_stock(grid: Sequence[float], *, proposed: bool = False) -> StockScheduler:
+    """Returns the stock scheduler nearest to a grid.
 
     Args:
         grid: Times falling from 1, without the last 0.
+        proposed: Whether the pipeline hands the scheduler equal steps, down to 1 over their
+            number.
     """
     arguments: dict[str, Any] = {"shift": 1.0}
     if len(grid) > 1:
         arguments["shift_terminal"] = grid[-1]
     if len(grid) > 2:
-        arguments["shift"] = _nearest_shift(grid)
+        arguments["shift"] = _nearest_shift(grid, proposed)
     scheduler = make_stock(arguments)
-    scheduler.set_timesteps(len(grid))
+    if proposed:
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / len(grid), len(grid)))
+    else:
+        scheduler.set_timesteps(len(grid))
     walked = tuple(float(t) for t in scheduler.sigmas[:-1])
     off = max(abs(a - b) for a, b in zip(walked, grid, strict=True))
     gap = mixture_samples(walked) - mixture_samples(grid)
@@ -104,11 +109,11 @@ def mixture_samples(grid: Sequence[float]) -> Any:
     return x
 
 
-def _nearest_shift(grid: Sequence[float]) -> float:
+def _nearest_shift(grid: Sequence[float], proposed: bool) -> float:
     target = np.asarray(grid)
 
     def off(log_shift: float) -> float:
-        return float(np.abs(_walked(math.exp(log_shift), grid[-1], len(grid)) - target).max())
+        return float(np.abs(_walked(math.exp(log_shift), grid, proposed) - target).max())
 
     logs = np.linspace(-6, 6, 481)
     best = float(logs[int(np.argmin([off(value) for value in logs]))])
@@ -120,8 +125,8 @@ def _nearest_shift(grid: Sequence[float]) -> float:
     return math.exp((low + high) / 2)
 
 
-def _walked(shift: float, last: float, steps: int) -> Any:
-    least = shift * 1e-3 / (1 + (shift - 1) * 1e-3)
-    u = np.linspace(1, least, steps)
+def _walked(shift: float, grid: Sequence[float], proposed: bool) -> Any:
+    least = 1 / len(grid) if proposed else shift * 1e-3 / (1 + (shift - 1) * 1e-3)
+    u = np.linspace(1, least, len(grid))
     w = 1 - shift * u / (1 + (shift - 1) * u)
-    return 1 - (1 - last) * w / w[-1]
+    return 1 - (1 - grid[-1]) * w / w[-1]

@@ -9,19 +9,23 @@ the cleaner one in others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from torch import Tensor
+
+from pdmd.adapters import AdaptedDenoiser
 from pdmd.denoisers import Denoiser
 from pdmd.experts import Expert, OdeExpert, RenoisingExpert
+from pdmd.low_rank import Factors
 from pdmd.routers import RoutedDenoiser
 from pdmd.schedules import RectifiedFlow
 from pdmd.students import Student
 from pdmd.teachers.layouts import PipelineLayout
 from pdmd.teachers.text import TextTeacher
 
-__all__ = ["Stage", "jumps", "layout_of", "midpoints", "stages"]
+__all__ = ["Stage", "bases", "jumps", "layout_of", "midpoints", "stages"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +35,29 @@ class Stage:
     Attributes:
         network: The network, of a family with a layout.
         times: The times of the grid at which it is asked, falling.
+        adapter: The adapter over it, if it has one.
     """
 
     network: TextTeacher
     times: tuple[float, ...]
+    adapter: AdaptedDenoiser | None = None
+
+    def factors(self) -> dict[str, Factors]:
+        """Returns the adapter's factors by the path of their linear map in the transformer."""
+        if self.adapter is None:
+            return {}
+        return {
+            path.removeprefix("transformer."): factors
+            for path, factors in self.adapter.factors().items()
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        """Returns the transformer's weights, without the adapter."""
+        return self.network.transformer.state_dict()
+
+    def changes(self) -> dict[str, Callable[[], Tensor]]:
+        """Returns what makes the adapter's change of each weight that it changes."""
+        return {f"{path}.weight": factors.change for path, factors in self.factors().items()}
 
 
 def stages(student: Student) -> tuple[Stage, ...]:
@@ -46,20 +69,39 @@ def stages(student: Student) -> tuple[Stage, ...]:
     Raises:
         ValueError: If they are not, or the student's process is not rectified flow.
     """
-    if not isinstance(student.schedule, RectifiedFlow):
-        raise ValueError(
-            f"pipelines walk rectified flow, and this student is of {student.schedule!r}; sample "
-            "it with pdmd"
-        )
-    found: list[tuple[TextTeacher, list[float]]] = []
+    found: list[tuple[Denoiser, list[float]]] = []
     for expert in cast("list[Expert]", list(student.experts)):
         for t in expert.phase.timesteps:
-            leaf = _leaf(expert.denoiser, t)
+            leaf: Any = expert.denoiser
+            while isinstance(leaf, RoutedDenoiser):
+                leaf = leaf.denoisers[int(leaf.router(t))]
             if found and found[-1][0] is leaf:
                 found[-1][1].append(t)
             else:
                 found.append((leaf, [t]))
-    return tuple(Stage(leaf, tuple(times)) for leaf, times in found)
+    made = tuple(_stage(leaf, tuple(times)) for leaf, times in found)
+    if not isinstance(student.schedule, RectifiedFlow):
+        raise ValueError(
+            f"pipelines of flow families are written, and this student is of "
+            f"{student.schedule!r}; sample it with pdmd"
+        )
+    return made
+
+
+def _stage(leaf: Denoiser, times: tuple[float, ...]) -> Stage:
+    adapter = leaf if isinstance(leaf, AdaptedDenoiser) else None
+    network: Any = leaf if adapter is None else adapter.base
+    if not isinstance(network, TextTeacher) or network.layout is None:
+        raise ValueError(
+            f"a {type(network).__name__} has no pipeline in diffusers, so its students are not "
+            "exported; those of model families are, such as qwen_image and wan"
+        )
+    return Stage(network, times, adapter)
+
+
+def bases(found: Sequence[Stage]) -> list[TextTeacher]:
+    """Returns the networks of stages, each once; several stages may adapt one."""
+    return list({id(stage.network): stage.network for stage in found}.values())
 
 
 def midpoints(found: Sequence[Stage]) -> list[float]:
@@ -93,15 +135,3 @@ def jumps(student: Student) -> list[float | None] | None:
                 f"{type(expert).__name__}; sample this student with pdmd"
             )
     return found if any(end is not None for end in found) else None
-
-
-def _leaf(denoiser: Denoiser, t: float) -> TextTeacher:
-    leaf: Any = denoiser
-    while isinstance(leaf, RoutedDenoiser):
-        leaf = leaf.denoisers[int(leaf.router(t))]
-    if not isinstance(leaf, TextTeacher) or leaf.layout is None:
-        raise ValueError(
-            f"a {type(leaf).__name__} has no pipeline in diffusers, so its students are not "
-            "exported; those of a family with a layout are, such as qwen_image and wan"
-        )
-    return leaf

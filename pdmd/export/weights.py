@@ -36,6 +36,7 @@ def write_weights(
     types: Callable[[str, Tensor], torch.dtype],
     shard: int,
     tell: Callable[[int], object] = lambda written: None,
+    changes: Mapping[str, Callable[[], Tensor]] | None = None,
 ) -> None:
     """Writes weights in shards, one in memory at a time.
 
@@ -45,6 +46,7 @@ def write_weights(
         types: The type to write one in.
         shard: The bytes of a shard at most, unless one weight alone is larger.
         tell: Called with the bytes of each shard once it is written.
+        changes: What is added to some weights, in float32; made when the weight is written.
     """
     from safetensors.torch import save_file
 
@@ -55,7 +57,10 @@ def write_weights(
         part = {}
         for name in names:
             value = weights[name].detach()
-            part[name] = value.to("cpu", types(name, value)).contiguous()
+            kept = types(name, value)
+            if changes and name in changes:
+                value = value.float() + changes[name]().detach().to(value.device)
+            part[name] = value.to("cpu", kept).contiguous()
         file = f"{STEM}{suffix}.safetensors"
         save_file(part, folder / file, metadata={"format": "pt"})
         index.update(dict.fromkeys(names, file))

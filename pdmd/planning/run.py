@@ -230,6 +230,11 @@ def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> R
             "what selective recomputation keeps is not planned; plan with parallel.recompute = "
             "'none', which needs more memory, or 'full', which needs less"
         )
+    if any(config.lora.build()):
+        raise ValueError(
+            "adapters are not planned yet; plan full weights, with lora.rank = 0 and "
+            "lora.fake_rank = 0"
+        )
     compute = PRECISIONS[config.parallel.precision]
     teacher = _build(config)
     condition = teacher.encode(list(teacher.prompts)[:1])

@@ -118,6 +118,7 @@ teachers: Registry[Any] = Registry(
         "sdxl": "pdmd.teachers.sdxl:SDXLTeacher.from_arguments",
         "stable_diffusion": "pdmd.teachers.stable_diffusion:StableDiffusionTeacher.from_arguments",
         "wan": "pdmd.teachers.wan:WanTeacher.from_arguments",
+        "wan_i2v": "pdmd.teachers.wan_image:WanImageTeacher.from_arguments",
         "z_image": "pdmd.teachers.z_image:ZImageTeacher.from_arguments",
     },
 )

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.teachers.layouts import FLUX
 from pdmd.teachers.pipelines import (
     build_part,
     configuration,
@@ -67,6 +68,7 @@ class FluxTeacher(TextTeacher):
             takes none, or is not finite.
     """
 
+    layout = FLUX
     entries = ("prompt", "pooled")
 
     def __init__(
@@ -260,6 +262,14 @@ class FluxTeacher(TextTeacher):
             return_dict=False,
         )[0]
         return unpack(value, height, width).to(x_t.dtype)
+
+    @property
+    def call_arguments(self) -> dict[str, Any]:
+        guidance = self.guidance_embedded
+        more: dict[str, Any] = {"max_sequence_length": 256}
+        if guidance is not None:
+            more = {"max_sequence_length": 512, "guidance_scale": guidance}
+        return {"height": self.size["height"], "width": self.size["width"], **more}
 
     def around(self, transformer: Any) -> FluxTeacher:
         return type(self)(

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["QWEN_IMAGE", "WAN", "PipelineLayout"]
+__all__ = ["FLUX", "LTX", "QWEN_IMAGE", "SD3", "WAN", "Z_IMAGE", "PipelineLayout"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +29,16 @@ class PipelineLayout:
         time_offset: The network's time at our 0.
         time_argument: The name of the time among the network's arguments.
         takes_sigmas: Whether a call of the pipeline takes the times to walk, as ``sigmas``.
+        proposes: Whether the pipeline hands its scheduler equal steps where a call does not.
         unguided: The arguments of a call that turn guidance off.
         output: The name of a call's result.
         released: Patterns of the paths of linear maps in diffusers' network, and the paths in the
-            network as it was first released, which adapter files outside of diffusers go by;
-            empty where the two agree.
-        bare: A pattern of the released paths for which such files hold no ``alpha``.
+            network as it was first released, which adapter files of ComfyUI go by; empty where
+            the two agree.
+        prefix: What such files put before a path.
+        factors: What they call a map's two factors, the one applied first first.
+        bare: A pattern of the released paths for which they hold no ``alpha``, so that the second
+            factor must hold the scale.
     """
 
     pipeline: str
@@ -45,9 +49,12 @@ class PipelineLayout:
     time_offset: float = 0.0
     time_argument: str = "timestep"
     takes_sigmas: bool = True
+    proposes: bool = True
     unguided: Mapping[str, float] = field(default_factory=lambda: {"guidance_scale": 1.0})
     output: str = "images"
     released: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = "diffusion_model"
+    factors: tuple[str, str] = ("lora_down", "lora_up")
     bare: str = r"(?!)"
 
     def released_name(self, path: str) -> str:
@@ -80,6 +87,7 @@ WAN = PipelineLayout(
     slots=("transformer", "transformer_2"),
     time_scale=1000.0,
     takes_sigmas=False,
+    proposes=False,
     output="frames",
     released={
         r"\battn1\.to_out\.0$": "self_attn.o",
@@ -99,3 +107,57 @@ WAN = PipelineLayout(
     bare=r"^(time_projection|text_embedding|time_embedding|img_emb|head)\.",
 )
 """Wan, text to video."""
+
+FLUX = PipelineLayout(
+    pipeline="FluxPipeline",
+    network="FluxTransformer2DModel",
+    task="text-to-image",
+    unguided={"true_cfg_scale": 1.0},
+    prefix="transformer",
+    factors=("lora_A", "lora_B"),
+    bare="",
+)
+"""Flux.1; ComfyUI reads diffusers' names, for released ones hold several maps in one."""
+
+SD3 = PipelineLayout(
+    pipeline="StableDiffusion3Pipeline",
+    network="SD3Transformer2DModel",
+    task="text-to-image",
+    time_scale=1000.0,
+    proposes=False,
+    prefix="transformer",
+    factors=("lora_A", "lora_B"),
+    bare="",
+)
+"""Stable Diffusion 3 and 3.5, likewise."""
+
+Z_IMAGE = PipelineLayout(
+    pipeline="ZImagePipeline",
+    network="ZImageTransformer2DModel",
+    task="text-to-image",
+    time_scale=-1.0,
+    time_offset=1.0,
+    time_argument="t",
+    unguided={"guidance_scale": 0.0},
+    prefix="transformer",
+    factors=("lora_A", "lora_B"),
+    bare="",
+)
+"""Z-Image, likewise; its time runs the other way."""
+
+LTX = PipelineLayout(
+    pipeline="LTXPipeline",
+    network="LTXVideoTransformer3DModel",
+    task="text-to-video",
+    time_scale=1000.0,
+    takes_sigmas=False,
+    output="frames",
+    released={
+        r"^(transformer_blocks\..*|caption_projection\..*|proj_out)$": r"\1",
+        r"^proj_in$": "patchify_proj",
+        r"^time_embed\.": "adaln_single.",
+    },
+    factors=("lora_A", "lora_B"),
+    bare="",
+)
+"""LTX-Video."""

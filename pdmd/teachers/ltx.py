@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.teachers.layouts import LTX
 from pdmd.teachers.pipelines import (
     build_part,
     configuration,
@@ -64,6 +65,7 @@ class LTXTeacher(TextTeacher):
             patches of several latents.
     """
 
+    layout = LTX
     entries = ("prompt", "mask")
 
     def __init__(
@@ -258,6 +260,11 @@ class LTXTeacher(TextTeacher):
             return_dict=False,
         )[0]
         return value.transpose(1, 2).unflatten(2, shape).to(x_t.dtype)
+
+    @property
+    def call_arguments(self) -> dict[str, Any]:
+        sizes = {key: self.size[key] for key in ("height", "width", "frame_rate")}
+        return {**sizes, "num_frames": self.size["frames"]}
 
     def around(self, transformer: Any) -> LTXTeacher:
         return type(self)(transformer, shift=self.shift, **self.size)

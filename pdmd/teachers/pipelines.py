@@ -39,6 +39,9 @@ NOT_TEXT = (
 )
 """Parts of pipelines that encode no prompts."""
 
+FORMER_NAMES = {"DiTTransformer2DModel": "Transformer2DModel"}
+"""Classes that folders still call by an older name."""
+
 
 def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
     """Returns a floating-point type by name.
@@ -118,7 +121,7 @@ def load_transformer(
     """
     config = configuration(name, folder, subfolder)
     found = config.get("_class_name", name)
-    if found != name:
+    if found not in (name, FORMER_NAMES.get(name)):
         raise ValueError(
             f"{folder}/{subfolder} is a {found}, and this teacher's is a {name}; name the teacher "
             "of its family"
@@ -180,7 +183,8 @@ def load_text_encoder(
 
     cls = getattr(diffusers, name)
     known = inspect.signature(cls.__init__).parameters
-    parts = [part for part in NOT_TEXT if not (vae and part == "vae")]
+    seeing = ("vae", "image_encoder", "feature_extractor") if vae else ()
+    parts = [part for part in NOT_TEXT if part not in seeing]
     absent: dict[str, Any] = {part: None for part in parts if part in known}
     if "unet" in known:
         absent["scheduler"] = None

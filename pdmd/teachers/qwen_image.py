@@ -238,7 +238,7 @@ class QwenImageTeacher(TextTeacher):
         return _unpack(rescaled, *conditional.shape[-2:])
 
     @property
-    def call_size(self) -> dict[str, int]:
+    def call_arguments(self) -> dict[str, Any]:
         return {"height": self.height, "width": self.width}
 
     def around(self, transformer: Any) -> QwenImageTeacher:

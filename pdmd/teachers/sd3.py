@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.teachers.layouts import SD3
 from pdmd.teachers.pipelines import (
     build_part,
     configuration,
@@ -53,6 +54,7 @@ class SD3Teacher(TextTeacher):
         ValueError: If the size does not fit, or is larger than the network's table of positions.
     """
 
+    layout = SD3
     entries = ("prompt", "pooled")
 
     def __init__(
@@ -225,6 +227,10 @@ class SD3Teacher(TextTeacher):
             return_dict=False,
         )[0]
         return value.to(x_t.dtype)
+
+    @property
+    def call_arguments(self) -> dict[str, Any]:
+        return {"height": self.size["height"], "width": self.size["width"]}
 
     def around(self, transformer: Any) -> SD3Teacher:
         return type(self)(transformer, shift=self.shift, **self.size)

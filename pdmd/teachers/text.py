@@ -92,8 +92,8 @@ class TextTeacher(Teacher):
         """Returns a teacher of the same size around another transformer, without prompts."""
 
     @property
-    def call_size(self) -> dict[str, int]:
-        """The arguments of a call of the family's pipeline that say the size of a sample."""
+    def call_arguments(self) -> dict[str, Any]:
+        """What a call of the family's pipeline must be told, such as the size of a sample."""
         return {}
 
     @classmethod

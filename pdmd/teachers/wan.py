@@ -265,7 +265,7 @@ class WanTeacher(TextTeacher):
         return value.to(x_t.dtype)
 
     @property
-    def call_size(self) -> dict[str, int]:
+    def call_arguments(self) -> dict[str, Any]:
         return {
             "height": self.size["height"],
             "width": self.size["width"],

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.teachers.layouts import Z_IMAGE
 from pdmd.teachers.pipelines import (
     build_part,
     configuration,
@@ -67,6 +68,7 @@ class ZImageTeacher(TextTeacher):
             if the normalisation is negative, or the network reads images.
     """
 
+    layout = Z_IMAGE
     entries = ("prompt", "mask")
 
     def __init__(
@@ -263,6 +265,10 @@ class ZImageTeacher(TextTeacher):
             torch.linalg.vector_norm(x, dim=dims, keepdim=True) for x in (conditional, combined)
         )
         return combined * (self.cfg_normalization * longest / length).clamp(max=1)
+
+    @property
+    def call_arguments(self) -> dict[str, Any]:
+        return {"height": self.size["height"], "width": self.size["width"]}
 
     def around(self, transformer: Any) -> ZImageTeacher:
         return type(self)(

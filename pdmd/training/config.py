@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from pdmd.adapters import LowRank
 from pdmd.experts import FullGradient, StochasticTruncation, experts
 from pdmd.objectives import (
     DistributionMatching,
@@ -37,6 +38,7 @@ from pdmd.training.parallelism import ParallelConfig
 __all__ = [
     "DistillConfig",
     "EvaluateConfig",
+    "LoraConfig",
     "NetworkConfig",
     "ObjectiveConfig",
     "ParallelConfig",
@@ -270,6 +272,31 @@ class TrainConfig:
 
 
 @dataclass(kw_only=True)
+class LoraConfig:
+    """Low-rank adapters over the teacher's frozen weights, in place of whole networks."""
+
+    rank: int = 0
+    """Rank of the experts' adapters; 0 trains full weights. The paper takes 64."""
+    alpha: float = 8.0
+    """The experts' change of weights is multiplied by alpha / rank."""
+    fake_rank: int = 0
+    """Rank of the fake score's adapter; 0 trains full weights, as the paper does."""
+    fake_alpha: float = 8.0
+    """The same for the fake score's."""
+    targets: tuple[str, ...] = ()
+    """Linear layers to adapt, such as to_q to_v; those in the network's blocks by default."""
+
+    def build(self) -> tuple[LowRank | None, LowRank | None]:
+        """Makes the experts' and the fake score's adapters, ``None`` for full weights."""
+        pairs = ((self.rank, self.alpha), (self.fake_rank, self.fake_alpha))
+        generator, fake = (
+            LowRank(rank=rank, alpha=alpha, targets=self.targets) if rank else None
+            for rank, alpha in pairs
+        )
+        return generator, fake
+
+
+@dataclass(kw_only=True)
 class EvaluateConfig:
     """The comparison with the teacher."""
 
@@ -292,6 +319,7 @@ class DistillConfig:
     plan: PlanConfig = field(default_factory=PlanConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
@@ -316,6 +344,7 @@ class DistillConfig:
         for phase in plan:
             generator.times.bounds(phase)
             fake.times.bounds(phase)
+        self.lora.build()
         self.train.recipes()
         self.train.updates_of(plan)
         self.train.build_fake_updates()

@@ -46,6 +46,7 @@ from torchtitan.distributed import ParallelDims, utils
 from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC
 from torchtitan.tools.logging import logger as titan_log
 
+from pdmd.adapters import AdaptedDenoiser
 from pdmd.denoisers import Denoiser
 from pdmd.objectives.critics import FeatureCritic
 from pdmd.parallel import (
@@ -185,6 +186,11 @@ class TitanRuntime(Runtime):
         return self._spread(copied)
 
     def trained(self, network: N) -> N:
+        if any(isinstance(module, AdaptedDenoiser) for module in network.modules()):
+            raise ValueError(
+                "low-rank adapters over a shared base are not spread over ranks; train full "
+                "weights, or in one process"
+            )
         widen(network)
         return self._spread(network)
 

@@ -1,8 +1,8 @@
 """The networks of a student's phases behind the one transformer of a pipeline.
 
 It stands beside the weights of an exported student and needs diffusers alone. The time of a call
-chooses the network: the first below whose noisiest boundary no time lies. With adapters there is
-one network, and the time chooses a low-rank addition :math:`s B A` to some of its linear maps.
+chooses the phase, and the phase the network. Phases may also share a network and differ in what
+they add to some of its linear maps: :math:`s B A`, a product of low rank.
 """
 
 import contextlib
@@ -28,33 +28,36 @@ TAKEN_OVER = (
 
 
 class PhasedLinear(nn.Linear):
-    """A linear map with a low-rank addition for every phase.
+    """A linear map with a low-rank addition in some phases.
 
     Args:
         features: Its inputs and outputs.
         bias: Whether it adds one.
-        ranks: The rank of each phase's addition; 0 is none.
-        scales: What each addition is multiplied by.
+        additions: The rank of each phase's addition and what it is multiplied by.
     """
 
     def __init__(
-        self, features: tuple[int, int], bias: bool, ranks: list[int], scales: list[float]
+        self, features: tuple[int, int], bias: bool, additions: dict[int, tuple[int, float]]
     ) -> None:
         super().__init__(*features, bias=bias)
-        self.scales = scales
+        self.scales = {phase: scale for phase, (_, scale) in additions.items()}
         self.phase = 0
         inside, outside = features
-        self.lora_A = nn.ParameterList([torch.zeros(rank, inside) for rank in ranks])
-        self.lora_B = nn.ParameterList([torch.zeros(outside, rank) for rank in ranks])
+        ranks = {str(phase): rank for phase, (rank, _) in additions.items()}
+        self.lora_A = nn.ParameterDict({k: torch.zeros(rank, inside) for k, rank in ranks.items()})
+        self.lora_B = nn.ParameterDict(
+            {k: torch.zeros(outside, rank) for k, rank in ranks.items()}
+        )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Maps and adds."""
         out = super().forward(input)
-        low, high = self.lora_A[self.phase], self.lora_B[self.phase]
-        if not len(low):
+        scale = self.scales.get(self.phase)
+        if scale is None:
             return out
+        low, high = self.lora_A[str(self.phase)], self.lora_B[str(self.phase)]
         added = nn.functional.linear(nn.functional.linear(input.to(low.dtype), low), high)
-        return out + self.scales[self.phase] * added.to(out.dtype)
+        return out + (scale * added).to(out.dtype)
 
 
 class PhasedTransformer(ModelMixin, ConfigMixin):
@@ -67,11 +70,12 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
         network_class: The networks' class in diffusers.
         network_config: Their configuration.
         boundaries: Times between phases, falling; none of them is ever asked.
+        networks_of: The network of each phase.
         time_scale: The network's time per ours.
         time_offset: The network's time at our 0.
         time_argument: The name of the time among the network's arguments.
         adapters: For each phase the linear maps with an addition, each with its rank and scale;
-            without, every phase has a network of its own.
+            none by default.
     """
 
     __module__ = __name__.rpartition(".")[2]  # saved again, it is found by this file's name
@@ -82,6 +86,7 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
         network_class: str,
         network_config: dict[str, Any],
         boundaries: list[float],
+        networks_of: list[int],
         time_scale: float = 1.0,
         time_offset: float = 0.0,
         time_argument: str = "timestep",
@@ -90,14 +95,28 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
         super().__init__()
         cls = getattr(diffusers, network_class)
         _take_over(type(self), cls)
-        count = len(boundaries) + 1 if adapters is None else 1
+        count = max(networks_of) + 1
         self.networks = nn.ModuleList([cls.from_config(network_config) for _ in range(count)])
-        self.adapted: list[PhasedLinear] = []
-        for path in sorted({path for phase in adapters or () for path in phase}):
-            parts = [(phase or {}).get(path, (0, 0.0)) for phase in adapters or ()]
-            self.adapted.append(_adapt(self.networks[0], path, parts))
-        named = inspect.signature(cls.forward).parameters
-        self._place = list(named).index(time_argument) - 1  # without self
+        additions: dict[tuple[int, str], dict[int, tuple[int, float]]] = {}
+        for phase, maps in enumerate(adapters or ()):
+            for path, (rank, scale) in maps.items():
+                chosen = additions.setdefault((networks_of[phase], path), {})
+                chosen[phase] = (int(rank), float(scale))
+        self.adapted = [
+            _adapt(self.networks[network], path, chosen)
+            for (network, path), chosen in sorted(additions.items())
+        ]
+        self._place = list(inspect.signature(cls.forward).parameters).index(time_argument) - 1
+
+    def __getattr__(self, name: str) -> Any:
+        """Looks up what pipelines ask of a network, such as ``in_channels``."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            networks = self.__dict__.get("_modules", {}).get("networks")
+            if name.startswith("_") or networks is None:
+                raise
+            return getattr(networks[0], name)
 
     @property
     def config(self) -> Any:
@@ -129,11 +148,9 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
         """Evaluates the network of the time, which takes all arguments."""
         name = self._internal_dict["time_argument"]
         phase = self.phase_of(more[name] if name in more else args[self._place])
-        if self._internal_dict["adapters"] is None:
-            return self.networks[phase](*args, **more)
         for layer in self.adapted:
             layer.phase = phase
-        return self.networks[0](*args, **more)
+        return self.networks[self._internal_dict["networks_of"][phase]](*args, **more)
 
     @contextlib.contextmanager
     def cache_context(self, *args: Any, **more: Any) -> Any:
@@ -148,17 +165,13 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
 def _take_over(cls: Any, network_class: Any) -> None:
     for name in TAKEN_OVER:
         setattr(cls, name, getattr(network_class, name, None))
+    cls._keep_in_fp32_modules = [*(cls._keep_in_fp32_modules or ()), "lora_A", "lora_B"]
 
 
-def _adapt(network: Any, path: str, parts: list[Any]) -> PhasedLinear:
+def _adapt(network: Any, path: str, additions: dict[int, tuple[int, float]]) -> PhasedLinear:
     parent, _, name = path.rpartition(".")
     owner = network.get_submodule(parent)
     old = getattr(owner, name)
-    layer = PhasedLinear(
-        (old.in_features, old.out_features),
-        old.bias is not None,
-        [int(rank) for rank, _ in parts],
-        [float(scale) for _, scale in parts],
-    )
+    layer = PhasedLinear((old.in_features, old.out_features), old.bias is not None, additions)
     setattr(owner, name, layer)
     return layer
