@@ -30,8 +30,8 @@ class SampleOptions:
 
     prompts: tuple[str, ...] = ()
     """Prompts, one sample of each and repeated up to --n; the teacher's own by default."""
-    n: int = 0
-    """Number of samples; 0 takes one of each of --prompts, or else 100."""
+    n: int | None = None
+    """Number of samples; by default one of each of --prompts, or else 100."""
     seed: int = 0
     """Seed of the noise; with the same --batch-size it gives the same samples."""
     out: str = "samples.png"
@@ -56,7 +56,9 @@ def run_sample(words: list[str]) -> int:
     """Runs ``pdmd sample``."""
     name, rest = take_name(words, STUDENT)
     options = parse(SampleOptions, rest, "pdmd sample STUDENT", flat=True)
-    check_numbers(options, n=(0, 10**6), batch_size=(0, 10**6), seed=(0, 2**63 - 1))
+    if options.n is None:
+        options.n = len(options.prompts) or 100
+    check_numbers(options, n=(1, 10**6), batch_size=(0, 10**6), seed=(0, 2**63 - 1))
     from pdmd.evaluation.pictures import caption_of, pictures_to
     from pdmd.training.runtime import pick_device
 
@@ -73,8 +75,7 @@ def run_sample(words: list[str]) -> int:
     video = len(student.latent_shape) == 4
     writer = None if latents else pictures_to(options.out, video=video, fps=options.fps)
     source = options.prompts or teacher.prompts
-    n = options.n or len(options.prompts) or 100
-    prompts = [source[i % len(source)] for i in range(n)]
+    prompts = [source[i % len(source)] for i in range(options.n)]
     kept = []
     for chosen, x in _batches(student, prompts, options, device):
         if writer is not None and decode is not None:
@@ -90,7 +91,7 @@ def run_sample(words: list[str]) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         texts = [p if isinstance(p, str | int | None) else caption_of(p) for p in prompts]
         save_file({"latents": torch.cat(kept)}, out, metadata={"prompts": json.dumps(texts)})
-    print(f"{n} samples in {student.plan.nfe} evaluations each -> {out}")
+    print(f"{options.n} samples in {student.plan.nfe} evaluations each -> {out}")
     return 0
 
 
