@@ -1,40 +1,21 @@
-"""The commands beside the main job, such as sample, evaluate, bench and the lists."""
+"""The commands beside the main job, such as evaluate, bench and the lists."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pdmd.arguments import check_numbers, no_more, parse, take_name
 from pdmd.commands_check import check_command, teachers_command
 from pdmd.commands_embed import run_embed
 from pdmd.commands_export import export
-
-if TYPE_CHECKING:
-    from pdmd.students import Student
+from pdmd.commands_sample import STUDENT, load_student, run_sample
 
 __all__ = ["COMMANDS"]
-
-
-@dataclass(kw_only=True)
-class SampleOptions:
-    """Draws samples from a student folder."""
-
-    prompts: tuple[str, ...] = ()
-    """Prompts, one sample of each and repeated up to --n; the teacher's own by default."""
-    n: int = 100
-    """Number of samples."""
-    seed: int = 0
-    """Seed of the noise."""
-    out: str = "samples.png"
-    """An image (.png) or the latents (.safetensors)."""
-    plugins: tuple[str, ...] = ()
-    """Python modules to import first; they may register the student's teacher."""
 
 
 @dataclass(kw_only=True)
@@ -65,9 +46,6 @@ class TeachOptions:
     """Updates; 0 takes those of the shipped weights."""
     seed: int | None = None
     """Seed of every draw; by default that of the shipped weights."""
-
-
-STUDENT = "the student folder, such as runs/digits/student"
 
 
 @dataclass(kw_only=True)
@@ -106,73 +84,18 @@ class BenchOptions:
     """Show a progress bar."""
 
 
-def _student(name: str, plugins: Sequence[str]) -> Student:
-    from pdmd.students import Student
-    from pdmd.teachers.base import import_plugins
-
-    import_plugins(plugins)
-    path = Path(name)
-    if not (path / "student.json").exists() and (path / "student" / "student.json").exists():
-        path = path / "student"
-    student = Student.load(path)
-    if student.source is None:
-        raise ValueError(f"{path} names no registered teacher; load it in Python with teacher=...")
-    return student
-
-
-def _sample(words: list[str]) -> int:
-    import torch
-
-    from pdmd.sampling import sample
-
-    name, rest = take_name(words, STUDENT)
-    options = parse(SampleOptions, rest, "pdmd sample STUDENT", flat=True)
-    check_numbers(options, n=(1, 10**6), seed=(0, 2**63 - 1))
-    out = Path(options.out)
-    if out.suffix not in (".png", ".safetensors"):
-        raise ValueError(f"--out ends in .png or .safetensors, got {options.out!r}")
-    student = _student(name, options.plugins)
-    teacher = _teacher_of(student)
-    prompts = list(options.prompts) or list(teacher.prompts)
-    prompts = [prompts[i % len(prompts)] for i in range(options.n)]
-    condition = student.encode(prompts)
-    if out.suffix == ".png" and not hasattr(teacher, "decode"):
-        raise ValueError("this student does not make images; use --out samples.safetensors")
-    generator = torch.Generator().manual_seed(options.seed)
-    x = sample(student, condition, batch=options.n, generator=generator)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".safetensors":
-        from safetensors.torch import save_file
-
-        save_file({"latents": x}, out, metadata={"prompts": json.dumps(prompts)})
-    else:
-        from pdmd.evaluation.figures import image_grid
-
-        image_grid(teacher.decode(x), columns=min(10, options.n)).savefig(out, dpi=130)
-    print(f"{options.n} samples in {student.plan.nfe} evaluations each -> {out}")
-    return 0
-
-
-def _teacher_of(student: Student) -> Any:
-    from pdmd.teachers.base import teachers
-
-    source: Any = student.source
-    return teachers[source["teacher"]](**source.get("arguments", {}))
-
-
 def _evaluate(words: list[str]) -> int:
     from pdmd.evaluation.evaluate import evaluate, format_table
     from pdmd.students import schedule_of
-    from pdmd.teachers.guided import guided
+    from pdmd.teachers.guided import guided, unguided
     from pdmd.teachers.rebased import rebased
 
     name, rest = take_name(words, STUDENT)
     options = parse(EvaluateOptions, rest, "pdmd evaluate STUDENT", flat=True)
     check_numbers(options, samples=(100, 10**6), teacher_steps=(1, 10**4), seed=(0, 2**63 - 1))
-    student = _student(name, options.plugins)
-    teacher = _teacher_of(student)
+    student, teacher = load_student(name, options.plugins)
     source = student.source or {}
-    teacher = guided(teacher, options.guidance or source.get("guidance", 1.0))
+    teacher = guided(unguided(teacher), options.guidance or source.get("guidance", 1.0))
     teacher = rebased(teacher, *schedule_of(source))
     if options.out:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
@@ -293,7 +216,7 @@ def _objectives(words: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "embed": run_embed,
-    "sample": _sample,
+    "sample": run_sample,
     "evaluate": _evaluate,
     "export": export,
     "teach": _teach,

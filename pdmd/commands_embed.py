@@ -90,6 +90,7 @@ def run_embed(words: list[str]) -> int:
 
 def _encoder(options: EmbedOptions) -> Any:
     from pdmd.teachers.base import import_plugins, outline_arguments
+    from pdmd.teachers.image_prompts import EncodedImageText
     from pdmd.teachers.prompts import EncodedText, PromptEmbeddings
     from pdmd.teachers.routed import RoutedTeacher
     from pdmd.training.config import TeacherConfig
@@ -118,11 +119,17 @@ def _encoder(options: EmbedOptions) -> Any:
             f"the teacher {options.teacher!r} reads no text, so there is nothing to embed; see "
             "'pdmd teachers'"
         )
+    if isinstance(encoder, EncodedImageText):
+        raise ValueError(
+            f"prompts of {options.teacher!r} have first images, which are not stored; distill "
+            "with its encoders"
+        )
     if isinstance(encoder, PromptEmbeddings):
         raise ValueError(
             f"the teacher {options.teacher!r} has no text encoder without a folder; give "
             "--arguments folder PATH_OR_HUB_NAME"
         )
-    if isinstance(encoder, EncodedText):
-        encoder.batch_size = options.batch_size
+    inner = getattr(encoder, "inner", encoder)
+    if isinstance(inner, EncodedText):
+        inner.batch_size = options.batch_size
     return encoder

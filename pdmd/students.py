@@ -6,7 +6,9 @@ safetensors and JSON: nothing in it is ever unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import inspect
 import json
 import math
 import shutil
@@ -26,7 +28,14 @@ from pdmd.teachers.base import Teacher, networks, teachers
 from pdmd.teachers.rebased import ENDS, rebased
 from pdmd.typing import Condition, Latents
 
-__all__ = ["Student", "checksum", "describe_plan", "plan_from_description", "schedule_of"]
+__all__ = [
+    "Student",
+    "checksum",
+    "describe_plan",
+    "plan_from_description",
+    "schedule_of",
+    "source_teacher",
+]
 
 FORMAT = 1
 
@@ -194,8 +203,7 @@ class Student(Teacher):
         content = _read_description(folder)
         source = content["source"]
         if teacher is None and source is not None:
-            built = _build(teachers, source["teacher"], source.get("arguments", {}), folder)
-            teacher = rebased(built, *schedule_of(source))
+            teacher = source_teacher(folder)
         if template is None:
             if teacher is None:
                 raise ValueError(
@@ -236,7 +244,11 @@ class Student(Teacher):
                     first = str(error).strip().splitlines()[-1].strip()[:300]
                     raise ValueError(f"{path} does not fit the network: {first}") from error
             loaded.append(experts[entry["expert"]](denoiser, phase))
-        known = {} if teacher is None else {"encode": teacher.encode, "prompts": teacher.prompts}
+        known: dict[str, Any] = {}
+        if teacher is not None:
+            known["encode"] = teacher.encode
+            with contextlib.suppress(ValueError):  # a text encoder alone, for prompts to come
+                known["prompts"] = teacher.prompts
         student = cls(loaded, source=source, **known)
         return student.eval().requires_grad_(False)
 
@@ -266,6 +278,35 @@ def plan_from_description(description: Sequence[Mapping[str, Any]]) -> PhasePlan
             for i, entry in enumerate(description)
         )
     )
+
+
+def source_teacher(
+    folder: str | Path, arguments: Mapping[str, Any] | None = None, *, device: str = ""
+) -> Teacher:
+    """Builds the registered teacher of a student's folder, on the student's schedule.
+
+    Args:
+        folder: What :meth:`Student.save` wrote.
+        arguments: Arguments in the place of those of the folder, or beside them.
+        device: Where its parts go, if it is one that is told; by default where they were.
+
+    Raises:
+        ValueError: If the folder is missing, damaged or names no registered teacher, or the
+            teacher does not take the arguments.
+    """
+    folder = Path(folder)
+    source = _read_description(folder)["source"]
+    if source is None:
+        raise ValueError(
+            f"{folder} names no registered teacher; load it in Python with teacher=..."
+        )
+    together = {**source.get("arguments", {}), **(arguments or {})}
+    if device and source["teacher"] in teachers and "device" not in (arguments or {}):
+        told = inspect.signature(teachers[source["teacher"]]).parameters
+        if {"device", "folder"} & told.keys():  # a folder's factory passes it on
+            together["device"] = device
+    teacher = _build(teachers, source["teacher"], together, folder)
+    return rebased(teacher, *schedule_of(source))
 
 
 def schedule_of(source: Mapping[str, Any]) -> tuple[str, str]:

@@ -238,7 +238,7 @@ def test_a_student_remembers_its_guidance_wherever_it_lies(tmp_path, capsys):
         (["sample", "--prompts", "2"], "'2' is not a class"),
         (["sample", "--prompts", ""], "'' is not a class"),
         (["sample", "--out", "x.png"], "use --out samples.safetensors"),
-        (["sample", "--out", "x.gif"], "--out ends in"),
+        (["sample", "--out", "x.jpg"], "--out is a folder, or ends in"),
         (["sample", "--n", "0"], "--n is from 1"),
         (["sample", "--n", str(10**12)], "--n is from 1"),
         (["sample", "--seed", str(10**30)], "--seed is from 0"),

@@ -27,6 +27,10 @@ __all__ = [
 COLOURS = ("#3b6ea8", "#d9822b", "#4d9a57", "#a8485f", "#7a5ea8", "#8a7340", "#3f9c9c", "#777777")
 
 
+PIXELS = 416
+"""Pixels across a panel as it is drawn; more are averaged."""
+
+
 def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -60,8 +64,11 @@ def image_grid(images: Tensor, *, columns: int, title: str = "") -> Figure:
 def side_by_side(panels: Mapping[str, Tensor], *, columns: int) -> Figure:
     """Draws one grid of images per panel, next to each other; of videos the middle frame."""
     panels = {k: x[:, :, x.shape[2] // 2] if x.ndim == 5 else x for k, x in panels.items()}
-    rows = math.ceil(len(next(iter(panels.values()))) / columns)
-    figure = new_figure(3.2 * len(panels), 3.2 * rows / columns + 0.35)
+    n, _, height, width = next(iter(panels.values())).shape
+    rows = math.ceil(n / columns)
+    side = 3.2 if columns * width <= PIXELS else 5.0
+    ratio = (rows * (height + 1) + 1) / (columns * (width + 1) + 1)
+    figure = new_figure(side * len(panels), side * ratio + 0.35)
     for i, (title, images) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), i + 1)
         n, channels, height, width = images.shape
@@ -74,7 +81,7 @@ def side_by_side(panels: Mapping[str, Tensor], *, columns: int) -> Figure:
             cmap="gray",
             vmin=0,
             vmax=1,
-            interpolation="nearest",
+            interpolation="nearest" if columns * width <= PIXELS else "auto",
         )
         axes.set_axis_off()
         axes.set_title(title, fontsize=10)

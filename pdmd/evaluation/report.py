@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pdmd.evaluation.figures import (
     calibration_figure,
@@ -24,8 +27,14 @@ from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import unguided
 from pdmd.training.config import load_config
 from pdmd.training.recorder import read_history
+from pdmd.typing import Latents
 
 __all__ = ["write_grids", "write_report"]
+
+SMALL = 4096
+"""Numbers of a latent of which many fit on a page and in a moment."""
+TOGETHER = 2**16
+"""Numbers of latents that are decoded together."""
 
 
 def write_grids(
@@ -41,15 +50,16 @@ def write_grids(
     Args:
         folder: The run folder; gets ``grids/*.png``.
         student: The student.
-        teacher: Its teacher.
+        teacher: Its teacher. Where it decodes, pictures are drawn: 100 of small latents, 9 of
+            others, of videos the middle frame; else the first two dimensions of vectors.
         teacher_steps: Steps of the teacher's own sampling.
         seed: Seed of every draw.
     """
     grids = Path(folder) / "grids"
     grids.mkdir(parents=True, exist_ok=True)
     decode = getattr(unguided(teacher), "decode", None)
-    images = decode is not None
-    count = 100 if images else 1500
+    small = math.prod(teacher.latent_shape) <= SMALL
+    count = {True: (1500, 100), False: (100, 9)}[decode is None][not small]
     prompts = [teacher.prompts[i % len(teacher.prompts)] for i in range(count)]
     condition = teacher.encode(prompts)
 
@@ -67,7 +77,8 @@ def write_grids(
 
     def draw(panels: dict[str, torch.Tensor]) -> Any:
         if decode is not None:
-            return side_by_side({k: decode(x) for k, x in panels.items()}, columns=10)
+            shown = {k: _decoded(decode, x) for k, x in panels.items()}
+            return side_by_side(shown, columns=round(math.sqrt(count)))
         return vector_scatter({k: x.flatten(1) for k, x in panels.items()}, labels)
 
     n = student.plan.nfe
@@ -86,6 +97,13 @@ def write_grids(
         figure.savefig(
             grids / f"phase_{phase.index + 1}.png", bbox_inches="tight", pad_inches=0.05
         )
+
+
+def _decoded(decode: Callable[[Latents], Tensor], x: Latents) -> Tensor:
+    """Decodes few samples at a time, as a decoder takes more memory than a network."""
+    few = max(1, TOGETHER // x[0].numel())
+    pictures = [decode(x[i : i + few]).float().cpu() for i in range(0, len(x), few)]
+    return torch.cat([p[:, :, p.shape[2] // 2] if p.ndim == 5 else p for p in pictures])
 
 
 def write_report(folder: str | Path) -> Path:

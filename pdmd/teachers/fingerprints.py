@@ -1,10 +1,10 @@
 """Fingerprints: whether two folders hold the same text encoder.
 
-A fingerprint is a digest of all that is in a pipeline's folders ``text_encoder*`` and
-``tokenizer*``: of configurations, less what only says where they were saved, of every weight's
-name, type and shape, and of up to 4 KiB of its values. It reads megabytes of the gigabytes that
-an encoder has, and does not depend on how weights are spread over files. What it cannot see is a
-weight that differs only where it does not look.
+A fingerprint is a digest of a pipeline's class, which decides how a prompt is put, and of all
+that is in its folders ``text_encoder*`` and ``tokenizer*``: of configurations, less what only says
+where they were saved, of every weight's name, type and shape, and of up to 4 KiB of its values. It
+reads megabytes of the gigabytes that an encoder has, and does not depend on how weights are spread
+over files. What it cannot see is a weight that differs only where it does not look.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def encoder_fingerprint(folder: str | Path) -> str | None:
     place = _local(folder)
     if place is None:
         return None
-    digest, weights = hashlib.sha256(), 0
+    index = place / "model_index.json"
+    family = json.loads(index.read_text()).get("_class_name", "") if index.is_file() else ""
+    digest, weights = hashlib.sha256(f"{family}\n".encode()), 0
     for part in sorted({path for pattern in PARTS for path in place.glob(pattern)}):
         lines: list[tuple[str, str]] = []
         for path in sorted(part.iterdir()):

@@ -33,7 +33,7 @@ from pdmd.teachers.pipelines import (
     load_text_encoder,
     load_transformer,
 )
-from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts
+from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.text import TextTeacher
 from pdmd.teachers.tokens import DynamicShift, check_size, pack, scheduled_shift, unpack
 from pdmd.typing import Condition, Latents
@@ -154,7 +154,7 @@ class FluxTeacher(TextTeacher):
             width=width,
             compression=compression,
             guidance_embedded=guidance_embedded,
-            prompts=embeddings or _encoded_text(folder, prompts, length, places),
+            prompts=prompts_of(embeddings, _encoded_text(folder, prompts, length, places)),
             decode=decoder("AutoencoderKL", folder, **places),
             shift=scheduled_shift(scheduler, height * width // (2 * compression) ** 2),
         )
@@ -296,4 +296,4 @@ def _encoded_text(
         return TensorDict(entries, batch_size=[len(texts)])
 
     load = partial(load_text_encoder, "FluxPipeline", folder, **places)
-    return EncodedText(load, embed, prompts=prompts, null="")
+    return EncodedText(load, embed, prompts=prompts, null="", folder=folder)

@@ -30,7 +30,7 @@ from pdmd.teachers.pipelines import (
     load_text_encoder,
     load_transformer,
 )
-from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts
+from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.text import TextTeacher
 from pdmd.teachers.tokens import DynamicShift, check_size, scheduled_shift
 from pdmd.typing import Condition, Latents
@@ -165,7 +165,7 @@ class LTXTeacher(TextTeacher):
             frames=frames,
             frame_rate=frame_rate,
             compression=(time, space, space),
-            prompts=embeddings or _encoded_text(folder, prompts, text_length, places),
+            prompts=prompts_of(embeddings, _encoded_text(folder, prompts, text_length, places)),
             decode=decoder("AutoencoderKLLTXVideo", folder, **places),
             shift=scheduled_shift(scheduler, math.prod(shape)),
         )
@@ -293,4 +293,4 @@ def _encoded_text(
         return TensorDict(entries, batch_size=[len(texts)])
 
     load = partial(load_text_encoder, "LTXPipeline", folder, **places)
-    return EncodedText(load, embed, prompts=prompts, null="")
+    return EncodedText(load, embed, prompts=prompts, null="", folder=folder)

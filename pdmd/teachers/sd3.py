@@ -27,7 +27,7 @@ from pdmd.teachers.pipelines import (
     load_text_encoder,
     load_transformer,
 )
-from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts
+from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.text import TextTeacher
 from pdmd.teachers.tokens import check_size, scheduled_shift
 from pdmd.typing import Condition, Latents
@@ -129,7 +129,7 @@ class SD3Teacher(TextTeacher):
             height=height,
             width=width,
             compression=compression,
-            prompts=embeddings or _encoded_text(folder, prompts, text_length, places),
+            prompts=prompts_of(embeddings, _encoded_text(folder, prompts, text_length, places)),
             decode=decoder("AutoencoderKL", folder, **places),
             shift=scheduled_shift(scheduler, tokens),
         )
@@ -280,4 +280,4 @@ def _encoded_text(
         entries = {"prompt": embeddings, "pooled": pooled}
         return TensorDict(entries, batch_size=[len(texts)])
 
-    return EncodedText(load, embed, prompts=prompts, null="")
+    return EncodedText(load, embed, prompts=prompts, null="", folder=folder)

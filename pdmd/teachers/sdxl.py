@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pdmd.files import own_digest
 from pdmd.teachers.levels import noise_levels, read_levels
 from pdmd.teachers.pipelines import (
     build_part,
@@ -31,7 +32,7 @@ from pdmd.teachers.pipelines import (
     load_text_encoder,
     load_transformer,
 )
-from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts
+from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.stable_diffusion import SCALED_LINEAR
 from pdmd.teachers.unet import UNetTeacher, compression_of
 from pdmd.typing import Latents
@@ -93,9 +94,8 @@ class SDXLTeacher(UNetTeacher):
         unet = load_transformer("UNet2DConditionModel", folder, "unet", meta=meta, **places)
         vae = configuration("AutoencoderKL", folder, "vae")
         upcast = dtype_of(dtype) == torch.float16 and vae.get("force_upcast", True)
-        text = embeddings or _encoded_text(
-            folder, prompts, places, zeros=index.get("force_zeros_for_empty_prompt", True)
-        )
+        zeros = index.get("force_zeros_for_empty_prompt", True)
+        text = prompts_of(embeddings, _encoded_text(folder, prompts, places, zeros=zeros))
         return cls(
             unet,
             schedule=schedule,
@@ -234,6 +234,11 @@ class ZeroedNull(Prompts):
         """The prompts of what encodes them."""
         return self.inner.prompts
 
+    def fingerprint(self) -> str | None:
+        """The encoder's, made another by the zeros."""
+        inner = self.inner.fingerprint()
+        return None if inner is None else own_digest({"encoder": inner, "null": "zeros"})
+
     def encode(self, prompts: Sequence[str | None]) -> TensorDict:
         """Encodes, then zeroes the rows without a prompt."""
         condition = self.inner.encode(prompts)
@@ -268,5 +273,5 @@ def _encoded_text(
         return TensorDict({"prompt": tokens, "pooled": pooled}, batch_size=[len(texts)])
 
     load = partial(load_text_encoder, "StableDiffusionXLPipeline", folder, **places)
-    text = EncodedText(load, embed, prompts=prompts, null="")
+    text = EncodedText(load, embed, prompts=prompts, null="", folder=folder)
     return ZeroedNull(text) if zeros else text

@@ -26,7 +26,7 @@ from pdmd.teachers.pipelines import (
     load_text_encoder,
     load_transformer,
 )
-from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts
+from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.unet import UNetTeacher, compression_of
 
 __all__ = ["SCALED_LINEAR", "StableDiffusionTeacher"]
@@ -82,7 +82,7 @@ class StableDiffusionTeacher(UNetTeacher):
             height=height,
             width=width,
             compression=compression_of(configuration("AutoencoderKL", folder, "vae")),
-            prompts=embeddings or _encoded_text(folder, prompts, places),
+            prompts=prompts_of(embeddings, _encoded_text(folder, prompts, places)),
             decode=decoder("AutoencoderKL", folder, **places),
         )
 
@@ -183,4 +183,4 @@ def _encoded_text(
         return TensorDict({"prompt": embeddings}, batch_size=[len(texts)])
 
     load = partial(load_text_encoder, "StableDiffusionPipeline", folder, **places)
-    return EncodedText(load, embed, prompts=prompts, null="")
+    return EncodedText(load, embed, prompts=prompts, null="", folder=folder)

@@ -36,7 +36,7 @@ from pdmd.teachers.pipelines import (
     load_text_encoder,
     load_transformer,
 )
-from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts
+from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.text import TextTeacher
 from pdmd.teachers.tokens import check_size, scheduled_shift
 from pdmd.typing import Condition, Latents
@@ -160,7 +160,7 @@ class ZImageTeacher(TextTeacher):
             width=width,
             compression=compression,
             cfg_normalization=cfg_normalization,
-            prompts=embeddings or _encoded_text(folder, prompts, text_length, places),
+            prompts=prompts_of(embeddings, _encoded_text(folder, prompts, text_length, places)),
             decode=decoder("AutoencoderKL", folder, **places),
             shift=scheduled_shift(scheduler, height * width // (PATCH * compression) ** 2),
         )
@@ -294,4 +294,4 @@ def _encoded_text(
         return TensorDict(entries, batch_size=[len(texts)])
 
     load = partial(load_text_encoder, "ZImagePipeline", folder, **places)
-    return EncodedText(load, embed, prompts=prompts, null="")
+    return EncodedText(load, embed, prompts=prompts, null="", folder=folder)

@@ -89,7 +89,7 @@ def _fill(place: Place, index: Index, folder: Path, progress: bool) -> None:
         total=index.rows - 1,
         desc=f"copying {place.url}",
         unit="prompt",
-        disable=not progress,
+        disable=None if progress else True,  # none where nobody watches
         dynamic_ncols=True,
     )
     for entry in index.shards:

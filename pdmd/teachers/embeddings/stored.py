@@ -30,7 +30,7 @@ class StoredEmbeddings(Prompts):
         url: The store, on any file system that fsspec knows.
         prompts: The prompts that a distillation draws from; all of the store's by default.
         cache: Where local copies are kept; ``pdmd/embeddings`` in the user's cache by default.
-        progress: Whether to show a progress bar while a copy is made.
+        progress: Whether to show a progress bar, on a terminal, while a copy is made.
 
     Attributes:
         index: What the store holds.

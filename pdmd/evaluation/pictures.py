@@ -1,0 +1,297 @@
+"""Pictures: samples as files, one for each or all in a grid.
+
+Pictures are images of shape :math:`(B, C, H, W)` or videos of shape :math:`(B, C, F, H, W)`, with
+one or three channels in [0, 1]. A value becomes the byte nearest to 255 times it, and PNG keeps
+that; H.264 and GIF, for videos, lose some. A still grid shows a video's first, middle and last
+frame.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Album", "Grid", "PictureFolder", "Pictures", "caption_of", "pictures_to", "to_bytes"]
+
+GAP = 2
+SMALLEST = 64
+"""Pixels that a grid's picture has at least; smaller ones are magnified by a whole number."""
+CAPTIONED = 16
+"""Pictures of a grid that has captions, at most."""
+
+
+def to_bytes(pictures: Tensor) -> np.ndarray:
+    """Returns pictures as bytes in colours.
+
+    Args:
+        pictures: Images or videos in [0, 1]; values outside are cut off.
+
+    Returns:
+        An array of shape :math:`(B, H, W, 3)` or :math:`(B, F, H, W, 3)`.
+
+    Raises:
+        ValueError: If they are neither images nor videos.
+    """
+    if pictures.ndim not in (4, 5) or pictures.shape[1] not in (1, 3):
+        raise ValueError(
+            "pictures have shape (B, C, H, W) or (B, C, F, H, W) with 1 or 3 channels, got "
+            f"{tuple(pictures.shape)}"
+        )
+    levels = (255 * pictures.detach().float().clamp(0, 1)).round().to(torch.uint8).cpu()
+    if levels.shape[1] == 1:
+        levels = levels.expand(-1, 3, *levels.shape[2:])
+    return levels.movedim(1, -1).contiguous().numpy()
+
+
+def caption_of(prompt: Any) -> str:
+    """Returns a prompt as text: of one with an image its text, of none nothing."""
+    return "" if prompt is None else str(getattr(prompt, "text", prompt))
+
+
+class Pictures(ABC):
+    """Takes pictures as they are made and writes them."""
+
+    @abstractmethod
+    def add(self, pictures: Tensor, prompts: Sequence[Any]) -> None:
+        """Takes some pictures with the prompts that they are of."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Writes what is not written yet."""
+
+
+class PictureFolder(Pictures):
+    """One file for each picture, ``0000.png`` or ``0000.mp4``, and ``prompts.json``.
+
+    Earlier samples in the folder are replaced; it must hold nothing else.
+
+    Args:
+        folder: The folder.
+        fps: Frames of a video in a second.
+
+    Raises:
+        ValueError: If the folder holds something else, or is a file.
+    """
+
+    def __init__(self, folder: Path, *, fps: float) -> None:
+        self.folder, self.fps = folder, fps
+        self.listed: list[dict[str, Any]] = []
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file; choose another --out")
+        for path in sorted(folder.glob("*")):
+            if not re.fullmatch(r"\d{4,}\.(png|mp4)|prompts\.json", path.name):
+                raise ValueError(
+                    f"{folder} holds {path.name}, which is no sample; choose another --out"
+                )
+
+    def add(self, pictures: Tensor, prompts: Sequence[Any]) -> None:
+        from PIL import Image
+
+        if not self.listed:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.iterdir():  # samples of earlier, see the constructor
+                path.unlink()
+        for picture, prompt in zip(to_bytes(pictures), prompts, strict=True):
+            name = f"{len(self.listed):04}.{'png' if picture.ndim == 3 else 'mp4'}"
+            if picture.ndim == 3:
+                Image.fromarray(picture).save(self.folder / name)
+            else:
+                _write_mp4(self.folder / name, picture, self.fps)
+            self.listed.append({"file": name, "prompt": caption_of(prompt)})
+
+    def finish(self) -> None:
+        text = json.dumps(self.listed, indent=1, ensure_ascii=False)
+        (self.folder / "prompts.json").write_text(text + "\n", encoding="utf-8")
+
+
+class Album(Pictures):
+    """All pictures in one file, as a grid: ``.png`` for stills, ``.mp4`` or ``.gif`` for videos.
+
+    Args:
+        path: The file.
+        fps: Frames of a video in a second.
+    """
+
+    def __init__(self, path: Path, *, fps: float) -> None:
+        self.path, self.fps = path, fps
+        self.parts: list[np.ndarray] = []
+        self.captions: list[str] = []
+
+    def add(self, pictures: Tensor, prompts: Sequence[Any]) -> None:
+        made = to_bytes(pictures)
+        if made.ndim == 5 and self.path.suffix == ".png":
+            made = _strips(made)
+        self.parts.append(made)
+        self.captions += [caption_of(prompt) for prompt in prompts]
+
+    def finish(self) -> None:
+        from PIL import Image
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        pictures = np.concatenate(self.parts)
+        grid = Grid(len(pictures), *pictures.shape[-3:-1], captions=self.captions)
+        if pictures.ndim == 4:
+            Image.fromarray(grid.draw(pictures)).save(self.path)
+            return
+        frames = (grid.draw(pictures[:, i]) for i in range(pictures.shape[1]))
+        if self.path.suffix == ".mp4":
+            _write_mp4(self.path, frames, self.fps)
+            return
+        first, *rest = (Image.fromarray(frame) for frame in frames)
+        length = 1000 / self.fps
+        first.save(self.path, save_all=True, append_images=rest, duration=length, loop=0)
+
+
+class Grid:
+    """Where pictures of one size stand side by side, on white and with captions if they are few.
+
+    Args:
+        number: How many.
+        height: Pixels of each.
+        width: Pixels of each.
+        captions: One text for each.
+    """
+
+    def __init__(self, number: int, height: int, width: int, *, captions: Sequence[str]) -> None:
+        self.scale = max(1, math.ceil(SMALLEST / min(height, width)))
+        self.height, self.width = self.scale * height, self.scale * width
+        self.columns = number if number <= 4 else math.ceil(math.sqrt(number))
+        self.rows = math.ceil(number / self.columns)
+        self.texts: list[list[str]] = []
+        self.size = min(24, max(10, self.width // 20))
+        self.font: Any = None
+        if number <= CAPTIONED and any(captions):
+            self.font = _font(self.size)
+            self.texts = [self._wrapped(caption) for caption in captions]
+        lines = max(map(len, self.texts), default=0)
+        self.line = math.ceil(1.3 * self.size)
+        self.step = self.height + GAP + (lines * self.line + GAP if lines else 0)
+
+    def place(self, i: int) -> tuple[int, int]:
+        """Returns the top and left pixel of a picture."""
+        row, column = divmod(i, self.columns)
+        return GAP + row * self.step, GAP + column * (self.width + GAP)
+
+    def draw(self, pictures: np.ndarray) -> np.ndarray:
+        """Draws pictures of shape :math:`(B, H, W, 3)` into one of shape :math:`(H', W', 3)`."""
+        from PIL import Image, ImageDraw
+
+        shape = (GAP + self.rows * self.step, GAP + self.columns * (self.width + GAP), 3)
+        canvas = np.full(shape, 255, np.uint8)
+        for i, picture in enumerate(pictures):
+            top, left = self.place(i)
+            enlarged = picture.repeat(self.scale, 0).repeat(self.scale, 1)
+            canvas[top : top + self.height, left : left + self.width] = enlarged
+        if not self.texts:
+            return canvas
+        image = Image.fromarray(canvas)
+        pen = ImageDraw.Draw(image)
+        for i, lines in enumerate(self.texts):
+            top, left = self.place(i)
+            for j, line in enumerate(lines):
+                at = (left + GAP, top + self.height + GAP + j * self.line)
+                pen.text(at, line, fill=(40, 40, 40), font=self.font)
+        return np.asarray(image)
+
+    def _wrapped(self, caption: str, most: int = 3) -> list[str]:
+        """Breaks a caption into lines as wide as a picture; what does not fit is left out."""
+        lines: list[str] = []
+        rest = " ".join(caption.split())
+        while rest and len(lines) < most:
+            n = len(rest)
+            while n > 1 and self.font.getlength(rest[:n]) > self.width - 2 * GAP:
+                space = rest.rfind(" ", 0, n)
+                n = space if space > 0 else n - 1
+            lines.append(rest[:n])
+            rest = rest[n:].strip()
+        if rest and lines:
+            last = lines[-1]
+            while last and self.font.getlength(last + "…") > self.width - 2 * GAP:
+                last = last[:-1]
+            lines[-1] = last + "…"
+        return lines
+
+
+def pictures_to(out: str, *, video: bool | None = None, fps: float = 16.0) -> Pictures:
+    """Returns what writes pictures to a path.
+
+    Args:
+        out: A folder, for a file each, or the file of a grid: ``.png``, or ``.mp4`` and ``.gif``
+            for videos.
+        video: Whether the pictures are videos, if it is known.
+        fps: Frames of a video in a second.
+
+    Raises:
+        ValueError: If the path's suffix is none of these or does not suit, or what writes it is
+            not installed.
+    """
+    path = Path(out)
+    folder = not path.suffix or out.endswith("/") or path.is_dir()
+    if not folder and path.suffix not in (".png", ".mp4", ".gif"):
+        raise ValueError(
+            f"--out is a folder, or ends in .png, .mp4, .gif or .safetensors; got {out!r}"
+        )
+    if path.suffix in (".mp4", ".gif") and not folder and video is False:
+        raise ValueError(f"this student makes images, not videos; use .png in place of {out!r}")
+    if not 0 < fps <= 1000:
+        raise ValueError(f"--fps is above 0 and up to 1000, got {fps:g}")
+    if video and (folder or path.suffix == ".mp4"):
+        _video_writer()
+    return PictureFolder(path, fps=fps) if folder else Album(path, fps=fps)
+
+
+def _strips(videos: np.ndarray) -> np.ndarray:
+    """Puts the first, middle and last frame of each video side by side."""
+    last = videos.shape[1] - 1
+    chosen = sorted({0, last // 2, last})
+    gap = np.full((len(videos), videos.shape[2], 1, 3), 255, np.uint8)
+    parts: list[np.ndarray] = []
+    for i in chosen:
+        parts += [videos[:, i], gap]
+    return np.concatenate(parts[:-1], 2)
+
+
+def _video_writer() -> Any:
+    try:
+        import imageio.v2 as imageio
+        import imageio_ffmpeg  # noqa: F401  (imageio finds it by itself)
+    except ImportError as error:
+        raise ValueError(
+            f"videos need a package that is not installed ({error}); it comes with "
+            "`pip install 'pdmd[video]'`, and --out samples.gif does without"
+        ) from error
+    return imageio.get_writer
+
+
+def _write_mp4(path: Path, frames: Sequence[Any] | Iterator[Any] | np.ndarray, fps: float) -> None:
+    """Writes frames; H.264 wants even sizes, so the last row or column may come twice."""
+    writer = _video_writer()(
+        path,
+        format="FFMPEG",
+        fps=fps,
+        codec="libx264",
+        quality=8,
+        macro_block_size=1,
+        ffmpeg_log_level="error",
+    )
+    with writer:
+        for frame in frames:
+            height, width, _ = frame.shape
+            odd = ((0, height % 2), (0, width % 2), (0, 0))
+            writer.append_data(np.pad(frame, odd, mode="edge"))
+
+
+def _font(size: int) -> Any:
+    from matplotlib import get_data_path
+    from PIL import ImageFont
+
+    return ImageFont.truetype(str(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
