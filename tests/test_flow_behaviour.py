@@ -1,12 +1,16 @@
 """What every model family of the flow kind keeps to: samples apart, gradients, guidance."""
 
 import copy
+import functools
 import re
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from pdmd import Guided, PhasePlan, Student, distill, sample
+from pdmd.parallel import check
+from pdmd.parallel.plans import units_of
 from tests.tiny_families import close, noise, transformers
 from tests.tiny_flows import FLOWS, flow
 
@@ -145,3 +149,38 @@ def test_a_family_is_distilled_saved_and_loaded_to_the_same_bits(tmp_path, name)
     )
     assert first.isfinite().all() and torch.equal(first, second)
     assert len(transformers(teacher)) in (1, 2)
+
+
+@pytest.mark.parametrize("name", ["ltx", "z_image", "flux", "sd3", "wan_i2v"])
+def test_blocks_are_known_and_what_cannot_be_split_is_refused(name):
+    parts = transformers(flow(name))
+    for part in parts:
+        units = {unit for _, unit in units_of(part)}
+        repeated = {m for m in part.modules() if isinstance(m, torch.nn.ModuleList)}
+        blocks = {b for m in repeated for b in m if type(b).__name__.endswith("Block")}
+        assert units == blocks
+        if name in ("ltx", "z_image"):
+            with pytest.raises(ValueError, match="has no tensor plan"):
+                check(part, tensor=2)
+            with pytest.raises(ValueError, match="has no context plan"):
+                check(part, context=2)
+        else:
+            check(part, tensor=2)
+
+
+@pytest.mark.parametrize("name", ["ltx", "z_image", "wan_i2v_5b"])
+def test_recomputed_blocks_have_the_same_gradients(name):
+    teacher = flow(name)
+    condition = teacher.encode(teacher.prompts[:2])
+    x = noise(teacher, 2)
+
+    def gradients(recompute):
+        part = teacher.trainable_copy()
+        if recompute:
+            for _, unit in units_of(part):
+                unit.forward = functools.partial(checkpoint, unit.forward, use_reentrant=False)
+        part(x, 0.6, condition).value.square().sum().backward()
+        return [p.grad for p in part.parameters()]
+
+    for plain, again in zip(gradients(False), gradients(True), strict=True):
+        assert (plain is None and again is None) or torch.equal(plain, again)

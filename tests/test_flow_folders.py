@@ -246,12 +246,22 @@ def test_full_size_builds_without_memory(name):
 def test_the_command_line_plans_a_tiny_one(tmp_path, name):
     arguments = "\n".join(f"{k} = {json.dumps(v)}" for k, v in FLOWS[name].arguments.items())
     (tmp_path / "tiny.toml").write_text(
-        f'[teacher]\nname = "{name}"\nguidance = [3.0]\n\n[teacher.arguments]\n{arguments}\n'
+        f'[teacher]\nname = "{name}"\nguidance = [3.0]\n\n[teacher.arguments]\n{arguments}\n\n'
+        "[plan]\nphases = 2\n"
     )
     figures = tmp_path / "plan.json"
     assert main(["plan", str(tmp_path / "tiny.toml"), "--json", str(figures)]) == 0
     parameters = sum(p.numel() for p in flow(name).parameters())
     assert str(parameters) in figures.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "splits"), [("ltx", False), ("z_image", False), ("sd3", True), ("flux", True)]
+)
+def test_only_what_a_plan_splits_is_planned_to_be_split(name, splits):
+    teacher = flow(name)
+    measured = footprint.measure(teacher, teacher.encode(["random 0"]), train=False)
+    assert (measured.heads > 0) == splits and len(measured.units) > 0
 
 
 @pytest.mark.parametrize("train", [False, True])

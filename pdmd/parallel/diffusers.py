@@ -29,7 +29,7 @@ from pdmd.parallel.styles import (
     Style,
 )
 
-__all__ = ["flux", "qwen_image", "stable_diffusion_3", "wan"]
+__all__ = ["flux", "ltx", "qwen_image", "stable_diffusion_3", "wan", "z_image"]
 
 QKV = ("to_q", "to_k", "to_v")
 ADDED_QKV = ("add_q_proj", "add_k_proj", "add_v_proj")
@@ -133,6 +133,17 @@ def stable_diffusion_3(network: nn.Module) -> ParallelPlan:
             attention=dict.fromkeys(attention, "heads"),
         ),
     )
+
+
+def ltx(network: nn.Module) -> ParallelPlan:
+    """Returns the plan of LTX-Video: its blocks; neither weights nor tokens are split."""
+    return ParallelPlan(units=("transformer_blocks.*",))
+
+
+def z_image(network: nn.Module) -> ParallelPlan:
+    """Returns the plan of Z-Image: its blocks; neither weights nor tokens are split."""
+    units = ("noise_refiner.*", "context_refiner.*", "layers.*")
+    return ParallelPlan(units=_present(network, units))
 
 
 def _attention(path: str, projections: Iterable[str], norm: Style) -> dict[str, Style]:

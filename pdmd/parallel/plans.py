@@ -48,9 +48,11 @@ parallel_plans: Registry[Callable[[nn.Module], ParallelPlan]] = Registry(
     "parallel plan",
     {
         "FluxTransformer2DModel": _DIFFUSERS + "flux",
+        "LTXVideoTransformer3DModel": _DIFFUSERS + "ltx",
         "QwenImageTransformer2DModel": _DIFFUSERS + "qwen_image",
         "SD3Transformer2DModel": _DIFFUSERS + "stable_diffusion_3",
         "WanTransformer3DModel": _DIFFUSERS + "wan",
+        "ZImageTransformer2DModel": _DIFFUSERS + "z_image",
     },
 )
 """Plans of classes that state none themselves: a class's name to a function of the network."""

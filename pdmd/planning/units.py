@@ -64,10 +64,14 @@ def split_of(network: nn.Module) -> Split:
 
 
 def heads_of(network: nn.Module) -> int:
-    """Returns the attention heads of the units, 0 for a network without attention."""
-    for unit in units_of(network).values():
-        for module in unit.modules():
-            heads = getattr(module, "heads", None)
-            if isinstance(heads, int):
-                return heads
+    """Returns the attention heads of the units, 0 where no plan splits weights or tokens."""
+    for path, plan in plans_of(network).items():
+        if plan.tensor is None and plan.context is None:
+            continue
+        module = network.get_submodule(path)
+        for unit in (unit for pattern in plan.units for _, unit in matching(module, pattern)):
+            for part in unit.modules():
+                heads = getattr(part, "heads", None)
+                if isinstance(heads, int):
+                    return heads
     return 0
