@@ -242,7 +242,7 @@ def distill(
         check_teacher(real, plan, generator, encoded)
         if resume and checkpointer is not None:
             account.restore(cursor["account"])
-            entries.restore(cursor["entries"])
+            entries.restore(cursor.get("entries", {}))
             for group in order.groups(plan):
                 if group[0].index >= cursor["finished"]:
                     continue

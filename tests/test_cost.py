@@ -3,7 +3,10 @@
 import pytest
 
 from pdmd.benchmarks import BenchConfig
-from pdmd.benchmarks.cost import CostBenchmark
+from pdmd.benchmarks.cost import CYCLES, CostBenchmark
+from pdmd.benchmarks.economies import ECONOMIES
+from pdmd.benchmarks.schemes import SCHEMES
+from pdmd.planning import Work, calls
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +38,25 @@ def count(tmp_path_factory):
 def test_a_cycle_asks_what_the_closed_form_says(count, method, least, most, mean):
     row = count(method)
     assert (row["least"], row["most"], row["a_cycle"]) == (least, most, mean)
+    if "full_rollout" in method:
+        return
+    scheme = SCHEMES[method if method in SCHEMES else "phased"]
+    economy = ECONOMIES[method if method in ECONOMIES else "boundary"]
+    plan = scheme.plan()
+    work = Work(
+        plan=plan,
+        truncation=scheme.truncation,
+        batch_size=1,
+        fake_updates=5,
+        anchored=economy.anchored,
+        entries=economy.entries(CYCLES * 6),
+        updates=CYCLES,
+        evaluations=2,
+    )
+    phases = [calls(work, index) for index in range(len(plan))]
+    totals = [sum(p.forward.values()) + 2 * sum(p.backward.values()) for p in phases]
+    assert (min(totals), max(totals)) == pytest.approx((least, most))
+    assert sum(totals) / len(totals) == pytest.approx(mean)
     assert row["a_cycle"] == sum(row[role] for role in ("teacher", "fake", "generator", "frozen"))
 
 

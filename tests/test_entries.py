@@ -61,10 +61,10 @@ def begun(number, *, ring=None, **settings):
     return ring
 
 
-@given(st.integers(1, 5), st.integers(1, 3), st.integers(1, 4))
-@settings(max_examples=15, deadline=None)
-def test_each_batch_is_handed_out_as_often_as_asked_in_every_fill(batches, uses, together):
-    ring = begun(1, ring=EntryRing(batches, uses=uses, together=together))
+@given(st.integers(1, 7), st.integers(1, 3), st.integers(1, 4), st.integers(1, 8))
+@settings(max_examples=25, deadline=None)
+def test_each_batch_is_handed_out_as_often_as_asked_in_every_fill(batches, uses, together, window):
+    ring = begun(1, ring=EntryRing(batches, uses=uses, together=together, window=window))
     x, _ = taken(ring, 2 * batches * uses)
     for fill in x.flatten(1).chunk(2):
         rows, counts = fill.unique(dim=0, return_counts=True)
@@ -98,6 +98,14 @@ def test_what_is_carried_on_is_what_would_be_made_from_noise(cls, served):
     begun(2, ring=carried, cls=cls)
     for a, b in zip(taken(carried, 4), taken(begun(2, cls=cls), 4), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_batch_is_used_again_within_its_window_before_the_ring_goes_on():
+    x, _ = taken(begun(0, ring=EntryRing(100, uses=3, window=4)), 24)
+    for window in x.flatten(1).chunk(2):
+        rows, counts = window.unique(dim=0, return_counts=True)
+        assert len(rows) == 4 and bool((counts == 3).all())
+    assert len(x.flatten(1).unique(dim=0)) == 8
 
 
 def test_carrying_on_costs_the_newest_experts_steps_alone():
@@ -166,19 +174,21 @@ def test_every_update_has_a_state_of_its_own_unless_asked_otherwise():
     assert torch.equal(weights(small()), weights(small()))
 
 
-@pytest.mark.parametrize("setting", ["batches", "uses", "together"])
+@pytest.mark.parametrize("setting", ["batches", "uses", "window", "together"])
 def test_a_ring_of_nothing_is_refused(setting):
     with pytest.raises(ValueError, match=f"{setting} must be at least 1, got 0"):
         EntryRing(**{setting: 0})
 
 
 @pytest.mark.parametrize("anchored", [1, 2, 5])
-@pytest.mark.parametrize("ring", [None, (3, 1), (4, 2), (7, 1), (100, 1)])
+@pytest.mark.parametrize(
+    "ring", [None, (3, 1, 16), (4, 2, 16), (7, 1, 2), (100, 1, 16), (9, 3, 2)]
+)
 def test_evaluations_with_rings_and_anchors_are_the_closed_form(anchored, ring):
-    plan, batch, cycles = PhasePlan.uniform(3), 4, 6
-    entries = EntryRing(ring[0], uses=ring[1]) if ring else None
+    plan, batch, updates = PhasePlan.uniform(4), 4, (6, 2, 5, 3)
+    entries = EntryRing(ring[0], uses=ring[1], window=ring[2]) if ring else None
     teacher, carried = Images(**SMALL), None
-    for index in range(3):
+    for index, cycles in enumerate(updates):
         work = Work(
             plan=plan,
             truncation=lambda phase, generator: 0,
@@ -186,7 +196,7 @@ def test_evaluations_with_rings_and_anchors_are_the_closed_form(anchored, ring):
             fake_updates=5,
             anchored=anchored,
             entries=entries,
-            updates=cycles,
+            updates=updates,
             evaluations=2,
         )
         carried = entries if ring else FreshEntries()

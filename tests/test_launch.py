@@ -25,6 +25,11 @@ exit 1
 ENDS = 'echo "$@" > words; exit "${CODE:-0}"\n'
 
 
+def attentive():
+    """Hears SIGINT even where the tests run in the background, which would ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(tmp_path):
     def start(script, *words, commands, **environment):
@@ -35,7 +40,9 @@ def start(tmp_path):
             (tools / name).chmod(0o755)
         path = f"{tools}:{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), **environment}
-        return subprocess.Popen(["bash", LAUNCH / script, *words], cwd=tmp_path, env=environment)
+        return subprocess.Popen(
+            ["bash", LAUNCH / script, *words], cwd=tmp_path, env=environment, preexec_fn=attentive
+        )
 
     return start
 

@@ -1,10 +1,11 @@
-"""The cost benchmark: the network evaluations of a cycle, counted, beside their closed form.
+"""The cost benchmark: the network evaluations of a cycle, counted.
 
 Real trainings on the exact mixture, every call of which is counted by the
 :class:`~pdmd.training.accounting.Account`. Stops are taken in turn rather than drawn, so that
 averages are met exactly. Figures are for one sample: a forward is one, a backward two, and a
-guided teacher's call two. Where the number of fake updates follows the fake score's lag, it is
-that of a training of the benchmark's length on the mixture.
+guided teacher's call two. :func:`pdmd.planning.calls` has the closed form. Where the number of
+fake updates follows the fake score's lag, it is that of a training of the benchmark's length on
+the mixture.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ class Work:
         evaluations: Network evaluations of one call of the teacher; 2 under guidance.
         anchored: Fake updates that one rollout serves.
         entries: Where rollouts start; each at a state of its own by default.
-        updates: Updates of the expert in each phase, which say how often a ring is filled.
+        updates: Updates of each expert, one number for all or one per phase, which say how often
+            a ring is filled.
     """
 
     plan: PhasePlan
@@ -51,7 +52,7 @@ class Work:
     evaluations: int = 1
     anchored: int = 1
     entries: Entries | None = None
-    updates: int = 1
+    updates: int | tuple[int, ...] = 1
 
     @property
     def rollouts(self) -> int:
@@ -59,6 +60,10 @@ class Work:
         if self.anchored == 1:
             return self.fake_updates + self.accumulate
         return max(1, math.ceil(self.fake_updates / self.anchored)) + self.accumulate - 1
+
+    def updates_of(self, index: int) -> int:
+        """Returns the updates of a phase's expert."""
+        return self.updates if isinstance(self.updates, int) else self.updates[index]
 
     def recorded_steps(self, index: int) -> int:
         """Returns the steps of a phase's rollout whose gradient is recorded."""
@@ -80,11 +85,6 @@ class Calls:
     forward: dict[str, float]
     backward: dict[str, float]
     frozen: tuple[float, ...] = ()
-
-    @property
-    def equivalents(self) -> float:
-        """Forward passes, a backward one counted as two."""
-        return sum(self.forward.values()) + 2 * sum(self.backward.values())
 
 
 def calls(work: Work, index: int) -> Calls:
@@ -124,10 +124,16 @@ def _frozen(work: Work, index: int) -> tuple[float, ...]:
     ring = work.entries
     if not isinstance(ring, EntryRing):
         return tuple(float(work.rollouts * n) for n in steps)
-    taken = work.updates * work.rollouts
-    fills, rest = divmod(taken, ring.batches * ring.uses)
-    last = min(rest + -rest % ring.together, ring.batches)
-    made = fills * ring.batches + last
-    carried = last or ring.batches  # what the last fill of the phase before had made
-    passes = [made - carried] * (index - 1) + [made] if steps else []
-    return tuple(p * n / work.updates for p, n in zip(passes, steps, strict=True))
+    made = [0] * (index + 1)  # batches that the last fill made in every phase
+    for k in range(index + 1):
+        fills, rest = divmod(work.updates_of(k) * work.rollouts, ring.batches * ring.uses)
+        passes = [0] * index
+        needs = [ring.batches] * fills + ([ring.needed(rest)] if rest else [])
+        for n, need in enumerate(needs):
+            if n:  # used up: a new fill begins at noise
+                made = [0] * (index + 1)
+            for i in range(k):
+                passes[i] += max(need - max(made[i + 1 : k + 1]), 0)
+            made[k] = max(made[k], need)
+    per_cycle = work.updates_of(index)
+    return tuple(p * n / per_cycle for p, n in zip(passes, steps, strict=True))

@@ -255,7 +255,7 @@ def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> R
         evaluations=2 if guided else 1,
         anchored=config.train.anchored,
         entries=config.train.build_entries(plan),
-        updates=config.train.updates,
+        updates=tuple(config.train.updates_of(plan)),
     )
     init: Initializer = FromTeacher()
     if not any(True for _ in teacher.parameters()):

@@ -116,7 +116,9 @@ class EntryRing(Entries):
 
     Args:
         batches: Batches that it holds at the most.
-        uses: How often each is handed out; all once, then all again in another order.
+        uses: How often each is handed out: those of a window once, then again in another order,
+            before those of the next window.
+        window: Batches of a window.
         together: Batches that pass through an expert together.
         folder: Keep the latents in memory-mapped files in this local folder rather than in the
             device's memory; every ring uses a subfolder of its own, and removes it.
@@ -130,13 +132,16 @@ class EntryRing(Entries):
         batches: int = 1024,
         *,
         uses: int = 1,
+        window: int = 16,
         together: int = 4,
         folder: str | Path | None = None,
     ) -> None:
-        for name, value in (("batches", batches), ("uses", uses), ("together", together)):
+        numbers = {"batches": batches, "uses": uses, "window": window, "together": together}
+        for name, value in numbers.items():
             if value < 1:
                 raise ValueError(f"a ring's {name} must be at least 1, got {value}")
-        self.batches, self.uses, self.together = int(batches), int(uses), int(together)
+        self.batches, self.uses = int(batches), int(uses)
+        self.window, self.together = int(window), int(together)
         self.folder = None if folder is None else Path(folder)
         self._place: tempfile.TemporaryDirectory[str] | None = None
         self._fill = self._served = 0
@@ -155,19 +160,17 @@ class EntryRing(Entries):
             self._fill, self._served = self._fill + 1, 0
             self._made = [0] * len(self._made)
             self._drop()
-        turn, place = divmod(self._served, self.batches)
-        if turn == 0:
-            index = place
-        else:
-            if turn != self._turn:
-                generator = self._generator(1, turn)
-                self._order = torch.randperm(self.batches, generator=generator).tolist()
-                self._turn = turn
-            index = self._order[place]
+        index = self._index(self._served)
         self._served += 1
         self._make(index)
         x = self._batches[index]["x"].to(self.producer.device, copy=True)
         return x, self.producer.conditions.take(self._rows[index])
+
+    def needed(self, taken: int) -> int:
+        """Returns how many batches of a fill are made for so many that are taken."""
+        block, within = divmod(taken, self.window * self.uses)
+        touched = min(block * self.window + min(within, self.window), self.batches)
+        return min(touched + -touched % self.together, self.batches)
 
     def state(self) -> dict[str, Any]:
         return {"fill": self._fill, "served": self._served, "made": list(self._made)}
@@ -182,8 +185,20 @@ class EntryRing(Entries):
         self._batches: dict[int, Any] = {}
         self._rows: dict[int, Tensor | None] = {}
         self._passed: dict[int, int] = {}
-        self._order: list[int] = []
-        self._turn = 0
+        self._order: tuple[tuple[int, int], list[int]] = ((0, 0), [])
+
+    def _index(self, number: int) -> int:
+        """Returns which batch is the ``number``-th that a fill hands out."""
+        block, within = divmod(number, self.window * self.uses)
+        first = block * self.window
+        size = min(self.window, self.batches - first)
+        turn, place = divmod(within, size)
+        if turn == 0:
+            return first + place
+        if self._order[0] != (block, turn):
+            order = torch.randperm(size, generator=self._generator(1, block, turn))
+            self._order = ((block, turn), order.tolist())
+        return first + self._order[1][place]
 
     @torch.no_grad()
     def _make(self, index: int) -> None:
