@@ -63,7 +63,7 @@ def export(words: list[str]) -> int:
         ],
     )
     command.__doc__ = ExportOptions.__doc__
-    parsed = parse(command, rest, "pdmd export STUDENT DIR", command("", ExportOptions()))
+    parsed = parse(command, rest, "pdmd export STUDENT", command("", ExportOptions()))
     options: ExportOptions = parsed.options
     if not parsed.out:
         raise UsageError("missing the folder to write to: pdmd export STUDENT --to diffusers DIR")
