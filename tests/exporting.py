@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from pdmd import PhasePlan, Student, sample
+from pdmd import PhasePlan, Student
+from pdmd.adapters import LowRank, adapt, adapted_parts
 from pdmd.experts import OdeExpert
 from tests.test_family_folders import qwen_text, t5
 from tests.tiny_families import QWEN, WAN, family, noise, qwen_pipeline, wan_pipeline
+from tests.tiny_flows import FLOWS, flow
 
 BOUNDARY_ON_GRID = PhasePlan.from_timesteps([1, 0.9375, 0.875, 0.625, 0], steps=2)
 SHIFTED = PhasePlan.uniform(2, steps=2, shift=5)
@@ -34,20 +36,52 @@ def qwen_folder(path):
     return path
 
 
-def student_of(name, plan, folder, *, expert=OdeExpert, dtype=torch.float32):
+def flow_folder(path, name):
+    FLOWS[name].pipeline(flow(name)).save_pretrained(path)
+    return path
+
+
+def teacher_of(name):
+    return flow(name) if name in FLOWS else family(name)
+
+
+def halved(part):
+    """Holds a network in bfloat16, but for what its family keeps in float32."""
+    kept = set(part.transformer._keep_in_fp32_modules or ())
+    for name, parameter in part.transformer.named_parameters():
+        if not kept & set(name.split(".")):
+            parameter.data = parameter.data.bfloat16()
+    return part
+
+
+def student_of(name, plan, folder, *, expert=OdeExpert, adapter=None, half=False):
     """Returns a student whose experts have all left their teacher, each its own way."""
-    teacher = family(name)
+    teacher = teacher_of(name)
     generator = torch.Generator().manual_seed(len(plan))
     made = []
     for phase in plan:
-        part = teacher.trainable_part(phase.t_start, phase.t_end).requires_grad_(False)
-        for parameter in part.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.add_(0.1 * noise * parameter.std(correction=0))
-        made.append(expert(part, phase))
-    source = {"teacher": name.split("_")[0], "arguments": {"folder": str(folder)}}
+        if adapter is None:
+            part = teacher.trainable_part(phase.t_start, phase.t_end)
+            moved = list(part.parameters())
+        else:
+            part = adapt(teacher.part(phase.t_start, phase.t_end), adapter, seed=phase.index)
+            moved = [f.lora_B.weight for a in adapted_parts(part) for f in a.factors().values()]
+        part.requires_grad_(False)
+        for parameter in moved:
+            drawn = torch.randn(parameter.shape, generator=generator)
+            scale = parameter.std(correction=0) if adapter is None else 1.0
+            parameter.add_(0.1 * scale * drawn)
+        made.append(expert(halved(part) if half else part, phase))
+    registered = FLOWS[name].registered if name in FLOWS else name.removesuffix("_image")
+    source = {
+        "teacher": {"qwen": "qwen_image"}.get(registered, registered.split("_2")[0]),
+        "arguments": {"folder": str(folder)},
+    }
     student = Student(made, encode=teacher.encode, prompts=teacher.prompts, source=source)
     return student.eval()
+
+
+RANK = LowRank(rank=3, alpha=6.0)
 
 
 @dataclass
@@ -64,31 +98,35 @@ class Case:
     again: bool = False
     dtype: str = "float32"
     before: str = ""
+    files: str = ""
+    """The folder of adapters that the card's lines are told to load, for adapter files."""
 
     def write(self, place):
-        from diffusers import QwenImagePipeline
-
         student, teacher = self.student, self.student.experts[0].denoiser
-        while hasattr(teacher, "denoisers"):
-            teacher = teacher.denoisers[0]
+        while not hasattr(teacher, "layout"):
+            teacher = teacher.denoisers[0] if hasattr(teacher, "denoisers") else teacher.base
+        layout = teacher.layout
         condition = student.encode(student.prompts)
         x = noise(student, len(condition))
-        call = {**teacher.call_arguments, **teacher.layout.unguided}
+        call = {**teacher.call_arguments, **layout.unguided}
+        call.pop("max_sequence_length", None)
         call |= self.steps or {"num_inference_steps": student.plan.nfe}
-        tensors = {"latents": x, "prompt_embeds": condition["prompt"]}
-        if "mask" in condition.keys():
-            tensors["prompt_embeds_mask"] = condition["mask"]
+        tensors = {"prompt_embeds": condition["prompt"]}
+        names = {"pooled": "pooled_prompt_embeds", "mask": "prompt_embeds_mask"}
+        if layout.pipeline == "LTXPipeline":
+            names["mask"] = "prompt_attention_mask"
+        for key, name in names.items():
+            if key in condition.keys():
+                tensors[name] = condition[key]
         torch.manual_seed(7)
+        tensors["latents"] = self.arranged(layout, x)
         with torch.no_grad():
             for expert in student.experts:
                 x = expert(x, condition)
-        self.expected = x
-        if teacher.layout.pipeline == "QwenImagePipeline":
-            rows, channels, height, width = x.shape
-            pack = QwenImagePipeline._pack_latents
-            sizes = (rows, channels, height, width)
-            tensors["latents"] = pack(tensors["latents"], *sizes).to(getattr(torch, self.dtype))
-            self.expected = pack(x, *sizes)
+        self.expected = self.arranged(layout, x)
+        if layout.pipeline == "QwenImagePipeline":  # it takes them as they come
+            for key in ("latents", "prompt_embeds"):
+                tensors[key] = tensors[key].to(getattr(torch, self.dtype))
         save_file({k: v.contiguous() for k, v in tensors.items()}, place / f"{self.name}.in")
         self.place = place / f"{self.name}.out"
         return {
@@ -98,10 +136,22 @@ class Case:
             "inputs": str(place / f"{self.name}.in"),
             "out": str(self.place),
             "call": call,
-            "card": teacher.layout.output if self.card else "",
+            "card": layout.output if self.card else "",
             "again": str(place / f"{self.name}_again") if self.again else "",
             "before": self.before,
+            "files": self.files,
+            "ragged": layout.pipeline == "ZImagePipeline",
         }
+
+    @staticmethod
+    def arranged(layout, x):
+        """Arranges latents as the pipeline hands them to its network."""
+        from diffusers import QwenImagePipeline
+
+        if layout.pipeline in ("QwenImagePipeline", "FluxPipeline"):
+            rows, channels, height, width = x.shape
+            return QwenImagePipeline._pack_latents(x, rows, channels, height, width)
+        return x.flatten(2).transpose(1, 2) if layout.pipeline == "LTXPipeline" else x
 
     def result(self):
         return load_file(self.place)["out"]
@@ -130,6 +180,3 @@ def run_elsewhere(cases, place):
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.endswith("without pdmd\n")
     return done
-
-
-__all__ = ["Case", "run_elsewhere", "sample", "student_of"]

@@ -8,28 +8,37 @@ import pytest
 
 from pdmd import PhasePlan
 from pdmd.experts import RenoisingExpert
-from pdmd.export import export_diffusers
+from pdmd.export import export_diffusers, export_lora
+from pdmd.teachers.layouts import FLUX, LTX, SD3, Z_IMAGE
 from tests.exporting import (
     BOUNDARY_ON_GRID,
     FOUR,
+    RANK,
     SHIFTED,
     UNEVEN,
     Case,
+    flow_folder,
     qwen_folder,
     run_elsewhere,
     student_of,
     wan_folder,
 )
 
+FLOW_NAMES = ("flux", "sd3", "z_image", "ltx")
+STOCK = {"scheduler": "stock"}
+ONE = PhasePlan.uniform(1, steps=3, shift=2)
+
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     place = tmp_path_factory.mktemp("bases")
+    flows = {name: flow_folder(place / name, name) for name in FLOW_NAMES}
     return {
         "wan_2.2_a14b": wan_folder(place / "a14b"),
         "wan_2.1": wan_folder(place / "wan", "wan_2.1"),
         "wan_2.2_5b": wan_folder(place / "5b", "wan_2.2_5b"),
         "qwen_image": qwen_folder(place / "qwen"),
+        **flows,
     }
 
 
@@ -37,67 +46,112 @@ def bases(tmp_path_factory):
 def cases(bases, tmp_path_factory):
     place = tmp_path_factory.mktemp("exports")
 
-    def case(name, base, plan, *, expert=None, more=None, **arguments):
-        student = student_of(base, plan, bases[base], **({"expert": expert} if expert else {}))
-        folder = export_diffusers(student, place / name, **(more or {}))
-        return Case(name, folder, student, **arguments)
+    def student(base, plan, **arguments):
+        return student_of(base, plan, bases[base], **arguments)
 
-    stock = {"scheduler": "stock"}
-    one = PhasePlan.uniform(1, steps=3, shift=2)
+    def case(name, base, plan, *, make=None, more=None, **arguments):
+        made = student(base, plan, **(make or {}))
+        folder = export_diffusers(made, place / name, **(more or {}))
+        return Case(name, folder, made, **arguments)
+
+    def files(name, base, plan, adapter=RANK, **arguments):
+        made = student(base, plan, adapter=adapter)
+        folder = export_lora(made, place / name)
+        kept = Case(f"{name}_files", folder, made, files="diffusers", **arguments)
+        return [kept, replace(kept, name=f"{name}_comfyui", files="comfyui", card=False)]
+
+    adapted = {"adapter": RANK}
+    sigmas = {"sigmas": list(ONE.timesteps[:-1])}
+    half = {"make": {"half": True}, "dtype": "bfloat16", "card": False}
+    near = {**STOCK, "measure": 3}
     made = [
         case("two_experts", "wan_2.2_a14b", BOUNDARY_ON_GRID),
-        case("two_experts_stock", "wan_2.2_a14b", SHIFTED, more=stock, trust=False),
-        case(
-            "two_experts_near",
-            "wan_2.2_a14b",
-            BOUNDARY_ON_GRID,
-            more={**stock, "measure": 3},
-            trust=False,
-        ),
+        case("two_experts_stock", "wan_2.2_a14b", SHIFTED, more=STOCK, trust=False),
+        case("two_experts_near", "wan_2.2_a14b", BOUNDARY_ON_GRID, more=near, trust=False),
         case("four_experts", "wan_2.2_a14b", FOUR, again=True),
         case("three_phases", "wan_2.1", UNEVEN, more={"max_shard_size": "40KB"}),
-        case("one_phase", "wan_2.1", one),
+        case("one_phase", "wan_2.1", ONE),
         case("tokens", "wan_2.2_5b", UNEVEN),
-        case("renoising", "wan_2.2_a14b", BOUNDARY_ON_GRID, expert=RenoisingExpert),
+        case("renoising", "wan_2.2_a14b", BOUNDARY_ON_GRID, make={"expert": RenoisingExpert}),
         case("qwen_four", "qwen_image", FOUR),
-        case("qwen_one", "qwen_image", one, again=True),
-        case(
-            "qwen_stock",
-            "qwen_image",
-            one,
-            more=stock,
-            trust=False,
-            steps={"sigmas": list(one.timesteps[:-1])},
-        ),
+        case("qwen_one", "qwen_image", ONE, again=True),
+        case("qwen_stock", "qwen_image", ONE, more=STOCK, trust=False, steps=sigmas),
+        case("two_adapters", "wan_2.2_a14b", BOUNDARY_ON_GRID, make=adapted),
+        case("four_adapters", "wan_2.2_a14b", FOUR, make=adapted, again=True),
+        case("three_adapters", "wan_2.1", UNEVEN, make=adapted),
+        case("qwen_adapters", "qwen_image", FOUR, make=adapted),
+        *files("two", "wan_2.2_a14b", BOUNDARY_ON_GRID),
+        *files("four", "wan_2.2_a14b", FOUR),
+        *files("three", "wan_2.1", UNEVEN),
+        *files("qwen", "qwen_image", FOUR),
+        *(case(name, name, UNEVEN, card=False) for name in FLOW_NAMES),
+        case("ltx_stock", "ltx", FOUR, more=STOCK, card=False),
+        case("z_image_adapters", "z_image", UNEVEN, make=adapted, card=False),
+        *files("flux_lora", "flux", FOUR, card=False),
+        *files("sd3_lora", "sd3", FOUR, card=False),
+        *files("z_image_lora", "z_image", FOUR, card=False),
+        *files("ltx_lora", "ltx", FOUR, replace(RANK, targets=("*transformer_blocks.*",)), card=False),
+        case("two_halves", "wan_2.2_a14b", BOUNDARY_ON_GRID, **half),
+        case("four_halves", "wan_2.1", FOUR, **half),
+        case("qwen_halves", "qwen_image", FOUR, **half),
     ]
-    near = made[2]
-    lines = re.findall(r"```python\n(.*?)```", (near.folder / "README.md").read_text(), re.S)[1]
-    made.append(replace(near, name="two_experts_exactly", before=lines, card=False))
+    lines = re.findall(r"```python\n(.*?)```", cards(made[2]), re.S)[1]
+    made.append(replace(made[2], name="two_experts_exactly", before=lines, card=False))
     run_elsewhere(made, place)
     return {case.name: case for case in made}
+
+
+WAN, QWEN = "WanTransformer3DModel", "QwenImageTransformer2DModel"
 
 
 @pytest.mark.parametrize(
     ("name", "pipeline", "transformer"),
     [
-        ("two_experts", "WanPipeline", "WanTransformer3DModel"),
-        ("two_experts_stock", "WanPipeline", "WanTransformer3DModel"),
+        ("two_experts", "WanPipeline", WAN),
+        ("two_experts_stock", "WanPipeline", WAN),
+        ("two_experts_exactly", "WanPipeline", WAN),
         ("four_experts", "WanPipeline", "PhasedTransformer"),
         ("three_phases", "WanPipeline", "PhasedTransformer"),
-        ("one_phase", "WanPipeline", "WanTransformer3DModel"),
+        ("one_phase", "WanPipeline", WAN),
         ("tokens", "WanPipeline", "PhasedTransformer"),
-        ("renoising", "WanPipeline", "WanTransformer3DModel"),
+        ("renoising", "WanPipeline", WAN),
         ("qwen_four", "QwenImagePipeline", "PhasedTransformer"),
-        ("qwen_one", "QwenImagePipeline", "QwenImageTransformer2DModel"),
-        ("qwen_stock", "QwenImagePipeline", "QwenImageTransformer2DModel"),
+        ("qwen_one", "QwenImagePipeline", QWEN),
+        ("qwen_stock", "QwenImagePipeline", QWEN),
+        ("two_adapters", "WanPipeline", WAN),
+        ("four_adapters", "WanPipeline", "PhasedTransformer"),
+        ("three_adapters", "WanPipeline", "PhasedTransformer"),
+        ("qwen_adapters", "QwenImagePipeline", "PhasedTransformer"),
+        *((f"{name}_files", "WanPipeline", WAN) for name in ("two", "four", "three")),
+        *((f"{name}_comfyui", "WanPipeline", WAN) for name in ("two", "four", "three")),
+        ("qwen_files", "QwenImagePipeline", QWEN),
+        ("qwen_comfyui", "QwenImagePipeline", QWEN),
+        ("flux", "FluxPipeline", "PhasedTransformer"),
+        ("sd3", "StableDiffusion3Pipeline", "PhasedTransformer"),
+        ("z_image", "ZImagePipeline", "PhasedTransformer"),
+        ("z_image_adapters", "ZImagePipeline", "PhasedTransformer"),
+        ("ltx", "LTXPipeline", "PhasedTransformer"),
+        ("ltx_stock", "LTXPipeline", "PhasedTransformer"),
+        *(
+            (f"{name}_lora_{kind}", layout.pipeline, layout.network)
+            for name, layout in zip(FLOW_NAMES, (FLUX, SD3, Z_IMAGE, LTX), strict=True)
+            for kind in ("files", "comfyui")
+        ),
     ],
 )
 def test_plain_diffusers_samples_as_the_student_does(cases, name, pipeline, transformer):
     case = cases[name]
     assert case.expected.abs().max() > 0.5
     assert case.error() < 1e-5
-    facts = case.facts()  # of the pipeline that the card's own lines made
-    assert facts == {"class": pipeline, "transformer": transformer, "results": 1}
+    facts = case.facts()
+    # the card's own lines ran too
+    results = {"results": 1} if case.card else {}
+    assert facts == {"class": pipeline, "transformer": transformer, **results}
+
+
+def test_print(cases):
+    for c in cases.values():
+        if "hal" in c.name: print(c.name, c.error(), c.expected.abs().max(), c.expected.dtype)
 
 
 def cards(case):
