@@ -72,10 +72,16 @@ def drafted(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         content = {"format": 1, "files": sorted(_files(draft))}
         listing.write_text(json.dumps(content, indent=2) + "\n")
         old = folder.with_name(f"{folder.name}.replaced")
-        if folder.exists():
+        replaced = folder.exists()
+        if replaced:
             folder.rename(old)
-        draft.rename(folder)
-        if old.exists():
+        try:
+            draft.rename(folder)
+        except BaseException:
+            if replaced:
+                old.rename(folder)
+            raise
+        if replaced:
             shutil.rmtree(old)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
