@@ -35,7 +35,14 @@ from pdmd.teachers.pipelines import (
 )
 from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.text import TextTeacher
-from pdmd.teachers.tokens import DynamicShift, check_size, pack, scheduled_shift, unpack
+from pdmd.teachers.tokens import (
+    DynamicShift,
+    check_head,
+    check_size,
+    pack,
+    scheduled_shift,
+    unpack,
+)
 from pdmd.typing import Condition, Latents
 
 __all__ = ["FluxTeacher"]
@@ -207,10 +214,7 @@ class FluxTeacher(TextTeacher):
             meta: Whether to make them without memory, on the meta device.
             seed: Seed of weights and embeddings.
         """
-        if attention_head_dim < 8 or attention_head_dim % 2:
-            raise ValueError(
-                f"attention_head_dim is even and at least 8, got {attention_head_dim}"
-            )
+        check_head(attention_head_dim, 8)
         side = 2 * (7 * attention_head_dim // 32)  # the released model's split: (16, 56, 56)
         config = {
             "in_channels": 4 * latent_channels,

@@ -32,7 +32,7 @@ from pdmd.teachers.pipelines import (
 )
 from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.text import TextTeacher
-from pdmd.teachers.tokens import DynamicShift, check_size, scheduled_shift
+from pdmd.teachers.tokens import DynamicShift, check_head, check_size, scheduled_shift
 from pdmd.typing import Condition, Latents
 
 __all__ = ["LTXTeacher"]
@@ -214,10 +214,7 @@ class LTXTeacher(TextTeacher):
             meta: Whether to make them without memory, on the meta device.
             seed: Seed of weights and embeddings.
         """
-        if attention_head_dim < 2 or attention_head_dim % 2:
-            raise ValueError(
-                f"attention_head_dim is even and at least 2, got {attention_head_dim}"
-            )
+        check_head(attention_head_dim, 2)
         config = {
             "in_channels": latent_channels,
             "out_channels": latent_channels,

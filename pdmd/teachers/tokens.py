@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pdmd.typing import Latents
 
-__all__ = ["DynamicShift", "check_size", "pack", "scheduled_shift", "unpack"]
+__all__ = ["DynamicShift", "check_head", "check_size", "pack", "scheduled_shift", "unpack"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,18 @@ def scheduled_shift(scheduler: Mapping[str, Any], tokens: int) -> float:
     shift = DynamicShift(**{key: scheduler.get(key, value) for key, value in defaults.items()})
     k = shift(tokens)
     return math.log(k) if scheduler.get("time_shift_type") == "linear" else k
+
+
+def check_head(attention_head_dim: int, least: int) -> None:
+    """Checks that the dimension of an attention head can hold rotary positions.
+
+    Raises:
+        ValueError: If it is odd or below the least that the family splits among its axes.
+    """
+    if attention_head_dim < least or attention_head_dim % 2:
+        raise ValueError(
+            f"attention_head_dim is even and at least {least}, got {attention_head_dim}"
+        )
 
 
 def check_size(multiple: int, **sizes: int) -> None:

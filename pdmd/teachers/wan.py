@@ -33,7 +33,7 @@ from pdmd.teachers.pipelines import (
 from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.routed import RoutedTeacher
 from pdmd.teachers.text import TextTeacher
-from pdmd.teachers.tokens import check_size
+from pdmd.teachers.tokens import check_head, check_size
 from pdmd.typing import Condition, Latents
 
 __all__ = ["WanTeacher", "boundary_router", "default_shift", "reset_positions", "video_shape"]
@@ -209,10 +209,7 @@ class WanTeacher(TextTeacher):
             meta: Whether to make them without memory, on the meta device.
             seed: Seed of weights and embeddings.
         """
-        if attention_head_dim < 6 or attention_head_dim % 2:
-            raise ValueError(
-                f"attention_head_dim is even and at least 6, got {attention_head_dim}"
-            )
+        check_head(attention_head_dim, 6)
         config = {
             "num_layers": num_layers,
             "num_attention_heads": num_attention_heads,

@@ -38,6 +38,7 @@ from pdmd.teachers.pipelines import (
 from pdmd.teachers.prompts import PromptEmbeddings, Prompts
 from pdmd.teachers.routed import RoutedTeacher
 from pdmd.teachers.text import TextTeacher
+from pdmd.teachers.tokens import check_head
 from pdmd.teachers.wan import boundary_router, default_shift, reset_positions, video_shape
 from pdmd.typing import Condition, Latents, expand
 
@@ -239,10 +240,7 @@ class WanImageTeacher(TextTeacher):
             meta: Whether to make them without memory, on the meta device.
             seed: Seed of weights and embeddings.
         """
-        if attention_head_dim < 6 or attention_head_dim % 2:
-            raise ValueError(
-                f"attention_head_dim is even and at least 6, got {attention_head_dim}"
-            )
+        check_head(attention_head_dim, 6)
         beside = 0 if replaces_first_frame else latent_channels + 4
         config = {
             "num_layers": num_layers,

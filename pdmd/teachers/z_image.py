@@ -38,7 +38,7 @@ from pdmd.teachers.pipelines import (
 )
 from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.text import TextTeacher
-from pdmd.teachers.tokens import check_size, scheduled_shift
+from pdmd.teachers.tokens import check_head, check_size, scheduled_shift
 from pdmd.typing import Condition, Latents
 
 __all__ = ["ZImageTeacher"]
@@ -209,10 +209,7 @@ class ZImageTeacher(TextTeacher):
             meta: Whether to make them without memory, on the meta device.
             seed: Seed of weights and embeddings.
         """
-        if attention_head_dim < 6 or attention_head_dim % 2:
-            raise ValueError(
-                f"attention_head_dim is even and at least 6, got {attention_head_dim}"
-            )
+        check_head(attention_head_dim, 6)
         side = 2 * (3 * attention_head_dim // 16)  # the released model's split: (32, 48, 48)
         config = {
             "in_channels": latent_channels,
