@@ -125,6 +125,7 @@ def _frozen(work: Work, index: int) -> tuple[float, ...]:
     if not isinstance(ring, EntryRing):
         return tuple(float(work.rollouts * n) for n in steps)
     made = [0] * (index + 1)  # batches that the last fill made in every phase
+    passes: list[int] = []
     for k in range(index + 1):
         fills, rest = divmod(work.updates_of(k) * work.rollouts, ring.batches * ring.uses)
         passes = [0] * index
