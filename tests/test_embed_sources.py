@@ -74,3 +74,9 @@ def test_bad_sources_are_named(tmp_path, monkeypatch, name, content, more, named
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=named):
         read_prompts(str(path), **more)
+
+
+def test_a_file_of_any_other_ending_is_lines(tmp_path):
+    path = tmp_path / "my.list"
+    path.write_text("one\n\ntwo\n")
+    assert read_prompts(str(path)) == ["one", "two"]

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 
 from pdmd.files import own_digest
-from pdmd.teachers import PromptEmbeddings
+from pdmd.teachers import PromptEmbeddings, QwenImageTeacher
 from pdmd.teachers.embeddings import StoredEmbeddings, embed
 from pdmd.teachers.embeddings.index import Place, Shard
 from pdmd.teachers.embeddings.rows import forms_of, pack
-from pdmd.teachers.prompts import Prompts
+from pdmd.teachers.prompts import EncodedText, Prompts
 from pdmd.typing import join_conditions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -319,3 +319,74 @@ def test_embeddings_of_no_known_encoder_are_stored(tmp_path):
     n = short["mask"].shape[1]
     same(short, TensorDict({k: v[:, :n] for k, v in full.items()}, batch_size=[5]))
     assert not full["mask"][:, n:].any()
+
+
+def test_the_texts_of_one_store_are_looked_up_in_another(tmp_path):
+    """Two stores of as many prompts in another order: the rows follow the texts."""
+    prompts = names(6)
+    quiet(Encoder(), prompts, tmp_path / "a")
+    quiet(Encoder(), prompts[::-1], tmp_path / "b")
+    a, b = (opened(tmp_path / name, tmp_path) for name in "ab")
+    same(b.conditions(a.prompts)[:], Encoder().encode(prompts))
+    same(b.conditions(b.prompts)[:], Encoder().encode(prompts[::-1]))
+
+
+class Late(Encoder):
+    """Knows itself only once it was asked, as an encoder that is downloaded does."""
+
+    def fingerprint(self):
+        return super().fingerprint() if self.asked else None
+
+
+def test_an_encoder_that_comes_with_its_first_use_is_known_in_the_store(tmp_path):
+    encoder, prompts = Late(), names(6)
+    encoder.fails_at = 6  # in the second shard
+    with pytest.raises(KeyboardInterrupt):
+        quiet(encoder, prompts, tmp_path / "store", batch_size=2)
+    index = quiet(Encoder(), prompts, tmp_path / "store")  # by then its files are there
+    assert index.encoder == Encoder().fingerprint()
+
+
+def test_how_texts_are_encoded_is_part_of_the_fingerprint(tmp_path, monkeypatch):
+    monkeypatch.setattr("pdmd.teachers.prompts.encoder_fingerprint", lambda folder: "files")
+    made = [
+        EncodedText(dict, dict, null="", folder="f", how=how).fingerprint()
+        for how in (None, {"text_length": 64}, {"text_length": 512})
+    ]
+    assert made[0] == "files" and len(set(made)) == 3
+
+
+def test_no_prompts_are_refused_before_an_encoder_is_loaded():
+    with pytest.raises(ValueError, match="no prompts to encode"):
+        EncodedText(lambda: 1 / 0, dict, null="").encode([])
+
+
+def test_a_cache_without_embeddings_is_refused():
+    with pytest.raises(ValueError, match="cache = 'here' is where stored embeddings"):
+        QwenImageTeacher.from_arguments(cache="here")
+
+
+@pytest.mark.parametrize("subfolder", ["unet", ""])
+def test_weights_of_the_hub_are_asked_for_without_their_variants(monkeypatch, subfolder):
+    from fnmatch import fnmatch
+
+    from pdmd.teachers import pipelines
+
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda name, allow_patterns: asked.extend(allow_patterns),
+    )
+    with pytest.raises(TypeError):  # nothing was downloaded
+        list(pipelines._tensors("someone/model", subfolder))
+    at, stem = f"{subfolder}/" * bool(subfolder), "diffusion_pytorch_model"
+    files = {
+        f"{at}{stem}.safetensors": True,
+        f"{at}{stem}.safetensors.index.json": True,
+        f"{at}{stem}-00001-of-00002.safetensors": True,
+        f"{at}{stem}.fp16.safetensors": False,
+        f"{at}{stem}.non_ema.safetensors": False,
+        f"{at}{stem}.bin": False,
+        f"vae/{stem}.safetensors": False,
+    }
+    assert {file: any(fnmatch(file, p) for p in asked) for file in files} == files

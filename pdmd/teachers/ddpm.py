@@ -75,7 +75,8 @@ class DDPMTeacher(Teacher):
             if size is None:
                 raise ValueError("the UNet states no sample_size; give height and width")
             own = (size, size) if isinstance(size, int) else size
-            height, width = height or int(own[0]), width or int(own[1])
+            height = int(own[0]) if height is None else height
+            width = int(own[1]) if width is None else width
         multiple = 2 ** (len(config.block_out_channels) - 1)
         for name, pixels in (("height", height), ("width", width)):
             if pixels < 1 or pixels % multiple:

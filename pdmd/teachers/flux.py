@@ -154,7 +154,9 @@ class FluxTeacher(TextTeacher):
         scheduler = configuration("FlowMatchEulerDiscreteScheduler", folder, "scheduler")
         vae = configuration("AutoencoderKL", folder, "vae")
         compression = 2 ** (len(vae["block_out_channels"]) - 1)
-        length = text_length or (512 if transformer.config.guidance_embeds else 256)
+        length = text_length
+        if length is None:
+            length = 512 if transformer.config.guidance_embeds else 256
         return cls(
             transformer,
             height=height,
@@ -300,4 +302,5 @@ def _encoded_text(
         return TensorDict(entries, batch_size=[len(texts)])
 
     load = partial(load_text_encoder, "FluxPipeline", folder, **places)
-    return EncodedText(load, embed, prompts=prompts, null="", folder=folder)
+    how = {"text_length": text_length}
+    return EncodedText(load, embed, prompts=prompts, null="", folder=folder, how=how)

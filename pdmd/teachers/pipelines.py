@@ -262,8 +262,9 @@ def _tensors(folder: str | Path, subfolder: str) -> Iterator[tuple[str, Tensor]]
     if not place.is_dir():
         from huggingface_hub import snapshot_download
 
-        pattern = f"{subfolder}/*" if subfolder else "*.safetensors*"
-        place = Path(snapshot_download(str(folder), allow_patterns=pattern))
+        name = f"{subfolder}/" * bool(subfolder) + "diffusion_pytorch_model"
+        wanted = [f"{name}.safetensors*", f"{name}-*.safetensors"]  # no other formats or variants
+        place = Path(snapshot_download(str(folder), allow_patterns=wanted))
     stem = place / subfolder / "diffusion_pytorch_model.safetensors"
     shards = stem.with_name(f"{stem.name}.index.json")
     names = {stem.name}

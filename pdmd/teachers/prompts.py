@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pdmd.files import own_digest
 from pdmd.teachers.fingerprints import encoder_fingerprint
 from pdmd.typing import Conditions, join_conditions
 
@@ -171,6 +172,8 @@ class EncodedText(Prompts):
         null: The text that stands for no prompt.
         batch_size: Texts encoded at a time.
         folder: The pipeline's folder or hub name, for the encoder's fingerprint.
+        how: What else embeddings depend on, such as the most tokens of a text; JSON values, for
+            the fingerprint.
     """
 
     def __init__(
@@ -182,12 +185,14 @@ class EncodedText(Prompts):
         null: str,
         batch_size: int = 16,
         folder: str | Path = "",
+        how: Mapping[str, Any] | None = None,
     ) -> None:
         if isinstance(prompts, str):
             raise ValueError(f"prompts are a sequence of texts, got {prompts!r}; pass a list")
         self._load, self._embed = load, embed
         self._prompts = tuple(prompts)
         self.null, self.batch_size, self.folder = null, batch_size, folder
+        self.how = dict(how or {})
         self._encoder: Any = None
 
     @property
@@ -205,12 +210,19 @@ class EncodedText(Prompts):
         return self._prompts
 
     def fingerprint(self) -> str | None:
-        """Digests the encoder's files (:mod:`pdmd.teachers.fingerprints`)."""
-        return encoder_fingerprint(self.folder) if self.folder else None
+        """Digests the encoder's files (:mod:`pdmd.teachers.fingerprints`), and how it is asked."""
+        made = encoder_fingerprint(self.folder) if self.folder else None
+        return own_digest({"encoder": made, **self.how}) if made and self.how else made
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str | None]) -> TensorDict:
-        """Encodes texts."""
+        """Encodes texts.
+
+        Raises:
+            ValueError: If there are none, or one is no text.
+        """
+        if not prompts:
+            raise ValueError("there are no prompts to encode; pass at least one")
         for prompt in prompts:
             if not (prompt is None or isinstance(prompt, str)):
                 raise ValueError(f"a prompt is a text or None, got {prompt!r}")

@@ -280,4 +280,5 @@ def _encoded_text(
         entries = {"prompt": embeddings, "pooled": pooled}
         return TensorDict(entries, batch_size=[len(texts)])
 
-    return EncodedText(load, embed, prompts=prompts, null="", folder=folder)
+    how = {"text_length": text_length}
+    return EncodedText(load, embed, prompts=prompts, null="", folder=folder, how=how)

@@ -22,7 +22,7 @@ def read_prompts(
     """Reads prompts, in order; empty ones are left out.
 
     Args:
-        source: A path or URL of a text file (``.txt``), a prompt per line; of JSON lines
+        source: A path or URL of a text file, a prompt per line; of JSON lines
             (``.jsonl``), an object per line; of a table (``.json``, ``.csv``, ``.parquet``); or
             the name or folder of a data set, for the ``datasets`` package.
         column: The key of an object, or the column of a table; by default ``prompt`` or ``text``,
@@ -34,7 +34,8 @@ def read_prompts(
         ValueError: If the source or column is missing, there are no prompts, or one is no text.
     """
     suffix = PurePosixPath(str(source)).suffix.lower()
-    if suffix == ".txt":
+    known = suffix == ".jsonl" or suffix in TABLES
+    if suffix == ".txt" or (not known and _is_file(source)):
         found: Iterable[Any] = (line.strip() for line in _lines(source))
     elif suffix == ".jsonl":
         found = _column(_objects(source), column, source)
@@ -45,6 +46,11 @@ def read_prompts(
     if not read:
         raise ValueError(f"{source} holds no prompts; write one per line, or name their --column")
     return read
+
+
+def _is_file(source: str) -> bool:
+    fs, path = locate(str(source))
+    return fs.isfile(path)
 
 
 def _lines(source: str) -> Iterator[str]:

@@ -142,13 +142,17 @@ class StableDiffusionTeacher(UNetTeacher):
                 f"channels are a multiple of norm_num_groups, got {channels} and {norm_num_groups}"
             )
         widths = [channels * k for k in (1, 2, 4, 4)]
-        dim = cross_attention_dim or {1: 768, 2: 1024}[version]
+        dim = cross_attention_dim
+        if dim is None:
+            dim = {1: 768, 2: 1024}[version]
         own = 8 if version == 1 else [max(1, w // 64) for w in widths]
         config = {
             "sample_size": {1: 64, 2: 96}[version],
             "block_out_channels": widths,
             "layers_per_block": layers_per_block,
-            "attention_head_dim": heads or own,  # diffusers' name for the number of heads
+            "attention_head_dim": own
+            if heads is None
+            else heads,  # diffusers' name for the number of heads
             "cross_attention_dim": dim,
             "norm_num_groups": norm_num_groups,
             "use_linear_projection": version == 2,

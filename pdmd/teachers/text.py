@@ -121,9 +121,11 @@ class TextTeacher(Teacher):
             arguments: Passed on.
 
         Raises:
-            ValueError: If there are prompts without a folder or embeddings, or a store is missing
-                or made by another encoder.
+            ValueError: If there are prompts without a folder or embeddings, a cache without
+                embeddings, or a store is missing or made by another encoder.
         """
+        if cache and not embeddings:
+            raise ValueError(f"cache = {cache!r} is where stored embeddings are copied; give them")
         family: Any = cls
         lines = family.read_prompts(prompts) if prompts and (folder or embeddings) else ()
         if embeddings:

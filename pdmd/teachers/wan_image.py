@@ -35,7 +35,7 @@ from pdmd.teachers.pipelines import (
     load_text_encoder,
     load_transformer,
 )
-from pdmd.teachers.prompts import PromptEmbeddings, Prompts
+from pdmd.teachers.prompts import PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.routed import RoutedTeacher
 from pdmd.teachers.text import TextTeacher
 from pdmd.teachers.tokens import check_head
@@ -165,7 +165,7 @@ class WanImageTeacher(TextTeacher):
                 width=width,
                 frames=frames,
                 compression=(time, space, space),
-                prompts=embeddings or encoders,
+                prompts=prompts_of(embeddings, encoders),
                 decode=decode,
                 shift=shift,
             )

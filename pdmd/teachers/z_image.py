@@ -291,4 +291,5 @@ def _encoded_text(
         return TensorDict(entries, batch_size=[len(texts)])
 
     load = partial(load_text_encoder, "ZImagePipeline", folder, **places)
-    return EncodedText(load, embed, prompts=prompts, null="", folder=folder)
+    how = {"text_length": text_length}
+    return EncodedText(load, embed, prompts=prompts, null="", folder=folder, how=how)

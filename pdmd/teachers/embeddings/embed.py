@@ -60,7 +60,7 @@ def embed(
     ]
     parts[-1] = (*parts[-1], None)
     there = place.shards()
-    if len(there) > len(parts) or not set(there) <= {shard_name(i) for i in range(len(parts))}:
+    if not set(there) <= {shard_name(i) for i in range(len(parts))}:
         raise _other(place, "other prompts")
     forms: dict[str, Form] = {}
     entries: list[ShardEntry | None] = []
@@ -82,6 +82,9 @@ def embed(
             forms = _agreed(place, forms, shard.forms)
             entries[i] = shard.entry(i, data)
             bar.update(len(part) - part.count(None))
+        if fingerprint is None and not there:
+            encoder.encode([None])  # of a hub name, whose files come with their first use
+            fingerprint = encoder.fingerprint()
         for i, part in enumerate(parts):
             if entries[i] is None:
                 shard = _encode(place, encoder, part, fingerprint, batch_size, forms, bar)

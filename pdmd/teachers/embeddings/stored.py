@@ -54,6 +54,7 @@ class StoredEmbeddings(Prompts):
         self._chosen = tuple(prompts)
         self._folder, self._progress = Path(cache or default_cache()), progress
         self._opened: TensorDict | None = None
+        self._all: StoredTexts | None = None
 
     @property
     def url(self) -> str:
@@ -76,7 +77,7 @@ class StoredEmbeddings(Prompts):
     @property
     def prompts(self) -> Sequence[str]:
         """The prompts given, or all of the store's."""
-        return self._chosen or StoredTexts(self._cache())
+        return self._chosen or self._texts()
 
     def encode(self, prompts: Sequence[str | None]) -> TensorDict:
         """Looks prompts up."""
@@ -85,7 +86,7 @@ class StoredEmbeddings(Prompts):
     def conditions(self, prompts: Sequence[str | None]) -> StoredRows:
         """Looks prompts up and leaves their embeddings on disk."""
         cache, index = self._cache(), self.index
-        if isinstance(prompts, StoredTexts) and len(prompts) == index.rows - 1:
+        if prompts is self._all:
             return StoredRows(cache, index, torch.arange(len(prompts)))
         for prompt in prompts:
             if not (prompt is None or isinstance(prompt, str)):
@@ -101,6 +102,11 @@ class StoredEmbeddings(Prompts):
                 f"{self.url}; embed it, or load the teacher with its text encoder"
             )
         return StoredRows(cache, index, torch.tensor(rows, dtype=torch.int64))
+
+    def _texts(self) -> StoredTexts:
+        if self._all is None:
+            self._all = StoredTexts(self._cache())
+        return self._all
 
     def _cache(self) -> TensorDict:
         if self._opened is None:
