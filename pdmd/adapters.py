@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from typing import Any, cast
@@ -40,6 +41,7 @@ __all__ = [
     "adapt",
     "adapted_parts",
     "adapting",
+    "base_digest",
     "layers_of",
     "recompute_contexts",
 ]
@@ -136,8 +138,7 @@ class AdaptedDenoiser(Denoiser):
                 raise ValueError(
                     f"{type(module).__name__} checkpoints its own activations, which would be "
                     "computed again without the adapter; call its disable_gradient_checkpointing()"
-                    " and let the runtime recompute: OneProcess(recompute=True) or "
-                    "--parallel.recompute full"
+                    " and let the runtime recompute: OneProcess(recompute=True)"
                 )
         with _Active(self._bound):
             return self.base(x_t, t, condition).value
@@ -200,6 +201,27 @@ def adapt(denoiser: Denoiser, spec: LowRank, *, seed: int) -> Denoiser:
 def adapted_parts(network: nn.Module) -> list[AdaptedDenoiser]:
     """Returns the adapted denoisers within a network."""
     return [module for module in network.modules() if isinstance(module, AdaptedDenoiser)]
+
+
+def base_digest(network: nn.Module) -> str:
+    """Digests the weights that a network's adapters were trained over.
+
+    Of every tensor some of its numbers count, rounded to bfloat16: the same weights in float32
+    and in bfloat16 have one digest.
+
+    Args:
+        network: A network with adapted denoisers in it.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for part in adapted_parts(network):
+        for name, value in sorted(part.base.state_dict().items()):
+            step = max(1, value.numel() // 256)
+            some = value.detach().flatten()[::step].to("cpu", torch.bfloat16).view(torch.int16)
+            digest.update(f"{name} {tuple(value.shape)}".encode() + some.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def adapting() -> bool:

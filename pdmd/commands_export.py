@@ -78,7 +78,7 @@ def export(words: list[str]) -> int:
 def _export(name: str, out: Path, options: ExportOptions) -> int:
     from pdmd.export import export_diffusers, export_lora
     from pdmd.export.drafts import check_place
-    from pdmd.students import Student
+    from pdmd.students import Student, source_teacher
     from pdmd.teachers.base import import_plugins
 
     import_plugins(options.plugins)
@@ -86,7 +86,8 @@ def _export(name: str, out: Path, options: ExportOptions) -> int:
     if not (path / "student.json").exists() and (path / "student" / "student.json").exists():
         path = path / "student"
     check_place(out, overwrite=options.overwrite)
-    student = Student.load(path)
+    moved = {"folder": options.base} if options.base else None
+    student = Student.load(path, teacher=source_teacher(path, moved))
     chosen: dict[str, Any] = {
         "dtype": options.dtype,
         "base": options.base,

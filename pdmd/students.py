@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from pdmd.adapters import LowRank, adapt, adapted_parts
+from pdmd.adapters import LowRank, adapt, adapted_parts, base_digest
 from pdmd.denoisers import Denoiser
 from pdmd.experts import Expert, experts
 from pdmd.phases import Phase, PhasePlan
@@ -187,14 +187,16 @@ class Student(Teacher):
             folder: What :meth:`save` wrote.
             template: A network of the experts' shape; by default the registered teacher named in
                 the folder provides it.
-            teacher: Provides the prompt encoder, and the template unless one is given.
+            teacher: Provides the prompt encoder, and the template unless one is given. Experts
+                that are adapters share its networks, which are frozen.
 
         Returns:
             The student, frozen; its prompts are the teacher's own.
 
         Raises:
             ValueError: If the folder is missing, damaged, of a newer format, or names no teacher
-                and neither ``template`` nor ``teacher`` is given.
+                and neither ``template`` nor ``teacher`` is given; or if its experts are adapters
+                over other weights.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -235,9 +237,16 @@ class Student(Teacher):
                 )
             denoiser = read.get(path)
             if denoiser is None:
-                denoiser = read[path] = _like(
-                    template, phase, entry.get("boundaries"), _adapter(entry)
-                )
+                served = [p for p, e in zip(plan, content["experts"], strict=True) if e == entry]
+                span = (phase.t_start, served[-1].t_end)
+                boundaries, adapter = entry.get("boundaries"), _adapter(entry)
+                denoiser = read[path] = _like(template, span, boundaries, adapter)
+                if "base" in entry and base_digest(denoiser) != entry["base"]:
+                    raise ValueError(
+                        f"{path} adapts other weights than those of the "
+                        f"{type(template).__name__} at hand; pass teacher= or template= with the "
+                        "weights that the student was distilled from, in float32 or bfloat16"
+                    )
                 try:
                     denoiser.load_state_dict(load_file(path))
                 except (RuntimeError, SafetensorError) as error:
@@ -336,6 +345,8 @@ def _read_description(folder: Path) -> dict[str, Any]:
                 if "boundaries" in entry:
                     IntervalRouter(entry["boundaries"])
                 _adapter(entry)
+                if not isinstance(entry.get("base", ""), str):
+                    raise ValueError(f"base is a digest, got {entry['base']!r}")
                 experts[entry["expert"]]
             _check_source(content["source"])
     except (
@@ -392,14 +403,14 @@ def _build(registry: Registry[Any], name: str, arguments: Mapping[str, Any], fol
 
 def _like(
     template: Denoiser,
-    phase: Phase,
+    span: tuple[float, float],
     boundaries: Sequence[float] | None,
     adapter: LowRank | None,
 ) -> Denoiser:
     def made(network: Denoiser) -> Denoiser:
         return network.trainable_copy() if adapter is None else adapt(network, adapter, seed=0)
 
-    part = template.part(phase.t_start, phase.t_end)
+    part = template.part(*span)
     if boundaries is None:
         return made(part)
     if isinstance(part, RoutedDenoiser) and _boundaries(part.router) == tuple(boundaries):
@@ -429,6 +440,7 @@ def _entry(expert: Expert) -> dict[str, Any]:
             "alpha": spec.alpha,
             "targets": list(spec.targets),
         }
+        entry["base"] = base_digest(expert.denoiser)
     return entry
 
 

@@ -1,10 +1,11 @@
+import copy
 import json
 import random
 
 import pytest
 import torch
 
-from pdmd import LowRankRoles, PerStep, PhasePlan, Student, distill
+from pdmd import Joint, LowRankRoles, PerStep, PhasePlan, Student, distill
 from pdmd.adapters import adapted_parts
 from tests.test_adapters import FOUR, TWO, TWO_DIGITS, asked, digits, run, teacher_of
 from tests.test_students import mutate
@@ -50,7 +51,9 @@ def test_a_saved_student_is_factors_alone(tmp_path, name, init):
         "targets": list(spec.targets),
     }
     loaded = Student.load(folder, teacher=teacher)
-    fresh = Student.load(folder)  # whose teacher has the weights of its seed, not ours
+    with pytest.raises(ValueError, match="expert_1.safetensors adapts other weights than those"):
+        Student.load(folder)  # whose teacher has the weights of its seed, not ours
+    fresh = Student.load(folder, teacher=copy.deepcopy(teacher))
     for one in (loaded, fresh):
         assert one.state_dict().keys() == student.state_dict().keys()
         assert all(torch.equal(v, one.state_dict()[k]) for k, v in student.state_dict().items())
@@ -62,6 +65,36 @@ def test_a_saved_student_is_factors_alone(tmp_path, name, init):
     assert len(bases) == (2 if "wan" in name else 1)
     for t in (0.95, 0.7, 0.2):
         assert torch.equal(asked(loaded, teacher, t=t), asked(student, teacher, t=t))
+
+
+def test_adapters_that_phases_share_load_over_the_networks_of_all_of_them(tmp_path):
+    teacher = teacher_of("wan_2.2_a14b")
+    plan = PhasePlan.from_timesteps([1, 0.9, 0.4, 0])  # the boundary is in the second phase
+    student = distill(
+        teacher,
+        plan,
+        init=LowRankRoles(FOUR, TWO),
+        order=Joint(shared=True),
+        updates=2,
+        fake_updates=1,
+        batch_size=2,
+    )
+    student.save(tmp_path / "s")
+    assert len(list((tmp_path / "s").glob("expert_*"))) == 1
+    loaded = Student.load(tmp_path / "s", teacher=teacher)
+    assert len({id(part.base) for part in adapted_parts(loaded)}) == 2
+    for t in (0.95, 0.7, 0.2):
+        assert torch.equal(asked(loaded, teacher, t=t), asked(student, teacher, t=t))
+
+
+def test_weights_in_bfloat16_are_those_in_float32(tmp_path):
+    base, student = adapted_student()
+    student.save(tmp_path / "s")
+    narrow = copy.deepcopy(base).to(torch.bfloat16)
+    Student.load(tmp_path / "s", teacher=narrow)
+    next(narrow.parameters()).data.mul_(1.5)
+    with pytest.raises(ValueError, match="other weights"):
+        Student.load(tmp_path / "s", teacher=narrow)
 
 
 def adapted_student():

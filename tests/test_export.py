@@ -156,6 +156,11 @@ def test_exports_of_bfloat16_are_off_by_its_rounding(cases, name):
     assert case.error() < 2**-7 * float(case.expected.abs().max())
 
 
+def test_the_card_names_the_type_that_most_weights_have(cases):
+    assert "torch_dtype=torch.bfloat16" in cards(cases["two_halves"])
+    assert "torch_dtype=torch.float32" in cards(cases["two_experts"])
+
+
 def cards(case):
     return (case.folder / "README.md").read_text()
 

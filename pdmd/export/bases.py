@@ -43,8 +43,15 @@ class Base:
         return known if known.count("/") == 1 and not Path(known).exists() else self.folder.name
 
     def parts(self, layout: PipelineLayout) -> list[str]:
-        """Returns the parts that an export takes over as they are."""
+        """Returns the parts that an export takes over as they are.
+
+        Raises:
+            ValueError: If the name of one leads out of the pipeline's folder.
+        """
         ours = {*layout.slots, *REPLACED}
+        for name in self.index:
+            if name != Path(name).name or name == "..":
+                raise ValueError(f"{self.name} has a part called {name!r}, which is no folder")
         return [
             name
             for name, value in self.index.items()

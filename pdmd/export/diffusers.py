@@ -26,7 +26,15 @@ from pdmd.export.bases import Base, open_base
 from pdmd.export.card import Card
 from pdmd.export.drafts import check_place, drafted
 from pdmd.export.schedulers import STOCK, StockScheduler, fit_stock
-from pdmd.export.stages import Stage, bases, jumps, layout_of, midpoints, stages
+from pdmd.export.stages import (
+    Stage,
+    bases,
+    jumps,
+    layout_of,
+    midpoints,
+    stages,
+    weight_type,
+)
 from pdmd.export.weights import size_of, write_weights
 from pdmd.sampling import initial_noise
 from pdmd.solvers import ode_step
@@ -92,7 +100,7 @@ def export_diffusers(
         own_code=parts.own_code,
         renoises=parts.jumps is not None,
         measured=parts.measure(measure) if measure else None,
-        dtype=str(types("", next(found[0].network.transformer.parameters()))),
+        dtype=str(dtype_of(dtype) if dtype else weight_type(found[0].network)),
     )
     size = sum(path.stat().st_size for path in chosen.files(layout)) + parts.size(types)
     with drafted(folder, overwrite=overwrite) as draft, _bar(size, progress) as tell:
@@ -168,6 +176,10 @@ class _Parts:
             raise ValueError("only a stock scheduler's error is measured; leave --measure out")
         if samples < 1:
             raise ValueError(f"a measurement takes at least 1 sample, got {samples}")
+        if all(prompt is None for prompt in self.student.prompts):
+            raise ValueError(
+                "there are no prompts to measure on; load the student with a teacher that has some"
+            )
         prompts = list(islice(cycle(self.student.prompts), samples))
         condition = self.student.encode(prompts)
         noise = initial_noise(self.student, samples, torch.Generator().manual_seed(0))

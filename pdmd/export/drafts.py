@@ -25,8 +25,15 @@ def check_place(folder: Path, *, overwrite: bool) -> None:
         overwrite: Whether an earlier export there may be replaced.
 
     Raises:
-        ValueError: If it is a file, or holds anything that is not to be replaced.
+        ValueError: If it is a file or a URL, holds anything that is not to be replaced, or an
+            export was interrupted there.
     """
+    scheme = folder.parts[0] if folder.parts else ""
+    if len(scheme) > 2 and scheme.endswith(":"):
+        raise ValueError(f"{folder} is a URL; export to a local folder, and copy that")
+    old = _beside(folder, "replaced")
+    if old.exists():
+        raise ValueError(f"{old} is what an interrupted export left; move it away")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; choose another folder")
     held = _files(folder) if folder.exists() else set()
@@ -60,7 +67,8 @@ def drafted(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         ValueError: As :func:`check_place`.
     """
     check_place(folder, overwrite=overwrite)
-    draft = folder.with_name(f"{folder.name}.partial")
+    folder = folder.resolve()
+    draft = _beside(folder, "partial")
     if draft.exists() and _listed(draft) is None:
         raise ValueError(f"{draft} is in the way; move it away")
     shutil.rmtree(draft, ignore_errors=True)
@@ -71,7 +79,7 @@ def drafted(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         yield draft
         content = {"format": 1, "files": sorted(_files(draft))}
         listing.write_text(json.dumps(content, indent=2) + "\n")
-        old = folder.with_name(f"{folder.name}.replaced")
+        old = _beside(folder, "replaced")
         replaced = folder.exists()
         if replaced:
             folder.rename(old)
@@ -86,6 +94,11 @@ def drafted(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def _beside(folder: Path, ending: str) -> Path:
+    folder = folder.resolve()
+    return folder.with_name(f"{folder.name}.{ending}")
 
 
 def _listed(folder: Path) -> set[str] | None:

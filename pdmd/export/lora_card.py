@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pdmd.export.bases import Base
 from pdmd.export.card import call, grid_table, header, licence, walking
-from pdmd.export.stages import Stage, bases, midpoints
+from pdmd.export.stages import Stage, bases, midpoints, weight_type
 from pdmd.students import Student
 from pdmd.teachers.layouts import PipelineLayout
 
@@ -69,7 +69,7 @@ class LoraCard:
         """Returns the lines that load the base and the adapters, and draw a sample."""
         folder, own = self.folders["diffusers"], self.base
         name = str(own.folder.resolve()) if Path(own.name).exists() else own.name
-        dtype = next(self.stages[0].network.transformer.parameters()).dtype
+        dtype = weight_type(self.stages[0].network)
         lines = [
             "import torch",
             "from diffusers import DiffusionPipeline",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from pdmd.adapters import AdaptedDenoiser
@@ -25,7 +26,7 @@ from pdmd.students import Student
 from pdmd.teachers.layouts import PipelineLayout
 from pdmd.teachers.text import TextTeacher
 
-__all__ = ["Stage", "bases", "jumps", "layout_of", "midpoints", "stages"]
+__all__ = ["Stage", "bases", "jumps", "layout_of", "midpoints", "stages", "weight_type"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +103,18 @@ def _stage(leaf: Denoiser, times: tuple[float, ...]) -> Stage:
 def bases(found: Sequence[Stage]) -> list[TextTeacher]:
     """Returns the networks of stages, each once; several stages may adapt one."""
     return list({id(stage.network): stage.network for stage in found}.values())
+
+
+def weight_type(network: TextTeacher) -> torch.dtype:
+    """Returns the type of a network's weights, but for those that its family keeps in float32."""
+    transformer = network.transformer
+    kept = set(transformer._keep_in_fp32_modules or ())
+    types = [
+        parameter.dtype
+        for name, parameter in transformer.named_parameters()
+        if not kept & set(name.split("."))
+    ]
+    return types[0] if types else torch.float32
 
 
 def midpoints(found: Sequence[Stage]) -> list[float]:
