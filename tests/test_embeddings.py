@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 
 from pdmd.files import own_digest
-from pdmd.teachers import PromptEmbeddings, QwenImageTeacher
+from pdmd.teachers import PromptEmbeddings
 from pdmd.teachers.embeddings import StoredEmbeddings, embed
 from pdmd.teachers.embeddings.index import Place, Shard
 from pdmd.teachers.embeddings.rows import forms_of, pack
@@ -359,11 +359,6 @@ def test_how_texts_are_encoded_is_part_of_the_fingerprint(tmp_path, monkeypatch)
 def test_no_prompts_are_refused_before_an_encoder_is_loaded():
     with pytest.raises(ValueError, match="no prompts to encode"):
         EncodedText(lambda: 1 / 0, dict, null="").encode([])
-
-
-def test_a_cache_without_embeddings_is_refused():
-    with pytest.raises(ValueError, match="cache = 'here' is where stored embeddings"):
-        QwenImageTeacher.from_arguments(cache="here")
 
 
 @pytest.mark.parametrize("subfolder", ["unet", ""])

@@ -116,16 +116,14 @@ class TextTeacher(Teacher):
                 it; with embeddings, of all of them.
             embeddings: A store of prompt embeddings to use in the place of a text encoder: a path
                 or URL (:class:`~pdmd.teachers.embeddings.StoredEmbeddings`).
-            cache: Where the store's local copy is kept.
+            cache: Where the local copy of a store is kept; without a store it says nothing.
             meta: Whether to leave the weights on the meta device.
             arguments: Passed on.
 
         Raises:
-            ValueError: If there are prompts without a folder or embeddings, a cache without
-                embeddings, or a store is missing or made by another encoder.
+            ValueError: If there are prompts without a folder or embeddings, or a store is missing
+                or made by another encoder.
         """
-        if cache and not embeddings:
-            raise ValueError(f"cache = {cache!r} is where stored embeddings are copied; give them")
         family: Any = cls
         lines = family.read_prompts(prompts) if prompts and (folder or embeddings) else ()
         if embeddings:
