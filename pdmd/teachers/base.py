@@ -111,6 +111,7 @@ teachers: Registry[Any] = Registry(
         "digits": "pdmd.teachers.digits:DigitsTeacher.from_package",
         "dit": "pdmd.teachers.dit:DiTTeacher.from_arguments",
         "flux": "pdmd.teachers.flux:FluxTeacher.from_arguments",
+        "glyphs": "pdmd.teachers.glyphs:GlyphsTeacher.from_arguments",
         "ltx": "pdmd.teachers.ltx:LTXTeacher.from_arguments",
         "mixture": "pdmd.teachers.mixture:MixtureTeacher.random",
         "qwen_image": "pdmd.teachers.qwen_image:QwenImageTeacher.from_arguments",

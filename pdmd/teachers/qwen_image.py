@@ -41,24 +41,27 @@ from pdmd.typing import Condition, Latents
 __all__ = ["DynamicShift", "QwenImageTeacher"]
 
 COMPRESSION = 8
-"""Pixels of an image to one of its latents, in height and width."""
+"""Pixels of an image to one of its latents, in height and width, of the released VAE."""
 
 
 class QwenImageTeacher(TextTeacher):
     r"""Qwen-Image over latents of shape :math:`(16, H / 8, W / 8)`.
 
+    Other VAEs of its class may compress a side by another power of two than 8.
+
     Every time in [0, 1] can be asked; the family's own sampler stops at 0.02.
 
     Args:
         transformer: A ``QwenImageTransformer2DModel`` of diffusers.
-        height: Height of an image, a multiple of 16.
-        width: Width of an image, a multiple of 16.
+        height: Height of an image, a multiple of twice the compression: of 16.
+        width: Width of an image, likewise.
         prompts: Turns prompts into conditions; a copy that trains has none.
         decode: Turns latents into images in [0, 1], with shape :math:`(B, 3, H, W)`.
         shift: The family's shift of time.
+        compression: Pixels of an image to one of its latents, in height and width.
 
     Raises:
-        ValueError: If the size is no multiple of 16 or the transformer distilled for guidance.
+        ValueError: If the size is no such multiple or the transformer distilled for guidance.
     """
 
     layout = QWEN_IMAGE
@@ -72,8 +75,9 @@ class QwenImageTeacher(TextTeacher):
         prompts: Prompts | None = None,
         decode: Callable[[Latents], Tensor] | None = None,
         shift: DynamicShift | None = None,
+        compression: int = COMPRESSION,
     ) -> None:
-        check_size(2 * COMPRESSION, height=height, width=width)
+        check_size(2 * compression, height=height, width=width)
         if transformer.config.guidance_embeds:
             raise ValueError(
                 "this transformer takes guidance as an input (guidance_embeds); only those "
@@ -84,15 +88,15 @@ class QwenImageTeacher(TextTeacher):
             transformer,
             latent_shape=(
                 transformer.config.in_channels // 4,
-                height // COMPRESSION,
-                width // COMPRESSION,
+                height // compression,
+                width // compression,
             ),
-            shift=shift(height * width // (2 * COMPRESSION) ** 2),
+            shift=shift(height * width // (2 * compression) ** 2),
             prompts=prompts,
             decode=decode,
         )
         self.height, self.width = height, width
-        self.dynamic_shift = shift
+        self.dynamic_shift, self.compression = shift, compression
 
     @classmethod
     def from_pretrained(
@@ -135,6 +139,7 @@ class QwenImageTeacher(TextTeacher):
             prompts=prompts_of(embeddings, _encoded_text(folder, prompts, places)),
             decode=_decoder(folder, places),
             shift=DynamicShift(**{k: scheduler[k] for k in known if k in scheduler}),
+            compression=_compression(folder),
         )
         teacher.reset_tables(device)
         return teacher
@@ -240,7 +245,11 @@ class QwenImageTeacher(TextTeacher):
 
     def around(self, transformer: Any) -> QwenImageTeacher:
         return type(self)(
-            transformer, height=self.height, width=self.width, shift=self.dynamic_shift
+            transformer,
+            height=self.height,
+            width=self.width,
+            shift=self.dynamic_shift,
+            compression=self.compression,
         )
 
     def reset_tables(self, device: str | torch.device = "cpu") -> None:
@@ -264,6 +273,13 @@ def _encoded_text(
 
     load = partial(load_text_encoder, "QwenImagePipeline", folder, **places)
     return EncodedText(load, embed, prompts=prompts, null=" ", folder=folder)
+
+
+def _compression(folder: str | Path) -> int:
+    if (configuration("QwenImagePipeline", folder).get("vae") or [None])[0] is None:
+        return COMPRESSION  # the folder has no VAE, and latents are the released one's
+    vae = configuration("AutoencoderKLQwenImage", folder, "vae")
+    return 2 ** len(vae["temperal_downsample"])
 
 
 def _decoder(folder: str | Path, places: dict[str, Any]) -> Callable[[Latents], Tensor]:

@@ -1,0 +1,94 @@
+"""The small classifier of glyphs: which character a picture shows, and in which face.
+
+Its hidden layer gives the features that glyphs are measured in, and its answers tell whether a
+student draws what was asked, and in how many of the twelve faces.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pdmd.teachers.glyph_world import CHARACTERS, FACES, GlyphBank
+
+__all__ = ["GlyphClassifier", "train_glyph_classifier"]
+
+WEIGHTS = "glyph_classifier.safetensors"
+
+
+class GlyphClassifier(nn.Module):
+    """A small convolutional network over pictures of 32 x 32 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for near, far in ((3, 24), (24, 48), (48, 96)):
+            layers += [nn.Conv2d(near, far, 3, stride=2, padding=1), nn.BatchNorm2d(far)]
+            layers.append(nn.ReLU())
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(96 * 16, 64))
+        self.character = nn.Linear(64, len(CHARACTERS))
+        self.face = nn.Linear(64, len(FACES))
+
+    @classmethod
+    def from_package(cls) -> GlyphClassifier:
+        """Loads the weights that ship with the package."""
+        from safetensors.torch import load_file
+
+        classifier = cls()
+        path = Path(str(resources.files("pdmd.evaluation"))) / "weights" / WEIGHTS
+        state = {key: value.float() for key, value in load_file(path).items()}
+        classifier.load_state_dict(state, strict=False)
+        return classifier.eval().requires_grad_(False)
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """Returns features, with shape :math:`(B, 64)`.
+
+        Args:
+            pictures: In [0, 1], with shape :math:`(B, 3, 32, 32)`.
+        """
+        return torch.cat([self.body(2 * part - 1) for part in pictures.split(512)])
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns logits of characters and of faces, of :meth:`features`."""
+        hidden = features.relu()
+        return self.character(hidden), self.face(hidden)
+
+
+def train_glyph_classifier(
+    bank: GlyphBank, *, updates: int = 3000, seed: int = 1, progress: bool = True
+) -> GlyphClassifier:
+    """Trains the classifier on pictures with noise added.
+
+    Args:
+        bank: Shapes to draw pictures of.
+        updates: Optimizer updates.
+        seed: Seed of the start and of every draw.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The classifier, frozen.
+    """
+    from tqdm import tqdm
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        classifier = GlyphClassifier()
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-3)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=updates)
+    for _ in tqdm(range(updates), "classifier", disable=not progress, dynamic_ncols=True):
+        glyphs = bank.draw(128, generator)
+        deviation = 0.1 * torch.rand(128, 1, 1, 1, generator=generator)
+        noise = torch.randn(glyphs.pictures.shape, generator=generator)
+        character, face = classifier(classifier.features(glyphs.pictures + deviation * noise))
+        loss = functional.cross_entropy(character, glyphs.character)
+        loss = loss + functional.cross_entropy(face, glyphs.face)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        rate.step()
+    return classifier.eval().requires_grad_(False)
