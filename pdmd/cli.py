@@ -37,7 +37,7 @@ commands:
   export STUDENT DIR        write a student for diffusers, or its adapters
   bench NAME                compare methods: toy1d, mixture, digits; cost; overhead
   report PATH               write the HTML report of a run folder or a results file
-  teach NAME                train a shipped network again: digits, digits-classifier
+  teach NAME                train a shipped network again: digits, glyphs, ...
   check TEACHER             check that a teacher keeps what distillation needs
   teachers                  list the registered teachers
   objectives                list the registered objectives and their weights

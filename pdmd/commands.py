@@ -41,7 +41,7 @@ class TeachOptions:
     """Trains a shipped network again, from the images."""
 
     out: str = ""
-    """The safetensors file to write; NAME.safetensors by default."""
+    """The safetensors file to write, NAME.safetensors by default; of glyphs the folder."""
     updates: int = 0
     """Updates; 0 takes those of the shipped weights."""
     seed: int | None = None
@@ -113,13 +113,14 @@ def _evaluate(words: list[str]) -> int:
 
 
 def _teach(words: list[str]) -> int:
-    name, rest = take_name(words, "what to teach: digits or digits-classifier")
+    known = "digits, digits-classifier, glyphs or glyph-classifier"
+    name, rest = take_name(words, f"what to teach: {known}")
     options = parse(TeachOptions, rest, "pdmd teach NAME", flat=True)
-    if name not in ("digits", "digits-classifier"):
-        raise ValueError(f"cannot teach {name!r}; choose digits or digits-classifier")
+    if name not in known.replace(" or ", ", ").split(", "):
+        raise ValueError(f"cannot teach {name!r}; choose {known}")
     if options.updates < 0:
         raise ValueError(f"--updates must not be negative, got {options.updates}")
-    out = Path(options.out or f"{name}.safetensors")
+    out = Path(options.out or (name if name == "glyphs" else f"{name}.safetensors"))
     out.parent.mkdir(parents=True, exist_ok=True)  # for its errors, before any work
     more = {"updates": options.updates or None, "seed": options.seed}
     chosen = {key: value for key, value in more.items() if value is not None}
@@ -127,13 +128,22 @@ def _teach(words: list[str]) -> int:
         from pdmd.training.teaching import teach_digits
 
         teach_digits(**chosen).save(out)
+    elif name == "glyphs":
+        from pdmd.training.teaching_glyphs import teach_glyphs
+
+        teach_glyphs(out, **chosen)
+    elif name == "glyph-classifier":
+        from pdmd.evaluation.glyph_classifier import train_glyph_classifier
+
+        train_glyph_classifier(**chosen).save(out)
     else:
         from safetensors.torch import save_file
 
         from pdmd.evaluation.classifier import train_digits_classifier
 
         save_file(train_digits_classifier(**chosen).layers.state_dict(), out)
-    print(f"wrote {out} ({out.stat().st_size / 1e6:.2f} MB)")
+    size = sum(p.stat().st_size for p in (out, *out.rglob("*")) if p.is_file())
+    print(f"wrote {out} ({size / 1e6:.2f} MB)")
     return 0
 
 

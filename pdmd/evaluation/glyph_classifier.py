@@ -44,6 +44,13 @@ class GlyphClassifier(nn.Module):
         classifier.load_state_dict(state, strict=False)
         return classifier.eval().requires_grad_(False)
 
+    def save(self, path: str | Path) -> None:
+        """Writes the weights in half precision, as a safetensors file."""
+        from safetensors.torch import save_file
+
+        kept = {k: v.half() for k, v in self.state_dict().items() if v.is_floating_point()}
+        save_file(kept, path)
+
     def features(self, pictures: Tensor) -> Tensor:
         """Returns features, with shape :math:`(B, 64)`.
 
@@ -59,12 +66,11 @@ class GlyphClassifier(nn.Module):
 
 
 def train_glyph_classifier(
-    bank: GlyphBank, *, updates: int = 3000, seed: int = 1, progress: bool = True
+    *, updates: int = 3000, seed: int = 1, progress: bool = True
 ) -> GlyphClassifier:
     """Trains the classifier on pictures with noise added.
 
     Args:
-        bank: Shapes to draw pictures of.
         updates: Optimizer updates.
         seed: Seed of the start and of every draw.
         progress: Whether to show a progress bar.
@@ -74,6 +80,7 @@ def train_glyph_classifier(
     """
     from tqdm import tqdm
 
+    bank = GlyphBank(48)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -14,8 +14,10 @@ transformer is then taught by flow matching on latents, through
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +57,15 @@ TRANSFORMER: dict[str, Any] = {
     "axes_dims_rope": (4, 14, 14),
 }
 """Shape of the transformer: 16 tokens of a picture and 9 of text, 128 numbers wide."""
+
+PARTS = {
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
+    "tokenizer": ["transformers", "Qwen2Tokenizer"],
+    "transformer": ["diffusers", "QwenImageTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKLQwenImage"],
+}
+"""The pipeline's parts and their classes, as ``model_index.json`` lists them."""
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
@@ -111,13 +122,144 @@ def teach_vae(
     return vae.eval().requires_grad_(False)
 
 
+def teach_transformer(
+    folder: Path,
+    bank: GlyphBank,
+    *,
+    updates: int = 6000,
+    batch_size: int = 128,
+    lr: float = 1.5e-3,
+    pictures: int = 65536,
+    seed: int = 0,
+    progress: bool = True,
+) -> Any:
+    """Teaches the transformer by flow matching on latents of the folder's VAE.
+
+    Args:
+        folder: The pipeline's folder, which has every other part.
+        bank: Shapes to draw pictures of.
+        updates: Optimizer updates.
+        batch_size: Latents in each; a tenth have no prompt, so that the teacher can be guided.
+        lr: Highest learning rate of Adam.
+        pictures: How many pictures are drawn and encoded, once.
+        seed: Seed of weights and draws.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        A ``QwenImageTransformer2DModel``, frozen.
+    """
+    from diffusers import AutoencoderKLQwenImage
+    from tqdm import tqdm
+
+    from pdmd.teachers.glyphs import GlyphsTeacher
+    from pdmd.teachers.pipelines import build_part
+    from pdmd.training.teaching import teach
+
+    vae: Any = AutoencoderKLQwenImage.from_pretrained(folder / "vae").float()
+    transformer = build_part("QwenImageTransformer2DModel", TRANSFORMER, seed=seed)
+    build_part("QwenImageTransformer2DModel", TRANSFORMER, meta=True).save_config(
+        folder / "transformer"
+    )
+    teacher = GlyphsTeacher.from_pretrained(folder, meta=True)
+    condition: Any = teacher.encode([*NAMES, None])
+    denoiser = teacher.around(transformer).requires_grad_(True).train()
+
+    generator = torch.Generator().manual_seed(seed)
+    mean, std = (
+        torch.tensor(vae.config[key])[:, None, None] for key in ("latents_mean", "latents_std")
+    )
+    latents, characters = [], []
+    with _still(vae), torch.no_grad():
+        parts = range(0, pictures, 512)
+        for _ in tqdm(parts, "latents", disable=not progress, dynamic_ncols=True):
+            glyphs = bank.draw(512, generator)
+            z = vae.encode(2 * glyphs.pictures[:, :, None] - 1).latent_dist.mean[:, :, 0]
+            latents.append((z - mean) / std)
+            characters.append(glyphs.character)
+    data, character = torch.cat(latents), torch.cat(characters)
+
+    def source(n: int, draws: torch.Generator) -> tuple[Tensor, Any]:
+        rows = torch.randint(len(data), (n,), generator=draws)
+        dropped = torch.rand(n, generator=draws) < 0.1
+        return data[rows], condition[character[rows].masked_fill(dropped, len(NAMES))]
+
+    taught: Any = teach(
+        denoiser,
+        source,
+        updates=updates,
+        batch_size=batch_size,
+        lr=lr,
+        ema=0.999,
+        seed=seed,
+        progress=progress,
+    )
+    return taught.transformer.eval().requires_grad_(False)
+
+
+def teach_glyphs(
+    folder: str | Path, *, updates: int = 6000, seed: int = 0, progress: bool = True
+) -> Path:
+    """Trains every part of the glyphs pipeline and writes its folder.
+
+    A part that the folder has already is kept, so that an interrupted call goes on.
+
+    Args:
+        folder: The folder.
+        updates: Updates of the transformer, half as many of the VAE, and a tenth as many of the
+            text encoder.
+        seed: Seed of all weights and draws.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If the folder holds something else.
+    """
+    import diffusers
+
+    folder = Path(folder)
+    for path in sorted(folder.glob("*")):
+        if path.name not in (*PARTS, "model_index.json", "README.md"):
+            raise ValueError(
+                f"{folder} holds {path.name}, which is no part of the pipeline; choose another "
+                "--out"
+            )
+    bank = GlyphBank(seed=seed)
+    more: dict[str, Any] = {"seed": seed, "progress": progress}
+    folder.mkdir(parents=True, exist_ok=True)
+    index = {"_class_name": "QwenImagePipeline", "_diffusers_version": diffusers.__version__}
+    (folder / "model_index.json").write_text(json.dumps(index | PARTS, indent=2) + "\n")
+    diffusers.FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.0, max_shift=0.0
+    ).save_pretrained(folder / "scheduler")
+    if not _has(folder / "vae"):
+        _save(teach_vae(bank, updates=max(1, updates // 2), **more), folder / "vae")
+    if not _has(folder / "text_encoder"):
+        tokenizer = make_tokenizer()
+        tokenizer.save_pretrained(folder / "tokenizer")
+        encoder = teach_text_encoder(bank, tokenizer, updates=max(1, updates // 10), **more)
+        _save(encoder, folder / "text_encoder")
+    if not _has(folder / "transformer"):
+        transformer = teach_transformer(folder, bank, updates=updates, **more)
+        _save(transformer, folder / "transformer")
+    return folder
+
+
+def _has(part: Path) -> bool:
+    return any(part.glob("*.safetensors"))
+
+
+def _save(model: Any, folder: Path) -> None:
+    """Writes a part in half precision, whose weights it rounds."""
+    model.half().save_pretrained(folder)
+
+
 def make_tokenizer() -> Any:
     """Returns a ``Qwen2Tokenizer`` that knows the pipeline's template and every name by words.
 
     The pipeline cuts the template's first 34 tokens off, so the template must have as many here.
     """
-    import json
-
     from diffusers import QwenImagePipeline
     from tokenizers import Tokenizer, pre_tokenizers, trainers
     from tokenizers.models import BPE
