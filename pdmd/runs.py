@@ -187,6 +187,7 @@ class Run:
         if not self.runtime.main:
             return student
         student.save(self.folder / "student")
+        few = [self.teacher.prompts[i] for i in range(min(2, len(self.teacher.prompts)))]
         summary = {
             "teacher": config.teacher.name,
             "guidance": list(config.teacher.guidance),
@@ -195,6 +196,7 @@ class Run:
             "parameters": sum(p.numel() for p in student.experts[0].parameters()),
             "seconds": round(time.perf_counter() - started, 1),
             "evaluations": self.account.state(),
+            "prompts": [p for p in few if isinstance(p, str)],  # to load the student with
         }
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         if self.checkpointer.stop_requested:  # after the last update

@@ -31,8 +31,8 @@ def evaluate(
 
     Args:
         student: The student.
-        teacher: Its teacher, guided or not. Digits and mixtures are measured by what is known of
-            them, any other teacher in latents (:mod:`pdmd.evaluation.yardsticks`).
+        teacher: Its teacher, guided or not. Digits, glyphs and mixtures are measured by what is
+            known of them, any other teacher in latents (:mod:`pdmd.evaluation.yardsticks`).
         samples: Samples of each method, spread evenly over the prompts.
         seed: Seed of every draw.
         teacher_steps: Steps of the teacher's own sampling.
@@ -67,7 +67,7 @@ def evaluate(
     drawn = {}
     for i, (name, (_, draw)) in enumerate(tqdm(draws.items(), "evaluate", disable=not progress)):
         drawn[name] = draw(torch.Generator().manual_seed(seed + i))
-    measure = yardstick_for(teacher, condition, drawn.pop("reference"), seed)
+    measure = yardstick_for(teacher, condition, drawn.pop("reference"), seed, prompts=prompts)
     real = measure.real()
     rows = [] if real is None else [{"method": "real", "nfe": 0, **real}]
     rows += [{"method": name, "nfe": draws[name][0], **measure(x)} for name, x in drawn.items()]

@@ -19,6 +19,7 @@ __all__ = [
     "image_grid",
     "loss_figure",
     "plan_figure",
+    "prompt_rows",
     "side_by_side",
     "tradeoff_figure",
     "vector_scatter",
@@ -29,6 +30,9 @@ COLOURS = ("#3b6ea8", "#d9822b", "#4d9a57", "#a8485f", "#7a5ea8", "#8a7340", "#3
 
 PIXELS = 416
 """Pixels across a panel as it is drawn; more are averaged."""
+
+LONGEST = 36
+"""Characters of a prompt that are shown beside its pictures."""
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -85,6 +89,27 @@ def side_by_side(panels: Mapping[str, Tensor], *, columns: int) -> Figure:
         )
         axes.set_axis_off()
         axes.set_title(title, fontsize=10)
+    return figure
+
+
+def prompt_rows(panels: Mapping[str, Tensor], prompts: Sequence[str]) -> Figure:
+    """Draws pictures of one prompt in a row, one panel next to the other.
+
+    Args:
+        panels: Pictures in [0, 1], with shape :math:`(PN, C, H, W)`, those of one prompt together.
+        prompts: The P prompts, which stand at the left.
+    """
+    rows = len(prompts)
+    longest = 0.085 * min(LONGEST, max(map(len, prompts)))
+    figure = side_by_side(panels, columns=len(next(iter(panels.values()))) // rows)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width + longest, height)
+    axes = figure.axes[0]
+    tall = axes.get_images()[0].get_array().shape[0]  # type: ignore[union-attr]
+    for i, prompt in enumerate(prompts):
+        shown = prompt if len(prompt) <= LONGEST else prompt[: LONGEST - 1] + "\u2026"
+        where = {"xy": (0, (i + 0.5) * tall / rows), "xytext": (-6, 0), "ha": "right"}
+        axes.annotate(shown, **where, textcoords="offset points", va="center", fontsize=7)
     return figure
 
 

@@ -16,11 +16,12 @@ from pdmd.evaluation.figures import (
     data_uri,
     loss_figure,
     plan_figure,
+    prompt_rows,
     side_by_side,
     tradeoff_figure,
     vector_scatter,
 )
-from pdmd.sampling import sample_ode, trajectory
+from pdmd.sampling import sample, sample_ode, trajectory
 from pdmd.solvers import renoise_step
 from pdmd.students import Student
 from pdmd.teachers.base import Teacher
@@ -33,6 +34,8 @@ __all__ = ["write_grids", "write_report"]
 
 SMALL = 4096
 """Numbers of a latent of which many fit on a page and in a moment."""
+ROWS, EACH = 8, 10
+"""Prompts that are shown, and pictures of each."""
 TOGETHER = 2**16
 """Numbers of latents that are decoded together."""
 
@@ -48,7 +51,8 @@ def write_grids(
     """Draws teacher and student side by side: final samples, and the state after every phase.
 
     Args:
-        folder: The run folder; gets ``grids/*.png``.
+        folder: The run folder; gets ``grids/*.png``. Where prompts are texts, ``prompts.png`` has
+            several pictures of each of a few.
         student: The student.
         teacher: Its teacher. Where it decodes, pictures are drawn: 100 of small latents, 9 of
             others, of videos the middle frame; else the first two dimensions of vectors.
@@ -82,6 +86,20 @@ def write_grids(
         return vector_scatter({k: x.flatten(1) for k, x in panels.items()}, labels)
 
     n = student.plan.nfe
+    if decode is not None and all(isinstance(p, str) for p in prompts):
+        rows, each = min(ROWS, len(teacher.prompts)), EACH if small else 3
+        few = [teacher.prompts[i * len(teacher.prompts) // rows] for i in range(rows)]
+        asked = teacher.encode([prompt for prompt in few for _ in range(each)])
+        drawn = {
+            f"teacher, {teacher_steps} steps": sample_ode(
+                teacher, asked, steps=teacher_steps, batch=rows * each, generator=generator()
+            ),
+            f"student, {n} steps": sample(
+                student, asked, batch=rows * each, generator=generator()
+            ),
+        }
+        figure = prompt_rows({k: _decoded(decode, x) for k, x in drawn.items()}, few)
+        figure.savefig(grids / "prompts.png", bbox_inches="tight", pad_inches=0.05)
     panels = {
         f"teacher, {teacher_steps} steps": clean,
         f"teacher, {n} steps": few,
@@ -138,7 +156,7 @@ def write_report(folder: str | Path) -> Path:
         pair = ("sw2", "klh") if "klh" in rows[0] else ("feature_distance", "coverage")
         figures["tradeoff"] = data_uri(tradeoff_figure(rows, *pair))
     found = sorted((folder / "grids").glob("phase_*.png"), key=lambda p: int(p.stem.split("_")[1]))
-    samples = folder / "grids" / "samples.png"
+    samples, within = folder / "grids" / "samples.png", folder / "grids" / "prompts.png"
     environment = Environment(
         loader=PackageLoader("pdmd.evaluation", "."), autoescape=select_autoescape(["j2", "html"])
     )
@@ -151,7 +169,9 @@ def write_report(folder: str | Path) -> Path:
         summary=summary,
         rows=rows,
         figures=figures,
+        texts=(summary or {}).get("prompts"),
         samples=data_uri(samples.read_bytes()) if samples.exists() else None,
+        within=data_uri(within.read_bytes()) if within.exists() else None,
         grids=[data_uri(p.read_bytes()) for p in found],
         nfe=sum(len(p["timesteps"]) for p in plan["phases"]) if plan else 0,
     )

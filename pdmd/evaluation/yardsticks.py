@@ -1,33 +1,41 @@
 """Yardsticks: what a teacher's samples and its student's are measured by.
 
-Each knows the conditions that were asked for and turns samples into named figures. Digits are
-measured in a classifier's features, mixtures against their known law, anything else in latents.
+Each knows the conditions that were asked for and turns samples into named figures. Digits and
+glyphs are measured in a classifier's features, mixtures against their known law, anything else in
+latents.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pdmd.evaluation.classifier import DigitsClassifier
+from pdmd.evaluation.glyph_classifier import GlyphClassifier
 from pdmd.evaluation.metrics import (
     coverage_and_precision,
     frechet_distance,
     mode_histogram_kl,
     pairwise_cosine,
+    similarity_within_prompts,
     sliced_wasserstein,
+    vendi_score,
 )
 from pdmd.teachers.digits import DigitsTeacher, load_digit_images
+from pdmd.teachers.glyph_world import FACES, NAMES, GlyphBank
+from pdmd.teachers.glyphs import GlyphsTeacher
 from pdmd.teachers.guided import unguided
 from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.typing import Condition, Latents, labels_of
 
 __all__ = [
     "DigitsYardstick",
+    "GlyphsYardstick",
     "LatentYardstick",
     "MixtureYardstick",
     "Yardstick",
@@ -109,6 +117,66 @@ class DigitsYardstick(Yardstick):
         }
 
 
+class GlyphsYardstick(Yardstick):
+    """Measures pictures of glyphs in a small classifier's features and answers.
+
+    Beside the share that shows the character asked for and distances to the teacher, it measures
+    how different the pictures of one prompt are: their mean cosine, their Vendi score, and the
+    effective number of faces (the exponential of the entropy of the classifier's answers), all
+    averaged over prompts. That number is at most 12, and less with few samples of a prompt: the
+    row of real pictures tells how much less.
+
+    Args:
+        teacher: The glyphs teacher, for its decoder.
+        prompts: The prompts, names of characters.
+        reference: The teacher's samples of these, with shape :math:`(B, 4, 8, 8)`.
+        seed: Seed of the real pictures.
+    """
+
+    quality, diversity = "feature_distance", "faces"
+
+    def __init__(
+        self, teacher: GlyphsTeacher, prompts: Sequence[str], reference: Latents, seed: int
+    ) -> None:
+        self.classifier = GlyphClassifier.from_package()
+        self.decode = teacher.decode
+        self.character = torch.tensor([NAMES.index(prompt) for prompt in prompts])
+        generator = torch.Generator().manual_seed(seed + 100)
+        glyphs = GlyphBank(8, seed=seed).draw(len(prompts), generator, self.character)
+        self.features = self._features(reference)
+        self.truth = self.classifier.features(glyphs.pictures)
+
+    def __call__(self, x: Latents) -> dict[str, float]:
+        return self._measure(self._features(x))
+
+    def real(self) -> dict[str, float]:
+        """Returns the figures of pictures of the world itself."""
+        return self._measure(self.truth)
+
+    def _features(self, x: Latents) -> Tensor:
+        parts = [self.classifier.features(self.decode(part)) for part in x.split(128)]
+        return torch.cat(parts)
+
+    def _measure(self, features: Tensor) -> dict[str, float]:
+        character, face = self.classifier(features)
+        face = face.argmax(1)
+        entropies = []
+        for prompt in self.character.unique():
+            share = torch.bincount(face[self.character == prompt], minlength=len(FACES)).double()
+            entropies.append(torch.special.entr(share / share.sum()).sum())
+        coverage, precision = coverage_and_precision(self.features, features)
+        return {
+            "accuracy": float((character.argmax(1) == self.character).float().mean()),
+            "feature_distance": frechet_distance(features, self.features),
+            "feature_distance_real": frechet_distance(features, self.truth),
+            "cosine": similarity_within_prompts(features, self.character),
+            "vendi": vendi_score(features, self.character),
+            "faces": float(torch.stack(entropies).exp().mean()),
+            "coverage": coverage,
+            "precision": precision,
+        }
+
+
 class MixtureYardstick(Yardstick):
     """Measures samples of a mixture against its exact law.
 
@@ -187,16 +255,28 @@ class LatentYardstick(Yardstick):
         }
 
 
-def yardstick_for(teacher: Any, condition: Condition, reference: Latents, seed: int) -> Yardstick:
+def yardstick_for(
+    teacher: Any,
+    condition: Condition,
+    reference: Latents,
+    seed: int,
+    *,
+    prompts: Sequence[Any] = (),
+) -> Yardstick:
     """Returns the yardstick that suits a teacher.
+
+    Glyphs are measured as such where every prompt is the name of a character of their world.
 
     Args:
         teacher: The teacher, guided or not.
         condition: The conditions of the samples to measure, or ``None``.
         reference: The teacher's samples of these conditions.
         seed: Seed of what the yardstick draws.
+        prompts: The prompts that the conditions were made of.
     """
     base = unguided(teacher)
+    if isinstance(base, GlyphsTeacher) and prompts and set(prompts) <= set(NAMES):
+        return GlyphsYardstick(base, prompts, reference, seed)
     if isinstance(base, DigitsTeacher):
         return DigitsYardstick(base, condition, reference, seed)
     if isinstance(base, MixtureTeacher):

@@ -89,7 +89,7 @@ def open_base(
         ValueError: If there is none, it is of another class, or its VAE makes other latents.
     """
     source: Mapping[str, Any] = student.source or {}
-    name = folder or str(source.get("arguments", {}).get("folder", ""))
+    name = folder or str(source.get("arguments", {}).get("folder", "")) or layout.folder
     if not name:
         raise ValueError(
             "this student's teacher was not loaded from a pipeline's folder, whose text encoder, "

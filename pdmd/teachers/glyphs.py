@@ -9,6 +9,7 @@ Its text encoder reads a character's Unicode name, its transformer makes latents
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.glyph_world import NAMES, SIDE
+from pdmd.teachers.layouts import QWEN_IMAGE
 from pdmd.teachers.prompts import Prompts
 from pdmd.teachers.qwen_image import QwenImageTeacher
 
@@ -28,6 +30,8 @@ GLYPHS = Path(str(resources.files("pdmd.teachers"))) / "weights" / "glyphs"
 
 class GlyphsTeacher(QwenImageTeacher):
     """Qwen-Image's classes over latents of shape (4, 8, 8), for pictures of 32 x 32 pixels."""
+
+    layout = replace(QWEN_IMAGE, folder=str(GLYPHS))
 
     @classmethod
     def from_pretrained(

@@ -39,6 +39,7 @@ class PipelineLayout:
         factors: What they call a map's two factors, the one applied first first.
         bare: A pattern of the released paths for which they hold no ``alpha``, so that the second
             factor must hold the scale.
+        folder: Where the family's pipeline is if it ships with the package.
     """
 
     pipeline: str
@@ -56,6 +57,7 @@ class PipelineLayout:
     prefix: str = "diffusion_model"
     factors: tuple[str, str] = ("lora_down", "lora_up")
     bare: str = r"(?!)"
+    folder: str = ""
 
     def released_name(self, path: str) -> str:
         """Returns the released path of a linear map in diffusers' network.
