@@ -66,12 +66,13 @@ class GlyphClassifier(nn.Module):
 
 
 def train_glyph_classifier(
-    *, updates: int = 3000, seed: int = 1, progress: bool = True
+    *, updates: int = 3000, variants: int = 48, seed: int = 1, progress: bool = True
 ) -> GlyphClassifier:
     """Trains the classifier on pictures with noise added.
 
     Args:
         updates: Optimizer updates.
+        variants: Sizes and turns of each character in each face.
         seed: Seed of the start and of every draw.
         progress: Whether to show a progress bar.
 
@@ -80,7 +81,7 @@ def train_glyph_classifier(
     """
     from tqdm import tqdm
 
-    bank = GlyphBank(48)
+    bank = GlyphBank(variants)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
