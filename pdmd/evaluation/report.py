@@ -87,18 +87,18 @@ def write_grids(
 
     n = student.plan.nfe
     if decode is not None and all(isinstance(p, str) for p in prompts):
-        rows, each = min(ROWS, len(teacher.prompts)), EACH if small else 3
-        few = [teacher.prompts[i * len(teacher.prompts) // rows] for i in range(rows)]
-        asked = teacher.encode([prompt for prompt in few for _ in range(each)])
-        drawn = {
+        shown = min(ROWS, len(teacher.prompts))
+        texts = [teacher.prompts[i * len(teacher.prompts) // shown] for i in range(shown)]
+        each = EACH if small else 3
+        asked = teacher.encode([text for text in texts for _ in range(each)])
+        batch = shown * each
+        rows = {
             f"teacher, {teacher_steps} steps": sample_ode(
-                teacher, asked, steps=teacher_steps, batch=rows * each, generator=generator()
+                teacher, asked, steps=teacher_steps, batch=batch, generator=generator()
             ),
-            f"student, {n} steps": sample(
-                student, asked, batch=rows * each, generator=generator()
-            ),
+            f"student, {n} steps": sample(student, asked, batch=batch, generator=generator()),
         }
-        figure = prompt_rows({k: _decoded(decode, x) for k, x in drawn.items()}, few)
+        figure = prompt_rows({k: _decoded(decode, x) for k, x in rows.items()}, texts)
         figure.savefig(grids / "prompts.png", bbox_inches="tight", pad_inches=0.05)
     panels = {
         f"teacher, {teacher_steps} steps": clean,
