@@ -113,7 +113,7 @@ class AdaptedDenoiser(Denoiser):
             bound[layers[path]] = factors
         for layer in bound:
             if _add not in layer._forward_hooks.values():
-                layer.register_forward_hook(_add, with_kwargs=True)
+                layer.register_forward_hook(_add, prepend=True, with_kwargs=True)
         object.__setattr__(self, "base", base)  # not a module of this one
         self._bound = bound
         self._switches = [m for m in base.modules() if hasattr(m, "gradient_checkpointing")]

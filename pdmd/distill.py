@@ -237,7 +237,7 @@ def distill(
         cursor = checkpointer.read()
     finished: list[Expert] = []  # over plain networks
     placed: list[Expert] = []  # the same, as the runtime runs them
-    real = runtime.frozen(teacher)
+    real = runtime.frozen(teacher, shared=init.adapts)
     try:
         check_teacher(real, plan, generator, encoded)
         if resume and checkpointer is not None:

@@ -19,7 +19,9 @@ References:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,6 +70,29 @@ class Style(ABC):
             mesh: The one-dimensional mesh of the ranks.
         """
 
+    def beside(
+        self, layer: nn.Module, first: nn.Module, second: nn.Module, mesh: DeviceMesh
+    ) -> Callable[[Tensor], Tensor]:
+        """Splits the factors of a low-rank change as their layer is split, in place.
+
+        Args:
+            layer: The layer, which adds the second factor's output to its own.
+            first: Holds the factor that sees the layer's input, as ``weight``.
+            second: Holds the other.
+            mesh: The ranks.
+
+        Returns:
+            What becomes of the first factor's output before the second sees it.
+
+        Raises:
+            ValueError: If the style knows no such split.
+        """
+        raise ValueError(
+            f"{type(self).__name__} does not say how a low-rank change of a "
+            f"{type(layer).__name__} is split over tensor parallel ranks; leave the layer out of "
+            "lora.targets, or use parallel.tp = 1"
+        )
+
 
 @dataclass(frozen=True)
 class Columnwise(Style):
@@ -83,6 +108,12 @@ class Columnwise(Style):
         if len(parts) > 1:
             module.tensor_parts = {name: (0, parts) for name, _ in _own(module)}  # type: ignore[assignment]
         _extend(module, _ColumnwiseLinear, mesh)
+
+    def beside(
+        self, layer: nn.Module, first: nn.Module, second: nn.Module, mesh: DeviceMesh
+    ) -> Callable[[Tensor], Tensor]:
+        _place_factor(second, 0, self._parts(layer), mesh)
+        return partial(enter, ranks=Ranks.of(mesh))  # every rank's outputs ask for the same A x
 
     def _parts(self, module: Any) -> tuple[int, ...]:
         return (module.out_features,)
@@ -119,6 +150,12 @@ class Rowwise(Style):
         if len(parts) > 1:
             module.tensor_parts = {"weight": (1, parts)}  # type: ignore[assignment]
         _extend(module, _RowwiseLinear, mesh)
+
+    def beside(
+        self, layer: nn.Module, first: nn.Module, second: nn.Module, mesh: DeviceMesh
+    ) -> Callable[[Tensor], Tensor]:
+        _place_factor(first, 1, self._parts(layer), mesh)
+        return partial(reduce, ranks=Ranks.of(mesh))  # every rank has some of A x
 
     def _parts(self, module: Any) -> tuple[int, ...]:
         return (module.in_features,)
@@ -221,6 +258,16 @@ class _NormAcrossRanks(nn.Module):
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
         y = wide * torch.rsqrt(mean + eps)
         return (y if self.weight is None else y * self.weight).to(x.dtype)
+
+
+def _place_factor(factor: nn.Module, dim: int, parts: tuple[int, ...], mesh: DeviceMesh) -> None:
+    weight = factor._parameters["weight"]
+    assert weight is not None
+    place(factor, "weight", _slice(weight, dim, parts, mesh), mesh, Shard(dim))
+    if len(parts) > 1:
+        factor.tensor_parts = {"weight": (dim, parts)}  # type: ignore[assignment]
+    factor.tensor_ranks = Ranks.of(mesh)  # type: ignore[assignment]
+    extend(factor, views={"weight": local})
 
 
 def _extend(module: nn.Module, mixin: type, mesh: DeviceMesh) -> None:

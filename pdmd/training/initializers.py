@@ -26,7 +26,13 @@ DEFAULT_ADAPTER = LowRank(rank=64, alpha=8.0)
 
 
 class Initializer(ABC):
-    """Where the networks of a phase start."""
+    """Where the networks of a phase start.
+
+    Attributes:
+        adapts: Whether it makes adapters over the teacher's own networks.
+    """
+
+    adapts: bool = False
 
     @abstractmethod
     def expert(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
@@ -156,6 +162,7 @@ class LowRankRoles(Initializer):
     ) -> None:
         self.generator, self.low_rank_fake = generator, fake
         self.start, self.seed = start or FromTeacher(), seed
+        self.adapts = generator is not None or fake is not None
 
     def expert(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
         if self.generator is None:
@@ -192,6 +199,7 @@ class PerStep(Initializer):
 
     def __init__(self, inner: Initializer | None = None) -> None:
         self.inner = inner or FromTeacher()
+        self.adapts = self.inner.adapts
 
     def expert(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
         networks = [self.inner.expert(teacher, phase, finished) for _ in phase.timesteps]

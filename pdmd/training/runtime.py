@@ -85,8 +85,16 @@ class Runtime(ABC):
     plain: bool = True
 
     @abstractmethod
-    def frozen(self, network: Denoiser) -> Denoiser:
-        """Returns what evaluates a network that does not train, until :meth:`release`."""
+    def frozen(self, network: Denoiser, *, shared: bool = False) -> Denoiser:
+        """Returns what evaluates a network that does not train, until :meth:`release`.
+
+        Args:
+            network: The network.
+            shared: Whether adapters will run over its parts.
+
+        Raises:
+            ValueError: If adapters cannot.
+        """
 
     @abstractmethod
     def trained(self, network: N) -> N:
@@ -212,7 +220,7 @@ class OneProcess(Runtime):
         self.device, self.precision = torch.device(device), precision
         self.recompute = recompute
 
-    def frozen(self, network: Denoiser) -> Denoiser:
+    def frozen(self, network: Denoiser, *, shared: bool = False) -> Denoiser:
         self._put(network)
         return network
 

@@ -46,7 +46,7 @@ from torchtitan.distributed import ParallelDims, utils
 from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC
 from torchtitan.tools.logging import logger as titan_log
 
-from pdmd.adapters import AdaptedDenoiser
+from pdmd.adapters import adapted_parts
 from pdmd.denoisers import Denoiser
 from pdmd.objectives.critics import FeatureCritic
 from pdmd.parallel import (
@@ -61,6 +61,7 @@ from pdmd.parallel import (
 from pdmd.routers import RoutedDenoiser
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.training.parallelism import check_degrees
+from pdmd.training.recompute import recompute_units
 from pdmd.training.runtime import (
     Optimizers,
     Rates,
@@ -73,6 +74,7 @@ from pdmd.training.runtime import (
     set_precision,
     widen,
 )
+from pdmd.training.shared_bases import SharedBases, split_factors
 from pdmd.training.watch import Watch
 
 __all__ = ["TitanRuntime"]
@@ -163,6 +165,7 @@ class TitanRuntime(Runtime):
         self.data_rank = 0 if batch is None else batch.get_local_rank()
         self.loss_scale = float(cp)
         self.precision, self.recompute, self.compile = precision, recompute, compile
+        self.bases = SharedBases()
         self.watch = Watch(silence)
         if world > 1:
             self.watch.start()
@@ -176,35 +179,101 @@ class TitanRuntime(Runtime):
         if tensor or context:
             check(network, tensor=tensor, context=context)
 
-    def frozen(self, network: Denoiser) -> Denoiser:
+    def frozen(self, network: Denoiser, *, shared: bool = False) -> Denoiser:
+        plain = list(network.modules())
         copied = copy.deepcopy(network).requires_grad_(False).eval()
+        if adapted_parts(copied):
+            return self._spread_roles(copied)
+        if shared:
+            self._check_shared()
+            made = list(copied.modules())
+            self._narrow(copied)
+            self._spread_base(copied)
+            self.bases.add(plain, made)
+            return copied
         if self.precision == torch.float32:
             return self.trained(copied)
-        for parameter in copied.parameters():
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.to(self.precision)
+        self._narrow(copied)
         return self._spread(copied)
 
     def trained(self, network: N) -> N:
-        if any(isinstance(module, AdaptedDenoiser) for module in network.modules()):
-            raise ValueError(
-                "low-rank adapters over a shared base are not spread over ranks; train full "
-                "weights, or in one process"
-            )
         widen(network)
-        return self._spread(network)
+        return self._spread_roles(network) if adapted_parts(network) else self._spread(network)
 
     def release(self, network: nn.Module) -> None:
         """Does nothing: what was frozen is a copy."""
 
-    def _spread(self, network: N) -> N:
-        """Spreads a network over the ranks, in place."""
+    def _narrow(self, network: nn.Module) -> None:
+        """Holds a network that does not train in the type that it computes in."""
+        if self.precision == torch.float32:
+            widen(network)
+            return
+        for parameter in network.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(self.precision)
+
+    def _prepare(self, network: nn.Module) -> None:
         for module in network.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(self.device))
             if isinstance(module, RoutedDenoiser):
                 module.together = self.data_ranks > 1
         set_precision(network, self.precision)
+
+    def _spread_base(self, network: Denoiser) -> None:
+        """Spreads a frozen network so that several roles can call it, in place."""
+        self._prepare(network)
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(self.device)
+        if self.dims.tp_enabled:
+            tensor_parallelize(network, self.dims.get_mesh("tp"))
+        if self.dims.cp_enabled:
+            context_parallelize(network, self.dims.get_mesh("cp"))
+        if self.recompute != "none":
+            recompute_units(network)  # under the adapter of the call, as torchtitan's cannot
+        sharded = [unit for _, unit in units_of(network)]
+        sharded += [network.get_submodule(path) for path in plans_of(network)]
+        for module in sharded:
+            fully_shard(module, **self._sharding(), reshard_after_forward=True)
+
+    def _spread_roles(self, network: N) -> N:
+        """Spreads the adapters within a network, over bases that are shared out once."""
+        self._check_shared()
+        self._prepare(network)
+        for part in adapted_parts(network):
+            plain, base = part.base, self.bases.find(part.base)
+            if base is None:
+                base = self.frozen(plain, shared=True)
+            set_precision(base, self.precision)
+            part.over(base)
+            part.to(self.device)
+            tensor, context = (self.dims.get_optional_mesh(name) for name in ("tp", "cp"))
+            split_factors(part, tensor, context)
+            fully_shard(part, **self._sharding(), reshard_after_forward=True)
+        return network
+
+    def _check_shared(self) -> None:
+        for name, wrong in (("compile", self.compile), ("recompute", self.recompute)):
+            if wrong and wrong not in ("none", "full"):
+                remedy = "'none' or 'full'" if name == "recompute" else "False"
+                raise ValueError(
+                    f"low-rank adapters over a shared base do not go with parallel.{name} = "
+                    f"{wrong!r}; set it to {remedy}, or train full weights"
+                )
+
+    def _sharding(self) -> dict[str, Any]:
+        return {
+            "mesh": self.dims.get_activated_mesh(["dp_replicate", "fsdp"]),
+            "mp_policy": MixedPrecisionPolicy(
+                param_dtype=None if self.precision == torch.float32 else self.precision,
+                reduce_dtype=torch.float32,
+                cast_forward_inputs=False,
+            ),
+        }
+
+    def _spread(self, network: N) -> N:
+        """Spreads a network over the ranks, in place."""
+        self._prepare(network)
         if not any(True for _ in network.parameters()):
             return network
         if self.dims.tp_enabled:
@@ -221,17 +290,11 @@ class TitanRuntime(Runtime):
             planned = bool(plans_of(network)) or isinstance(network, Denoiser)
             (context_parallelize if planned else replicate)(network, self.dims.get_mesh("cp"))
         units = [self._wrap(network, name, unit) for name, unit in units_of(network)]
-        mesh = self.dims.get_activated_mesh(["dp_replicate", "fsdp"])
-        policy = MixedPrecisionPolicy(
-            param_dtype=None if self.precision == torch.float32 else self.precision,
-            reduce_dtype=torch.float32,
-            cast_forward_inputs=False,
-        )
         for unit in units:
-            fully_shard(unit, mesh=mesh, mp_policy=policy)
+            fully_shard(unit, **self._sharding())
         # the root too is sharded again after a forward: rollouts without a gradient would leave it
         # gathered, and what is said of its parameters in between would be lost
-        fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        fully_shard(network, **self._sharding(), reshard_after_forward=True)
         return network
 
     def _wrap(self, network: nn.Module, name: str, unit: nn.Module) -> nn.Module:

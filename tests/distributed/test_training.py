@@ -5,6 +5,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from pdmd import AdamRecipe, PhasePlan, distill
+from pdmd.adapters import LowRank
 from pdmd.experts import FullGradient
 from pdmd.objectives import DistributionMatching, SubintervalScoreMatching
 from pdmd.parallel import permutations
@@ -16,6 +17,7 @@ from pdmd.teachers.guided import Guided
 from pdmd.teachers.mixture import encode_labels
 from pdmd.teachers.mlp import MlpDenoiser
 from pdmd.teachers.transformer import ImageTransformer
+from pdmd.training.initializers import LowRankRoles, PerStep
 from pdmd.training.recorder import Recorder
 from pdmd.training.runtime import OneProcess, parameter_names
 from tests.distributed.ranks import run_ranks
@@ -155,8 +157,10 @@ def compare(world, cases):
             for j, (wanted, heard) in enumerate(zip(gradients, got[1], strict=True)):
                 assert furthest(heard, wanted) < 1e-5, f"{where}: gradient {j}"
             assert weights.keys() == got[2].keys()
-            for name_, wanted in weights.items():  # Adam makes much of small gradients
-                assert furthest(got[2][name_], wanted) < 1e-4, f"{where}: {name_}"
+            # Adam makes much of small gradients, and factors that start at zero are its steps alone
+            near = 3e-3 if "init" in more else 1e-4
+            for name_, wanted in weights.items():
+                assert furthest(got[2][name_], wanted) < near, f"{where}: {name_}"
 
 
 VANILLA = {"plan": PhasePlan.uniform(1, steps=3), "truncation": FullGradient()}
@@ -180,6 +184,40 @@ def test_two_ranks_train_as_one_process_does():
 @pytest.mark.parametrize("name", ["qwen_image", "wan"])
 def test_two_ranks_train_families_as_one_process_does(name):
     compare(2, [(name, {}, {}), (name, {"tp": 2}, {}), (name, {"cp": 2}, {})])
+
+
+ADAPTERS = LowRankRoles(LowRank(rank=3, alpha=6), LowRank(rank=2, alpha=4))
+FULL_FAKE = LowRankRoles(LowRank(rank=3, alpha=6))
+EVERYWHERE = LowRankRoles(LowRank(rank=2, targets=("*",)), LowRank(rank=2, targets=("*",)))
+ROUTED = {"init": PerStep(ADAPTERS), "plan": PhasePlan.uniform(1, steps=2)}
+
+
+def test_two_ranks_train_adapters_as_one_process_does():
+    compare(
+        2,
+        [
+            ("digits", {}, {"init": ADAPTERS}),
+            ("digits", {"recompute": "full"}, {"init": FULL_FAKE, **VANILLA}),
+            ("digits", {"tp": 2}, {"init": EVERYWHERE}),
+            ("digits", {"cp": 2}, {"init": EVERYWHERE}),
+            ("digits", {"dp_replicate": 2}, ROUTED),
+            ("perceptron", {}, {"init": ADAPTERS}),
+        ],
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen_image", "wan"])
+def test_two_ranks_train_families_adapters_as_one_process_does(name):
+    degrees = ({}, {"tp": 2}, {"cp": 2}, {"recompute": "full"})
+    compare(2, [(name, degree, {"init": ADAPTERS}) for degree in degrees])
+
+
+@pytest.mark.slow
+def test_four_ranks_train_adapters_as_one_process_does():
+    degrees = ({"tp": 2}, {"cp": 2, "tp": 2}, {"tp": 2, "recompute": "full"})
+    cases = [("qwen_image", degree, {"init": ADAPTERS}) for degree in degrees]
+    compare(4, [*cases, ("wan", {"cp": 2, "tp": 2}, {"init": FULL_FAKE})])
 
 
 @pytest.mark.slow
