@@ -306,11 +306,6 @@ class Run:
         adapters = [spec for spec in self.config.lora.build() if spec]
         if not adapters:
             return
-        if not self.runtime.plain:
-            raise ValueError(
-                "lora.rank and lora.fake_rank are for runs of one process; train full weights "
-                "(0), or leave out --parallel and torchrun"
-            )
         if not _has_weights(self.teacher):
             raise ValueError(
                 f"{self.config.teacher.name} has no weights to adapt; train full weights, with "

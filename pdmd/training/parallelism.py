@@ -56,10 +56,11 @@ class ParallelConfig:
         degrees = {name: getattr(self, name) for name in ("dp_replicate", "dp_shard", "cp", "tp")}
         world = int(os.environ.get("WORLD_SIZE", "1"))
         check_degrees(world, **degrees)
-        if world == 1 and not (self.torchtitan or self.compile or self.recompute != "none"):
+        if world == 1 and not (self.torchtitan or self.compile or self.recompute == "selective"):
             if self.deterministic:
                 torch.use_deterministic_algorithms(True)
-            return OneProcess(pick_device(self.device), precision)
+            again = self.recompute == "full"
+            return OneProcess(pick_device(self.device), precision, recompute=again)
         if self.device != "auto":
             raise ValueError(
                 f"parallel.device = {self.device!r} is for a single process without torchtitan's "
@@ -70,7 +71,7 @@ class ParallelConfig:
         except ImportError as error:
             raise ValueError(
                 f"a parallel run needs torchtitan 0.3 and torch 2.12 or later ({error}); install "
-                "them, or run one process without recompute and compile"
+                "them, or run one process without compile and selective recompute"
             ) from error
         return TitanRuntime(
             **degrees,

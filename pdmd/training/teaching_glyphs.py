@@ -116,8 +116,11 @@ def teach_vae(
         minimise(loss, vae, updates=updates, lr=lr, name="vae", progress=progress)
         with torch.no_grad():
             x = 2 * bank.draw(2048, generator).pictures[:, :, None] - 1
-            z = torch.cat([vae.encode(part).latent_dist.mean for part in x.split(128)])
-    std, mean = torch.std_mean(z, dim=(0, 2, 3, 4))
+            found = [vae.encode(part).latent_dist for part in x.split(128)]
+    mean = torch.cat([posterior.mean for posterior in found])
+    noise = torch.cat([posterior.var for posterior in found])
+    variance, mean = torch.var_mean(mean, dim=(0, 2, 3, 4))
+    std = (variance + noise.mean((0, 2, 3, 4))).sqrt()  # of what it is taught to decode
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     return vae.eval().requires_grad_(False)
 
