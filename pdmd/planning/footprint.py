@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pdmd.adapters import AdaptedDenoiser, recompute_contexts
 from pdmd.denoisers import Denoiser
 from pdmd.planning.recording import Course, FusedAttention, Recorder, Recording, fit
-from pdmd.planning.units import heads_of, split_of, units_of
+from pdmd.planning.units import Split, heads_of, split_of, units_of
 from pdmd.routers import RoutedDenoiser
 from pdmd.typing import Condition, repeat_condition
 
@@ -67,6 +68,9 @@ class Footprint:
         heads: Attention heads; 0 without attention.
         latents: Bytes of one sample in float32.
         condition: Bytes of one condition.
+        under: Of an adapter, the units of the frozen network that it runs over. They are held as
+            the teacher's, and gathered whenever the adapter is called.
+        under_root: That network's parameters outside the units.
     """
 
     root: Group
@@ -85,6 +89,8 @@ class Footprint:
     heads: int
     latents: int
     condition: int
+    under: tuple[Group, ...] = ()
+    under_root: Group = Group(whole=0, split=0)
 
     @property
     def parameters(self) -> int:
@@ -97,7 +103,17 @@ class Footprint:
 
     def largest(self, tp: int) -> float:
         """Returns the parameters of the largest unit; of all where there are no units."""
-        return max((g.local(tp) for g in self.units), default=self.root.local(tp))
+        units = self.under or self.units
+        return max((g.local(tp) for g in units), default=self.root.local(tp))
+
+    def reduced_at_once(self, tp: int) -> float:
+        """Returns the parameters whose gradients are reduced together: a unit's, or an adapter's."""
+        return self.local(tp) if self.under else self.largest(tp)
+
+    def gathered(self, tp: int) -> tuple[float, float]:
+        """Returns what one call gathers: the parameters of all units, and those outside."""
+        units = sum(g.local(tp) for g in (*self.units, *self.under))
+        return units, self.root.local(tp) + self.under_root.local(tp)
 
 
 def measure(
@@ -132,9 +148,12 @@ def measure(
     else:
         train = False
     network.requires_grad_(train).train(train)
-    units, split = units_of(network), split_of(network)
+    carrier = network.base if isinstance(network, AdaptedDenoiser) else network
+    units, split = units_of(carrier), split_of(carrier)
     if condition is not None:
         condition = _placed(condition, device)
+
+    marked = _marked(network, carrier, split)
 
     def chained(batch: int, chain: int) -> Callable[[], Tensor]:
         x = torch.zeros(batch, *denoiser.latent_shape, device=device, dtype=dtype)
@@ -152,7 +171,8 @@ def measure(
     def record(batch: int, *, backward: bool, again: bool, chain: int) -> Recording:
         recorder = Recorder(list(units.values()), split)
         with torch.set_grad_enabled(backward), _recomputed(units if again else {}):
-            return recorder.run(network, chained(batch, chain), backward=backward)
+            forward = chained(batch, chain)
+            return recorder.run(network, forward, backward=backward, split=marked)
 
     few, many = _BATCHES
     with torch.no_grad():
@@ -166,20 +186,21 @@ def measure(
         recorded = fit(first, second, _BATCHES)
         recomputed = quiet.unit_flops if checkpointing else 0
         backward_flops = first.flops[1] / steps - recomputed
-    marked = {id(layer.weight) for layer in (*split.column_wise, *split.row_wise)}
-    marked |= {id(layer.bias) for layer in split.column_wise if layer.bias is not None}
-    groups = [_group(list(unit.parameters()), marked) for unit in units.values()]
-    everything = _group(list(network.parameters()), marked)
+    groups = tuple(_group(list(unit.parameters()), marked) for unit in units.values())
+    everything = _group(list(carrier.parameters()), marked)
     root = Group(
         whole=everything.whole - sum(g.whole for g in groups),
         split=everything.split - sum(g.split for g in groups),
     )
+    own: dict[str, Any] = {"root": root, "units": groups}
+    if carrier is not network:
+        factors = _group(list(network.parameters()), marked)
+        own = {"root": factors, "units": (), "under": groups, "under_root": root}
     size = 1
     for n in denoiser.latent_shape:
         size *= n
     return Footprint(
-        root=root,
-        units=tuple(groups),
+        **own,
         trained=train,
         buffers=sum(b.nbytes for b in network.buffers()),
         quiet=course,
@@ -191,7 +212,7 @@ def measure(
         reduced=quiet.reduced / few,
         entering=quiet.entering / few,
         tokens=quiet.tokens,
-        heads=heads_of(network),
+        heads=heads_of(carrier),
         latents=4 * size,
         condition=_size(condition),
     )
@@ -220,8 +241,23 @@ def _routed(
         parts[0],
         root=Group(whole=sum(p.root.whole for p in parts), split=sum(p.root.split for p in parts)),
         units=tuple(unit for p in parts for unit in p.units),
+        under=tuple(unit for p in parts for unit in p.under),
         buffers=sum(p.buffers for p in parts),
     )
+
+
+def _marked(network: nn.Module, carrier: nn.Module, split: Split) -> set[int]:
+    """Returns the parameters that tensor parallelism splits, factors beside its layers too."""
+    marked = {id(layer.weight) for layer in (*split.column_wise, *split.row_wise)}
+    marked |= {id(layer.bias) for layer in split.column_wise if layer.bias is not None}
+    if isinstance(network, AdaptedDenoiser):
+        layers = dict(carrier.named_modules())
+        for path, factors in network.factors().items():
+            if layers[path] in split.column_wise:
+                marked.add(id(factors.lora_B.weight))
+            elif layers[path] in split.row_wise:
+                marked.add(id(factors.lora_A.weight))
+    return marked
 
 
 def _group(parameters: list[nn.Parameter], marked: set[int]) -> Group:
@@ -261,7 +297,7 @@ def _recomputed(units: dict[str, nn.Module]) -> Iterator[None]:
             unit.forward,
             use_reentrant=False,
             preserve_rng_state=False,
-            context_fn=contexts,
+            context_fn=partial(recompute_contexts, contexts),
         )
     try:
         yield

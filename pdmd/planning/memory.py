@@ -196,16 +196,18 @@ def _moments(roles: Roles, work: Work, degrees: Degrees, precision: Precision) -
         return dataclasses.replace(base, moment=name, **changes)
 
     gathering = shards > 1 or precision.mixed
-    roots = sum(n.root.local(tp) for n in (teacher, own, fake, *roles.frozen))
+    alike = (teacher, own, fake, *roles.frozen)  # an adapter's network is the teacher's
+    roots = sum(network.root.local(tp) for network in alike)
 
     def in_flight(network: Footprint, *, backward: bool = False) -> float:
         """Gathered parameters, and gradients on their way to their shards."""
         if not gathering:
             return 0.0
         size, unit = precision.compute.itemsize, network.largest(tp)
-        gathered = size * (roots + (2 if network.units else 1) * unit)
-        reduced = _MASTER * unit  # held until the next gradients are reduced
-        return gathered + reduced + (size * unit if backward else 0.0)
+        gathered = size * (roots + (2 if network.units or network.under else 1) * unit)
+        together = network.reduced_at_once(tp)
+        reduced = _MASTER * together  # held until the next gradients are reduced
+        return gathered + reduced + (size * together if backward else 0.0)
 
     def backward(role: str, network: Footprint, *, added: bool = False) -> RankMemory:
         course = network.recorded

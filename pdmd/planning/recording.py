@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -161,6 +161,7 @@ class Recorder(TorchDispatchMode):
         forward: Callable[[], Tensor],
         *,
         backward: bool,
+        split: Collection[int],
     ) -> Recording:
         """Runs and records a forward pass, and the backward pass of its output's sum.
 
@@ -168,13 +169,15 @@ class Recorder(TorchDispatchMode):
             network: The network, whose gradients are ``None``.
             forward: Computes the output.
             backward: Whether to run backward too.
+            split: The parameters that tensor parallelism splits, by ``id``.
         """
         enabled = gc.isenabled()
         gc.collect()
         gc.disable()  # cycles are released at chance moments
-        split = {id(layer.weight) for layer in (*self._split.column_wise, *self._split.row_wise)}
-        for tensor in (*network.parameters(), *network.buffers()):
-            self._know(tensor, id(tensor) in split)
+        layers = (*self._split.column_wise, *self._split.row_wise)
+        under = (layer.weight for layer in layers)  # an adapter's network is none of its own
+        for tensor in (*network.parameters(), *network.buffers(), *under):
+            self._know(tensor, tensor.ndim > 1 and id(tensor) in split)
         try:
             with self._hooks(), self:
                 with FusedAttention(self._attended):

@@ -19,7 +19,7 @@ from pdmd.planning.search import Choice, search
 from pdmd.planning.traffic import flops_of
 from pdmd.teachers.base import Teacher, import_plugins, networks, outline_arguments
 from pdmd.training.config import DistillConfig, TeacherConfig
-from pdmd.training.initializers import FromDenoiser, FromTeacher, Initializer
+from pdmd.training.initializers import FromDenoiser, FromTeacher, Initializer, LowRankRoles
 from pdmd.training.parallelism import PRECISIONS
 from pdmd.training.teaching import network_arguments
 from pdmd.typing import Condition
@@ -230,11 +230,6 @@ def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> R
             "what selective recomputation keeps is not planned; plan with parallel.recompute = "
             "'none', which needs more memory, or 'full', which needs less"
         )
-    if any(config.lora.build()):
-        raise ValueError(
-            "adapters are not planned yet; plan full weights, with lora.rank = 0 and "
-            "lora.fake_rank = 0"
-        )
     compute = PRECISIONS[config.parallel.precision]
     teacher = outlined(config.teacher)
     condition = teacher.encode(list(teacher.prompts)[:1])
@@ -257,8 +252,14 @@ def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> R
         entries=config.train.build_entries(plan),
         updates=tuple(config.train.updates_of(plan)),
     )
-    init: Initializer = FromTeacher()
+    adapters = config.lora.build()
+    init: Initializer = LowRankRoles(*adapters) if any(adapters) else FromTeacher()
     if not any(True for _ in teacher.parameters()):
+        if any(adapters):
+            raise ValueError(
+                f"{config.teacher.name} has no weights to adapt; plan full weights, with "
+                "lora.rank = 0 and lora.fake_rank = 0"
+            )
         arguments = network_arguments(
             teacher,
             condition,

@@ -67,9 +67,9 @@ def traffic_of(
     gather = reduce = copies = tensor = sequence = 0.0
     for role, network, forward, backward in _shares(roles, work, index):
         passes = forward / work.evaluations if role == "teacher" else forward
-        local = network.local(tp)
-        units = local - network.root.local(tp)
-        gather += sharded * precision.compute.itemsize * (passes * local + backward * units)
+        local, (units, root) = network.local(tp), network.gathered(tp)
+        wanted = passes * (units + root) + backward * units
+        gather += sharded * precision.compute.itemsize * wanted
         reduce += sharded * 4 * backward * local
         copies += replicated * 4 * backward * local / shards
         again = backward if checkpointing else 0.0

@@ -183,6 +183,7 @@ class TitanRuntime(Runtime):
         plain = list(network.modules())
         copied = copy.deepcopy(network).requires_grad_(False).eval()
         if adapted_parts(copied):
+            self._narrow(copied)
             return self._spread_roles(copied)
         if shared:
             self._check_shared()
