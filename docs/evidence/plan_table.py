@@ -6,13 +6,21 @@ Without an option the tables are written from plans.json, which --measure makes 
 """
 
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
 
 import torch
 
-from pdmd import FromTeacher, PhasePlan, RectifiedFlow, StochasticTruncation
+from pdmd import (
+    FromTeacher,
+    LowRank,
+    LowRankRoles,
+    PhasePlan,
+    RectifiedFlow,
+    StochasticTruncation,
+)
 from pdmd.denoisers import Denoiser
 from pdmd.planning import Precision, Work, measure_roles, plan_roles
 from pdmd.planning.tables import amount, size
@@ -59,7 +67,9 @@ def twice(footprint):
     root = dataclasses.replace(
         footprint.root, whole=2 * footprint.root.whole, split=2 * footprint.root.split
     )
-    return dataclasses.replace(footprint, root=root, units=2 * footprint.units)
+    return dataclasses.replace(
+        footprint, root=root, units=2 * footprint.units, under=2 * footprint.under
+    )
 
 
 MODELS = {
@@ -79,6 +89,9 @@ MODELS = {
     },
 }
 
+ADAPTER = LowRank(rank=64, alpha=8.0)
+ROLES = {"": FromTeacher(), "_lora": LowRankRoles(ADAPTER, ADAPTER)}
+
 
 def measured():
     from tensordict import TensorDict
@@ -88,7 +101,7 @@ def measured():
         "checkpointing": True,
     }
     out = {}
-    for name, model in MODELS.items():
+    for (name, model), (kind, init) in itertools.product(MODELS.items(), ROLES.items()):
         with torch.device("meta"):
             network = model["network"]()
             text = torch.empty(1, *model["text"], dtype=torch.bfloat16)
@@ -104,7 +117,7 @@ def measured():
                 evaluations=2,
             )
 
-        roles = measure_roles(network, FromTeacher(), condition, work(1), **settings)
+        roles = measure_roles(network, init, condition, work(1), **settings)
         if model["pair"]:  # the second phase's scores are compared at the times of both
             pairs = [{"teacher": twice(r.teacher)} for r in roles]
             pairs[1]["fake"] = twice(roles[1].fake)
@@ -112,7 +125,7 @@ def measured():
         plans = [
             plan_roles(roles, work(n), name=name, gpus=n, memory=MEMORY, **settings) for n in GPUS
         ]
-        out[name] = [plan.figures() for plan in plans]
+        out[name + kind] = [plan.figures() for plan in plans]
     return out
 
 
@@ -199,7 +212,16 @@ def degrees_table(figures, most=8):
 
 def text():
     parts = [BEGIN]
-    for name, plans in json.loads(FIGURES.read_text()).items():
+    for key, plans in json.loads(FIGURES.read_text()).items():
+        name, adapted = key.removesuffix("_lora"), key.endswith("_lora")
+        if adapted:
+            factors = plans[-1]["phases"][-1]["generator"]["parameters"]
+            words = (
+                f"With experts and fake scores as adapters of rank {ADAPTER.rank} over the one "
+                f"frozen network, {factors / 1e6:,.0f} M parameters each:"
+            )
+            parts += [words, table(plans)]
+            continue
         network = plans[-1]["phases"][-1]["generator"]
         forward, backward, again = (
             amount(network[f"{way}_flops"]) + "FLOPs"

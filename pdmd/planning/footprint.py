@@ -107,7 +107,7 @@ class Footprint:
         return max((g.local(tp) for g in units), default=self.root.local(tp))
 
     def reduced_at_once(self, tp: int) -> float:
-        """Returns the parameters whose gradients are reduced together: a unit's, or an adapter's."""
+        """Returns the parameters whose gradients are reduced together: a unit's, an adapter's."""
         return self.local(tp) if self.under else self.largest(tp)
 
     def gathered(self, tp: int) -> tuple[float, float]:
@@ -143,6 +143,8 @@ def measure(
         if isinstance(module, RoutedDenoiser):
             return _routed(module, condition, train, steps, dtype, checkpointing)
     network, device = copy.deepcopy(denoiser), "cpu"
+    if isinstance(network, AdaptedDenoiser):
+        network.over(copy.deepcopy(network.base).to("meta").to(dtype))
     if any(True for _ in network.parameters()):  # a closed form runs as it is
         network, device = network.to("meta").to(dtype), "meta"
     else:

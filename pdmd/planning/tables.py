@@ -55,9 +55,12 @@ def _head(plan: RunPlan) -> str:
         for t in (plan.precision.compute, plan.precision.frozen)
     )
     steps = "+".join(str(phase.steps) for phase in work.plan)
+    where = f"in {len(expert.units)} units"
+    if expert.under:
+        where = f"over its {len(expert.under)} units"
     lines = [
         f"{plan.name}: teacher of {amount(roles.teacher.parameters)} parameters, experts of "
-        f"{amount(expert.parameters)} in {len(expert.units)} units"
+        f"{amount(expert.parameters)} {where}"
         + (f", sequence {expert.tokens}, {expert.heads} heads" if expert.heads else ""),
         f"{len(work.plan)} phases of {steps} steps, batch {work.batch_size}, "
         f"{work.fake_updates} fake updates, rollouts in an update: {work.accumulate}, "

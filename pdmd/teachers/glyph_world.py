@@ -19,7 +19,10 @@ from torch import Tensor
 
 __all__ = ["CHARACTERS", "FACES", "NAMES", "SIDE", "GlyphBank", "Glyphs", "render_masks"]
 
-CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ\u0393\u0394\u0398\u039b\u039e\u03a0\u03a3\u03a6\u03a8\u03a9"
+CHARACTERS = (
+    "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    "\u0393\u0394\u0398\u039b\u039e\u03a0\u03a3\u03a6\u03a8\u03a9"
+)
 """Digits, capital letters, and the Greek capitals that no Latin one looks like."""
 
 NAMES = tuple(unicodedata.name(character) for character in CHARACTERS)
@@ -107,7 +110,7 @@ def _inks() -> Tensor:
 
 
 def render_masks(variants: int, *, seed: int = 0) -> Tensor:
-    """Renders every character in every face, at random sizes and turns.
+    r"""Renders every character in every face, at random sizes and turns.
 
     Args:
         variants: Pictures of each character in each face.
@@ -115,7 +118,7 @@ def render_masks(variants: int, *, seed: int = 0) -> Tensor:
 
     Returns:
         How much of every pixel is ink, uint8, with shape
-        :math:`(\\text{characters}, \\text{faces}, \\text{variants}, 32, 32)`.
+        :math:`(\text{characters}, \text{faces}, \text{variants}, 32, 32)`.
     """
     from matplotlib import get_data_path
 

@@ -3,7 +3,9 @@ r"""Teaching the glyphs pipeline: a VAE, a text encoder and a transformer of Qwe
 Each is trained on pictures of :mod:`pdmd.teachers.glyph_world` and written into a folder as
 ``save_pretrained`` would. The VAE minimises
 
-.. math:: \| \hat x - x \|_1 / N + \| \hat x - x \|_2^2 / N + \beta \, \mathrm{KL}(q(z \mid x) \,\|\, \mathcal N(0, 1)) / M
+.. math::
+    \| \hat x - x \|_1 / N + \| \hat x - x \|_2^2 / N
+    + \beta \, \mathrm{KL}(q(z \mid x) \,\|\, \mathcal N(0, 1)) / M
 
 with N pixels and M latents. The text encoder learns to tell what the character looks like: a
 linear map of its last token's state gives the character's mean shape in every face. The
@@ -94,13 +96,11 @@ def teach_vae(
     Returns:
         An ``AutoencoderKLQwenImage``, frozen, which knows the moments of its latents.
     """
-    from diffusers import AutoencoderKLQwenImage
-
     generator = torch.Generator().manual_seed(seed)
     unit = {"latents_mean": [0.0] * VAE["z_dim"], "latents_std": [1.0] * VAE["z_dim"]}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        vae: Any = AutoencoderKLQwenImage(**VAE, **unit)
+        vae: Any = _diffusers().AutoencoderKLQwenImage(**VAE, **unit)
     _drop_past(vae)
 
     def loss() -> Tensor:
@@ -151,14 +151,13 @@ def teach_transformer(
     Returns:
         A ``QwenImageTransformer2DModel``, frozen.
     """
-    from diffusers import AutoencoderKLQwenImage
     from tqdm import tqdm
 
     from pdmd.teachers.glyphs import GlyphsTeacher
     from pdmd.teachers.pipelines import build_part
     from pdmd.training.teaching import teach
 
-    vae: Any = AutoencoderKLQwenImage.from_pretrained(folder / "vae").float()
+    vae: Any = _diffusers().AutoencoderKLQwenImage.from_pretrained(folder / "vae").float()
     transformer = build_part("QwenImageTransformer2DModel", TRANSFORMER, seed=seed)
     build_part("QwenImageTransformer2DModel", TRANSFORMER, meta=True).save_config(
         folder / "transformer"
@@ -219,8 +218,6 @@ def teach_glyphs(
     Raises:
         ValueError: If the folder holds something else.
     """
-    import diffusers
-
     folder = Path(folder)
     for path in sorted(folder.glob("*")):
         if path.name not in (*PARTS, "model_index.json", "README.md"):
@@ -231,9 +228,9 @@ def teach_glyphs(
     bank = GlyphBank(seed=seed)
     more: dict[str, Any] = {"seed": seed, "progress": progress}
     folder.mkdir(parents=True, exist_ok=True)
-    index = {"_class_name": "QwenImagePipeline", "_diffusers_version": diffusers.__version__}
+    index = {"_class_name": "QwenImagePipeline", "_diffusers_version": _diffusers().__version__}
     (folder / "model_index.json").write_text(json.dumps(index | PARTS, indent=2) + "\n")
-    diffusers.FlowMatchEulerDiscreteScheduler(
+    _diffusers().FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True, base_shift=0.0, max_shift=0.0
     ).save_pretrained(folder / "scheduler")
     if not _has(folder / "vae"):
@@ -247,6 +244,12 @@ def teach_glyphs(
         transformer = teach_transformer(folder, bank, updates=updates, **more)
         _save(transformer, folder / "transformer")
     return folder
+
+
+def _diffusers() -> Any:
+    import diffusers
+
+    return diffusers
 
 
 def _has(part: Path) -> bool:
@@ -263,12 +266,11 @@ def make_tokenizer() -> Any:
 
     The pipeline cuts the template's first 34 tokens off, so the template must have as many here.
     """
-    from diffusers import QwenImagePipeline
     from tokenizers import Tokenizer, pre_tokenizers, trainers
     from tokenizers.models import BPE
     from transformers import Qwen2Tokenizer
 
-    pipeline = QwenImagePipeline(*[None] * 5)  # type: ignore[arg-type]
+    pipeline = _diffusers().QwenImagePipeline(*[None] * 5)
     template = pipeline.prompt_template_encode
     bare = template.replace(SPECIAL[1], "").replace(SPECIAL[2], "")
     plain: Any = Tokenizer(BPE())
@@ -281,9 +283,10 @@ def make_tokenizer() -> Any:
     )
     plain.train_from_iterator([bare.format(name) for name in NAMES], trainer)
     model = json.loads(plain.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in model["merges"]]
     tokenizer = Qwen2Tokenizer(
         vocab=model["vocab"],
-        merges=[tuple(pair) for pair in model["merges"]],
+        merges=merges,
         additional_special_tokens=list(SPECIAL[1:]),
     )
     head = template.split("{}")[0]
@@ -313,7 +316,6 @@ def teach_text_encoder(
     Returns:
         A ``Qwen2_5_VLForConditionalGeneration``, frozen, whose part that sees is not trained.
     """
-    from diffusers import QwenImagePipeline
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     shapes = bank.masks.float().mean(2).flatten(0, 1)[:, None] / 255
@@ -329,7 +331,7 @@ def teach_text_encoder(
             )
         )
         head = torch.nn.Linear(TEXT["hidden_size"], shapes.shape[1])
-    pipeline: Any = QwenImagePipeline(None, None, model, tokenizer, None)  # type: ignore[arg-type]
+    pipeline = _diffusers().QwenImagePipeline(None, None, model, tokenizer, None)
 
     def loss() -> Tensor:
         states, mask = pipeline.encode_prompt(list(NAMES), device="cpu")
@@ -350,9 +352,7 @@ def minimise(
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.99))
     for i in (bar := tqdm(range(updates), name, disable=not progress, dynamic_ncols=True)):
         warm = min(1.0, (i + 1) / (0.02 * updates))
-        optimizer.param_groups[0]["lr"] = (
-            lr * warm * 0.5 * (1 + math.cos(math.pi * i / updates))
-        )
+        optimizer.param_groups[0]["lr"] = lr * warm * 0.5 * (1 + math.cos(math.pi * i / updates))
         value = loss()
         optimizer.zero_grad(set_to_none=True)
         value.backward()
