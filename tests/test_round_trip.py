@@ -89,13 +89,21 @@ def trips(tmp_path_factory):
             assert main(["export", str(run), str(files), "--to", "lora", "--no-progress"]) == 0
             cases.append(Case(f"{name}_files", files, student, files="diffusers"))
             cases.append(Case(f"{name}_comfyui", files, student, files="comfyui", card=False))
+    run = place / "glyphs"
+    few = ["--train.updates", "2", "--train.batch-size", "4", "--lora.rank", "2"]
+    few += ["--evaluate.samples", "100", "--evaluate.teacher-steps", "2", "--no-progress"]
+    assert main(["distill", "glyphs", "--out", str(run), *few]) == 0
+    assert (run / "grids" / "prompts.png").exists() and "vendi" in (run / "report.html").read_text()
+    out = place / "glyphs_exported"  # with the parts of the pipeline that ships
+    assert main(["export", str(run), str(out), "--no-progress"]) == 0
+    cases.append(Case("glyphs", out, Student.load(run / "student")))
     run_elsewhere(cases, place)
     return {case.name: case for case in cases}
 
 
 @pytest.mark.parametrize(
     "name",
-    [*NAMES, *(f"{n}_{kind}" for n in NAMES if "l" in n for kind in ("files", "comfyui"))],
+    ["glyphs", *NAMES, *(f"{n}_{kind}" for n in NAMES if "l" in n for kind in ("files", "comfyui"))],
 )
 def test_what_was_distilled_samples_the_same_in_plain_diffusers(trips, name):
     assert trips[name].error() <= 1e-5

@@ -173,8 +173,8 @@ def teach_transformer(
     latents, characters = [], []
     with _still(vae), torch.no_grad():
         parts = range(0, pictures, 512)
-        for _ in tqdm(parts, "latents", disable=not progress, dynamic_ncols=True):
-            glyphs = bank.draw(512, generator)
+        for i in tqdm(parts, "latents", disable=not progress, dynamic_ncols=True):
+            glyphs = bank.draw(min(512, pictures - i), generator)
             z = vae.encode(2 * glyphs.pictures[:, :, None] - 1).latent_dist.mean[:, :, 0]
             latents.append((z - mean) / std)
             characters.append(glyphs.character)
@@ -199,7 +199,13 @@ def teach_transformer(
 
 
 def teach_glyphs(
-    folder: str | Path, *, updates: int = 6000, seed: int = 0, progress: bool = True
+    folder: str | Path,
+    *,
+    updates: int = 6000,
+    variants: int = 24,
+    pictures: int = 65536,
+    seed: int = 0,
+    progress: bool = True,
 ) -> Path:
     """Trains every part of the glyphs pipeline and writes its folder.
 
@@ -209,6 +215,8 @@ def teach_glyphs(
         folder: The folder.
         updates: Updates of the transformer, half as many of the VAE, and a tenth as many of the
             text encoder.
+        variants: Sizes and turns of each character in each face.
+        pictures: How many pictures' latents the transformer is taught on.
         seed: Seed of all weights and draws.
         progress: Whether to show progress bars.
 
@@ -225,7 +233,7 @@ def teach_glyphs(
                 f"{folder} holds {path.name}, which is no part of the pipeline; choose another "
                 "--out"
             )
-    bank = GlyphBank(seed=seed)
+    bank = GlyphBank(variants, seed=seed)
     more: dict[str, Any] = {"seed": seed, "progress": progress}
     folder.mkdir(parents=True, exist_ok=True)
     index = {"_class_name": "QwenImagePipeline", "_diffusers_version": _diffusers().__version__}
@@ -239,9 +247,11 @@ def teach_glyphs(
         tokenizer = make_tokenizer()
         tokenizer.save_pretrained(folder / "tokenizer")
         encoder = teach_text_encoder(bank, tokenizer, updates=max(1, updates // 10), **more)
-        _save(encoder, folder / "text_encoder")
+        _save(encoder, folder / "text_encoder", wide=True)
     if not _has(folder / "transformer"):
-        transformer = teach_transformer(folder, bank, updates=updates, **more)
+        transformer = teach_transformer(
+            folder, bank, updates=updates, pictures=pictures, **more
+        )
         _save(transformer, folder / "transformer")
     return folder
 
@@ -256,9 +266,13 @@ def _has(part: Path) -> bool:
     return any(part.glob("*.safetensors"))
 
 
-def _save(model: Any, folder: Path) -> None:
-    """Writes a part in half precision, whose weights it rounds."""
-    model.half().save_pretrained(folder)
+def _save(model: Any, folder: Path, *, wide: bool = False) -> None:
+    """Writes a part, its weights rounded to half precision; ``wide`` holds these in float32.
+
+    transformers loads models in the type that they are written in, diffusers in float32.
+    """
+    model = model.half()
+    (model.float() if wide else model).save_pretrained(folder)
 
 
 def make_tokenizer() -> Any:
@@ -320,12 +334,13 @@ def teach_text_encoder(
 
     shapes = bank.masks.float().mean(2).flatten(0, 1)[:, None] / 255
     shapes = functional.avg_pool2d(shapes, 2).reshape(len(NAMES), -1)
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.pad_token_id)
     seeing = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: Any = Qwen2_5_VLForConditionalGeneration(
             Qwen2_5_VLConfig(
-                text_config={**TEXT, "vocab_size": len(tokenizer)},
+                text_config={**TEXT, **ends, "vocab_size": len(tokenizer)},
                 vision_config={**seeing, "out_hidden_size": TEXT["hidden_size"]},
                 tie_word_embeddings=True,
             )
