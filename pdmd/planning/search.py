@@ -77,7 +77,7 @@ def search(
         ValueError: If no degrees divide the work.
     """
     network = roles[0].generator
-    splits = any(unit.split for unit in network.units)
+    splits = any(unit.split for unit in (*network.units, *network.under))
     choices = []
     for degrees in degrees_for(
         gpus,
