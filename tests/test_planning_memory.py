@@ -4,14 +4,23 @@ import pytest
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from pdmd import FullGradient, PhasePlan, StochasticTruncation, distill
+from pdmd import (
+    FullGradient,
+    LowRank,
+    LowRankRoles,
+    PhasePlan,
+    StochasticTruncation,
+    distill,
+)
 from pdmd.planning import (
     Degrees,
     Precision,
     Work,
     measure,
+    measure_roles,
     memory_of,
 )
+from pdmd.training.recompute import recompute_units
 from tests.trainings import MEDIUM, SMALL, Images, checkpointed, roles_of, trainer_of
 
 
@@ -63,6 +72,38 @@ def test_memory_is_what_a_run_allocates(name, network, batch, checkpointing):
         return trainer_of(teacher, work, index, guidance=2.0 * work.evaluations - 1)
 
     roles = roles_of(Images(**network), work, index, checkpointing=checkpointing)
+    planned = memory_of(roles, work, Degrees(), Precision())
+    assert planned.total == pytest.approx(allocated(lambda: two_cycles(make)), rel=0.02)
+
+
+ADAPTERS = {
+    "both": LowRankRoles(LowRank(rank=4), LowRank(rank=2)),
+    "full fake score": LowRankRoles(LowRank(rank=4)),
+}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", list(ADAPTERS))
+def test_memory_with_adapters_is_what_a_run_allocates(name, checkpointing):
+    init, index = ADAPTERS[name], 2
+    work = Work(
+        plan=PhasePlan.uniform(4),
+        truncation=StochasticTruncation(),
+        batch_size=16,
+        fake_updates=1,
+        evaluations=2,
+    )
+
+    def make():
+        teacher = Images(**MEDIUM)
+        if checkpointing:
+            recompute_units(teacher)
+        return trainer_of(teacher, work, index, guidance=2.0, init=init)
+
+    teacher = Images(**MEDIUM)
+    settings = {"precision": Precision(), "checkpointing": checkpointing}
+    roles = measure_roles(teacher, init, teacher.encode([1]), work, **settings)[index]
+    assert roles.generator.parameters < 0.2 * roles.teacher.parameters
     planned = memory_of(roles, work, Degrees(), Precision())
     assert planned.total == pytest.approx(allocated(lambda: two_cycles(make)), rel=0.02)
 

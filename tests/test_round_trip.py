@@ -57,6 +57,7 @@ QWEN = {
 LORA = "[lora]\nrank = 2\nalpha = 4.0\nfake_rank = 3"
 FULL_FAKE = "[lora]\nrank = 2\nalpha = 4.0"
 NAMES = ("wan", "wan_lora", "qwen", "qwen_lora", "qwen_full_fake")
+ADAPTED = [f"{n}_{kind}" for n in NAMES if "_" in n for kind in ("files", "comfyui")]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,9 @@ def trips(tmp_path_factory):
     few = ["--train.updates", "2", "--train.batch-size", "4", "--lora.rank", "2"]
     few += ["--evaluate.samples", "100", "--evaluate.teacher-steps", "2", "--no-progress"]
     assert main(["distill", "glyphs", "--out", str(run), *few]) == 0
-    assert (run / "grids" / "prompts.png").exists() and "vendi" in (run / "report.html").read_text()
+    assert (run / "grids" / "prompts.png").exists() and "vendi" in (
+        run / "report.html"
+    ).read_text()
     out = place / "glyphs_exported"  # with the parts of the pipeline that ships
     assert main(["export", str(run), str(out), "--no-progress"]) == 0
     cases.append(Case("glyphs", out, Student.load(run / "student")))
@@ -103,7 +106,11 @@ def trips(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "name",
-    ["glyphs", *NAMES, *(f"{n}_{kind}" for n in NAMES if "l" in n for kind in ("files", "comfyui"))],
+    [
+        "glyphs",
+        *NAMES,
+        *(f"{n}_{kind}" for n in NAMES if "l" in n for kind in ("files", "comfyui")),
+    ],
 )
 def test_what_was_distilled_samples_the_same_in_plain_diffusers(trips, name):
     assert trips[name].error() <= 1e-5

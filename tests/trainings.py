@@ -20,6 +20,7 @@ from pdmd.teachers.transformer import ImageTransformer
 from pdmd.training.accounting import Account
 from pdmd.training.data import ConditionStream
 from pdmd.training.fakes import FixedUpdates
+from pdmd.training.initializers import FromTeacher
 from pdmd.training.phase_trainer import PhaseTrainer
 
 SMALL = {"image_size": 8, "patch_size": 2, "width": 32, "depth": 2, "heads": 4}
@@ -55,18 +56,21 @@ def checkpointed(teacher):
     return teacher
 
 
-def trainer_of(teacher, work, index, *, guidance=1.0, batch_size=None, seed=0, entries=None):
+def trainer_of(
+    teacher, work, index, *, guidance=1.0, batch_size=None, seed=0, entries=None, init=None
+):
     """Makes the trainer of one phase of a planned work."""
-    teacher = teacher.eval().requires_grad_(False)
+    teacher, init = teacher.eval().requires_grad_(False), init or FromTeacher()
+    phase = work.plan[index]
     earlier = [
-        OdeExpert(teacher.trainable_copy().requires_grad_(False).eval(), phase)
-        for phase in work.plan.phases[:index]
+        OdeExpert(init.expert(teacher, one, []).requires_grad_(False).eval(), one)
+        for one in work.plan.phases[:index]
     ]
     return PhaseTrainer(
-        experts=[OdeExpert(teacher.trainable_copy(), work.plan[index])],
+        experts=[OdeExpert(init.expert(teacher, phase, []), phase)],
         earlier=earlier,
         teacher=teacher if guidance == 1 else Guided(teacher, guidance),
-        fakes=[[teacher.trainable_copy()]],
+        fakes=[[init.fake(teacher, phase)]],
         generator_objective=DistributionMatching(draws=work.draws),
         fake_objective=SubintervalScoreMatching(),
         conditions=ConditionStream(teacher.encode(teacher.prompts)),

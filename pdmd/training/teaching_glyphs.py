@@ -249,9 +249,7 @@ def teach_glyphs(
         encoder = teach_text_encoder(bank, tokenizer, updates=max(1, updates // 10), **more)
         _save(encoder, folder / "text_encoder", wide=True)
     if not _has(folder / "transformer"):
-        transformer = teach_transformer(
-            folder, bank, updates=updates, pictures=pictures, **more
-        )
+        transformer = teach_transformer(folder, bank, updates=updates, pictures=pictures, **more)
         _save(transformer, folder / "transformer")
     return folder
 
