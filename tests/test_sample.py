@@ -170,6 +170,7 @@ def test_grids_show_what_is_decoded(request, tmp_path, monkeypatch, kind, small)
     write_grids(tmp_path, student, teacher, teacher_steps=2)
     assert {p.name for p in (tmp_path / "grids").iterdir()} == {
         "samples.png",
+        "prompts.png",
         "phase_1.png",
         "phase_2.png",
     }
