@@ -1,5 +1,7 @@
 """The way of a user: embed, distill and export from the command line, then plain diffusers."""
 
+import re
+
 import pytest
 
 from pdmd import Student
@@ -29,7 +31,7 @@ width = {width}
 updates = 2
 fake_updates = 2
 batch_size = 2
-checkpoint_every = 1
+checkpoint_every = 2
 
 [evaluate]
 samples = 100
@@ -41,16 +43,16 @@ teacher_steps = 2
 WAN = {
     "teacher": "wan",
     "guidance": [4.0, 3.0],
-    "height": 32,
+    "height": 16,
     "width": 16,
-    "more": "frames = 9",
+    "more": "frames = 5",
     "plan": "timesteps = [1.0, 0.9375, 0.875, 0.625, 0.0]\nsteps = [2, 2]",
 }
 QWEN = {
     "teacher": "qwen_image",
     "guidance": [4.0],
-    "height": 64,
-    "width": 48,
+    "height": 32,
+    "width": 32,
     "more": "",
     "plan": "phases = 2\nsteps = [1]",
 }
@@ -85,6 +87,11 @@ def trips(tmp_path_factory):
         assert main(["export", str(run), str(out), "--to", "diffusers", "--no-progress"]) == 0
         student = Student.load(run / "student")
         cases.append(Case(name, out, student))
+        if name == "wan":
+            near = place / "near"
+            stock = ["--to", "diffusers", "--scheduler", "stock", "--measure", "3"]
+            assert main(["export", str(run), str(near), *stock, "--no-progress"]) == 0
+            cases.append(Case("near", near, student, trust=False))
         if lora:
             files = place / f"{name}_files"
             assert main(["export", str(run), str(files), "--to", "lora", "--no-progress"]) == 0
@@ -114,3 +121,11 @@ def trips(tmp_path_factory):
 )
 def test_what_was_distilled_samples_the_same_in_plain_diffusers(trips, name):
     assert trips[name].error() <= 1e-5
+
+
+def test_a_stock_scheduler_is_as_far_off_as_its_card_says(trips):
+    case = trips["near"]
+    card = (case.folder / "README.md").read_text()
+    said = float(re.search(r"the student's own by (\S+) of theirs", card)[1])
+    gap = (case.result() - case.expected).square().mean().sqrt() / case.expected.std()
+    assert gap == pytest.approx(said, rel=0.05) and gap > 1e-5
