@@ -49,6 +49,14 @@ def test_qwen_image_loads_from_its_pipelines_folder(tmp_path):
     assert {k: v.shape for k, v in named.state_dict().items()} == shapes
 
 
+def test_qwen_image_heeds_a_schedulers_fixed_shift(tmp_path):
+    teacher = family("qwen_image")
+    qwen_pipeline(teacher, shift=3.0).save_pretrained(tmp_path)
+    size = {"height": 64, "width": 48, "dtype": "float32"}
+    loaded = QwenImageTeacher.from_pretrained(tmp_path, embeddings=teacher.text, **size)
+    assert loaded.shift == loaded.trainable_copy().shift == 3.0
+
+
 @pytest.mark.parametrize("name", ["wan_2.1", "wan_2.2_a14b", "wan_2.2_5b"])
 def test_wan_loads_from_its_pipelines_folder(tmp_path, name):
     teacher = family(name)

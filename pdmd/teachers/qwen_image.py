@@ -33,7 +33,7 @@ from pdmd.teachers.pipelines import (
 )
 from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.text import TextTeacher
-from pdmd.teachers.tokens import DynamicShift, check_head, check_size
+from pdmd.teachers.tokens import DynamicShift, check_head, check_size, scheduled_shift
 from pdmd.teachers.tokens import pack as _pack
 from pdmd.teachers.tokens import unpack as _unpack
 from pdmd.typing import Condition, Latents
@@ -57,7 +57,7 @@ class QwenImageTeacher(TextTeacher):
         width: Width of an image, likewise.
         prompts: Turns prompts into conditions; a copy that trains has none.
         decode: Turns latents into images in [0, 1], with shape :math:`(B, 3, H, W)`.
-        shift: The family's shift of time.
+        shift: The shift of time for a number of tokens; the family's own by default.
         compression: Pixels of an image to one of its latents, in height and width.
 
     Raises:
@@ -74,7 +74,7 @@ class QwenImageTeacher(TextTeacher):
         width: int = 1024,
         prompts: Prompts | None = None,
         decode: Callable[[Latents], Tensor] | None = None,
-        shift: DynamicShift | None = None,
+        shift: Callable[[int], float] | None = None,
         compression: int = COMPRESSION,
     ) -> None:
         check_size(2 * compression, height=height, width=width)
@@ -96,7 +96,7 @@ class QwenImageTeacher(TextTeacher):
             decode=decode,
         )
         self.height, self.width = height, width
-        self.dynamic_shift, self.compression = shift, compression
+        self.shift_of, self.compression = shift, compression
 
     @classmethod
     def from_pretrained(
@@ -128,7 +128,6 @@ class QwenImageTeacher(TextTeacher):
         """
         places: dict[str, Any] = {"dtype": dtype, "device": device}
         scheduler = configuration("FlowMatchEulerDiscreteScheduler", folder, "scheduler")
-        known = DynamicShift.__dataclass_fields__
         transformer = load_transformer(
             "QwenImageTransformer2DModel", folder, "transformer", meta=meta, **places
         )
@@ -138,7 +137,7 @@ class QwenImageTeacher(TextTeacher):
             width=width,
             prompts=prompts_of(embeddings, _encoded_text(folder, prompts, places)),
             decode=_decoder(folder, places),
-            shift=DynamicShift(**{k: scheduler[k] for k in known if k in scheduler}),
+            shift=partial(scheduled_shift, scheduler),
             compression=_compression(folder),
         )
         teacher.reset_tables(device)
@@ -248,7 +247,7 @@ class QwenImageTeacher(TextTeacher):
             transformer,
             height=self.height,
             width=self.width,
-            shift=self.dynamic_shift,
+            shift=self.shift_of,
             compression=self.compression,
         )
 
