@@ -64,6 +64,19 @@ class Prompts(ABC):
         """The dimension of a token of text, ``None`` where it is not known."""
         return None
 
+    @property
+    def imaged(self) -> tuple[str, ...]:
+        """The entries that come from a prompt's image, which ``None`` lacks; often none."""
+        return ()
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int | None, ...]] | None:
+        """The shapes of one prompt's entries, ``None`` for a length that differs between batches.
+
+        ``None`` altogether where they are not known before prompts are encoded.
+        """
+        return None
+
 
 class PromptEmbeddings(Prompts):
     """Embeddings made beforehand, looked up by prompt: no text encoder is needed.
@@ -139,6 +152,11 @@ class PromptEmbeddings(Prompts):
     def width(self) -> int | None:
         """The dimension of a token."""
         return int(self.condition["prompt"].shape[-1]) if "prompt" in self.condition else None
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int | None, ...]]:
+        items: Any = self.condition.items()
+        return {key: tuple(value.shape[1:]) for key, value in items}
 
     def __repr__(self) -> str:
         return f"the embeddings of {len(self._rows)} prompts"

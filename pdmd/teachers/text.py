@@ -48,7 +48,8 @@ class TextTeacher(Teacher):
         time_range: The lowest and highest time that the network was trained for.
 
     Raises:
-        ValueError: If the prompts' tokens are not as wide as those that the network takes.
+        ValueError: If the prompts' tokens are not as wide as those that the network takes, or
+            they have first images, which the family does not take.
 
     Attributes:
         entries: What a condition must have.
@@ -57,9 +58,11 @@ class TextTeacher(Teacher):
         decode: As given; absent without one.
         layout: How the family's pipeline is put together, for export; ``None`` where students are
             not exported.
+        takes_images: Whether prompts have a first image.
     """
 
     layout: ClassVar[PipelineLayout | None] = None
+    takes_images: ClassVar[bool] = False
     entries: tuple[str, ...] = ("prompt",)
 
     def __init__(
@@ -81,6 +84,11 @@ class TextTeacher(Teacher):
             time_range=time_range,
         )
         _check_width(transformer, prompts)
+        if prompts is not None and prompts.imaged and not self.takes_images:
+            raise ValueError(
+                f"{prompts} have first images, which {type(self).__name__} does not take; embed "
+                "prompts without images, with this teacher"
+            )
         self.transformer = transformer
         self.shift = shift
         self.text = prompts

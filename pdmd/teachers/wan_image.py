@@ -19,7 +19,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pdmd.teachers.image_prompts import EncodedImageText, ImagePrompt, read_image_prompts
+from pdmd.teachers.image_prompts import EncodedImageText, ImagePrompt
 from pdmd.teachers.pipelines import (
     build_part,
     configuration,
@@ -37,6 +37,7 @@ from pdmd.teachers.pipelines import (
 )
 from pdmd.teachers.prompts import PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.routed import RoutedTeacher
+from pdmd.teachers.sources import read_image_prompts
 from pdmd.teachers.text import TextTeacher
 from pdmd.teachers.tokens import check_head
 from pdmd.teachers.wan import boundary_router, default_shift, reset_positions, video_shape
@@ -68,8 +69,11 @@ class WanImageTeacher(TextTeacher):
         shift: The shift recommended; 3 up to 832 x 480 pixels and 5 above by default.
 
     Raises:
-        ValueError: If the size does not fit, or the network reads something else.
+        ValueError: If the size does not fit, the network reads something else, or the prompts are
+            embeddings without first images or for another size.
     """
+
+    takes_images = True
 
     def __init__(
         self,
@@ -110,8 +114,27 @@ class WanImageTeacher(TextTeacher):
             "compression": compression,
         }
         self.replaces = config.in_channels == channels
-        seen = ("image",) if config.image_dim is not None else ()
-        self.entries = ("prompt", "first", *seen)
+        self.entries = ("prompt", *_imaged(config))
+        if prompts is not None and prompts.shapes is not None:
+            self._check_shapes(prompts, prompts.shapes)
+
+    def _check_shapes(self, prompts: Prompts, found: Mapping[str, tuple[int | None, ...]]) -> None:
+        channels, length, *space = self.latent_shape
+        wanted = self.transformer.config.in_channels - channels
+        first = (channels, 1, *space) if self.replaces else (wanted, length, *space)
+        for entry in self.entries[1:]:
+            if entry not in found:
+                raise ValueError(
+                    f"{prompts} have no {entry!r}, which this teacher takes of first images; "
+                    "embed prompts with images, with this teacher"
+                )
+        if found["first"] != first:
+            raise ValueError(
+                f"{prompts} have first images of shape {found['first']}, and videos of "
+                f"{self.size['height']} x {self.size['width']} pixels and {self.size['frames']} "
+                f"frames take {first}; embed the prompts with this teacher's height, width and "
+                "frames, or give it theirs"
+            )
 
     @classmethod
     def from_pretrained(
@@ -153,11 +176,12 @@ class WanImageTeacher(TextTeacher):
         index = configuration("WanImageToVideoPipeline", folder)
         decode = decoder("AutoencoderKLWan", folder, **places)
 
+        vae = configuration("AutoencoderKLWan", folder, "vae")
+
         def part(subfolder: str) -> WanImageTeacher:
             transformer = load_transformer(
                 "WanTransformer3DModel", folder, subfolder, meta=meta, **places
             )
-            vae = configuration("AutoencoderKLWan", folder, "vae")
             time, space = vae.get("scale_factor_temporal", 4), vae.get("scale_factor_spatial", 8)
             teacher = cls(
                 transformer,
@@ -165,7 +189,7 @@ class WanImageTeacher(TextTeacher):
                 width=width,
                 frames=frames,
                 compression=(time, space, space),
-                prompts=prompts_of(embeddings, encoders),
+                prompts=text,
                 decode=decode,
                 shift=shift,
             )
@@ -179,6 +203,7 @@ class WanImageTeacher(TextTeacher):
 
         size = {"height": height, "width": width, "num_frames": frames}
         encoders = _encoded_prompts(folder, prompts, size, places)
+        text = prompts_of(embeddings, encoders)
         ratio = index.get("boundary_ratio")
         if ratio is None:
             return part("transformer")
@@ -292,7 +317,7 @@ class WanImageTeacher(TextTeacher):
 
     @classmethod
     def read_prompts(cls, path: str) -> Sequence[Any]:
-        """Reads prompts as :func:`~pdmd.teachers.image_prompts.read_image_prompts` does."""
+        """Reads prompts as :func:`~pdmd.teachers.sources.read_image_prompts` does."""
         return read_image_prompts(path)
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
@@ -372,9 +397,22 @@ def _encoded_prompts(
             latents=torch.zeros(()),  # instead of noise, which is not wanted
         )
         entries = {"first": made[1]}
-        if configuration("WanTransformer3DModel", folder, "transformer").get("image_dim"):
+        if "image" in imaged:
             entries["image"] = pipeline.encode_image(picture, device)
         return entries
 
     load = partial(load_text_encoder, "WanImageToVideoPipeline", folder, vae=True, **places)
-    return EncodedImageText(load, embed_text, embed_image, prompts=prompts, null="")
+    imaged = _imaged(configuration("WanTransformer3DModel", folder, "transformer"))
+    return EncodedImageText(
+        load,
+        embed_text,
+        embed_image,
+        imaged=imaged,
+        prompts=prompts,
+        null="",
+        folder=folder,
+    )
+
+
+def _imaged(config: Mapping[str, Any]) -> tuple[str, ...]:
+    return ("first",) if config.get("image_dim") is None else ("first", "image")
