@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -251,7 +250,7 @@ class EncodedText(Prompts):
         parts = [
             self._embed(self._encoder, texts[i : i + step]) for i in range(0, len(texts), step)
         ]
-        return reduce(join_conditions, parts)
+        return join_conditions(*parts)
 
 
 def prompts_of(embeddings: Prompts | None, encoder: Prompts) -> Prompts:

@@ -28,19 +28,20 @@ import torch
 from torch import Tensor
 
 from pdmd.teachers.image_prompts import EncodedImageText, ImagePrompt
-from pdmd.teachers.pipelines import (
-    build_part,
-    configuration,
-    decoder,
-    load_text_encoder,
-    load_transformer,
-)
+from pdmd.teachers.pipelines import configuration, decoder, load_text_encoder
 from pdmd.teachers.prompts import PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.routed import RoutedTeacher
 from pdmd.teachers.sources import read_image_prompts
 from pdmd.teachers.text import TextTeacher
 from pdmd.teachers.tokens import check_head
-from pdmd.teachers.wan import boundary_router, default_shift, reset_positions, video_shape
+from pdmd.teachers.wan_networks import (
+    build_networks,
+    compression_of,
+    default_shift,
+    load_networks,
+    reset_positions,
+    video_shape,
+)
 from pdmd.typing import Condition, Latents, expand
 
 if TYPE_CHECKING:
@@ -118,10 +119,15 @@ class WanImageTeacher(TextTeacher):
         if prompts is not None and prompts.shapes is not None:
             self._check_shapes(prompts, prompts.shapes)
 
-    def _check_shapes(self, prompts: Prompts, found: Mapping[str, tuple[int | None, ...]]) -> None:
+    @property
+    def first_shape(self) -> tuple[int, ...]:
+        """The shape of ``first`` of one prompt."""
         channels, length, *space = self.latent_shape
-        wanted = self.transformer.config.in_channels - channels
-        first = (channels, 1, *space) if self.replaces else (wanted, length, *space)
+        beside = self.transformer.config.in_channels - channels
+        return (channels, 1, *space) if self.replaces else (beside, length, *space)
+
+    def _check_shapes(self, prompts: Prompts, found: Mapping[str, tuple[int | None, ...]]) -> None:
+        first = self.first_shape
         for entry in self.entries[1:]:
             if entry not in found:
                 raise ValueError(
@@ -176,19 +182,18 @@ class WanImageTeacher(TextTeacher):
         index = configuration("WanImageToVideoPipeline", folder)
         decode = decoder("AutoencoderKLWan", folder, **places)
 
-        vae = configuration("AutoencoderKLWan", folder, "vae")
+        compression = compression_of(folder)
+        size = {"height": height, "width": width, "num_frames": frames}
+        encoders = _encoded_prompts(folder, prompts, size, places)
+        text = prompts_of(embeddings, encoders)
 
-        def part(subfolder: str) -> WanImageTeacher:
-            transformer = load_transformer(
-                "WanTransformer3DModel", folder, subfolder, meta=meta, **places
-            )
-            time, space = vae.get("scale_factor_temporal", 4), vae.get("scale_factor_spatial", 8)
+        def make(transformer: Any) -> WanImageTeacher:
             teacher = cls(
                 transformer,
                 height=height,
                 width=width,
                 frames=frames,
-                compression=(time, space, space),
+                compression=compression,
                 prompts=text,
                 decode=decode,
                 shift=shift,
@@ -198,16 +203,9 @@ class WanImageTeacher(TextTeacher):
                     f"{folder} takes no first image; it is text to video, which WanTeacher (wan) "
                     "loads"
                 )
-            teacher.reset_tables(device)
             return teacher
 
-        size = {"height": height, "width": width, "num_frames": frames}
-        encoders = _encoded_prompts(folder, prompts, size, places)
-        text = prompts_of(embeddings, encoders)
-        ratio = index.get("boundary_ratio")
-        if ratio is None:
-            return part("transformer")
-        return RoutedTeacher([part("transformer"), part("transformer_2")], boundary_router(ratio))
+        return load_networks(make, folder, meta=meta, **places)
 
     @classmethod
     def from_config(
@@ -280,40 +278,28 @@ class WanImageTeacher(TextTeacher):
         if image_dim is not None:
             config["added_kv_proj_dim"] = num_attention_heads * attention_head_dim
 
-        def part(seed: int, prompts: Prompts | None) -> WanImageTeacher:
-            transformer = build_part(
-                "WanTransformer3DModel", config, dtype=dtype, device=device, meta=meta, seed=seed
-            )
-            teacher = cls(
+        def make(transformer: Any) -> WanImageTeacher:
+            return cls(
                 transformer,
                 height=height,
                 width=width,
                 frames=frames,
                 compression=(4, spatial_compression, spatial_compression),
-                prompts=prompts,
+                prompts=embeddings,
             )
-            if meta:
-                teacher.reset_tables(device)
-            return teacher
 
-        first = part(seed, embeddings)
+        places: dict[str, Any] = {"dtype": dtype, "device": device, "meta": meta}
+        made = build_networks(make, config, boundary_ratio, seed=seed, **places)
         if embeddings is None:
-            channels, length, *space = first.latent_shape
-            more = {"first": (beside, length, *space) if beside else (channels, 1, *space)}
+            parts: Any = made.routed.denoisers if isinstance(made, RoutedTeacher) else [made]
+            more = {"first": parts[0].first_shape}
             if image_dim is not None:
                 more["image"] = (image_length, image_dim)
-            first.text = PromptEmbeddings.random(
-                random_prompts,
-                length=text_length,
-                dim=text_dim,
-                masked=False,
-                more=more,
-                seed=seed,
-            )
-        if not boundary_ratio:
-            return first
-        router = boundary_router(boundary_ratio)
-        return RoutedTeacher([first, part(seed + 1, first.text)], router)
+            size = {"length": text_length, "dim": text_dim, "more": more}
+            text = PromptEmbeddings.random(random_prompts, masked=False, seed=seed, **size)
+            for part in parts:
+                part.text = text
+        return made
 
     @classmethod
     def read_prompts(cls, path: str) -> Sequence[Any]:
@@ -359,9 +345,6 @@ class WanImageTeacher(TextTeacher):
         rows["prompt"] = null["prompt"].expand(len(condition["prompt"]), -1, -1)
         return rows
 
-    def around(self, transformer: Any) -> WanImageTeacher:
-        return type(self)(transformer, shift=self.shift, **self.size)
-
     def reset_tables(self, device: str | torch.device = "cpu") -> None:
         """Computes the tables of positions again, for a transformer from the meta device."""
         reset_positions(self.transformer, device)
@@ -403,15 +386,8 @@ def _encoded_prompts(
 
     load = partial(load_text_encoder, "WanImageToVideoPipeline", folder, vae=True, **places)
     imaged = _imaged(configuration("WanTransformer3DModel", folder, "transformer"))
-    return EncodedImageText(
-        load,
-        embed_text,
-        embed_image,
-        imaged=imaged,
-        prompts=prompts,
-        null="",
-        folder=folder,
-    )
+    more: dict[str, Any] = {"imaged": imaged, "prompts": prompts, "folder": folder}
+    return EncodedImageText(load, embed_text, embed_image, null="", **more)
 
 
 def _imaged(config: Mapping[str, Any]) -> tuple[str, ...]:
