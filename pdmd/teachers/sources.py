@@ -87,8 +87,9 @@ def _some(found: Iterable[Any], source: str) -> list[Any]:
 
 def _suffix(source: str) -> str:
     suffix = PurePosixPath(str(source)).suffix.lower()
-    known = suffix in (".txt", ".jsonl") or suffix in TABLES
-    return ".txt" if not known and _is_file(source) else suffix
+    if suffix in (".txt", ".jsonl") or suffix in TABLES:
+        return suffix
+    return ".txt" if _is_file(source) else ""  # a data set, whatever follows a dot in its name
 
 
 def _without_images(
