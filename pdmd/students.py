@@ -477,4 +477,5 @@ def _name(expert: Expert) -> str:
 
 def checksum(path: Path) -> str:
     """Returns a file's SHA-256, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

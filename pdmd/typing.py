@@ -84,33 +84,38 @@ def repeat_condition(condition: Condition, batch: int) -> Condition:
     return None if condition is None else condition.expand(batch)
 
 
-def join_conditions(first: TensorDict, second: TensorDict) -> TensorDict:
-    """Puts the rows of two conditions one after the other.
+def join_conditions(*conditions: TensorDict) -> TensorDict:
+    r"""Puts the rows of conditions one after the other.
 
     Sequences of different lengths, such as embeddings of text and their masks, are filled up with
     zeros at their ends.
 
     Args:
-        first: A condition with batch size :math:`(A)`.
-        second: A condition of the same entries, with batch size :math:`(B)`.
+        conditions: Conditions of the same entries, with batch sizes :math:`(B_i)`.
 
     Returns:
-        A condition with batch size :math:`(A + B)`.
+        A condition with batch size :math:`(\sum_i B_i)`.
     """
     from tensordict import TensorDict
 
-    def filled(own: TensorDict, other: TensorDict) -> TensorDict:
+    rows: Any = conditions
+    longest = {
+        key: max(condition[key].shape[1] for condition in rows)
+        for key, value in rows[0].items()
+        if value.ndim > 1
+    }
+
+    def filled(own: Any) -> TensorDict:
         entries: dict[str, torch.Tensor] = {}
-        items: Any = own.items()
-        for key, value in items:
-            missing = other[key].shape[1] - value.shape[1] if value.ndim > 1 else 0
+        for key, value in own.items():
+            missing = longest[key] - value.shape[1] if value.ndim > 1 else 0
             if missing > 0:
                 fill = value.new_zeros(len(value), missing, *value.shape[2:])
                 value = torch.cat([value, fill], 1)
             entries[key] = value
         return TensorDict(entries, batch_size=own.batch_size)
 
-    joined: Any = torch.cat([filled(first, second), filled(second, first)])  # type: ignore[list-item]
+    joined: Any = torch.cat([filled(condition) for condition in rows])  # type: ignore[list-item]
     return joined
 
 

@@ -449,3 +449,22 @@ def test_factors_are_those_of_their_seed():
             assert 0.8 * bound < float(value.abs().max()) <= bound
         else:
             assert not value.any()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--lora.alpha", "4"], "lora.alpha = 4.0 says nothing with lora.rank = 0, which trains"),
+        (["--lora.targets", "to_q"], "lora.targets = ('to_q',) says nothing with lora.rank = 0"),
+        (
+            ["--lora.rank", "2", "--lora.fake-alpha", "4"],
+            "lora.fake_alpha = 4.0 says nothing with lora.fake_rank = 0",
+        ),
+    ],
+)
+def test_what_is_said_of_no_adapter_is_refused(tmp_path, capsys, words, named):
+    from pdmd.cli import main
+
+    assert main(["distill", "digits", "--out", str(tmp_path / "run"), *words]) == 2
+    error = capsys.readouterr().err.strip()
+    assert named in error and "\n" not in error and not (tmp_path / "run").exists()

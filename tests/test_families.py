@@ -12,7 +12,7 @@ from pdmd import Guided, PhasePlan
 from pdmd.schedules import shift_times
 from pdmd.teachers import QwenImageTeacher, WanTeacher
 from pdmd.teachers.qwen_image import _pack
-from pdmd.teachers.wan import boundary_router
+from pdmd.teachers.wan_networks import boundary_router
 from tests.tiny_families import (
     FAMILIES,
     WAN,
@@ -33,6 +33,7 @@ from tests.tiny_families import (
     "arguments",
     [
         {},
+        {"shift": 3.0},
         {"use_dynamic_shifting": True, "max_shift": 0.9, "max_image_seq_len": 8192},
         {
             "use_dynamic_shifting": True,
@@ -41,7 +42,7 @@ from tests.tiny_families import (
             "shift_terminal": 0.02,
         },
     ],
-    ids=["unshifted", "shifted", "released"],
+    ids=["unshifted", "static", "shifted", "released"],
 )
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_qwen_image_samples_as_its_pipeline_does(arguments, scale):
@@ -53,7 +54,8 @@ def test_qwen_image_samples_as_its_pipeline_does(arguments, scale):
     times = pipeline.scheduler.sigmas.tolist()
     close(ode(Guided(teacher, scale, null), condition, times), expected)
     if "shift_terminal" not in arguments:
-        shift = teacher.shift if arguments else 1.0
+        dynamic = "use_dynamic_shifting" in arguments
+        shift = teacher.shift if dynamic else arguments.get("shift", 1.0)
         even = 1 - torch.arange(6, dtype=torch.float64) / 5
         close(torch.tensor(times, dtype=torch.float64), shift_times(even, shift), 1e-6)
 

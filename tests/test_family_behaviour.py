@@ -1,5 +1,6 @@
 """What every model family keeps to: samples apart, gradients, guidance, parts, distillation."""
 
+import functools
 import json
 import re
 
@@ -120,6 +121,11 @@ def test_prompts_of_different_lengths_join():
         joined = join_conditions(first, second)
         assert joined["prompt"].sum() == 6 + 24 and joined["prompt"].shape == (3, 4, 3)
         assert torch.equal(joined["label"], torch.ones(3))
+    many = [(short, long)[i % 2] for i in range(9)]
+    pairwise = functools.reduce(join_conditions, many)
+    joined = join_conditions(*many)
+    assert joined.batch_size == (13,) and set(joined.keys()) == set(pairwise.keys())
+    assert all(torch.equal(joined[key], pairwise[key]) for key in joined.keys())
 
 
 def test_an_expert_starts_at_the_network_of_its_phase():

@@ -6,6 +6,7 @@ import torch
 from tensordict import TensorDict
 
 from pdmd import Guided
+from pdmd.schedules import shift_times
 from pdmd.teachers import PromptEmbeddings, QwenImageTeacher, RoutedTeacher, WanTeacher
 from pdmd.teachers.base import teachers
 from tests.tiny_families import (
@@ -17,6 +18,7 @@ from tests.tiny_families import (
     noise,
     qwen_pipeline,
     qwen_vae,
+    run_qwen,
     transformers,
     wan_pipeline,
     wan_vae,
@@ -49,12 +51,22 @@ def test_qwen_image_loads_from_its_pipelines_folder(tmp_path):
     assert {k: v.shape for k, v in named.state_dict().items()} == shapes
 
 
-def test_qwen_image_heeds_a_schedulers_fixed_shift(tmp_path):
+@pytest.mark.parametrize(
+    "arguments", [{}, {"shift": 3.0}, {"use_dynamic_shifting": True, "max_image_seq_len": 8192}]
+)
+def test_the_shift_of_qwen_image_is_what_its_pipeline_walks(tmp_path, arguments):
     teacher = family("qwen_image")
-    qwen_pipeline(teacher, shift=3.0).save_pretrained(tmp_path)
-    size = {"height": 64, "width": 48, "dtype": "float32"}
-    loaded = QwenImageTeacher.from_pretrained(tmp_path, embeddings=teacher.text, **size)
-    assert loaded.shift == loaded.trainable_copy().shift == 3.0
+    pipeline = qwen_pipeline(teacher, **arguments)
+    pipeline.save_pretrained(tmp_path)
+    size = {"height": 64, "width": 48}
+    for meta in (False, True):
+        loaded = QwenImageTeacher.from_pretrained(tmp_path, meta=meta, dtype="float32", **size)
+        assert loaded.around(loaded.transformer).shift == loaded.shift
+    condition, null = teacher.encode(["random 0"]), teacher.encode([None])
+    run_qwen(pipeline, teacher, condition, null, scale=1.0, steps=5)
+    walked = torch.tensor(pipeline.scheduler.sigmas.tolist(), dtype=torch.float64)
+    even = 1 - torch.arange(6, dtype=torch.float64) / 5
+    close(walked, shift_times(even, loaded.shift), 1e-6)
 
 
 @pytest.mark.parametrize("name", ["wan_2.1", "wan_2.2_a14b", "wan_2.2_5b"])

@@ -12,7 +12,8 @@ from tensordict import TensorDict
 from pdmd import Guided, PhasePlan, distill, sample
 from pdmd.teachers import ImagePrompt, WanImageTeacher, WanTeacher
 from pdmd.teachers.base import teachers
-from pdmd.teachers.image_prompts import EncodedImageText, read_image_prompts
+from pdmd.teachers.image_prompts import EncodedImageText
+from pdmd.teachers.sources import read_image_prompts
 from tests.test_family_folders import t5
 from tests.tiny_families import close, family, noise, ode, wan_pipeline
 from tests.tiny_flows import FLOWS, WAN_I2V, flow
@@ -102,7 +103,7 @@ def test_image_to_video_is_distilled_on_texts_with_images(tmp_path):
     saved(tmp_path, "wan_i2v")
     loaded = WanImageTeacher.from_pretrained(
         tmp_path / "pipeline",
-        prompts=read_image_prompts(tmp_path / "prompts.jsonl"),
+        prompts=read_image_prompts(str(tmp_path / "prompts.jsonl")),
         dtype="float32",
         **{k: WAN_I2V[k] for k in ("height", "width", "frames")},
     )
@@ -172,19 +173,25 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
     ("text", "message"),
     [
         ("", "holds no prompts"),
-        ('{"text": "a cat", "image": "0.png"}\n{"text": "a dog"}', "line 2 of .*KeyError"),
-        ("a cat", "line 1 of .*JSONDecodeError"),
-        ('{"text": 3, "image": "0.png"}', "line 1 of .*text is no string"),
-        ('["a cat", "0.png"]', "line 1 of .*TypeError"),
+        ('{"text": "a cat", "image": "0.png"}\n{"text": "a dog"}', "row 2 of .* has no image in"),
+        ('{"text": "a cat", "image": ""}', "row 1 of .* has no image in 'image'"),
+        ('{"text": "a cat", "image": 5}', "row 1 of .* has no image in 'image'"),
+        ('{"image": "0.png"}', "row 1 of .* has neither 'prompt' nor 'text' but 'image'"),
+        ("a cat", "line 1 of .* is no JSON object"),
+        ('{"text": 3, "image": "0.png"}', "prompt 1 of .* is no text but 3"),
+        ('["a cat", "0.png"]', "line 1 of .* is no JSON object"),
     ],
 )
 def test_a_file_of_prompts_names_its_bad_line(tmp_path, text, message):
     path = tmp_path / "prompts.jsonl"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_image_prompts(path)
+        read_image_prompts(str(path))
     with pytest.raises(ValueError, match="does not exist"):
-        read_image_prompts(tmp_path / "nowhere.jsonl")
+        read_image_prompts(str(tmp_path / "nowhere.jsonl"))
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    with pytest.raises(ValueError, match="texts alone, and this teacher's prompts have first im"):
+        read_image_prompts(str(tmp_path / "prompts.txt"))
 
 
 def counted():
@@ -201,7 +208,7 @@ def counted():
     def embed_image(encoders, image):
         return {"first": torch.full((1, 2), float(image.width))}
 
-    return calls, EncodedImageText(load, embed_text, embed_image, null="none")
+    return calls, EncodedImageText(load, embed_text, embed_image, imaged=["first"], null="none")
 
 
 def test_texts_and_images_are_encoded_row_by_row_by_encoders_loaded_once():

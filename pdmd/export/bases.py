@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pdmd.export.stages import Stage
 from pdmd.students import Student
 from pdmd.teachers.layouts import PipelineLayout
+from pdmd.teachers.pipelines import configuration
 
-__all__ = ["Base", "open_base"]
+__all__ = ["Base", "check_networks", "open_base"]
 
 REPLACED = ("scheduler",)
 """Parts that an export brings itself, beside the networks."""
+
+FACTS = ("model_index.json", "README.md", "LICEN[CS]E*", "*/config.json")
+"""Files that say what a pipeline is, some of a few kilobytes."""
+
+OTHERS = ("*.bin", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.*.safetensors")
+"""Weights in other formats, and variants such as ``model.fp16.safetensors``."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +35,14 @@ class Base:
         folder: Where it is.
         index: Its ``model_index.json``.
         licence: What its model card says of its licence, by the card's own keys.
+        remote: Whether the folder is a download, of :data:`FACTS` alone until :meth:`fetch`.
     """
 
     name: str
     folder: Path
     index: dict[str, Any]
     licence: dict[str, str]
+    remote: bool = False
 
     @property
     def model(self) -> str:
@@ -58,6 +68,21 @@ class Base:
             if isinstance(value, list) and name not in ours and value[:1] not in ([None], [])
         ]
 
+    def fetch(self, layout: PipelineLayout) -> None:
+        """Downloads the parts that an export takes over, if the pipeline is on the hub.
+
+        Raises:
+            ValueError: If a part is missing or not to be had.
+        """
+        if self.remote:
+            wanted = [f"{part}/*" for part in self.parts(layout)]
+            _download(self.name, wanted, revision=self.folder.name)
+        for part in self.parts(layout):
+            if not any((self.folder / part).glob("*")):
+                raise ValueError(
+                    f"{self.folder} has no {part}; restore it, or name another with --base"
+                )
+
     def copy(self, layout: PipelineLayout, to: Path, tell: Callable[[int], object]) -> None:
         """Copies the other parts, and licences that stand beside the model card."""
         for source in self.files(layout):
@@ -74,19 +99,17 @@ class Base:
         return found
 
 
-def open_base(
-    student: Student, layout: PipelineLayout, folder: str = "", *, parts: bool = True
-) -> Base:
-    """Finds the pipeline that a student was distilled from, but for its networks' weights.
+def open_base(student: Student, layout: PipelineLayout, folder: str = "") -> Base:
+    """Finds the pipeline that a student was distilled from, and what it says of itself.
 
     Args:
         student: The student.
         layout: Its family's layout.
         folder: The pipeline's folder or hub name, in place of the one that the student names.
-        parts: Whether its other parts are needed, or only what it says of itself.
 
     Raises:
-        ValueError: If there is none, it is of another class, or its VAE makes other latents.
+        ValueError: If there is none, it is of another class, its VAE makes other latents, or its
+            model card is damaged.
     """
     source: Mapping[str, Any] = student.source or {}
     name = folder or str(source.get("arguments", {}).get("folder", "")) or layout.folder
@@ -96,8 +119,9 @@ def open_base(
             "VAE and licence an export needs; name a pipeline of its family with --base FOLDER"
         )
     place = Path(name)
-    if not place.is_dir():
-        place = _download(name, layout, parts)
+    remote = not place.is_dir()
+    if remote:
+        place = _download(name, FACTS)
     path = place / "model_index.json"
     try:
         index = json.loads(path.read_text())
@@ -111,21 +135,34 @@ def open_base(
             f"{name} is a {index.get('_class_name')}, and this student's family needs a "
             f"{layout.pipeline}; name another with --base FOLDER"
         )
-    base = Base(name, place, index, _licence(place))
-    for part in base.parts(layout) if parts else ():
-        if not any((place / part).glob("*")):
-            raise ValueError(f"{place} has no {part}; restore it, or name another with --base")
+    base = Base(name, place, index, _licence(place), remote)
+    base.parts(layout)  # for its errors
     _check_vae(base, student)
     return base
 
 
-def _download(name: str, layout: PipelineLayout, parts: bool) -> Path:
+def check_networks(found: Sequence[Stage], layout: PipelineLayout, base: Base) -> None:
+    """Checks that a pipeline's network is of the student's make.
+
+    Raises:
+        ValueError: If its configuration differs, or is missing.
+    """
+    own = json.loads(json.dumps(dict(found[0].network.transformer.config)))
+    theirs = json.loads(json.dumps(configuration(layout.network, base.folder, layout.slots[0])))
+    for key in sorted(own.keys() & theirs.keys()):
+        if not key.startswith("_") and own[key] != theirs[key]:
+            raise ValueError(
+                f"the {layout.slots[0]} of {base.name} has {key} = {theirs[key]}, and this "
+                f"student's {own[key]}; name the pipeline it was distilled from with --base FOLDER"
+            )
+
+
+def _download(name: str, wanted: Sequence[str], revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
+    only: dict[str, Any] = {"allow_patterns": list(wanted), "ignore_patterns": list(OTHERS)}
     try:
-        wanted = None if parts else ["model_index.json", "README.md", "*/config.json"]
-        ignored = [*(f"{slot}/*.safetensors" for slot in layout.slots), "*.bin", "*.ckpt"]
-        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=ignored))
+        return Path(snapshot_download(name, revision=revision, **only))
     except Exception as error:  # the hub's client raises of any class
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(
@@ -156,7 +193,10 @@ def _licence(folder: Path) -> dict[str, str]:
         return {}
     try:
         data = ModelCard(path.read_text(), ignore_metadata_errors=True).data.to_dict()
-    except (ValueError, OSError):
-        return {}
+    except Exception as error:  # the parser's own classes
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(
+            f"the header of {path}, which states the licence, cannot be read ({first}); mend it"
+        ) from error
     keys = ("license", "license_name", "license_link")
     return {key: str(data[key]) for key in keys if data.get(key)}

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pdmd.export.bases import Base, open_base
+from pdmd.export.bases import check_networks, open_base
 from pdmd.export.card import Card
 from pdmd.export.drafts import check_place, drafted
 from pdmd.export.schedulers import STOCK, StockScheduler, fit_stock
@@ -40,7 +40,7 @@ from pdmd.sampling import initial_noise
 from pdmd.solvers import ode_step
 from pdmd.students import Student
 from pdmd.teachers.layouts import PipelineLayout
-from pdmd.teachers.pipelines import configuration, dtype_of
+from pdmd.teachers.pipelines import dtype_of
 
 __all__ = ["export_diffusers"]
 
@@ -88,8 +88,11 @@ def export_diffusers(
     found = stages(student)
     layout = layout_of(found)
     parts = _Parts(student, found, layout, scheduler)
+    if measure:
+        parts.check_measurable(measure)
     chosen = open_base(student, layout, base)
-    _check_networks(found, layout, chosen)
+    check_networks(found, layout, chosen)
+    chosen.fetch(layout)
     types = partial(_type_of, dtype_of(dtype) if dtype else None, found[0])
     card = Card(
         student=student,
@@ -170,16 +173,29 @@ class _Parts:
                 )
         return stock
 
-    def measure(self, samples: int) -> float:
-        """Returns the stock scheduler's error, relative to the samples' deviation."""
+    def check_measurable(self, samples: int) -> None:
+        """Checks that a stock scheduler has an error, and that it can be measured.
+
+        Raises:
+            ValueError: If not.
+        """
         if self.stock is None:
             raise ValueError("only a stock scheduler's error is measured; leave --measure out")
+        if self.layout.takes_sigmas:
+            raise ValueError(
+                f"a call of a {self.layout.pipeline} is told the student's own times, so its "
+                "stock scheduler has no error to measure; leave --measure out"
+            )
         if samples < 1:
             raise ValueError(f"a measurement takes at least 1 sample, got {samples}")
         if all(prompt is None for prompt in self.student.prompts):
             raise ValueError(
                 "there are no prompts to measure on; load the student with a teacher that has some"
             )
+
+    def measure(self, samples: int) -> float:
+        """Returns the stock scheduler's error, relative to the samples' deviation."""
+        assert self.stock is not None
         prompts = list(islice(cycle(self.student.prompts), samples))
         condition = self.student.encode(prompts)
         noise = initial_noise(self.student, samples, torch.Generator().manual_seed(0))
@@ -285,17 +301,6 @@ def _ship(module: str, name: str, folder: Path) -> list[str]:
     with resources.as_file(source) as path:
         shutil.copyfile(path, folder / f"{module}.py")
     return [module, name]
-
-
-def _check_networks(found: Sequence[Stage], layout: PipelineLayout, base: Base) -> None:
-    own = json.loads(json.dumps(dict(found[0].network.transformer.config)))
-    theirs = json.loads(json.dumps(configuration(layout.network, base.folder, layout.slots[0])))
-    for key in sorted(own.keys() & theirs.keys()):
-        if not key.startswith("_") and own[key] != theirs[key]:
-            raise ValueError(
-                f"the {layout.slots[0]} of {base.name} has {key} = {theirs[key]}, and this "
-                f"student's {own[key]}; name the pipeline it was distilled from with --base FOLDER"
-            )
 
 
 def _type_of(dtype: torch.dtype | None, stage: Stage, name: str, value: Tensor) -> torch.dtype:

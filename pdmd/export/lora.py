@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pdmd.export.bases import open_base
+from pdmd.export.bases import check_networks, open_base
 from pdmd.export.drafts import check_place, drafted
 from pdmd.export.lora_card import LoraCard
 from pdmd.export.stages import Stage, jumps, layout_of, stages
@@ -69,11 +69,13 @@ def export_lora(
     layout = layout_of(found)
     kept = dtype_of(dtype) if dtype else None
     formats = ("diffusers", "comfyui") if format == "both" else (format,)
+    chosen = open_base(student, layout, base)
+    check_networks(found, layout, chosen)
     card = LoraCard(
         student=student,
         stages=found,
         layout=layout,
-        base=open_base(student, layout, base, parts=False),
+        base=chosen,
         names=names_of(found),
         folders={name: name if format == "both" else "." for name in formats},
         renoises=jumps(student) is not None,

@@ -17,20 +17,22 @@ from pathlib import Path
 __all__ = ["encoder_fingerprint"]
 
 PARTS = ("text_encoder*", "tokenizer*")
+IMAGE_PARTS = ("feature_extractor", "image_encoder", "image_processor", "vae")
 SAMPLE = 4096
 PROVENANCE = {"dtype", "torch_dtype", "transformers_version", "name_or_path"}
 """Entries of configurations that say where and how a folder was saved; so do those that begin
 with an underscore."""
 
 
-def encoder_fingerprint(folder: str | Path) -> str | None:
+def encoder_fingerprint(folder: str | Path, *, images: bool = False) -> str | None:
     """Returns the fingerprint of a pipeline's text encoders and tokenizers.
 
     Args:
         folder: The pipeline's folder or hub name; of the latter what was downloaded before.
+        images: Whether what encodes images belongs to it: the VAE and, where there is one, CLIP.
 
     Returns:
-        Hexadecimal digits; ``None`` where no text encoder is at hand.
+        Hexadecimal digits; ``None`` where an encoder is not at hand.
 
     Raises:
         ValueError: If a file of weights is damaged.
@@ -39,9 +41,11 @@ def encoder_fingerprint(folder: str | Path) -> str | None:
     if place is None:
         return None
     index = place / "model_index.json"
-    family = json.loads(index.read_text()).get("_class_name", "") if index.is_file() else ""
-    digest, weights = hashlib.sha256(f"{family}\n".encode()), 0
-    for part in sorted({path for pattern in PARTS for path in place.glob(pattern)}):
+    known = json.loads(index.read_text()) if index.is_file() else {}
+    digest = hashlib.sha256(f"{known.get('_class_name', '')}\n".encode())
+    weights: set[str] = set()
+    patterns = (*PARTS, *IMAGE_PARTS) if images else PARTS
+    for part in sorted({path for pattern in patterns for path in place.glob(pattern)}):
         lines: list[tuple[str, str]] = []
         for path in sorted(part.iterdir()):
             if path.suffix == ".safetensors":
@@ -49,11 +53,17 @@ def encoder_fingerprint(folder: str | Path) -> str | None:
             elif path.suffix == ".json" and not path.name.endswith(".index.json"):
                 lines.append((path.name, _configuration(path)))
             elif path.suffix in (".txt", ".model", ".bin"):
-                lines.append((path.name, hashlib.sha256(path.read_bytes()).hexdigest()))
-            weights += path.suffix in (".safetensors", ".bin")
+                with path.open("rb") as file:
+                    lines.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
+            if path.suffix in (".safetensors", ".bin"):
+                weights.add(part.name)
         for name, content in sorted(lines):
             digest.update(f"{part.name}/{name} {content}\n".encode())
-    return digest.hexdigest() if weights else None
+    if images:
+        seeing = (part for part in IMAGE_PARTS if part in ("image_encoder", "vae"))
+        if any((known.get(part) or [None])[0] and part not in weights for part in seeing):
+            return None
+    return digest.hexdigest() if any(part.startswith("text") for part in weights) else None
 
 
 def _local(folder: str | Path) -> Path | None:

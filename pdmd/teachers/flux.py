@@ -275,7 +275,7 @@ class FluxTeacher(TextTeacher):
         more: dict[str, Any] = {"max_sequence_length": 256}
         if guidance is not None:
             more = {"max_sequence_length": 512, "guidance_scale": guidance}
-        return {"height": self.size["height"], "width": self.size["width"], **more}
+        return {**super().call_arguments, **more}
 
     def around(self, transformer: Any) -> FluxTeacher:
         return type(self)(

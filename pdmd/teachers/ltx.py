@@ -260,11 +260,7 @@ class LTXTeacher(TextTeacher):
 
     @property
     def call_arguments(self) -> dict[str, Any]:
-        sizes = {key: self.size[key] for key in ("height", "width", "frame_rate")}
-        return {**sizes, "num_frames": self.size["frames"]}
-
-    def around(self, transformer: Any) -> LTXTeacher:
-        return type(self)(transformer, shift=self.shift, **self.size)
+        return {**super().call_arguments, "frame_rate": self.size["frame_rate"]}
 
 
 def _compression(vae: dict[str, Any]) -> tuple[int, int]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +61,19 @@ class Prompts(ABC):
     @property
     def width(self) -> int | None:
         """The dimension of a token of text, ``None`` where it is not known."""
+        return None
+
+    @property
+    def imaged(self) -> tuple[str, ...]:
+        """The entries that come from a prompt's image, which ``None`` lacks; often none."""
+        return ()
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int | None, ...]] | None:
+        """The shapes of one prompt's entries, ``None`` for a length that differs between batches.
+
+        ``None`` altogether where they are not known before prompts are encoded.
+        """
         return None
 
 
@@ -139,6 +151,11 @@ class PromptEmbeddings(Prompts):
     def width(self) -> int | None:
         """The dimension of a token."""
         return int(self.condition["prompt"].shape[-1]) if "prompt" in self.condition else None
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int | None, ...]]:
+        items: Any = self.condition.items()
+        return {key: tuple(value.shape[1:]) for key, value in items}
 
     def __repr__(self) -> str:
         return f"the embeddings of {len(self._rows)} prompts"
@@ -233,7 +250,7 @@ class EncodedText(Prompts):
         parts = [
             self._embed(self._encoder, texts[i : i + step]) for i in range(0, len(texts), step)
         ]
-        return reduce(join_conditions, parts)
+        return join_conditions(*parts)
 
 
 def prompts_of(embeddings: Prompts | None, encoder: Prompts) -> Prompts:

@@ -57,7 +57,7 @@ class QwenImageTeacher(TextTeacher):
         width: Width of an image, likewise.
         prompts: Turns prompts into conditions; a copy that trains has none.
         decode: Turns latents into images in [0, 1], with shape :math:`(B, 3, H, W)`.
-        shift: The shift of time for a number of tokens; the family's own by default.
+        shift: The shift recommended; by default the family's own at this size.
         compression: Pixels of an image to one of its latents, in height and width.
 
     Raises:
@@ -74,7 +74,7 @@ class QwenImageTeacher(TextTeacher):
         width: int = 1024,
         prompts: Prompts | None = None,
         decode: Callable[[Latents], Tensor] | None = None,
-        shift: Callable[[int], float] | None = None,
+        shift: float | None = None,
         compression: int = COMPRESSION,
     ) -> None:
         check_size(2 * compression, height=height, width=width)
@@ -83,7 +83,7 @@ class QwenImageTeacher(TextTeacher):
                 "this transformer takes guidance as an input (guidance_embeds); only those "
                 "guided by two evaluations are supported"
             )
-        shift = shift or DynamicShift()
+        tokens = height * width // (2 * compression) ** 2
         super().__init__(
             transformer,
             latent_shape=(
@@ -91,12 +91,11 @@ class QwenImageTeacher(TextTeacher):
                 height // compression,
                 width // compression,
             ),
-            shift=shift(height * width // (2 * compression) ** 2),
+            shift=DynamicShift()(tokens) if shift is None else shift,
             prompts=prompts,
             decode=decode,
         )
-        self.height, self.width = height, width
-        self.shift_of, self.compression = shift, compression
+        self.size = {"height": height, "width": width, "compression": compression}
 
     @classmethod
     def from_pretrained(
@@ -128,6 +127,7 @@ class QwenImageTeacher(TextTeacher):
         """
         places: dict[str, Any] = {"dtype": dtype, "device": device}
         scheduler = configuration("FlowMatchEulerDiscreteScheduler", folder, "scheduler")
+        compression = _compression(folder)
         transformer = load_transformer(
             "QwenImageTransformer2DModel", folder, "transformer", meta=meta, **places
         )
@@ -137,8 +137,8 @@ class QwenImageTeacher(TextTeacher):
             width=width,
             prompts=prompts_of(embeddings, _encoded_text(folder, prompts, places)),
             decode=_decoder(folder, places),
-            shift=partial(scheduled_shift, scheduler),
-            compression=_compression(folder),
+            shift=scheduled_shift(scheduler, height * width // (2 * compression) ** 2),
+            compression=compression,
         )
         teacher.reset_tables(device)
         return teacher
@@ -237,19 +237,6 @@ class QwenImageTeacher(TextTeacher):
         length = _pack(conditional).norm(dim=-1, keepdim=True)
         rescaled = combined * (length / combined.norm(dim=-1, keepdim=True))
         return _unpack(rescaled, *conditional.shape[-2:])
-
-    @property
-    def call_arguments(self) -> dict[str, Any]:
-        return {"height": self.height, "width": self.width}
-
-    def around(self, transformer: Any) -> QwenImageTeacher:
-        return type(self)(
-            transformer,
-            height=self.height,
-            width=self.width,
-            shift=self.shift_of,
-            compression=self.compression,
-        )
 
     def reset_tables(self, device: str | torch.device = "cpu") -> None:
         """Computes the tables of positions again, for a transformer from the meta device."""

@@ -228,13 +228,6 @@ class SD3Teacher(TextTeacher):
         )[0]
         return value.to(x_t.dtype)
 
-    @property
-    def call_arguments(self) -> dict[str, Any]:
-        return {"height": self.size["height"], "width": self.size["width"]}
-
-    def around(self, transformer: Any) -> SD3Teacher:
-        return type(self)(transformer, shift=self.shift, **self.size)
-
     def reset_tables(self, device: str | torch.device = "cpu") -> None:
         """Computes the table of positions again, for a transformer from the meta device."""
         config, embed = self.transformer.config, self.transformer.pos_embed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -34,8 +33,9 @@ WIDTHS = (
 class TextTeacher(Teacher):
     r"""A network that reads text; by default one that predicts the velocity of rectified flow.
 
-    A subclass implements :meth:`network` and :meth:`around`, and the classmethods
-    ``from_pretrained(folder, *, prompts, meta, ...)`` and ``from_config(*, meta, ...)``.
+    A subclass implements :meth:`network`, and the classmethods
+    ``from_pretrained(folder, *, prompts, meta, ...)`` and ``from_config(*, meta, ...)``; and
+    :meth:`around` where its constructor takes more than a network, ``shift`` and a size.
 
     Args:
         transformer: The network, a model of diffusers.
@@ -48,18 +48,22 @@ class TextTeacher(Teacher):
         time_range: The lowest and highest time that the network was trained for.
 
     Raises:
-        ValueError: If the prompts' tokens are not as wide as those that the network takes.
+        ValueError: If the prompts' tokens are not as wide as those that the network takes, or
+            they have first images, which the family does not take.
 
     Attributes:
         entries: What a condition must have.
         transformer: As given; all parameters are its own.
+        size: The arguments of the constructor that say how large a sample is.
         text: What turns prompts into conditions, or ``None``.
         decode: As given; absent without one.
         layout: How the family's pipeline is put together, for export; ``None`` where students are
             not exported.
+        takes_images: Whether prompts have a first image.
     """
 
     layout: ClassVar[PipelineLayout | None] = None
+    takes_images: ClassVar[bool] = False
     entries: tuple[str, ...] = ("prompt",)
 
     def __init__(
@@ -81,20 +85,28 @@ class TextTeacher(Teacher):
             time_range=time_range,
         )
         _check_width(transformer, prompts)
+        if prompts is not None and prompts.imaged and not self.takes_images:
+            raise ValueError(
+                f"{prompts} have first images, which {type(self).__name__} does not take; embed "
+                "prompts without images, with this teacher"
+            )
         self.transformer = transformer
         self.shift = shift
+        self.size: dict[str, Any] = {}
         self.text = prompts
         if decode is not None:
             self.decode = decode
 
-    @abstractmethod
     def around(self, transformer: Any) -> TextTeacher:
         """Returns a teacher of the same size around another transformer, without prompts."""
+        family: Any = type(self)
+        return family(transformer, shift=self.shift, **self.size)
 
     @property
     def call_arguments(self) -> dict[str, Any]:
         """What a call of the family's pipeline must be told, such as the size of a sample."""
-        return {}
+        names = {"height": "height", "width": "width", "frames": "num_frames"}
+        return {names[key]: value for key, value in self.size.items() if key in names}
 
     @classmethod
     def from_arguments(

@@ -17,26 +17,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pdmd.routers import IntervalRouter
 from pdmd.teachers.layouts import WAN
-from pdmd.teachers.pipelines import (
-    build_part,
-    configuration,
-    decoder,
-    load_text_encoder,
-    load_transformer,
-)
+from pdmd.teachers.pipelines import decoder, load_text_encoder
 from pdmd.teachers.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.routed import RoutedTeacher
 from pdmd.teachers.text import TextTeacher
-from pdmd.teachers.tokens import check_head, check_size
+from pdmd.teachers.tokens import check_head
+from pdmd.teachers.wan_networks import (
+    build_networks,
+    compression_of,
+    default_shift,
+    load_networks,
+    reset_positions,
+    video_shape,
+)
 from pdmd.typing import Condition, Latents
 
-__all__ = ["WanTeacher", "boundary_router", "default_shift", "reset_positions", "video_shape"]
+__all__ = ["WanTeacher"]
 
 
 class WanTeacher(TextTeacher):
@@ -133,33 +133,23 @@ class WanTeacher(TextTeacher):
             ValueError: If a part is missing, or another encoder made the embeddings.
         """
         places: dict[str, Any] = {"dtype": dtype, "device": device}
-        index = configuration("WanPipeline", folder)
-        vae = configuration("AutoencoderKLWan", folder, "vae")
-        time, space = vae.get("scale_factor_temporal", 4), vae.get("scale_factor_spatial", 8)
+        compression = compression_of(folder)
         text = prompts_of(embeddings, _encoded_text(folder, prompts, places))
         decode = decoder("AutoencoderKLWan", folder, **places)
 
-        def part(subfolder: str) -> WanTeacher:
-            transformer = load_transformer(
-                "WanTransformer3DModel", folder, subfolder, meta=meta, **places
-            )
-            teacher = cls(
+        def make(transformer: Any) -> WanTeacher:
+            return cls(
                 transformer,
                 height=height,
                 width=width,
                 frames=frames,
-                compression=(time, space, space),
+                compression=compression,
                 prompts=text,
                 decode=decode,
                 shift=shift,
             )
-            teacher.reset_tables(device)
-            return teacher
 
-        ratio = index.get("boundary_ratio")
-        if ratio is None:
-            return part("transformer")
-        return RoutedTeacher([part("transformer"), part("transformer_2")], boundary_router(ratio))
+        return load_networks(make, folder, meta=meta, **places)
 
     @classmethod
     def from_config(
@@ -224,30 +214,18 @@ class WanTeacher(TextTeacher):
                 random_prompts, length=text_length, dim=text_dim, masked=False, seed=seed
             )
 
-        def part(seed: int) -> WanTeacher:
-            teacher = cls(
-                build_part(
-                    "WanTransformer3DModel",
-                    config,
-                    dtype=dtype,
-                    device=device,
-                    meta=meta,
-                    seed=seed,
-                ),
+        def make(transformer: Any) -> WanTeacher:
+            return cls(
+                transformer,
                 height=height,
                 width=width,
                 frames=frames,
                 compression=(4, spatial_compression, spatial_compression),
                 prompts=embeddings,
             )
-            if meta:
-                teacher.reset_tables(device)
-            return teacher
 
-        if not boundary_ratio:
-            return part(seed)
-        router = boundary_router(boundary_ratio)
-        return RoutedTeacher([part(seed), part(seed + 1)], router)
+        places: dict[str, Any] = {"dtype": dtype, "device": device, "meta": meta}
+        return build_networks(make, config, boundary_ratio, seed=seed, **places)
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Evaluates the transformer at 1000 times the time."""
@@ -261,73 +239,9 @@ class WanTeacher(TextTeacher):
         )[0]
         return value.to(x_t.dtype)
 
-    @property
-    def call_arguments(self) -> dict[str, Any]:
-        return {
-            "height": self.size["height"],
-            "width": self.size["width"],
-            "num_frames": self.size["frames"],
-        }
-
-    def around(self, transformer: Any) -> WanTeacher:
-        return type(self)(transformer, shift=self.shift, **self.size)
-
     def reset_tables(self, device: str | torch.device = "cpu") -> None:
         """Computes the tables of positions again, for a transformer from the meta device."""
         reset_positions(self.transformer, device)
-
-
-def video_shape(
-    config: Any, height: int, width: int, frames: int, compression: tuple[int, int, int]
-) -> tuple[int, int, int, int]:
-    """Returns the shape of a video's latents.
-
-    Args:
-        config: The transformer's configuration.
-        height: Height of the video.
-        width: Its width.
-        frames: Its frames.
-        compression: Pixels to one latent in time, height and width.
-
-    Raises:
-        ValueError: If the size does not fit.
-    """
-    time, *space = compression
-    if frames < 1 or (frames - 1) % time:
-        raise ValueError(f"frames are a multiple of {time} and one, got {frames}")
-    check_size(space[0] * config.patch_size[1], height=height)
-    check_size(space[1] * config.patch_size[2], width=width)
-    return config.out_channels, (frames - 1) // time + 1, height // space[0], width // space[1]
-
-
-def default_shift(height: int, width: int) -> float:
-    """Returns the shift recommended: 3 up to 832 x 480 pixels and 5 above."""
-    return 3.0 if height * width <= 480 * 832 else 5.0
-
-
-def reset_positions(transformer: Any, device: str | torch.device) -> None:
-    """Computes a transformer's tables of positions again."""
-    rope = transformer.rope
-    with torch.device(device):
-        transformer.rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
-
-
-def boundary_router(ratio: float) -> IntervalRouter:
-    """Routes between two networks as Wan's pipelines do: the boundary is the noisier one's.
-
-    Routers of this library give a boundary to the less noisy side, so theirs is the float32 just
-    below; every time that float32 can hold then goes where the pipeline sends it.
-
-    Args:
-        ratio: The pipeline's ``boundary_ratio``, in (0, 1).
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if not 0 < ratio < 1:
-        raise ValueError(f"a boundary ratio is in (0, 1), got {ratio}")
-    below = np.nextafter(np.float32(ratio), np.float32(0))
-    return IntervalRouter((1.0, float(below), 0.0))
 
 
 def _encoded_text(

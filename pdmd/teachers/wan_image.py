@@ -19,7 +19,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,19 +27,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pdmd.teachers.image_prompts import EncodedImageText, ImagePrompt, read_image_prompts
-from pdmd.teachers.pipelines import (
-    build_part,
-    configuration,
-    decoder,
-    load_text_encoder,
-    load_transformer,
-)
+from pdmd.teachers.image_prompts import EncodedImageText, ImagePrompt
+from pdmd.teachers.pipelines import configuration, decoder, load_text_encoder
 from pdmd.teachers.prompts import PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.routed import RoutedTeacher
+from pdmd.teachers.sources import read_image_prompts
 from pdmd.teachers.text import TextTeacher
 from pdmd.teachers.tokens import check_head
-from pdmd.teachers.wan import boundary_router, default_shift, reset_positions, video_shape
+from pdmd.teachers.wan_networks import (
+    build_networks,
+    compression_of,
+    default_shift,
+    load_networks,
+    reset_positions,
+    video_shape,
+)
 from pdmd.typing import Condition, Latents, expand
 
 if TYPE_CHECKING:
@@ -68,8 +70,11 @@ class WanImageTeacher(TextTeacher):
         shift: The shift recommended; 3 up to 832 x 480 pixels and 5 above by default.
 
     Raises:
-        ValueError: If the size does not fit, or the network reads something else.
+        ValueError: If the size does not fit, the network reads something else, or the prompts are
+            embeddings without first images or for another size.
     """
+
+    takes_images = True
 
     def __init__(
         self,
@@ -110,8 +115,32 @@ class WanImageTeacher(TextTeacher):
             "compression": compression,
         }
         self.replaces = config.in_channels == channels
-        seen = ("image",) if config.image_dim is not None else ()
-        self.entries = ("prompt", "first", *seen)
+        self.entries = ("prompt", *_imaged(config))
+        if prompts is not None and prompts.shapes is not None:
+            self._check_shapes(prompts, prompts.shapes)
+
+    @property
+    def first_shape(self) -> tuple[int, ...]:
+        """The shape of ``first`` of one prompt."""
+        channels, length, *space = self.latent_shape
+        beside = self.transformer.config.in_channels - channels
+        return (channels, 1, *space) if self.replaces else (beside, length, *space)
+
+    def _check_shapes(self, prompts: Prompts, found: Mapping[str, tuple[int | None, ...]]) -> None:
+        first = self.first_shape
+        for entry in self.entries[1:]:
+            if entry not in found:
+                raise ValueError(
+                    f"{prompts} have no {entry!r}, which this teacher takes of first images; "
+                    "embed prompts with images, with this teacher"
+                )
+        if found["first"] != first:
+            raise ValueError(
+                f"{prompts} have first images of shape {found['first']}, and videos of "
+                f"{self.size['height']} x {self.size['width']} pixels and {self.size['frames']} "
+                f"frames take {first}; embed the prompts with this teacher's height, width and "
+                "frames, or give it theirs"
+            )
 
     @classmethod
     def from_pretrained(
@@ -153,19 +182,19 @@ class WanImageTeacher(TextTeacher):
         index = configuration("WanImageToVideoPipeline", folder)
         decode = decoder("AutoencoderKLWan", folder, **places)
 
-        def part(subfolder: str) -> WanImageTeacher:
-            transformer = load_transformer(
-                "WanTransformer3DModel", folder, subfolder, meta=meta, **places
-            )
-            vae = configuration("AutoencoderKLWan", folder, "vae")
-            time, space = vae.get("scale_factor_temporal", 4), vae.get("scale_factor_spatial", 8)
+        compression = compression_of(folder)
+        size = {"height": height, "width": width, "num_frames": frames}
+        encoders = _encoded_prompts(folder, prompts, size, places)
+        text = prompts_of(embeddings, encoders)
+
+        def make(transformer: Any) -> WanImageTeacher:
             teacher = cls(
                 transformer,
                 height=height,
                 width=width,
                 frames=frames,
-                compression=(time, space, space),
-                prompts=prompts_of(embeddings, encoders),
+                compression=compression,
+                prompts=text,
                 decode=decode,
                 shift=shift,
             )
@@ -174,15 +203,9 @@ class WanImageTeacher(TextTeacher):
                     f"{folder} takes no first image; it is text to video, which WanTeacher (wan) "
                     "loads"
                 )
-            teacher.reset_tables(device)
             return teacher
 
-        size = {"height": height, "width": width, "num_frames": frames}
-        encoders = _encoded_prompts(folder, prompts, size, places)
-        ratio = index.get("boundary_ratio")
-        if ratio is None:
-            return part("transformer")
-        return RoutedTeacher([part("transformer"), part("transformer_2")], boundary_router(ratio))
+        return load_networks(make, folder, meta=meta, **places)
 
     @classmethod
     def from_config(
@@ -255,44 +278,32 @@ class WanImageTeacher(TextTeacher):
         if image_dim is not None:
             config["added_kv_proj_dim"] = num_attention_heads * attention_head_dim
 
-        def part(seed: int, prompts: Prompts | None) -> WanImageTeacher:
-            transformer = build_part(
-                "WanTransformer3DModel", config, dtype=dtype, device=device, meta=meta, seed=seed
-            )
-            teacher = cls(
+        def make(transformer: Any) -> WanImageTeacher:
+            return cls(
                 transformer,
                 height=height,
                 width=width,
                 frames=frames,
                 compression=(4, spatial_compression, spatial_compression),
-                prompts=prompts,
+                prompts=embeddings,
             )
-            if meta:
-                teacher.reset_tables(device)
-            return teacher
 
-        first = part(seed, embeddings)
+        places: dict[str, Any] = {"dtype": dtype, "device": device, "meta": meta}
+        made = build_networks(make, config, boundary_ratio, seed=seed, **places)
         if embeddings is None:
-            channels, length, *space = first.latent_shape
-            more = {"first": (beside, length, *space) if beside else (channels, 1, *space)}
+            parts: Any = made.routed.denoisers if isinstance(made, RoutedTeacher) else [made]
+            more = {"first": parts[0].first_shape}
             if image_dim is not None:
                 more["image"] = (image_length, image_dim)
-            first.text = PromptEmbeddings.random(
-                random_prompts,
-                length=text_length,
-                dim=text_dim,
-                masked=False,
-                more=more,
-                seed=seed,
-            )
-        if not boundary_ratio:
-            return first
-        router = boundary_router(boundary_ratio)
-        return RoutedTeacher([first, part(seed + 1, first.text)], router)
+            size = {"length": text_length, "dim": text_dim, "more": more}
+            text = PromptEmbeddings.random(random_prompts, masked=False, seed=seed, **size)
+            for part in parts:
+                part.text = text
+        return made
 
     @classmethod
     def read_prompts(cls, path: str) -> Sequence[Any]:
-        """Reads prompts as :func:`~pdmd.teachers.image_prompts.read_image_prompts` does."""
+        """Reads prompts as :func:`~pdmd.teachers.sources.read_image_prompts` does."""
         return read_image_prompts(path)
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
@@ -334,9 +345,6 @@ class WanImageTeacher(TextTeacher):
         rows["prompt"] = null["prompt"].expand(len(condition["prompt"]), -1, -1)
         return rows
 
-    def around(self, transformer: Any) -> WanImageTeacher:
-        return type(self)(transformer, shift=self.shift, **self.size)
-
     def reset_tables(self, device: str | torch.device = "cpu") -> None:
         """Computes the tables of positions again, for a transformer from the meta device."""
         reset_positions(self.transformer, device)
@@ -372,9 +380,15 @@ def _encoded_prompts(
             latents=torch.zeros(()),  # instead of noise, which is not wanted
         )
         entries = {"first": made[1]}
-        if configuration("WanTransformer3DModel", folder, "transformer").get("image_dim"):
+        if "image" in imaged:
             entries["image"] = pipeline.encode_image(picture, device)
         return entries
 
     load = partial(load_text_encoder, "WanImageToVideoPipeline", folder, vae=True, **places)
-    return EncodedImageText(load, embed_text, embed_image, prompts=prompts, null="")
+    imaged = _imaged(configuration("WanTransformer3DModel", folder, "transformer"))
+    more: dict[str, Any] = {"imaged": imaged, "prompts": prompts, "folder": folder}
+    return EncodedImageText(load, embed_text, embed_image, null="", **more)
+
+
+def _imaged(config: Mapping[str, Any]) -> tuple[str, ...]:
+    return ("first",) if config.get("image_dim") is None else ("first", "image")

@@ -263,10 +263,6 @@ class ZImageTeacher(TextTeacher):
         )
         return combined * (self.cfg_normalization * longest / length).clamp(max=1)
 
-    @property
-    def call_arguments(self) -> dict[str, Any]:
-        return {"height": self.size["height"], "width": self.size["width"]}
-
     def around(self, transformer: Any) -> ZImageTeacher:
         return type(self)(
             transformer, cfg_normalization=self.cfg_normalization, shift=self.shift, **self.size

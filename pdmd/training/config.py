@@ -287,7 +287,23 @@ class LoraConfig:
     """Linear layers to adapt, such as to_q to_v; those in the network's blocks by default."""
 
     def build(self) -> tuple[LowRank | None, LowRank | None]:
-        """Makes the experts' and the fake score's adapters, ``None`` for full weights."""
+        """Makes the experts' and the fake score's adapters, ``None`` for full weights.
+
+        Raises:
+            ValueError: If a value is out of its range, or says something of an adapter that there
+                is not.
+        """
+        unset = LoraConfig()
+        for name, rank, ranks in (
+            ("alpha", "rank", self.rank),
+            ("fake_alpha", "fake_rank", self.fake_rank),
+            ("targets", "rank", self.rank or self.fake_rank),
+        ):
+            if not ranks and getattr(self, name) != getattr(unset, name):
+                raise ValueError(
+                    f"lora.{name} = {getattr(self, name)!r} says nothing with lora.{rank} = 0, "
+                    f"which trains full weights; set lora.{rank}, or leave lora.{name} out"
+                )
         pairs = ((self.rank, self.alpha), (self.fake_rank, self.fake_alpha))
         generator, fake = (
             LowRank(rank=rank, alpha=alpha, targets=self.targets) if rank else None

@@ -9,6 +9,7 @@ import torch
 
 from pdmd.teachers.embeddings.index import Index, Place, Shard, ShardEntry, shard_name
 from pdmd.teachers.embeddings.rows import Form, forms_of, pack
+from pdmd.teachers.image_prompts import ImagePrompt, name_of
 from pdmd.teachers.prompts import Prompts
 
 __all__ = ["embed"]
@@ -17,7 +18,7 @@ __all__ = ["embed"]
 @torch.no_grad()
 def embed(
     encoder: Prompts,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Sequence[ImagePrompt],
     url: str,
     *,
     teacher: str = "",
@@ -33,7 +34,8 @@ def embed(
 
     Args:
         encoder: What encodes.
-        prompts: The prompts, each once.
+        prompts: The prompts, each once: texts or, for an encoder that takes them, texts with
+            their first images.
         url: The store, on any file system that fsspec knows.
         teacher: The registered name of the teacher whose encoder it is, to be written down.
         batch_size: Prompts encoded at a time.
@@ -45,18 +47,20 @@ def embed(
         What the store holds.
 
     Raises:
-        ValueError: If a prompt is no text or comes twice, there are none, a size is below 1, or
-            the store holds embeddings of other prompts or by another encoder.
+        ValueError: If a prompt is not of the encoder's kind or comes twice, its image cannot be
+            read, there are none, a size is below 1, or the store holds embeddings of other
+            prompts or by another encoder.
         OSError: If the store cannot be written.
     """
     from tqdm import tqdm
 
-    _check(prompts, batch_size=batch_size, shard_size=shard_size)
+    known = _by_name(prompts, bool(encoder.imaged), batch_size=batch_size, shard_size=shard_size)
+    names = list(known)
     place, fingerprint = Place.of(url), encoder.fingerprint()
     if overwrite:
         place.clear()
     parts: list[tuple[str | None, ...]] = [
-        tuple(prompts[i : i + shard_size]) for i in range(0, len(prompts), shard_size)
+        tuple(names[i : i + shard_size]) for i in range(0, len(names), shard_size)
     ]
     parts[-1] = (*parts[-1], None)
     there = place.shards()
@@ -87,12 +91,13 @@ def embed(
             fingerprint = encoder.fingerprint()
         for i, part in enumerate(parts):
             if entries[i] is None:
-                shard = _encode(place, encoder, part, fingerprint, batch_size, forms, bar)
+                shard = _encode(place, encoder, known, part, fingerprint, batch_size, forms, bar)
                 forms = dict(shard.forms)
                 data = shard.dumps()
                 place.write(shard_name(i), data)
                 entries[i] = shard.entry(i, data)
-    index = Index(teacher, fingerprint, forms, tuple(e for e in entries if e is not None))
+    made = tuple(e for e in entries if e is not None)
+    index = Index(teacher, fingerprint, forms, made, tuple(encoder.imaged))
     index.write(place)
     return index
 
@@ -100,6 +105,7 @@ def embed(
 def _encode(
     place: Place,
     encoder: Prompts,
+    known: Mapping[str, Any],
     part: tuple[str | None, ...],
     fingerprint: str | None,
     batch_size: int,
@@ -114,7 +120,12 @@ def _encode(
         batches.append([None])
     packed = []
     for batch in batches:
-        condition = encoder.encode(batch).cpu()
+        condition = encoder.encode([None if name is None else known[name] for name in batch]).cpu()
+        if batch == [None]:
+            for key in encoder.imaged:
+                form = forms[key]
+                shape = (1, *(int(size or 0) for size in form.shape))
+                condition[key] = torch.zeros(shape, dtype=form.torch_dtype)
         forms = _agreed(place, forms, forms_of(condition))
         packed.append(pack(condition, forms))
         bar.update(len(batch) - batch.count(None))
@@ -153,16 +164,22 @@ def _other(place: Place, what: str) -> ValueError:
     )
 
 
-def _check(prompts: Sequence[str], **sizes: int) -> None:
+def _by_name(
+    prompts: Sequence[str] | Sequence[ImagePrompt], imaged: bool, **sizes: int
+) -> dict[str, str | ImagePrompt]:
+    """Returns the prompts by the names that they are stored by."""
     if isinstance(prompts, str) or not prompts:
         raise ValueError(f"embed a list of at least one prompt, got {prompts!r}")
-    seen: set[str] = set()
+    known: dict[str, str | ImagePrompt] = {}
     for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise ValueError(f"a prompt is a text, got {prompt!r}")
-        if prompt in seen:
+        if not isinstance(prompt, ImagePrompt if imaged else str):
+            what = "an ImagePrompt, a text with its first image" if imaged else "a text"
+            raise ValueError(f"a prompt is {what}, got {prompt!r}")
+        name = name_of(prompt)
+        if name in known:
             raise ValueError(f"the prompt {prompt!r} comes twice; give each once")
-        seen.add(prompt)
+        known[name] = prompt
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} is at least 1, got {size}")
+    return known

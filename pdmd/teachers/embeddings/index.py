@@ -210,12 +210,16 @@ class Index:
         encoder: The encoder's fingerprint, ``None`` where it is not known.
         forms: The forms of a condition's entries.
         shards: The shards, in order.
+        imaged: The entries that come from images. Prompts then are an image's and a text's, by
+            their :attr:`~pdmd.teachers.image_prompts.ImagePrompt.name`, and the row of no prompt
+            holds zeros for these entries, which it has not.
     """
 
     teacher: str
     encoder: str | None
     forms: Mapping[str, Form]
     shards: tuple[ShardEntry, ...]
+    imaged: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -235,6 +239,7 @@ class Index:
             "prompts": self.rows - 1,
             "entries": {key: form.describe() for key, form in self.forms.items()},
             "shards": [asdict(shard) for shard in self.shards],
+            **({"imaged": list(self.imaged)} if self.imaged else {}),
         }
 
     def write(self, place: Place) -> None:
@@ -266,7 +271,8 @@ class Index:
             if whole and number == FORMAT:
                 forms = {key: Form.read(value) for key, value in body["entries"].items()}
                 shards = tuple(ShardEntry(**entry) for entry in body["shards"])
-                return cls(body["teacher"], body["encoder"], forms, shards)
+                imaged = tuple(body.get("imaged", ()))
+                return cls(body["teacher"], body["encoder"], forms, shards, imaged)
         except (ValueError, LookupError, TypeError, AttributeError):
             whole, number = False, None
         if whole:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from pdmd.teachers.embeddings.cache import StoredTexts, default_cache, find, open_cache
 from pdmd.teachers.embeddings.index import Index, Place
 from pdmd.teachers.embeddings.rows import unpack
+from pdmd.teachers.image_prompts import ImagePrompt, NamedImagePrompts, name_of
 from pdmd.teachers.prompts import Prompts
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class StoredEmbeddings(Prompts):
         self,
         url: str | Path,
         *,
-        prompts: Sequence[str] = (),
+        prompts: Sequence[str] | Sequence[ImagePrompt] = (),
         cache: str | Path = "",
         progress: bool = True,
     ) -> None:
@@ -54,7 +55,7 @@ class StoredEmbeddings(Prompts):
         self._chosen = tuple(prompts)
         self._folder, self._progress = Path(cache or default_cache()), progress
         self._opened: TensorDict | None = None
-        self._all: StoredTexts | None = None
+        self._all: StoredTexts | NamedImagePrompts | None = None
 
     @property
     def url(self) -> str:
@@ -71,27 +72,42 @@ class StoredEmbeddings(Prompts):
         form = self.index.forms.get("prompt")
         return form.shape[-1] if form is not None and form.packed else None
 
+    @property
+    def imaged(self) -> tuple[str, ...]:
+        return self.index.imaged
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int | None, ...]]:
+        return {key: form.shape for key, form in self.index.forms.items()}
+
     def __repr__(self) -> str:
         return f"the embeddings in {self.url}"
 
     @property
-    def prompts(self) -> Sequence[str]:
+    def prompts(self) -> Sequence[Any]:
         """The prompts given, or all of the store's."""
         return self._chosen or self._texts()
 
-    def encode(self, prompts: Sequence[str | None]) -> TensorDict:
-        """Looks prompts up."""
-        return self.conditions(prompts)[:]
+    def encode(self, prompts: Sequence[Any]) -> TensorDict:
+        """Looks prompts up; where they have images, either all or none of them are ``None``."""
+        condition = self.conditions(prompts)[:]
+        if self.imaged and all(prompt is None for prompt in prompts):
+            return condition.exclude(*self.imaged)
+        return condition
 
-    def conditions(self, prompts: Sequence[str | None]) -> StoredRows:
+    def conditions(self, prompts: Sequence[Any]) -> StoredRows:
         """Looks prompts up and leaves their embeddings on disk."""
         cache, index = self._cache(), self.index
         if prompts is self._all:
             return StoredRows(cache, index, torch.arange(len(prompts)))
+        nothing = not index.imaged or all(prompt is None for prompt in prompts)
         for prompt in prompts:
-            if not (prompt is None or isinstance(prompt, str)):
-                raise ValueError(f"a prompt is a text or None, got {prompt!r}")
-        found = find(cache, [prompt or "" for prompt in prompts])
+            kind = ImagePrompt if index.imaged else str
+            if not ((prompt is None and nothing) or isinstance(prompt, kind)):
+                what = "an ImagePrompt, a text with its first image"
+                what = what if index.imaged else "a text or None"
+                raise ValueError(f"a prompt of {self.url} is {what}, got {prompt!r}")
+        found = find(cache, [name_of(prompt or "") for prompt in prompts])
         rows = [
             index.rows - 1 if prompt is None else row
             for prompt, row in zip(prompts, found, strict=True)
@@ -103,9 +119,10 @@ class StoredEmbeddings(Prompts):
             )
         return StoredRows(cache, index, torch.tensor(rows, dtype=torch.int64))
 
-    def _texts(self) -> StoredTexts:
+    def _texts(self) -> StoredTexts | NamedImagePrompts:
         if self._all is None:
-            self._all = StoredTexts(self._cache())
+            texts = StoredTexts(self._cache())
+            self._all = NamedImagePrompts(texts) if self.imaged else texts
         return self._all
 
     def _cache(self) -> TensorDict:
