@@ -157,12 +157,13 @@ def compare(world, cases):
             # small gradients are sums of large terms, and rounded as these are
             least = 1e-3 * max(float(g.abs().max()) for g in gradients)
             for j, (wanted, heard) in enumerate(zip(gradients, got[1], strict=True)):
-                assert furthest(heard, wanted, least) < 1e-5, f"{where}: gradient {j}"
+                assert furthest(heard, wanted, least) < 5e-6 * world, f"{where}: gradient {j}"
             assert weights.keys() == got[2].keys()
             for name_, wanted in weights.items():  # Adam makes much of small gradients
                 off = furthest(got[2][name_], wanted)
                 if "init" in more:  # factors that start at zero are Adam's steps alone
-                    off = float((got[2][name_] - wanted).norm() / wanted.norm()) / 10
+                    apart = (got[2][name_] - wanted).norm() / wanted.norm().clamp_min(1e-12)
+                    off = float(apart) / 10
                 assert off < 1e-4, f"{where}: {name_}"
 
 
