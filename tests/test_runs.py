@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import time
 
 import pytest
 import torch
@@ -372,6 +373,7 @@ def test_tensorboard_shows_every_update_once_after_a_resume(tmp_path):
         for update in range(10, last + 1, 10):
             recorder.scalars(phase, update, {"loss": 1.0})
     recorder.close()
+    time.sleep(1.1)  # TensorBoard reads files in the order of the second in their names
     resumed = RunRecorder(tmp_path, progress=False)
     resumed.resumed(2, 10)
     resumed.phase_begins(plan[1], 2, 40, 10)
