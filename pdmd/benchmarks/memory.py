@@ -40,7 +40,7 @@ def allocated(run: Callable[[], object], device: torch.device | str = "cpu") -> 
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # it reports every start and stop otherwise
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports every start and stop otherwise
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]

@@ -21,12 +21,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from pdmd.benchmarks.base import Benchmark
+from pdmd.benchmarks.base import BenchConfig, Benchmark
 from pdmd.benchmarks.economies import ECONOMIES, Economy, full_rollout
 from pdmd.benchmarks.memory import allocated
 from pdmd.benchmarks.speed_peers import MISSING, PEERS, Cycle, Task, has_modelopt, make_trainer
@@ -231,6 +232,10 @@ class SpeedBenchmark(Benchmark):
     alone = True
     devices = ("cpu", "cuda")
 
+    def __init__(self, config: BenchConfig, folder: Path) -> None:
+        super().__init__(config, folder)
+        self.device = pick_device(config.device)
+
     def about(self) -> dict[str, str]:
         peers = {
             "pdmd": "One phase of one step by the library: what its peers are measured against.",
@@ -284,7 +289,7 @@ class SpeedBenchmark(Benchmark):
             draft = path.with_suffix(".partial")
             save_file(teacher.state_dict(), draft)
             draft.replace(path)
-        return teacher.requires_grad_(False).eval().to(pick_device(self.config.device))
+        return teacher.requires_grad_(False).eval().to(self.device)
 
     def _equal_work(self, task: Task, tally: Tally, cycles: int) -> list[dict[str, Any]]:
         peers = {n: make for n, make in PEERS.items() if n != "modelopt" or has_modelopt()}
