@@ -1,4 +1,4 @@
-"""The speed benchmark: equal work for its contestants, rows that add up, peers that are missing."""
+"""The speed benchmark: equal work for its contestants, rows that add up, peers left out."""
 
 import importlib.util
 import json
@@ -6,10 +6,11 @@ import json
 import pytest
 import torch
 
-from pdmd.benchmarks import BenchConfig, economies, speed
+from pdmd.benchmarks import BenchConfig, economies, speed, speed_networks
 from pdmd.benchmarks.base import read_results, run_benchmark
 from pdmd.benchmarks.memory import allocated
-from pdmd.benchmarks.speed import SETTINGS, Course, FlatDigits, SpeedBenchmark, Tally, Turns
+from pdmd.benchmarks.speed import SETTINGS, Course, SpeedBenchmark, Turns
+from pdmd.benchmarks.speed_networks import FlatDigits, Tally
 from pdmd.benchmarks.speed_peers import PEERS, Task
 from pdmd.cli import main
 
@@ -19,7 +20,7 @@ PRESENT = [name for name in PEERS if name != "modelopt" or HERE]
 
 @pytest.fixture(autouse=True)
 def quickly_taught(monkeypatch):
-    monkeypatch.setattr(speed, "TEACHING", 2)
+    monkeypatch.setattr(speed_networks, "TEACHING", 2)
 
 
 def make_task(**changes):
@@ -34,7 +35,7 @@ def make_task(**changes):
 def rows(tmp_path_factory):
     config = BenchConfig(name="speed", updates=2, fake_updates=3, batch_size=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speed, "TEACHING", 2)
+        patch.setattr(speed_networks, "TEACHING", 2)
         found, _ = SpeedBenchmark(config, tmp_path_factory.mktemp("speed")).run("mlp", 0)
     return {row["method"].removeprefix("mlp/"): row for row in found}
 
@@ -85,7 +86,9 @@ def test_peers_train(name):
         before = [p.detach().clone() for group in self.param_groups for p in group["params"]]
         out = step(self, *args, **kwargs)
         after = [p for group in self.param_groups for p in group["params"]]
-        networks.append((id(self), any(not torch.equal(a, b) for a, b in zip(before, after))))
+        networks.append(
+            (id(self), any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)))
+        )
         return out
 
     before = {k: v.clone() for k, v in task.teacher.state_dict().items()}

@@ -155,7 +155,8 @@ def _work(
     found, picture = benchmarks[config.name](config, folder).run(method, seed)
     if isinstance(found, dict):
         return [{"method": method, "seed": seed, **found}], picture
-    return [{"method": row["method"], "seed": seed, "run": method, **row} for row in found], picture
+    rows = [{"method": row["method"], "seed": seed, "run": method, **row} for row in found]
+    return rows, picture
 
 
 def run_benchmark(

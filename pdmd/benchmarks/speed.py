@@ -25,32 +25,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from pdmd.benchmarks.base import BenchConfig, Benchmark
 from pdmd.benchmarks.economies import ECONOMIES, Economy, full_rollout
 from pdmd.benchmarks.memory import allocated
+from pdmd.benchmarks.speed_networks import CASES, Tally, taught_digits
 from pdmd.benchmarks.speed_peers import MISSING, PEERS, Cycle, Task, has_modelopt, make_trainer
 from pdmd.experts import Expert, OdeExpert
 from pdmd.phases import PhasePlan
-from pdmd.schedules import RectifiedFlow
-from pdmd.teachers.base import Teacher
-from pdmd.teachers.digits import DigitsTeacher
-from pdmd.teachers.mixture import encode_labels
-from pdmd.teachers.mlp import MlpDenoiser
-from pdmd.teachers.transformer import ImageTransformer
 from pdmd.training.fakes import FixedUpdates
 from pdmd.training.phase_trainer import PhaseTrainer
 from pdmd.training.runtime import pick_device
-from pdmd.training.teaching import digit_source, teach
-from pdmd.typing import Condition, Latents
 
 __all__ = ["SETTINGS", "Course", "SpeedBenchmark"]
 
 PHASES = 4
 TURN = 4  # cycles in a turn, as many as the batches that a ring makes together
 GUIDANCE = 3.0
-TEACHING = 300
 
 SETTINGS: dict[str, Economy] = {
     **{name: ECONOMIES[name] for name in ("full_rollout", "boundary", "ring_anchored")},
@@ -62,105 +53,6 @@ SETTINGS: dict[str, Economy] = {
     "ring_anchored_adaptive": ECONOMIES["ring_anchored_adaptive"],
 }
 """The economies by name; the first is what the others are measured against."""
-
-
-class FlatDigits(Teacher):
-    """A perceptron over the digits' 64 pixels."""
-
-    def __init__(self, width: int, depth: int) -> None:
-        super().__init__(schedule=RectifiedFlow(), kind="velocity", latent_shape=(1, 8, 8))
-        self.mlp = MlpDenoiser(
-            dim=64, classes=10, width=width, depth=depth, schedule=self.schedule
-        )
-
-    @property
-    def prompts(self) -> Sequence[Any]:
-        return list(range(10))
-
-    def encode(self, prompts: Sequence[Any]) -> Condition:
-        return encode_labels(prompts, 10)
-
-    def network(self, x_t: Latents, t: torch.Tensor, condition: Condition) -> Latents:
-        return self.mlp.network(x_t.flatten(1), t, condition).unflatten(1, self.latent_shape)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """Networks of one size.
-
-    Attributes:
-        summary: What they are.
-        make: Makes one, from the digits' standard deviation.
-        core: Returns the part of one that every evaluation runs through.
-        batch: Samples in a rollout.
-        cycles: Cycles of each contestant at equal work.
-        rounds: Turns of each setting in each of the four phases.
-    """
-
-    summary: str
-    make: Callable[[float], Any]
-    core: Callable[[Any], nn.Module]
-    batch: int
-    cycles: int
-    rounds: int
-
-
-def _transformer(width: int, depth: int) -> Callable[[float], DigitsTeacher]:
-    return lambda std: DigitsTeacher(ImageTransformer(width=width, depth=depth, heads=4), std)
-
-
-CASES = {
-    "mlp": Case(
-        summary="a perceptron of 3 hidden layers of 256",
-        make=lambda std: FlatDigits(width=256, depth=3),
-        core=lambda teacher: teacher.mlp.layers,
-        batch=256,
-        cycles=200,
-        rounds=12,
-    ),
-    "transformer_small": Case(
-        summary="a transformer of 3 blocks of width 64, 16 tokens",
-        make=_transformer(64, 3),
-        core=lambda teacher: teacher.transformer,
-        batch=128,
-        cycles=60,
-        rounds=8,
-    ),
-    "transformer_medium": Case(
-        summary="a transformer of 6 blocks of width 256, 16 tokens",
-        make=_transformer(256, 6),
-        core=lambda teacher: teacher.transformer,
-        batch=64,
-        cycles=24,
-        rounds=4,
-    ),
-}
-
-
-@dataclass
-class Tally:
-    """Counts evaluations of a network and of all its copies, whoever makes them.
-
-    Attributes:
-        forward: Rows evaluated.
-        backward: Rows evaluated with the gradient recorded.
-    """
-
-    forward: int = 0
-    backward: int = 0
-
-    def __call__(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        self.forward += len(output)
-        if torch.is_grad_enabled() and output.requires_grad:
-            self.backward += len(output)
-
-    def __deepcopy__(self, memo: Any) -> Tally:
-        return self  # a network's copies take along its hooks, and count here
-
-    @property
-    def forwards(self) -> int:
-        """Forward equivalents: a backward counts as two."""
-        return self.forward + 2 * self.backward
 
 
 @dataclass
@@ -254,7 +146,7 @@ class SpeedBenchmark(Benchmark):
 
     def run(self, method: str, seed: int) -> tuple[list[dict[str, Any]], None]:
         case, tally = CASES[method], Tally()
-        teacher = self._teacher(method)
+        teacher = taught_digits(method, self.folder, self.config.data_seed).to(self.device)
         case.core(teacher).register_forward_hook(tally)
         task = Task(
             teacher=teacher,
@@ -270,27 +162,6 @@ class SpeedBenchmark(Benchmark):
         out += self._economies(task, tally, rounds)
         return [{**row, "method": f"{method}/{row['method']}"} for row in out], None
 
-    def _teacher(self, name: str) -> Any:
-        """Returns a frozen network of a size, taught the digits once for all runs."""
-        from safetensors.torch import load_file, save_file
-
-        source, std = digit_source()
-        path = self.folder / f"{name}.safetensors"
-        with torch.random.fork_rng():
-            torch.manual_seed(self.config.data_seed)
-            teacher = CASES[name].make(std)
-        if path.exists():
-            teacher.load_state_dict(load_file(path))
-        else:
-            teacher = teach(
-                teacher, source, updates=TEACHING, batch_size=64, lr=1e-3, progress=False
-            )
-            self.folder.mkdir(parents=True, exist_ok=True)
-            draft = path.with_suffix(".partial")
-            save_file(teacher.state_dict(), draft)
-            draft.replace(path)
-        return teacher.requires_grad_(False).eval().to(self.device)
-
     def _equal_work(self, task: Task, tally: Tally, cycles: int) -> list[dict[str, Any]]:
         peers = {n: make for n, make in PEERS.items() if n != "modelopt" or has_modelopt()}
         sides = {name: make(task) for name, make in peers.items()}
@@ -298,7 +169,8 @@ class SpeedBenchmark(Benchmark):
 
         def twice(make: Callable[[Task], Cycle]) -> None:
             cycle = make(replace(task, teacher=copy.deepcopy(task.teacher)))
-            cycle(), cycle()
+            for _ in range(2):
+                cycle()
 
         peaks = {n: allocated(lambda m=m: twice(m), task.teacher.device) for n, m in peers.items()}
         return _rows(turns, peaks, nfe=1)
@@ -323,7 +195,8 @@ class SpeedBenchmark(Benchmark):
         def twice(economy: Economy) -> None:
             own = replace(task, teacher=copy.deepcopy(task.teacher))
             trainer = Course(own, economy, 2).skip()
-            trainer.cycle(), trainer.cycle()
+            for _ in range(2):
+                trainer.cycle()
 
         peaks = {
             n: allocated(lambda e=e: twice(e), task.teacher.device) for n, e in SETTINGS.items()
