@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,8 @@ def allocated(run: Callable[[], object], device: torch.device | str = "cpu") -> 
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports every start and stop otherwise
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
-    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    kineto: Any = profiler.profiler
+    events = kineto.kineto_results.events()
     live = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         if event.name() == "[memory]":
