@@ -50,7 +50,13 @@ class TeachOptions:
 
 @dataclass(kw_only=True)
 class BenchOptions:
-    """Compares few-step methods on equal terms and writes a results file."""
+    """Compares few-step methods on equal terms and writes a results file.
+
+    toy1d, mixture and digits measure quality; cost counts evaluations of networks; overhead and
+    speed are timings, to be run on an idle machine. In speed the methods are sizes of networks
+    (mlp, transformer_small, transformer_medium), the updates those that are timed of every
+    contestant, and a peer takes part if it is installed: pip install 'pdmd[bench]'.
+    """
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; every method runs with each."""
@@ -80,6 +86,8 @@ class BenchOptions:
     """The fake score's learning rate; 0 takes the benchmark's."""
     samples: int = 0
     """Samples measured; 0 takes the benchmark's."""
+    device: str = "cpu"
+    """Where speed computes: cpu or cuda."""
     progress: bool = True
     """Show a progress bar."""
 
@@ -149,16 +157,19 @@ def _teach(words: list[str]) -> int:
 
 def _bench(words: list[str]) -> int:
     from pdmd.benchmarks import BenchConfig, run_benchmark
+    from pdmd.benchmarks.base import benchmarks
     from pdmd.evaluation.bench_report import summarise, write_bench_report
     from pdmd.evaluation.evaluate import format_table
 
-    name, rest = take_name(words, "the benchmark: toy1d, mixture, digits, cost or overhead")
+    name, rest = take_name(words, "the benchmark: toy1d, mixture, digits, cost, overhead or speed")
     options = parse(BenchOptions, rest, "pdmd bench NAME", flat=True)
     numbers = {f.name: getattr(options, f.name, None) for f in dataclasses.fields(BenchConfig)}
     config = BenchConfig(**{**numbers, "name": name})
     out = Path(options.out or f"runs/bench_{name}.json")
     if out.suffix != ".json":
         raise ValueError(f"--out ends in .json, got {options.out!r}")
+    for reason in benchmarks[name](config, out.parent).left_out().values():
+        print(f"pdmd: warning: {reason}", file=sys.stderr)
     try:
         results = run_benchmark(
             config,

@@ -43,11 +43,16 @@ __all__ = [
 def as_times(t: Times) -> Tensor:
     """Views times as float64 and checks that they lie in [0, 1].
 
+    A tensor that passed is not looked at again until it is changed: the check waits for the
+    tensor's device, and one batch of times meets many formulas.
+
     Raises:
         ValueError: If a time is outside [0, 1] or not finite.
     """
     if isinstance(t, Tensor):
         t = t.to(torch.float64)
+        if not t.is_inference() and getattr(t, "_checked_times", None) == t._version:
+            return t
         low, high = (v.item() for v in torch.aminmax(t)) if t.numel() else (0.0, 1.0)
     else:
         low = high = t
@@ -55,6 +60,8 @@ def as_times(t: Times) -> Tensor:
     if not (low >= 0 and high <= 1):  # also where either is not a number
         bad = t[~((t >= 0) & (t <= 1))].flatten()[0].item()
         raise ValueError(f"time {bad} is outside [0, 1]; 0 is clean data and 1 is noise")
+    if not t.is_inference():
+        t._checked_times = t._version  # type: ignore[attr-defined]
     return t
 
 

@@ -2,7 +2,6 @@ import copy
 
 import pytest
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
 from pdmd import (
     FullGradient,
@@ -12,6 +11,7 @@ from pdmd import (
     StochasticTruncation,
     distill,
 )
+from pdmd.benchmarks.memory import allocated
 from pdmd.planning import (
     Degrees,
     Precision,
@@ -29,19 +29,6 @@ def two_cycles(make):
     for _ in range(2):
         trainer.cycle()
     trainer.account.close()
-
-
-def allocated(run):
-    """Returns the peak of what the allocator gives out while something runs, networks included."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
-    live = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    return peak
 
 
 SETTINGS = {

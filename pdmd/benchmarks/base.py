@@ -4,7 +4,9 @@ A results file is JSON: ``{"rows": [{"method", "seed", metrics..., "nfe", "forwa
 "cpu_seconds", "saved_mib"}], "config", "version"}``. ``nfe`` counts network evaluations a sample;
 ``forwards`` the training's forward equivalents of one batch (a backward counts two);
 ``cpu_seconds`` the training's processor time on one thread; ``saved_mib`` the activations that a
-generator update keeps for its backward.
+generator update keeps for its backward. ``machine`` says what computed, ``left_out`` which methods
+could not run there and why. A run that compares several methods has a row for each; ``run`` is its
+name.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import platform
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -25,7 +28,7 @@ import torch
 
 from pdmd.registry import Registry
 
-__all__ = ["BenchConfig", "Benchmark", "benchmarks", "read_results", "run_benchmark"]
+__all__ = ["BenchConfig", "Benchmark", "benchmarks", "machine", "read_results", "run_benchmark"]
 
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -53,6 +56,7 @@ class BenchConfig:
         dim: Dimension of the mixture.
         modes: Modes in each of the mixture's classes.
         classes: Classes of the mixture.
+        device: Where it computes, for a benchmark that can elsewhere than on the CPU.
     """
 
     name: str
@@ -66,6 +70,7 @@ class BenchConfig:
     dim: int = 16
     modes: int = 8
     classes: int = 8
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():
@@ -84,16 +89,31 @@ class Benchmark(ABC):
 
     methods: Sequence[str]
     alone: bool = False  # whether its runs would disturb each other
+    devices: Sequence[str] = ("cpu",)  # the types of device on which it runs
 
     def __init__(self, config: BenchConfig, folder: Path) -> None:
+        if config.device.split(":")[0] not in self.devices:
+            raise ValueError(
+                f"the benchmark {config.name} runs on {' or '.join(self.devices)}, "
+                f"got device {config.device!r}"
+            )
         self.config, self.folder = config, folder
 
     @abstractmethod
-    def run(self, method: str, seed: int) -> tuple[dict[str, Any], str | None]:
-        """Returns a row without its method and seed, and a picture as a data URI or ``None``."""
+    def run(
+        self, method: str, seed: int
+    ) -> tuple[dict[str, Any] | list[dict[str, Any]], str | None]:
+        """Returns a row without its method and seed, and a picture as a data URI or ``None``.
+
+        A run that compares several methods returns a row for each, with its ``method``.
+        """
 
     def about(self) -> dict[str, str]:
         """Returns what the methods are, in a sentence each."""
+        return {}
+
+    def left_out(self) -> dict[str, str]:
+        """Returns what of the runs cannot be measured here, and in a line why."""
         return {}
 
     def prepare(self, progress: bool) -> None:
@@ -109,16 +129,34 @@ benchmarks: Registry[type[Benchmark]] = Registry(
         "digits": "pdmd.benchmarks.distillation:DigitsBenchmark",
         "cost": "pdmd.benchmarks.cost:CostBenchmark",
         "overhead": "pdmd.benchmarks.overhead:OverheadBenchmark",
+        "speed": "pdmd.benchmarks.speed:SpeedBenchmark",
     },
 )
 
 
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """Says what computes: processor, threads of a run, device and version of torch."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        processor = names[0] if names else processor
+    out = {"processor": processor, "threads": 1, "torch": torch.__version__, "device": device}
+    if torch.device(device).type == "cuda":
+        out["device"] = torch.cuda.get_device_name(device)
+    return out
+
+
 def _work(
     config: BenchConfig, folder: Path, method: str, seed: int
-) -> tuple[dict[str, Any], str | None]:
+) -> tuple[list[dict[str, Any]], str | None]:
     torch.set_num_threads(1)
-    row, picture = benchmarks[config.name](config, folder).run(method, seed)
-    return {"method": method, "seed": seed, **row}, picture
+    found, picture = benchmarks[config.name](config, folder).run(method, seed)
+    if isinstance(found, dict):
+        return [{"method": method, "seed": seed, **found}], picture
+    rows = [{"method": row["method"], "seed": seed, "run": method, **row} for row in found]
+    return rows, picture
 
 
 def run_benchmark(
@@ -147,7 +185,7 @@ def run_benchmark(
 
     Raises:
         ValueError: If a method or the benchmark is unknown, or the file is of another
-            configuration.
+            configuration or, for a benchmark of speed, of another machine.
     """
     from tqdm import tqdm
 
@@ -171,10 +209,14 @@ def run_benchmark(
         "config": dataclasses.asdict(config),
         "version": __version__,
         "methods": benchmark.about(),
+        "machine": machine(config.device),
+        "left_out": benchmark.left_out(),
         "samples": {},
     }
     if out.exists():
         old = read_results(out)
+        defaults = dataclasses.asdict(BenchConfig(name=config.name))
+        old["config"] = {**defaults, **old["config"]}  # of a version with fewer settings
         if old["config"] != content["config"]:
             changed = {
                 k: (old["config"].get(k), v)
@@ -184,8 +226,14 @@ def run_benchmark(
             raise ValueError(
                 f"{out} holds results of another configuration ({changed}); choose another --out"
             )
+        for name in ("machine", "left_out"):
+            if benchmark.alone and old.get(name, content[name]) != content[name]:
+                raise ValueError(
+                    f"{out} was measured elsewhere ({name.replace('_', ' ')}: {old[name]}, here "
+                    f"{content[name]}); choose another --out"
+                )
         content["rows"], content["samples"] = old["rows"], old.get("samples", {})
-    done = {(row["method"], row["seed"]) for row in content["rows"]}
+    done = {(row.get("run", row["method"]), row["seed"]) for row in content["rows"]}
     tasks = [(m, s) for s in seeds for m in chosen if (m, s) not in done]
     out.parent.mkdir(parents=True, exist_ok=True)
     if tasks:
@@ -199,14 +247,17 @@ def run_benchmark(
         bar = tqdm(total=len(tasks), desc=config.name, disable=not progress, dynamic_ncols=True)
         try:
             for future in as_completed(futures):
-                row, picture = future.result()
-                content["rows"].append(row)
-                content["rows"].sort(key=lambda r: (order.get(r["method"], 0), r["seed"]))
+                rows, picture = future.result()
+                method, seed = futures[future]
+                content["rows"] += rows
+                content["rows"].sort(
+                    key=lambda r: (order.get(r.get("run", r["method"]), 0), r["seed"])
+                )
                 if picture is not None:
-                    content["samples"].setdefault(row["method"], picture)
+                    content["samples"].setdefault(method, picture)
                 _write(out, content)
                 bar.update(1)
-                bar.set_postfix_str(f"{row['method']}, seed {row['seed']}")
+                bar.set_postfix_str(f"{method}, seed {seed}")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

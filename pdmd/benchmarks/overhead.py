@@ -8,7 +8,6 @@ slows both; the figure is the median of the ratios of neighbours.
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -16,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
+from pdmd.benchmarks.bare import bare_cycle, labels
 from pdmd.benchmarks.base import Benchmark
 from pdmd.denoisers import Denoiser
 from pdmd.experts import OdeExpert, StochasticTruncation
@@ -32,7 +31,6 @@ from pdmd.training.data import ConditionStream
 from pdmd.training.fakes import FixedUpdates, OneFakeScore
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.training.phase_trainer import PhaseTrainer
-from pdmd.typing import Condition
 
 __all__ = ["OverheadBenchmark"]
 
@@ -100,10 +98,11 @@ class OverheadBenchmark(Benchmark):
         phase = PhasePlan.uniform(4)[0]
         fakes, batch = self.config.fake_updates or 5, self.config.batch_size or case.batch
         cycles = self.config.updates or case.cycles
-        label = torch.randint(10, (batch,))
         sides = {
             "pdmd": _trainer(teacher, phase, fakes, batch, seed).cycle,
-            "bare": _bare(teacher, phase, fakes, batch, label),
+            "bare": bare_cycle(
+                teacher, phase, fake_updates=fakes, batch=batch, lr=1e-5, fake_lr=1e-5
+            ),
         }
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         for i in range(cycles + 2):
@@ -127,7 +126,7 @@ class OverheadBenchmark(Benchmark):
 
 
 def _trainer(teacher: Any, phase: Phase, fakes: int, batch: int, seed: int) -> PhaseTrainer:
-    conditions = ConditionStream(_labels(torch.arange(10)))
+    conditions = ConditionStream(labels(range(10)))
     return PhaseTrainer(
         experts=[OdeExpert(teacher.trainable_copy(), phase)],
         earlier=[],
@@ -147,71 +146,3 @@ def _trainer(teacher: Any, phase: Phase, fakes: int, batch: int, seed: int) -> P
         clip=10.0,
         generator=torch.Generator().manual_seed(seed),
     )
-
-
-def _bare(
-    teacher: Denoiser, phase: Phase, fakes: int, batch: int, label: torch.Tensor
-) -> Callable[[], None]:
-    """Returns a cycle on rectified flow from noise to the phase's end, by hand."""
-    real = teacher.network
-    generator, fake = (copy.deepcopy(teacher).requires_grad_(True) for _ in range(2))
-    average = copy.deepcopy(teacher)
-    optimizers = [
-        torch.optim.AdamW(n.parameters(), lr=1e-5, betas=(0.5, 0.99), weight_decay=0.0, fused=True)
-        for n in (generator, fake)
-    ]
-    s, shape, rng = phase.t_end, teacher.latent_shape, torch.Generator().manual_seed(1)
-    condition, ones = _labels(label), torch.ones(batch, dtype=torch.float64)
-    low, high = s + 0.02 * (1 - s), 0.98
-    column = (batch, *(1,) * len(shape))
-
-    def rollout() -> torch.Tensor:
-        x = torch.randn(batch, *shape, generator=rng)
-        return x + (s - 1) * generator.network(x, ones, condition)
-
-    def noised(x_s: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        t = low + (high - low) * torch.rand(batch, generator=rng, dtype=torch.float64)
-        a = (1 - t) / (1 - s)
-        b = (t.square() - (a * s).square()).sqrt()
-        eps = torch.randn(x_s.shape, generator=rng)
-        a_x, b_x = a.float().reshape(column), b.float().reshape(column)
-        return a_x * x_s + b_x * eps, t, eps, b_x
-
-    def apply(network: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(network.parameters(), 10.0)
-        if torch.isfinite(norm) and torch.isfinite(loss):
-            optimizer.step()
-
-    def cycle() -> None:
-        for _ in range(fakes):
-            with torch.no_grad():
-                x_s = rollout()
-            x_t, t, eps, b = noised(x_s)
-            t_x = t.float().reshape(column)
-            target = -x_s / (1 - s) + eps * (t_x / b + (1 - t_x) * s * s / ((1 - s) ** 2 * b))
-            weight = (10 * b.square()).clamp(max=1.0)
-            gap = fake.network(x_t, t, condition) - target
-            apply(fake, optimizers[1], (weight * gap.square()).mean())
-        fake.requires_grad_(False)
-        x_s = rollout()
-        with torch.no_grad():
-            x_t, t, _, _ = noised(x_s)
-            t_x = t.float().reshape(column)
-            m_fake = x_t - (t_x - s) * fake.network(x_t, t, condition)
-            m_real = x_t - (t_x - s) * real(x_t, t, condition)
-            scale = (x_s - m_real).abs().flatten(1).mean(1).reshape(column) + 1e-3
-            goal = x_s - (m_fake - m_real) / scale
-        apply(generator, optimizers[0], 0.5 * (x_s - goal).square().mean())
-        fake.requires_grad_(True)
-        with torch.no_grad():
-            torch._foreach_lerp_([*average.parameters()], [*generator.parameters()], 0.01)  # pyright: ignore[reportPrivateImportUsage]
-
-    return cycle
-
-
-def _labels(label: torch.Tensor) -> Condition:
-    from tensordict import TensorDict
-
-    return TensorDict({"label": label}, batch_size=(len(label),))

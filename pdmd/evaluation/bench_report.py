@@ -34,7 +34,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         own = [row for row in rows if row["method"] == method]
         entry: dict[str, Any] = {"method": method, "n": len(own)}
         for name in own[0]:
-            if name in ("method", "seed"):
+            if name in ("method", "seed", "run"):
                 continue
             values = [float(row[name]) for row in own]
             entry[name] = (

@@ -24,7 +24,7 @@ from pdmd.typing import Condition, Latents
 if TYPE_CHECKING:
     from pdmd.teachers.digits import DigitsTeacher
 
-__all__ = ["network_arguments", "taught_network", "teach", "teach_digits"]
+__all__ = ["digit_source", "network_arguments", "taught_network", "teach", "teach_digits"]
 
 D = TypeVar("D", bound=Denoiser)
 
@@ -156,6 +156,27 @@ def taught_network(
     return teach(network, source, updates=updates, seed=seed, progress=progress)
 
 
+def digit_source(dropout: float = 0.1) -> tuple[Source, float]:
+    """Returns what draws scikit-learn's digits with their labels, and their standard deviation.
+
+    Args:
+        dropout: The share of labels that are left out, for guidance.
+    """
+    from pdmd.teachers.digits import load_digit_images
+
+    images, labels, std = load_digit_images()
+
+    def source(n: int, generator: torch.Generator) -> tuple[Latents, Condition]:
+        from tensordict import TensorDict
+
+        rows = torch.randint(len(images), (n,), generator=generator)
+        dropped = torch.rand(n, generator=generator) < dropout
+        label = labels[rows].masked_fill(dropped, 10)
+        return images[rows], TensorDict({"label": label}, batch_size=[n])
+
+    return source, std
+
+
 def teach_digits(
     *,
     updates: int = 4000,
@@ -172,19 +193,10 @@ def teach_digits(
     Returns:
         A :class:`~pdmd.teachers.digits.DigitsTeacher`.
     """
-    from pdmd.teachers.digits import DigitsTeacher, load_digit_images
+    from pdmd.teachers.digits import DigitsTeacher
     from pdmd.teachers.transformer import ImageTransformer
 
-    images, labels, std = load_digit_images()
-
-    def source(n: int, generator: torch.Generator) -> tuple[Latents, Condition]:
-        from tensordict import TensorDict
-
-        rows = torch.randint(len(images), (n,), generator=generator)
-        dropped = torch.rand(n, generator=generator) < 0.1
-        label = labels[rows].masked_fill(dropped, 10)
-        return images[rows], TensorDict({"label": label}, batch_size=[n])
-
+    source, std = digit_source()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         teacher = DigitsTeacher(ImageTransformer(), std)

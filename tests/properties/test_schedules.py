@@ -132,3 +132,29 @@ def test_schedules_are_compared_by_their_coefficients():
     assert same_process(RectifiedFlow(), Shifted(RectifiedFlow(), 1.0))
     assert not same_process(RectifiedFlow(), Shifted(RectifiedFlow(), 1.1))
     assert not same_process(LinearVP(), LinearVP(beta_max=19.9))
+
+
+def test_times_are_checked_once_and_again_when_they_change(monkeypatch):
+    looks, aminmax = [], torch.aminmax
+    monkeypatch.setattr(torch, "aminmax", lambda *a, **k: looks.append(1) or aminmax(*a, **k))
+    t, schedule = torch.tensor([0.5, 0.7], dtype=torch.float64), RectifiedFlow()
+    for _ in range(3):
+        schedule(t)
+        schedule.transition(0.25, t)
+    assert len(looks) == 1
+    t[1] = 1.5
+    with pytest.raises(ValueError, match="time 1.5 is outside"):
+        schedule(t)
+    with pytest.raises(ValueError, match="time 1.5 is outside"):  # a refused one is not marked
+        schedule(t)
+    with pytest.raises(ValueError, match="time 1.4 is outside"):
+        schedule(2 * torch.tensor([0.5, 0.7], dtype=torch.float64))
+
+
+def test_times_of_inference_are_checked_every_time():
+    with torch.inference_mode():
+        t = torch.tensor([0.5], dtype=torch.float64)
+        RectifiedFlow()(t)
+        t += 1
+        with pytest.raises(ValueError, match="time 1.5 is outside"):
+            RectifiedFlow()(t)

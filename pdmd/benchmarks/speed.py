@@ -1,0 +1,277 @@
+r"""The speed benchmark: cycles per second and peak memory, beside a loop by hand and a peer.
+
+Two comparisons are made on every network, each of contestants that take turns in one process, so
+that a machine that slows down slows all of them:
+
+- *equal work*: one phase of one step, by the library, by a loop written by hand, and by
+  ``modelopt.torch.fastgen`` (:mod:`pdmd.benchmarks.speed_peers`), relative to the library;
+- *economies*: the library's four phases, trained one after the other, by settings that ask the
+  networks less (:mod:`pdmd.benchmarks.economies`), relative to rolling out every student step for
+  every fake update.
+
+``speed`` is how many times as many cycles a second a contestant makes as what it is measured
+against. It is the median over rounds, and ``speed_low`` and ``speed_high`` are the quartiles.
+Memory is measured in a pass of its own; in four phases it is that of the last.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pdmd.benchmarks.base import BenchConfig, Benchmark
+from pdmd.benchmarks.economies import ECONOMIES, Economy, full_rollout
+from pdmd.benchmarks.memory import allocated
+from pdmd.benchmarks.speed_networks import CASES, Tally, taught_digits
+from pdmd.benchmarks.speed_peers import MISSING, PEERS, Cycle, Task, has_modelopt, make_trainer
+from pdmd.experts import Expert, OdeExpert
+from pdmd.phases import PhasePlan
+from pdmd.training.fakes import FixedUpdates
+from pdmd.training.phase_trainer import PhaseTrainer
+from pdmd.training.runtime import pick_device
+
+__all__ = ["SETTINGS", "Course", "SpeedBenchmark"]
+
+PHASES = 4
+TURN = 4  # cycles in a turn, as many as the batches that a ring makes together
+GUIDANCE = 3.0
+
+SETTINGS: dict[str, Economy] = {
+    **{name: ECONOMIES[name] for name in ("full_rollout", "boundary", "ring_anchored")},
+    "ring_anchored_2": replace(
+        ECONOMIES["ring_anchored"],
+        summary="As ring_anchored, two fake updates in a cycle: adaptive's number on the mixture.",
+        fake_updates=lambda most: FixedUpdates(2),
+    ),
+    "ring_anchored_adaptive": ECONOMIES["ring_anchored_adaptive"],
+}
+"""The economies by name; the first is what the others are measured against."""
+
+
+@dataclass
+class Turns:
+    """What a contestant's turns took, by round.
+
+    Attributes:
+        seconds: Seconds per cycle.
+        forwards: Forward equivalents of one sample per cycle.
+        fake_updates: Fake updates per cycle, where the contestant says.
+    """
+
+    seconds: list[float]
+    forwards: list[float]
+    fake_updates: list[float]
+
+
+class Course:
+    """The phases of one setting, trained one after the other, a cycle at a time.
+
+    Args:
+        task: The networks and numbers.
+        economy: The setting.
+        cycles: Cycles in each phase.
+    """
+
+    def __init__(self, task: Task, economy: Economy, cycles: int) -> None:
+        self.task, self.economy = task, economy
+        self.plan = PhasePlan.uniform(PHASES)
+        self.expert = full_rollout(self.plan) if economy.full else OdeExpert
+        self.entries = economy.entries(cycles * (task.fake_updates + 1))
+        self.fake_updates = economy.fake_updates(task.fake_updates)
+        self.finished: list[Expert] = []
+        self.trainer: PhaseTrainer | None = None
+
+    def advance(self) -> PhaseTrainer:
+        """Freezes the expert in training, if there is one, and begins the next phase."""
+        if self.trainer is not None:
+            self.trainer.account.close()
+            self.finished += self.trainer.finished()
+        return self._begin()
+
+    def skip(self) -> PhaseTrainer:
+        """Begins the last phase, the teacher's copies in the place of the experts before it."""
+        self.finished = [
+            self.expert(self.task.teacher.trainable_copy(), phase) for phase in self.plan
+        ][:-1]
+        return self._begin()
+
+    def _begin(self) -> PhaseTrainer:
+        for expert in self.finished:
+            expert.requires_grad_(False).eval()
+        self.trainer = make_trainer(
+            self.task,
+            self.expert,
+            self.plan,
+            self.finished,
+            fake_updates=self.fake_updates,
+            anchored=self.economy.anchored,
+            entries=self.entries,
+        )
+        return self.trainer
+
+
+class SpeedBenchmark(Benchmark):
+    """Measures cycles per second and peak memory; its methods are sizes of networks."""
+
+    methods = tuple(CASES)
+    alone = True
+    devices = ("cpu", "cuda")
+
+    def __init__(self, config: BenchConfig, folder: Path) -> None:
+        super().__init__(config, folder)
+        self.device = pick_device(config.device)
+
+    def about(self) -> dict[str, str]:
+        peers = {
+            "pdmd": "One phase of one step by the library: what its peers are measured against.",
+            "bare": "The same work by a loop written by hand.",
+            "modelopt": "The same work through modelopt.torch.fastgen's DMDPipeline.",
+        }
+        settings = {name: f"Four phases: {e.summary}" for name, e in SETTINGS.items()}
+        return {
+            f"{network}/{name}": f"{summary} On {case.summary}."
+            for network, case in CASES.items()
+            for name, summary in {**peers, **settings}.items()
+        }
+
+    def left_out(self) -> dict[str, str]:
+        return {} if has_modelopt() else {"modelopt": MISSING}
+
+    def run(self, method: str, seed: int) -> tuple[list[dict[str, Any]], None]:
+        case, tally = CASES[method], Tally()
+        teacher = taught_digits(method, self.folder, self.config.data_seed).to(self.device)
+        case.core(teacher).register_forward_hook(tally)
+        task = Task(
+            teacher=teacher,
+            guidance=GUIDANCE,
+            fake_updates=self.config.fake_updates or 5,
+            batch=self.config.batch_size or case.batch,
+            lr=self.config.lr or 3e-4,
+            fake_lr=self.config.fake_lr or 6e-4,
+            seed=seed,
+        )
+        out = self._equal_work(task, tally, self.config.updates or case.cycles)
+        rounds = -(-self.config.updates // (PHASES * TURN)) or case.rounds
+        out += self._economies(task, tally, rounds)
+        return [{**row, "method": f"{method}/{row['method']}"} for row in out], None
+
+    def _equal_work(self, task: Task, tally: Tally, cycles: int) -> list[dict[str, Any]]:
+        peers = {n: make for n, make in PEERS.items() if n != "modelopt" or has_modelopt()}
+        sides = {name: make(task) for name, make in peers.items()}
+        turns = _interleave(sides, task, tally, rounds=cycles, warm=2, cycles=1)
+
+        def twice(make: Callable[[Task], Cycle]) -> None:
+            cycle = make(replace(task, teacher=copy.deepcopy(task.teacher)))
+            for _ in range(2):
+                cycle()
+
+        peaks = {n: allocated(lambda m=m: twice(m), task.teacher.device) for n, m in peers.items()}
+        return _rows(turns, peaks, nfe=1)
+
+    def _economies(self, task: Task, tally: Tally, rounds: int) -> list[dict[str, Any]]:
+        warm = 1
+        courses = {n: Course(task, e, (rounds + warm) * TURN) for n, e in SETTINGS.items()}
+        phases = [
+            _interleave(
+                {name: course.advance().cycle for name, course in courses.items()},
+                task,
+                tally,
+                rounds=rounds,
+                warm=warm,
+                cycles=TURN,
+            )
+            for _ in range(PHASES)
+        ]
+        turns = {name: _mean_of([phase[name] for phase in phases]) for name in courses}
+        del courses
+
+        def twice(economy: Economy) -> None:
+            own = replace(task, teacher=copy.deepcopy(task.teacher))
+            trainer = Course(own, economy, 2).skip()
+            for _ in range(2):
+                trainer.cycle()
+
+        peaks = {
+            n: allocated(lambda e=e: twice(e), task.teacher.device) for n, e in SETTINGS.items()
+        }
+        return _rows(turns, peaks, nfe=PHASES)
+
+
+def _interleave(
+    sides: Mapping[str, Cycle], task: Task, tally: Tally, *, rounds: int, warm: int, cycles: int
+) -> dict[str, Turns]:
+    """Lets sides take turns of some cycles, each round begun by another."""
+    device, names = task.teacher.device, list(sides)
+    out = {name: Turns([], [], []) for name in names}
+    for i in range(warm + rounds):
+        first = i % len(names)
+        for name in (*names[first:], *names[:first]):
+            made, before = 0.0, tally.forwards
+            _wait(device)
+            started = time.perf_counter()
+            for _ in range(cycles):
+                scalars = sides[name]()
+                if isinstance(scalars, dict):
+                    made += float(scalars["fake_updates"])
+                else:
+                    made += task.fake_updates
+            _wait(device)
+            seconds = time.perf_counter() - started
+            if i >= warm:
+                out[name].seconds.append(seconds / cycles)
+                out[name].forwards.append((tally.forwards - before) / (cycles * task.batch))
+                out[name].fake_updates.append(made / cycles)
+    return out
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _mean_of(phases: Sequence[Turns]) -> Turns:
+    """Returns the means over phases, round by round."""
+    return Turns(
+        *(
+            [statistics.fmean(values) for values in zip(*parts, strict=True)]
+            for parts in (
+                [p.seconds for p in phases],
+                [p.forwards for p in phases],
+                [p.fake_updates for p in phases],
+            )
+        )
+    )
+
+
+def _rows(
+    turns: Mapping[str, Turns], peaks: Mapping[str, int], *, nfe: int
+) -> list[dict[str, Any]]:
+    """Returns a row for each contestant, relative to the first."""
+    reference = next(iter(turns))
+    out = []
+    for name, own in turns.items():
+        pairs = zip(turns[reference].seconds, own.seconds, strict=True)
+        speeds = sorted(theirs / ours for theirs, ours in pairs)
+        quarter = len(speeds) // 4
+        out.append(
+            {
+                "method": name,
+                "cycles_per_second": round(1 / statistics.median(own.seconds), 4),
+                "speed": round(statistics.median(speeds), 4),
+                "speed_low": round(speeds[quarter], 4),
+                "speed_high": round(speeds[-1 - quarter], 4),
+                "peak_mib": round(peaks[name] / 2**20, 3),
+                "memory": round(peaks[name] / peaks[reference], 4),
+                "evaluations": round(statistics.fmean(own.forwards), 3),
+                "fake_updates": round(statistics.fmean(own.fake_updates), 3),
+                "nfe": nfe,
+            }
+        )
+    return out

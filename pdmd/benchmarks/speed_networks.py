@@ -1,0 +1,153 @@
+"""The networks of the speed benchmark: three sizes, taught the digits for a moment, and counted.
+
+The fake score's lag, which adaptive updates follow, is that of a network that has learned
+something; of random weights it would say nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pdmd.schedules import RectifiedFlow
+from pdmd.teachers.base import Teacher
+from pdmd.teachers.digits import DigitsTeacher
+from pdmd.teachers.mixture import encode_labels
+from pdmd.teachers.mlp import MlpDenoiser
+from pdmd.teachers.transformer import ImageTransformer
+from pdmd.training.teaching import digit_source, teach
+from pdmd.typing import Condition, Latents
+
+__all__ = ["CASES", "Case", "FlatDigits", "Tally", "taught_digits"]
+
+TEACHING = 300
+
+
+class FlatDigits(Teacher):
+    """A perceptron over the digits' 64 pixels."""
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__(schedule=RectifiedFlow(), kind="velocity", latent_shape=(1, 8, 8))
+        self.mlp = MlpDenoiser(
+            dim=64, classes=10, width=width, depth=depth, schedule=self.schedule
+        )
+
+    @property
+    def prompts(self) -> Sequence[Any]:
+        return list(range(10))
+
+    def encode(self, prompts: Sequence[Any]) -> Condition:
+        return encode_labels(prompts, 10)
+
+    def network(self, x_t: Latents, t: torch.Tensor, condition: Condition) -> Latents:
+        return self.mlp.network(x_t.flatten(1), t, condition).unflatten(1, self.latent_shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Networks of one size.
+
+    Attributes:
+        summary: What they are.
+        make: Makes one, from the digits' standard deviation.
+        core: Returns the part of one that every evaluation runs through.
+        batch: Samples in a rollout.
+        cycles: Cycles of each contestant at equal work.
+        rounds: Turns of each setting in each of the four phases.
+    """
+
+    summary: str
+    make: Callable[[float], Any]
+    core: Callable[[Any], nn.Module]
+    batch: int
+    cycles: int
+    rounds: int
+
+
+def _transformer(width: int, depth: int) -> Callable[[float], DigitsTeacher]:
+    return lambda std: DigitsTeacher(ImageTransformer(width=width, depth=depth, heads=4), std)
+
+
+CASES = {
+    "mlp": Case(
+        summary="a perceptron of 3 hidden layers of 256",
+        make=lambda std: FlatDigits(width=256, depth=3),
+        core=lambda teacher: teacher.mlp.layers,
+        batch=256,
+        cycles=200,
+        rounds=12,
+    ),
+    "transformer_small": Case(
+        summary="a transformer of 3 blocks of width 64, 16 tokens",
+        make=_transformer(64, 3),
+        core=lambda teacher: teacher.transformer,
+        batch=128,
+        cycles=60,
+        rounds=8,
+    ),
+    "transformer_medium": Case(
+        summary="a transformer of 6 blocks of width 256, 16 tokens",
+        make=_transformer(256, 6),
+        core=lambda teacher: teacher.transformer,
+        batch=64,
+        cycles=24,
+        rounds=4,
+    ),
+}
+
+
+@dataclass
+class Tally:
+    """Counts evaluations of a network and of all its copies, whoever makes them.
+
+    Attributes:
+        forward: Rows evaluated.
+        backward: Rows evaluated with the gradient recorded.
+    """
+
+    forward: int = 0
+    backward: int = 0
+
+    def __call__(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        self.forward += len(output)
+        if torch.is_grad_enabled() and output.requires_grad:
+            self.backward += len(output)
+
+    def __deepcopy__(self, memo: Any) -> Tally:
+        return self  # a network's copies take along its hooks, and count here
+
+    @property
+    def forwards(self) -> int:
+        """Forward equivalents: a backward counts as two."""
+        return self.forward + 2 * self.backward
+
+
+def taught_digits(name: str, folder: Path, seed: int) -> Any:
+    """Returns a frozen network of a size, taught the digits once and kept in a folder.
+
+    Args:
+        name: One of :data:`CASES`.
+        folder: Where its weights are kept.
+        seed: Seed of its first weights.
+    """
+    from safetensors.torch import load_file, save_file
+
+    source, std = digit_source()
+    path = folder / f"{name}.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        teacher = CASES[name].make(std)
+    if path.exists():
+        teacher.load_state_dict(load_file(path))
+    else:
+        teacher = teach(teacher, source, updates=TEACHING, batch_size=64, lr=1e-3, progress=False)
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".partial")
+        save_file(teacher.state_dict(), draft)
+        draft.replace(path)
+    return teacher.requires_grad_(False).eval()

@@ -1,0 +1,204 @@
+"""Equal work, three ways: one phase of one step, trained by the library and by its peers.
+
+The cycle is DMD's: a number of fake updates on fresh rollouts from noise to clean samples, then
+the generator's update against a guided teacher. Each peer has copies of the same teacher, the same
+batch, rates, Adam (one fused kernel for all parameters), clipping and average of the weights, and
+asks its networks as often as the others. Every peer is written as its own documentation would have
+it: the loop by hand and the library evaluate guidance as one batch of twice the rows,
+``modelopt.torch.fastgen`` as two calls.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pdmd.benchmarks.bare import CLIP, DECAY, MARGIN, apply_update, bare_cycle, labels
+from pdmd.experts import Expert, OdeExpert, StochasticTruncation
+from pdmd.objectives.distribution_matching import DistributionMatching
+from pdmd.objectives.score_matching import SubintervalScoreMatching
+from pdmd.phases import PhasePlan
+from pdmd.teachers.base import Teacher
+from pdmd.teachers.guided import Guided
+from pdmd.training.data import ConditionStream
+from pdmd.training.entries import Entries
+from pdmd.training.fakes import FakeUpdates, FixedUpdates, OneFakeScore
+from pdmd.training.optimizers import AdamRecipe
+from pdmd.training.phase_trainer import PhaseTrainer
+from pdmd.training.runtime import OneProcess
+
+__all__ = ["MISSING", "PEERS", "Cycle", "Task", "has_modelopt", "make_trainer"]
+
+MISSING = (
+    "nvidia-modelopt is not installed, so its rows are left out; "
+    "install it with pip install 'pdmd[bench]'"
+)
+
+Cycle = Callable[[], object]
+"""Runs one cycle."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """What all contestants are given.
+
+    Attributes:
+        teacher: The teacher, frozen, unguided, on its device; its labels are 0 to 9.
+        guidance: Its guidance scale.
+        fake_updates: Fake updates before each of the generator's.
+        batch: Samples in a rollout.
+        lr: The generator's learning rate.
+        fake_lr: The fake score's.
+        seed: The seed of every draw.
+    """
+
+    teacher: Teacher
+    guidance: float
+    fake_updates: int
+    batch: int
+    lr: float
+    fake_lr: float
+    seed: int
+
+
+def make_trainer(
+    task: Task,
+    expert: type[Expert],
+    plan: PhasePlan,
+    earlier: list[Expert],
+    *,
+    fake_updates: FakeUpdates | None = None,
+    anchored: int = 1,
+    entries: Entries | None = None,
+) -> PhaseTrainer:
+    """Makes the library's trainer of the phase after the earlier ones.
+
+    Args:
+        task: The networks and numbers.
+        expert: How experts walk through a phase.
+        plan: The phases.
+        earlier: The frozen experts before the one in training.
+        fake_updates: Decides the number of fake updates; fixed by default.
+        anchored: Fake updates that one rollout serves.
+        entries: Where rollouts start.
+    """
+    teacher = task.teacher
+    return PhaseTrainer(
+        experts=[expert(teacher.trainable_copy(), plan[len(earlier)])],
+        earlier=earlier,
+        teacher=Guided(teacher, task.guidance),
+        fakes=[[teacher.trainable_copy()]],
+        generator_objective=DistributionMatching(),
+        fake_objective=SubintervalScoreMatching(),
+        conditions=ConditionStream(labels(torch.arange(10, device=teacher.device))),
+        truncation=StochasticTruncation(),
+        updates=10**6,
+        fake_scores=OneFakeScore(),
+        fake_updates=fake_updates or FixedUpdates(task.fake_updates),
+        batch_size=task.batch,
+        anchored=anchored,
+        optimizer=AdamRecipe(lr=task.lr, decay_from=1.0),
+        fake_optimizer=AdamRecipe(lr=task.fake_lr, decay_from=1.0),
+        ema_decay=DECAY,
+        clip=CLIP,
+        generator=torch.Generator().manual_seed(task.seed),
+        seed=task.seed,
+        runtime=OneProcess(teacher.device),
+        entries=entries,
+    )
+
+
+def _pdmd(task: Task) -> Cycle:
+    return make_trainer(task, OdeExpert, PhasePlan.uniform(1), []).cycle
+
+
+def _bare(task: Task) -> Cycle:
+    return bare_cycle(
+        task.teacher,
+        PhasePlan.uniform(1)[0],
+        fake_updates=task.fake_updates,
+        batch=task.batch,
+        lr=task.lr,
+        fake_lr=task.fake_lr,
+        guidance=task.guidance,
+        seed=task.seed,
+    )
+
+
+def has_modelopt() -> bool:
+    """Says whether ``nvidia-modelopt`` is installed, without importing it."""
+    return importlib.util.find_spec("modelopt") is not None
+
+
+def _modelopt(task: Task) -> Cycle:
+    try:
+        with warnings.catch_warnings():  # of other libraries' versions, which it does not use
+            warnings.simplefilter("ignore")
+            fastgen: Any = importlib.import_module("modelopt.torch.fastgen")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"nvidia-modelopt cannot be used ({error}); install it with pip install 'pdmd[bench]'"
+        ) from error
+
+    class Pipeline(fastgen.DMDPipeline):
+        """Calls networks as this library has them: on latents, times and conditions."""
+
+        def _call_model(
+            self,
+            model: Teacher,
+            hidden_states: torch.Tensor,
+            timestep: torch.Tensor,
+            encoder_hidden_states: Any = None,
+        ) -> torch.Tensor:
+            return model.network(hidden_states, timestep, encoder_hidden_states)
+
+    teacher, batch = task.teacher, task.batch
+    device, shape = teacher.device, (batch, *teacher.latent_shape)
+    student, fake = (copy.deepcopy(teacher).requires_grad_(True).train() for _ in range(2))
+    config = fastgen.DMDConfig(
+        pred_type="flow",
+        fake_score_pred_type="flow",
+        guidance_scale=task.guidance,
+        student_sample_steps=1,
+        sample_t_cfg=fastgen.SampleTimestepConfig(
+            time_dist_type="uniform", min_t=MARGIN, max_t=1 - MARGIN
+        ),
+        ema=fastgen.EMAConfig(decay=DECAY, fsdp2=False),
+    )
+    pipeline = Pipeline(student, teacher, fake, config)
+    optimizers = [
+        AdamRecipe(lr=rate).build(n.parameters())
+        for n, rate in ((student, task.lr), (fake, task.fake_lr))
+    ]
+    rng = torch.Generator(device).manual_seed(task.seed)
+    clean = torch.zeros(shape, device=device)  # of a one-step student only the shape counts
+    null = labels(torch.full((batch,), 10, device=device))
+
+    def draw() -> tuple[torch.Tensor, Any]:
+        label = torch.randint(10, (batch,), generator=rng, device=device)
+        return torch.randn(shape, generator=rng, device=device), labels(label)
+
+    def cycle() -> None:
+        for _ in range(task.fake_updates):
+            noise, condition = draw()
+            losses = pipeline.compute_fake_score_loss(clean, noise, condition)
+            apply_update(fake, optimizers[1], losses["total"])
+        noise, condition = draw()
+        losses = pipeline.compute_student_loss(
+            clean, noise, condition, negative_encoder_hidden_states=null
+        )
+        apply_update(student, optimizers[0], losses["total"])
+        pipeline.update_ema()
+
+    return cycle
+
+
+PEERS: dict[str, Callable[[Task], Cycle]] = {"pdmd": _pdmd, "bare": _bare, "modelopt": _modelopt}
+"""Who does the same work; the first is what the others are measured against."""
