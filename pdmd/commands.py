@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pdmd.arguments import check_numbers, no_more, parse, take_name
 from pdmd.commands_check import check_command, teachers_command
@@ -121,38 +122,56 @@ def _evaluate(words: list[str]) -> int:
 
 
 def _teach(words: list[str]) -> int:
-    known = "digits, digits-classifier, glyphs or glyph-classifier"
+    known = f"{', '.join([*TAUGHT][:-1])} or {[*TAUGHT][-1]}"
     name, rest = take_name(words, f"what to teach: {known}")
     options = parse(TeachOptions, rest, "pdmd teach NAME", flat=True)
-    if name not in known.replace(" or ", ", ").split(", "):
+    if name not in TAUGHT:
         raise ValueError(f"cannot teach {name!r}; choose {known}")
     if options.updates < 0:
         raise ValueError(f"--updates must not be negative, got {options.updates}")
-    out = Path(options.out or (name if name == "glyphs" else f"{name}.safetensors"))
+    default, teach = TAUGHT[name]
+    out = Path(options.out or default)
     out.parent.mkdir(parents=True, exist_ok=True)  # for its errors, before any work
     more = {"updates": options.updates or None, "seed": options.seed}
-    chosen = {key: value for key, value in more.items() if value is not None}
-    if name == "digits":
-        from pdmd.training.teaching import teach_digits
-
-        teach_digits(**chosen).save(out)
-    elif name == "glyphs":
-        from pdmd.training.teaching_glyphs import teach_glyphs
-
-        teach_glyphs(out, **chosen)
-    elif name == "glyph-classifier":
-        from pdmd.evaluation.glyph_classifier import train_glyph_classifier
-
-        train_glyph_classifier(**chosen).save(out)
-    else:
-        from safetensors.torch import save_file
-
-        from pdmd.evaluation.classifier import train_digits_classifier
-
-        save_file(train_digits_classifier(**chosen).layers.state_dict(), out)
+    teach(out, {key: value for key, value in more.items() if value is not None})
     size = sum(p.stat().st_size for p in (out, *out.rglob("*")) if p.is_file())
     print(f"wrote {out} ({size / 1e6:.2f} MB)")
     return 0
+
+
+def _teach_digits(out: Path, chosen: dict[str, Any]) -> None:
+    from pdmd.training.teaching import teach_digits
+
+    teach_digits(**chosen).save(out)
+
+
+def _teach_digits_classifier(out: Path, chosen: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    from pdmd.evaluation.classifier import train_digits_classifier
+
+    save_file(train_digits_classifier(**chosen).layers.state_dict(), out)
+
+
+def _teach_glyphs(out: Path, chosen: dict[str, Any]) -> None:
+    from pdmd.training.teaching_glyphs import teach_glyphs
+
+    teach_glyphs(out, **chosen)
+
+
+def _teach_glyph_classifier(out: Path, chosen: dict[str, Any]) -> None:
+    from pdmd.evaluation.glyph_classifier import train_glyph_classifier
+
+    train_glyph_classifier(**chosen).save(out)
+
+
+TAUGHT: dict[str, tuple[str, Callable[[Path, dict[str, Any]], None]]] = {
+    "digits": ("digits.safetensors", _teach_digits),
+    "digits-classifier": ("digits-classifier.safetensors", _teach_digits_classifier),
+    "glyphs": ("glyphs", _teach_glyphs),
+    "glyph-classifier": ("glyph-classifier.safetensors", _teach_glyph_classifier),
+}
+"""What can be taught: where it goes by default, and what teaches it."""
 
 
 def _bench(words: list[str]) -> int:

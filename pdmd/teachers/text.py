@@ -122,8 +122,8 @@ class TextTeacher(Teacher):
         """Makes a teacher from plain values, as configurations hold them.
 
         Args:
-            folder: A pipeline's folder or hub name, for ``from_pretrained``; without one
-                ``from_config`` makes random weights.
+            folder: A pipeline's folder or hub name, for ``from_pretrained``; by default the
+                family's, if it ships. Without any ``from_config`` makes random weights.
             prompts: With a folder, a file of prompts to draw from, as :meth:`read_prompts` reads
                 it; with embeddings, of all of them.
             embeddings: A store of prompt embeddings to use in the place of a text encoder: a path
@@ -137,6 +137,7 @@ class TextTeacher(Teacher):
                 or made by another encoder.
         """
         family: Any = cls
+        folder = folder or (cls.layout.folder if cls.layout else "")
         lines = family.read_prompts(prompts) if prompts and (folder or embeddings) else ()
         if embeddings:
             arguments["embeddings"] = StoredEmbeddings(embeddings, prompts=lines, cache=cache)

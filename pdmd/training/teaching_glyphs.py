@@ -28,7 +28,16 @@ from torch.nn import functional
 
 from pdmd.teachers.glyph_world import NAMES, GlyphBank
 
-__all__ = ["TEXT", "TRANSFORMER", "VAE", "teach_glyphs", "teach_text_encoder", "teach_vae"]
+__all__ = [
+    "TEXT",
+    "TRANSFORMER",
+    "VAE",
+    "make_tokenizer",
+    "teach_glyphs",
+    "teach_text_encoder",
+    "teach_transformer",
+    "teach_vae",
+]
 
 VAE: dict[str, Any] = {
     "base_dim": 16,
@@ -75,7 +84,7 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 def teach_vae(
     bank: GlyphBank,
     *,
-    updates: int = 4000,
+    updates: int = 3000,
     batch_size: int = 32,
     lr: float = 2e-3,
     kl: float = 1e-3,
@@ -113,7 +122,7 @@ def teach_vae(
         return error.abs().mean() + error.square().mean() + kl * divergence
 
     with _still(vae):
-        minimise(loss, vae, updates=updates, lr=lr, name="vae", progress=progress)
+        _minimise(loss, vae, updates=updates, lr=lr, name="vae", progress=progress)
         with torch.no_grad():
             x = 2 * bank.draw(2048, generator).pictures[:, :, None] - 1
             found = [vae.encode(part).latent_dist for part in x.split(128)]
@@ -159,9 +168,7 @@ def teach_transformer(
 
     vae: Any = _diffusers().AutoencoderKLQwenImage.from_pretrained(folder / "vae").float()
     transformer = build_part("QwenImageTransformer2DModel", TRANSFORMER, seed=seed)
-    build_part("QwenImageTransformer2DModel", TRANSFORMER, meta=True).save_config(
-        folder / "transformer"
-    )
+    transformer.save_config(folder / "transformer")  # which the teacher below is made by
     teacher = GlyphsTeacher.from_pretrained(folder, meta=True)
     condition: Any = teacher.encode([*NAMES, None])
     denoiser = teacher.around(transformer).requires_grad_(True).train()
@@ -310,7 +317,7 @@ def teach_text_encoder(
     bank: GlyphBank,
     tokenizer: Any,
     *,
-    updates: int = 1500,
+    updates: int = 600,
     lr: float = 2e-3,
     seed: int = 0,
     progress: bool = True,
@@ -352,11 +359,11 @@ def teach_text_encoder(
         return functional.binary_cross_entropy_with_logits(head(last), shapes)
 
     both = torch.nn.ModuleList([model, head])
-    minimise(loss, both, updates=updates, lr=lr, name="text encoder", progress=progress)
+    _minimise(loss, both, updates=updates, lr=lr, name="text encoder", progress=progress)
     return model.eval().requires_grad_(False)
 
 
-def minimise(
+def _minimise(
     loss: Any, model: torch.nn.Module, *, updates: int, lr: float, name: str, progress: bool
 ) -> None:
     """Minimises a loss by Adam at a rate that rises over 2 % of the updates and falls to 0."""
