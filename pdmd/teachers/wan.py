@@ -31,7 +31,6 @@ from pdmd.teachers.wan_networks import (
     compression_of,
     default_shift,
     load_networks,
-    reset_positions,
     video_shape,
 )
 from pdmd.typing import Condition, Latents
@@ -238,10 +237,6 @@ class WanTeacher(TextTeacher):
             return_dict=False,
         )[0]
         return value.to(x_t.dtype)
-
-    def reset_tables(self, device: str | torch.device = "cpu") -> None:
-        """Computes the tables of positions again, for a transformer from the meta device."""
-        reset_positions(self.transformer, device)
 
 
 def _encoded_text(

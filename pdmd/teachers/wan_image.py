@@ -39,7 +39,6 @@ from pdmd.teachers.wan_networks import (
     compression_of,
     default_shift,
     load_networks,
-    reset_positions,
     video_shape,
 )
 from pdmd.typing import Condition, Latents, expand
@@ -344,10 +343,6 @@ class WanImageTeacher(TextTeacher):
         rows = condition.clone(recurse=False)
         rows["prompt"] = null["prompt"].expand(len(condition["prompt"]), -1, -1)
         return rows
-
-    def reset_tables(self, device: str | torch.device = "cpu") -> None:
-        """Computes the tables of positions again, for a transformer from the meta device."""
-        reset_positions(self.transformer, device)
 
 
 def _encoded_prompts(
