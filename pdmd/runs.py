@@ -196,7 +196,7 @@ class Run:
             "parameters": sum(p.numel() for p in student.experts[0].parameters()),
             "seconds": round(time.perf_counter() - started, 1),
             "evaluations": self.account.state(),
-            "prompts": [p for p in few if isinstance(p, str)],  # to load the student with
+            "prompts": [p for p in few if isinstance(p, str | int)],  # to show how to ask
         }
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         if self.checkpointer.stop_requested:  # after the last update

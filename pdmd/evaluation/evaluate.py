@@ -41,7 +41,8 @@ def evaluate(
     Returns:
         ``{"rows": [{"method": ..., "nfe": ..., metrics}, ...]}`` with the methods ``real`` (where
         there are real data), ``teacher``, ``teacher_euler_N`` at the student's N steps, and
-        ``student``. Distances are to a reference draw of the teacher; on digits, coverage and
+        ``student``; beside it ``quality`` and ``diversity``, the names of the metrics that a
+        report plots. Distances are to a reference draw of the teacher; on digits, coverage and
         precision of ``real`` are one half of the images against the other.
 
     Raises:
@@ -71,7 +72,7 @@ def evaluate(
     real = measure.real()
     rows = [] if real is None else [{"method": "real", "nfe": 0, **real}]
     rows += [{"method": name, "nfe": draws[name][0], **measure(x)} for name, x in drawn.items()]
-    return {"rows": rows}
+    return {"rows": rows, "quality": measure.quality, "diversity": measure.diversity}
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -101,14 +101,14 @@ def prompt_rows(panels: Mapping[str, Tensor], prompts: Sequence[str]) -> Figure:
     """
     rows = len(prompts)
     longest = 0.085 * min(LONGEST, max(map(len, prompts)))
-    figure = side_by_side(panels, columns=len(next(iter(panels.values()))) // rows)
+    pictures = next(iter(panels.values()))
+    figure = side_by_side(panels, columns=len(pictures) // rows)
     width, height = figure.get_size_inches()
     figure.set_size_inches(width + longest, height)
-    axes = figure.axes[0]
-    tall = axes.get_images()[0].get_array().shape[0]  # type: ignore[union-attr]
+    axes, tall = figure.axes[0], pictures.shape[-2] + 1  # a line lies between two rows
     for i, prompt in enumerate(prompts):
         shown = prompt if len(prompt) <= LONGEST else prompt[: LONGEST - 1] + "\u2026"
-        where = {"xy": (0, (i + 0.5) * tall / rows), "xytext": (-6, 0), "ha": "right"}
+        where = {"xy": (0, (i + 0.5) * tall), "xytext": (-6, 0), "ha": "right"}
         axes.annotate(shown, **where, textcoords="offset points", va="center", fontsize=7)
     return figure
 

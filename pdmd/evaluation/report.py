@@ -152,8 +152,8 @@ def write_report(folder: str | Path) -> Path:
         figures["losses"] = data_uri(loss_figure(history))
     if curves:
         figures["calibration"] = data_uri(calibration_figure(curves))
-    if rows:
-        pair = ("sw2", "klh") if "klh" in rows[0] else ("feature_distance", "coverage")
+    if metrics and "quality" in metrics:
+        pair = metrics["quality"], metrics["diversity"]
         figures["tradeoff"] = data_uri(tradeoff_figure(rows, *pair))
     found = sorted((folder / "grids").glob("phase_*.png"), key=lambda p: int(p.stem.split("_")[1]))
     samples, within = folder / "grids" / "samples.png", folder / "grids" / "prompts.png"
@@ -169,7 +169,7 @@ def write_report(folder: str | Path) -> Path:
         summary=summary,
         rows=rows,
         figures=figures,
-        texts=(summary or {}).get("prompts"),
+        prompts=(summary or {}).get("prompts") or [None],
         samples=data_uri(samples.read_bytes()) if samples.exists() else None,
         within=data_uri(within.read_bytes()) if within.exists() else None,
         grids=[data_uri(p.read_bytes()) for p in found],
