@@ -196,8 +196,8 @@ def _moments(roles: Roles, work: Work, degrees: Degrees, precision: Precision) -
         return dataclasses.replace(base, moment=name, **changes)
 
     gathering = shards > 1 or precision.mixed
-    alike = (teacher, own, fake, *roles.frozen)  # an adapter's network is the teacher's
-    roots = sum(network.root.local(tp) for network in alike)
+    # what lies under an adapter is the teacher's
+    roots = sum(n.root.local(tp) for n in (teacher, own, fake, *roles.frozen))
 
     def in_flight(network: Footprint, *, backward: bool = False) -> float:
         """Gathered parameters, and gradients on their way to their shards."""

@@ -12,7 +12,7 @@ plan stay whole on every rank; they need no gradient.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, cast
 
 from torch import nn
@@ -35,10 +35,10 @@ class SharedBases:
     def __init__(self) -> None:
         self._held: dict[int, tuple[nn.Module, nn.Module]] = {}
 
-    def add(self, plain: Sequence[nn.Module], spread: Sequence[nn.Module]) -> None:
-        """Enters modules, and what they have become on the ranks."""
-        for one, other in zip(plain, spread, strict=True):
-            self._held[id(one)] = (one, other)  # held too, so that the number stays its own
+    def add(self, pairs: Iterable[tuple[nn.Module, nn.Module]]) -> None:
+        """Enters plain modules, each with what it has become on the ranks."""
+        for plain, spread in pairs:
+            self._held[id(plain)] = (plain, spread)  # held, so that the number stays its own
 
     def find(self, base: Denoiser) -> Denoiser | None:
         """Returns what stands for a base, or ``None`` if its networks were not spread."""

@@ -180,22 +180,16 @@ class TitanRuntime(Runtime):
             check(network, tensor=tensor, context=context)
 
     def frozen(self, network: Denoiser, *, shared: bool = False) -> Denoiser:
-        plain = list(network.modules())
         copied = copy.deepcopy(network).requires_grad_(False).eval()
-        if adapted_parts(copied):
-            self._narrow(copied)
-            return self._spread_roles(copied)
-        if shared:
-            self._check_shared()
-            made = list(copied.modules())
-            self._narrow(copied)
-            self._spread_base(copied)
-            self.bases.add(plain, made)
-            return copied
-        if self.precision == torch.float32:
-            return self.trained(copied)
         self._narrow(copied)
-        return self._spread(copied)
+        if adapted_parts(copied):
+            return self._spread_roles(copied)
+        if not shared:
+            return self._spread(copied)
+        pairs = list(zip(network.modules(), copied.modules(), strict=True))  # before it is wrapped
+        self._spread_base(copied)
+        self.bases.add(pairs)
+        return copied
 
     def trained(self, network: N) -> N:
         widen(network)
@@ -223,6 +217,12 @@ class TitanRuntime(Runtime):
 
     def _spread_base(self, network: Denoiser) -> None:
         """Spreads a frozen network so that several roles can call it, in place."""
+        if self.compile or self.recompute == "selective":
+            raise ValueError(
+                "low-rank adapters over a shared base do not go with compiled blocks or selective "
+                "recomputation; set parallel.compile = False and parallel.recompute to 'none' or "
+                "'full', or train full weights"
+            )
         self._prepare(network)
         for parameter in network.parameters():
             parameter.data = parameter.data.to(self.device)
@@ -239,7 +239,6 @@ class TitanRuntime(Runtime):
 
     def _spread_roles(self, network: N) -> N:
         """Spreads the adapters within a network, over bases that are shared out once."""
-        self._check_shared()
         self._prepare(network)
         for part in adapted_parts(network):
             plain, base = part.base, self.bases.find(part.base)
@@ -252,15 +251,6 @@ class TitanRuntime(Runtime):
             split_factors(part, tensor, context)
             fully_shard(part, **self._sharding(), reshard_after_forward=True)
         return network
-
-    def _check_shared(self) -> None:
-        for name, wrong in (("compile", self.compile), ("recompute", self.recompute)):
-            if wrong and wrong not in ("none", "full"):
-                remedy = "'none' or 'full'" if name == "recompute" else "False"
-                raise ValueError(
-                    f"low-rank adapters over a shared base do not go with parallel.{name} = "
-                    f"{wrong!r}; set it to {remedy}, or train full weights"
-                )
 
     def _sharding(self) -> dict[str, Any]:
         return {
