@@ -10,13 +10,13 @@ the mixture.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from pdmd.benchmarks.distillation import MixtureBenchmark
-from pdmd.benchmarks.economies import ECONOMIES, Economy, full_rollout
+from pdmd.benchmarks.economies import ECONOMIES, full_rollout
 from pdmd.benchmarks.schemes import SCHEMES, Scheme
 from pdmd.distill import distill
 from pdmd.experts import StochasticTruncation, Truncation
@@ -68,7 +68,8 @@ class CostBenchmark(MixtureBenchmark):
     methods = (
         "full_rollout_2x2",
         *ECONOMIES,
-        *(name for name in SCHEMES if name not in ("vanilla_wide",)),
+        # phased_NAME is NAME, an economy
+        *(n for n in SCHEMES if n != "vanilla_wide" and n[7:] not in ECONOMIES),
     )
 
     def about(self) -> dict[str, str]:
@@ -78,19 +79,19 @@ class CostBenchmark(MixtureBenchmark):
         return out
 
     def run(self, method: str, seed: int) -> tuple[dict[str, Any], str | None]:
-        scheme, economy = SCHEMES["phased"], ECONOMIES["boundary"]
         if method == "full_rollout_2x2":
-            scheme, economy = SCHEMES["phased_2x2"], ECONOMIES["full_rollout"]
+            scheme = replace(SCHEMES["phased_2x2"], economy=ECONOMIES["full_rollout"])
         elif method in ECONOMIES:
-            economy = ECONOMIES[method]
+            scheme = replace(SCHEMES["phased"], economy=ECONOMIES[method])
         else:
             scheme = SCHEMES[method]
-        return self._count(scheme, economy, seed), None
+        return self._count(scheme, seed), None
 
-    def _count(self, scheme: Scheme, economy: Economy, seed: int) -> dict[str, Any]:
+    def _count(self, scheme: Scheme, seed: int) -> dict[str, Any]:
+        economy = scheme.economy
         plan, batch = scheme.plan(), self.config.batch_size or self.batch_size
         most = self.config.fake_updates or self.fake_updates
-        fake_updates = scheme.fake_updates() if scheme.fake_updates else economy.fake_updates(most)
+        fake_updates = economy.fake_updates(most)
         follows = isinstance(fake_updates, AdaptiveUpdates)
         cycles = (self.config.updates or self.updates) // len(plan) if follows else CYCLES
         account = Account()
@@ -113,7 +114,7 @@ class CostBenchmark(MixtureBenchmark):
             fake_updates=fake_updates,
             batch_size=batch,
             accumulate=scheme.accumulate,
-            anchored=scheme.anchored if scheme.anchored > 1 else economy.anchored,
+            anchored=economy.anchored,
             entries=economy.entries(cycles * (most + scheme.accumulate)),
             optimizer=self.optimizers[0],
             fake_optimizer=self.optimizers[1],

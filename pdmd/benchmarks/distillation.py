@@ -28,7 +28,6 @@ from pdmd.teachers.base import Teacher, networks
 from pdmd.teachers.digits import DigitsTeacher
 from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.training.accounting import Account
-from pdmd.training.fakes import FixedUpdates
 from pdmd.training.initializers import FromDenoiser, FromTeacher, Initializer
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.training.orders import share_out
@@ -108,9 +107,10 @@ class DistillationBenchmark(Benchmark):
         """Distills by a scheme and says what it cost."""
         plan, config, account = scheme.plan(), self.config, Account()
         batch = config.batch_size or self.batch_size
-        fixed = FixedUpdates(config.fake_updates or self.fake_updates)
+        most = config.fake_updates or self.fake_updates
         init = scheme.init(self.start(scheme.widen))
-        share = scheme.share or (1.0,) * len(plan)
+        total = round((config.updates or self.updates) * scheme.more)
+        updates = share_out(total, scheme.share or (1.0,) * len(plan))
         optimizer, fake_optimizer = self.optimizers
         rates = scheme.rates or (config.lr, config.fake_lr)
         optimizer = replace(optimizer, lr=rates[0] or optimizer.lr)
@@ -126,11 +126,12 @@ class DistillationBenchmark(Benchmark):
             truncation=scheme.truncation,
             order=scheme.order,
             fake_scores=scheme.fake_scores,
-            updates=share_out(round((config.updates or self.updates) * scheme.more), share),
-            fake_updates=scheme.fake_updates() if scheme.fake_updates else fixed,
+            updates=updates,
+            fake_updates=scheme.economy.fake_updates(most),
             batch_size=batch,
             accumulate=scheme.accumulate,
-            anchored=scheme.anchored,
+            anchored=scheme.economy.anchored,
+            entries=scheme.economy.entries(max(updates) * (most + scheme.accumulate)),
             optimizer=optimizer,
             fake_optimizer=fake_optimizer,
             ema=0.99,

@@ -48,6 +48,10 @@ ECONOMIES: dict[str, Economy] = {
     "boundary": Economy(
         summary="Rollouts stop at the phase's end; each starts at noise. The library's default.",
     ),
+    "anchored": Economy(
+        summary="As boundary, one rollout for the generator's update and its fake updates.",
+        anchored=10**4,
+    ),
     "ring": Economy(
         summary="Entry states are made once in large batches and carried from phase to phase.",
         entries=lambda rollouts: EntryRing(rollouts),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pdmd.benchmarks.economies import ECONOMIES, Economy
 from pdmd.experts import (
     Expert,
     FullGradient,
@@ -23,14 +24,7 @@ from pdmd.objectives.score_matching import SubintervalScoreMatching
 from pdmd.phases import Disjoint, PhasePlan
 from pdmd.predictions import Kind
 from pdmd.schedules import Schedule
-from pdmd.training.fakes import (
-    AdaptiveUpdates,
-    FakeScores,
-    FakeUpdates,
-    FixedUpdates,
-    OneFakeScore,
-    OneFakeScorePerStop,
-)
+from pdmd.training.fakes import FakeScores, FixedUpdates, OneFakeScore, OneFakeScorePerStop
 from pdmd.training.initializers import Initializer, PerStep
 from pdmd.training.orders import Joint, Order, Progressive
 from pdmd.typing import Latents, Times
@@ -71,12 +65,11 @@ class Scheme:
         fake_scores: How many fake scores a phase has.
         generator: Makes what the generator minimises.
         fake_score: Makes what the fake score minimises.
-        fake_updates: Makes what decides the number of fake updates; ``None`` takes the
-            benchmark's fixed number.
+        economy: How a cycle asks its networks: where rollouts start, how many fake updates each
+            serves, and how many there are.
         more: Multiplies the number of generator updates, for a scheme that spends less on each.
         share: The share of the generator updates that each phase gets; equal by default.
         accumulate: Rollouts whose gradients make one generator update.
-        anchored: Fake updates that one rollout serves.
         rates: The generator's and the fake score's learning rates, for a scheme tuned on its own;
             the benchmark's by default.
         widen: Multiplies the network's width, for a control at equal parameters.
@@ -91,11 +84,10 @@ class Scheme:
     fake_scores: FakeScores = OneFakeScore()
     generator: Callable[[], Objective] = DistributionMatching
     fake_score: Callable[[], Objective] = SubintervalScoreMatching
-    fake_updates: Callable[[], FakeUpdates] | None = None
+    economy: Economy = ECONOMIES["boundary"]
     more: float = 1.0
     share: tuple[float, ...] = ()
     accumulate: int = 1
-    anchored: int = 1
     rates: tuple[float, float] | None = None
     widen: float = 1.0
 
@@ -110,6 +102,12 @@ def _halves() -> PhasePlan:
 
 def _disjoint() -> PhasePlan:
     return PhasePlan.uniform(4, score_range=Disjoint())
+
+
+def _fakes(number: int) -> Economy:
+    return Economy(
+        summary=f"{number} fake updates.", fake_updates=lambda most: FixedUpdates(number)
+    )
 
 
 SCHEMES: dict[str, Scheme] = {
@@ -177,17 +175,37 @@ SCHEMES: dict[str, Scheme] = {
     ),
     "phased_one_to_one": Scheme(
         summary="As phased, one fake update per generator update.",
-        fake_updates=lambda: FixedUpdates(1),
+        economy=_fakes(1),
     ),
     "phased_adaptive": Scheme(
         summary="As phased, fake updates set by the fake score's lag, and a third more generator "
         "updates for what that saves.",
-        fake_updates=lambda: AdaptiveUpdates(0.25),
+        economy=ECONOMIES["adaptive"],
         more=1.36,
     ),
     "phased_anchored": Scheme(
-        summary="As phased, one rollout for the generator's update and its five fake updates.",
-        anchored=5,
+        summary="As phased, one rollout for the generator's update and its fake updates.",
+        economy=ECONOMIES["anchored"],
+    ),
+    "phased_ring": Scheme(
+        summary="As phased, entry states made once and carried from phase to phase.",
+        economy=ECONOMIES["ring"],
+    ),
+    "phased_ring_4": Scheme(
+        summary="As phased_ring, each state used four times.",
+        economy=ECONOMIES["ring_4"],
+    ),
+    "phased_ring_anchored": Scheme(
+        summary="As phased_ring, one rollout for the generator's update and its fake updates.",
+        economy=ECONOMIES["ring_anchored"],
+    ),
+    "phased_ring_adaptive": Scheme(
+        summary="As phased_ring, fake updates set by the fake score's lag.",
+        economy=ECONOMIES["ring_adaptive"],
+    ),
+    "phased_ring_anchored_adaptive": Scheme(
+        summary="As phased_ring_anchored, fake updates set by the fake score's lag.",
+        economy=ECONOMIES["ring_anchored_adaptive"],
     ),
     "phased_late": Scheme(
         summary="As phased, half of the generator updates in the last phase.",
@@ -198,12 +216,12 @@ SCHEMES: dict[str, Scheme] = {
         "last phase, four fake updates.",
         plan=lambda: PhasePlan.from_timesteps([1, 0.97, 0.92, 0.85, 0]),
         share=(1, 1, 1, 7),
-        fake_updates=lambda: FixedUpdates(4),
+        economy=_fakes(4),
     ),
     "one_step_4_fakes": Scheme(
         summary="As one_step, with four fake updates: the control of phased_high_4_fakes.",
         plan=lambda: PhasePlan.uniform(1),
-        fake_updates=lambda: FixedUpdates(4),
+        economy=_fakes(4),
     ),
     "phased_tuned": Scheme(
         summary="Phased DMD as searched for on the mixture: cuts where modes are decided, updates "
