@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pdmd.predictions import Kind, Prediction, check_kind
 from pdmd.schedules import Schedule
-from pdmd.typing import Condition, Latents, Times
+from pdmd.typing import Condition, Latents, Times, moved
 
 __all__ = ["Denoiser"]
 
@@ -92,7 +92,7 @@ class Denoiser(nn.Module, ABC):
         Returns:
             The prediction, with value of shape :math:`(B, *)`.
         """
-        t = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
+        t = moved(torch.as_tensor(t, dtype=torch.float64), x_t.device)
         if self.precision == torch.float32:
             value = self.network(x_t, t.expand(len(x_t)), condition)
         else:

@@ -283,6 +283,7 @@ def distill(
                 runtime=runtime,
                 health=health,
                 entries=entries,
+                interval=recorder.interval,
             )
             if resume and checkpointer is not None and group[0].index == cursor["finished"]:
                 if cursor["update"] is not None:
@@ -384,6 +385,7 @@ def _train(
 
 
 def _save(checkpointer: Checkpointer, finished: Sequence[Expert], trainer: PhaseTrainer) -> None:
+    trainer.settle()
     checkpointer.save(finished, trainer, trainer.generator, trainer.account, trainer.entries)
 
 

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pdmd.typing import moved
+
 __all__ = ["RankGenerator", "rand", "randint", "randn", "randn_like"]
 
 
@@ -67,7 +69,7 @@ def randn(
     total, rows = _rows(int(shape[0]), generator)
     source = None if generator is None else generator.device
     drawn = torch.randn((total, *shape[1:]), generator=generator, dtype=dtype, device=source)[rows]
-    return drawn if device is None else drawn.to(device)
+    return drawn if device is None else moved(drawn, device)
 
 
 def randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:

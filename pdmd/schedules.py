@@ -43,14 +43,17 @@ __all__ = [
 def as_times(t: Times) -> Tensor:
     """Views times as float64 and checks that they lie in [0, 1].
 
-    A tensor that passed is not looked at again until it is changed: the check waits for the
-    tensor's device, and one batch of times meets many formulas.
+    A tensor that passed is not looked at again until it is changed: one batch of times meets many
+    formulas. Nor is one that lives on an accelerator, which a check would have to wait for: the
+    trainer draws times on the CPU.
 
     Raises:
         ValueError: If a time is outside [0, 1] or not finite.
     """
     if isinstance(t, Tensor):
         t = t.to(torch.float64)
+        if t.device.type != "cpu":
+            return t
         if not t.is_inference() and getattr(t, "_checked_times", None) == t._version:
             return t
         low, high = (v.item() for v in torch.aminmax(t)) if t.numel() else (0.0, 1.0)
@@ -139,7 +142,7 @@ class Schedule(ABC):
             Kingma et al., Variational Diffusion Models, arXiv:2107.00630, Appendix A.
         """
         s, t = as_times(s), as_times(t)
-        if bool((s >= t).any()):
+        if s.device.type == t.device.type == "cpu" and bool((s >= t).any()):
             s_all, t_all = torch.broadcast_tensors(s, t)
             i = int((s_all >= t_all).flatten().nonzero()[0])
             raise ValueError(

@@ -27,6 +27,7 @@ __all__ = [
     "expand",
     "join_conditions",
     "labels_of",
+    "moved",
     "repeat_condition",
 ]
 
@@ -54,6 +55,23 @@ class LazyConditions(Protocol):
         ...
 
 
+def moved(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Moves a tensor to a device; to an accelerator without waiting for it.
+
+    Args:
+        x: A tensor of any shape.
+        device: Where it goes.
+
+    Returns:
+        The tensor there, which is ``x`` itself if it was there before.
+    """
+    if x.device.type != "cpu":
+        return x.to(device)
+    if torch.device(device).type == "cuda":
+        x = x.pin_memory()  # the copy would wait for other memory
+    return x.to(device, non_blocking=True)
+
+
 def expand(coefficient: torch.Tensor, x: Latents) -> torch.Tensor:
     """Shapes a per-sample coefficient so that it multiplies latents.
 
@@ -65,7 +83,7 @@ def expand(coefficient: torch.Tensor, x: Latents) -> torch.Tensor:
         The coefficient with shape :math:`()` or :math:`(B, 1, ...)`, in float32 or wider.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    coefficient = coefficient.to(device=x.device, dtype=dtype)
+    coefficient = moved(coefficient, x.device).to(dtype)
     if coefficient.ndim == 0:
         return coefficient
     return coefficient.reshape(-1, *(1,) * (x.ndim - 1))

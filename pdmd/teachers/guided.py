@@ -12,7 +12,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +22,7 @@ from pdmd.denoisers import Denoiser
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.rebased import Rebased
 from pdmd.teachers.routed import RoutedTeacher
-from pdmd.typing import Condition, Conditions, Latents, expand, join_conditions
+from pdmd.typing import Condition, Conditions, Latents, expand, join_conditions, moved
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
@@ -85,11 +85,17 @@ class Guided(Teacher):
             return self.teacher.network(x_t, t, condition)
         if self.null is None or condition is None:  # both evaluations would be the same
             return self.teacher.network(x_t, t, None)
-        null = self.teacher.unprompted(condition, self.null.to(x_t.device))
+        null = self.teacher.unprompted(condition, self.null.to(x_t.device, non_blocking=True))
         both = join_conditions(null, condition)
         value = self.teacher.network(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
         unconditional, conditional = value.chunk(2)
         return self.teacher.guide(conditional, unconditional, self._scale(t, x_t))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Guided:
+        super()._apply(fn, recurse)
+        if self.null is not None:  # moves as a buffer does, so that no call waits for it
+            self.null = self.null.apply(fn, device=None)
+        return self
 
     def unprompted(self, condition: TensorDict, null: TensorDict) -> TensorDict:
         """Takes prompts out as the guided teacher does."""
@@ -124,7 +130,7 @@ class Guided(Teacher):
     def _scale(self, t: Tensor, x_t: Latents) -> float | Tensor:
         if len(self.scales) == 1 or not isinstance(self.teacher, RoutedTeacher):
             return self.scales[0]
-        scales = torch.tensor(self.scales, dtype=torch.float64, device=t.device)
+        scales = moved(torch.tensor(self.scales, dtype=torch.float64), t.device)
         return expand(scales[self.teacher.routed.router(t)], x_t)
 
 

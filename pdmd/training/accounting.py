@@ -63,10 +63,16 @@ class Account:
         finally:
             self._pause = before
 
-    def asked(self) -> str:
-        """Says at which times each role was last asked, as ``; fake at t = 0.2 to 0.9``."""
+    @property
+    def times(self) -> dict[str, Times]:
+        """The times at which each role was last asked."""
+        return dict(self._times)
+
+    @staticmethod
+    def asked(times: Mapping[str, Times]) -> str:
+        """Says of times by role at which each was asked, as ``; fake at t = 0.2 to 0.9``."""
         words = []
-        for role, t in self._times.items():
+        for role, t in times.items():
             low, high = (float(v) for v in torch.as_tensor(t).aminmax())
             words.append(f"; {role} at t = {low:.3g}" + (f" to {high:.3g}" if high > low else ""))
         return "".join(words)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pdmd.randomness import randint
-from pdmd.typing import Condition, Conditions
+from pdmd.typing import Condition, Conditions, moved
 
 __all__ = ["ConditionStream"]
 
@@ -39,4 +39,7 @@ class ConditionStream:
 
     def take(self, rows: Tensor | None) -> Condition:
         """Returns the conditions that :meth:`rows` drew."""
-        return None if self.condition is None or rows is None else self.condition[rows]
+        if self.condition is None or rows is None:
+            return None
+        device = getattr(self.condition, "device", None)
+        return self.condition[rows if device is None else moved(rows, device)]

@@ -7,9 +7,8 @@ several phases train together, each cycle draws one of them.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -28,7 +27,7 @@ from pdmd.training.fakes import FakeScores, FakeUpdates
 from pdmd.training.health import Health
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.training.runtime import OneProcess, Runtime
-from pdmd.typing import Condition, Latents
+from pdmd.typing import Condition, Latents, Times
 
 __all__ = ["PhaseTrainer"]
 
@@ -64,6 +63,7 @@ class PhaseTrainer:
         runtime: Where it runs; this process by default.
         health: Hears of updates that are refused; stops at the first by default.
         entries: Where rollouts start; made afresh by default.
+        interval: Cycles after which an accelerator is asked what it refused; at once on a CPU.
 
     Raises:
         ValueError: If the batch is not shared out evenly, or an expert's or fake score's schedule
@@ -97,6 +97,7 @@ class PhaseTrainer:
         runtime: Runtime | None = None,
         health: Health | None = None,
         entries: Entries | None = None,
+        interval: int = 1,
     ) -> None:
         for denoiser in (*(e.denoiser for e in experts), *(d for row in fakes for d in row)):
             if not same_process(denoiser.schedule, teacher.schedule):
@@ -128,6 +129,8 @@ class PhaseTrainer:
         self.generator = generator
         self.account = account or Account()
         self.account.ranks = self.runtime.data_ranks
+        self.interval = 1 if self.runtime.device.type == "cpu" else interval
+        self._verdicts: list[_Verdict] = []
         self.update = 0
         distinct = {id(e.denoiser): e.denoiser for e in self.experts}
         generators = nn.ModuleDict({str(i): d for i, d in enumerate(distinct.values())})
@@ -266,6 +269,8 @@ class PhaseTrainer:
         self.update += 1
         for schedule in self.schedules.values():
             schedule.step()
+        if self.update % self.interval == 0 or self.update == self.updates:
+            self.settle()
         scalars["fake_updates"] = torch.tensor(float(made))
         return scalars
 
@@ -293,27 +298,63 @@ class PhaseTrainer:
         norm = self.runtime.clip(self.networks[role], self.clip)
         out = dict(zip((f"{role}/{name}" for name in sums), means, strict=True))
         out[f"{role}/gradient_norm"] = norm.detach()
-        if math.isfinite(float(norm)) and math.isfinite(float(means.sum())):
-            optimizer.step()
-            self.health.applied(role)
-        else:
-            optimizer.zero_grad(set_to_none=True)
-            self.health.refused(role, self._complaint(role, rollout, out))
+        finite = torch.isfinite(out[f"{role}/gradient_norm"]) & torch.isfinite(means.sum())
+        self.runtime.step(optimizer, finite)
+        times, phase = self.account.times, rollout.phase.index + 1
+        self._verdicts.append(_Verdict(finite, role, phase, self.update, out, times))
         return out
+
+    def settle(self) -> None:
+        """Waits for the device, and tells health which updates it applied and which not.
+
+        Raises:
+            NonFiniteError: If too many in a row were not.
+        """
+        verdicts, self._verdicts = self._verdicts, []
+        if not verdicts:
+            return
+        flags = torch.stack([verdict.finite for verdict in verdicts]).tolist()
+        for applied, verdict in zip(flags, verdicts, strict=True):
+            if applied:
+                self.health.applied(verdict.role)
+            else:
+                self.health.refused(verdict.role, self._complaint(verdict))
 
     def _measures(self) -> dict[str, torch.Tensor]:
         measures = self.fake_objective.measures()
         return {name: self.runtime.mean(value) for name, value in measures.items()}
 
-    def _complaint(self, role: str, rollout: Rollout, values: Mapping[str, torch.Tensor]) -> str:
+    def _complaint(self, verdict: _Verdict) -> str:
+        role = verdict.role
         shown = ", ".join(
             f"{name.split('/')[1].replace('gradient_norm', 'gradient norm')} = {float(value):.4g}"
-            for name, value in values.items()
+            for name, value in verdict.scalars.items()
         )
-        rate = self.recipes[role].rate(self.update / max(self.updates, 1))
+        rate = self.recipes[role].rate(verdict.update / max(self.updates, 1))
         return (
-            f"phase {rollout.phase.index + 1}, update {self.update + 1}: the {role}'s loss or "
-            f"gradient is not finite ({shown}{self.account.asked()}); the update was not "
-            f"applied. Lower the learning rate (now {rate:.3g}), raise the time margin, or look "
-            "at what the teacher returns in this phase."
+            f"phase {verdict.phase}, update {verdict.update + 1}: the {role}'s loss or gradient "
+            f"is not finite ({shown}{Account.asked(verdict.times)}); the update was not applied. "
+            f"Lower the learning rate (now {rate:.3g}), raise the time margin, or look at what "
+            "the teacher returns in this phase."
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Verdict:
+    """What the device says of an update, not read yet.
+
+    Attributes:
+        finite: Whether losses and gradients are finite, and the update so applied.
+        role: Whose update.
+        phase: Number of the phase, from 1.
+        update: Number of the cycle, from 0.
+        scalars: Losses and gradient norm.
+        times: Times at which each role was last asked.
+    """
+
+    finite: torch.Tensor
+    role: str
+    phase: int
+    update: int
+    scalars: dict[str, torch.Tensor]
+    times: dict[str, Times]

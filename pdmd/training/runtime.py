@@ -116,6 +116,17 @@ class Runtime(ABC):
     def clip(self, network: nn.Module, largest: float) -> Tensor:
         """Scales a network's gradient down to a largest norm and returns the norm it had."""
 
+    def step(self, optimizers: Optimizers, finite: Tensor) -> None:
+        """Moves the parameters if a flag is set; nobody waits for the device to tell.
+
+        Args:
+            optimizers: The optimizers, whose steps are fused.
+            finite: The flag, a scalar on the device of the parameters.
+        """
+        for optimizer in optimizers:
+            optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            optimizer.step()
+
     @abstractmethod
     def mean(self, value: Tensor) -> Tensor:
         """Returns the mean of a value over the ranks that share out a batch."""

@@ -59,6 +59,7 @@ from pdmd.parallel import (
     units_of,
 )
 from pdmd.routers import RoutedDenoiser
+from pdmd.teachers.guided import Guided
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.training.parallelism import check_degrees
 from pdmd.training.recompute import recompute_units
@@ -211,6 +212,8 @@ class TitanRuntime(Runtime):
         for module in network.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(self.device))
+            if isinstance(module, Guided) and module.null is not None:
+                module.null = module.null.to(self.device)
             if isinstance(module, RoutedDenoiser):
                 module.together = self.data_ranks > 1
         set_precision(network, self.precision)

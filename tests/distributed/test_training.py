@@ -8,6 +8,7 @@ from pdmd import AdamRecipe, PhasePlan, distill
 from pdmd.adapters import LowRank
 from pdmd.experts import FullGradient
 from pdmd.objectives import DistributionMatching, SubintervalScoreMatching
+from pdmd.objectives.base import Objective
 from pdmd.parallel import permutations
 from pdmd.schedules import RectifiedFlow
 from pdmd.teachers import QwenImageTeacher, WanTeacher
@@ -208,6 +209,60 @@ def test_two_ranks_train_adapters_as_one_process_does():
             ("perceptron", {}, {"init": ADAPTERS}),
         ],
     )
+
+
+class Stumbling(Objective):
+    """Another objective, whose losses are no numbers at some calls, counted from 1."""
+
+    def __init__(self, inner, at):
+        self.inner, self.at, self.calls = inner, at, 0
+
+    def losses(self, players, rollout, generator):
+        self.calls += 1
+        losses = self.inner.losses(players, rollout, generator)
+        wrong = float("nan") if self.calls in self.at else 1.0
+        return {name: wrong * loss for name, loss in losses.items()}
+
+
+class Complaints(Recorder):
+    def __init__(self):
+        self.heard = []
+
+    def refused(self, complaint):
+        self.heard.append(complaint.split(":")[0])
+
+
+def refusing(degrees):
+    """Distills past updates that are refused: the first and a later one of either role."""
+    from pdmd.training.titan import TitanRuntime
+
+    recorder = Complaints()
+    student = distill(
+        digits(),
+        PhasePlan.uniform(2),
+        updates=3,
+        fake_updates=2,
+        batch_size=8,
+        optimizer=AdamRecipe(lr=1e-4),
+        generator=Stumbling(DistributionMatching(), {1, 5}),
+        fake_score=Stumbling(SubintervalScoreMatching(), {1, 4}),
+        recorder=recorder,
+        patience=2,
+        runtime=OneProcess() if degrees is None else TitanRuntime(**degrees),
+    )
+    return student.state_dict(), recorder.heard
+
+
+@pytest.mark.parametrize("degrees", [{}, {"tp": 2}], ids=["fsdp", "tp"])
+def test_ranks_refuse_what_one_process_refuses(degrees):
+    weights, complaints = refusing(None)
+    assert complaints == [
+        *("phase 1, update 1", "phase 1, update 1", "phase 1, update 2", "phase 2, update 2"),
+    ]
+    got = run_ranks(refusing, 2, degrees)
+    assert got[0][1] == complaints  # told by the main rank
+    for name, wanted in weights.items():
+        assert furthest(got[0][0][name], wanted) < 1e-4, name
 
 
 @pytest.mark.slow
