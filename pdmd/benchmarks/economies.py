@@ -52,6 +52,10 @@ ECONOMIES: dict[str, Economy] = {
         summary="As boundary, one rollout for the generator's update and its fake updates.",
         anchored=10**4,
     ),
+    "anchored_2": Economy(
+        summary="As boundary, each rollout for two fake updates.",
+        anchored=2,
+    ),
     "ring": Economy(
         summary="Entry states are made once in large batches and carried from phase to phase.",
         entries=lambda rollouts: EntryRing(rollouts),

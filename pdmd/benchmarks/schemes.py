@@ -187,6 +187,10 @@ SCHEMES: dict[str, Scheme] = {
         summary="As phased, one rollout for the generator's update and its fake updates.",
         economy=ECONOMIES["anchored"],
     ),
+    "phased_anchored_2": Scheme(
+        summary="As phased, each rollout for two updates of the fake score.",
+        economy=ECONOMIES["anchored_2"],
+    ),
     "phased_ring": Scheme(
         summary="As phased, entry states made once and carried from phase to phase.",
         economy=ECONOMIES["ring"],
