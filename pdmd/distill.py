@@ -379,6 +379,7 @@ def _train(
             recorder.refused(complaint)
         if trainer.update % recorder.interval == 0 or trainer.update == trainer.updates:
             values = {name: float(value) for name, value in scalars.items()}
+            values |= trainer.account.scalars()
             recorder.scalars(trainer.phase, trainer.update, values)
         if checkpointer is not None and trainer.update % checkpointer.every == 0:
             _save(checkpointer, finished, trainer)

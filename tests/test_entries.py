@@ -7,7 +7,7 @@ from pdmd import FromDenoiser, MixtureTeacher, MlpDenoiser, PhasePlan, distill
 from pdmd.experts import OdeExpert, RenoisingExpert
 from pdmd.planning import Work, calls
 from pdmd.randomness import RankGenerator
-from pdmd.training.accounting import Account
+from pdmd.training.accounting import WAYS, Account
 from pdmd.training.checkpoint import Checkpointer, Interrupted
 from pdmd.training.data import ConditionStream
 from pdmd.training.entries import EntryRing, FreshEntries, Producer
@@ -205,7 +205,7 @@ def test_evaluations_with_rings_and_anchors_are_the_closed_form(anchored, ring):
             trainer.cycle()
         trainer.account.close()
         expected, counted = calls(work, index), trainer.account.state()
-        for way in ("forward", "backward"):
+        for way in WAYS:
             planned = {k: n * cycles * batch for k, n in getattr(expected, way).items()}
             assert planned == pytest.approx(counted[way])
         assert sum(expected.frozen) == expected.forward["frozen"]

@@ -29,6 +29,7 @@ from pdmd.planning.units import units_of
 from pdmd.routers import IntervalRouter, RoutedDenoiser
 from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.teachers.transformer import ImageTransformer
+from pdmd.training.accounting import WAYS
 from pdmd.training.config import load_config
 from tests.trainings import MEDIUM, SMALL, Checkpointed, Images, checkpointed, roles_of, trainer_of
 
@@ -59,11 +60,18 @@ class EveryStop(Truncation):
         (PhasePlan.uniform(1, steps=4), EveryStop, 0, 1, 1.0, 1),
     ],
 )
+@pytest.mark.parametrize("recompute", [False, True])
 def test_evaluations_are_those_that_a_run_counts(
-    plan, truncation, fake_updates, accumulate, guidance, draws
+    plan, truncation, fake_updates, accumulate, guidance, draws, recompute, monkeypatch
 ):
     teacher, cycles, batch = Images(**SMALL), 12, 4
+    rows, block = [], type(teacher.net.blocks[0])
+    forward = block.forward
+    monkeypatch.setattr(
+        block, "forward", lambda self, x, *rest: rows.append(len(x)) or forward(self, x, *rest)
+    )
     for index in range(len(plan)):
+        rows.clear()
         work = Work(
             plan=plan,
             truncation=truncation(),
@@ -72,6 +80,7 @@ def test_evaluations_are_those_that_a_run_counts(
             accumulate=accumulate,
             draws=draws,
             evaluations=1 if guidance == 1 else 2,
+            recompute=recompute,
         )
         expected = calls(work, index)
         trainer = trainer_of(teacher, work, index, guidance=guidance)
@@ -79,9 +88,11 @@ def test_evaluations_are_those_that_a_run_counts(
             trainer.cycle()
         trainer.account.close()
         counted = trainer.account.state()
-        for way in ("forward", "backward"):
+        for way in WAYS:
             planned = {k: n * cycles * batch for k, n in getattr(expected, way).items()}
             assert planned == counted[way]
+        ran = [sum(counted[way].values()) for way in ("forward", "recomputed")]
+        assert sum(rows) == SMALL["depth"] * sum(ran)
 
 
 # ---------------------------------------------------------------------------------- operations

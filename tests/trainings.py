@@ -22,6 +22,7 @@ from pdmd.training.data import ConditionStream
 from pdmd.training.fakes import FixedUpdates
 from pdmd.training.initializers import FromTeacher
 from pdmd.training.phase_trainer import PhaseTrainer
+from pdmd.training.runtime import OneProcess
 
 SMALL = {"image_size": 8, "patch_size": 2, "width": 32, "depth": 2, "heads": 4}
 MEDIUM = {"image_size": 16, "patch_size": 2, "width": 96, "depth": 3, "heads": 4}
@@ -88,6 +89,7 @@ def trainer_of(
         clip=10.0,
         generator=torch.Generator().manual_seed(seed),
         account=Account(),
+        runtime=OneProcess(recompute=work.recompute),
     )
 
 

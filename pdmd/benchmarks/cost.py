@@ -22,7 +22,7 @@ from pdmd.distill import distill
 from pdmd.experts import StochasticTruncation, Truncation
 from pdmd.phases import Phase, PhasePlan
 from pdmd.teachers.guided import Guided
-from pdmd.training.accounting import Account
+from pdmd.training.accounting import WAYS, Account
 from pdmd.training.fakes import AdaptiveUpdates
 from pdmd.training.recorder import Recorder
 
@@ -126,15 +126,15 @@ class CostBenchmark(MixtureBenchmark):
 
 
 def _row(states: list[dict[str, dict[str, int]]], plan: PhasePlan, samples: int) -> dict[str, Any]:
-    before: dict[str, dict[str, int]] = {way: {} for way in ("forward", "backward")}
+    before: dict[str, dict[str, int]] = {way: {} for way in WAYS}
     totals, roles = [], dict.fromkeys(("teacher", "fake", "generator", "frozen"), 0.0)
     for state in states:
         total = 0.0
         for role in roles:
-            forward, backward = (
-                state[way][role] - before[way].get(role, 0) for way in ("forward", "backward")
+            forward, backward, again = (
+                state[way][role] - before[way].get(role, 0) for way in WAYS
             )
-            value = (forward + 2 * backward) / samples
+            value = (forward + 2 * backward + again) / samples
             roles[role] += value / len(states)
             total += value
         totals.append(round(total, 3))

@@ -173,11 +173,12 @@ def plan_figure(phases: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def loss_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draws every recorded scalar against the update, phases one after the other."""
+    """Draws every scalar but counts against the update, phases one after the other."""
     seen: dict[str, set[float]] = {}
     for row in history:
         for name, value in row["scalars"].items():
-            seen.setdefault(name, set()).add(value)
+            if not name.startswith("evaluations/"):
+                seen.setdefault(name, set()).add(value)
     names = sorted(name for name, values in seen.items() if len(values) > 1) or sorted(seen)
     figure = new_figure(9, 2.3 * math.ceil(len(names) / 2))
     ends: dict[int, int] = {}

@@ -41,6 +41,7 @@ class Work:
         entries: Where rollouts start; each at a state of its own by default.
         updates: Updates of each expert, one number for all or one per phase, which say how often
             a ring is filled.
+        recompute: Whether the backward pass computes the networks' units again.
     """
 
     plan: PhasePlan
@@ -53,6 +54,7 @@ class Work:
     anchored: int = 1
     entries: Entries | None = None
     updates: int | tuple[int, ...] = 1
+    recompute: bool = False
 
     @property
     def rollouts(self) -> int:
@@ -79,11 +81,13 @@ class Calls:
     Attributes:
         forward: Forward passes; the teacher's count its evaluations.
         backward: Forward passes that record a gradient, each followed by a backward pass.
+        recomputed: Of these, those whose units the backward pass computes again.
         frozen: Of the forward passes, those of every frozen expert.
     """
 
     forward: dict[str, float]
     backward: dict[str, float]
+    recomputed: dict[str, float]
     frozen: tuple[float, ...] = ()
 
 
@@ -101,6 +105,12 @@ def calls(work: Work, index: int) -> Calls:
     own = steps if recorded == steps else (steps + 1) / 2
     frozen = _frozen(work, index)
     asked = work.accumulate * work.draws
+    backward: dict[str, float] = {
+        "teacher": 0,
+        "fake": work.fake_updates,
+        "generator": work.accumulate * recorded,
+        "frozen": 0,
+    }
     return Calls(
         forward={
             "teacher": asked * work.evaluations,
@@ -108,12 +118,8 @@ def calls(work: Work, index: int) -> Calls:
             "generator": work.rollouts * own,
             "frozen": sum(frozen),
         },
-        backward={
-            "teacher": 0,
-            "fake": work.fake_updates,
-            "generator": work.accumulate * recorded,
-            "frozen": 0,
-        },
+        backward=backward,
+        recomputed={role: n * work.recompute for role, n in backward.items()},
         frozen=frozen,
     )
 

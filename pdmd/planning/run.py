@@ -86,6 +86,7 @@ class RunPlan:
                     "fake": _figures(roles.fake),
                     "forward": number.forward,
                     "backward": number.backward,
+                    "recomputed": number.recomputed,
                     "flops": flops,
                 }
                 for roles, number, flops in zip(self.roles, self.calls, self.flops, strict=True)
@@ -251,6 +252,7 @@ def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> R
         anchored=config.train.anchored,
         entries=config.train.build_entries(plan),
         updates=tuple(config.train.updates_of(plan)),
+        recompute=config.parallel.recompute == "full",
     )
     adapters = config.lora.build()
     init: Initializer = LowRankRoles(*adapters) if any(adapters) else FromTeacher()

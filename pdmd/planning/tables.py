@@ -73,7 +73,9 @@ def _head(plan: RunPlan) -> str:
 
 def _cycles(plan: RunPlan) -> str:
     roles = ("teacher", "fake", "generator", "frozen")
-    head = ["phase", *(f"{r} fwd" for r in roles), "fake bwd", "generator bwd", "FLOPs", "a GPU"]
+    again = ("fake", "generator") if plan.work.recompute else ()
+    head = ["phase", *(f"{r} fwd" for r in roles), "fake bwd", "generator bwd"]
+    head += [*(f"{r} again" for r in again), "FLOPs", "a GPU"]
     rows = []
     batch = plan.work.batch_size
     for k, (number, flops) in enumerate(zip(plan.calls, plan.flops, strict=True)):
@@ -83,6 +85,7 @@ def _cycles(plan: RunPlan) -> str:
                 str(k + 1),
                 *(f"{batch * number.forward[r]:,.0f}" for r in roles),
                 *(f"{batch * number.backward[r]:,.0f}" for r in ("fake", "generator")),
+                *(f"{batch * number.recomputed[r]:,.0f}" for r in again),
                 amount(total),
                 amount(total / plan.gpus),
             ]

@@ -2,7 +2,8 @@
 
 A forward of one sample through one network counts one; under guidance the teacher counts what it
 really runs. A forward that records the gradient of the network's output is counted again as
-``backward``, which costs about two forwards.
+``backward``, which costs about two forwards, and where the backward pass computes the network's
+units again, as ``recomputed``, which costs about one.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from torch.utils.hooks import RemovableHandle
 from pdmd.adapters import adapting
 from pdmd.denoisers import Denoiser
 from pdmd.predictions import Prediction
+from pdmd.training.recompute import recomputes
 from pdmd.typing import Times
 
-__all__ = ["Account", "ROLES"]
+__all__ = ["ROLES", "WAYS", "Account"]
 
 ROLES = ("teacher", "fake", "generator", "frozen")
+WAYS = ("forward", "backward", "recomputed")
 
 
 class Account:
@@ -29,6 +32,9 @@ class Account:
 
     Attributes:
         ranks: Ranks that share out a batch; each counts its own rows this many times.
+        forward: Forwards of one sample by role.
+        backward: Of these, those that record a gradient.
+        recomputed: Of these, those whose units the backward pass computes again.
     """
 
     def __init__(self) -> None:
@@ -37,10 +43,17 @@ class Account:
         self._times: dict[str, Times] = {}
         self.forward: dict[str, int] = {role: 0 for role in ROLES}
         self.backward: dict[str, int] = {role: 0 for role in ROLES}
+        self.recomputed: dict[str, int] = {role: 0 for role in ROLES}
         self._handles: list[RemovableHandle] = []
 
     def watch(self, role: str, denoiser: Denoiser) -> None:
-        """Counts a denoiser's calls under a role until :meth:`close`."""
+        """Counts a denoiser's calls under a role until :meth:`close`.
+
+        Args:
+            role: The role.
+            denoiser: The denoiser, placed by its runtime.
+        """
+        again = recomputes(denoiser)
 
         def hook(module: Any, args: Any, output: Prediction) -> None:
             if self._pause or adapting():  # under an adapter the adapted one's own call counts
@@ -50,6 +63,7 @@ class Account:
             self.forward[role] += rows
             if torch.is_grad_enabled() and output.value.requires_grad:
                 self.backward[role] += rows
+                self.recomputed[role] += rows * again
 
         self._handles.append(denoiser.register_forward_hook(hook))
 
@@ -85,14 +99,31 @@ class Account:
 
     @property
     def forward_equivalents(self) -> int:
-        """Forwards of one sample, a backward counted as two."""
-        return sum(self.forward.values()) + 2 * sum(self.backward.values())
+        """Forwards of one sample: a backward counts as two, a recomputation as one."""
+        return sum(self.equivalents.values())
+
+    @property
+    def equivalents(self) -> dict[str, int]:
+        """The forward equivalents of each role."""
+        return {
+            role: self.forward[role] + 2 * self.backward[role] + self.recomputed[role]
+            for role in ROLES
+        }
+
+    def scalars(self) -> dict[str, float]:
+        """Returns the counts that are not zero, as ``evaluations/fake_backward``."""
+        return {
+            f"evaluations/{role}_{way}": float(number)
+            for way in WAYS
+            for role, number in getattr(self, way).items()
+            if number
+        }
 
     def state(self) -> dict[str, dict[str, int]]:
         """Returns the counts, for a checkpoint or a report."""
-        return {"forward": dict(self.forward), "backward": dict(self.backward)}
+        return {way: dict(getattr(self, way)) for way in WAYS}
 
     def restore(self, state: Mapping[str, Mapping[str, int]]) -> None:
         """Takes the counts that :meth:`state` returned."""
-        self.forward.update(state["forward"])
-        self.backward.update(state["backward"])
+        for way in WAYS:
+            getattr(self, way).update(state[way])

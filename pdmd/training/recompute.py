@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.utils.checkpoint import checkpoint
 
-from pdmd.adapters import recompute_contexts
+from pdmd.adapters import adapted_parts, recompute_contexts
 from pdmd.parallel.plans import units_of
 from pdmd.parallel.views import extend
 
-__all__ = ["keep_all", "recompute_units"]
+__all__ = ["keep_all", "recompute_units", "recomputes"]
 
 
 def recompute_units(network: nn.Module) -> None:
@@ -34,6 +35,18 @@ def keep_all(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, _Recomputed):
             module.__class__ = type(module).__bases__[1]
+
+
+def recomputes(network: nn.Module) -> bool:
+    """Says whether a backward pass computes every unit again; selective recomputation does not."""
+    bases = (part.base for part in adapted_parts(network))
+    return any(
+        isinstance(module, _Recomputed)
+        or isinstance(module, CheckpointWrapper)  # torchtitan's
+        and "context_fn" not in module.checkpoint_fn.keywords
+        for one in (network, *bases)
+        for module in one.modules()
+    )
 
 
 class _Recomputed(nn.Module):

@@ -141,7 +141,7 @@ class RunRecorder(Recorder):
         shown = {
             name.split("/")[0]: f"{value:.3g}"
             for name, value in values.items()
-            if not name.endswith("gradient_norm")
+            if not name.endswith("gradient_norm") and not name.startswith("evaluations/")
         }
         self.bar.set_postfix(shown, refresh=False)
 
