@@ -1,6 +1,7 @@
 import copy
 
 import pytest
+import torch
 from torch import nn
 
 from pdmd import (
@@ -20,7 +21,9 @@ from pdmd.planning import (
     measure_roles,
     memory_of,
 )
+from pdmd.training.entries import EntryRing
 from pdmd.training.recompute import recompute_units
+from pdmd.training.runtime import OneProcess
 from tests.trainings import MEDIUM, SMALL, Images, checkpointed, roles_of, trainer_of
 
 
@@ -37,6 +40,36 @@ SETTINGS = {
     "phased": (PhasePlan.uniform(4), StochasticTruncation(), 3, {"evaluations": 2}),
     "2x2": (PhasePlan.uniform(2, steps=2), StochasticTruncation(), 1, {"accumulate": 2}),
     "vanilla": (PhasePlan.uniform(1, steps=4), FullGradient(), 0, {"evaluations": 2}),
+    "anchored": (
+        PhasePlan.uniform(1),
+        StochasticTruncation(),
+        0,
+        {"anchored": 2, "evaluations": 2},
+    ),
+    "two anchors": (
+        PhasePlan.uniform(4),
+        StochasticTruncation(),
+        3,
+        {"anchored": 2, "fake_updates": 3, "evaluations": 2},
+    ),
+    "anchored, added": (
+        PhasePlan.uniform(2),
+        StochasticTruncation(),
+        1,
+        {"anchored": 2, "accumulate": 2},
+    ),
+    "ring": (
+        PhasePlan.uniform(4),
+        StochasticTruncation(),
+        3,
+        {"entries": EntryRing(40, together=4), "evaluations": 2, "updates": 2},
+    ),
+    "large ring": (
+        PhasePlan.uniform(4),
+        StochasticTruncation(),
+        3,
+        {"entries": EntryRing(40, together=16), "fake_updates": 15, "updates": 2},
+    ),
     "no fake updates": (PhasePlan.uniform(1), StochasticTruncation(), 0, {"fake_updates": 0}),
 }
 
@@ -56,7 +89,9 @@ def test_memory_is_what_a_run_allocates(name, network, batch, checkpointing):
 
     def make():
         teacher = checkpointed(Images(**network)) if checkpointing else Images(**network)
-        return trainer_of(teacher, work, index, guidance=2.0 * work.evaluations - 1)
+        entries = copy.deepcopy(work.entries)
+        guidance = 2.0 * work.evaluations - 1
+        return trainer_of(teacher, work, index, guidance=guidance, entries=entries)
 
     roles = roles_of(Images(**network), work, index, checkpointing=checkpointing)
     planned = memory_of(roles, work, Degrees(), Precision())
@@ -93,6 +128,34 @@ def test_memory_with_adapters_is_what_a_run_allocates(name, checkpointing):
     assert roles.generator.parameters < 0.2 * roles.teacher.parameters
     planned = memory_of(roles, work, Degrees(), Precision())
     assert planned.total == pytest.approx(allocated(lambda: two_cycles(make)), rel=0.02)
+
+
+DEEP = {"image_size": 8, "patch_size": 2, "width": 256, "depth": 24, "heads": 4}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_three_roles_with_adapters_need_little_more_than_one_network(recompute):
+    """Guided, with both averages and moments: against one adapted network's gradient."""
+    init = LowRankRoles(LowRank(rank=4), LowRank(rank=4))
+    work = Work(
+        plan=PhasePlan.uniform(1),
+        truncation=StochasticTruncation(),
+        batch_size=16,
+        fake_updates=1,
+        evaluations=2,
+        recompute=recompute,
+    )
+
+    def one():
+        teacher = Images(**DEEP).requires_grad_(False)
+        network = OneProcess(recompute=recompute).trained(init.expert(teacher, work.plan[0], []))
+        x = torch.randn(work.batch_size, *teacher.latent_shape)
+        network(x, 0.5, teacher.encode([0] * len(x))).value.square().mean().backward()
+
+    roles = allocated(
+        lambda: two_cycles(lambda: trainer_of(Images(**DEEP), work, 0, guidance=3.0, init=init))
+    )
+    assert roles <= 1.15 * allocated(one)
 
 
 def test_a_whole_distillation_needs_what_its_dearest_phase_does():

@@ -15,6 +15,7 @@ import torch
 from pdmd.planning.evaluations import Work
 from pdmd.planning.footprint import Footprint
 from pdmd.planning.recording import Course
+from pdmd.training.entries import EntryRing
 
 __all__ = ["Degrees", "Precision", "RankMemory", "Roles", "memory_of"]
 
@@ -23,6 +24,8 @@ _MASTER = 4  # bytes of a parameter that trains, of its gradient, its moments an
 _COMPARED = 6  # the entry, noise, noisy latents, the fake score's answer; two in working them out
 _LAST = 5  # of the last fake update: entry, output, noise, noisy latents, answer
 _FIRST = 2  # where rollouts accumulate: entry and output of the first
+_STEPPED = 2  # of the batches of a ring that pass through an expert together: before and after
+_SHARED = 2  # entry and output of a rollout that both roles are served by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +166,16 @@ def _moments(roles: Roles, work: Work, degrees: Degrees, precision: Precision) -
         return precision.frozen.itemsize * network.local(tp) / shards + network.buffers
 
     learns = work.fake_updates > 0
-    latents = _COMPARED + _LAST * learns + _FIRST * (work.accumulate > 1)
+    ring = work.entries if isinstance(work.entries, EntryRing) else None
+    phases = range(len(roles.frozen) + 1)
+    stored = max(ring.held(work.updates_of(k) * work.rollouts) for k in phases) if ring else 0
+    anchors = learns and work.anchored > 1
+    alone = anchors and work.fake_updates <= work.anchored
+    latents = _COMPARED + _LAST * learns + _FIRST * (work.accumulate > 1) - _SHARED * alone
+
+    def data(latents: int) -> float:
+        return batch * ((latents + stored) * own.latents + 2 * own.condition)
+
     base = RankMemory(
         teacher=held(teacher),
         frozen=sum(held(network) for network in roles.frozen),
@@ -176,7 +188,7 @@ def _moments(roles: Roles, work: Work, degrees: Degrees, precision: Precision) -
         fake_gradients=master(fake) * learns,
         activations=0.0,
         in_flight=0.0,
-        data=batch * (latents * own.latents + 2 * own.condition),
+        data=data(latents),
         moment="",
     )
 
@@ -227,11 +239,24 @@ def _moments(roles: Roles, work: Work, degrees: Degrees, precision: Precision) -
     asked = quiet(teacher, rows)
     if work.evaluations > 1:  # both evaluations run as one batch, which is put together
         asked += rows * teacher.condition
-    walk = max(quiet(network, batch) for network in (own, *roles.frozen))
+    together = ring.together * batch if ring else batch
+    walk = max(quiet(own, batch), *(quiet(network, together) for network in roles.frozen), 0.0)
+    # An anchor is kept through the fake updates it serves, and those that it does not.
+    filling: dict[str, float] = {}
+    if ring:
+        amid = learns and ring.together % work.rollouts > 0  # not always at a cycle's start
+        filling["data"] = data(_STEPPED * ring.together + _LAST * amid)
+    anchor = kept if anchors else 0.0
+    beside = 0.0 if alone else anchor
     # Gradients are released when their role's next update begins, after its rollout.
     released = {} if work.accumulate > 1 else {"generator_gradients": 0.0}
     moments = [
-        moment("rollout without gradient", activations=walk, in_flight=in_flight(own)),
+        moment(
+            "rollout without gradient",
+            activations=walk + beside,
+            in_flight=in_flight(own),
+            **filling,
+        ),
         moment("recorded rollout", activations=float(course.max()), in_flight=in_flight(own)),
         moment(
             "teacher's scores",
@@ -247,4 +272,13 @@ def _moments(roles: Roles, work: Work, degrees: Degrees, precision: Precision) -
         ),
         backward("generator", own, added=work.accumulate > 1),
     ]
-    return [*moments, backward("fake", fake)] if learns else moments
+    if not learns:
+        return moments
+    last = backward("fake", fake)
+    if anchors:
+        last = dataclasses.replace(
+            last,
+            activations=last.activations + anchor,
+            data=data(_LAST + _SHARED * (not alone)),
+        )
+    return [*moments, last]

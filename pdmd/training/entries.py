@@ -172,6 +172,12 @@ class EntryRing(Entries):
         touched = min(block * self.window + min(within, self.window), self.batches)
         return min(touched + -touched % self.together, self.batches)
 
+    def held(self, taken: int) -> int:
+        """Returns how many batches the device's memory holds after so many were taken."""
+        if self.folder is not None:
+            return 0
+        return self.batches if taken > self.batches * self.uses else self.needed(taken)
+
     def state(self) -> dict[str, Any]:
         return {"fill": self._fill, "served": self._served, "made": list(self._made)}
 
