@@ -14,6 +14,8 @@ TITLES = {
     "toy1d": "The toy of one dimension",
     "mixture": "The mixture",
     "digits": "The digits",
+    "economies_mixture": "Economies of a cycle, on the mixture",
+    "economies_digits": "Economies of a cycle, on the digits",
     "overhead": "The trainer's overhead",
     "speed": "Speed beside a loop by hand, a peer and the full rollout",
 }
@@ -24,6 +26,19 @@ NAMES = {
     "log_likelihood_gap": "log-likelihood",
     "feature_distance": "fidT",
     "feature_distance_real": "fidR",
+}
+ECONOMIES = {  # method: what it does, and the same run without it
+    "phased_ring": ("A ring of entry states", "phased"),
+    "phased_ring_4": ("A ring whose states are used four times", "phased"),
+    "phased_anchored_2": ("Anchors of two fake updates", "phased"),
+    "phased_anchored": ("One rollout for all updates of a cycle", "phased"),
+    "phased_ring_anchored": ("A ring, and one rollout for all updates", "phased"),
+    "phased_adaptive": ("Adaptive fake updates, and 1.36 times the generator's", "phased"),
+    "phased_ring_adaptive": ("Adaptive fake updates over a ring", "phased_ring"),
+    "phased_ring_anchored_adaptive": (
+        "Adaptive fake updates over a ring and one rollout",
+        "phased_ring_anchored",
+    ),
 }
 PUBLISHED = {  # method: (klh, sw2), the first small study
     "one_step": (0.101, 0.142),
@@ -262,6 +277,28 @@ def digits_claims(results):
     return claims.render()
 
 
+def economies_claims(results):
+    """Asks of every economy whether a run with it is as good, to the spread of that without."""
+    m, claims = means(results), Claims()
+    figures = [k for k in ("klh", "sw2", "feature_distance", "coverage") if k in m["phased"]]
+    for name, (words, without) in ECONOMIES.items():
+        if name not in m:
+            continue
+        parts, holds = [], True
+        for key in figures:
+            own, (base, spread) = m[name][key][0], m[without][key]
+            worse = (base - own if key == "coverage" else own - base) / spread
+            holds &= worse <= 1
+            parts.append(f"{NAMES.get(key, key)} {own:.4f} against {base:.4f} ({worse:+.1f} sd)")
+        share = m[name]["forwards"][0] / m[without]["forwards"][0]
+        claims.add(
+            f"{words}: `{name}` is not worse than `{without}` by a standard deviation",
+            holds,
+            f"{'; '.join(parts)}; at {share:.2f} of the evaluations",
+        )
+    return claims.render()
+
+
 def overhead_claims(results):
     m, claims = means(results), Claims()
     ratio = m["transformer_medium"]["ratio"][0]
@@ -314,6 +351,8 @@ CLAIMS = {
     "toy1d": toy_claims,
     "mixture": mixture_claims,
     "digits": digits_claims,
+    "economies_mixture": economies_claims,
+    "economies_digits": economies_claims,
     "overhead": overhead_claims,
     "speed": speed_claims,
 }
@@ -321,6 +360,8 @@ METRICS = {
     "toy1d": ("trajectory_rmse",),
     "mixture": ("klh", "sw2", "modes", "log_likelihood_gap"),
     "digits": ("feature_distance", "feature_distance_real", "cosine", "coverage", "precision"),
+    "economies_mixture": ("klh", "sw2", "modes"),
+    "economies_digits": ("feature_distance", "coverage", "cosine"),
     "overhead": ("ratio", "ratio_low", "ratio_high", "pdmd_ms", "bare_ms"),
     "speed": (
         "cycles_per_second",
@@ -335,6 +376,13 @@ METRICS = {
 }
 
 
+def command(name, results):
+    if not name.startswith("economies_"):
+        return f"pdmd bench {name}"
+    methods = dict.fromkeys(row["method"] for row in results["rows"])
+    return f"pdmd bench {name.removeprefix('economies_')} --methods {' '.join(methods)}"
+
+
 def page():
     parts = [(HERE / "intro.md").read_text().rstrip()]
     for name, title in TITLES.items():
@@ -346,7 +394,7 @@ def page():
         seeds = sorted({row["seed"] for row in results["rows"]})
         parts += [
             f"## {title}",
-            f"`pdmd bench {name} --seeds {' '.join(map(str, seeds))}`, in "
+            f"`{command(name, results)} --seeds {' '.join(map(str, seeds))}`, in "
             f"`docs/evidence/{name}.json` (pdmd {results['version']}).",
             *machine(results),
             CLAIMS[name](results),
