@@ -3,6 +3,10 @@
 ``python -m pytest -m gpu`` runs it on an accelerator; its smallest case runs anywhere.
 """
 
+import json
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -58,3 +62,29 @@ def test_a_small_cycle_fits_beside_one_network():
         f"{torch.cuda.get_device_name()}: {weights / 2**20:.0f} MiB, peak {peak / 2**20:.0f} MiB"
     )
     assert peak < 3 * weights  # three networks would be that much without a single activation
+
+
+def test_a_tiny_benchmark_counts_and_times_every_role(tmp_path, capsys):
+    main = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "gpu.py"))["main"]
+    out = tmp_path / "gpu.json"
+    some = ["--device", "cpu", "--tiny", "--cycles", "2", "--frames", "5", "--out", str(out)]
+    main(["qwen_image", "wan_a14b", "--fake-updates", "2", *some])
+    rows = json.loads(out.read_text())["rows"]
+    assert [(r["model"], r["roles"]) for r in rows] == [
+        (model, roles) for model in ("qwen_image", "wan_a14b") for roles in ("one base", "copies")
+    ]
+    for row in rows:
+        # rollouts stop at a random step of the last phase's two
+        asked, own = row["equivalents"], row["equivalents"]["generator"] - 3
+        assert asked["teacher"] == 2 and asked["fake"] == 2 * 4 + 1
+        assert 3 <= own <= 6 and asked["frozen"] == 6
+        parts = row["seconds"]
+        assert parts["all"] == pytest.approx(sum(v for k, v in parts.items() if k != "all"))
+        assert all(parts[f"{role} backward"] > 0 for role in ("generator", "fake"))
+        assert all(parts[f"{role} forward"] > 0 for role in asked)
+        assert 0 < row["model_flops_utilisation"] < row["hardware_flops_utilisation"]
+    for one, copies in zip(rows[::2], rows[1::2], strict=True):
+        assert copies["peak_gib"] > one["peak_gib"]
+    with pytest.raises(SystemExit):
+        main(["qwen_image", "--cycles", "0", "--out", str(out)])
+    assert "cycles" in capsys.readouterr().err
