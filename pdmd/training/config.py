@@ -64,6 +64,7 @@ RANGES = {
         "anchored": (1, 10**4),
         "ring_batches": (0, 10**6),
         "ring_uses": (1, 10**6),
+        "ring_together": (1, 10**6),
         "checkpoint_every": (1, 10**9),
         "checkpoint_keep": (1, 10**4),
         "patience": (0, 10**6),
@@ -208,6 +209,8 @@ class TrainConfig:
     """Batches that the ring holds at the most; by default as many as a phase needs."""
     ring_uses: int = 1
     """How often the ring hands out a batch before it is replaced."""
+    ring_together: int = 4
+    """Batches of the ring that pass through a frozen expert together."""
     ring_folder: str = ""
     """Keep the ring in memory-mapped files in this local folder; in memory by default."""
     lr: float = 5e-4
@@ -264,7 +267,12 @@ class TrainConfig:
             return FreshEntries()
         rollouts = max(self.updates_of(plan)) * (self.fake_updates + self.accumulate)
         batches = self.ring_batches or -(-rollouts // self.ring_uses)
-        return EntryRing(batches, uses=self.ring_uses, folder=self.ring_folder or None)
+        return EntryRing(
+            batches,
+            uses=self.ring_uses,
+            together=self.ring_together,
+            folder=self.ring_folder or None,
+        )
 
     def build_truncation(self) -> StochasticTruncation | FullGradient:
         """Makes the truncation."""
