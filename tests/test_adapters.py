@@ -101,7 +101,7 @@ class Losses(Recorder):
         self.values = []
 
     def scalars(self, phase, update, values):
-        self.values.append(dict(values))
+        self.values.append({k: v for k, v in values.items() if not k.endswith("_recomputed")})
 
 
 def run(teacher, init, *, recompute=False, **more):

@@ -89,7 +89,7 @@ def run_rank(rank, port, settings, batch, results):
                 fully_shard(unit, mesh=mesh)
             fully_shard(network, mesh=mesh)
         trainer.optimizers = {
-            role: recipe.build(trainer.networks[role].parameters())
+            role: trainer.runtime.optimizers(recipe, trainer.networks[role])
             for role, recipe in trainer.recipes.items()
         }
         trainer.schedules = {}  # of the optimizers before

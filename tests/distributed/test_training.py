@@ -84,7 +84,7 @@ class Listening(Recorder):
         self.losses = []
 
     def scalars(self, phase, update, values):
-        self.losses.append(dict(values))
+        self.losses.append({k: v for k, v in values.items() if not k.endswith("_recomputed")})
 
 
 def train(runtime, name, more=None):
