@@ -6,7 +6,7 @@ import torch
 
 from pdmd.predictions import Prediction
 from pdmd.randomness import randn_like
-from pdmd.schedules import Schedule
+from pdmd.schedules import Schedule, as_times
 from pdmd.typing import Latents, Times, expand, moved
 
 __all__ = ["diffuse", "ode_step", "renoise_step"]
@@ -29,7 +29,7 @@ def ode_step(prediction: Prediction, s: Times) -> Latents:
     References:
         Song et al., DDIM, arXiv:2010.02502, Eq. 12.
     """
-    s = moved(torch.as_tensor(s, dtype=torch.float64), prediction.x_t.device)
+    s = moved(as_times(s), prediction.x_t.device)
     alpha_s, sigma_s = prediction.schedule(s)
     return prediction.combine(alpha_s, sigma_s)
 

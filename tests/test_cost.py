@@ -27,6 +27,8 @@ def count(tmp_path_factory):
     [
         ("full_rollout_2x2", 41.5, 43.5, 42.5),
         ("boundary", 26, 44, 35),
+        ("anchored", 21, 24, 22.5),
+        ("anchored_2", 23, 32, 27.5),
         ("ring", 26, 32, 30.5),
         ("ring_4", 26, 27.5, 27.125),
         ("ring_anchored", 21, 22, 21.75),

@@ -22,7 +22,7 @@ from pdmd.distill import distill
 from pdmd.experts import StochasticTruncation, Truncation
 from pdmd.phases import Phase, PhasePlan
 from pdmd.teachers.guided import Guided
-from pdmd.training.accounting import WAYS, Account
+from pdmd.training.accounting import ROLES, Account
 from pdmd.training.fakes import AdaptiveUpdates
 from pdmd.training.recorder import Recorder
 
@@ -51,15 +51,15 @@ class InTurn(Truncation):
 
 @dataclass(kw_only=True)
 class _Phases(Recorder):
-    """Keeps the account at the beginning of every phase and at its last update."""
+    """Keeps the forward equivalents by role, up to the last update of every phase."""
 
     account: Account
     cycles: int
-    states: list[dict[str, dict[str, int]]] = field(default_factory=list)
+    states: list[dict[str, int]] = field(default_factory=list)
 
     def advanced(self, update: int) -> None:
         if update == self.cycles:
-            self.states.append(self.account.state())
+            self.states.append(self.account.equivalents)
 
 
 class CostBenchmark(MixtureBenchmark):
@@ -125,23 +125,14 @@ class CostBenchmark(MixtureBenchmark):
         return _row(phases.states, plan, batch * cycles)
 
 
-def _row(states: list[dict[str, dict[str, int]]], plan: PhasePlan, samples: int) -> dict[str, Any]:
-    before: dict[str, dict[str, int]] = {way: {} for way in WAYS}
-    totals, roles = [], dict.fromkeys(("teacher", "fake", "generator", "frozen"), 0.0)
+def _row(states: list[dict[str, int]], plan: PhasePlan, samples: int) -> dict[str, Any]:
+    before, totals = dict.fromkeys(ROLES, 0), []
     for state in states:
-        total = 0.0
-        for role in roles:
-            forward, backward, again = (
-                state[way][role] - before[way].get(role, 0) for way in WAYS
-            )
-            value = (forward + 2 * backward + again) / samples
-            roles[role] += value / len(states)
-            total += value
-        totals.append(round(total, 3))
+        totals.append(round((sum(state.values()) - sum(before.values())) / samples, 3))
         before = state
     return {
         "a_cycle": round(sum(totals) / len(totals), 3),
-        **{role: round(value, 3) for role, value in roles.items()},
+        **{role: round(n / samples / len(states), 3) for role, n in before.items()},
         "least": min(totals),
         "most": max(totals),
         "nfe": plan.nfe,

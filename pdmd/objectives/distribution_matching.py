@@ -27,6 +27,7 @@ from pdmd.phases import Phase
 from pdmd.predictions import Prediction, determinant
 from pdmd.randomness import randn_like
 from pdmd.registry import Registry
+from pdmd.schedules import as_times
 from pdmd.solvers import diffuse
 from pdmd.typing import Latents, Times, expand, moved
 
@@ -76,7 +77,7 @@ def posterior_mean(prediction: Prediction, s: Times) -> Latents:
     Returns:
         The posterior mean, with shape :math:`(B, *)`.
     """
-    s = moved(torch.as_tensor(s, dtype=torch.float64), prediction.x_t.device)
+    s = moved(as_times(s), prediction.x_t.device)
     a, _ = prediction.schedule.transition(s, prediction.t)
     alpha_s, sigma_s = prediction.schedule(s)
     _, sigma_t = prediction.schedule(prediction.t)
