@@ -63,19 +63,19 @@ def combination(kind: Kind, t: Times, schedule: Schedule) -> tuple[Tensor, Tenso
     Raises:
         ValueError: If the kind is unknown.
     """
+    kind = check_kind(kind)
+    if kind == "velocity":
+        return schedule.derivatives(t)
     alpha_t, sigma_t = schedule(t)
-    zero, one = torch.zeros_like(alpha_t), torch.ones_like(alpha_t)
-    match check_kind(kind):
+    match kind:
         case "x0":
-            return one, zero
+            return torch.ones_like(alpha_t), torch.zeros_like(alpha_t)
         case "epsilon":
-            return zero, one
-        case "velocity":
-            return schedule.derivatives(t)
+            return torch.zeros_like(alpha_t), torch.ones_like(alpha_t)
         case "v_prediction":
             return -sigma_t, alpha_t
         case "score":
-            return zero, -1 / sigma_t
+            return torch.zeros_like(alpha_t), -1 / sigma_t
 
 
 def determinant(kind: Kind, t: Times, schedule: Schedule) -> Tensor:

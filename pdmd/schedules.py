@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,8 +52,9 @@ def as_times(t: Times) -> Tensor:
         ValueError: If a time is outside [0, 1] or not finite.
     """
     if isinstance(t, Tensor):
-        t = t.to(torch.float64)
-        if t.device.type != "cpu":
+        if t.dtype is not torch.float64:
+            t = t.to(torch.float64)
+        if not t.is_cpu:
             return t
         if not t.is_inference() and getattr(t, "_checked_times", None) == t._version:
             return t
@@ -131,6 +133,9 @@ class Schedule(ABC):
     def transition(self, s: Times, t: Times) -> tuple[Tensor, Tensor]:
         r"""Returns :math:`(\alpha_{t|s}, \sigma_{t|s})` in float64.
 
+        A tensor of times keeps those of the last :math:`s`: a batch of times meets one phase's
+        end in several formulas.
+
         Args:
             s: The cleaner time, in :math:`[0, 1)`.
             t: The noisier time, in :math:`(s, 1]`; broadcasts with ``s``.
@@ -141,8 +146,11 @@ class Schedule(ABC):
         References:
             Kingma et al., Variational Diffusion Models, arXiv:2107.00630, Appendix A.
         """
-        s, t = as_times(s), as_times(t)
-        if s.device.type == t.device.type == "cpu" and bool((s >= t).any()):
+        end, t = s, as_times(t)
+        if (kept := _Transition.of(t)) and kept.serves(self, end):
+            return kept.a, kept.b
+        s = as_times(end)
+        if s.is_cpu and t.is_cpu and bool((s >= t).any()):
             s_all, t_all = torch.broadcast_tensors(s, t)
             i = int((s_all >= t_all).flatten().nonzero()[0])
             raise ValueError(
@@ -151,7 +159,10 @@ class Schedule(ABC):
             )
         (alpha_s, _), (alpha_t, sigma_t) = self(s), self(t)
         gap = self.log_snr(t) - self.log_snr(s)
-        return alpha_t / alpha_s, sigma_t * torch.sqrt(-torch.expm1(gap))
+        a, b = alpha_t / alpha_s, sigma_t * torch.sqrt(-torch.expm1(gap))
+        if isinstance(end, float):
+            _Transition.keep(t, self, end, a, b)
+        return a, b
 
     def prior_std(self) -> float:
         r"""Returns the standard deviation of the noise that sampling starts from at :math:`t = 1`.
@@ -181,6 +192,41 @@ class Schedule(ABC):
             f"{k}={v!r}" for k, v in vars(self).items() if not isinstance(v, Tensor)
         )
         return f"{type(self).__name__}({arguments})"
+
+
+class _Transition(NamedTuple):
+    """Coefficients kept with the times that they belong to, until one of them is changed."""
+
+    schedule: Schedule
+    s: float
+    recorded: bool
+    version: int
+    a: Tensor
+    b: Tensor
+
+    @staticmethod
+    def of(t: Tensor) -> _Transition | None:
+        """Returns what is kept with times, if they are still the same."""
+        kept = getattr(t, "_transition", None)
+        return kept if kept is not None and kept.version == t._version else None
+
+    @staticmethod
+    def keep(t: Tensor, schedule: Schedule, s: float, a: Tensor, b: Tensor) -> None:
+        """Keeps coefficients, but not a gradient or what a compiler or a mode makes."""
+        if type(t) is Tensor and not (t.is_inference() or a.requires_grad or b.requires_grad):
+            recorded = torch.is_grad_enabled()
+            kept = _Transition(schedule, s, recorded, t._version, a, b)
+            t._transition = kept  # type: ignore[attr-defined]
+
+    def serves(self, schedule: Schedule, s: Times) -> bool:
+        """Says whether it is of a schedule and a cleaner time, as they would be computed now."""
+        return (
+            self.schedule is schedule
+            and isinstance(s, float)
+            and self.s == s
+            and self.recorded == torch.is_grad_enabled()
+            and self.a._version == self.b._version == 0
+        )
 
 
 def same_process(a: Schedule, b: Schedule) -> bool:

@@ -65,7 +65,9 @@ def moved(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     Returns:
         The tensor there, which is ``x`` itself if it was there before.
     """
-    if x.device.type != "cpu":
+    if x.device == device:
+        return x
+    if not x.is_cpu:
         return x.to(device)
     if torch.device(device).type == "cuda":
         x = x.pin_memory()  # the copy would wait for other memory

@@ -168,9 +168,21 @@ def test_sides_take_turns():
     task, tally = make_task()
     order = []
     sides = {name: lambda name=name: order.append(name) for name in "abc"}
-    turns = speed._interleave(sides, task, tally, rounds=2, warm=1, cycles=2)
-    assert "".join(order) == "aabbcc" + "bbccaa" + "ccaabb"
-    assert all(len(side.seconds) == 2 for side in turns.values())
+    turns = speed._interleave(sides, task, tally, rounds=5, warm=1, cycles=2)
+    rounds = ["".join(order[i : i + 6 : 2]) for i in range(0, 36, 6)]
+    assert order[::2] == order[1::2] and set(rounds) == {"abc", "bca", "cab", "cba", "acb", "bac"}
+    assert all(len(side.seconds) == 5 for side in turns.values())
+
+
+@pytest.mark.parametrize("n", [1, 5, 6, 24, 72, 200])
+def test_the_interval_of_a_median_holds_it_as_often_as_it_says(n):
+    aside = speed._aside(n)
+    draws = torch.rand(4000, n, generator=torch.Generator().manual_seed(n)).sort(1).values
+    missed = float(((draws[:, aside] > 0.5) | (draws[:, n - 1 - aside] < 0.5)).float().mean())
+    assert missed < 0.06 if n > 5 else aside == 0
+    if n > 5:  # one value less would miss too often
+        missed = (draws[:, aside + 1] > 0.5) | (draws[:, n - 2 - aside] < 0.5)
+        assert float(missed.float().mean()) > 0.045
 
 
 def test_memory_is_what_is_allocated_and_not_what_was_there():

@@ -10,13 +10,16 @@ that a machine that slows down slows all of them:
   every fake update.
 
 ``speed`` is how many times as many cycles a second a contestant makes as what it is measured
-against. It is the median over rounds, and ``speed_low`` and ``speed_high`` are the quartiles.
-Memory is measured in a pass of its own; in four phases it is that of the last.
+against. It is the median over rounds; ``speed_low`` and ``speed_high`` are the quartiles,
+``median_low`` and ``median_high`` the ends of the median's own 95% interval, or the extremes
+where rounds are too few for one. Memory is measured in a pass of its own; in four phases it is
+that of the last.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -207,12 +210,17 @@ class SpeedBenchmark(Benchmark):
 def _interleave(
     sides: Mapping[str, Cycle], task: Task, tally: Tally, *, rounds: int, warm: int, cycles: int
 ) -> dict[str, Turns]:
-    """Lets sides take turns of some cycles, each round begun by another."""
+    """Lets sides take turns of some cycles.
+
+    Each round is begun by another, and every other time that all have begun one, they go
+    backwards: what a side leaves behind, in caches or in the allocator, meets all others.
+    """
     device, names = task.teacher.device, list(sides)
     out = {name: Turns([], [], []) for name in names}
     for i in range(warm + rounds):
-        first = i % len(names)
-        for name in (*names[first:], *names[:first]):
+        passed, first = divmod(i, len(names))
+        order = [*names[first:], *names[:first]]
+        for name in order[::-1] if passed % 2 else order:
             made, before = 0.0, tally.forwards
             _wait(device)
             started = time.perf_counter()
@@ -229,6 +237,18 @@ def _interleave(
                 out[name].forwards.append((tally.forwards - before) / (cycles * task.batch))
                 out[name].fake_updates.append(made / cycles)
     return out
+
+
+def _aside(n: int) -> int:
+    """Returns how many of n sorted values lie outside a 95% interval of their median, each side.
+
+    The number of values below the true median is binomial, whatever their distribution.
+    """
+    outside, below = 0.0, -1
+    while outside <= 0.025:
+        below += 1
+        outside += math.comb(n, below) / 2**n
+    return max(below - 1, 0)
 
 
 def _wait(device: torch.device) -> None:
@@ -260,6 +280,7 @@ def _rows(
         pairs = zip(turns[reference].seconds, own.seconds, strict=True)
         speeds = sorted(theirs / ours for theirs, ours in pairs)
         quarter = len(speeds) // 4
+        aside = _aside(len(speeds))
         out.append(
             {
                 "method": name,
@@ -267,6 +288,8 @@ def _rows(
                 "speed": round(statistics.median(speeds), 4),
                 "speed_low": round(speeds[quarter], 4),
                 "speed_high": round(speeds[-1 - quarter], 4),
+                "median_low": round(speeds[aside], 4),
+                "median_high": round(speeds[-1 - aside], 4),
                 "peak_mib": round(peaks[name] / 2**20, 3),
                 "memory": round(peaks[name] / peaks[reference], 4),
                 "evaluations": round(statistics.fmean(own.forwards), 3),

@@ -87,7 +87,7 @@ CASES = {
         make=_transformer(64, 3),
         core=lambda teacher: teacher.transformer,
         batch=128,
-        cycles=60,
+        cycles=120,
         rounds=8,
     ),
     "transformer_medium": Case(
@@ -95,7 +95,7 @@ CASES = {
         make=_transformer(256, 6),
         core=lambda teacher: teacher.transformer,
         batch=64,
-        cycles=24,
+        cycles=72,
         rounds=4,
     ),
 }

@@ -290,10 +290,14 @@ class PhaseTrainer:
                     f"the {role}'s objective has no loss in phase {rollout.phase.index + 1}; give "
                     "it a term that counts in every phase"
                 )
-            total = torch.stack([loss.float() for loss in losses.values()]).sum() / parts
-            (total * self.runtime.loss_scale).backward()
+            values = [loss.float() for loss in losses.values()]
+            total = values[0] if len(values) == 1 else torch.stack(values).sum()
+            if parts > 1 or self.runtime.loss_scale != 1:
+                total = total / parts * self.runtime.loss_scale
+            total.backward()
             for name, loss in losses.items():
-                sums[name] = sums.get(name, 0) + loss.detach() / parts
+                value = loss.detach() / parts if parts > 1 else loss.detach()
+                sums[name] = sums[name] + value if name in sums else value
         means = self.runtime.mean(torch.stack([loss.float() for loss in sums.values()]))
         norm = self.runtime.clip(self.networks[role], self.clip)
         out = dict(zip((f"{role}/{name}" for name in sums), means, strict=True))

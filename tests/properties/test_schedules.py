@@ -158,3 +158,43 @@ def test_times_of_inference_are_checked_every_time():
         t += 1
         with pytest.raises(ValueError, match="time 1.5 is outside"):
             RectifiedFlow()(t)
+
+
+def _bits(pair):
+    return torch.stack([value.clone() for value in pair])
+
+
+@given(schedules, ordered_times(n=3))
+def test_kept_transitions_are_those_of_the_times_as_they_are(schedule, triple):
+    r, s, t = triple
+    assume(r < s < t)
+    kept = torch.full((3,), t, dtype=torch.float64)
+    for end in (r, s, r, r):
+        fresh = schedule.transition(end, kept.clone())
+        assert torch.equal(_bits(schedule.transition(end, kept)), _bits(fresh))
+    a, _ = schedule.transition(r, kept)
+    before = _bits(schedule.transition(r, kept))
+    a.mul_(2)  # whoever changes what was kept, changes it for nobody else
+    assert torch.equal(_bits(schedule.transition(r, kept)), before)
+    kept.fill_(s)
+    again = torch.full((3,), s, dtype=torch.float64)
+    assert torch.equal(_bits(schedule.transition(r, kept)), _bits(schedule.transition(r, again)))
+    with pytest.raises(ValueError, match="noisier"):
+        schedule.transition(s, kept)
+
+
+def test_transitions_are_computed_once_and_not_across_schedules_or_modes():
+    t = torch.tensor([0.5, 0.75], dtype=torch.float64)
+    a, b = RectifiedFlow(), RectifiedFlow()
+    first, second = a.transition(0.25, t), a.transition(0.25, t)
+    assert first[0] is second[0] and first[1] is second[1]
+    assert b.transition(0.25, t)[0] is not first[0]
+    with torch.no_grad():
+        silent = a.transition(0.25, t)
+    assert a.transition(0.25, t)[0] is not silent[0]
+    with torch.inference_mode():
+        a.transition(0.25, t.clone())
+    slope = t.clone().requires_grad_(True)
+    a.transition(0.25, slope)
+    (grad,) = torch.autograd.grad(a.transition(0.25, slope)[0].sum(), slope)
+    assert torch.allclose(grad, torch.full_like(t, -1 / 0.75))
