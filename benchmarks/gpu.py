@@ -15,6 +15,7 @@ role's operations at that rate and of reading its weights once for every pass.
 import argparse
 import contextlib
 import copy
+import dataclasses
 import gc
 import json
 import platform
@@ -210,8 +211,7 @@ def measure_cycle(model, kind, frames, options):
     precision = Precision(compute=torch.bfloat16, frozen=torch.bfloat16)
     outline = make_teacher(model, frames, options.tiny, meta=True)
     condition = outline.encode(list(outline.prompts)[:1])
-    again = {"precision": precision, "checkpointing": True}
-    roles = measure_roles(outline, ROLES_OF["one base"], condition, work, **again)
+    roles = measure_roles(outline, ROLES_OF["one base"], condition, work, precision=precision)
     last = len(plan) - 1
     parameters = sum(p.numel() for p in outline.parameters())
     del outline
@@ -240,8 +240,8 @@ def measure_cycle(model, kind, frames, options):
     trainer.settle()
     counted = trainer.account.equivalents
     samples = options.cycles * options.batch
-    useful = flops_of(roles[last], work, last, checkpointing=False)
-    all_flops = flops_of(roles[last], work, last, checkpointing=True)
+    useful = flops_of(roles[last], dataclasses.replace(work, recompute=False), last)
+    all_flops = flops_of(roles[last], work, last)
     names = sorted({name for one in seconds for name in one})
     return {
         "model": model,

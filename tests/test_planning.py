@@ -104,7 +104,7 @@ def test_operations_are_the_closed_form():
     block = 2 * 12 * width**2 * tokens + 4 * tokens**2 * width
     ends = 2 * (4 * width + width * 4) * tokens
     once = 2 * (2 * width**2 + 6 * width**2 + 2 * width**2)
-    cost = measure(network, network.encode([1]), train=True, checkpointing=True)
+    cost = measure(network, network.encode([1]), train=True, recompute=True)
     assert cost.flops == depth * block + ends + once
     assert cost.recomputed_flops == depth * block
     # Twice the products, of which the first layers need no gradient of their input; fused
@@ -173,7 +173,7 @@ def test_states_are_shared_out_over_the_shards(degrees):
 
 @given(degrees=DEGREES)
 def test_traffic_is_the_closed_form(degrees):
-    sent = traffic_of(ROLES[1], WORK, 1, degrees, Precision(), checkpointing=False)
+    sent = traffic_of(ROLES[1], WORK, 1, degrees, Precision())
     network, s, tp = ROLES[1].generator, degrees.shards, degrees.tp
     local, root = network.local(tp), network.root.local(tp)
     # Of the teacher 1, of the fake score 2 + 1, of the generator 3, of the frozen expert 3.
@@ -195,7 +195,7 @@ def test_traffic_is_the_closed_form(degrees):
 
 def test_what_fits_comes_first_and_more_memory_fits_more():
     roles, work = small_plan()
-    settings = {"gpus": 8, "precision": Precision(), "checkpointing": False}
+    settings = {"gpus": 8, "precision": Precision()}
     everything = plan_roles(roles, work, memory=1.0, **settings)
     sizes = sorted(c.memory.total for c in everything.choices)
     middle = sizes[len(sizes) // 2]

@@ -22,9 +22,8 @@ from pdmd.planning import (
     memory_of,
 )
 from pdmd.training.entries import EntryRing
-from pdmd.training.recompute import recompute_units
 from pdmd.training.runtime import OneProcess
-from tests.trainings import MEDIUM, SMALL, Images, checkpointed, roles_of, trainer_of
+from tests.trainings import MEDIUM, SMALL, Images, roles_of, trainer_of
 
 
 def two_cycles(make):
@@ -80,20 +79,18 @@ CASES += [("phased", MEDIUM, 32, True), ("vanilla", MEDIUM, 8, True)]
 CASES += [(name, WIDE, 128, False) for name in SETTINGS]  # whose latents outweigh its networks
 
 
-@pytest.mark.parametrize(("name", "network", "batch", "checkpointing"), CASES)
-def test_memory_is_what_a_run_allocates(name, network, batch, checkpointing):
+@pytest.mark.parametrize(("name", "network", "batch", "recompute"), CASES)
+def test_memory_is_what_a_run_allocates(name, network, batch, recompute):
     plan, truncation, index, more = SETTINGS[name]
-    work = Work(
-        **{"plan": plan, "truncation": truncation, "batch_size": batch, "fake_updates": 1, **more}
-    )
+    usual = {"batch_size": batch, "fake_updates": 1, "recompute": recompute}
+    work = Work(**{"plan": plan, "truncation": truncation, **usual, **more})
 
     def make():
-        teacher = checkpointed(Images(**network)) if checkpointing else Images(**network)
         entries = copy.deepcopy(work.entries)
         guidance = 2.0 * work.evaluations - 1
-        return trainer_of(teacher, work, index, guidance=guidance, entries=entries)
+        return trainer_of(Images(**network), work, index, guidance=guidance, entries=entries)
 
-    roles = roles_of(Images(**network), work, index, checkpointing=checkpointing)
+    roles = roles_of(Images(**network), work, index)
     planned = memory_of(roles, work, Degrees(), Precision())
     assert planned.total == pytest.approx(allocated(lambda: two_cycles(make)), rel=0.02)
 
@@ -104,9 +101,9 @@ ADAPTERS = {
 }
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("name", list(ADAPTERS))
-def test_memory_with_adapters_is_what_a_run_allocates(name, checkpointing):
+def test_memory_with_adapters_is_what_a_run_allocates(name, recompute):
     init, index = ADAPTERS[name], 2
     work = Work(
         plan=PhasePlan.uniform(4),
@@ -114,17 +111,14 @@ def test_memory_with_adapters_is_what_a_run_allocates(name, checkpointing):
         batch_size=16,
         fake_updates=1,
         evaluations=2,
+        recompute=recompute,
     )
 
     def make():
-        teacher = Images(**MEDIUM)
-        if checkpointing:
-            recompute_units(teacher)
-        return trainer_of(teacher, work, index, guidance=2.0, init=init)
+        return trainer_of(Images(**MEDIUM), work, index, guidance=2.0, init=init)
 
     teacher = Images(**MEDIUM)
-    settings = {"precision": Precision(), "checkpointing": checkpointing}
-    roles = measure_roles(teacher, init, teacher.encode([1]), work, **settings)[index]
+    roles = measure_roles(teacher, init, teacher.encode([1]), work, precision=Precision())[index]
     assert roles.generator.parameters < 0.2 * roles.teacher.parameters
     planned = memory_of(roles, work, Degrees(), Precision())
     assert planned.total == pytest.approx(allocated(lambda: two_cycles(make)), rel=0.02)
@@ -189,8 +183,8 @@ def test_a_split_network_needs_what_its_half_measures():
             nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
         )
     condition = whole.encode([1])
-    for checkpointing in (False, True):
-        settings = {"train": True, "checkpointing": checkpointing}
+    for recompute in (False, True):
+        settings = {"train": True, "recompute": recompute}
         planned = measure(whole, condition, **settings)
         built = measure(half, condition, **settings)
         assert planned.local(2) == built.parameters

@@ -93,9 +93,9 @@ def trainer_of(
     )
 
 
-def roles_of(network, work, index, **settings):
-    condition = network.encode([1])
-    one = measure(network, condition, train=True, **settings)
-    steps = work.recorded_steps(index)
-    many = one if steps == 1 else measure(network, condition, train=True, steps=steps, **settings)
+def roles_of(network, work, index):
+    condition, steps = network.encode([1]), work.recorded_steps(index)
+    settings = {"train": True, "recompute": work.recompute}
+    one = measure(network, condition, **settings)
+    many = one if steps == 1 else measure(network, condition, steps=steps, **settings)
     return Roles(teacher=one, generator=many, fake=one, frozen=(one,) * index)

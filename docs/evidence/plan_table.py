@@ -96,10 +96,7 @@ ROLES = {"": FromTeacher(), "_lora": LowRankRoles(ADAPTER, ADAPTER)}
 def measured():
     from tensordict import TensorDict
 
-    settings = {
-        "precision": Precision(compute=torch.bfloat16, frozen=torch.bfloat16),
-        "checkpointing": True,
-    }
+    settings = {"precision": Precision(compute=torch.bfloat16, frozen=torch.bfloat16)}
     out = {}
     for (name, model), (kind, init) in itertools.product(MODELS.items(), ROLES.items()):
         with torch.device("meta"):
@@ -115,6 +112,7 @@ def measured():
                 fake_updates=5,
                 accumulate=SAMPLES // gpus,
                 evaluations=2,
+                recompute=True,
             )
 
         roles = measure_roles(network, init, condition, work(1), **settings)

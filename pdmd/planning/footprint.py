@@ -123,7 +123,7 @@ def measure(
     train: bool,
     steps: int = 1,
     dtype: torch.dtype = torch.float32,
-    checkpointing: bool = False,
+    recompute: bool = False,
 ) -> Footprint:
     """Measures a denoiser on the meta device.
 
@@ -134,14 +134,14 @@ def measure(
         train: Whether to measure its training too; without, the recorded course is the quiet one.
         steps: Evaluations in a row that the backward pass goes through.
         dtype: What it computes in.
-        checkpointing: Whether the units keep their inputs alone and are computed again.
+        recompute: Whether the units keep their inputs alone and are computed again.
 
     Returns:
         The footprint.
     """
     for module in denoiser.modules():
         if isinstance(module, RoutedDenoiser):
-            return _routed(module, condition, train, steps, dtype, checkpointing)
+            return _routed(module, condition, train, steps, dtype, recompute)
     network, device = copy.deepcopy(denoiser), "cpu"
     if isinstance(network, AdaptedDenoiser):
         network.over(copy.deepcopy(network.base).to("meta").to(dtype))
@@ -183,10 +183,10 @@ def measure(
     course = fit(quiet, record(many, backward=False, again=False, chain=1), _BATCHES)
     recorded, backward_flops, recomputed = course, 0.0, 0
     if train:
-        first = record(few, backward=True, again=checkpointing, chain=steps)
-        second = record(many, backward=True, again=checkpointing, chain=steps)
+        first = record(few, backward=True, again=recompute, chain=steps)
+        second = record(many, backward=True, again=recompute, chain=steps)
         recorded = fit(first, second, _BATCHES)
-        recomputed = quiet.unit_flops if checkpointing else 0
+        recomputed = quiet.unit_flops if recompute else 0
         backward_flops = first.flops[1] / steps - recomputed
     groups = tuple(_group(list(unit.parameters()), marked) for unit in units.values())
     everything = _group(list(carrier.parameters()), marked)
@@ -226,7 +226,7 @@ def _routed(
     train: bool,
     steps: int,
     dtype: torch.dtype,
-    checkpointing: bool,
+    recompute: bool,
 ) -> Footprint:
     parts = [
         measure(
@@ -235,7 +235,7 @@ def _routed(
             train=train and not i,
             steps=steps,
             dtype=dtype,
-            checkpointing=checkpointing,
+            recompute=recompute,
         )
         for i, part in enumerate(denoiser.denoisers)
     ]

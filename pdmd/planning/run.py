@@ -45,7 +45,6 @@ class RunPlan:
         gpus: The number of ranks.
         memory: The memory of each, in bytes.
         precision: In how many bytes parameters are held and computed with.
-        checkpointing: Whether units are computed again in the backward pass.
     """
 
     name: str
@@ -57,7 +56,6 @@ class RunPlan:
     gpus: int
     memory: float
     precision: Precision
-    checkpointing: bool
 
     @property
     def fitting(self) -> tuple[Choice, ...]:
@@ -77,7 +75,7 @@ class RunPlan:
             "memory": self.memory,
             "precision": str(self.precision.compute).removeprefix("torch."),
             "frozen_precision": str(self.precision.frozen).removeprefix("torch."),
-            "checkpointing": self.checkpointing,
+            "recompute": self.work.recompute,
             "batch_size": self.work.batch_size,
             "phases": [
                 {
@@ -114,7 +112,6 @@ def measure_roles(
     work: Work,
     *,
     precision: Precision,
-    checkpointing: bool,
 ) -> tuple[Roles, ...]:
     """Measures the networks of every phase; those that are alike are measured once.
 
@@ -124,8 +121,6 @@ def measure_roles(
         condition: A condition of batch size 1, or ``None``.
         work: What the training does; its batch does not matter.
         precision: In how many bytes parameters are held and computed with.
-        checkpointing: Whether units keep their inputs alone and are computed again in the
-            backward pass.
 
     Returns:
         The footprints by role, of every phase.
@@ -142,7 +137,7 @@ def measure_roles(
                 train=True,
                 steps=steps,
                 dtype=precision.compute,
-                checkpointing=checkpointing,
+                recompute=work.recompute,
             )
         return measured[key]
 
@@ -164,18 +159,16 @@ def plan_roles(
     gpus: int = 1,
     memory: float = 80.0,
     precision: Precision,
-    checkpointing: bool,
 ) -> RunPlan:
     """Plans a training whose networks are measured.
 
     Args:
         roles: The footprints of every phase's networks.
-        work: What the training does.
+        work: What the training does, as they were measured for.
         name: What is distilled, as tables call it.
         gpus: The number of ranks.
         memory: The memory of each, in GiB.
         precision: The precision that they were measured with.
-        checkpointing: Whether they were measured with their units computed again.
 
     Returns:
         The plan.
@@ -184,26 +177,18 @@ def plan_roles(
         ValueError: If a number is out of its range, or no degrees divide the work.
     """
     _check(gpus, memory)
-    choices = search(
-        roles,
-        work,
-        gpus=gpus,
-        memory=memory * 2**30,
-        precision=precision,
-        checkpointing=checkpointing,
-    )
+    choices = search(roles, work, gpus=gpus, memory=memory * 2**30, precision=precision)
     phases = range(len(work.plan))
     return RunPlan(
         name=name,
         work=work,
         roles=tuple(roles),
         calls=tuple(calls(work, k) for k in phases),
-        flops=tuple(flops_of(roles[k], work, k, checkpointing=checkpointing) for k in phases),
+        flops=tuple(flops_of(roles[k], work, k) for k in phases),
         choices=tuple(choices),
         gpus=gpus,
         memory=memory * 2**30,
         precision=precision,
-        checkpointing=checkpointing,
     )
 
 
@@ -273,12 +258,10 @@ def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> R
         with torch.device("meta"):
             network = networks[config.network.name](**arguments, schedule=teacher.schedule)
         init = FromDenoiser(network)
-    settings: dict[str, Any] = {
-        "precision": Precision(compute=compute, frozen=compute),
-        "checkpointing": config.parallel.recompute == "full",
-    }
-    roles = measure_roles(teacher, init, condition, work, **settings)
-    return plan_roles(roles, work, name=config.teacher.name, gpus=gpus, memory=memory, **settings)
+    precision = Precision(compute=compute, frozen=compute)
+    roles = measure_roles(teacher, init, condition, work, precision=precision)
+    name = config.teacher.name
+    return plan_roles(roles, work, name=name, gpus=gpus, memory=memory, precision=precision)
 
 
 def _check(gpus: int, memory: float) -> None:

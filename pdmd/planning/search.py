@@ -58,7 +58,6 @@ def search(
     gpus: int,
     memory: float,
     precision: Precision,
-    checkpointing: bool,
 ) -> list[Choice]:
     """Finds what fits.
 
@@ -68,7 +67,6 @@ def search(
         gpus: The number of ranks.
         memory: The memory of each, in bytes.
         precision: In how many bytes parameters are held and computed with.
-        checkpointing: Whether units are computed again in the backward pass.
 
     Returns:
         Every choice of degrees; those that fit first, by what a rank sends and then by memory.
@@ -88,10 +86,7 @@ def search(
         if degrees.tp > 1 and not splits:
             continue
         at = [memory_of(r, work, degrees, precision) for r in roles]
-        sent = [
-            traffic_of(r, work, k, degrees, precision, checkpointing=checkpointing)
-            for k, r in enumerate(roles)
-        ]
+        sent = [traffic_of(r, work, k, degrees, precision) for k, r in enumerate(roles)]
         phase = max(range(len(at)), key=lambda k: at[k].total)
         choices.append(
             Choice(

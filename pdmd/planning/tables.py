@@ -66,7 +66,7 @@ def _head(plan: RunPlan) -> str:
         f"{work.fake_updates} fake updates, rollouts in an update: {work.accumulate}, "
         f"evaluations in a call of the teacher: {work.evaluations}",
         f"computed in {compute}, frozen networks held in {frozen}, units "
-        f"{'computed again' if plan.checkpointing else 'not computed again'} in the backward pass",
+        f"{'computed again' if work.recompute else 'not computed again'} in the backward pass",
     ]
     return "\n".join(lines)
 
@@ -132,8 +132,8 @@ def _nothing_fits(plan: RunPlan) -> str:
         f"nothing fits: the least that any choice needs is {size(least.memory.total)} "
         f"({_degrees(least)})"
     )
-    if not plan.checkpointing and least.memory.activations > 0.3 * least.memory.total:
-        line += "; --checkpointing keeps fewer activations"
+    if not plan.work.recompute and least.memory.activations > 0.3 * least.memory.total:
+        line += "; --parallel.recompute full keeps fewer activations"
     return line
 
 

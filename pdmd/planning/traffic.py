@@ -48,8 +48,6 @@ def traffic_of(
     index: int,
     degrees: Degrees,
     precision: Precision,
-    *,
-    checkpointing: bool,
 ) -> Traffic:
     """Returns what one rank sends in a cycle of a phase.
 
@@ -59,7 +57,6 @@ def traffic_of(
         index: The phase, from 0.
         degrees: How the ranks share it.
         precision: In how many bytes parameters are gathered; gradients are reduced in float32.
-        checkpointing: Whether units are computed again in the backward pass.
     """
     batch = work.batch_size / degrees.batches
     tp, cp, shards = degrees.tp, degrees.cp, degrees.shards
@@ -72,7 +69,7 @@ def traffic_of(
         gather += sharded * precision.compute.itemsize * wanted
         reduce += sharded * 4 * backward * local
         copies += replicated * 4 * backward * local / shards
-        again = backward if checkpointing else 0.0
+        again = backward if work.recompute else 0.0
         sums = (forward + again) * network.reduced + backward * network.entering
         tensor += 2 * _ring(tp) * batch / cp * sums
         swaps = (forward + again + backward) * network.attention
@@ -86,18 +83,17 @@ def traffic_of(
     )
 
 
-def flops_of(roles: Roles, work: Work, index: int, *, checkpointing: bool) -> dict[str, float]:
+def flops_of(roles: Roles, work: Work, index: int) -> dict[str, float]:
     """Returns the operations of a cycle by role, over all ranks.
 
     Args:
         roles: The networks.
         work: What the training does.
         index: The phase, from 0.
-        checkpointing: Whether units are computed again in the backward pass.
     """
     out: dict[str, float] = {role: 0.0 for role in ROLES}
     for role, network, forward, backward in _shares(roles, work, index):
-        back = network.backward_flops + checkpointing * network.recomputed_flops
+        back = network.backward_flops + work.recompute * network.recomputed_flops
         out[role] += work.batch_size * (forward * network.flops + backward * back)
     return out
 
