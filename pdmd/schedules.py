@@ -147,7 +147,7 @@ class Schedule(ABC):
             Kingma et al., Variational Diffusion Models, arXiv:2107.00630, Appendix A.
         """
         end, t = s, as_times(t)
-        if (kept := _Transition.of(t)) and kept.serves(self, end):
+        if kept := _Transition.find(self, end, t):
             return kept.a, kept.b
         s = as_times(end)
         if s.is_cpu and t.is_cpu and bool((s >= t).any()):
@@ -160,8 +160,8 @@ class Schedule(ABC):
         (alpha_s, _), (alpha_t, sigma_t) = self(s), self(t)
         gap = self.log_snr(t) - self.log_snr(s)
         a, b = alpha_t / alpha_s, sigma_t * torch.sqrt(-torch.expm1(gap))
-        if isinstance(end, float):
-            _Transition.keep(t, self, end, a, b)
+        if isinstance(end, float) and not t.is_inference():
+            _Transition(self, end, torch.is_grad_enabled(), t._version, a, b).keep(t)
         return a, b
 
     def prior_std(self) -> float:
@@ -205,28 +205,27 @@ class _Transition(NamedTuple):
     b: Tensor
 
     @staticmethod
-    def of(t: Tensor) -> _Transition | None:
-        """Returns what is kept with times, if they are still the same."""
-        kept = getattr(t, "_transition", None)
-        return kept if kept is not None and kept.version == t._version else None
-
-    @staticmethod
-    def keep(t: Tensor, schedule: Schedule, s: float, a: Tensor, b: Tensor) -> None:
-        """Keeps coefficients, but not a gradient or what a compiler or a mode makes."""
-        if type(t) is Tensor and not (t.is_inference() or a.requires_grad or b.requires_grad):
-            recorded = torch.is_grad_enabled()
-            kept = _Transition(schedule, s, recorded, t._version, a, b)
-            t._transition = kept  # type: ignore[attr-defined]
-
-    def serves(self, schedule: Schedule, s: Times) -> bool:
-        """Says whether it is of a schedule and a cleaner time, as they would be computed now."""
-        return (
-            self.schedule is schedule
+    def find(schedule: Schedule, s: Times, t: Tensor) -> _Transition | None:
+        """Returns what times keep, if it would now be computed alike."""
+        kept: _Transition | None = getattr(t, "_transition", None)
+        if (
+            kept is not None
+            and kept.schedule is schedule
             and isinstance(s, float)
-            and self.s == s
-            and self.recorded == torch.is_grad_enabled()
-            and self.a._version == self.b._version == 0
-        )
+            and kept.s == s
+            and kept.recorded == torch.is_grad_enabled()
+            and kept.version == t._version
+            and kept.a._version == kept.b._version == 0
+        ):
+            return kept
+        return None
+
+    def keep(self, t: Tensor) -> None:
+        """Puts it with times; not a gradient, nor what a compiler or inference mode makes."""
+        if type(t) is Tensor and not (
+            self.a.requires_grad or self.b.requires_grad or self.a.is_inference()
+        ):
+            t._transition = self  # type: ignore[attr-defined]
 
 
 def same_process(a: Schedule, b: Schedule) -> bool:

@@ -193,7 +193,11 @@ def test_transitions_are_computed_once_and_not_across_schedules_or_modes():
         silent = a.transition(0.25, t)
     assert a.transition(0.25, t)[0] is not silent[0]
     with torch.inference_mode():
-        a.transition(0.25, t.clone())
+        for times in (t, t.clone()):
+            again = [a.transition(0.25, times)[0] for _ in range(2)]
+            assert again[0] is not again[1] and torch.equal(*again)
+    with torch.no_grad():
+        assert not a.transition(0.25, t)[0].is_inference()
     slope = t.clone().requires_grad_(True)
     a.transition(0.25, slope)
     (grad,) = torch.autograd.grad(a.transition(0.25, slope)[0].sum(), slope)
