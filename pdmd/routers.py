@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from pdmd.denoisers import Denoiser
 from pdmd.predictions import Prediction
 from pdmd.registry import Registry
-from pdmd.schedules import as_times, same_process
+from pdmd.schedules import same_process
+from pdmd.times import as_times
 from pdmd.typing import Condition, Latents, Times
 
 __all__ = ["IntervalRouter", "RoutedDenoiser", "Router", "routers"]

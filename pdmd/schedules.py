@@ -23,11 +23,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pdmd.times import KeptTransition, as_times
 from pdmd.typing import Times
 
 __all__ = [
@@ -36,38 +36,8 @@ __all__ = [
     "Shifted",
     "Truncated",
     "VarianceExploding",
-    "as_times",
     "same_process",
 ]
-
-
-def as_times(t: Times) -> Tensor:
-    """Views times as float64 and checks that they lie in [0, 1].
-
-    A tensor that passed is not looked at again until it is changed: one batch of times meets many
-    formulas. Nor is one that lives on an accelerator, which a check would have to wait for: the
-    trainer draws times on the CPU.
-
-    Raises:
-        ValueError: If a time is outside [0, 1] or not finite.
-    """
-    if isinstance(t, Tensor):
-        if t.dtype is not torch.float64:
-            t = t.to(torch.float64)
-        if not t.is_cpu:
-            return t
-        if not t.is_inference() and getattr(t, "_checked_times", None) == t._version:
-            return t
-        low, high = (v.item() for v in torch.aminmax(t)) if t.numel() else (0.0, 1.0)
-    else:
-        low = high = t
-        t = torch.as_tensor(t, dtype=torch.float64)
-    if not (low >= 0 and high <= 1):  # also where either is not a number
-        bad = t[~((t >= 0) & (t <= 1))].flatten()[0].item()
-        raise ValueError(f"time {bad} is outside [0, 1]; 0 is clean data and 1 is noise")
-    if not t.is_inference():
-        t._checked_times = t._version  # type: ignore[attr-defined]
-    return t
 
 
 class Schedule(ABC):
@@ -147,7 +117,7 @@ class Schedule(ABC):
             Kingma et al., Variational Diffusion Models, arXiv:2107.00630, Appendix A.
         """
         end, t = s, as_times(t)
-        if kept := _Transition.find(self, end, t):
+        if kept := KeptTransition.find(self, end, t):
             return kept.a, kept.b
         s = as_times(end)
         if s.is_cpu and t.is_cpu and bool((s >= t).any()):
@@ -160,8 +130,7 @@ class Schedule(ABC):
         (alpha_s, _), (alpha_t, sigma_t) = self(s), self(t)
         gap = self.log_snr(t) - self.log_snr(s)
         a, b = alpha_t / alpha_s, sigma_t * torch.sqrt(-torch.expm1(gap))
-        if isinstance(end, float) and not t.is_inference():
-            _Transition(self, end, torch.is_grad_enabled(), t._version, a, b).keep(t)
+        KeptTransition.keep(self, end, t, a, b)
         return a, b
 
     def prior_std(self) -> float:
@@ -192,40 +161,6 @@ class Schedule(ABC):
             f"{k}={v!r}" for k, v in vars(self).items() if not isinstance(v, Tensor)
         )
         return f"{type(self).__name__}({arguments})"
-
-
-class _Transition(NamedTuple):
-    """Coefficients kept with the times that they belong to, until one of them is changed."""
-
-    schedule: Schedule
-    s: float
-    recorded: bool
-    version: int
-    a: Tensor
-    b: Tensor
-
-    @staticmethod
-    def find(schedule: Schedule, s: Times, t: Tensor) -> _Transition | None:
-        """Returns what times keep, if it would now be computed alike."""
-        kept: _Transition | None = getattr(t, "_transition", None)
-        if (
-            kept is not None
-            and kept.schedule is schedule
-            and isinstance(s, float)
-            and kept.s == s
-            and kept.recorded == torch.is_grad_enabled()
-            and kept.version == t._version
-            and kept.a._version == kept.b._version == 0
-        ):
-            return kept
-        return None
-
-    def keep(self, t: Tensor) -> None:
-        """Puts it with times; not a gradient, nor what a compiler or inference mode makes."""
-        if type(t) is Tensor and not (
-            self.a.requires_grad or self.b.requires_grad or self.a.is_inference()
-        ):
-            t._transition = self  # type: ignore[attr-defined]
 
 
 def same_process(a: Schedule, b: Schedule) -> bool:

@@ -6,7 +6,8 @@ import torch
 
 from pdmd.predictions import Prediction
 from pdmd.randomness import randn_like
-from pdmd.schedules import Schedule, as_times
+from pdmd.schedules import Schedule
+from pdmd.times import as_times
 from pdmd.typing import Latents, Times, expand, moved
 
 __all__ = ["diffuse", "ode_step", "renoise_step"]

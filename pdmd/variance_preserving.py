@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pdmd.schedules import Schedule, as_times
+from pdmd.schedules import Schedule
+from pdmd.times import as_times
 from pdmd.typing import Times
 
 __all__ = ["CosineVP", "DiscreteVP", "LinearVP", "VariancePreserving"]

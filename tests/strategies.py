@@ -13,7 +13,7 @@ from pdmd import (
     Shifted,
     VarianceExploding,
 )
-from pdmd.schedules import as_times
+from pdmd.times import as_times
 
 
 class UserSchedule(Schedule):

@@ -27,8 +27,8 @@ from pdmd.phases import Phase
 from pdmd.predictions import Prediction, determinant
 from pdmd.randomness import randn_like
 from pdmd.registry import Registry
-from pdmd.schedules import as_times
 from pdmd.solvers import diffuse
+from pdmd.times import as_times
 from pdmd.typing import Latents, Times, expand, moved
 
 __all__ = [
