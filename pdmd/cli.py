@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
-        from pdmd.training.config import presets
+        from pdmd.training.config_files import presets
 
         print(USAGE.format(presets=", ".join(presets())), end="")
         return 0
@@ -120,7 +120,8 @@ def _configured(words: list[str], name: str, options: Any, doc: str | None) -> A
     """Reads a configuration's name and overrides, beside options of a command's own."""
     import tyro
 
-    from pdmd.training.config import DistillConfig, load_config
+    from pdmd.training.config import DistillConfig
+    from pdmd.training.config_files import load_config
 
     chosen, rest = take_name(words, "a preset or TOML file", "digits")
     config = load_config(chosen)

@@ -30,7 +30,8 @@ from pdmd.teachers.base import Teacher, networks
 from pdmd.teachers.guided import unguided
 from pdmd.training.accounting import Account
 from pdmd.training.checkpoint import Checkpointer, Interrupted
-from pdmd.training.config import DistillConfig, write_config
+from pdmd.training.config import DistillConfig
+from pdmd.training.config_files import write_config
 from pdmd.training.initializers import (
     FromDenoiser,
     FromPrevious,

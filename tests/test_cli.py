@@ -19,7 +19,7 @@ import torch
 from pdmd import Student
 from pdmd.cli import main
 from pdmd.runs import Run
-from pdmd.training.config import load_config, presets, read_config
+from pdmd.training.config_files import load_config, presets, read_config
 
 TINY = [
     "--train.updates=4",

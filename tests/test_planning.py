@@ -30,7 +30,7 @@ from pdmd.routers import IntervalRouter, RoutedDenoiser
 from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.teachers.transformer import ImageTransformer
 from pdmd.training.accounting import WAYS
-from pdmd.training.config import load_config
+from pdmd.training.config_files import load_config
 from tests.trainings import MEDIUM, SMALL, Checkpointed, Images, checkpointed, roles_of, trainer_of
 
 # -------------------------------------------------------------------------------- evaluations

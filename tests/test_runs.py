@@ -12,7 +12,7 @@ from pdmd import PhasePlan, Student
 from pdmd.cli import main
 from pdmd.runs import Run
 from pdmd.training.checkpoint import Checkpointer, Interrupted
-from pdmd.training.config import load_config
+from pdmd.training.config_files import load_config
 from pdmd.training.recorder import RunRecorder
 
 TINY = [

@@ -26,7 +26,7 @@ from pdmd.solvers import renoise_step
 from pdmd.students import Student
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import unguided
-from pdmd.training.config import load_config
+from pdmd.training.config_files import load_config
 from pdmd.training.recorder import read_history
 from pdmd.typing import Latents
 
