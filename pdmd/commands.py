@@ -95,7 +95,7 @@ class BenchOptions:
 
 def _evaluate(words: list[str]) -> int:
     from pdmd.evaluation.evaluate import evaluate, format_table
-    from pdmd.students import schedule_of
+    from pdmd.student_folders import schedule_of
     from pdmd.teachers.guided import guided, unguided
     from pdmd.teachers.rebased import rebased
 

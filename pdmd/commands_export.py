@@ -78,7 +78,8 @@ def export(words: list[str]) -> int:
 def _export(name: str, out: Path, options: ExportOptions) -> int:
     from pdmd.export import export_diffusers, export_lora
     from pdmd.export.drafts import check_place
-    from pdmd.students import Student, source_teacher
+    from pdmd.student_folders import source_teacher
+    from pdmd.students import Student
     from pdmd.teachers.base import import_plugins
 
     import_plugins(options.plugins)

@@ -140,7 +140,8 @@ def load_student(
     Raises:
         ValueError: If the folder is missing, damaged or names no registered teacher.
     """
-    from pdmd.students import Student, source_teacher
+    from pdmd.student_folders import source_teacher
+    from pdmd.students import Student
     from pdmd.teachers.base import import_plugins
 
     import_plugins(plugins)

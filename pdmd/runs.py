@@ -25,7 +25,8 @@ from pdmd.low_rank import layers_of
 from pdmd.phases import PhasePlan
 from pdmd.sampling import ode_times
 from pdmd.schedules import Schedule
-from pdmd.students import Student, describe_plan
+from pdmd.student_folders import describe_plan
+from pdmd.students import Student
 from pdmd.teachers.base import Teacher, networks
 from pdmd.teachers.guided import unguided
 from pdmd.training.accounting import Account

@@ -7,10 +7,7 @@ safetensors and JSON: nothing in it is ever unpickled.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import inspect
 import json
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,26 +15,28 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from pdmd.adapters import LowRank, adapt, adapted_parts, base_digest
+from pdmd.adapters import base_digest
 from pdmd.denoisers import Denoiser
 from pdmd.experts import Expert, experts
-from pdmd.phases import Phase, PhasePlan
-from pdmd.registry import Registry
+from pdmd.phases import PhasePlan
 from pdmd.routers import IntervalRouter, RoutedDenoiser, Router
-from pdmd.teachers.base import Teacher, networks, teachers
-from pdmd.teachers.rebased import ENDS, rebased
+from pdmd.student_folders import (
+    FORMAT,
+    adapter_of,
+    boundaries_of,
+    build,
+    checksum,
+    describe_plan,
+    entry_of,
+    like,
+    plan_from_description,
+    read_description,
+    source_teacher,
+)
+from pdmd.teachers.base import Teacher, networks
 from pdmd.typing import Condition, Latents
 
-__all__ = [
-    "Student",
-    "checksum",
-    "describe_plan",
-    "plan_from_description",
-    "schedule_of",
-    "source_teacher",
-]
-
-FORMAT = 1
+__all__ = ["Student"]
 
 
 class Student(Teacher):
@@ -136,7 +135,7 @@ class Student(Teacher):
         """
         from safetensors.torch import save_file
 
-        if _boundaries(self.router) != self.plan.boundaries:
+        if boundaries_of(self.router) != self.plan.boundaries:
             raise ValueError(
                 f"the router's boundaries {self.router} are not the plan's "
                 f"{list(self.plan.boundaries)}; only the plan is saved"
@@ -155,7 +154,7 @@ class Student(Teacher):
                 save_file(
                     {k: v.detach().cpu().contiguous() for k, v in state.items()}, draft / name
                 )
-            entries.append({"file": name, "sha256": checksum(draft / name), **_entry(expert)})
+            entries.append({"file": name, "sha256": checksum(draft / name), **entry_of(expert)})
         content = {
             "format": FORMAT,
             "source": self.source,
@@ -202,7 +201,7 @@ class Student(Teacher):
         from safetensors.torch import load_file
 
         folder = Path(folder)
-        content = _read_description(folder)
+        content = read_description(folder)
         source = content["source"]
         if teacher is None and source is not None:
             teacher = source_teacher(folder)
@@ -215,7 +214,7 @@ class Student(Teacher):
             network = (source or {}).get("network")
             if network is not None:
                 arguments = {**network.get("arguments", {}), "schedule": teacher.schedule}
-                template = _build(networks, network["name"], arguments, folder)
+                template = build(networks, network["name"], arguments, folder)
             else:
                 template = teacher
         assert template is not None
@@ -239,8 +238,8 @@ class Student(Teacher):
             if denoiser is None:
                 served = [p for p, e in zip(plan, content["experts"], strict=True) if e == entry]
                 span = (phase.t_start, served[-1].t_end)
-                boundaries, adapter = entry.get("boundaries"), _adapter(entry)
-                denoiser = read[path] = _like(template, span, boundaries, adapter)
+                boundaries, adapter = entry.get("boundaries"), adapter_of(entry)
+                denoiser = read[path] = like(template, span, boundaries, adapter)
                 if "base" in entry and base_digest(denoiser) != entry["base"]:
                     raise ValueError(
                         f"{path} adapts other weights than those of the "
@@ -260,222 +259,3 @@ class Student(Teacher):
                 known["prompts"] = teacher.prompts
         student = cls(loaded, source=source, **known)
         return student.eval().requires_grad_(False)
-
-
-def describe_plan(plan: PhasePlan) -> list[dict[str, Any]]:
-    """Returns a plan as JSON values."""
-    return [
-        {
-            "timesteps": list(phase.timesteps),
-            "t_end": phase.t_end,
-            "score_range": list(phase.score_range),
-        }
-        for phase in plan
-    ]
-
-
-def plan_from_description(description: Sequence[Mapping[str, Any]]) -> PhasePlan:
-    """Returns the plan that :func:`describe_plan` described."""
-    return PhasePlan(
-        tuple(
-            Phase(
-                index=i,
-                timesteps=tuple(entry["timesteps"]),
-                t_end=entry["t_end"],
-                score_range=(entry["score_range"][0], entry["score_range"][1]),
-            )
-            for i, entry in enumerate(description)
-        )
-    )
-
-
-def source_teacher(
-    folder: str | Path, arguments: Mapping[str, Any] | None = None, *, device: str = ""
-) -> Teacher:
-    """Builds the registered teacher of a student's folder, on the student's schedule.
-
-    Args:
-        folder: What :meth:`Student.save` wrote.
-        arguments: Arguments in the place of those of the folder, or beside them.
-        device: Where its parts go, if it is one that is told; by default where they were.
-
-    Raises:
-        ValueError: If the folder is missing, damaged or names no registered teacher, or the
-            teacher does not take the arguments.
-    """
-    folder = Path(folder)
-    source = _read_description(folder)["source"]
-    if source is None:
-        raise ValueError(
-            f"{folder} names no registered teacher; load it in Python with teacher=..."
-        )
-    together = {**source.get("arguments", {}), **(arguments or {})}
-    if device and source["teacher"] in teachers and "device" not in (arguments or {}):
-        told = inspect.signature(teachers[source["teacher"]]).parameters
-        if {"device", "folder"} & told.keys():  # a folder's factory passes it on
-            together["device"] = device
-    teacher = _build(teachers, source["teacher"], together, folder)
-    return rebased(teacher, *schedule_of(source))
-
-
-def schedule_of(source: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns the name and the end of the schedule that a source puts its teacher on.
-
-    Both are as :func:`~pdmd.teachers.rebased.rebased` takes them.
-    """
-    schedule = source.get("schedule") or {}
-    return schedule.get("name", ""), schedule.get("end", "noise")
-
-
-def _read_description(folder: Path) -> dict[str, Any]:
-    path = folder / "student.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} is not a student folder: it has no student.json")
-    try:
-        content = json.loads(path.read_text())
-        number = content["format"]
-        for key in ("plan", "experts", "source"):
-            content[key]
-        if number == FORMAT:
-            plan_from_description(content["plan"])
-            for entry in content["experts"]:
-                for key in ("file", "sha256"):
-                    if not isinstance(entry[key], str):
-                        raise ValueError(f"{key} is text, got {entry[key]!r}")
-                if "boundaries" in entry:
-                    IntervalRouter(entry["boundaries"])
-                _adapter(entry)
-                if not isinstance(entry.get("base", ""), str):
-                    raise ValueError(f"base is a digest, got {entry['base']!r}")
-                experts[entry["expert"]]
-            _check_source(content["source"])
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise ValueError(
-            f"{path} is damaged ({type(error).__name__}: {str(error)[:200]}); distill again or "
-            "restore it"
-        ) from error
-    if number != FORMAT:
-        raise ValueError(f"{path} has format {number}, this version reads {FORMAT}; upgrade pdmd")
-    return content
-
-
-def _check_source(source: Any) -> None:
-    if source is None:
-        return
-    guidance = source.get("guidance", 1.0)
-    for scale in guidance if isinstance(guidance, list) else [guidance]:
-        if isinstance(scale, bool) or not math.isfinite(scale):
-            raise ValueError(f"guidance is finite numbers, got {guidance!r}")
-    schedule = source.get("schedule")
-    if schedule is not None and not (
-        isinstance(schedule.get("name"), str) and schedule.get("end", "noise") in ENDS
-    ):
-        raise ValueError(f"schedule has a name and an end, got {schedule!r}")
-    for part, key in ((source, "teacher"), (source.get("network"), "name")):
-        if part is not None and not (
-            isinstance(part[key], str) and isinstance(part.get("arguments", {}), dict)
-        ):
-            raise ValueError(f"source names a {key} and its arguments, got {part!r}")
-
-
-def _build(registry: Registry[Any], name: str, arguments: Mapping[str, Any], folder: Path) -> Any:
-    if name not in registry:
-        raise ValueError(
-            f"{folder} needs the {registry.noun} {name[:80]!r}, which is not registered "
-            f"({', '.join(registry)} are); import the module that registers it, on the command "
-            "line with --plugins MODULE"
-        )
-    try:
-        return registry[name](**arguments)
-    except (TypeError, OverflowError, RuntimeError, MemoryError) as error:
-        first = str(error).strip().splitlines()[0][:200]
-        raise ValueError(
-            f"{folder / 'student.json'} is damaged: {name!r} does not take its arguments ({first})"
-        ) from error
-
-
-def _like(
-    template: Denoiser,
-    span: tuple[float, float],
-    boundaries: Sequence[float] | None,
-    adapter: LowRank | None,
-) -> Denoiser:
-    def made(network: Denoiser) -> Denoiser:
-        return network.trainable_copy() if adapter is None else adapt(network, adapter, seed=0)
-
-    part = template.part(*span)
-    if boundaries is None:
-        return made(part)
-    if isinstance(part, RoutedDenoiser) and _boundaries(part.router) == tuple(boundaries):
-        networks = [cast(Denoiser, d) for d in part.denoisers]
-    else:
-        networks = [part for _ in boundaries[1:]]
-    return RoutedDenoiser([made(network) for network in networks], IntervalRouter(boundaries))
-
-
-def _entry(expert: Expert) -> dict[str, Any]:
-    entry: dict[str, Any] = {"expert": _name(expert)}
-    if isinstance(expert.denoiser, RoutedDenoiser):
-        entry["boundaries"] = list(_boundaries(expert.denoiser.router))
-    adapters = adapted_parts(expert.denoiser)
-    if adapters:
-        own = sum(p.numel() for adapter in adapters for p in adapter.parameters())
-        if own != sum(p.numel() for p in expert.denoiser.parameters()) or any(
-            adapter.spec != adapters[0].spec for adapter in adapters
-        ):
-            raise ValueError(
-                "an expert whose networks are adapted differently cannot be saved; adapt all of "
-                "them alike, or save merged() copies"
-            )
-        spec = adapters[0].spec
-        entry["adapter"] = {
-            "rank": spec.rank,
-            "alpha": spec.alpha,
-            "targets": list(spec.targets),
-        }
-        entry["base"] = base_digest(expert.denoiser)
-    return entry
-
-
-def _adapter(entry: Mapping[str, Any]) -> LowRank | None:
-    """Reads the adapter that an entry describes, if any."""
-    if "adapter" not in entry:
-        return None
-    adapter = entry["adapter"]
-    if not isinstance(adapter, dict) or adapter.keys() != {"rank", "alpha", "targets"}:
-        raise ValueError(f"an adapter has rank, alpha and targets, got {adapter!r}")
-    if not isinstance(adapter["targets"], list):
-        raise ValueError(f"targets are a list of patterns, got {adapter['targets']!r}")
-    return LowRank(**{**adapter, "targets": tuple(adapter["targets"])})
-
-
-def _boundaries(router: Router) -> tuple[float, ...]:
-    if not isinstance(router, IntervalRouter):
-        raise ValueError(
-            f"a {type(router).__name__} cannot be saved; use an IntervalRouter, or keep the "
-            "student in memory"
-        )
-    return router.boundaries
-
-
-def _name(expert: Expert) -> str:
-    for name in experts:
-        if experts[name] is type(expert):
-            return name
-    raise ValueError(
-        f"{type(expert).__name__} is not registered, so its student cannot be loaded again; "
-        "decorate the class with @experts.register(name)"
-    )
-
-
-def checksum(path: Path) -> str:
-    """Returns a file's SHA-256, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,7 +13,7 @@ from pdmd import PhasePlan
 from pdmd.cli import main
 from pdmd.evaluation.evaluate import evaluate
 from pdmd.evaluation.report import write_grids
-from pdmd.students import source_teacher
+from pdmd.student_folders import source_teacher
 from pdmd.teachers.base import teachers
 from tests.test_embed_families import no_encoder
 from tests.test_family_folders import qwen_text, t5
