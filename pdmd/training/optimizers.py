@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-__all__ = ["AdamRecipe", "RateSchedule"]
+__all__ = ["AdamRecipe", "ContainerRates", "RateSchedule"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,4 +89,31 @@ class RateSchedule:
         rate = self.recipe.rate(self.update / max(self.updates, 1))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
+                group["lr"] = rate
+
+
+class ContainerRates:
+    """torchtitan's schedulers, which set the rate again when they are loaded.
+
+    Args:
+        schedulers: Its container of them.
+    """
+
+    def __init__(self, schedulers: Any) -> None:
+        self.schedulers = schedulers
+
+    def step(self) -> None:
+        """Hears of a cycle."""
+        with warnings.catch_warnings():  # a role may have no update in a cycle
+            warnings.simplefilter("ignore")
+            self.schedulers.step()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes back to what was kept, and sets the rates of then."""
+        with warnings.catch_warnings():  # the rate is asked for outside of a step
+            warnings.simplefilter("ignore")
+            self.schedulers.load_state_dict(state_dict)
+        for scheduler in self.schedulers:
+            groups = scheduler.optimizer.param_groups
+            for group, rate in zip(groups, scheduler.get_last_lr(), strict=True):
                 group["lr"] = rate

@@ -16,22 +16,20 @@ averages over ``dp_shard x cp``: losses are multiplied by ``cp``.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import itertools
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 import torchtitan.tools.utils as titan_tools
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 if not torch.accelerator.is_available():  # torchtitan would take "cuda" for granted
     titan_tools.device_type, titan_tools.device_module = "cpu", torch.cpu
@@ -52,7 +50,6 @@ from pdmd.objectives.critics import FeatureCritic
 from pdmd.parallel import (
     check,
     context_parallelize,
-    permutations,
     plans_of,
     replicate,
     tensor_parallelize,
@@ -60,17 +57,22 @@ from pdmd.parallel import (
 )
 from pdmd.routers import RoutedDenoiser
 from pdmd.teachers.guided import Guided
-from pdmd.training.optimizers import AdamRecipe
+from pdmd.training.agreement import agreed, drop_unused, mean_over_ranks, on_any_rank
+from pdmd.training.optimizers import AdamRecipe, ContainerRates
 from pdmd.training.parallelism import check_degrees
+from pdmd.training.plain_states import (
+    permuted_moments,
+    plain_moments,
+    plain_tensors,
+    restore_permuted,
+)
 from pdmd.training.recompute import recompute_units
 from pdmd.training.runtime import (
     Optimizers,
     Rates,
     Runtime,
     blank_moments,
-    local_part,
     moments_of,
-    parameter_names,
     put_moments,
     set_precision,
     widen,
@@ -82,7 +84,6 @@ __all__ = ["TitanRuntime"]
 
 N = TypeVar("N", bound=nn.Module)
 Recompute = Literal["none", "full", "selective"]
-_agreements = itertools.count()  # in one order on all ranks
 
 
 class TitanRuntime(Runtime):
@@ -317,7 +318,7 @@ class TitanRuntime(Runtime):
         return cast(Optimizers, config.build(model_parts=[network]))
 
     def schedule(self, optimizers: Optimizers, recipe: AdamRecipe, updates: int) -> Rates:
-        return _TitanRates(
+        return ContainerRates(
             LRSchedulersContainer(
                 cast(OptimizersContainer, optimizers),
                 lambda update: recipe.factor(update / max(updates, 1)),
@@ -327,55 +328,19 @@ class TitanRuntime(Runtime):
     def clip(self, network: nn.Module, largest: float) -> Tensor:
         for module in network.modules():
             if isinstance(module, RoutedDenoiser) and module.together:
-                self._drop_unused(module)
+                drop_unused(module, self.device)
         return utils.clip_grad_norm_(network.parameters(), largest, foreach=True)
-
-    def _drop_unused(self, routed: RoutedDenoiser) -> None:
-        """Takes the gradient from networks that no row of the batch was routed to, on any rank.
-
-        They were called all the same, and have zeros: an optimizer would move them on.
-        """
-        used = torch.zeros(len(routed.denoisers), device=self.device)
-        for i, denoiser in enumerate(routed.denoisers):
-            gradients = [p.grad for p in denoiser.parameters() if p.grad is not None]
-            used[i] = float(any(bool(local_part(g).any()) for g in gradients))
-        dist.all_reduce(used, dist.ReduceOp.MAX)
-        for flag, denoiser in zip(used.tolist(), routed.denoisers, strict=True):
-            if not flag:
-                denoiser.zero_grad(set_to_none=True)
 
     # -------------------------------------------------------------------------- agreement
 
     def mean(self, value: Tensor) -> Tensor:
-        # over all ranks, so that even those that share a batch agree to the bit on what it decides
-        total = value.detach().to(self.device, copy=True)
-        dist.all_reduce(total)
-        return total / dist.get_world_size()
+        return mean_over_ranks(value, self.device)
 
     def any(self, flag: bool) -> bool:
-        tensor = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return bool(tensor)
+        return on_any_rank(flag, self.device)
 
-    @contextlib.contextmanager
-    def agreed(self) -> Iterator[None]:
-        error: Exception | None = None
-        try:
-            yield
-        except (ValueError, OSError) as raised:
-            error = raised
-        store = PrefixStore(f"pdmd/agreed/{next(_agreements)}", _get_default_store())
-        kind = (
-            "" if error is None else "ValueError " if isinstance(error, ValueError) else "OSError "
-        )
-        store.set(str(self.rank), f"{kind}{error}" if kind else "")
-        said = [store.get(str(rank)).decode() for rank in range(dist.get_world_size())]
-        if error is not None:
-            raise error
-        for rank, message in enumerate(said):
-            if message:
-                kind, _, text = message.partition(" ")
-                raise (OSError if kind == "OSError" else ValueError)(f"{text} (on rank {rank})")
+    def agreed(self) -> AbstractContextManager[None]:
+        return agreed(self.rank)
 
     def blame(self) -> str:
         return self.watch.blame() if dist.is_initialized() else ""
@@ -395,25 +360,18 @@ class TitanRuntime(Runtime):
     # ------------------------------------------------------------------------- checkpoints
 
     def tensors(self, network: nn.Module) -> dict[str, Tensor]:
-        state = {name: value.detach() for name, value in network.state_dict().items()}
-        for name, permuted in permutations(network).items():
-            state[name] = _unpermute(state[name], *permuted)
-        return state
+        return plain_tensors(network)
 
     def restore(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        permuted = permutations(network)
-        own = network.state_dict()
-        for name, value in tensors.items():
-            if name in permuted:
-                own[name].copy_(_permute(value, own[name], *permuted[name]))
+        restore_permuted(network, tensors)
 
     def moments(self, network: nn.Module, optimizers: Optimizers) -> dict[str, dict[str, Tensor]]:
-        return self._plain_moments(network, moments_of(network, optimizers))
+        return plain_moments(network, moments_of(network, optimizers))
 
     def blank_moments(
         self, network: nn.Module, optimizers: Optimizers
     ) -> dict[str, dict[str, Tensor]]:
-        return self._plain_moments(network, blank_moments(network))
+        return plain_moments(network, blank_moments(network))
 
     def restore_moments(
         self,
@@ -421,34 +379,13 @@ class TitanRuntime(Runtime):
         optimizers: Optimizers,
         moments: Mapping[str, Mapping[str, Tensor]],
     ) -> None:
-        permuted = permutations(network)
-        own = {name: parameter for parameter, name in parameter_names(network).items()}
-        put: dict[str, dict[str, Tensor]] = {}
-        for name, state in moments.items():
-            put[name] = {
-                key: _permute(value, own[name], *permuted[name])
-                if name in permuted and value.ndim
-                else value
-                for key, value in state.items()
-            }
-        put_moments(network, optimizers, put)
+        put_moments(network, optimizers, permuted_moments(network, moments))
 
     def whole(self, network: nn.Module) -> dict[str, Tensor]:
         return {
             name: (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
             for name, value in self.tensors(network).items()
         }
-
-    def _plain_moments(
-        self, network: nn.Module, moments: dict[str, dict[str, Tensor]]
-    ) -> dict[str, dict[str, Tensor]]:
-        permuted = permutations(network)
-        for name in sorted(permuted.keys() & moments.keys()):  # in one order on all ranks
-            moments[name] = {
-                key: _unpermute(value, *permuted[name]) if value.ndim else value
-                for key, value in moments[name].items()
-            }
-        return moments
 
 
 _ALONE = {
@@ -459,36 +396,3 @@ _ALONE = {
     "MASTER_PORT": "0",
 }
 """What torchrun would have set, for a single process without it."""
-
-
-class _TitanRates:
-    """torchtitan's schedulers, which set the rate again when they are loaded."""
-
-    def __init__(self, schedulers: LRSchedulersContainer) -> None:
-        self.schedulers = schedulers
-
-    def step(self) -> None:
-        with warnings.catch_warnings():  # a role may have no update in a cycle
-            warnings.simplefilter("ignore")
-            self.schedulers.step()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        with warnings.catch_warnings():  # the rate is asked for outside of a step
-            warnings.simplefilter("ignore")
-            self.schedulers.load_state_dict(state_dict)
-        for scheduler in self.schedulers:
-            groups = scheduler.optimizer.param_groups
-            for group, rate in zip(groups, scheduler.get_last_lr(), strict=True):
-                group["lr"] = rate
-
-
-def _unpermute(value: Tensor, dim: int, order: Tensor) -> Tensor:
-    full = value.full_tensor() if isinstance(value, DTensor) else value
-    return full.index_select(dim, order.to(full.device))
-
-
-def _permute(full: Tensor, like: Tensor, dim: int, order: Tensor) -> Tensor:
-    value = full.index_select(dim, order.argsort().to(full.device))
-    if isinstance(like, DTensor):
-        return distribute_tensor(value, like.device_mesh, like.placements)
-    return value
