@@ -19,13 +19,13 @@ from pdmd.solvers import ode_step
 from pdmd.students import Student
 from pdmd.teachers.base import Teacher
 from pdmd.training.accounting import Account
-from pdmd.training.calibration import calibration_slopes
-from pdmd.training.checkpoint import Checkpointer, Interrupted
+from pdmd.training.checkpoint import Checkpointer
 from pdmd.training.data import ConditionStream
 from pdmd.training.entries import Entries, FreshEntries
 from pdmd.training.fakes import FakeScores, FakeUpdates, FixedUpdates, OneFakeScore
 from pdmd.training.health import Health, NonFiniteError
 from pdmd.training.initializers import FromTeacher, Initializer
+from pdmd.training.loop import calibrate, train_phase
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.training.orders import Order, Progressive
 from pdmd.training.phase_trainer import PhaseTrainer
@@ -290,9 +290,9 @@ def distill(
                     checkpointer.load_trainer(trainer, cursor)
                     account.restore(cursor["account"])  # what begins again is not counted twice
                 checkpointer.load_generator(rng)
-            _train(trainer, len(plan), finished, recorder, checkpointer)
+            train_phase(trainer, len(plan), finished, recorder, checkpointer)
             account.close()
-            _calibrate(trainer, recorder)
+            calibrate(trainer, recorder)
             done = [_freeze(e) for e in trainer.finished()]
             if runtime.plain:
                 finished += done
@@ -356,61 +356,6 @@ def _placed(made: Sequence[Expert], runtime: Runtime) -> list[Expert]:
     networks = {id(one.denoiser): one.denoiser for one in made}
     frozen = {key: runtime.frozen(denoiser) for key, denoiser in networks.items()}
     return [_freeze(type(one)(frozen[id(one.denoiser)], one.phase)) for one in made]
-
-
-def _train(
-    trainer: PhaseTrainer,
-    phases: int,
-    finished: Sequence[Expert],
-    recorder: Recorder,
-    checkpointer: Checkpointer | None,
-) -> None:
-    recorder.phase_begins(trainer.phase, phases, trainer.updates, trainer.update)
-    while trainer.update < trainer.updates:
-        if checkpointer is not None and trainer.runtime.any(checkpointer.stop_requested):
-            _save(checkpointer, finished, trainer)
-            checkpointer.store.wait()
-            raise Interrupted(
-                f"stopped in phase {trainer.phase.index + 1} after update {trainer.update}"
-            )
-        scalars = trainer.cycle()
-        recorder.advanced(trainer.update)
-        for complaint in trainer.health.hear():
-            recorder.refused(complaint)
-        if trainer.update % recorder.interval == 0 or trainer.update == trainer.updates:
-            values = {name: float(value) for name, value in scalars.items()}
-            values |= trainer.account.scalars()
-            recorder.scalars(trainer.phase, trainer.update, values)
-        if checkpointer is not None and trainer.update % checkpointer.every == 0:
-            _save(checkpointer, finished, trainer)
-
-
-def _save(checkpointer: Checkpointer, finished: Sequence[Expert], trainer: PhaseTrainer) -> None:
-    trainer.settle()
-    checkpointer.save(finished, trainer, trainer.generator, trainer.account, trainer.entries)
-
-
-def _calibrate(trainer: PhaseTrainer, recorder: Recorder) -> None:
-    fresh = FreshEntries()  # a ring is not filled for one batch
-    fresh.begin(trainer.entries.producer)
-    for k, expert in enumerate(trainer.experts):
-        bounds = trainer.generator_objective.time_bounds(expert.phase)
-        if bounds is None:
-            continue
-        low, high = bounds
-        times = [low + (high - low) * i / 9 for i in range(10)]
-        rollout = trainer.rollout(k, record=False, entries=fresh)
-        players = trainer.players(k, rollout.stop)
-        fake, real = calibration_slopes(
-            [players.fake, players.real],
-            rollout.x_s,
-            expert.phase.t_end,
-            times,
-            rollout.condition,
-            trainer.generator,
-        )
-        slopes = trainer.runtime.mean(torch.tensor([fake, real], device=trainer.runtime.device))
-        recorder.calibration(expert.phase, times, *slopes.tolist())
 
 
 def _freeze(expert: Expert) -> Expert:
