@@ -13,7 +13,8 @@ from pdmd.cli import main
 from pdmd.evaluation.yardsticks import GlyphsYardstick, LatentYardstick, yardstick_for
 from pdmd.teachers.glyph_world import NAMES, GlyphBank
 from pdmd.teachers.glyphs import GLYPHS, GlyphsTeacher
-from pdmd.training.teaching_glyphs import make_tokenizer, teach_glyphs
+from pdmd.training.glyph_text import make_tokenizer
+from pdmd.training.teaching_glyphs import teach_glyphs
 from tests.tiny_families import run_qwen
 
 

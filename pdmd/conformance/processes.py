@@ -11,8 +11,8 @@ from pdmd.conformance.copies import without_guidance
 from pdmd.conformance.subject import ROWS, Failed, NotApplicable, Subject
 from pdmd.denoisers import Denoiser
 from pdmd.distill import check_teacher
-from pdmd.objectives.base import UniformTimes
 from pdmd.objectives.distribution_matching import DistributionMatching
+from pdmd.objectives.time_samplers import UniformTimes
 from pdmd.phases import PhasePlan
 from pdmd.predictions import combination
 from pdmd.sampling import sample_ode

@@ -9,13 +9,10 @@ from pdmd.objectives.adversarial import (
 )
 from pdmd.objectives.base import (
     DrawConditions,
-    LogSnrTimes,
     Objective,
     OnlyPhases,
     Players,
     Rollout,
-    TimeSampler,
-    UniformTimes,
     WeightedSum,
 )
 from pdmd.objectives.base import objectives as _registry
@@ -78,6 +75,7 @@ from pdmd.objectives.regression import (
 )
 from pdmd.objectives.score_matching import SubintervalScoreMatching, subinterval_target
 from pdmd.objectives.states import DataStates, RealStates, TeacherStates
+from pdmd.objectives.time_samplers import LogSnrTimes, TimeSampler, UniformTimes
 from pdmd.objectives.weightings import (
     ClampedWeighting,
     EpsilonWeighting,

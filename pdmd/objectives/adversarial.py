@@ -37,11 +37,10 @@ from pdmd.objectives.base import (
     Objective,
     Players,
     Rollout,
-    TimeSampler,
-    UniformTimes,
 )
 from pdmd.objectives.critics import Critic, Critics
 from pdmd.objectives.states import DrawStates, PerPhase, RealStates, TeacherStates
+from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
 from pdmd.phases import Phase
 from pdmd.randomness import randn_like
 from pdmd.solvers import diffuse

@@ -27,9 +27,14 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from pdmd.objectives.base import Objective, Players, Rollout, TimeSampler, UniformTimes
+from pdmd.objectives.base import (
+    Objective,
+    Players,
+    Rollout,
+)
 from pdmd.objectives.distribution_matching import DistributionMatching, GapWeight, Normalised
 from pdmd.objectives.divergences import BatchNormalised, Divergence, JensenShannon
+from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
 from pdmd.phases import Phase
 from pdmd.predictions import Prediction
 from pdmd.typing import Condition, Latents, expand

@@ -38,8 +38,13 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from pdmd.objectives.base import Objective, Players, Rollout, TimeSampler, UniformTimes
+from pdmd.objectives.base import (
+    Objective,
+    Players,
+    Rollout,
+)
 from pdmd.objectives.distribution_matching import posterior_mean
+from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
 from pdmd.phases import Phase
 from pdmd.predictions import Prediction
 from pdmd.randomness import randn_like

@@ -36,7 +36,12 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from pdmd.objectives.base import Objective, Players, Rollout, TimeSampler, UniformTimes
+from pdmd.objectives.base import (
+    Objective,
+    Players,
+    Rollout,
+)
+from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
 from pdmd.objectives.weightings import ClampedWeighting, Weighting
 from pdmd.phases import Phase
 from pdmd.predictions import Kind, Prediction, combination

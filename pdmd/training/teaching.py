@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from pdmd.denoisers import Denoiser
 from pdmd.objectives.score_matching import subinterval_target
@@ -24,7 +25,14 @@ from pdmd.typing import Condition, Latents
 if TYPE_CHECKING:
     from pdmd.teachers.digits import DigitsTeacher
 
-__all__ = ["digit_source", "network_arguments", "taught_network", "teach", "teach_digits"]
+__all__ = [
+    "digit_source",
+    "minimise",
+    "network_arguments",
+    "taught_network",
+    "teach",
+    "teach_digits",
+]
 
 D = TypeVar("D", bound=Denoiser)
 
@@ -79,6 +87,40 @@ def teach(
         if i % 50 == 0:
             bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
     return average.network
+
+
+def minimise(
+    loss: Callable[[], Tensor],
+    network: nn.Module,
+    *,
+    updates: int,
+    lr: float,
+    name: str,
+    progress: bool = True,
+) -> None:
+    """Minimises a loss by Adam at a rate that rises over 2 % of the updates and falls to 0.
+
+    Args:
+        loss: Draws a batch and returns its loss, a scalar.
+        network: The network to train, in place; its gradient is held to a norm of 1.
+        updates: Optimizer updates.
+        lr: Highest learning rate.
+        name: What the progress bar says.
+        progress: Whether to show one.
+    """
+    from tqdm import tqdm
+
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr, betas=(0.9, 0.99))
+    for i in (bar := tqdm(range(updates), name, disable=not progress, dynamic_ncols=True)):
+        warm = min(1.0, (i + 1) / (0.02 * updates))
+        optimizer.param_groups[0]["lr"] = lr * warm * 0.5 * (1 + math.cos(math.pi * i / updates))
+        value = loss()
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        if i % 50 == 0:
+            bar.set_postfix(loss=f"{float(value.detach()):.4f}", refresh=False)
 
 
 def network_arguments(

@@ -7,8 +7,7 @@ Each is trained on pictures of :mod:`pdmd.teachers.glyph_world` and written into
     \| \hat x - x \|_1 / N + \| \hat x - x \|_2^2 / N
     + \beta \, \mathrm{KL}(q(z \mid x) \,\|\, \mathcal N(0, 1)) / M
 
-with N pixels and M latents. The text encoder learns to tell what the character looks like: a
-linear map of its last token's state gives the character's mean shape in every face. The
+with N pixels and M latents. The text encoder is that of :mod:`pdmd.training.glyph_text`, and the
 transformer is then taught by flow matching on latents, through
 :class:`~pdmd.teachers.qwen_image.QwenImageTeacher`.
 """
@@ -17,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,14 +25,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from pdmd.teachers.glyph_world import NAMES, GlyphBank
+from pdmd.training.glyph_text import TEXT, make_tokenizer, teach_text_encoder
+from pdmd.training.teaching import minimise
 
 __all__ = [
-    "TEXT",
     "TRANSFORMER",
     "VAE",
-    "make_tokenizer",
     "teach_glyphs",
-    "teach_text_encoder",
     "teach_transformer",
     "teach_vae",
 ]
@@ -47,16 +44,6 @@ VAE: dict[str, Any] = {
     "temperal_downsample": [False, True],
 }
 """Shape of the VAE: latents have 4 channels and a quarter of a picture's height and width."""
-
-TEXT: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 192,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "rope_parameters": {"mrope_section": [2, 3, 3], "rope_type": "default", "rope_theta": 1e4},
-}
-"""Shape of the text encoder."""
 
 TRANSFORMER: dict[str, Any] = {
     "in_channels": 4 * VAE["z_dim"],
@@ -77,8 +64,6 @@ PARTS = {
     "vae": ["diffusers", "AutoencoderKLQwenImage"],
 }
 """The pipeline's parts and their classes, as ``model_index.json`` lists them."""
-
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
 def teach_vae(
@@ -122,7 +107,7 @@ def teach_vae(
         return error.abs().mean() + error.square().mean() + kl * divergence
 
     with _still(vae):
-        _minimise(loss, vae, updates=updates, lr=lr, name="vae", progress=progress)
+        minimise(loss, vae, updates=updates, lr=lr, name="vae", progress=progress)
         with torch.no_grad():
             x = 2 * bank.draw(2048, generator).pictures[:, :, None] - 1
             found = [vae.encode(part).latent_dist for part in x.split(128)]
@@ -278,108 +263,6 @@ def _save(model: Any, folder: Path, *, wide: bool = False) -> None:
     """
     model = model.half()
     (model.float() if wide else model).save_pretrained(folder)
-
-
-def make_tokenizer() -> Any:
-    """Returns a ``Qwen2Tokenizer`` that knows the pipeline's template and every name by words.
-
-    The pipeline cuts the template's first 34 tokens off, so the template must have as many here.
-    """
-    from tokenizers import Tokenizer, pre_tokenizers, trainers
-    from tokenizers.models import BPE
-    from transformers import Qwen2Tokenizer
-
-    pipeline = _diffusers().QwenImagePipeline(*[None] * 5)
-    template = pipeline.prompt_template_encode
-    bare = template.replace(SPECIAL[1], "").replace(SPECIAL[2], "")
-    plain: Any = Tokenizer(BPE())
-    plain.pre_tokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    plain.train_from_iterator([bare.format(name) for name in NAMES], trainer)
-    model = json.loads(plain.to_str())["model"]
-    merges: Any = [tuple(pair) for pair in model["merges"]]
-    tokenizer = Qwen2Tokenizer(
-        vocab=model["vocab"],
-        merges=merges,
-        additional_special_tokens=list(SPECIAL[1:]),
-    )
-    head = template.split("{}")[0]
-    assert len(tokenizer(head).input_ids) == pipeline.prompt_template_encode_start_idx
-    return tokenizer
-
-
-def teach_text_encoder(
-    bank: GlyphBank,
-    tokenizer: Any,
-    *,
-    updates: int = 600,
-    lr: float = 2e-3,
-    seed: int = 0,
-    progress: bool = True,
-) -> Any:
-    """Trains the text encoder to tell the mean shape that a name has in every face.
-
-    Args:
-        bank: Shapes of the characters.
-        tokenizer: Turns names into tokens.
-        updates: Optimizer updates, each over all names.
-        lr: Highest learning rate of Adam.
-        seed: Seed of the weights.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        A ``Qwen2_5_VLForConditionalGeneration``, frozen, whose part that sees is not trained.
-    """
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    shapes = bank.masks.float().mean(2).flatten(0, 1)[:, None] / 255
-    shapes = functional.avg_pool2d(shapes, 2).reshape(len(NAMES), -1)
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.pad_token_id)
-    seeing = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model: Any = Qwen2_5_VLForConditionalGeneration(
-            Qwen2_5_VLConfig(
-                text_config={**TEXT, **ends, "vocab_size": len(tokenizer)},
-                vision_config={**seeing, "out_hidden_size": TEXT["hidden_size"]},
-                tie_word_embeddings=True,
-            )
-        )
-        head = torch.nn.Linear(TEXT["hidden_size"], shapes.shape[1])
-    pipeline = _diffusers().QwenImagePipeline(None, None, model, tokenizer, None)
-
-    def loss() -> Tensor:
-        states, mask = pipeline.encode_prompt(list(NAMES), device="cpu")
-        last = states[torch.arange(len(NAMES)), mask.sum(1) - 1]
-        return functional.binary_cross_entropy_with_logits(head(last), shapes)
-
-    both = torch.nn.ModuleList([model, head])
-    _minimise(loss, both, updates=updates, lr=lr, name="text encoder", progress=progress)
-    return model.eval().requires_grad_(False)
-
-
-def _minimise(
-    loss: Any, model: torch.nn.Module, *, updates: int, lr: float, name: str, progress: bool
-) -> None:
-    """Minimises a loss by Adam at a rate that rises over 2 % of the updates and falls to 0."""
-    from tqdm import tqdm
-
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.99))
-    for i in (bar := tqdm(range(updates), name, disable=not progress, dynamic_ncols=True)):
-        warm = min(1.0, (i + 1) / (0.02 * updates))
-        optimizer.param_groups[0]["lr"] = lr * warm * 0.5 * (1 + math.cos(math.pi * i / updates))
-        value = loss()
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if i % 50 == 0:
-            bar.set_postfix(loss=f"{float(value.detach()):.4f}", refresh=False)
 
 
 def _drop_past(vae: Any) -> None:

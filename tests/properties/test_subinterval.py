@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pdmd import Phase, RectifiedFlow, SubintervalScoreMatching, subinterval_target
 from pdmd.objectives import Players, Rollout, Unweighted
-from pdmd.objectives.base import UniformTimes
+from pdmd.objectives.time_samplers import UniformTimes
 from pdmd.predictions import KINDS, combination
 from pdmd.randomness import randn_like
 from pdmd.solvers import diffuse
