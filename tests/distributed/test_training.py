@@ -186,7 +186,7 @@ def test_two_ranks_train_as_one_process_does():
     )
 
 
-@pytest.mark.parametrize("name", ["qwen_image", "wan"])
+@pytest.mark.parametrize("name", [pytest.param("qwen_image", marks=pytest.mark.slow), "wan"])
 def test_two_ranks_train_families_as_one_process_does(name):
     compare(2, [(name, {}, {}), (name, {"tp": 2}, {}), (name, {"cp": 2}, {})])
 
