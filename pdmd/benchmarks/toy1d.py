@@ -23,10 +23,7 @@ from pdmd.benchmarks.base import Benchmark
 from pdmd.benchmarks.memory import saved_mib
 from pdmd.benchmarks.schemes import biased_target
 from pdmd.denoisers import Denoiser
-from pdmd.objectives.base import (
-    Players,
-    Rollout,
-)
+from pdmd.objectives.base import Players, Rollout
 from pdmd.objectives.score_matching import SubintervalScoreMatching, subinterval_target
 from pdmd.objectives.time_samplers import TimeSampler
 from pdmd.objectives.weightings import (

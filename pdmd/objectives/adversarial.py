@@ -32,12 +32,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import softplus
 
-from pdmd.objectives.base import (
-    DrawConditions,
-    Objective,
-    Players,
-    Rollout,
-)
+from pdmd.objectives.base import DrawConditions, Objective, Players, Rollout
 from pdmd.objectives.critics import Critic, Critics
 from pdmd.objectives.states import DrawStates, PerPhase, RealStates, TeacherStates
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes

@@ -22,11 +22,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from pdmd.objectives.base import (
-    Objective,
-    Players,
-    Rollout,
-)
+from pdmd.objectives.base import Objective, Players, Rollout
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
 from pdmd.phases import Phase
 from pdmd.predictions import Prediction, determinant

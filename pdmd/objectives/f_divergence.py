@@ -27,11 +27,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from pdmd.objectives.base import (
-    Objective,
-    Players,
-    Rollout,
-)
+from pdmd.objectives.base import Objective, Players, Rollout
 from pdmd.objectives.distribution_matching import DistributionMatching, GapWeight, Normalised
 from pdmd.objectives.divergences import BatchNormalised, Divergence, JensenShannon
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes

@@ -38,11 +38,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from pdmd.objectives.base import (
-    Objective,
-    Players,
-    Rollout,
-)
+from pdmd.objectives.base import Objective, Players, Rollout
 from pdmd.objectives.distribution_matching import posterior_mean
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
 from pdmd.phases import Phase

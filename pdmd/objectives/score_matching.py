@@ -36,11 +36,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from pdmd.objectives.base import (
-    Objective,
-    Players,
-    Rollout,
-)
+from pdmd.objectives.base import Objective, Players, Rollout
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
 from pdmd.objectives.weightings import ClampedWeighting, Weighting
 from pdmd.phases import Phase

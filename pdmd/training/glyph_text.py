@@ -36,13 +36,11 @@ def make_tokenizer() -> Any:
 
     The pipeline cuts the template's first 34 tokens off, so the template must have as many here.
     """
-    from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
     from tokenizers import Tokenizer, pre_tokenizers, trainers
     from tokenizers.models import BPE
     from transformers import Qwen2Tokenizer
 
-    parts: Any = [None] * 5
-    pipeline: Any = QwenImagePipeline(*parts)
+    pipeline = _pipeline()
     template = pipeline.prompt_template_encode
     bare = template.replace(SPECIAL[1], "").replace(SPECIAL[2], "")
     plain: Any = Tokenizer(BPE())
@@ -88,7 +86,6 @@ def teach_text_encoder(
     Returns:
         A ``Qwen2_5_VLForConditionalGeneration``, frozen, whose part that sees is not trained.
     """
-    from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     shapes = bank.masks.float().mean(2).flatten(0, 1)[:, None] / 255
@@ -105,8 +102,7 @@ def teach_text_encoder(
             )
         )
         head = torch.nn.Linear(TEXT["hidden_size"], shapes.shape[1])
-    parts: Any = (None, None, model, tokenizer, None)
-    pipeline: Any = QwenImagePipeline(*parts)
+    pipeline = _pipeline(model, tokenizer)
 
     def loss() -> Tensor:
         states, mask = pipeline.encode_prompt(list(NAMES), device="cpu")
@@ -116,3 +112,11 @@ def teach_text_encoder(
     both = torch.nn.ModuleList([model, head])
     minimise(loss, both, updates=updates, lr=lr, name="text encoder", progress=progress)
     return model.eval().requires_grad_(False)
+
+
+def _pipeline(text_encoder: Any = None, tokenizer: Any = None) -> Any:
+    """Returns a pipeline of the parts that read, which knows the template."""
+    from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
+
+    parts: Any = (None, None, text_encoder, tokenizer, None)
+    return QwenImagePipeline(*parts)

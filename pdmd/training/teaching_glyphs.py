@@ -28,13 +28,7 @@ from pdmd.teachers.glyph_world import NAMES, GlyphBank
 from pdmd.training.glyph_text import TEXT, make_tokenizer, teach_text_encoder
 from pdmd.training.teaching import minimise
 
-__all__ = [
-    "TRANSFORMER",
-    "VAE",
-    "teach_glyphs",
-    "teach_transformer",
-    "teach_vae",
-]
+__all__ = ["TRANSFORMER", "VAE", "teach_glyphs", "teach_transformer", "teach_vae"]
 
 VAE: dict[str, Any] = {
     "base_dim": 16,
