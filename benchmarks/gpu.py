@@ -36,18 +36,18 @@ from pdmd import (
     SubintervalScoreMatching,
 )
 from pdmd.benchmarks.memory import allocated
-from pdmd.experts import OdeExpert
+from pdmd.distillation.experts import OdeExpert
+from pdmd.distributed.runtime import OneProcess
 from pdmd.objectives.base import Objective
 from pdmd.planning import Degrees, Precision, Work, measure_roles, memory_of
 from pdmd.planning.traffic import flops_of
 from pdmd.teachers import QwenImageTeacher, WanTeacher
 from pdmd.teachers.guided import Guided
-from pdmd.training.accounting import ROLES
-from pdmd.training.data import ConditionStream
-from pdmd.training.entries import EntryRing, FreshEntries
-from pdmd.training.fakes import FixedUpdates, OneFakeScore
-from pdmd.training.phase_trainer import PhaseTrainer
-from pdmd.training.runtime import OneProcess
+from pdmd.training.conditions import ConditionStream
+from pdmd.training.fake_scores import FixedUpdates, OneFakeScore
+from pdmd.training.monitoring.accounting import ROLES
+from pdmd.training.phase_inputs import EntryRing, FreshEntries
+from pdmd.training.trainer import PhaseTrainer
 
 NOMINAL = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}  # dense bfloat16
 FRAMES = (81, 61, 49, 33, 17, 5)

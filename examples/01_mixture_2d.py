@@ -15,7 +15,7 @@ from pdmd import (
     sample,
 )
 from pdmd.evaluation.metrics import sliced_wasserstein
-from pdmd.training.teaching import teach
+from pdmd.teachers.packaged.pretraining import teach
 
 angles = torch.arange(8) * 2 * math.pi / 8
 teacher = MixtureTeacher(1.5 * torch.stack([angles.cos(), angles.sin()], 1), 0.1)

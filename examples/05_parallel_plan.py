@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
-from pdmd.parallel import (
+from pdmd.distributed import (
     Columnwise,
     ContextPlan,
     Input,

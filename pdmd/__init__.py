@@ -1,10 +1,18 @@
 """pdmd: distills diffusion and flow models into few-step mixtures of experts by Phased DMD."""
 
-from pdmd import experts, objectives, routers, teachers
-from pdmd.adapters import AdaptedDenoiser, LowRank
-from pdmd.denoisers import Denoiser
-from pdmd.distill import distill
-from pdmd.experts import (
+from pdmd import objectives, teachers
+from pdmd.diffusion import routers
+from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.predictions import Prediction
+from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser, Router
+from pdmd.diffusion.sampling import sample_ode
+from pdmd.diffusion.schedules import RectifiedFlow, Schedule, Shifted, VarianceExploding
+from pdmd.diffusion.solvers import ode_step, renoise_step
+from pdmd.diffusion.variance_preserving import CosineVP, DiscreteVP, LinearVP, VariancePreserving
+from pdmd.distillation import experts
+from pdmd.distillation.adapters import AdaptedDenoiser, LowRank
+from pdmd.distillation.distill import distill
+from pdmd.distillation.experts import (
     Expert,
     FullGradient,
     OdeExpert,
@@ -12,6 +20,17 @@ from pdmd.experts import (
     StochasticTruncation,
     Truncation,
 )
+from pdmd.distillation.initializers import (
+    FromDenoiser,
+    FromPrevious,
+    FromTeacher,
+    Initializer,
+    LowRankRoles,
+    PerStep,
+)
+from pdmd.distillation.phases import Disjoint, Nested, Phase, PhasePlan
+from pdmd.distillation.sampling import sample, trajectory
+from pdmd.distillation.students import Student
 from pdmd.objectives import (
     DistributionMatching,
     Objective,
@@ -21,26 +40,10 @@ from pdmd.objectives import (
     WeightedSum,
     subinterval_target,
 )
-from pdmd.phases import Disjoint, Nested, Phase, PhasePlan
-from pdmd.predictions import Prediction
-from pdmd.routers import IntervalRouter, RoutedDenoiser, Router
-from pdmd.sampling import sample, sample_ode, trajectory
-from pdmd.schedules import RectifiedFlow, Schedule, Shifted, VarianceExploding
-from pdmd.solvers import ode_step, renoise_step
-from pdmd.students import Student
 from pdmd.teachers import Guided, MixtureTeacher, MlpDenoiser, Teacher
-from pdmd.training.fakes import AdaptiveUpdates, OneFakeScore, OneFakeScorePerStop
-from pdmd.training.initializers import (
-    FromDenoiser,
-    FromPrevious,
-    FromTeacher,
-    Initializer,
-    LowRankRoles,
-    PerStep,
-)
+from pdmd.training.curriculum import Joint, Progressive
+from pdmd.training.fake_scores import AdaptiveUpdates, OneFakeScore, OneFakeScorePerStop
 from pdmd.training.optimizers import AdamRecipe
-from pdmd.training.orders import Joint, Progressive
-from pdmd.variance_preserving import CosineVP, DiscreteVP, LinearVP, VariancePreserving
 
 __version__ = "0.1.0"
 

@@ -1,5 +1,5 @@
 """Runs the command line as ``python -m pdmd``."""
 
-from pdmd.cli import main
+from pdmd.cli.main import main
 
 raise SystemExit(main())

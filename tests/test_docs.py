@@ -41,12 +41,12 @@ COMMANDS = [
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS, ids=lambda v: getattr(v, "stem", None))
 def test_the_commands_of_a_page_are_commands(page, line, capsys, monkeypatch, tmp_path):
-    from pdmd.cli import main
+    from pdmd.cli.main import main
 
     command, *words = line.split("  #")[0].split()[1:]
     if command == "distill":  # read as written, up to the run
         seen = []
-        monkeypatch.setattr("pdmd.cli._run", lambda config, options: seen.append(config) or 0)
+        monkeypatch.setattr("pdmd.cli.main._run", lambda config, options: seen.append(config) or 0)
         toml = [i for i, word in enumerate(words) if word.endswith(".toml")]
         for i in toml:
             (tmp_path / "my.toml").write_text("[plan]\nphases = 2\n")

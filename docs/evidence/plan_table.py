@@ -21,7 +21,7 @@ from pdmd import (
     RectifiedFlow,
     StochasticTruncation,
 )
-from pdmd.denoisers import Denoiser
+from pdmd.diffusion.denoisers import Denoiser
 from pdmd.planning import Precision, Work, measure_roles, plan_roles
 from pdmd.planning.tables import amount, size
 

@@ -17,7 +17,9 @@ import torch
 from pdmd import PhasePlan, trajectory
 from pdmd.benchmarks import BenchConfig, Scheme
 from pdmd.benchmarks.distillation import DigitsBenchmark, MixtureBenchmark
-from pdmd.denoisers import Denoiser
+from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.solvers import renoise_step
+from pdmd.distillation.initializers import Initializer, PerStep
 from pdmd.evaluation.metrics import sliced_wasserstein
 from pdmd.objectives import (
     DistributionMatching,
@@ -28,9 +30,7 @@ from pdmd.objectives import (
     SubintervalScoreMatching,
     TrajectoryRegression,
 )
-from pdmd.solvers import renoise_step
-from pdmd.training.fakes import AdaptiveUpdates, FixedUpdates, OneFakeScorePerStop
-from pdmd.training.initializers import Initializer, PerStep
+from pdmd.training.fake_scores import AdaptiveUpdates, FixedUpdates, OneFakeScorePerStop
 
 FOLDER = Path("runs/search")
 

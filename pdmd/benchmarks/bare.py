@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from pdmd.denoisers import Denoiser
-from pdmd.phases import Phase
+from pdmd.diffusion.denoisers import Denoiser
+from pdmd.distillation.phases import Phase
 from pdmd.typing import Condition
 
 __all__ = ["apply_update", "bare_cycle", "labels"]

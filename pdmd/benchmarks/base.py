@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 
 from pdmd.registry import Registry
 
@@ -42,35 +43,32 @@ RANGES: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """What a benchmark is run with; 0 takes the benchmark's own number.
+    """What a benchmark is run with; 0 takes the benchmark's own number."""
 
-    Attributes:
-        name: The benchmark.
-        updates: Generator updates in all, shared out over a method's phases.
-        fake_updates: Fake updates before each of them, for methods that do not set their own.
-        batch_size: Samples in each update.
-        lr: The generator's learning rate.
-        fake_lr: The fake score's learning rate.
-        samples: Samples that are measured.
-        data_seed: Seed of the data: the mixture's means, the split of the digits.
-        dim: Dimension of the mixture.
-        modes: Modes in each of the mixture's classes.
-        classes: Classes of the mixture.
-        device: Where it computes, for a benchmark that can elsewhere than on the CPU.
-    """
-
-    name: str
+    name: tyro.conf.SuppressFixed[str]
+    """The benchmark."""
     updates: int = 0
+    """Generator updates in all; 0 takes the benchmark's."""
     fake_updates: int = 0
+    """Fake updates before each of them, for methods that set none; 0 takes the benchmark's."""
     batch_size: int = 0
+    """Samples in each update; 0 takes the benchmark's."""
     lr: float = 0.0
+    """The generator's learning rate; 0 takes the benchmark's."""
     fake_lr: float = 0.0
+    """The fake score's learning rate; 0 takes the benchmark's."""
     samples: int = 0
+    """Samples measured; 0 takes the benchmark's."""
     data_seed: int = 7
+    """Seed of the data: the mixture's means, the split of the digits."""
     dim: int = 16
+    """Dimension of the mixture."""
     modes: int = 8
+    """Modes in each of the mixture's classes."""
     classes: int = 8
+    """Classes of the mixture."""
     device: str = "cpu"
+    """Where speed computes: cpu or cuda."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():

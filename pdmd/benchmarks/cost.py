@@ -1,7 +1,7 @@
 """The cost benchmark: the network evaluations of a cycle, counted.
 
 Real trainings on the exact mixture, every call of which is counted by the
-:class:`~pdmd.training.accounting.Account`. Stops are taken in turn rather than drawn, so that
+:class:`~pdmd.training.monitoring.accounting.Account`. Stops are taken in turn rather than drawn, so that
 averages are met exactly. Figures are for one sample: a forward is one, a backward two, and a
 guided teacher's call two. :func:`pdmd.planning.calls` has the closed form. Where the number of
 fake updates follows the fake score's lag, it is that of a training of the benchmark's length on
@@ -16,15 +16,15 @@ from typing import Any
 import torch
 
 from pdmd.benchmarks.distillation import MixtureBenchmark
-from pdmd.benchmarks.economies import ECONOMIES, full_rollout
+from pdmd.benchmarks.efficiency import ECONOMIES, full_rollout
 from pdmd.benchmarks.schemes import SCHEMES, Scheme
-from pdmd.distill import distill
-from pdmd.experts import StochasticTruncation, Truncation
-from pdmd.phases import Phase, PhasePlan
+from pdmd.distillation.distill import distill
+from pdmd.distillation.experts import StochasticTruncation, Truncation
+from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.teachers.guided import Guided
-from pdmd.training.accounting import ROLES, Account
-from pdmd.training.fakes import AdaptiveUpdates
-from pdmd.training.recorder import Recorder
+from pdmd.training.fake_scores import AdaptiveUpdates
+from pdmd.training.monitoring.accounting import ROLES, Account
+from pdmd.training.monitoring.recorder import Recorder
 
 __all__ = ["CostBenchmark", "InTurn"]
 

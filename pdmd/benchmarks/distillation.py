@@ -18,20 +18,21 @@ import torch
 from pdmd.benchmarks.base import Benchmark
 from pdmd.benchmarks.memory import rollout_mib
 from pdmd.benchmarks.schemes import SCHEMES, Scheme
-from pdmd.denoisers import Denoiser
-from pdmd.distill import distill
+from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.sampling import sample_ode
+from pdmd.distillation.distill import distill
+from pdmd.distillation.initializers import FromDenoiser, FromTeacher, Initializer
+from pdmd.distillation.sampling import sample
+from pdmd.distillation.students import Student
+from pdmd.evaluation.evaluators import DigitsYardstick, MixtureYardstick, Yardstick
 from pdmd.evaluation.figures import data_uri, image_grid, vector_scatter
-from pdmd.evaluation.yardsticks import DigitsYardstick, MixtureYardstick, Yardstick
-from pdmd.sampling import sample, sample_ode
-from pdmd.students import Student
 from pdmd.teachers.base import Teacher, networks
-from pdmd.teachers.digits import DigitsTeacher
 from pdmd.teachers.mixture import MixtureTeacher
-from pdmd.training.accounting import Account
-from pdmd.training.initializers import FromDenoiser, FromTeacher, Initializer
+from pdmd.teachers.packaged.digits import DigitsTeacher
+from pdmd.teachers.packaged.pretraining import taught_network
+from pdmd.training.curriculum import share_out
+from pdmd.training.monitoring.accounting import Account
 from pdmd.training.optimizers import AdamRecipe
-from pdmd.training.orders import share_out
-from pdmd.training.teaching import taught_network
 from pdmd.typing import Condition, Latents, labels_of
 
 __all__ = ["DigitsBenchmark", "DistillationBenchmark", "MixtureBenchmark"]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from pdmd.benchmarks.schemes import Scheme
-from pdmd.phases import PhasePlan
+from pdmd.distillation.initializers import Initializer
+from pdmd.distillation.phases import PhasePlan
 from pdmd.teachers.base import Teacher
-from pdmd.training.initializers import Initializer
 
 __all__ = ["allocated", "rollout_mib", "saved_mib"]
 

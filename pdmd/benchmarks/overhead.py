@@ -18,19 +18,19 @@ import torch
 
 from pdmd.benchmarks.bare import bare_cycle, labels
 from pdmd.benchmarks.base import Benchmark
-from pdmd.denoisers import Denoiser
-from pdmd.experts import OdeExpert, StochasticTruncation
+from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.schedules import RectifiedFlow
+from pdmd.distillation.experts import OdeExpert, StochasticTruncation
+from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.objectives.distribution_matching import DistributionMatching
 from pdmd.objectives.score_matching import SubintervalScoreMatching
-from pdmd.phases import Phase, PhasePlan
-from pdmd.schedules import RectifiedFlow
-from pdmd.teachers.digits import DigitsTeacher
-from pdmd.teachers.mlp import MlpDenoiser
-from pdmd.teachers.transformer import ImageTransformer
-from pdmd.training.data import ConditionStream
-from pdmd.training.fakes import FixedUpdates, OneFakeScore
+from pdmd.teachers.packaged.digits import DigitsTeacher
+from pdmd.teachers.packaged.mlp import MlpDenoiser
+from pdmd.teachers.packaged.transformer import ImageTransformer
+from pdmd.training.conditions import ConditionStream
+from pdmd.training.fake_scores import FixedUpdates, OneFakeScore
 from pdmd.training.optimizers import AdamRecipe
-from pdmd.training.phase_trainer import PhaseTrainer
+from pdmd.training.trainer import PhaseTrainer
 
 __all__ = ["OverheadBenchmark"]
 

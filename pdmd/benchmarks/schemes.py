@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pdmd.benchmarks.economies import ECONOMIES, Economy
-from pdmd.experts import (
+from pdmd.benchmarks.efficiency import ECONOMIES, Economy
+from pdmd.diffusion.predictions import Kind
+from pdmd.diffusion.schedules import Schedule
+from pdmd.distillation.experts import (
     Expert,
     FullGradient,
     OdeExpert,
@@ -18,15 +20,13 @@ from pdmd.experts import (
     StochasticTruncation,
     Truncation,
 )
+from pdmd.distillation.initializers import Initializer, PerStep
+from pdmd.distillation.phases import Disjoint, PhasePlan
 from pdmd.objectives.base import Objective
 from pdmd.objectives.distribution_matching import DistributionMatching
 from pdmd.objectives.score_matching import SubintervalScoreMatching
-from pdmd.phases import Disjoint, PhasePlan
-from pdmd.predictions import Kind
-from pdmd.schedules import Schedule
-from pdmd.training.fakes import FakeScores, FixedUpdates, OneFakeScore, OneFakeScorePerStop
-from pdmd.training.initializers import Initializer, PerStep
-from pdmd.training.orders import Joint, Order, Progressive
+from pdmd.training.curriculum import Joint, Order, Progressive
+from pdmd.training.fake_scores import FakeScores, FixedUpdates, OneFakeScore, OneFakeScorePerStop
 from pdmd.typing import Latents, Times
 
 __all__ = ["SCHEMES", "Scheme", "biased_target"]

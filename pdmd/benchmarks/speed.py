@@ -6,7 +6,7 @@ that a machine that slows down slows all of them:
 - *equal work*: one phase of one step, by the library, by a loop written by hand, and by
   ``modelopt.torch.fastgen`` (:mod:`pdmd.benchmarks.speed_peers`), relative to the library;
 - *economies*: the library's four phases, trained one after the other, by settings that ask the
-  networks less (:mod:`pdmd.benchmarks.economies`), relative to rolling out every student step for
+  networks less (:mod:`pdmd.benchmarks.efficiency`), relative to rolling out every student step for
   every fake update.
 
 ``speed`` is how many times as many cycles a second a contestant makes as what it is measured
@@ -30,15 +30,15 @@ from typing import Any
 import torch
 
 from pdmd.benchmarks.base import BenchConfig, Benchmark
-from pdmd.benchmarks.economies import ECONOMIES, Economy, full_rollout
+from pdmd.benchmarks.efficiency import ECONOMIES, Economy, full_rollout
 from pdmd.benchmarks.memory import allocated
 from pdmd.benchmarks.speed_networks import CASES, Tally, taught_digits
 from pdmd.benchmarks.speed_peers import MISSING, PEERS, Cycle, Task, has_modelopt, make_trainer
-from pdmd.experts import Expert, OdeExpert
-from pdmd.phases import PhasePlan
-from pdmd.training.fakes import FixedUpdates
-from pdmd.training.phase_trainer import PhaseTrainer
-from pdmd.training.runtime import pick_device
+from pdmd.distillation.experts import Expert, OdeExpert
+from pdmd.distillation.phases import PhasePlan
+from pdmd.distributed.runtime import pick_device
+from pdmd.training.fake_scores import FixedUpdates
+from pdmd.training.trainer import PhaseTrainer
 
 __all__ = ["SETTINGS", "Course", "SpeedBenchmark"]
 

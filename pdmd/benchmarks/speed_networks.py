@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from pdmd.schedules import RectifiedFlow
+from pdmd.diffusion.schedules import RectifiedFlow
 from pdmd.teachers.base import Teacher
-from pdmd.teachers.digits import DigitsTeacher
 from pdmd.teachers.mixture import encode_labels
-from pdmd.teachers.mlp import MlpDenoiser
-from pdmd.teachers.transformer import ImageTransformer
-from pdmd.training.teaching import digit_source, teach
+from pdmd.teachers.packaged.digits import DigitsTeacher
+from pdmd.teachers.packaged.mlp import MlpDenoiser
+from pdmd.teachers.packaged.pretraining import digit_source, teach
+from pdmd.teachers.packaged.transformer import ImageTransformer
 from pdmd.typing import Condition, Latents
 
 __all__ = ["CASES", "Case", "FlatDigits", "Tally", "taught_digits"]

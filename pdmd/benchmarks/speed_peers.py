@@ -21,18 +21,18 @@ from typing import Any
 import torch
 
 from pdmd.benchmarks.bare import CLIP, DECAY, MARGIN, apply_update, bare_cycle, labels
-from pdmd.experts import Expert, OdeExpert, StochasticTruncation
+from pdmd.distillation.experts import Expert, OdeExpert, StochasticTruncation
+from pdmd.distillation.phases import PhasePlan
+from pdmd.distributed.runtime import OneProcess
 from pdmd.objectives.distribution_matching import DistributionMatching
 from pdmd.objectives.score_matching import SubintervalScoreMatching
-from pdmd.phases import PhasePlan
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import Guided
-from pdmd.training.data import ConditionStream
-from pdmd.training.entries import Entries
-from pdmd.training.fakes import FakeUpdates, FixedUpdates, OneFakeScore
+from pdmd.training.conditions import ConditionStream
+from pdmd.training.fake_scores import FakeUpdates, FixedUpdates, OneFakeScore
 from pdmd.training.optimizers import AdamRecipe
-from pdmd.training.phase_trainer import PhaseTrainer
-from pdmd.training.runtime import OneProcess
+from pdmd.training.phase_inputs import Entries
+from pdmd.training.trainer import PhaseTrainer
 
 __all__ = ["MISSING", "PEERS", "Cycle", "Task", "has_modelopt", "make_trainer"]
 

@@ -22,7 +22,11 @@ from torch import Tensor
 from pdmd.benchmarks.base import Benchmark
 from pdmd.benchmarks.memory import saved_mib
 from pdmd.benchmarks.schemes import biased_target
-from pdmd.denoisers import Denoiser
+from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.predictions import Kind
+from pdmd.diffusion.schedules import RectifiedFlow, Schedule
+from pdmd.diffusion.solvers import ode_step, renoise_step
+from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Players, Rollout
 from pdmd.objectives.score_matching import SubintervalScoreMatching, subinterval_target
 from pdmd.objectives.time_samplers import TimeSampler
@@ -34,12 +38,8 @@ from pdmd.objectives.weightings import (
     Unweighted,
     Weighting,
 )
-from pdmd.phases import Phase
-from pdmd.predictions import Kind
-from pdmd.schedules import RectifiedFlow, Schedule
-from pdmd.solvers import ode_step, renoise_step
 from pdmd.teachers.mixture import MixtureTeacher
-from pdmd.teachers.mlp import MlpDenoiser
+from pdmd.teachers.packaged.mlp import MlpDenoiser
 from pdmd.training.ema import Ema
 from pdmd.typing import Latents, Times
 

@@ -24,8 +24,8 @@ from pdmd.conformance.evaluations import (
     check_range,
     check_rows,
 )
+from pdmd.conformance.harness import ROWS, Failed, NotApplicable, Outcome, Report, Subject
 from pdmd.conformance.processes import check_oracle, check_plans, check_samples, check_schedule
-from pdmd.conformance.subject import ROWS, Failed, NotApplicable, Outcome, Report, Subject
 from pdmd.teachers.base import Teacher
 
 __all__ = ["CHECKS", "Outcome", "Report", "check"]

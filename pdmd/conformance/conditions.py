@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from pdmd.conformance.subject import ROWS, Failed, NotApplicable, Subject
+from pdmd.conformance.harness import ROWS, Failed, NotApplicable, Subject
 from pdmd.teachers.guided import Guided, unguided
-from pdmd.teachers.rebased import Rebased
+from pdmd.teachers.with_schedule import Rebased
 
 __all__ = ["check_conditions", "check_decode", "check_guidance"]
 

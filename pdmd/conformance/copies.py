@@ -6,12 +6,12 @@ import copy
 
 import torch
 
-from pdmd.conformance.subject import Failed, NotApplicable, Subject
-from pdmd.denoisers import Denoiser
-from pdmd.schedules import same_process
+from pdmd.conformance.harness import Failed, NotApplicable, Subject
+from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.schedules import same_process
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import Guided
-from pdmd.teachers.rebased import Rebased
+from pdmd.teachers.with_schedule import Rebased
 
 __all__ = ["check_copy", "check_parameters", "check_state", "without_guidance"]
 

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from pdmd.conformance.subject import ROWS, Failed, Subject
-from pdmd.denoisers import Denoiser
-from pdmd.training.runtime import set_precision
+from pdmd.conformance.harness import ROWS, Failed, Subject
+from pdmd.diffusion.denoisers import Denoiser
+from pdmd.distributed.runtime import set_precision
 
 __all__ = [
     "check_deterministic",

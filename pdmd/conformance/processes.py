@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from pdmd.conformance.copies import without_guidance
-from pdmd.conformance.subject import ROWS, Failed, NotApplicable, Subject
-from pdmd.denoisers import Denoiser
-from pdmd.distill import check_teacher
+from pdmd.conformance.harness import ROWS, Failed, NotApplicable, Subject
+from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.predictions import combination
+from pdmd.diffusion.sampling import sample_ode
+from pdmd.distillation.distill import check_teacher
+from pdmd.distillation.phases import PhasePlan
 from pdmd.objectives.distribution_matching import DistributionMatching
 from pdmd.objectives.time_samplers import UniformTimes
-from pdmd.phases import PhasePlan
-from pdmd.predictions import combination
-from pdmd.sampling import sample_ode
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import unguided
 from pdmd.typing import Condition, Latents, expand

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pdmd.teachers.digits import load_digit_images
+from pdmd.teachers.packaged.digits import load_digit_images
 from pdmd.typing import Latents
 
 __all__ = ["DigitsClassifier", "train_digits_classifier"]

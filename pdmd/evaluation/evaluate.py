@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from pdmd.evaluation.yardsticks import yardstick_for
-from pdmd.sampling import ode_times, sample, sample_ode
-from pdmd.students import Student
+from pdmd.diffusion.sampling import ode_times, sample_ode
+from pdmd.distillation.sampling import sample
+from pdmd.distillation.students import Student
+from pdmd.evaluation.evaluators import yardstick_for
 from pdmd.teachers.base import Teacher
 from pdmd.typing import Latents
 
@@ -32,7 +33,7 @@ def evaluate(
     Args:
         student: The student.
         teacher: Its teacher, guided or not. Digits, glyphs and mixtures are measured by what is
-            known of them, any other teacher in latents (:mod:`pdmd.evaluation.yardsticks`).
+            known of them, any other teacher in latents (:mod:`pdmd.evaluation.evaluators`).
         samples: Samples of each method, spread evenly over the prompts.
         seed: Seed of every draw.
         teacher_steps: Steps of the teacher's own sampling.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pdmd.teachers.glyph_world import CHARACTERS, FACES, GlyphBank
+from pdmd.teachers.packaged.glyph_world import CHARACTERS, FACES, GlyphBank
 
 __all__ = ["GlyphClassifier", "train_glyph_classifier"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.diffusion.sampling import sample_ode
+from pdmd.diffusion.solvers import renoise_step
+from pdmd.distillation.sampling import sample, trajectory
+from pdmd.distillation.students import Student
 from pdmd.evaluation.figures import (
     calibration_figure,
     data_uri,
@@ -21,13 +26,9 @@ from pdmd.evaluation.figures import (
     tradeoff_figure,
     vector_scatter,
 )
-from pdmd.sampling import sample, sample_ode, trajectory
-from pdmd.solvers import renoise_step
-from pdmd.students import Student
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import unguided
-from pdmd.training.config_files import load_config
-from pdmd.training.recorder import read_history
+from pdmd.training.monitoring.recorder import read_history
 from pdmd.typing import Latents
 
 __all__ = ["write_grids", "write_report"]
@@ -139,7 +140,7 @@ def write_report(folder: str | Path) -> Path:
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     folder = Path(folder)
-    config = load_config(str(folder / "config.toml"))
+    settings, config = _settings(folder / "config.toml")
     plan, summary = _json(folder / "plan.json"), _json(folder / "summary.json")
     metrics, curves = _json(folder / "metrics.json"), _json(folder / "calibration.json")
     path = folder / "history.jsonl"
@@ -164,7 +165,7 @@ def write_report(folder: str | Path) -> Path:
         name=folder.name,
         folder=str(folder),
         config=config,
-        settings=(folder / "config.toml").read_text(),
+        settings=settings,
         plan=plan,
         summary=summary,
         rows=rows,
@@ -185,3 +186,12 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text()) if path.exists() else None
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); remove it to do without it") from error
+
+
+def _settings(path: Path) -> tuple[str, dict[str, Any]]:
+    """Returns the resolved configuration of a run, as text and as plain values."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text, tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable TOML: {error}") from error

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pdmd.export.stages import Stage
-from pdmd.students import Student
-from pdmd.teachers.layouts import PipelineLayout
-from pdmd.teachers.pipelines import configuration
+from pdmd.distillation.students import Student
+from pdmd.export.network_schedule import Stage
+from pdmd.teachers.families.layouts import PipelineLayout
+from pdmd.teachers.families.pipelines import configuration
 
 __all__ = ["Base", "check_networks", "open_base"]
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pdmd.distillation.students import Student
 from pdmd.export.bases import Base
+from pdmd.export.network_schedule import Stage, bases, layout_of, midpoints
 from pdmd.export.schedulers import StockScheduler
-from pdmd.export.stages import Stage, bases, layout_of, midpoints
-from pdmd.students import Student
-from pdmd.teachers.layouts import PipelineLayout
+from pdmd.teachers.families.layouts import PipelineLayout
 
 __all__ = ["Card"]
 

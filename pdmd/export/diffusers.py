@@ -22,11 +22,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pdmd.diffusion.sampling import initial_noise
+from pdmd.diffusion.solvers import ode_step
+from pdmd.distillation.students import Student
+from pdmd.export.atomic_export import check_place, drafted
 from pdmd.export.bases import check_networks, open_base
 from pdmd.export.card import Card
-from pdmd.export.drafts import check_place, drafted
-from pdmd.export.schedulers import STOCK, StockScheduler, fit_stock
-from pdmd.export.stages import (
+from pdmd.export.network_schedule import (
     Stage,
     bases,
     jumps,
@@ -35,12 +37,10 @@ from pdmd.export.stages import (
     stages,
     weight_type,
 )
+from pdmd.export.schedulers import STOCK, StockScheduler, fit_stock
 from pdmd.export.weights import size_of, write_weights
-from pdmd.sampling import initial_noise
-from pdmd.solvers import ode_step
-from pdmd.students import Student
-from pdmd.teachers.layouts import PipelineLayout
-from pdmd.teachers.pipelines import dtype_of
+from pdmd.teachers.families.layouts import PipelineLayout
+from pdmd.teachers.families.pipelines import dtype_of
 
 __all__ = ["export_diffusers"]
 

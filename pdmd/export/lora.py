@@ -17,14 +17,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pdmd.distillation.low_rank import LowRank
+from pdmd.distillation.students import Student
+from pdmd.export.atomic_export import check_place, drafted
 from pdmd.export.bases import check_networks, open_base
-from pdmd.export.drafts import check_place, drafted
 from pdmd.export.lora_card import LoraCard
-from pdmd.export.stages import Stage, jumps, layout_of, stages
-from pdmd.low_rank import LowRank
-from pdmd.students import Student
-from pdmd.teachers.layouts import PipelineLayout
-from pdmd.teachers.pipelines import dtype_of
+from pdmd.export.network_schedule import Stage, jumps, layout_of, stages
+from pdmd.teachers.families.layouts import PipelineLayout
+from pdmd.teachers.families.pipelines import dtype_of
 
 __all__ = ["comfyui_weights", "diffusers_weights", "export_lora", "names_of"]
 

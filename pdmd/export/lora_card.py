@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pdmd.distillation.students import Student
 from pdmd.export.bases import Base
 from pdmd.export.card import call, grid_table, header, licence, walking
-from pdmd.export.stages import Stage, bases, midpoints, weight_type
-from pdmd.students import Student
-from pdmd.teachers.layouts import PipelineLayout
+from pdmd.export.network_schedule import Stage, bases, midpoints, weight_type
+from pdmd.teachers.families.layouts import PipelineLayout
 
 __all__ = ["LoraCard"]
 

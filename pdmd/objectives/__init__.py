@@ -64,6 +64,7 @@ from pdmd.objectives.fisher import (
     ScoreUnits,
     fisher_weights,
 )
+from pdmd.objectives.real_samples import DataStates, RealStates, TeacherStates
 from pdmd.objectives.regression import (
     Distance,
     PseudoHuber,
@@ -74,7 +75,6 @@ from pdmd.objectives.regression import (
     flow,
 )
 from pdmd.objectives.score_matching import SubintervalScoreMatching, subinterval_target
-from pdmd.objectives.states import DataStates, RealStates, TeacherStates
 from pdmd.objectives.time_samplers import LogSnrTimes, TimeSampler, UniformTimes
 from pdmd.objectives.weightings import (
     ClampedWeighting,

@@ -32,13 +32,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import softplus
 
+from pdmd.diffusion.solvers import diffuse
+from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import DrawConditions, Objective, Players, Rollout
 from pdmd.objectives.critics import Critic, Critics
-from pdmd.objectives.states import DrawStates, PerPhase, RealStates, TeacherStates
+from pdmd.objectives.real_samples import DrawStates, PerPhase, RealStates, TeacherStates
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
-from pdmd.phases import Phase
 from pdmd.randomness import randn_like
-from pdmd.solvers import diffuse
 from pdmd.typing import Condition, Latents
 
 __all__ = [

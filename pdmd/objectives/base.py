@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pdmd.denoisers import Denoiser
-from pdmd.phases import Phase, PhasePlan
+from pdmd.diffusion.denoisers import Denoiser
+from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.registry import Registry
 from pdmd.typing import Condition, Latents
 

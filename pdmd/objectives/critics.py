@@ -21,10 +21,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pdmd.denoisers import Denoiser
+from pdmd.diffusion.denoisers import Denoiser
+from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Players
-from pdmd.objectives.states import PerPhase
-from pdmd.phases import Phase
+from pdmd.objectives.real_samples import PerPhase
 from pdmd.typing import Condition, Latents
 
 __all__ = ["Critic", "CriticFactory", "Critics", "FeatureCritic", "MlpCritic"]

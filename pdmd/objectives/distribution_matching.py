@@ -22,14 +22,14 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from pdmd.diffusion.predictions import Prediction, determinant
+from pdmd.diffusion.solvers import diffuse
+from pdmd.diffusion.timesteps import as_times
+from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Objective, Players, Rollout
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
-from pdmd.phases import Phase
-from pdmd.predictions import Prediction, determinant
 from pdmd.randomness import randn_like
 from pdmd.registry import Registry
-from pdmd.solvers import diffuse
-from pdmd.times import as_times
 from pdmd.typing import Latents, Times, expand, moved
 
 __all__ = [

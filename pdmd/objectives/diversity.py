@@ -34,9 +34,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from pdmd.diffusion.schedules import Schedule
 from pdmd.objectives.base import Objective, Players, Rollout
 from pdmd.objectives.regression import entry_of
-from pdmd.schedules import Schedule
 from pdmd.typing import Condition, Latents, Times, expand
 
 __all__ = [

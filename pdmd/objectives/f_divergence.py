@@ -27,12 +27,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from pdmd.diffusion.predictions import Prediction
+from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Objective, Players, Rollout
 from pdmd.objectives.distribution_matching import DistributionMatching, GapWeight, Normalised
 from pdmd.objectives.divergences import BatchNormalised, Divergence, JensenShannon
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
-from pdmd.phases import Phase
-from pdmd.predictions import Prediction
 from pdmd.typing import Condition, Latents, expand
 
 __all__ = [

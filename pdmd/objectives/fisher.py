@@ -38,14 +38,14 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from pdmd.diffusion.predictions import Prediction
+from pdmd.diffusion.solvers import diffuse
+from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Objective, Players, Rollout
 from pdmd.objectives.distribution_matching import posterior_mean
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
-from pdmd.phases import Phase
-from pdmd.predictions import Prediction
 from pdmd.randomness import randn_like
 from pdmd.registry import Registry
-from pdmd.solvers import diffuse
 from pdmd.typing import Latents, expand
 
 __all__ = [

@@ -31,12 +31,12 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from pdmd.denoisers import Denoiser
+from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.predictions import Kind, combination, determinant
+from pdmd.diffusion.schedules import Schedule
+from pdmd.diffusion.solvers import ode_step
+from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Objective, Players, Rollout
-from pdmd.phases import Phase
-from pdmd.predictions import Kind, combination, determinant
-from pdmd.schedules import Schedule
-from pdmd.solvers import ode_step
 from pdmd.typing import Condition, Latents, Times, expand
 
 __all__ = [

@@ -36,14 +36,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from pdmd.diffusion.predictions import Kind, Prediction, combination
+from pdmd.diffusion.schedules import Schedule
+from pdmd.diffusion.solvers import diffuse
+from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Objective, Players, Rollout
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
 from pdmd.objectives.weightings import ClampedWeighting, Weighting
-from pdmd.phases import Phase
-from pdmd.predictions import Kind, Prediction, combination
 from pdmd.randomness import randn_like
-from pdmd.schedules import Schedule
-from pdmd.solvers import diffuse
 from pdmd.typing import Latents, Times, expand
 
 __all__ = ["SubintervalScoreMatching", "score_lag", "subinterval_target"]

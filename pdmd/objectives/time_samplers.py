@@ -11,9 +11,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from pdmd.phases import Phase
+from pdmd.diffusion.schedules import Schedule
+from pdmd.distillation.phases import Phase
 from pdmd.randomness import rand
-from pdmd.schedules import Schedule
 
 __all__ = ["LogSnrTimes", "TimeSampler", "UniformTimes"]
 

@@ -12,9 +12,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from pdmd.predictions import Kind, determinant
+from pdmd.diffusion.predictions import Kind, determinant
+from pdmd.diffusion.schedules import Schedule
 from pdmd.registry import Registry
-from pdmd.schedules import Schedule
 from pdmd.typing import Times
 
 __all__ = [

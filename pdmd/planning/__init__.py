@@ -7,7 +7,7 @@ computation is recorded there. Everything else is arithmetic.
 from pdmd.planning.evaluations import Calls, Work, calls
 from pdmd.planning.footprint import Footprint, measure
 from pdmd.planning.memory import Degrees, Precision, RankMemory, Roles, memory_of
-from pdmd.planning.run import RunPlan, measure_roles, outlined, plan_roles, plan_run
+from pdmd.planning.run_plan import RunPlan, measure_roles, plan_roles
 from pdmd.planning.search import Choice, search
 from pdmd.planning.tables import tables
 from pdmd.planning.traffic import Traffic, flops_of, traffic_of
@@ -28,9 +28,7 @@ __all__ = [
     "measure",
     "measure_roles",
     "memory_of",
-    "outlined",
     "plan_roles",
-    "plan_run",
     "search",
     "tables",
     "traffic_of",

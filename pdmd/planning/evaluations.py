@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import torch
 
-from pdmd.experts import Truncation
-from pdmd.phases import PhasePlan
-from pdmd.training.entries import Entries, EntryRing
+from pdmd.distillation.experts import Truncation
+from pdmd.distillation.phases import PhasePlan
+from pdmd.training.phase_inputs import Entries, EntryRing
 
 __all__ = ["Calls", "Work", "calls"]
 
@@ -94,7 +94,7 @@ class Calls:
 def calls(work: Work, index: int) -> Calls:
     """Returns a cycle's calls in a phase; on average where rollouts stop at random.
 
-    Times the batch they are what an :class:`~pdmd.training.accounting.Account` counts.
+    Times the batch they are what an :class:`~pdmd.training.monitoring.accounting.Account` counts.
 
     Args:
         work: What the training does.

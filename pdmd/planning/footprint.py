@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pdmd.adapters import AdaptedDenoiser, recompute_contexts
-from pdmd.denoisers import Denoiser
+from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.routers import RoutedDenoiser
+from pdmd.distillation.adapters import AdaptedDenoiser, recompute_contexts
 from pdmd.planning.recording import Course, FusedAttention, Recorder, Recording, fit
 from pdmd.planning.units import Split, heads_of, split_of, units_of
-from pdmd.routers import RoutedDenoiser
 from pdmd.typing import Condition, repeat_condition
 
 __all__ = ["Footprint", "Group", "measure"]

@@ -15,7 +15,7 @@ import torch
 from pdmd.planning.evaluations import Work
 from pdmd.planning.footprint import Footprint
 from pdmd.planning.recording import Course
-from pdmd.training.entries import EntryRing
+from pdmd.training.phase_inputs import EntryRing
 
 __all__ = ["Degrees", "Precision", "RankMemory", "Roles", "memory_of"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pdmd.planning.run import RunPlan
+from pdmd.planning.run_plan import RunPlan
 from pdmd.planning.search import Choice
 
 __all__ = ["amount", "size", "tables"]

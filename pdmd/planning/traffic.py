@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pdmd.planning.evaluations import Work, calls
 from pdmd.planning.footprint import Footprint
 from pdmd.planning.memory import Degrees, Precision, Roles
-from pdmd.training.accounting import ROLES
+from pdmd.training.monitoring.accounting import ROLES
 
 __all__ = ["Traffic", "flops_of", "traffic_of"]
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pdmd.parallel import Columnwise, PackedColumnwise, PackedRowwise, Rowwise
-from pdmd.parallel import units_of as stated_units
-from pdmd.parallel.plans import matching, plans_of
+from pdmd.distributed import Columnwise, PackedColumnwise, PackedRowwise, Rowwise
+from pdmd.distributed import units_of as stated_units
+from pdmd.distributed.plans import matching, plans_of
 
 __all__ = ["Split", "heads_of", "split_of", "units_of"]
 

@@ -6,24 +6,24 @@
 
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.base import teachers as _registry
-from pdmd.teachers.ddpm import DDPMTeacher
-from pdmd.teachers.dit import DiTTeacher
-from pdmd.teachers.flux import FluxTeacher
+from pdmd.teachers.conditioning.image_prompts import ImagePrompt
+from pdmd.teachers.conditioning.prompts import PromptEmbeddings, Prompts
+from pdmd.teachers.families.ddpm import DDPMTeacher
+from pdmd.teachers.families.dit import DiTTeacher
+from pdmd.teachers.families.flux import FluxTeacher
+from pdmd.teachers.families.ltx import LTXTeacher
+from pdmd.teachers.families.qwen_image import QwenImageTeacher
+from pdmd.teachers.families.sd3 import SD3Teacher
+from pdmd.teachers.families.sdxl import SDXLTeacher
+from pdmd.teachers.families.stable_diffusion import StableDiffusionTeacher
+from pdmd.teachers.families.wan import WanTeacher
+from pdmd.teachers.families.wan_image import WanImageTeacher
+from pdmd.teachers.families.z_image import ZImageTeacher
 from pdmd.teachers.guided import Guided
-from pdmd.teachers.image_prompts import ImagePrompt
-from pdmd.teachers.ltx import LTXTeacher
 from pdmd.teachers.mixture import MixtureTeacher
-from pdmd.teachers.mlp import MlpDenoiser
-from pdmd.teachers.prompts import PromptEmbeddings, Prompts
-from pdmd.teachers.qwen_image import QwenImageTeacher
-from pdmd.teachers.rebased import Rebased
+from pdmd.teachers.packaged.mlp import MlpDenoiser
 from pdmd.teachers.routed import RoutedTeacher
-from pdmd.teachers.sd3 import SD3Teacher
-from pdmd.teachers.sdxl import SDXLTeacher
-from pdmd.teachers.stable_diffusion import StableDiffusionTeacher
-from pdmd.teachers.wan import WanTeacher
-from pdmd.teachers.wan_image import WanImageTeacher
-from pdmd.teachers.z_image import ZImageTeacher
+from pdmd.teachers.with_schedule import Rebased
 
 __all__ = [
     "DDPMTeacher",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from pdmd.denoisers import Denoiser
+from pdmd.diffusion.denoisers import Denoiser
 from pdmd.registry import Registry
 from pdmd.typing import Condition, Conditions, Latents, repeat_condition
 
@@ -27,11 +27,11 @@ __all__ = ["Teacher", "import_plugins", "networks", "outline_arguments", "teache
 class Teacher(Denoiser):
     """A denoiser that knows its prompts.
 
-    A subclass implements :meth:`~pdmd.denoisers.Denoiser.network` and :meth:`encode`.
+    A subclass implements :meth:`~pdmd.diffusion.denoisers.Denoiser.network` and :meth:`encode`.
 
     Attributes:
         shift: The shift of time that its family recommends for plans and sampling at its
-            resolution (:class:`~pdmd.schedules.Shifted`); 1 is none.
+            resolution (:class:`~pdmd.diffusion.schedules.Shifted`); 1 is none.
     """
 
     shift: float = 1.0
@@ -107,26 +107,26 @@ class Teacher(Denoiser):
 teachers: Registry[Any] = Registry(
     "teacher",
     {
-        "ddpm": "pdmd.teachers.ddpm:DDPMTeacher.from_arguments",
-        "digits": "pdmd.teachers.digits:DigitsTeacher.from_package",
-        "dit": "pdmd.teachers.dit:DiTTeacher.from_arguments",
-        "flux": "pdmd.teachers.flux:FluxTeacher.from_arguments",
-        "glyphs": "pdmd.teachers.glyphs:GlyphsTeacher.from_arguments",
-        "ltx": "pdmd.teachers.ltx:LTXTeacher.from_arguments",
+        "ddpm": "pdmd.teachers.families.ddpm:DDPMTeacher.from_arguments",
+        "digits": "pdmd.teachers.packaged.digits:DigitsTeacher.from_package",
+        "dit": "pdmd.teachers.families.dit:DiTTeacher.from_arguments",
+        "flux": "pdmd.teachers.families.flux:FluxTeacher.from_arguments",
+        "glyphs": "pdmd.teachers.packaged.glyphs:GlyphsTeacher.from_arguments",
+        "ltx": "pdmd.teachers.families.ltx:LTXTeacher.from_arguments",
         "mixture": "pdmd.teachers.mixture:MixtureTeacher.random",
-        "qwen_image": "pdmd.teachers.qwen_image:QwenImageTeacher.from_arguments",
-        "sd3": "pdmd.teachers.sd3:SD3Teacher.from_arguments",
-        "sdxl": "pdmd.teachers.sdxl:SDXLTeacher.from_arguments",
-        "stable_diffusion": "pdmd.teachers.stable_diffusion:StableDiffusionTeacher.from_arguments",
-        "wan": "pdmd.teachers.wan:WanTeacher.from_arguments",
-        "wan_i2v": "pdmd.teachers.wan_image:WanImageTeacher.from_arguments",
-        "z_image": "pdmd.teachers.z_image:ZImageTeacher.from_arguments",
+        "qwen_image": "pdmd.teachers.families.qwen_image:QwenImageTeacher.from_arguments",
+        "sd3": "pdmd.teachers.families.sd3:SD3Teacher.from_arguments",
+        "sdxl": "pdmd.teachers.families.sdxl:SDXLTeacher.from_arguments",
+        "stable_diffusion": "pdmd.teachers.families.stable_diffusion:StableDiffusionTeacher.from_arguments",
+        "wan": "pdmd.teachers.families.wan:WanTeacher.from_arguments",
+        "wan_i2v": "pdmd.teachers.families.wan_image:WanImageTeacher.from_arguments",
+        "z_image": "pdmd.teachers.families.z_image:ZImageTeacher.from_arguments",
     },
 )
 """Factories of teachers by name. One that takes ``meta`` can build on the meta device, without
 memory for its weights."""
 
-networks: Registry[Any] = Registry("network", {"mlp": "pdmd.teachers.mlp:MlpDenoiser"})
+networks: Registry[Any] = Registry("network", {"mlp": "pdmd.teachers.packaged.mlp:MlpDenoiser"})
 """Networks for students of teachers without weights. One is called with the teacher's
 ``schedule`` and with ``kind``, ``dim``, ``classes``, ``width`` and ``depth``."""
 

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pdmd.denoisers import Denoiser
+from pdmd.diffusion.denoisers import Denoiser
 from pdmd.teachers.base import Teacher
-from pdmd.teachers.rebased import Rebased
 from pdmd.teachers.routed import RoutedTeacher
+from pdmd.teachers.with_schedule import Rebased
 from pdmd.typing import Condition, Conditions, Latents, expand, join_conditions, moved
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdmd.predictions import Kind, combination
-from pdmd.schedules import RectifiedFlow, Schedule
+from pdmd.diffusion.predictions import Kind, combination
+from pdmd.diffusion.schedules import RectifiedFlow, Schedule
 from pdmd.teachers.base import Teacher
 from pdmd.typing import Condition, Latents, Times, expand, labels_of
 

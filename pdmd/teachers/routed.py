@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from pdmd.denoisers import Denoiser
-from pdmd.routers import RoutedDenoiser, Router
+from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.routers import RoutedDenoiser, Router
 from pdmd.teachers.base import Teacher
 from pdmd.typing import Condition, Conditions, Latents
 
@@ -31,7 +31,7 @@ class RoutedTeacher(Teacher):
         routed: Their routed denoiser.
 
     Raises:
-        ValueError: As :class:`~pdmd.routers.RoutedDenoiser`.
+        ValueError: As :class:`~pdmd.diffusion.routers.RoutedDenoiser`.
     """
 
     def __init__(self, teachers: Sequence[Teacher], router: Router) -> None:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from pdmd.experts import Expert
-from pdmd.training.calibration import calibration_slopes
-from pdmd.training.checkpoint import Checkpointer, Interrupted
-from pdmd.training.entries import FreshEntries
-from pdmd.training.phase_trainer import PhaseTrainer
-from pdmd.training.recorder import Recorder
+from pdmd.distillation.experts import Expert
+from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
+from pdmd.training.monitoring.calibration import calibration_slopes
+from pdmd.training.monitoring.recorder import Recorder
+from pdmd.training.phase_inputs import FreshEntries
+from pdmd.training.trainer import PhaseTrainer
 
 __all__ = ["calibrate", "train_phase"]
 

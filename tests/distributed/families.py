@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pdmd.teachers.transformer import ImageTransformer
+from pdmd.teachers.packaged.transformer import ImageTransformer
 
 FAMILIES = ("image", "wan", "wan_image", "qwen", "qwen_masked", "flux", "sd3")
 

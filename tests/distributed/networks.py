@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from pdmd.parallel import (
+from pdmd.distributed import (
     Columnwise,
     ContextPlan,
     Input,

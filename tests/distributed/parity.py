@@ -12,13 +12,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from pdmd.parallel import (
+from pdmd.distributed import (
     context_parallelize,
     permutations,
     tensor_parallelize,
     units_of,
 )
-from pdmd.parallel.plans import plain_path
+from pdmd.distributed.plans import plain_path
 from tests.distributed.families import case
 
 __all__ = ["distribute", "errors", "full", "make_mesh", "recompute", "relative"]

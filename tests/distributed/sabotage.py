@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 from pdmd import runs
-from pdmd.training.phase_trainer import PhaseTrainer
-from pdmd.training.recorder import RunRecorder
+from pdmd.training.monitoring.recorder import RunRecorder
+from pdmd.training.trainer import PhaseTrainer
 
 
 def full_disk(self, update):

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from pdmd.parallel import (
+from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser
+from pdmd.distributed import (
     Columnwise,
     ContextPlan,
     Input,
@@ -22,11 +23,10 @@ from pdmd.parallel import (
     plans_of,
     units_of,
 )
-from pdmd.parallel.context import HeadExchange
-from pdmd.parallel.styles import packed_order
-from pdmd.routers import IntervalRouter, RoutedDenoiser
-from pdmd.teachers.digits import DigitsTeacher
-from pdmd.teachers.transformer import ImageTransformer
+from pdmd.distributed.context_parallel import HeadExchange
+from pdmd.distributed.styles import packed_order
+from pdmd.teachers.packaged.digits import DigitsTeacher
+from pdmd.teachers.packaged.transformer import ImageTransformer
 from tests.distributed.networks import Network
 
 

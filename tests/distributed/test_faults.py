@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 
 from pdmd import Student
-from pdmd.cli import main
-from pdmd.training.recorder import RunRecorder
+from pdmd.cli.main import main
+from pdmd.training.monitoring.recorder import RunRecorder
 from tests.distributed.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed

@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pdmd.parallel import (
+from pdmd.distributed import (
     Ranks,
     context_parallelize,
     enter,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pdmd.parallel import check
+from pdmd.distributed import check
 from tests.distributed.families import FAMILIES, case
 from tests.distributed.parity import errors
 from tests.distributed.ranks import run_ranks

@@ -9,8 +9,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from pdmd.training.store import DamagedCheckpoint, Store
-from tests.faults import faults
+from pdmd.training.checkpoints.store import DamagedCheckpoint, Store
+from tests.helpers.faults import faults
 
 pytestmark = pytest.mark.distributed
 

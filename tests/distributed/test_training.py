@@ -5,24 +5,24 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from pdmd import AdamRecipe, PhasePlan, distill
-from pdmd.adapters import LowRank
-from pdmd.experts import FullGradient
+from pdmd.diffusion.schedules import RectifiedFlow
+from pdmd.distillation.adapters import LowRank
+from pdmd.distillation.experts import FullGradient
+from pdmd.distillation.initializers import LowRankRoles, PerStep
+from pdmd.distributed import permutations
+from pdmd.distributed.runtime import OneProcess, parameter_names
 from pdmd.objectives import DistributionMatching, SubintervalScoreMatching
 from pdmd.objectives.base import Objective
-from pdmd.parallel import permutations
-from pdmd.schedules import RectifiedFlow
 from pdmd.teachers import QwenImageTeacher, WanTeacher
 from pdmd.teachers.base import Teacher
-from pdmd.teachers.digits import DigitsTeacher
 from pdmd.teachers.guided import Guided
 from pdmd.teachers.mixture import encode_labels
-from pdmd.teachers.mlp import MlpDenoiser
-from pdmd.teachers.transformer import ImageTransformer
-from pdmd.training.initializers import LowRankRoles, PerStep
-from pdmd.training.recorder import Recorder
-from pdmd.training.runtime import OneProcess, parameter_names
+from pdmd.teachers.packaged.digits import DigitsTeacher
+from pdmd.teachers.packaged.mlp import MlpDenoiser
+from pdmd.teachers.packaged.transformer import ImageTransformer
+from pdmd.training.monitoring.recorder import Recorder
 from tests.distributed.ranks import run_ranks
-from tests.tiny_families import QWEN, WAN
+from tests.helpers.tiny_families import QWEN, WAN
 
 pytestmark = pytest.mark.distributed
 
@@ -128,7 +128,7 @@ def train(runtime, name, more=None):
 
 
 def on_ranks(cases):
-    from pdmd.training.titan import TitanRuntime
+    from pdmd.distributed.titan import TitanRuntime
 
     results = []
     for name, degrees, more in cases:
@@ -234,7 +234,7 @@ class Complaints(Recorder):
 
 def refusing(degrees):
     """Distills past updates that are refused: the first and a later one of either role."""
-    from pdmd.training.titan import TitanRuntime
+    from pdmd.distributed.titan import TitanRuntime
 
     recorder = Complaints()
     student = distill(
@@ -319,8 +319,8 @@ def test_two_ranks_recompute_compile_and_round_to_the_same_losses():
 
 def resumed(folder, degrees, stop):
     """Distills on this process or these ranks, from where the folder's checkpoints end."""
-    from pdmd.training.checkpoint import Checkpointer, Interrupted
-    from pdmd.training.titan import TitanRuntime
+    from pdmd.distributed.titan import TitanRuntime
+    from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 
     runtime = OneProcess() if degrees is None else TitanRuntime(**degrees)
     checkpointer = Checkpointer(folder, every=1)

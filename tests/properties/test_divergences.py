@@ -6,6 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pdmd import MixtureTeacher, RectifiedFlow
+from pdmd.diffusion.predictions import KINDS
 from pdmd.objectives import (
     DistributionMatching,
     ExactKL,
@@ -34,9 +35,8 @@ from pdmd.objectives.f_divergence import (
     FDivergence,
     RatioWeighted,
 )
-from pdmd.predictions import KINDS
-from tests.properties.games import at, coefficients, game, gaussian, grid
-from tests.strategies import mixtures, ordered_times, schedules, seeds, teacher_of
+from tests.helpers.games import at, coefficients, game, gaussian, grid
+from tests.helpers.strategies import mixtures, ordered_times, schedules, seeds, teacher_of
 
 ALL = [divergences[name]() for name in divergences]
 kinds = st.sampled_from(KINDS)

@@ -6,6 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pdmd import MixtureTeacher, RectifiedFlow
+from pdmd.diffusion.predictions import KINDS
 from pdmd.objectives.distribution_matching import (
     posterior_mean,
 )
@@ -16,9 +17,8 @@ from pdmd.objectives.fisher import (
     ScoreUnits,
     fisher_losses,
 )
-from pdmd.predictions import KINDS
-from tests.properties.games import at, coefficients, game, gaussian, grid, hermite
-from tests.strategies import mixtures, ordered_times, schedules, seeds, teacher_of
+from tests.helpers.games import at, coefficients, game, gaussian, grid, hermite
+from tests.helpers.strategies import mixtures, ordered_times, schedules, seeds, teacher_of
 
 kinds = st.sampled_from(KINDS)
 

@@ -3,6 +3,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pdmd import RectifiedFlow
+from pdmd.diffusion.predictions import KINDS
 from pdmd.objectives import (
     DistributionMatching,
     ExactKL,
@@ -12,9 +13,8 @@ from pdmd.objectives import (
     Rollout,
 )
 from pdmd.objectives.distribution_matching import distribution_matching_gradient
-from pdmd.predictions import KINDS
-from tests.properties.games import gaussian, phase_to
-from tests.strategies import mixtures, ordered_times, schedules, seeds, teacher_of
+from tests.helpers.games import gaussian, phase_to
+from tests.helpers.strategies import mixtures, ordered_times, schedules, seeds, teacher_of
 
 
 @given(

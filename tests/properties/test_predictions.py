@@ -2,10 +2,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdmd.predictions import KINDS, Prediction, combination
-from pdmd.solvers import ode_step
+from pdmd.diffusion.predictions import KINDS, Prediction, combination
+from pdmd.diffusion.solvers import ode_step
 from pdmd.typing import expand
-from tests.strategies import schedules, seeds
+from tests.helpers.strategies import schedules, seeds
 
 kinds = st.sampled_from(KINDS)
 inner = st.floats(0.01, 0.98)

@@ -4,8 +4,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pdmd import DiscreteVP, LinearVP, RectifiedFlow, Shifted, VarianceExploding
-from pdmd.schedules import same_process
-from tests.strategies import ordered_times, schedules, times
+from pdmd.diffusion.schedules import same_process
+from tests.helpers.strategies import ordered_times, schedules, times
 
 
 @given(schedules, ordered_times())

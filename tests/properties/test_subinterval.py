@@ -10,13 +10,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pdmd import Phase, RectifiedFlow, SubintervalScoreMatching, subinterval_target
+from pdmd.diffusion.predictions import KINDS, combination
+from pdmd.diffusion.solvers import diffuse
 from pdmd.objectives import Players, Rollout, Unweighted
 from pdmd.objectives.time_samplers import UniformTimes
-from pdmd.predictions import KINDS, combination
 from pdmd.randomness import randn_like
-from pdmd.solvers import diffuse
 from pdmd.typing import expand
-from tests.strategies import mixtures, ordered_times, schedules, seeds, teacher_of
+from tests.helpers.strategies import mixtures, ordered_times, schedules, seeds, teacher_of
 
 
 def conditional_bias(target, mixture, schedule, kind, s, t, seed):

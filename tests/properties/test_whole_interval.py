@@ -14,12 +14,12 @@ from pdmd import (
     VarianceExploding,
     subinterval_target,
 )
+from pdmd.diffusion.predictions import KINDS, Prediction, combination
+from pdmd.diffusion.solvers import diffuse
 from pdmd.objectives import RatioWeighting
 from pdmd.objectives.distribution_matching import posterior_mean
-from pdmd.predictions import KINDS, Prediction, combination
-from pdmd.solvers import diffuse
 from pdmd.typing import expand
-from tests.strategies import ddpm_levels, seeds, times
+from tests.helpers.strategies import ddpm_levels, seeds, times
 
 clean_schedules = st.sampled_from(
     [

@@ -1,0 +1,71 @@
+"""The command `pdmd bench`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pdmd.benchmarks import BenchConfig, run_benchmark
+from pdmd.cli.arguments import parse, take_name
+
+__all__ = ["bench_command"]
+
+
+@dataclass(kw_only=True)
+class BenchOptions:
+    """Compares few-step methods on equal terms and writes a results file.
+
+    toy1d, mixture and digits measure quality; cost counts evaluations of networks; overhead and
+    speed are timings, to be run on an idle machine. In speed the methods are sizes of networks
+    (mlp, transformer_small, transformer_medium), the updates those that are timed of every
+    contestant, and a peer takes part if it is installed: pip install 'pdmd[bench]'.
+    """
+
+    config: BenchConfig
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds; every method runs with each."""
+    methods: tuple[str, ...] = ()
+    """Methods; all by default."""
+    out: str = ""
+    """The results file; runs/bench_NAME.json by default. An unfinished one goes on."""
+    workers: int = 0
+    """Runs at a time, each on one thread; 0 takes one for every core."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+def bench_command(words: list[str]) -> int:
+    from pdmd.benchmarks.base import benchmarks
+    from pdmd.evaluation.bench_report import summarise, write_bench_report
+    from pdmd.evaluation.evaluate import format_table
+
+    name, rest = take_name(words, "the benchmark: toy1d, mixture, digits, cost, overhead or speed")
+    default = BenchOptions(config=BenchConfig(name=name))
+    options = parse(BenchOptions, rest, "pdmd bench NAME", default, flat=True)
+    config = options.config
+    out = Path(options.out or f"runs/bench_{name}.json")
+    if out.suffix != ".json":
+        raise ValueError(f"--out ends in .json, got {options.out!r}")
+    for reason in benchmarks[name](config, out.parent).left_out().values():
+        print(f"pdmd: warning: {reason}", file=sys.stderr)
+    try:
+        results = run_benchmark(
+            config,
+            out=out,
+            seeds=options.seeds,
+            methods=options.methods,
+            workers=options.workers,
+            progress=options.progress,
+        )
+    except KeyboardInterrupt:
+        print(f"pdmd: stopped; what is done is in {out}; run again to go on", file=sys.stderr)
+        return 130
+    rows = [
+        {k: v[0] if isinstance(v, tuple) else v for k, v in entry.items()}
+        for entry in summarise(results["rows"])
+    ]
+    print(format_table(rows))
+    print(f"results  {out}")
+    print(f"report   {write_bench_report(results, out.with_suffix('.html'))}")
+    return 0

@@ -1,0 +1,110 @@
+"""Files of configurations: TOML, read strictly, and the presets that are shipped."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pdmd.cli.config import DistillConfig, short
+
+__all__ = ["load_config", "presets", "read_config", "write_config"]
+
+T = TypeVar("T")
+
+
+def presets() -> dict[str, Path]:
+    """Returns the shipped presets, name to file."""
+    folder = Path(str(resources.files("pdmd.cli"))) / "presets"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_config(name: str) -> DistillConfig:
+    """Loads a preset by name, or a TOML file by path.
+
+    Raises:
+        ValueError: If it is neither, or its content is not a configuration.
+    """
+    path = presets().get(name)
+    if path is None:
+        path = Path(name)
+        if not path.is_file():
+            near = difflib.get_close_matches(name, presets(), n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(
+                f"{name!r} is neither a preset nor a TOML file: {hint}presets are "
+                f"{', '.join(presets())}"
+            )
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{path} is not readable TOML: {error}") from error
+    config = read_config(data)
+    config.out = config.out or f"runs/{path.stem}"
+    return config
+
+
+def read_config(data: dict[str, Any]) -> DistillConfig:
+    """Makes a configuration of plain values, strictly.
+
+    Raises:
+        ValueError: If a key is unknown or a value has the wrong type.
+    """
+    return _read(DistillConfig, data, "")
+
+
+def write_config(config: DistillConfig, path: Path) -> None:
+    """Writes the resolved configuration as TOML."""
+    import tomli_w
+
+    path.write_text(tomli_w.dumps(dataclasses.asdict(config)))
+
+
+def _read(cls: type[T], data: Any, where: str) -> T:
+    if not isinstance(data, dict):
+        raise ValueError(f"{where} is a section, got {data!r}; write [{where}] and its keys")
+    hints = get_type_hints(cls)
+    values = {}
+    for key, value in data.items():
+        path = f"{where}.{key}" if where else str(key)
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown key {path!r}: {hint}known are {', '.join(hints)}")
+        values[key] = _value(hints[key], value, path)
+    return cls(**values)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _read(hint, value, where)  # type: ignore[arg-type]
+    origin = get_origin(hint)
+    if origin is Literal:
+        if value not in get_args(hint) or not isinstance(value, str):
+            options = ", ".join(map(repr, get_args(hint)))
+            raise ValueError(f"{where} is one of {options}, got {value!r}")
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_value(get_args(hint)[0], v, f"{where}[{i}]") for i, v in enumerate(items))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is a table of names and values, got {value!r}")
+        return {k: _value(get_args(hint)[1], v, f"{where}.{k}") for k, v in value.items()}
+    if origin in (Union, types.UnionType):
+        if not isinstance(value, get_args(hint)):
+            raise ValueError(f"{where} is a number, text or boolean, got {value!r}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ValueError(f"{where} is too large a number: {short(value)}") from error
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        noun = {int: "a whole number", float: "a number", str: "text"}.get(hint, hint.__name__)
+        raise ValueError(f"{where} is {noun}, got {value!r}")
+    return value

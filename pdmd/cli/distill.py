@@ -1,0 +1,106 @@
+"""The command `pdmd distill`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
+
+from pdmd.cli.arguments import one_line, parse_config
+
+if TYPE_CHECKING:
+    from pdmd.cli.config import DistillConfig
+    from pdmd.distributed.runtime import Runtime
+
+__all__ = ["distill_command"]
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    """How to run."""
+
+    resume: bool = False
+    """Go on from the run's newest checkpoint."""
+    checkpoint: str = ""
+    """Go on from this checkpoint instead of the newest."""
+    overwrite: bool = False
+    """Replace what an earlier run left in the folder."""
+    progress: bool = True
+    """Show progress bars."""
+
+
+def distill_command(words: list[str]) -> int:
+    from pdmd.cli.config import DistillConfig
+
+    parsed = parse_config(words, "distill", RunOptions(), DistillConfig.__doc__)
+    return _run(parsed.config, parsed.options)
+
+
+def _run(config: DistillConfig, options: RunOptions) -> int:
+    config.check()
+    runtime = config.parallel.build(config.train.seed)
+    try:
+        code = _run_on(runtime, config, options)
+    except RuntimeError as error:
+        blamed = runtime.blame()
+        if not blamed:
+            runtime.close(error)
+            raise
+        why = f"{blamed} ({one_line(error)[:200]})"
+        print(f"pdmd: error: {why}", file=sys.stderr)
+        runtime.close(RuntimeError(why))
+        return 1
+    except BaseException as error:
+        runtime.close(error)
+        raise
+    return code
+
+
+def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int:
+    from pdmd.cli.runs import Run
+    from pdmd.evaluation.evaluate import format_table
+    from pdmd.training.checkpoints.checkpointer import Interrupted
+    from pdmd.training.monitoring.health import NonFiniteError
+
+    run = Run(
+        config,
+        runtime=runtime,
+        resume=options.resume or bool(options.checkpoint),
+        checkpoint=options.checkpoint,
+        overwrite=options.overwrite,
+        progress=options.progress,
+    )
+    plan, folder = run.plan, run.folder
+    again = f"pdmd distill {folder / 'config.toml'} --resume"
+
+    def say(text: str, file: TextIO | None = None) -> None:
+        if runtime.main:
+            print(text, file=file or sys.stdout, flush=True)
+
+    say(f"distilling {config.teacher.name} into {len(plan)} experts, {plan.nfe} steps -> {folder}")
+    try:
+        with run.stop_on(signal.SIGINT, signal.SIGTERM):
+            student = run.distill()
+            run.leave()
+            if not runtime.main:
+                return 0
+            rows = run.evaluate(student)
+    except Interrupted as stop:
+        say(f"pdmd: {stop}; go on with: {again}", sys.stderr)
+        runtime.close()
+        return 130
+    except KeyboardInterrupt as error:
+        runtime.close(error)
+        whole = run.checkpointer.store.sees_whole()
+        how = f"go on with: {again}" if whole else "start again with --overwrite"
+        say(f"pdmd: stopped; {how}", sys.stderr)
+        return 130
+    except NonFiniteError as error:
+        say(f"pdmd: error: {one_line(error)}", sys.stderr)
+        runtime.close(error)
+        return 1
+    say(format_table(rows))
+    say(f"student  {folder / 'student'}")
+    say(f"report   {folder / 'report.html'}")
+    return 0

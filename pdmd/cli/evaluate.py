@@ -1,0 +1,58 @@
+"""The command `pdmd evaluate`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pdmd.cli.arguments import check_numbers, parse, take_name
+from pdmd.cli.sample import STUDENT, load_student
+
+__all__ = ["evaluate_command"]
+
+
+@dataclass(kw_only=True)
+class EvaluateOptions:
+    """Compares a student with its teacher and prints the table."""
+
+    samples: int = 2000
+    """Samples of each method."""
+    teacher_steps: int = 50
+    """Steps of the teacher's own sampling."""
+    seed: int = 1234
+    """Seed of every draw."""
+    guidance: tuple[float, ...] = ()
+    """The teacher's guidance scale; by default the one the student was distilled with."""
+    out: str = ""
+    """Also write the rows to this JSON file."""
+    plugins: tuple[str, ...] = ()
+    """Python modules to import first; they may register the student's teacher."""
+
+
+def evaluate_command(words: list[str]) -> int:
+    from pdmd.distillation.student_folders import schedule_of
+    from pdmd.evaluation.evaluate import evaluate, format_table
+    from pdmd.teachers.guided import guided, unguided
+    from pdmd.teachers.with_schedule import rebased
+
+    name, rest = take_name(words, STUDENT)
+    options = parse(EvaluateOptions, rest, "pdmd evaluate STUDENT", flat=True)
+    check_numbers(options, samples=(100, 10**6), teacher_steps=(1, 10**4), seed=(0, 2**63 - 1))
+    student, teacher = load_student(name, options.plugins)
+    source = student.source or {}
+    teacher = guided(unguided(teacher), options.guidance or source.get("guidance", 1.0))
+    teacher = rebased(teacher, *schedule_of(source))
+    if options.out:
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+    metrics = evaluate(
+        student,
+        teacher,
+        samples=options.samples,
+        seed=options.seed,
+        teacher_steps=options.teacher_steps,
+    )
+    print(format_table(metrics["rows"]))
+    if options.out:
+        Path(options.out).write_text(json.dumps(metrics, indent=2) + "\n")
+    return 0

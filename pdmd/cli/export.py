@@ -1,0 +1,112 @@
+"""The command that writes a student for other programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pdmd.cli.arguments import UsageError, parse, take_name
+
+__all__ = ["export_command"]
+
+
+@dataclass(kw_only=True)
+class ExportOptions:
+    """Writes a student as a pipeline's folder of diffusers, or as adapter files."""
+
+    to: Literal["diffusers", "lora"] = "diffusers"
+    """A pipeline's folder, or one file of adapters for each network."""
+    scheduler: Literal["exact", "stock"] = "exact"
+    """The scheduler of a pipeline: one that ships with it and walks the student's own grid, or
+    one of diffusers that needs no code."""
+    format: Literal["diffusers", "comfyui", "both"] = "both"
+    """Whose names adapters go by."""
+    dtype: str = ""
+    """Type of the weights, such as bfloat16; the student's own by default."""
+    base: str = ""
+    """The pipeline that the student was distilled from, if it has moved."""
+    max_shard_size: str = "10GB"
+    """The largest file of a pipeline's weights."""
+    measure: int = 0
+    """Samples on which to measure a stock scheduler's error with the student's own networks."""
+    overwrite: bool = False
+    """Replace an earlier export."""
+    progress: bool = True
+    """Show a progress bar."""
+    plugins: tuple[str, ...] = ()
+    """Python modules to import first; they may register the student's teacher."""
+
+
+ONLY = {"diffusers": ("scheduler", "max_shard_size", "measure"), "lora": ("format",)}
+"""Options that one kind of export takes alone."""
+
+
+def export_command(words: list[str]) -> int:
+    """Runs ``pdmd export``."""
+    import tyro
+
+    name, rest = take_name(words, "the student folder, such as runs/digits/student")
+    command: Any = dataclasses.make_dataclass(
+        "Export",
+        [
+            (
+                "out",
+                Annotated[
+                    str,
+                    tyro.conf.Positional,
+                    tyro.conf.arg(metavar="DIR", help="Where to write."),
+                ],
+            ),
+            ("options", Annotated[ExportOptions, tyro.conf.arg(name="")]),
+        ],
+    )
+    command.__doc__ = ExportOptions.__doc__
+    parsed = parse(command, rest, "pdmd export STUDENT", command("", ExportOptions()))
+    options: ExportOptions = parsed.options
+    if not parsed.out:
+        raise UsageError("missing the folder to write to: pdmd export STUDENT --to diffusers DIR")
+    for kind, fields in ONLY.items():
+        for field in fields:
+            if kind != options.to and getattr(options, field) != getattr(ExportOptions(), field):
+                flag = "--" + field.replace("_", "-")
+                raise UsageError(f"{flag} is for --to {kind}; leave it out")
+    return _export(name, Path(parsed.out), options)
+
+
+def _export(name: str, out: Path, options: ExportOptions) -> int:
+    from pdmd.distillation.student_folders import source_teacher
+    from pdmd.distillation.students import Student
+    from pdmd.export import export_diffusers, export_lora
+    from pdmd.export.atomic_export import check_place
+    from pdmd.teachers.base import import_plugins
+
+    import_plugins(options.plugins)
+    path = Path(name)
+    if not (path / "student.json").exists() and (path / "student" / "student.json").exists():
+        path = path / "student"
+    check_place(out, overwrite=options.overwrite)
+    moved = {"folder": options.base} if options.base else None
+    student = Student.load(path, teacher=source_teacher(path, moved))
+    chosen: dict[str, Any] = {
+        "dtype": options.dtype,
+        "base": options.base,
+        "overwrite": options.overwrite,
+    }
+    if options.to == "lora":
+        export_lora(student, out, format=options.format, **chosen)
+        print(f"adapters  {out}")
+    else:
+        export_diffusers(
+            student,
+            out,
+            scheduler=options.scheduler,
+            max_shard_size=options.max_shard_size,
+            measure=options.measure,
+            progress=options.progress,
+            **chosen,
+        )
+        print(f"pipeline  {out}")
+    print(f"card      {out / 'README.md'}, with the lines that load it")
+    return 0

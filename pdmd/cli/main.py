@@ -1,0 +1,91 @@
+"""The command line: a thin skin over the library.
+
+Every command ends with exit code 0, 2 for bad input (one line, with the remedy), 1 for a run that
+failed, or 130 for one that was stopped on request.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from pdmd.cli.arguments import UsageError, one_line
+
+__all__ = ["main"]
+
+USAGE = """\
+usage: pdmd COMMAND [options]
+
+Distills diffusion and flow models into few-step mixtures of experts by Phased DMD.
+
+commands:
+  distill [PRESET_OR_TOML]  distill a teacher (presets: {presets}; default digits)
+  plan [PRESET_OR_TOML]     say what a run costs and on how many GPUs it fits
+  embed PROMPTS             encode prompts, so that training needs no text encoder
+  sample STUDENT            draw samples from a student folder
+  evaluate STUDENT          compare a student with its teacher
+  export STUDENT DIR        write a student for diffusers, or its adapters
+  bench NAME                compare methods: toy1d, mixture, digits; cost; overhead
+  report PATH               write the HTML report of a run folder or a results file
+  pretrain NAME             train a packaged network again: digits, glyphs, ...
+  check TEACHER             check that a teacher keeps what distillation needs
+  teachers                  list the registered teachers
+  objectives                list the registered objectives and their weights
+
+'pdmd COMMAND --help' describes a command. Start with: pdmd distill digits
+"""
+
+
+COMMANDS = {
+    "distill": "pdmd.cli.distill:distill_command",
+    "plan": "pdmd.cli.plan:plan_command",
+    "embed": "pdmd.cli.embed:embed_command",
+    "sample": "pdmd.cli.sample:sample_command",
+    "evaluate": "pdmd.cli.evaluate:evaluate_command",
+    "export": "pdmd.cli.export:export_command",
+    "bench": "pdmd.cli.bench:bench_command",
+    "report": "pdmd.cli.report:report_command",
+    "pretrain": "pdmd.cli.pretrain:pretrain_command",
+    "check": "pdmd.cli.check:check_command",
+    "teachers": "pdmd.cli.check:teachers_command",
+    "objectives": "pdmd.cli.objectives:objectives_command",
+}
+"""The commands by name; each takes the words after its name and returns the exit code."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: The words after ``pdmd``; the process's own by default.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        from pdmd.cli.config_files import presets
+
+        print(USAGE.format(presets=", ".join(presets())), end="")
+        return 0
+    if words[0] == "--version":
+        from pdmd import __version__
+
+        print(__version__)
+        return 0
+    try:
+        if words[0] not in COMMANDS:
+            raise UsageError(f"unknown command {words[0]!r}; choose one of {', '.join(COMMANDS)}")
+        module, name = COMMANDS[words[0]].split(":")
+        return getattr(importlib.import_module(module), name)(words[1:])
+    except SystemExit:  # help was printed
+        return 0
+    except (ValueError, OSError) as error:
+        if os.environ.get("RANK", "0") == "0":  # all ranks say the same
+            print(f"pdmd: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pdmd: stopped", file=sys.stderr)
+        return 130

@@ -1,0 +1,77 @@
+"""The command `pdmd pretrain`: trains a packaged network again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pdmd.cli.arguments import parse, take_name
+
+__all__ = ["pretrain_command"]
+
+
+@dataclass(kw_only=True)
+class PretrainOptions:
+    """Trains a shipped network again, from the images."""
+
+    out: str = ""
+    """The safetensors file to write, NAME.safetensors by default; of glyphs the folder."""
+    updates: int = 0
+    """Updates; 0 takes those of the shipped weights."""
+    seed: int | None = None
+    """Seed of every draw; by default that of the shipped weights."""
+
+
+def pretrain_command(words: list[str]) -> int:
+    known = f"{', '.join([*PACKAGED][:-1])} or {[*PACKAGED][-1]}"
+    name, rest = take_name(words, f"what to pretrain: {known}")
+    options = parse(PretrainOptions, rest, "pdmd pretrain NAME", flat=True)
+    if name not in PACKAGED:
+        raise ValueError(f"cannot pretrain {name!r}; choose {known}")
+    if options.updates < 0:
+        raise ValueError(f"--updates must not be negative, got {options.updates}")
+    default, pretrain = PACKAGED[name]
+    out = Path(options.out or default)
+    out.parent.mkdir(parents=True, exist_ok=True)  # for its errors, before any work
+    more = {"updates": options.updates or None, "seed": options.seed}
+    pretrain(out, {key: value for key, value in more.items() if value is not None})
+    size = sum(p.stat().st_size for p in (out, *out.rglob("*")) if p.is_file())
+    print(f"wrote {out} ({size / 1e6:.2f} MB)")
+    return 0
+
+
+def _pretrain_digits(out: Path, chosen: dict[str, Any]) -> None:
+    from pdmd.teachers.packaged.pretraining import teach_digits
+
+    teach_digits(**chosen).save(out)
+
+
+def _pretrain_digits_classifier(out: Path, chosen: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    from pdmd.evaluation.classifier import train_digits_classifier
+
+    save_file(train_digits_classifier(**chosen).layers.state_dict(), out)
+
+
+def _pretrain_glyphs(out: Path, chosen: dict[str, Any]) -> None:
+    from pdmd.teachers.packaged.pretraining_glyphs import teach_glyphs
+
+    teach_glyphs(out, **chosen)
+
+
+def _pretrain_glyph_classifier(out: Path, chosen: dict[str, Any]) -> None:
+    from pdmd.evaluation.glyph_classifier import train_glyph_classifier
+
+    train_glyph_classifier(**chosen).save(out)
+
+
+PACKAGED: dict[str, tuple[str, Callable[[Path, dict[str, Any]], None]]] = {
+    "digits": ("digits.safetensors", _pretrain_digits),
+    "digits-classifier": ("digits-classifier.safetensors", _pretrain_digits_classifier),
+    "glyphs": ("glyphs", _pretrain_glyphs),
+    "glyph-classifier": ("glyph-classifier.safetensors", _pretrain_glyph_classifier),
+}
+"""What can be pretrained: where it is written by default, and what trains it."""

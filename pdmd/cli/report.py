@@ -1,0 +1,32 @@
+"""The command `pdmd report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pdmd.cli.arguments import no_more, take_name
+
+__all__ = ["report_command"]
+
+
+def report_command(words: list[str]) -> int:
+    from pdmd.benchmarks import read_results
+    from pdmd.evaluation.bench_report import write_bench_report
+    from pdmd.evaluation.report import write_report
+
+    name, rest = take_name(words, "a run folder, such as runs/digits, or a results file")
+    no_more([word for word in rest if word not in ("-h", "--help")])
+    if not name:
+        print(
+            "usage: pdmd report PATH\n\nWrites report.html of a run folder, or the page of a "
+            "results file of 'pdmd bench'."
+        )
+        return 0
+    path = Path(name)
+    if path.suffix == ".json":
+        print(write_bench_report(read_results(path), path.with_suffix(".html")))
+        return 0
+    if not (path / "config.toml").is_file():
+        raise ValueError(f"{name} is neither a run folder nor a results file (.json)")
+    print(write_report(path))
+    return 0

@@ -1,0 +1,155 @@
+"""The command that draws samples."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pdmd.cli.arguments import check_numbers, parse, take_name
+
+if TYPE_CHECKING:
+    import torch
+
+    from pdmd.distillation.students import Student
+    from pdmd.teachers.base import Teacher
+
+__all__ = ["STUDENT", "load_student", "sample_command"]
+
+STUDENT = "the student folder, such as runs/digits/student"
+TOGETHER = 2**20
+"""Numbers of latents that are sampled and decoded together by default."""
+
+
+@dataclass(kw_only=True)
+class SampleOptions:
+    """Draws samples from a student folder, as pictures or latents."""
+
+    prompts: tuple[str, ...] = ()
+    """Prompts, one sample of each and repeated up to --n; the teacher's own by default."""
+    n: int | None = None
+    """Number of samples; by default one of each of --prompts, or else 100."""
+    seed: int = 0
+    """Seed of the noise; with the same --batch-size it gives the same samples."""
+    out: str = "samples.png"
+    """A grid of all samples (.png; for videos also .mp4 or .gif), a folder for a file of each, or
+    the latents (.safetensors)."""
+    batch_size: int = 0
+    """Samples made at a time; 0 takes as many as have a million numbers together."""
+    fps: float = 16.0
+    """Frames of a video in a second."""
+    device: str = "auto"
+    """Where to sample: auto, cpu or cuda."""
+    arguments: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Arguments of the teacher in the place of those that it was distilled with, such as where its
+    folder has moved, or other embeddings: --arguments embeddings URL."""
+    progress: bool = True
+    """Show a progress bar."""
+    plugins: tuple[str, ...] = ()
+    """Python modules to import first; they may register the student's teacher."""
+
+
+def sample_command(words: list[str]) -> int:
+    """Runs ``pdmd sample``."""
+    name, rest = take_name(words, STUDENT)
+    options = parse(SampleOptions, rest, "pdmd sample STUDENT", flat=True)
+    if options.n is None:
+        options.n = len(options.prompts) or 100
+    check_numbers(options, n=(1, 10**6), batch_size=(0, 10**6), seed=(0, 2**63 - 1))
+    from pdmd.distributed.runtime import pick_device
+    from pdmd.evaluation.pictures import caption_of, pictures_to
+
+    out, device = Path(options.out), pick_device(options.device)
+    latents = out.suffix == ".safetensors"
+    if not latents:
+        pictures_to(options.out, fps=options.fps)  # for its errors, before any work
+    student, teacher = load_student(
+        name, options.plugins, arguments=options.arguments, device=device
+    )
+    decode = getattr(teacher, "decode", None)
+    if decode is None and not latents:
+        raise ValueError("this student does not make images; use --out samples.safetensors")
+    video = len(student.latent_shape) == 4
+    writer = None if latents else pictures_to(options.out, video=video, fps=options.fps)
+    source = options.prompts or teacher.prompts
+    prompts = [source[i % len(source)] for i in range(options.n)]
+    kept = []
+    for chosen, x in _batches(student, prompts, options, device):
+        if writer is not None and decode is not None:
+            writer.add(decode(x), chosen)
+        else:
+            kept.append(x.cpu())
+    if writer is not None:
+        writer.finish()
+    else:
+        import torch
+        from safetensors.torch import save_file
+
+        out.parent.mkdir(parents=True, exist_ok=True)
+        texts = [p if isinstance(p, str | int | None) else caption_of(p) for p in prompts]
+        save_file({"latents": torch.cat(kept)}, out, metadata={"prompts": json.dumps(texts)})
+    print(f"{options.n} samples in {student.plan.nfe} evaluations each -> {out}")
+    return 0
+
+
+def _batches(
+    student: Student, prompts: Sequence[Any], options: SampleOptions, device: torch.device
+) -> Iterator[tuple[Sequence[Any], torch.Tensor]]:
+    """Yields prompts and clean latents, batch after batch."""
+    import torch
+    from tqdm import tqdm
+
+    from pdmd.distillation.sampling import sample
+
+    size = options.batch_size or max(1, TOGETHER // math.prod(student.latent_shape))
+    generator = torch.Generator().manual_seed(options.seed)
+    bar = tqdm(
+        total=len(prompts),
+        desc="sample",
+        disable=not options.progress or size >= len(prompts),
+        dynamic_ncols=True,
+    )
+    with bar:
+        for i in range(0, len(prompts), size):
+            chosen = prompts[i : i + size]
+            condition = student.encode(chosen)
+            if condition is not None:
+                condition = condition.to(device)
+            yield chosen, sample(student, condition, batch=len(chosen), generator=generator)
+            bar.update(len(chosen))
+
+
+def load_student(
+    name: str,
+    plugins: Sequence[str],
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    device: torch.device | None = None,
+) -> tuple[Student, Teacher]:
+    """Loads a student and its registered teacher, which both are on the student's schedule.
+
+    Args:
+        name: The student's folder, or its run's.
+        plugins: Python modules to import first.
+        arguments: Arguments in the place of those that the teacher was distilled with.
+        device: Where both go; by default where their arguments say.
+
+    Raises:
+        ValueError: If the folder is missing, damaged or names no registered teacher.
+    """
+    from pdmd.distillation.student_folders import source_teacher
+    from pdmd.distillation.students import Student
+    from pdmd.teachers.base import import_plugins
+
+    import_plugins(plugins)
+    path = Path(name)
+    if not (path / "student.json").exists() and (path / "student" / "student.json").exists():
+        path = path / "student"
+    teacher = source_teacher(path, arguments, device=str(device or ""))
+    student = Student.load(path, teacher=teacher)
+    if device is not None:
+        student, teacher = student.to(device), teacher.to(device)
+    return student, teacher

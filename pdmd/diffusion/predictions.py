@@ -1,0 +1,168 @@
+r"""Predictions: what a denoising network said, in any of its equivalent forms.
+
+Every kind is a linear combination :math:`p_t x_0 + q_t \varepsilon` of the clean sample and the
+noise:
+
+=============  =====================  ============================
+kind           :math:`p_t`            :math:`q_t`
+=============  =====================  ============================
+x0             1                      0
+epsilon        0                      1
+velocity       :math:`\dot\alpha_t`   :math:`\dot\sigma_t`
+v_prediction   :math:`-\sigma_t`      :math:`\alpha_t`
+score          0                      :math:`-1 / \sigma_t`
+=============  =====================  ============================
+
+With :math:`x_t = \alpha_t x_0 + \sigma_t \varepsilon` and :math:`D = \alpha_t q_t - \sigma_t
+p_t`, a value :math:`y` of kind :math:`(p, q)` becomes any other combination :math:`(p', q')` in
+one step, without passing through :math:`x_0` or :math:`\varepsilon`:
+
+.. math:: y' = \frac{(p' q - q' p)\, x_t + D'\, y}{D}.
+
+This module is the only place that converts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pdmd.diffusion.schedules import Schedule
+from pdmd.typing import Latents, Times, expand
+
+__all__ = ["KINDS", "Kind", "Prediction", "check_kind", "combination", "determinant"]
+
+Kind = Literal["x0", "epsilon", "velocity", "v_prediction", "score"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+def check_kind(kind: str) -> Kind:
+    """Returns ``kind`` if it is one.
+
+    Raises:
+        ValueError: If it is not one of :data:`KINDS`.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown prediction kind {kind!r}; choose one of {', '.join(KINDS)}")
+    return kind  # type: ignore[return-value]
+
+
+def combination(kind: Kind, t: Times, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    r"""Returns :math:`(p_t, q_t)` of a kind, in float64, with the shape of ``t``.
+
+    Args:
+        kind: The kind.
+        t: Times in [0, 1], of any shape.
+        schedule: The forward process.
+
+    Raises:
+        ValueError: If the kind is unknown.
+    """
+    kind = check_kind(kind)
+    if kind == "velocity":
+        return schedule.derivatives(t)
+    alpha_t, sigma_t = schedule(t)
+    match kind:
+        case "x0":
+            return torch.ones_like(alpha_t), torch.zeros_like(alpha_t)
+        case "epsilon":
+            return torch.zeros_like(alpha_t), torch.ones_like(alpha_t)
+        case "v_prediction":
+            return -sigma_t, alpha_t
+        case "score":
+            return torch.zeros_like(alpha_t), -1 / sigma_t
+
+
+def determinant(kind: Kind, t: Times, schedule: Schedule) -> Tensor:
+    r"""Returns :math:`D_t = \alpha_t q_t - \sigma_t p_t` of a kind, in float64.
+
+    At equal :math:`x_t`, a difference of two predictions of kind A times :math:`D_B / D_A` is
+    their difference in kind B. Arguments and errors are those of :func:`combination`.
+    """
+    alpha_t, sigma_t = schedule(t)
+    p, q = combination(kind, t, schedule)
+    return alpha_t * q - sigma_t * p
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prediction:
+    """One output of a denoising network, with what is needed to read it in another way.
+
+    Attributes:
+        value: What the network returned, with shape :math:`(B, *)`.
+        kind: What it stands for.
+        x_t: The network's input, with shape :math:`(B, *)`.
+        t: Its times, with shape :math:`()` or :math:`(B)`.
+        schedule: The forward process that relates them.
+    """
+
+    value: Latents
+    kind: Kind
+    x_t: Latents
+    t: Times
+    schedule: Schedule
+
+    def to(self, kind: Kind) -> Latents:
+        r"""Returns the prediction as another kind.
+
+        Some conversions do not exist at the very ends of time (:math:`x_0` from
+        :math:`\varepsilon` where :math:`\alpha_t = 0`, for one); there the result is not finite.
+
+        Args:
+            kind: The kind wanted.
+
+        Returns:
+            The same prediction as ``kind``, with shape :math:`(B, *)`, in float32 or wider.
+
+        Raises:
+            ValueError: If ``kind`` is unknown.
+        """
+        if check_kind(kind) == self.kind:
+            return self.value.to(torch.promote_types(self.value.dtype, torch.float32))
+        if {kind, self.kind} == {"epsilon", "score"}:
+            _, sigma_t = self.schedule(self.t)
+            factor = -1 / sigma_t if kind == "score" else -sigma_t
+            return expand(factor, self.value) * self.value
+        return self.combine(*combination(kind, self.t, self.schedule))
+
+    def combine(self, p: Tensor, q: Tensor) -> Latents:
+        r"""Returns :math:`p \hat x_0 + q \hat\varepsilon`.
+
+        Args:
+            p: Weight of the clean sample, float64, with shape :math:`()` or :math:`(B)`.
+            q: Weight of the noise, likewise.
+
+        Returns:
+            The combination, with shape :math:`(B, *)`, in float32 or wider.
+        """
+        alpha_t, sigma_t = self.schedule(self.t)
+        p_own, q_own = combination(self.kind, self.t, self.schedule)
+        if self.kind == "score":  # as epsilon, whose coefficients are finite at t = 0
+            value = self.to("epsilon")
+            p_own, q_own = torch.zeros_like(alpha_t), torch.ones_like(alpha_t)
+        else:
+            value = self.value
+        own = alpha_t * q_own - sigma_t * p_own
+        x_weight = (p * q_own - q * p_own) / own
+        value_weight = (alpha_t * q - sigma_t * p) / own
+        return expand(x_weight, self.x_t) * self.x_t + expand(value_weight, value) * value
+
+
+def _flatten(prediction: Prediction) -> tuple[list[Any], tuple[Kind, Schedule]]:
+    return [prediction.value, prediction.x_t, prediction.t], (prediction.kind, prediction.schedule)
+
+
+def _unflatten(children: Iterable[Any], context: tuple[Kind, Schedule]) -> Prediction:
+    (value, x_t, t), (kind, schedule) = children, context
+    return Prediction(value=value, kind=kind, x_t=x_t, t=t, schedule=schedule)
+
+
+# sharded networks look for the tensors in what a forward returns
+pytree.register_pytree_node(
+    Prediction, _flatten, _unflatten, serialized_type_name="pdmd.diffusion.predictions.Prediction"
+)

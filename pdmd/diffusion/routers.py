@@ -1,0 +1,172 @@
+"""Routers: which expert serves a time.
+
+The boundary between two phases belongs to the less noisy expert, since the state there is its
+input: a student that has arrived at :math:`t_k` is carried on by expert k + 1.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.predictions import Prediction
+from pdmd.diffusion.schedules import same_process
+from pdmd.diffusion.timesteps import as_times
+from pdmd.registry import Registry
+from pdmd.typing import Condition, Latents, Times
+
+__all__ = ["IntervalRouter", "RoutedDenoiser", "Router", "routers"]
+
+routers: Registry[type[Router]] = Registry("router")
+register, get, names = routers.register, routers.get, routers.names
+
+
+class Router(ABC):
+    """A total map from times in [0, 1] to expert indices."""
+
+    @abstractmethod
+    def __call__(self, t: Times) -> Tensor:
+        """Returns the expert index of every time, int64, with the shape of ``t``.
+
+        Raises:
+            ValueError: If a time is outside [0, 1].
+        """
+
+    def serves(self, t_start: float, t_end: float) -> int | None:
+        """Returns the index that serves every time between two; ``None`` if none is known to.
+
+        The ends themselves do not count.
+
+        Args:
+            t_start: The noisier end.
+            t_end: The cleaner end.
+        """
+        return None
+
+
+@routers.register("interval")
+class IntervalRouter(Router):
+    """Routes by the intervals between boundaries.
+
+    A time that float32 cannot tell from a boundary counts as the boundary: 0.6 rounds up in
+    float32, and is meant to stay with the less noisy expert.
+
+    Args:
+        boundaries: Times falling strictly from 1 to 0, both included; n experts need n + 1.
+
+    Raises:
+        ValueError: If they do not.
+    """
+
+    def __init__(self, boundaries: Sequence[float]) -> None:
+        times = [float(t) for t in boundaries]
+        if len(times) < 2 or times[0] != 1 or times[-1] != 0:
+            raise ValueError(f"boundaries run from 1 to 0, both included, got {times}")
+        for a, b in zip(times, times[1:], strict=False):
+            if not b < a:
+                raise ValueError(f"boundaries must fall strictly, got {b} after {a}")
+        self.boundaries = tuple(times)
+        self._inner = torch.tensor(times[1:-1], dtype=torch.float64) * (1 + 2**-24)
+
+    def __call__(self, t: Times) -> Tensor:
+        t = as_times(t)
+        return (t.unsqueeze(-1) <= self._inner.to(t.device)).sum(-1)
+
+    def serves(self, t_start: float, t_end: float) -> int | None:
+        slack = 2**-22  # ends that float32 cannot tell from a boundary are on it
+        for i, (above, below) in enumerate(
+            zip(self.boundaries, self.boundaries[1:], strict=False)
+        ):
+            if t_start <= above * (1 + slack) and t_end >= below * (1 - slack):
+                return i
+        return None
+
+    def __repr__(self) -> str:
+        return f"IntervalRouter({list(self.boundaries)})"
+
+
+class RoutedDenoiser(Denoiser):
+    """Several denoisers behind a router, seen as one.
+
+    Serves a teacher of two networks (Wan 2.2) and the student alike.
+
+    Attributes:
+        together: Whether a call evaluates every denoiser, with a row that does not count where
+            none is routed to it. Ranks that share out the denoisers' weights must all call them.
+
+    Args:
+        denoisers: The experts' networks, of one schedule; noisiest first.
+        router: Chooses among them.
+
+    Raises:
+        ValueError: If there are none, their schedules differ, or an interval router chooses among
+            another number.
+    """
+
+    def __init__(self, denoisers: Sequence[Denoiser], router: Router) -> None:
+        if not denoisers:
+            raise ValueError("a routed denoiser needs at least one denoiser")
+        first = denoisers[0]
+        for other in denoisers[1:]:
+            if not same_process(other.schedule, first.schedule):
+                raise ValueError(
+                    f"routed denoisers are of one schedule, got {first.schedule!r} and "
+                    f"{other.schedule!r}; convert within one of them"
+                )
+        if isinstance(router, IntervalRouter) and len(router.boundaries) != len(denoisers) + 1:
+            raise ValueError(
+                f"{len(denoisers)} denoisers need {len(denoisers) + 1} boundaries, got "
+                f"{list(router.boundaries)}"
+            )
+        super().__init__(
+            schedule=first.schedule,
+            kind=first.kind,
+            latent_shape=first.latent_shape,
+            time_range=(
+                min(d.time_range[0] for d in denoisers),
+                max(d.time_range[1] for d in denoisers),
+            ),
+        )
+        self.denoisers = nn.ModuleList(denoisers)
+        self.router = router
+        self.together = False
+
+    def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
+        """Evaluates each sample with the denoiser of its time."""
+        index = self.router(t)
+        used = index.unique().tolist()
+        if len(used) == 1 and not self.together:
+            return self._evaluate(used[0], x_t, t, condition)
+        value = torch.empty_like(x_t, dtype=torch.promote_types(x_t.dtype, torch.float32))
+        for i in range(len(self.denoisers)) if self.together else used:
+            rows = (index == i).nonzero().squeeze(-1)
+            counts = len(rows) > 0
+            rows = rows if counts else index.new_zeros(1)
+            part = None if condition is None else condition[rows]
+            out = self._evaluate(i, x_t[rows], t[rows], part).to(value)
+            if counts:
+                value = value.index_copy(0, rows, out)
+            elif out.requires_grad:  # its gradient is zero, and ranks must all have one
+                value = value + 0 * out.sum()
+        return value
+
+    def _evaluate(self, i: int, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
+        prediction: Prediction = self.denoisers[i](x_t, t, condition)
+        return prediction.to(self.kind)
+
+    def trainable_copy(self) -> Denoiser:
+        """Returns a routed denoiser of trainable copies."""
+        return RoutedDenoiser([d.trainable_copy() for d in self._all()], self.router)
+
+    def part(self, t_start: float, t_end: float) -> Denoiser:
+        """Returns the one denoiser between two times, this routed one if there are several."""
+        index = self.router.serves(t_start, t_end)
+        return self if index is None else self._all()[index].part(t_start, t_end)
+
+    def _all(self) -> list[Denoiser]:
+        return cast("list[Denoiser]", list(self.denoisers))

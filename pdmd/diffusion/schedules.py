@@ -1,0 +1,350 @@
+r"""Noise schedules.
+
+A schedule fixes the forward process
+
+.. math:: x_t = \alpha_t x_0 + \sigma_t \varepsilon, \qquad \varepsilon \sim \mathcal N(0, I),
+
+for :math:`t \in [0, 1]`, 0 clean and 1 noise, and with it the log signal-to-noise ratio
+:math:`\lambda_t = 2 \log (\alpha_t / \sigma_t)`, strictly decreasing in :math:`t`. For
+:math:`s < t` the same process carries :math:`x_s` to :math:`x_t = \alpha_{t|s} x_s +
+\sigma_{t|s} \varepsilon` with
+
+.. math::
+    \alpha_{t|s} = \alpha_t / \alpha_s, \qquad
+    \sigma_{t|s}^2 = \sigma_t^2 - \alpha_{t|s}^2 \sigma_s^2
+                   = \sigma_t^2 \left(1 - e^{\lambda_t - \lambda_s}\right).
+
+The last form is the one computed: it loses no digits as :math:`t \to s`, and at
+:math:`\sigma_s = 0` it gives :math:`\sigma_{t|s} = \sigma_t` to the bit. All coefficients are
+float64.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from pdmd.diffusion.timesteps import KeptTransition, as_times
+from pdmd.typing import Times
+
+__all__ = [
+    "RectifiedFlow",
+    "Schedule",
+    "Shifted",
+    "Truncated",
+    "VarianceExploding",
+    "same_process",
+]
+
+
+class Schedule(ABC):
+    r"""The coefficients of one forward process.
+
+    A subclass implements :meth:`__call__`; everything else has a default that is exact up to
+    rounding, and may be overridden with a closed form. :math:`\alpha_t / \sigma_t` must be
+    strictly decreasing in :math:`t`.
+    """
+
+    @abstractmethod
+    def __call__(self, t: Times) -> tuple[Tensor, Tensor]:
+        r"""Returns :math:`(\alpha_t, \sigma_t)` in float64, with the shape of ``t``."""
+
+    def derivatives(self, t: Times) -> tuple[Tensor, Tensor]:
+        r"""Returns :math:`(\dot\alpha_t, \dot\sigma_t)`, derivatives in t, in float64.
+
+        The default differentiates :meth:`__call__` by automatic differentiation.
+        """
+        with torch.enable_grad():
+            t = as_times(t).detach().requires_grad_(True)
+            out = []
+            for value in self(t):
+                grad = None
+                if value.requires_grad:
+                    (grad,) = torch.autograd.grad(value.sum(), t, allow_unused=True)
+                out.append(torch.zeros_like(t) if grad is None else grad)
+        return out[0].detach(), out[1].detach()
+
+    def log_snr(self, t: Times) -> Tensor:
+        r"""Returns :math:`\lambda_t = 2 \log(\alpha_t / \sigma_t)`, infinite at pure ends."""
+        alpha_t, sigma_t = self(t)
+        return 2 * (alpha_t.log() - sigma_t.log())
+
+    def t_from_log_snr(self, log_snr: Tensor | float) -> Tensor:
+        r"""Inverts :meth:`log_snr`.
+
+        The default bisects to the last bit of float64.
+
+        Args:
+            log_snr: :math:`\lambda`, of any shape.
+
+        Returns:
+            :math:`t` with :math:`\lambda_t = \lambda`, in float64, of the same shape.
+
+        Raises:
+            ValueError: If a value is beyond the range that the schedule reaches on [0, 1].
+        """
+        log_snr = self._check_log_snr(log_snr)
+        low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
+        for _ in range(1100):
+            middle = (low + high) / 2
+            cleaner = self.log_snr(middle) > log_snr
+            new_low, new_high = (
+                torch.where(cleaner, middle, low),
+                torch.where(cleaner, high, middle),
+            )
+            if torch.equal(new_low, low) and torch.equal(new_high, high):
+                break
+            low, high = new_low, new_high
+        return torch.where(log_snr >= self.log_snr(0.0), 0.0, (low + high) / 2)
+
+    def transition(self, s: Times, t: Times) -> tuple[Tensor, Tensor]:
+        r"""Returns :math:`(\alpha_{t|s}, \sigma_{t|s})` in float64.
+
+        A tensor of times keeps those of the last :math:`s`: a batch of times meets one phase's
+        end in several formulas.
+
+        Args:
+            s: The cleaner time, in :math:`[0, 1)`.
+            t: The noisier time, in :math:`(s, 1]`; broadcasts with ``s``.
+
+        Raises:
+            ValueError: If :math:`s \geq t` anywhere.
+
+        References:
+            Kingma et al., Variational Diffusion Models, arXiv:2107.00630, Appendix A.
+        """
+        end, t = s, as_times(t)
+        if kept := KeptTransition.find(self, end, t):
+            return kept.a, kept.b
+        s = as_times(end)
+        if s.is_cpu and t.is_cpu and bool((s >= t).any()):
+            s_all, t_all = torch.broadcast_tensors(s, t)
+            i = int((s_all >= t_all).flatten().nonzero()[0])
+            raise ValueError(
+                f"a transition goes from s to a noisier t > s, "
+                f"got s = {s_all.flatten()[i].item()}, t = {t_all.flatten()[i].item()}"
+            )
+        (alpha_s, _), (alpha_t, sigma_t) = self(s), self(t)
+        gap = self.log_snr(t) - self.log_snr(s)
+        a, b = alpha_t / alpha_s, sigma_t * torch.sqrt(-torch.expm1(gap))
+        KeptTransition.keep(self, end, t, a, b)
+        return a, b
+
+    def prior_std(self) -> float:
+        r"""Returns the standard deviation of the noise that sampling starts from at :math:`t = 1`.
+
+        .. math:: \sqrt{\alpha_1^2 + \sigma_1^2}
+
+        is that of diffused data whose own is 1: :math:`\sigma_1` where no signal is left, and 1
+        on every variance-preserving schedule, as the samplers of that family have it.
+        """
+        alpha, sigma = self(1.0)
+        return float(torch.sqrt(alpha**2 + sigma**2))
+
+    def _check_log_snr(self, log_snr: Tensor | float) -> Tensor:
+        log_snr = torch.as_tensor(log_snr, dtype=torch.float64)
+        top, bottom = float(self.log_snr(0.0)), float(self.log_snr(1.0))
+        slack = torch.where(log_snr.isinf(), 0.0, 1e-9 * (1 + log_snr.abs()))
+        bad = ~((log_snr <= top + slack) & (log_snr >= bottom - slack))
+        if bool(bad.any()):
+            raise ValueError(
+                f"log-SNR {log_snr[bad].flatten()[0].item()} is outside what this schedule "
+                f"reaches, [{bottom:.4g}, {top:.4g}]"
+            )
+        return log_snr
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(
+            f"{k}={v!r}" for k, v in vars(self).items() if not isinstance(v, Tensor)
+        )
+        return f"{type(self).__name__}({arguments})"
+
+
+def same_process(a: Schedule, b: Schedule) -> bool:
+    """Says whether two schedules are one forward process, by their coefficients on a grid.
+
+    Args:
+        a: A schedule.
+        b: Another, of any class.
+    """
+    if a is b:
+        return True
+    t = torch.linspace(0.0, 1.0, 17, dtype=torch.float64)
+    return all(
+        torch.allclose(own, other, rtol=1e-6, atol=1e-9)
+        for own, other in zip(a(t), b(t), strict=True)
+    )
+
+
+class RectifiedFlow(Schedule):
+    r""":math:`\alpha_t = 1 - t`, :math:`\sigma_t = t`.
+
+    References:
+        Liu et al., Flow Straight and Fast, arXiv:2209.03003.
+    """
+
+    def __call__(self, t: Times) -> tuple[Tensor, Tensor]:
+        t = as_times(t)
+        return 1 - t, t
+
+    def derivatives(self, t: Times) -> tuple[Tensor, Tensor]:
+        t = as_times(t)
+        return -torch.ones_like(t), torch.ones_like(t)
+
+    def log_snr(self, t: Times) -> Tensor:
+        t = as_times(t)
+        return 2 * (torch.log1p(-t) - t.log())
+
+    def t_from_log_snr(self, log_snr: Tensor | float) -> Tensor:
+        return torch.sigmoid(-self._check_log_snr(log_snr) / 2)
+
+
+class Shifted(Schedule):
+    r"""A schedule run on the warped time :math:`t' = k t / (1 + (k - 1) t)`.
+
+    A shift :math:`k > 1` spends more of :math:`[0, 1]` near noise, as high-resolution models do;
+    on rectified flow it lowers the log-SNR by :math:`2 \log k` everywhere.
+
+    Args:
+        base: The schedule to warp.
+        shift: :math:`k > 0`.
+
+    Raises:
+        ValueError: If the shift is not a positive finite number.
+
+    References:
+        Esser et al., Scaling Rectified Flow Transformers, arXiv:2403.03206, Eq. 23.
+    """
+
+    def __init__(self, base: Schedule, shift: float) -> None:
+        self.base = base
+        self.shift = check_shift(shift)
+
+    def warp(self, t: Times) -> Tensor:
+        """Returns the base schedule's time at ``t``."""
+        return shift_times(as_times(t), self.shift)
+
+    def __call__(self, t: Times) -> tuple[Tensor, Tensor]:
+        return self.base(self.warp(t))
+
+    def derivatives(self, t: Times) -> tuple[Tensor, Tensor]:
+        t = as_times(t)
+        slope = self.shift / (1 + (self.shift - 1) * t) ** 2
+        d_alpha, d_sigma = self.base.derivatives(self.warp(t))
+        return d_alpha * slope, d_sigma * slope
+
+    def log_snr(self, t: Times) -> Tensor:
+        return self.base.log_snr(self.warp(t))
+
+    def t_from_log_snr(self, log_snr: Tensor | float) -> Tensor:
+        return shift_times(self.base.t_from_log_snr(log_snr), 1 / self.shift)
+
+
+class Truncated(Schedule):
+    r"""A schedule up to one of its times, :math:`t' = t_{\max} t`.
+
+    At :math:`t = 1` some signal is left. It serves teachers whose noisiest level is not pure
+    noise: see :class:`~pdmd.teachers.Rebased`.
+
+    Args:
+        base: The schedule to cut.
+        t_max: The base schedule's time at :math:`t = 1`, in (0, 1].
+
+    Raises:
+        ValueError: If ``t_max`` is outside (0, 1].
+    """
+
+    def __init__(self, base: Schedule, t_max: float) -> None:
+        if not 0 < t_max <= 1:
+            raise ValueError(f"t_max is in (0, 1], got {t_max}")
+        self.base, self.t_max = base, float(t_max)
+
+    def __call__(self, t: Times) -> tuple[Tensor, Tensor]:
+        return self.base(self.t_max * as_times(t))
+
+    def derivatives(self, t: Times) -> tuple[Tensor, Tensor]:
+        d_alpha, d_sigma = self.base.derivatives(self.t_max * as_times(t))
+        return self.t_max * d_alpha, self.t_max * d_sigma
+
+    def log_snr(self, t: Times) -> Tensor:
+        return self.base.log_snr(self.t_max * as_times(t))
+
+    def t_from_log_snr(self, log_snr: Tensor | float) -> Tensor:
+        return (self.base.t_from_log_snr(self._check_log_snr(log_snr)) / self.t_max).clamp(0, 1)
+
+
+def check_shift(shift: float) -> float:
+    """Checks a shift and returns it as a float.
+
+    Raises:
+        ValueError: If it is not a positive finite number.
+    """
+    if not (math.isfinite(shift) and shift > 0):
+        raise ValueError(f"a shift is a positive finite number, got {shift}; 1 means no shift")
+    return float(shift)
+
+
+def shift_times(t: Tensor, shift: float) -> Tensor:
+    r"""Maps :math:`t \mapsto k t / (1 + (k - 1) t)`, which keeps 0 and 1 exactly.
+
+    Args:
+        t: Times in [0, 1], float64, of any shape.
+        shift: :math:`k > 0`; its inverse maps back.
+    """
+    warped = shift * t / (1 + (shift - 1) * t)
+    return torch.where(t == 1, torch.ones_like(t), warped)
+
+
+class VarianceExploding(Schedule):
+    r""":math:`\alpha_t = 1`, :math:`\sigma_t = (\sigma_{\min}^{1/\rho} (1 - t) +
+    \sigma_{\max}^{1/\rho} t)^\rho`.
+
+    With the default :math:`\sigma_{\min} = 0`, time 0 is clean data exactly. Noise below about
+    :math:`10^{-7}` of the data is lost in float32, with the defaults at :math:`t < 0.05`: draw
+    times above it.
+
+    Args:
+        sigma_max: :math:`\sigma_{\max}`, the noise at :math:`t = 1`.
+        sigma_min: :math:`\sigma_{\min}`, the noise at :math:`t = 0`; 0 or more.
+        rho: :math:`\rho`, at least 1; the higher, the more of time lies at low noise.
+
+    Raises:
+        ValueError: If the noises are not ordered or not finite, or ``rho`` is below 1.
+
+    References:
+        Karras et al., EDM, arXiv:2206.00364, Eq. 5.
+    """
+
+    def __init__(self, sigma_max: float = 80.0, sigma_min: float = 0.0, rho: float = 7.0) -> None:
+        if not (0 <= sigma_min < sigma_max < math.inf):
+            raise ValueError(
+                f"expected 0 <= sigma_min < sigma_max, got sigma_min = {sigma_min}, "
+                f"sigma_max = {sigma_max}"
+            )
+        if not (1 <= rho < math.inf):
+            raise ValueError(f"rho must be at least 1, got {rho}")
+        self.sigma_max, self.sigma_min, self.rho = float(sigma_max), float(sigma_min), float(rho)
+
+    def _root(self, t: Tensor) -> Tensor:
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return low * (1 - t) + high * t
+
+    def __call__(self, t: Times) -> tuple[Tensor, Tensor]:
+        t = as_times(t)
+        return torch.ones_like(t), self._root(t) ** self.rho
+
+    def derivatives(self, t: Times) -> tuple[Tensor, Tensor]:
+        t = as_times(t)
+        slope = self.sigma_max ** (1 / self.rho) - self.sigma_min ** (1 / self.rho)
+        return torch.zeros_like(t), self.rho * self._root(t) ** (self.rho - 1) * slope
+
+    def log_snr(self, t: Times) -> Tensor:
+        return -2 * self.rho * torch.log(self._root(as_times(t)))
+
+    def t_from_log_snr(self, log_snr: Tensor | float) -> Tensor:
+        root = torch.exp(-self._check_log_snr(log_snr) / (2 * self.rho))
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return ((root - low) / (high - low)).clamp(0, 1)

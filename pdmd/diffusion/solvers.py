@@ -1,0 +1,75 @@
+r"""Steps between times: deterministic, and diffusing forward."""
+
+from __future__ import annotations
+
+import torch
+
+from pdmd.diffusion.predictions import Prediction
+from pdmd.diffusion.schedules import Schedule
+from pdmd.diffusion.timesteps import as_times
+from pdmd.randomness import randn_like
+from pdmd.typing import Latents, Times, expand, moved
+
+__all__ = ["diffuse", "ode_step", "renoise_step"]
+
+
+def ode_step(prediction: Prediction, s: Times) -> Latents:
+    r"""Carries :math:`x_t` to a cleaner time along the probability flow.
+
+    .. math:: x_s = \alpha_s \hat x_0 + \sigma_s \hat\varepsilon
+
+    This is DDIM's step; on rectified flow it is Euler's, :math:`x_s = x_t + (s - t) v`.
+
+    Args:
+        prediction: A prediction at time :math:`t`, with value of shape :math:`(B, *)`.
+        s: The time to reach, a float or a tensor with shape :math:`(B)`.
+
+    Returns:
+        Latents at time :math:`s`, with shape :math:`(B, *)`, in float32 or wider.
+
+    References:
+        Song et al., DDIM, arXiv:2010.02502, Eq. 12.
+    """
+    s = moved(as_times(s), prediction.x_t.device)
+    alpha_s, sigma_s = prediction.schedule(s)
+    return prediction.combine(alpha_s, sigma_s)
+
+
+def diffuse(x_s: Latents, epsilon: Latents, s: Times, t: Times, schedule: Schedule) -> Latents:
+    r"""Diffuses :math:`x_s` forward with given noise.
+
+    .. math:: x_t = \alpha_{t|s} x_s + \sigma_{t|s} \varepsilon
+
+    Args:
+        x_s: Latents at time :math:`s`, with shape :math:`(B, *)`.
+        epsilon: Standard normal noise, with the shape of ``x_s``.
+        s: Starting time in :math:`[0, 1)`.
+        t: Final time in :math:`(s, 1]`.
+        schedule: The forward process.
+
+    Returns:
+        Latents at time :math:`t`, with shape :math:`(B, *)`.
+
+    Raises:
+        ValueError: If :math:`s \geq t` anywhere.
+
+    References:
+        Fan et al., Phased DMD, arXiv:2510.27684, Section 3.2.
+    """
+    a, b = schedule.transition(s, t)
+    return expand(a, x_s) * x_s + expand(b, x_s) * epsilon
+
+
+def renoise_step(
+    x_s: Latents,
+    s: Times,
+    t: Times,
+    schedule: Schedule,
+    generator: torch.Generator | None = None,
+) -> Latents:
+    """Diffuses :math:`x_s` forward to time :math:`t` with fresh noise.
+
+    Arguments, result and errors are those of :func:`diffuse`, with the noise drawn from
+    ``generator``.
+    """
+    return diffuse(x_s, randn_like(x_s, generator), s, t, schedule)

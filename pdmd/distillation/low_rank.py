@@ -1,0 +1,198 @@
+r"""Low-rank changes of linear layers: their rank and place, and their factors.
+
+.. math:: y = W x + b + \frac{\alpha}{r} B A x, \qquad A \in \mathbb R^{r \times n_{in}}, \quad
+    B \in \mathbb R^{n_{out} \times r}
+
+References:
+    Hu et al., LoRA, arXiv:2106.09685, Section 4.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pdmd.distributed.plans import plain_path, units_of
+
+__all__ = ["Factor", "Factors", "LowRank", "layers_of"]
+
+HIGHEST_RANK, HIGHEST_ALPHA = 65_536, 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank:
+    r"""The rank of a change of weights, its scale and its place.
+
+    Attributes:
+        rank: :math:`r`, the rank.
+        alpha: :math:`\alpha`; the change is multiplied by :math:`\alpha / r`.
+        targets: Patterns of paths of linear layers, as ``fnmatch`` reads them. A pattern stands
+            for a whole path (``transformer.blocks.*.to_q``) or for its last parts (``to_q``,
+            ``attn.to_out.0``). By default all linear layers in the network's repeated blocks, and
+            all there are where it states none.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    rank: int = 64
+    alpha: float = 8.0
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (
+            not isinstance(self.rank, int)
+            or isinstance(self.rank, bool)
+            or not 1 <= self.rank <= HIGHEST_RANK
+        ):
+            raise ValueError(
+                f"the rank of an adapter is a whole number from 1 to {HIGHEST_RANK:,}, got "
+                f"{_short(self.rank)}"
+            )
+        if (
+            not isinstance(self.alpha, int | float)
+            or isinstance(self.alpha, bool)
+            or not 0 < self.alpha <= HIGHEST_ALPHA
+        ):
+            raise ValueError(
+                f"the alpha of an adapter is a positive number, got {_short(self.alpha)}"
+            )
+        if isinstance(self.targets, str) or not all(
+            isinstance(target, str) and target for target in self.targets
+        ):
+            raise ValueError(
+                "the targets of an adapter are patterns of paths of linear layers, such as "
+                f"('to_q', 'to_v'), got {_short(self.targets)}"
+            )
+        object.__setattr__(self, "alpha", float(self.alpha))
+        object.__setattr__(self, "targets", tuple(self.targets))
+
+    @property
+    def scale(self) -> float:
+        r"""What the product of the factors is multiplied by, :math:`\alpha / r`."""
+        return self.alpha / self.rank
+
+
+class Factors(nn.Module):
+    r"""The factors of one linear layer.
+
+    Args:
+        layer: The layer; the factors are made where its weight is.
+        spec: The rank and scale.
+        generator: The source of randomness.
+
+    Attributes:
+        lora_A: Holds :math:`A` as its ``weight``.
+        lora_B: Holds :math:`B`.
+        scale: What their product is multiplied by.
+        between: What becomes of :math:`A x` on several ranks.
+    """
+
+    def __init__(self, layer: nn.Linear, spec: LowRank, generator: torch.Generator) -> None:
+        super().__init__()
+        a = torch.empty(spec.rank, layer.in_features, device=_init_device(layer))
+        if not a.is_meta:
+            bound = layer.in_features**-0.5
+            a.uniform_(-bound, bound, generator=generator)
+        device = layer.weight.device
+        self.lora_A = Factor(a.to(device))
+        self.lora_B = Factor(torch.zeros(layer.out_features, spec.rank, device=device))
+        self.scale = spec.scale
+        self.between: Callable[[Tensor], Tensor] | None = None
+
+    def added(self, x: Tensor) -> Tensor:
+        r"""Returns :math:`\frac{\alpha}{r} B A x`."""
+        a, b = self.lora_A.weight, self.lora_B.weight
+        if x.dtype != a.dtype and not torch.is_autocast_enabled(x.device.type):
+            x = x.to(a.dtype)
+        hidden = functional.linear(x, a)
+        if self.between is not None:
+            hidden = self.between(hidden)
+        return self.scale * functional.linear(hidden, b)
+
+    def change(self) -> Tensor:
+        r"""Returns :math:`\frac{\alpha}{r} B A`, in float32."""
+        return self.scale * (self.lora_B.weight.float() @ self.lora_A.weight.float())
+
+
+class Factor(nn.Module):
+    """One factor, whose parameter has the name that other libraries give it.
+
+    Args:
+        weight: Its values.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+
+def layers_of(base: nn.Module, targets: tuple[str, ...] = ()) -> dict[str, nn.Linear]:
+    """Returns the linear layers that an adapter changes, by path.
+
+    Args:
+        base: The network.
+        targets: Patterns, as :class:`LowRank` takes them.
+
+    Raises:
+        ValueError: If a pattern matches none, or there are none.
+    """
+    linear = {
+        plain_path(path): cast("nn.Linear", module)
+        for path, module in base.named_modules()
+        if _is_linear(module)
+    }
+    if not targets:
+        units = tuple(f"{plain_path(path)}." for path, _ in units_of(base))
+        found = {p: m for p, m in linear.items() if p.startswith(units)} if units else linear
+        if not found:
+            raise ValueError(
+                f"{type(base).__name__} has no linear layers to adapt; train full weights, or "
+                "give a network that has some"
+            )
+        return found
+    wanted: set[str] = set()
+    for target in targets:
+        matched = {p for p in linear if _matches(p, target)}
+        if not matched:
+            names = sorted({_short_path(p) for p in linear})
+            raise ValueError(
+                f"the adapter's target {target!r} matches no linear layer of the "
+                f"{type(base).__name__}; there are {', '.join(names[:24]) or 'none'}"
+            )
+        wanted |= matched
+    return {p: m for p, m in linear.items() if p in wanted}
+
+
+def _is_linear(module: nn.Module) -> bool:
+    # The output of torch's own multi-head attention is never called, its weight is used directly.
+    return isinstance(module, nn.Linear) and not isinstance(
+        module, nn.modules.linear.NonDynamicallyQuantizableLinear
+    )
+
+
+def _matches(path: str, target: str) -> bool:
+    return fnmatchcase(path, target) or fnmatchcase(path, f"*.{target}")
+
+
+def _short_path(path: str) -> str:
+    parts = path.split(".")
+    start = len(parts) - 1
+    while start > 0 and parts[start].isdigit():
+        start -= 1
+    return ".".join(parts[start:])
+
+
+def _init_device(layer: nn.Linear) -> str:
+    return "meta" if layer.weight.is_meta else "cpu"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"

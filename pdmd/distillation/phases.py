@@ -1,0 +1,292 @@
+r"""Phases: how the noise range is cut.
+
+A plan cuts :math:`1 = t_0 > t_1 > \dots > t_K = 0`. Phase :math:`k` carries
+:math:`x_{t_{k-1}}` to :math:`x_{t_k}` in one or more steps, and compares teacher and student on
+times :math:`t` from its score range: :math:`(t_k, 1)`, reverse nested, as in the paper, or
+:math:`(t_k, t_{k-1})`, disjoint.
+
+References:
+    Fan et al., Phased DMD, arXiv:2510.27684, Sections 3.1 and 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pdmd.diffusion.schedules import Schedule, check_shift, shift_times
+
+__all__ = ["Disjoint", "Nested", "Phase", "PhasePlan", "ScoreRange"]
+
+
+LARGEST = 10_000
+"""Steps that a plan may have in all; a teacher takes at most about 1000."""
+
+
+class ScoreRange(ABC):
+    """The times at which a phase compares real and fake scores."""
+
+    @abstractmethod
+    def __call__(self, t_start: float, t_end: float) -> tuple[float, float]:
+        """Returns the range (low, high) for a phase from ``t_start`` to ``t_end``."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class Nested(ScoreRange):
+    r"""Reverse nested, :math:`(t_k, 1)`: the paper's choice."""
+
+    def __call__(self, t_start: float, t_end: float) -> tuple[float, float]:
+        return t_end, 1.0
+
+
+class Disjoint(ScoreRange):
+    r"""Disjoint, :math:`(t_k, t_{k-1})`: a control; see the evidence page."""
+
+    def __call__(self, t_start: float, t_end: float) -> tuple[float, float]:
+        return t_end, t_start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One subinterval of the noise range.
+
+    Attributes:
+        index: Position in the plan, 0 for the noisiest.
+        timesteps: The times at which the expert is evaluated, falling; the first is
+            :math:`t_{k-1}`.
+        t_end: :math:`t_k`, where the phase's output lives.
+        score_range: The times (low, high) of the score comparison, within [t_end, 1].
+
+    Raises:
+        ValueError: If the timesteps do not fall strictly from within (0, 1] to ``t_end``, or the
+            score range leaves [t_end, 1].
+    """
+
+    index: int
+    timesteps: tuple[float, ...]
+    t_end: float
+    score_range: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        if not self.timesteps:
+            raise ValueError(f"phase {self.index + 1} has no steps; every phase needs at least 1")
+        times = (*self.timesteps, self.t_end)
+        for t in times:
+            if not (math.isfinite(t) and 0 <= t <= 1):
+                raise ValueError(f"phase {self.index + 1}: time {t} is outside [0, 1]")
+        for earlier, later in zip(times, times[1:], strict=False):
+            if not later < earlier:
+                raise ValueError(
+                    f"phase {self.index + 1}: times must fall strictly from noise to data, got "
+                    f"{later} after {earlier}"
+                )
+        low, high = self.score_range
+        if not self.t_end <= low < high <= 1:
+            raise ValueError(
+                f"phase {self.index + 1}: score range ({low}, {high}) is not within "
+                f"[{self.t_end}, 1]"
+            )
+
+    @property
+    def t_start(self) -> float:
+        r""":math:`t_{k-1}`, where the phase's input lives."""
+        return self.timesteps[0]
+
+    @property
+    def steps(self) -> int:
+        """The number of network evaluations in the phase."""
+        return len(self.timesteps)
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """Contiguous phases from noise (1) to data (0).
+
+    Attributes:
+        phases: The phases, noisiest first.
+
+    Raises:
+        ValueError: If there are none, they do not meet, or do not run from 1 to 0.
+    """
+
+    phases: tuple[Phase, ...]
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise ValueError("a plan needs at least one phase")
+        first, last = self.phases[0], self.phases[-1]
+        if first.t_start != 1:
+            raise ValueError(f"a plan starts at noise, t = 1, got {first.t_start}")
+        if last.t_end != 0:
+            raise ValueError(f"a plan ends at clean data, t = 0, got {last.t_end}")
+        for i, phase in enumerate(self.phases):
+            if phase.index != i:
+                raise ValueError(f"phase at position {i} has index {phase.index}")
+        for a, b in zip(self.phases, self.phases[1:], strict=False):
+            if a.t_end != b.t_start:
+                raise ValueError(
+                    f"phase {a.index + 1} ends at {a.t_end} but phase {b.index + 1} starts at "
+                    f"{b.t_start}; phases must meet"
+                )
+
+    @classmethod
+    def from_timesteps(
+        cls,
+        timesteps: Sequence[float],
+        *,
+        steps: int | Sequence[int] = 1,
+        shift: float = 1.0,
+        score_range: ScoreRange | None = None,
+    ) -> PhasePlan:
+        """Groups a falling grid of times into phases.
+
+        Args:
+            timesteps: Times from 1 to 0, both included; n steps need n + 1 times.
+            steps: Steps in each phase: one number for all, or one per phase, noisiest first.
+            shift: Warps the grid by ``k t / (1 + (k - 1) t)``; 1 leaves it.
+            score_range: :class:`Nested` by default.
+
+        Raises:
+            ValueError: If the grid does not fall strictly from 1 to 0, or the steps do not add up.
+        """
+        times = [float(t) for t in timesteps]
+        if len(times) < 2:
+            raise ValueError(f"a plan needs at least the times 1 and 0, got {times}")
+        if times[0] != 1:
+            raise ValueError(f"a plan starts at noise, t = 1, got {times[0]}")
+        if times[-1] != 0:
+            raise ValueError(f"a plan ends at clean data, t = 0, got {times[-1]}")
+        for a, b in zip(times, times[1:], strict=False):
+            if not b < a:
+                raise ValueError(f"times must fall strictly from 1 to 0, got {b} after {a}")
+        shift = check_shift(shift)
+        warped = shift_times(torch.tensor(times, dtype=torch.float64), shift).tolist()
+        counts = _counts(steps, len(times) - 1)
+        score_range = score_range or Nested()
+        phases, start = [], 0
+        for index, count in enumerate(counts):
+            t_end = warped[start + count]
+            phases.append(
+                Phase(
+                    index=index,
+                    timesteps=tuple(warped[start : start + count]),
+                    t_end=t_end,
+                    score_range=score_range(warped[start], t_end),
+                )
+            )
+            start += count
+        return cls(tuple(phases))
+
+    @classmethod
+    def uniform(
+        cls,
+        phases: int = 4,
+        *,
+        steps: int | Sequence[int] = 1,
+        shift: float = 1.0,
+        score_range: ScoreRange | None = None,
+    ) -> PhasePlan:
+        """Cuts [0, 1] into steps of equal length, then warps them by ``shift``.
+
+        Args:
+            phases: The number of phases, at least 1.
+            steps: Steps in each phase: one number for all, or one per phase.
+            shift: As in :meth:`from_timesteps`.
+            score_range: :class:`Nested` by default.
+
+        Raises:
+            ValueError: If ``phases`` or ``steps`` is not positive, or their numbers disagree.
+        """
+        if phases < 1:
+            raise ValueError(f"a plan needs at least 1 phase, got {phases}")
+        if phases > LARGEST:
+            raise ValueError(f"a plan has at most {LARGEST} phases")
+        counts = [steps] * phases if isinstance(steps, int) else list(steps)
+        if len(counts) != phases:
+            raise ValueError(f"got {phases} phases but steps for {len(counts)}: {counts}")
+        for count in counts:
+            if count < 1:
+                raise ValueError(f"every phase needs at least 1 step, got {count}")
+        total = sum(counts)
+        if total > LARGEST:
+            raise ValueError(f"a plan has at most {LARGEST} steps in all")
+        grid = [1 - i / total for i in range(total)] + [0.0]
+        return cls.from_timesteps(grid, steps=counts, shift=shift, score_range=score_range)
+
+    @classmethod
+    def from_log_snr(
+        cls,
+        log_snrs: Sequence[float],
+        schedule: Schedule,
+        *,
+        steps: int | Sequence[int] = 1,
+        score_range: ScoreRange | None = None,
+    ) -> PhasePlan:
+        r"""Cuts at given log-SNRs :math:`\lambda`, whose times depend on the schedule.
+
+        Args:
+            log_snrs: The inner cuts, rising (noise to data); the ends 1 and 0 are added.
+            schedule: Translates log-SNR to time.
+            steps: As in :meth:`from_timesteps`.
+            score_range: :class:`Nested` by default.
+
+        Raises:
+            ValueError: If the log-SNRs do not rise strictly or the schedule does not reach one.
+        """
+        inner = [float(schedule.t_from_log_snr(value)) for value in log_snrs]
+        for a, b in zip(log_snrs, log_snrs[1:], strict=False):
+            if not b > a:
+                raise ValueError(
+                    f"log-SNRs must rise strictly from noise to data, got {b} after {a}"
+                )
+        return cls.from_timesteps([1.0, *inner, 0.0], steps=steps, score_range=score_range)
+
+    @property
+    def boundaries(self) -> tuple[float, ...]:
+        """The times where phases meet, with both ends: (1, t_1, ..., 0)."""
+        return (1.0, *(phase.t_end for phase in self.phases))
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """Every time of the grid, from 1 to 0."""
+        return (*(t for phase in self.phases for t in phase.timesteps), 0.0)
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per sample."""
+        return sum(phase.steps for phase in self.phases)
+
+    def __iter__(self) -> Iterator[Phase]:
+        return iter(self.phases)
+
+    def __len__(self) -> int:
+        return len(self.phases)
+
+    def __getitem__(self, index: int) -> Phase:
+        return self.phases[index]
+
+
+def _counts(steps: int | Sequence[int], total: int) -> list[int]:
+    if isinstance(steps, int):
+        if steps < 1:
+            raise ValueError(f"every phase needs at least 1 step, got {steps}")
+        if total % steps:
+            raise ValueError(f"{total} steps do not split into phases of {steps} each")
+        return [steps] * (total // steps)
+    counts = list(steps)
+    for count in counts:
+        if count != int(count):
+            raise ValueError(f"steps are whole numbers, got {count}")
+        if count < 1:
+            raise ValueError(f"every phase needs at least 1 step, got {count}")
+    if sum(counts) != total:
+        raise ValueError(
+            f"steps {counts} add up to {sum(counts)}, but the times make {total} steps"
+        )
+    return counts

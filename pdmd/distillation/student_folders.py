@@ -1,0 +1,305 @@
+"""Folders of students: what ``student.json`` says, and what is built again from it.
+
+A folder is safetensors and JSON: nothing in it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser, Router
+from pdmd.distillation.adapters import LowRank, adapt, adapted_parts, base_digest
+from pdmd.distillation.experts import Expert, experts
+from pdmd.distillation.phases import Phase, PhasePlan
+from pdmd.registry import Registry
+from pdmd.teachers.base import Teacher, teachers
+from pdmd.teachers.with_schedule import ENDS, rebased
+
+__all__ = [
+    "FORMAT",
+    "adapter_of",
+    "boundaries_of",
+    "build",
+    "checksum",
+    "describe_plan",
+    "entry_of",
+    "like",
+    "plan_from_description",
+    "read_description",
+    "schedule_of",
+    "source_teacher",
+]
+
+FORMAT = 1
+"""The number of the folder's format that this version writes and reads."""
+
+
+def describe_plan(plan: PhasePlan) -> list[dict[str, Any]]:
+    """Returns a plan as JSON values."""
+    return [
+        {
+            "timesteps": list(phase.timesteps),
+            "t_end": phase.t_end,
+            "score_range": list(phase.score_range),
+        }
+        for phase in plan
+    ]
+
+
+def plan_from_description(description: Sequence[Mapping[str, Any]]) -> PhasePlan:
+    """Returns the plan that :func:`describe_plan` described."""
+    return PhasePlan(
+        tuple(
+            Phase(
+                index=i,
+                timesteps=tuple(entry["timesteps"]),
+                t_end=entry["t_end"],
+                score_range=(entry["score_range"][0], entry["score_range"][1]),
+            )
+            for i, entry in enumerate(description)
+        )
+    )
+
+
+def source_teacher(
+    folder: str | Path, arguments: Mapping[str, Any] | None = None, *, device: str = ""
+) -> Teacher:
+    """Builds the registered teacher of a student's folder, on the student's schedule.
+
+    Args:
+        folder: What :meth:`~pdmd.distillation.students.Student.save` wrote.
+        arguments: Arguments in the place of those of the folder, or beside them.
+        device: Where its parts go, if it is one that is told; by default where they were.
+
+    Raises:
+        ValueError: If the folder is missing, damaged or names no registered teacher, or the
+            teacher does not take the arguments.
+    """
+    folder = Path(folder)
+    source = read_description(folder)["source"]
+    if source is None:
+        raise ValueError(
+            f"{folder} names no registered teacher; load it in Python with teacher=..."
+        )
+    together = {**source.get("arguments", {}), **(arguments or {})}
+    if device and source["teacher"] in teachers and "device" not in (arguments or {}):
+        told = inspect.signature(teachers[source["teacher"]]).parameters
+        if {"device", "folder"} & told.keys():  # a folder's factory passes it on
+            together["device"] = device
+    teacher = build(teachers, source["teacher"], together, folder)
+    return rebased(teacher, *schedule_of(source))
+
+
+def schedule_of(source: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the name and the end of the schedule that a source puts its teacher on.
+
+    Both are as :func:`~pdmd.teachers.with_schedule.rebased` takes them.
+    """
+    schedule = source.get("schedule") or {}
+    return schedule.get("name", ""), schedule.get("end", "noise")
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Reads what a student's folder says of it, and checks it.
+
+    Args:
+        folder: What :meth:`~pdmd.distillation.students.Student.save` wrote.
+
+    Returns:
+        The content of its ``student.json``.
+
+    Raises:
+        ValueError: If it is missing, damaged or of a newer format.
+    """
+    path = folder / "student.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a student folder: it has no student.json")
+    try:
+        content = json.loads(path.read_text())
+        number = content["format"]
+        for key in ("plan", "experts", "source"):
+            content[key]
+        if number == FORMAT:
+            plan_from_description(content["plan"])
+            for entry in content["experts"]:
+                for key in ("file", "sha256"):
+                    if not isinstance(entry[key], str):
+                        raise ValueError(f"{key} is text, got {entry[key]!r}")
+                if "boundaries" in entry:
+                    IntervalRouter(entry["boundaries"])
+                adapter_of(entry)
+                if not isinstance(entry.get("base", ""), str):
+                    raise ValueError(f"base is a digest, got {entry['base']!r}")
+                experts[entry["expert"]]
+            _check_source(content["source"])
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {str(error)[:200]}); distill again or "
+            "restore it"
+        ) from error
+    if number != FORMAT:
+        raise ValueError(f"{path} has format {number}, this version reads {FORMAT}; upgrade pdmd")
+    return content
+
+
+def _check_source(source: Any) -> None:
+    if source is None:
+        return
+    guidance = source.get("guidance", 1.0)
+    for scale in guidance if isinstance(guidance, list) else [guidance]:
+        if isinstance(scale, bool) or not math.isfinite(scale):
+            raise ValueError(f"guidance is finite numbers, got {guidance!r}")
+    schedule = source.get("schedule")
+    if schedule is not None and not (
+        isinstance(schedule.get("name"), str) and schedule.get("end", "noise") in ENDS
+    ):
+        raise ValueError(f"schedule has a name and an end, got {schedule!r}")
+    for part, key in ((source, "teacher"), (source.get("network"), "name")):
+        if part is not None and not (
+            isinstance(part[key], str) and isinstance(part.get("arguments", {}), dict)
+        ):
+            raise ValueError(f"source names a {key} and its arguments, got {part!r}")
+
+
+def build(registry: Registry[Any], name: str, arguments: Mapping[str, Any], folder: Path) -> Any:
+    """Builds what a folder names.
+
+    Args:
+        registry: Where the name is looked up.
+        name: The name.
+        arguments: Its arguments.
+        folder: The folder, for errors.
+
+    Raises:
+        ValueError: If the name is not registered or does not take the arguments.
+    """
+    if name not in registry:
+        raise ValueError(
+            f"{folder} needs the {registry.noun} {name[:80]!r}, which is not registered "
+            f"({', '.join(registry)} are); import the module that registers it, on the command "
+            "line with --plugins MODULE"
+        )
+    try:
+        return registry[name](**arguments)
+    except (TypeError, OverflowError, RuntimeError, MemoryError) as error:
+        first = str(error).strip().splitlines()[0][:200]
+        raise ValueError(
+            f"{folder / 'student.json'} is damaged: {name!r} does not take its arguments ({first})"
+        ) from error
+
+
+def like(
+    template: Denoiser,
+    span: tuple[float, float],
+    boundaries: Sequence[float] | None,
+    adapter: LowRank | None,
+) -> Denoiser:
+    """Makes a network to load an expert's weights into.
+
+    Args:
+        template: A network of the experts' shape.
+        span: The noisiest and the cleanest time that it serves.
+        boundaries: Those between its own networks, if it routes.
+        adapter: What it adapts the template with, if it does.
+    """
+
+    def made(network: Denoiser) -> Denoiser:
+        return network.trainable_copy() if adapter is None else adapt(network, adapter, seed=0)
+
+    part = template.part(*span)
+    if boundaries is None:
+        return made(part)
+    if isinstance(part, RoutedDenoiser) and boundaries_of(part.router) == tuple(boundaries):
+        networks = [cast(Denoiser, d) for d in part.denoisers]
+    else:
+        networks = [part for _ in boundaries[1:]]
+    return RoutedDenoiser([made(network) for network in networks], IntervalRouter(boundaries))
+
+
+def entry_of(expert: Expert) -> dict[str, Any]:
+    """Returns what a folder says of an expert, beside its file.
+
+    Raises:
+        ValueError: If it cannot be saved.
+    """
+    entry: dict[str, Any] = {"expert": _name(expert)}
+    if isinstance(expert.denoiser, RoutedDenoiser):
+        entry["boundaries"] = list(boundaries_of(expert.denoiser.router))
+    adapters = adapted_parts(expert.denoiser)
+    if adapters:
+        own = sum(p.numel() for adapter in adapters for p in adapter.parameters())
+        if own != sum(p.numel() for p in expert.denoiser.parameters()) or any(
+            adapter.spec != adapters[0].spec for adapter in adapters
+        ):
+            raise ValueError(
+                "an expert whose networks are adapted differently cannot be saved; adapt all of "
+                "them alike, or save merged() copies"
+            )
+        spec = adapters[0].spec
+        entry["adapter"] = {
+            "rank": spec.rank,
+            "alpha": spec.alpha,
+            "targets": list(spec.targets),
+        }
+        entry["base"] = base_digest(expert.denoiser)
+    return entry
+
+
+def adapter_of(entry: Mapping[str, Any]) -> LowRank | None:
+    """Returns the adapter that an entry describes, if any.
+
+    Raises:
+        ValueError: If the entry does not describe one.
+    """
+    if "adapter" not in entry:
+        return None
+    adapter = entry["adapter"]
+    if not isinstance(adapter, dict) or adapter.keys() != {"rank", "alpha", "targets"}:
+        raise ValueError(f"an adapter has rank, alpha and targets, got {adapter!r}")
+    if not isinstance(adapter["targets"], list):
+        raise ValueError(f"targets are a list of patterns, got {adapter['targets']!r}")
+    return LowRank(**{**adapter, "targets": tuple(adapter["targets"])})
+
+
+def boundaries_of(router: Router) -> tuple[float, ...]:
+    """Returns a router's boundaries.
+
+    Raises:
+        ValueError: If it routes by something else.
+    """
+    if not isinstance(router, IntervalRouter):
+        raise ValueError(
+            f"a {type(router).__name__} cannot be saved; use an IntervalRouter, or keep the "
+            "student in memory"
+        )
+    return router.boundaries
+
+
+def _name(expert: Expert) -> str:
+    for name in experts:
+        if experts[name] is type(expert):
+            return name
+    raise ValueError(
+        f"{type(expert).__name__} is not registered, so its student cannot be loaded again; "
+        "decorate the class with @experts.register(name)"
+    )
+
+
+def checksum(path: Path) -> str:
+    """Returns a file's SHA-256, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,261 @@
+"""Students: the experts of all phases with their router.
+
+A student is itself a denoiser that knows its prompts, so it can be distilled again. Its folder is
+safetensors and JSON: nothing in it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser, Router
+from pdmd.distillation.adapters import base_digest
+from pdmd.distillation.experts import Expert, experts
+from pdmd.distillation.phases import PhasePlan
+from pdmd.distillation.student_folders import (
+    FORMAT,
+    adapter_of,
+    boundaries_of,
+    build,
+    checksum,
+    describe_plan,
+    entry_of,
+    like,
+    plan_from_description,
+    read_description,
+    source_teacher,
+)
+from pdmd.teachers.base import Teacher, networks
+from pdmd.typing import Condition, Latents
+
+__all__ = ["Student"]
+
+
+class Student(Teacher):
+    """A few-step mixture of experts.
+
+    Args:
+        experts: One frozen expert per phase, noisiest first; their phases make the plan.
+        encode: Turns prompts into conditions, usually the teacher's own.
+        prompts: What to draw prompts from where the student teaches; usually the teacher's own.
+        router: Chooses the expert of a time; by the plan's boundaries by default.
+        source: How to build the networks again: ``{"teacher": name, "arguments": {...}}`` of a
+            registered teacher, and ``"network": {"name": ..., "arguments": {...}}`` of a
+            registered network where the experts are not copies of the teacher, and
+            ``"schedule": {"name": ..., "end": ...}`` of a teacher on another schedule than its own
+            (:func:`~pdmd.teachers.with_schedule.rebased`); written into the folder so that loading needs
+            no objects. Other entries, such as ``"guidance"``, are
+            kept.
+
+    Raises:
+        ValueError: If there are no experts, or their phases do not make a plan.
+    """
+
+    def __init__(
+        self,
+        experts: Sequence[Expert],
+        *,
+        encode: Callable[[Sequence[Any]], Condition] | None = None,
+        prompts: Sequence[Any] = (None,),
+        router: Router | None = None,
+        source: Mapping[str, Any] | None = None,
+    ) -> None:
+        plan = PhasePlan(tuple(expert.phase for expert in experts))
+        denoiser = experts[0].denoiser
+        ranges = [expert.denoiser.time_range for expert in experts]
+        super().__init__(
+            schedule=denoiser.schedule,
+            kind=denoiser.kind,
+            latent_shape=denoiser.latent_shape,
+            time_range=(min(low for low, _ in ranges), max(high for _, high in ranges)),
+        )
+        self.plan = plan
+        self.experts = nn.ModuleList(experts)
+        self.router = router or IntervalRouter(plan.boundaries)
+        self.source = dict(source) if source is not None else None
+        self._encode = encode
+        self._prompts = tuple(prompts) if isinstance(prompts, list) else prompts
+
+    def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
+        """Evaluates each sample with the expert of its time."""
+        return self._routed().network(x_t, t, condition)
+
+    def encode(self, prompts: Sequence[Any]) -> Condition:
+        """Encodes prompts as the teacher does.
+
+        Raises:
+            ValueError: If the student was made without an encoder.
+        """
+        if self._encode is None:
+            raise ValueError(
+                "this student has no prompt encoder; pass a condition from the teacher's "
+                "encode(), or load it with Student.load(folder, teacher=teacher)"
+            )
+        return self._encode(prompts)
+
+    @property
+    def prompts(self) -> Sequence[Any]:
+        """The prompts of its teacher."""
+        return self._prompts
+
+    def trainable_copy(self) -> Denoiser:
+        """Returns a routed denoiser of trainable copies of the experts' networks."""
+        return self._routed().trainable_copy()
+
+    def part(self, t_start: float, t_end: float) -> Denoiser:
+        """Returns the one expert's network between two times, the routed one if several."""
+        return self._routed().part(t_start, t_end)
+
+    def _routed(self) -> RoutedDenoiser:
+        return RoutedDenoiser([expert.denoiser for expert in self._experts()], self.router)
+
+    def _experts(self) -> list[Expert]:
+        return cast(list[Expert], list(self.experts))
+
+    def save(self, folder: str | Path) -> None:
+        """Writes ``student.json`` and one safetensors file per expert.
+
+        A new folder appears whole or not at all. In one that exists, a student is replaced, and
+        every other file stays.
+
+        Args:
+            folder: Where to write.
+
+        Raises:
+            ValueError: If the student routes by something else than its plan's boundaries, or an
+                expert's class is not registered.
+        """
+        from safetensors.torch import save_file
+
+        if boundaries_of(self.router) != self.plan.boundaries:
+            raise ValueError(
+                f"the router's boundaries {self.router} are not the plan's "
+                f"{list(self.plan.boundaries)}; only the plan is saved"
+            )
+        folder = Path(folder)
+        draft = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        entries = []
+        names: dict[int, str] = {}
+        for i, expert in enumerate(self._experts()):
+            shared = id(expert.denoiser) in names
+            name = names.setdefault(id(expert.denoiser), f"expert_{i + 1}.safetensors")
+            if not shared:
+                state = expert.denoiser.state_dict()
+                save_file(
+                    {k: v.detach().cpu().contiguous() for k, v in state.items()}, draft / name
+                )
+            entries.append({"file": name, "sha256": checksum(draft / name), **entry_of(expert)})
+        content = {
+            "format": FORMAT,
+            "source": self.source,
+            "plan": describe_plan(self.plan),
+            "experts": entries,
+        }
+        (draft / "student.json").write_text(json.dumps(content, indent=2) + "\n")
+        if not folder.exists():
+            draft.rename(folder)
+            return
+        (folder / "student.json").unlink(missing_ok=True)  # no student while files change
+        for path in folder.glob("expert_*.safetensors"):
+            path.unlink()
+        for path in (*draft.glob("*.safetensors"), draft / "student.json"):
+            path.rename(folder / path.name)
+        draft.rmdir()
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        template: Denoiser | None = None,
+        teacher: Teacher | None = None,
+    ) -> Student:
+        """Reads a student from a folder.
+
+        Args:
+            folder: What :meth:`save` wrote.
+            template: A network of the experts' shape; by default the registered teacher named in
+                the folder provides it.
+            teacher: Provides the prompt encoder, and the template unless one is given. Experts
+                that are adapters share its networks, which are frozen.
+
+        Returns:
+            The student, frozen; its prompts are the teacher's own.
+
+        Raises:
+            ValueError: If the folder is missing, damaged, of a newer format, or names no teacher
+                and neither ``template`` nor ``teacher`` is given; or if its experts are adapters
+                over other weights.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        content = read_description(folder)
+        source = content["source"]
+        if teacher is None and source is not None:
+            teacher = source_teacher(folder)
+        if template is None:
+            if teacher is None:
+                raise ValueError(
+                    f"{folder} names no registered teacher; pass template=network or "
+                    "teacher=teacher to Student.load"
+                )
+            network = (source or {}).get("network")
+            if network is not None:
+                arguments = {**network.get("arguments", {}), "schedule": teacher.schedule}
+                template = build(networks, network["name"], arguments, folder)
+            else:
+                template = teacher
+        assert template is not None
+        plan = plan_from_description(content["plan"])
+        if len(plan) != len(content["experts"]):
+            raise ValueError(
+                f"{folder / 'student.json'} is damaged: {len(plan)} phases but "
+                f"{len(content['experts'])} experts"
+            )
+        loaded, read = [], {}
+        for phase, entry in zip(plan, content["experts"], strict=True):
+            path = folder / Path(entry["file"]).name
+            if not path.is_file():
+                raise ValueError(f"{path} is missing; distill again or restore the file")
+            if checksum(path) != entry["sha256"]:
+                raise ValueError(
+                    f"{path} is damaged: its checksum is not the one in student.json; distill "
+                    "again or restore the file"
+                )
+            denoiser = read.get(path)
+            if denoiser is None:
+                served = [p for p, e in zip(plan, content["experts"], strict=True) if e == entry]
+                span = (phase.t_start, served[-1].t_end)
+                boundaries, adapter = entry.get("boundaries"), adapter_of(entry)
+                denoiser = read[path] = like(template, span, boundaries, adapter)
+                if "base" in entry and base_digest(denoiser) != entry["base"]:
+                    raise ValueError(
+                        f"{path} adapts other weights than those of the "
+                        f"{type(template).__name__} at hand; pass teacher= or template= with the "
+                        "weights that the student was distilled from, in float32 or bfloat16"
+                    )
+                try:
+                    denoiser.load_state_dict(load_file(path))
+                except (RuntimeError, SafetensorError) as error:
+                    first = str(error).strip().splitlines()[-1].strip()[:300]
+                    raise ValueError(f"{path} does not fit the network: {first}") from error
+            loaded.append(experts[entry["expert"]](denoiser, phase))
+        known: dict[str, Any] = {}
+        if teacher is not None:
+            known["encode"] = teacher.encode
+            with contextlib.suppress(ValueError):  # a text encoder alone, for prompts to come
+                known["prompts"] = teacher.prompts
+        student = cls(loaded, source=source, **known)
+        return student.eval().requires_grad_(False)

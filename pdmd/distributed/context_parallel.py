@@ -1,0 +1,225 @@
+r"""Context parallelism: a network whose tokens are split over ranks.
+
+Every rank holds all weights and a slice of the tokens. Around attention, ranks exchange heads for
+tokens (Ulysses): each then has all tokens of some heads, and the exchange is undone after.
+
+All ranks of a group must be given the same inputs and the same loss. Then
+
+- outputs are whole and the same on every rank, so the algebra between networks is unchanged;
+- the gradients of the network's inputs are whole on every rank, so a gradient may flow through
+  one network into another;
+- **the gradients of parameters are partial**: their sum over the ranks is the gradient. Averaging
+  over the :math:`n` ranks, as ``fully_shard`` does over a mesh of data and context parallel ranks,
+  divides that sum by :math:`n`: multiply the loss by :math:`n` before its backward pass.
+
+References:
+    Jacobs et al., DeepSpeed Ulysses, arXiv:2309.14509, Section 3.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from pdmd.distributed.checks import check
+from pdmd.distributed.collectives import Ranks, enter, exchange, gather
+from pdmd.distributed.parameter_views import extend, scaled, view
+from pdmd.distributed.plans import ContextPlan, Input, Output, matching, plans_of
+
+__all__ = ["HeadExchange", "context_parallelize"]
+
+
+def context_parallelize(network: nn.Module, mesh: DeviceMesh) -> None:
+    """Splits a network's tokens over ranks, by the plans that it states.
+
+    Parameters outside the modules that state plans are computed alike on all ranks; their
+    gradients are made partial as well, so that one rule holds for all.
+
+    Args:
+        network: The network, tensor parallel or not, changed in place.
+        mesh: A one-dimensional mesh named ``cp``.
+
+    Raises:
+        ValueError: If the network cannot be split (see :func:`~pdmd.distributed.check`), or the mesh
+            is another; nothing has changed then. At a forward: if a number of tokens does not
+            divide over the ranks, or attention is called in a way that cannot be split.
+    """
+    ranks = Ranks.of(mesh, "cp")
+    check(network, context=ranks.size)
+    plans = plans_of(network)
+    planned: set[nn.Module] = set()
+    for path, plan in plans.items():
+        module = network.get_submodule(path)
+        assert plan.context is not None
+        planned.update(module.modules())
+        module.context_ranks = ranks  # type: ignore[assignment]
+        _split(module, plan.context, ranks)
+    for module in network.modules():
+        if module not in planned:
+            module.context_ranks = ranks  # type: ignore[assignment]
+            view(module, scaled)
+
+
+class HeadExchange(TorchFunctionMode):
+    """Exchanges heads for tokens around ``scaled_dot_product_attention``.
+
+    Args:
+        ranks: The context parallel ranks.
+        calls: Collects the shape of every query.
+    """
+
+    def __init__(self, ranks: Ranks, calls: list[torch.Size]) -> None:
+        super().__init__()
+        self.ranks = ranks
+        self.calls = calls
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is Tensor.unflatten:  # as a method: torch.compile cannot trace it as a function
+            return args[0].unflatten(*args[1:], **(kwargs or {}))
+        if func is not scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        return self._attend(*args, **(kwargs or {}))
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **options: Any,
+    ) -> Tensor:
+        self.calls.append(query.shape)
+        if is_causal:
+            raise ValueError("causal attention cannot be split over context parallel ranks")
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            if x.ndim != 4 or x.shape[1] % self.ranks.size:
+                raise ValueError(
+                    f"the {name} of shape {tuple(x.shape)} is not (batch, heads, tokens, "
+                    f"features) with heads that divide over {self.ranks.size} context parallel "
+                    "ranks"
+                )
+        if attn_mask is not None:
+            attn_mask = self._whole(attn_mask, key)
+        query, key, value = (exchange(x, self.ranks, 1, 2) for x in (query, key, value))
+        attended = scaled_dot_product_attention(
+            query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, **options
+        )
+        return exchange(attended, self.ranks, 2, 1)
+
+    def _whole(self, mask: Tensor, key: Tensor) -> Tensor:
+        # A mask over keys is gathered like them. One over queries and keys has no local form.
+        over_keys = mask.shape[-1] == key.shape[2] and (mask.ndim < 2 or mask.shape[-2] == 1)
+        if not over_keys or (mask.ndim == 4 and mask.shape[1] != 1):
+            raise ValueError(
+                f"an attention mask of shape {tuple(mask.shape)} cannot be split over context "
+                f"parallel ranks; give one over the keys alone, (batch, 1, 1, {key.shape[2]})"
+            )
+        return gather(mask, self.ranks, -1)
+
+
+class _Attention(nn.Module):
+    context_ranks: Ranks  # type: ignore[assignment]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        calls: list[torch.Size] = []
+        with HeadExchange(self.context_ranks, calls):
+            output = super().forward(*args, **kwargs)  # type: ignore[misc]
+        if not calls:
+            raise ValueError(
+                f"{type(self).__name__} computed no scaled_dot_product_attention of torch, so "
+                "its ranks did not exchange tokens; use the native attention backend"
+            )
+        return output
+
+
+def _split(module: nn.Module, plan: ContextPlan, ranks: Ranks) -> None:
+    module.register_forward_pre_hook(_enter_inputs(ranks), with_kwargs=True)
+    for place in plan.split:
+        for path, part in matching(module, place.module):
+            name = path or type(module).__name__
+            if isinstance(place, Input):
+                names = list(inspect.signature(type(part).forward).parameters)
+                position = names.index(place.argument) - 1
+                hook = _split_input(place, position, name, ranks)
+                part.register_forward_pre_hook(hook, with_kwargs=True)
+            else:
+                part.register_forward_hook(_split_output(place, name, ranks))
+    for place in plan.gather:
+        for _, part in matching(module, place.module):
+            part.register_forward_hook(_gather_output(place, ranks))
+    for pattern in plan.attention:
+        for _, part in matching(module, pattern):
+            part.context_ranks = ranks  # type: ignore[assignment]
+            extend(part, _Attention)
+
+
+def _enter_inputs(ranks: Ranks) -> Callable[..., Any]:
+    def one(x: Any) -> Any:
+        return enter(x, ranks) if isinstance(x, Tensor) and x.requires_grad else x
+
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return tree_map(one, args), tree_map(one, kwargs)
+
+    return hook
+
+
+def _split_input(place: Input, position: int, name: str, ranks: Ranks) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if place.argument in kwargs:
+            x = kwargs[place.argument]
+        elif position < len(args):
+            x = args[position]
+        else:
+            return None
+        if not isinstance(x, Tensor) or (place.ndim is not None and x.ndim != place.ndim):
+            return None
+        own = _slice(x, place.dim, f"the {place.argument} of {name}", ranks)
+        if place.argument in kwargs:
+            return args, kwargs | {place.argument: own}
+        return (*args[:position], own, *args[position + 1 :]), kwargs
+
+    return hook
+
+
+def _split_output(place: Output, name: str, ranks: Ranks) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        what = f"the output of {name}"
+        return _replace(output, place.index, lambda x: _slice(x, place.dim, what, ranks))
+
+    return hook
+
+
+def _gather_output(place: Output, ranks: Ranks) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        return _replace(output, place.index, lambda x: gather(x, ranks, place.dim))
+
+    return hook
+
+
+def _replace(output: Any, index: int | None, change: Callable[[Tensor], Tensor]) -> Any:
+    if index is None:
+        return change(output)
+    return tuple(change(x) if i == index else x for i, x in enumerate(output))
+
+
+def _slice(x: Tensor, dim: int, what: str, ranks: Ranks) -> Tensor:
+    # The gradient of a slice is zero elsewhere: partial, as all gradients are inside the network.
+    length = x.shape[dim]
+    if length % ranks.size:
+        raise ValueError(
+            f"{what} has {length} tokens, which do not divide over {ranks.size} context parallel "
+            "ranks; use fewer ranks, or pad to a multiple"
+        )
+    return x.chunk(ranks.size, dim)[ranks.rank]

@@ -1,0 +1,184 @@
+"""Plans of diffusers' transformers.
+
+Each is a function of the network, since families come in configurations with and without some
+layers. diffusers' own tensor plans are not used: they leave the gradients of norms that heads
+share unsummed. Nor is its context parallelism, which cannot be differentiated twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from pdmd.distributed.plans import (
+    ContextPlan,
+    Input,
+    Output,
+    ParallelPlan,
+    TensorPlan,
+    matching,
+)
+from pdmd.distributed.styles import (
+    Columnwise,
+    NormAcrossHeads,
+    PackedRowwise,
+    PerHead,
+    Rowwise,
+    Style,
+)
+
+__all__ = ["flux", "ltx", "qwen_image", "stable_diffusion_3", "wan", "z_image"]
+
+QKV = ("to_q", "to_k", "to_v")
+ADDED_QKV = ("add_q_proj", "add_k_proj", "add_v_proj")
+NORMS = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
+
+
+def wan(network: nn.Module) -> ParallelPlan:
+    """Returns the plan of Wan 2.1 and 2.2.
+
+    The text's tokens are whole on every rank; the norm of queries and keys is over all heads.
+    """
+    styles: dict[str, Style] = {}
+    for attention in ("blocks.*.attn1", "blocks.*.attn2"):
+        styles |= _attention(attention, (*QKV, "add_k_proj", "add_v_proj"), NormAcrossHeads())
+    styles |= _perceptron("blocks.*.ffn")
+    return ParallelPlan(
+        units=("blocks.*",),
+        tensor=_tensor(
+            network, styles, {"blocks.*.attn1": ("heads",), "blocks.*.attn2": ("heads",)}
+        ),
+        context=ContextPlan(
+            split=(
+                Output("rope", dim=1, index=0),
+                Output("rope", dim=1, index=1),
+                Input("blocks.0", "hidden_states", dim=1),
+                Input("", "timestep", dim=1, ndim=2),  # one time for each token, as in 2.2 5B
+            ),
+            gather=(Output("proj_out", dim=1),),
+            attention={"blocks.*.attn1": "heads"},
+        ),
+    )
+
+
+def qwen_image(network: nn.Module) -> ParallelPlan:
+    """Returns the plan of Qwen-Image; tokens of image and text are split, each with its mask."""
+    block = "transformer_blocks.*"
+    styles = _attention(f"{block}.attn", (*QKV, *ADDED_QKV), PerHead())
+    styles |= _perceptron(f"{block}.img_mlp") | _perceptron(f"{block}.txt_mlp")
+    return ParallelPlan(
+        units=(block,),
+        tensor=_tensor(network, styles, {f"{block}.attn": ("heads", "inner_dim")}),
+        context=ContextPlan(
+            split=(
+                Output("pos_embed", dim=0, index=0),
+                Output("pos_embed", dim=0, index=1),
+                Input("transformer_blocks.0", "hidden_states", dim=1),
+                Input("transformer_blocks.0", "encoder_hidden_states", dim=1),
+                Input(block, "encoder_hidden_states_mask", dim=1),
+                Input(block, "modulate_index", dim=1),
+            ),
+            gather=(Output("proj_out", dim=1),),
+            attention={f"{block}.attn": "heads"},
+        ),
+    )
+
+
+def flux(network: Any) -> ParallelPlan:
+    """Returns the plan of Flux; the last layer of a single block packs attention and MLP."""
+    double, single = "transformer_blocks.*", "single_transformer_blocks.*"
+    styles = _attention(f"{double}.attn", (*QKV, *ADDED_QKV), PerHead())
+    styles |= _perceptron(f"{double}.ff") | _perceptron(f"{double}.ff_context")
+    styles |= _attention(f"{single}.attn", QKV, PerHead())
+    styles[f"{single}.proj_mlp"] = Columnwise()
+    if len(network.single_transformer_blocks):
+        hidden = network.single_transformer_blocks[0].mlp_hidden_dim
+        styles[f"{single}.proj_out"] = PackedRowwise((network.inner_dim, hidden))
+    attention = _present(network, (f"{double}.attn", f"{single}.attn"))
+    return ParallelPlan(
+        units=_present(network, (double, single)),
+        tensor=_tensor(network, styles, dict.fromkeys(attention, ("heads",))),
+        context=ContextPlan(
+            split=(
+                Input("", "hidden_states", dim=1),
+                Input("", "encoder_hidden_states", dim=1),
+                Input("", "img_ids", dim=-2),
+                Input("", "txt_ids", dim=-2),
+            ),
+            gather=(Output("proj_out", dim=1),),
+            attention=dict.fromkeys(attention, "heads"),
+        ),
+    )
+
+
+def stable_diffusion_3(network: nn.Module) -> ParallelPlan:
+    """Returns the plan of Stable Diffusion 3 and 3.5.
+
+    Tokens of image and text are split. There is no mask for text, so its tokens (77 of CLIP and
+    those of T5) must divide over the ranks as they are.
+    """
+    block = "transformer_blocks.*"
+    styles = _attention(f"{block}.attn", (*QKV, *ADDED_QKV), PerHead())
+    styles |= _attention(f"{block}.attn2", QKV, PerHead())
+    styles |= _perceptron(f"{block}.ff") | _perceptron(f"{block}.ff_context")
+    attention = _present(network, (f"{block}.attn", f"{block}.attn2"))
+    return ParallelPlan(
+        units=(block,),
+        tensor=_tensor(network, styles, dict.fromkeys(attention, ("heads", "inner_dim"))),
+        context=ContextPlan(
+            split=(Output("pos_embed", dim=1), Output("context_embedder", dim=1)),
+            gather=(Output("proj_out", dim=1),),
+            attention=dict.fromkeys(attention, "heads"),
+        ),
+    )
+
+
+def ltx(network: nn.Module) -> ParallelPlan:
+    """Returns the plan of LTX-Video: its blocks; neither weights nor tokens are split."""
+    return ParallelPlan(units=("transformer_blocks.*",))
+
+
+def z_image(network: nn.Module) -> ParallelPlan:
+    """Returns the plan of Z-Image: its blocks; neither weights nor tokens are split."""
+    units = ("noise_refiner.*", "context_refiner.*", "layers.*")
+    return ParallelPlan(units=_present(network, units))
+
+
+def _attention(path: str, projections: Iterable[str], norm: Style) -> dict[str, Style]:
+    styles: dict[str, Style] = {f"{path}.{name}": Columnwise() for name in projections}
+    styles |= {f"{path}.{name}": norm for name in NORMS}
+    return styles | {f"{path}.to_out.0": Rowwise(), f"{path}.to_add_out": Rowwise()}
+
+
+def _perceptron(path: str) -> dict[str, Style]:
+    return {f"{path}.net.0.proj": Columnwise(), f"{path}.net.2": Rowwise()}
+
+
+def _tensor(
+    network: nn.Module, styles: Mapping[str, Style], divided: Mapping[str, tuple[str, ...]]
+) -> TensorPlan:
+    """Keeps the styles of layers that are there, and sees that attention has no others."""
+    kept = {pattern: style for pattern, style in styles.items() if _finds(network, pattern)}
+    named = {path for pattern in kept for path, _ in matching(network, pattern)}
+    for pattern in divided:
+        for path, attention in matching(network, pattern):
+            for name, layer in attention.named_modules(prefix=path):
+                if any(True for _ in layer.parameters(recurse=False)) and name not in named:
+                    raise ValueError(
+                        f"{type(network).__name__} has a layer {name} that its tensor plan does "
+                        "not know; register a plan of your own for this class"
+                    )
+    return TensorPlan(kept, divided)
+
+
+def _present(network: nn.Module, patterns: Iterable[str]) -> tuple[str, ...]:
+    return tuple(pattern for pattern in patterns if _finds(network, pattern))
+
+
+def _finds(network: nn.Module, pattern: str) -> bool:
+    try:
+        return bool(matching(network, pattern))
+    except ValueError:
+        return False

@@ -1,0 +1,119 @@
+"""The digits teacher: a class-conditional flow transformer, trained here on real images.
+
+scikit-learn's digits are 1797 handwritten digits of 8 x 8 pixels. Latents are pixels scaled to
+[-1, 1] and divided by their standard deviation. The weights ship with the package;
+``pdmd teach digits`` trains them again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdmd.diffusion.schedules import RectifiedFlow
+from pdmd.teachers.base import Teacher
+from pdmd.teachers.mixture import encode_labels
+from pdmd.teachers.packaged.transformer import ImageTransformer
+from pdmd.typing import Condition, Latents, labels_of
+
+__all__ = ["DigitsTeacher", "load_digit_images"]
+
+
+class DigitsTeacher(Teacher):
+    """A small image transformer over 8 x 8 digits, predicting rectified-flow velocity.
+
+    Args:
+        transformer: The network.
+        std: The images' standard deviation, by which latents are divided.
+    """
+
+    def __init__(self, transformer: ImageTransformer, std: float) -> None:
+        super().__init__(schedule=RectifiedFlow(), kind="velocity", latent_shape=(1, 8, 8))
+        self.transformer = transformer
+        self.std = float(std)
+
+    @classmethod
+    def from_package(cls) -> DigitsTeacher:
+        """Loads the weights that ship with the package."""
+        path = resources.files("pdmd.teachers.packaged") / "weights" / "digits.safetensors"
+        with resources.as_file(path) as file:
+            return cls.from_file(file)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> DigitsTeacher:
+        """Loads weights that :meth:`save` wrote.
+
+        Raises:
+            ValueError: If the file is missing or damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise ValueError(f"{path} does not exist; train it with 'pdmd teach digits'")
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata()
+                state = {key: file.get_tensor(key) for key in file.keys()}
+            teacher = cls(
+                ImageTransformer(**json.loads(metadata["config"])), float(metadata["std"])
+            )
+            teacher.transformer.load_state_dict(state)
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"{path} does not hold a digits teacher ({first}); train it with "
+                "'pdmd teach digits'"
+            ) from error
+        return teacher.eval()
+
+    def save(self, path: str | Path) -> None:
+        """Writes the weights and the configuration as one safetensors file."""
+        from safetensors.torch import save_file
+
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        metadata = {"config": json.dumps(self.transformer.config), "std": repr(self.std)}
+        state = {k: v.contiguous() for k, v in self.transformer.state_dict().items()}
+        save_file(state, path, metadata=metadata)
+
+    @property
+    def prompts(self) -> Sequence[Any]:
+        """The ten digits."""
+        return list(range(10))
+
+    def encode(self, prompts: Sequence[Any]) -> Condition:
+        """Turns digits into a condition with ``label``; ``None`` is label 10, no digit."""
+        return encode_labels(prompts, 10)
+
+    def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
+        """Evaluates the transformer."""
+        if condition is None:
+            condition = self.encode([None] * len(x_t))
+        return self.transformer(x_t, t.to(x_t.dtype), labels_of(condition).to(x_t.device))
+
+    def decode(self, x: Latents) -> Tensor:
+        """Turns latents into images in [0, 1], with shape :math:`(B, 1, 8, 8)`."""
+        return ((x * self.std + 1) / 2).clamp(0, 1)
+
+
+def load_digit_images(std: float | None = None) -> tuple[Tensor, Tensor, float]:
+    """Loads scikit-learn's digits as latents.
+
+    Args:
+        std: The standard deviation to divide by; the images' own by default.
+
+    Returns:
+        Latents, with shape :math:`(1797, 1, 8, 8)`, labels, with shape :math:`(1797)`, and the
+        standard deviation.
+    """
+    from sklearn.datasets import load_digits
+
+    data: Any = load_digits()
+    pixels = torch.tensor(data.data, dtype=torch.float32) / 8 - 1
+    std = float(pixels.std()) if std is None else std
+    return (pixels / std).reshape(-1, 1, 8, 8), torch.tensor(data.target), std

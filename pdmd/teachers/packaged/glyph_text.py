@@ -1,0 +1,122 @@
+"""The text side of the glyphs pipeline: its tokenizer, and the text encoder that reads names.
+
+The text encoder learns to tell what a character looks like: a linear map of its last token's state
+gives the character's mean shape in every face.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pdmd.teachers.packaged.glyph_world import NAMES, GlyphBank
+from pdmd.teachers.packaged.pretraining import minimise
+
+__all__ = ["TEXT", "make_tokenizer", "teach_text_encoder"]
+
+TEXT: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "rope_parameters": {"mrope_section": [2, 3, 3], "rope_type": "default", "rope_theta": 1e4},
+}
+"""Shape of the text encoder."""
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+def make_tokenizer() -> Any:
+    """Returns a ``Qwen2Tokenizer`` that knows the pipeline's template and every name by words.
+
+    The pipeline cuts the template's first 34 tokens off, so the template must have as many here.
+    """
+    from tokenizers import Tokenizer, pre_tokenizers, trainers
+    from tokenizers.models import BPE
+    from transformers import Qwen2Tokenizer
+
+    pipeline = _pipeline()
+    template = pipeline.prompt_template_encode
+    bare = template.replace(SPECIAL[1], "").replace(SPECIAL[2], "")
+    plain: Any = Tokenizer(BPE())
+    plain.pre_tokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    plain.train_from_iterator([bare.format(name) for name in NAMES], trainer)
+    model = json.loads(plain.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in model["merges"]]
+    tokenizer = Qwen2Tokenizer(
+        vocab=model["vocab"],
+        merges=merges,
+        additional_special_tokens=list(SPECIAL[1:]),
+    )
+    head = template.split("{}")[0]
+    assert len(tokenizer(head).input_ids) == pipeline.prompt_template_encode_start_idx
+    return tokenizer
+
+
+def teach_text_encoder(
+    bank: GlyphBank,
+    tokenizer: Any,
+    *,
+    updates: int = 600,
+    lr: float = 2e-3,
+    seed: int = 0,
+    progress: bool = True,
+) -> Any:
+    """Trains the text encoder to tell the mean shape that a name has in every face.
+
+    Args:
+        bank: Shapes of the characters.
+        tokenizer: Turns names into tokens.
+        updates: Optimizer updates, each over all names.
+        lr: Highest learning rate of Adam.
+        seed: Seed of the weights.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        A ``Qwen2_5_VLForConditionalGeneration``, frozen, whose part that sees is not trained.
+    """
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    shapes = bank.masks.float().mean(2).flatten(0, 1)[:, None] / 255
+    shapes = functional.avg_pool2d(shapes, 2).reshape(len(NAMES), -1)
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.pad_token_id)
+    seeing = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: Any = Qwen2_5_VLForConditionalGeneration(
+            Qwen2_5_VLConfig(
+                text_config={**TEXT, **ends, "vocab_size": len(tokenizer)},
+                vision_config={**seeing, "out_hidden_size": TEXT["hidden_size"]},
+                tie_word_embeddings=True,
+            )
+        )
+        head = torch.nn.Linear(TEXT["hidden_size"], shapes.shape[1])
+    pipeline = _pipeline(model, tokenizer)
+
+    def loss() -> Tensor:
+        states, mask = pipeline.encode_prompt(list(NAMES), device="cpu")
+        last = states[torch.arange(len(NAMES)), mask.sum(1) - 1]
+        return functional.binary_cross_entropy_with_logits(head(last), shapes)
+
+    both = torch.nn.ModuleList([model, head])
+    minimise(loss, both, updates=updates, lr=lr, name="text encoder", progress=progress)
+    return model.eval().requires_grad_(False)
+
+
+def _pipeline(text_encoder: Any = None, tokenizer: Any = None) -> Any:
+    """Returns a pipeline of the parts that read, which knows the template."""
+    from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
+
+    parts: Any = (None, None, text_encoder, tokenizer, None)
+    return QwenImagePipeline(*parts)

@@ -1,0 +1,291 @@
+r"""Teaching the glyphs pipeline: a VAE, a text encoder and a transformer of Qwen-Image's classes.
+
+Each is trained on pictures of :mod:`pdmd.teachers.packaged.glyph_world` and written into a folder as
+``save_pretrained`` would. The VAE minimises
+
+.. math::
+    \| \hat x - x \|_1 / N + \| \hat x - x \|_2^2 / N
+    + \beta \, \mathrm{KL}(q(z \mid x) \,\|\, \mathcal N(0, 1)) / M
+
+with N pixels and M latents. The text encoder is that of :mod:`pdmd.teachers.packaged.glyph_text`, and the
+transformer is then taught by flow matching on latents, through
+:class:`~pdmd.teachers.families.qwen_image.QwenImageTeacher`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pdmd.teachers.packaged.glyph_text import TEXT, make_tokenizer, teach_text_encoder
+from pdmd.teachers.packaged.glyph_world import NAMES, GlyphBank
+from pdmd.teachers.packaged.pretraining import minimise
+
+__all__ = ["TRANSFORMER", "VAE", "teach_glyphs", "teach_transformer", "teach_vae"]
+
+VAE: dict[str, Any] = {
+    "base_dim": 16,
+    "z_dim": 4,
+    "dim_mult": [1, 2, 4],
+    "num_res_blocks": 1,
+    "temperal_downsample": [False, True],
+}
+"""Shape of the VAE: latents have 4 channels and a quarter of a picture's height and width."""
+
+TRANSFORMER: dict[str, Any] = {
+    "in_channels": 4 * VAE["z_dim"],
+    "out_channels": VAE["z_dim"],
+    "num_layers": 5,
+    "num_attention_heads": 4,
+    "attention_head_dim": 32,
+    "joint_attention_dim": TEXT["hidden_size"],
+    "axes_dims_rope": (4, 14, 14),
+}
+"""Shape of the transformer: 16 tokens of a picture and 9 of text, 128 numbers wide."""
+
+PARTS = {
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
+    "tokenizer": ["transformers", "Qwen2Tokenizer"],
+    "transformer": ["diffusers", "QwenImageTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKLQwenImage"],
+}
+"""The pipeline's parts and their classes, as ``model_index.json`` lists them."""
+
+
+def teach_vae(
+    bank: GlyphBank,
+    *,
+    updates: int = 3000,
+    batch_size: int = 32,
+    lr: float = 2e-3,
+    kl: float = 1e-3,
+    seed: int = 0,
+    progress: bool = True,
+) -> Any:
+    """Trains the VAE.
+
+    Args:
+        bank: Shapes to draw pictures of.
+        updates: Optimizer updates; the rate falls as a cosine.
+        batch_size: Pictures in each.
+        lr: Highest learning rate of Adam.
+        kl: Weight of the divergence of the posterior from a unit normal.
+        seed: Seed of weights and draws.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        An ``AutoencoderKLQwenImage``, frozen, which knows the moments of its latents.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    unit = {"latents_mean": [0.0] * VAE["z_dim"], "latents_std": [1.0] * VAE["z_dim"]}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vae: Any = _diffusers().AutoencoderKLQwenImage(**VAE, **unit)
+    _drop_past(vae)
+
+    def loss() -> Tensor:
+        x = 2 * bank.draw(batch_size, generator).pictures[:, :, None] - 1
+        posterior = vae.encode(x).latent_dist
+        mean, logvar = posterior.mean, posterior.logvar
+        z = mean + torch.randn(mean.shape, generator=generator) * (logvar / 2).exp()
+        divergence = (mean.square() + logvar.exp() - 1 - logvar).mean() / 2
+        error = vae.decoder(vae.post_quant_conv(z)) - x  # decode() would clip, and learn nothing
+        return error.abs().mean() + error.square().mean() + kl * divergence
+
+    with _still(vae):
+        minimise(loss, vae, updates=updates, lr=lr, name="vae", progress=progress)
+        with torch.no_grad():
+            x = 2 * bank.draw(2048, generator).pictures[:, :, None] - 1
+            found = [vae.encode(part).latent_dist for part in x.split(128)]
+    mean = torch.cat([posterior.mean for posterior in found])
+    noise = torch.cat([posterior.var for posterior in found])
+    variance, mean = torch.var_mean(mean, dim=(0, 2, 3, 4))
+    std = (variance + noise.mean((0, 2, 3, 4))).sqrt()  # of what it is taught to decode
+    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+    return vae.eval().requires_grad_(False)
+
+
+def teach_transformer(
+    folder: Path,
+    bank: GlyphBank,
+    *,
+    updates: int = 6000,
+    batch_size: int = 128,
+    lr: float = 1.5e-3,
+    pictures: int = 65536,
+    seed: int = 0,
+    progress: bool = True,
+) -> Any:
+    """Teaches the transformer by flow matching on latents of the folder's VAE.
+
+    Args:
+        folder: The pipeline's folder, which has every other part.
+        bank: Shapes to draw pictures of.
+        updates: Optimizer updates.
+        batch_size: Latents in each; a tenth have no prompt, so that the teacher can be guided.
+        lr: Highest learning rate of Adam.
+        pictures: How many pictures are drawn and encoded, once.
+        seed: Seed of weights and draws.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        A ``QwenImageTransformer2DModel``, frozen.
+    """
+    from tqdm import tqdm
+
+    from pdmd.teachers.families.pipelines import build_part
+    from pdmd.teachers.packaged.glyphs import GlyphsTeacher
+    from pdmd.teachers.packaged.pretraining import teach
+
+    vae: Any = _diffusers().AutoencoderKLQwenImage.from_pretrained(folder / "vae").float()
+    transformer = build_part("QwenImageTransformer2DModel", TRANSFORMER, seed=seed)
+    transformer.save_config(folder / "transformer")  # which the teacher below is made by
+    teacher = GlyphsTeacher.from_pretrained(folder, meta=True)
+    condition: Any = teacher.encode([*NAMES, None])
+    denoiser = teacher.around(transformer).requires_grad_(True).train()
+
+    generator = torch.Generator().manual_seed(seed)
+    mean, std = (
+        torch.tensor(vae.config[key])[:, None, None] for key in ("latents_mean", "latents_std")
+    )
+    latents, characters = [], []
+    with _still(vae), torch.no_grad():
+        parts = range(0, pictures, 512)
+        for i in tqdm(parts, "latents", disable=not progress, dynamic_ncols=True):
+            glyphs = bank.draw(min(512, pictures - i), generator)
+            z = vae.encode(2 * glyphs.pictures[:, :, None] - 1).latent_dist.mean[:, :, 0]
+            latents.append((z - mean) / std)
+            characters.append(glyphs.character)
+    data, character = torch.cat(latents), torch.cat(characters)
+
+    def source(n: int, draws: torch.Generator) -> tuple[Tensor, Any]:
+        rows = torch.randint(len(data), (n,), generator=draws)
+        dropped = torch.rand(n, generator=draws) < 0.1
+        return data[rows], condition[character[rows].masked_fill(dropped, len(NAMES))]
+
+    taught: Any = teach(
+        denoiser,
+        source,
+        updates=updates,
+        batch_size=batch_size,
+        lr=lr,
+        ema=0.999,
+        seed=seed,
+        progress=progress,
+    )
+    return taught.transformer.eval().requires_grad_(False)
+
+
+def teach_glyphs(
+    folder: str | Path,
+    *,
+    updates: int = 6000,
+    variants: int = 24,
+    pictures: int = 65536,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Trains every part of the glyphs pipeline and writes its folder.
+
+    A part that the folder has already is kept, so that an interrupted call goes on.
+
+    Args:
+        folder: The folder.
+        updates: Updates of the transformer, half as many of the VAE, and a tenth as many of the
+            text encoder.
+        variants: Sizes and turns of each character in each face.
+        pictures: How many pictures' latents the transformer is taught on.
+        seed: Seed of all weights and draws.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If the folder holds something else.
+    """
+    folder = Path(folder)
+    for path in sorted(folder.glob("*")):
+        if path.name not in (*PARTS, "model_index.json", "README.md"):
+            raise ValueError(
+                f"{folder} holds {path.name}, which is no part of the pipeline; choose another "
+                "--out"
+            )
+    bank = GlyphBank(variants, seed=seed)
+    more: dict[str, Any] = {"seed": seed, "progress": progress}
+    folder.mkdir(parents=True, exist_ok=True)
+    index = {"_class_name": "QwenImagePipeline", "_diffusers_version": _diffusers().__version__}
+    (folder / "model_index.json").write_text(json.dumps(index | PARTS, indent=2) + "\n")
+    _diffusers().FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.0, max_shift=0.0
+    ).save_pretrained(folder / "scheduler")
+    if not _has(folder / "vae"):
+        _save(teach_vae(bank, updates=max(1, updates // 2), **more), folder / "vae")
+    if not _has(folder / "text_encoder"):
+        tokenizer = make_tokenizer()
+        tokenizer.save_pretrained(folder / "tokenizer")
+        encoder = teach_text_encoder(bank, tokenizer, updates=max(1, updates // 10), **more)
+        _save(encoder, folder / "text_encoder", wide=True)
+    if not _has(folder / "transformer"):
+        transformer = teach_transformer(folder, bank, updates=updates, pictures=pictures, **more)
+        _save(transformer, folder / "transformer")
+    return folder
+
+
+def _diffusers() -> Any:
+    import diffusers
+
+    return diffusers
+
+
+def _has(part: Path) -> bool:
+    return any(part.glob("*.safetensors"))
+
+
+def _save(model: Any, folder: Path, *, wide: bool = False) -> None:
+    """Writes a part, its weights rounded to half precision; ``wide`` holds these in float32.
+
+    transformers loads models in the type that they are written in, diffusers in float32.
+    """
+    model = model.half()
+    (model.float() if wide else model).save_pretrained(folder)
+
+
+def _drop_past(vae: Any) -> None:
+    """Zeroes what the convolutions weigh earlier frames by: a picture has none."""
+    for module in vae.modules():
+        if isinstance(module, torch.nn.Conv3d):
+            with torch.no_grad():
+                module.weight[:, :, :-1] = 0
+
+
+@contextlib.contextmanager
+def _still(vae: Any) -> Iterator[None]:
+    """Computes the VAE's causal convolutions in the picture's plane, a third of the work.
+
+    A video of one frame meets the last slice of a causal kernel alone; the others see padding.
+    """
+    from types import MethodType
+
+    causal = [m for m in vae.modules() if isinstance(m, torch.nn.Conv3d)]
+
+    def forward(module: Any, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
+        padding = (module._padding[2], module._padding[0])
+        weight = module.weight[:, :, -1]
+        return functional.conv2d(x[:, :, 0], weight, module.bias, padding=padding)[:, :, None]
+
+    for module in causal:
+        module.forward = MethodType(forward, module)
+    try:
+        yield
+    finally:
+        for module in causal:
+            del module.forward

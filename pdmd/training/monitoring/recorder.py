@@ -1,0 +1,170 @@
+"""What a run leaves behind: a progress bar, TensorBoard scalars, and files for the report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pdmd.distillation.phases import Phase
+
+__all__ = ["Recorder", "RunRecorder", "Silent", "read_history"]
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Reads ``history.jsonl`` up to a line that was cut off as the run was killed."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+class Recorder:
+    """Records nothing; the base of recorders that do."""
+
+    interval = 10
+
+    def phase_begins(self, phase: Phase, phases: int, updates: int, done: int) -> None:
+        """Hears that a phase of ``updates`` updates begins, or goes on after ``done``."""
+
+    def scalars(self, phase: Phase, update: int, values: Mapping[str, float]) -> None:
+        """Hears the scalars of an update, every :attr:`interval` updates."""
+
+    def advanced(self, update: int) -> None:
+        """Hears that an update is done."""
+
+    def refused(self, complaint: str) -> None:
+        """Hears why an update was not applied; warns of it."""
+        warnings.warn(complaint, stacklevel=3)
+
+    def calibration(
+        self, phase: Phase, times: Sequence[float], fake: Sequence[float], real: Sequence[float]
+    ) -> None:
+        """Hears the calibration slopes at the end of a phase."""
+
+    def resumed(self, phase: int, update: int) -> None:
+        """Hears that the run goes on from a checkpoint; later records are dropped."""
+
+    def close(self) -> None:
+        """Hears that the run ended or stopped."""
+
+
+class Silent(Recorder):
+    """Records nothing, and warns of nothing: for ranks that leave that to the main one."""
+
+    def refused(self, complaint: str) -> None:
+        return
+
+
+class RunRecorder(Recorder):
+    """Records to a run folder and the terminal.
+
+    Args:
+        folder: The run folder; gets ``history.jsonl``, ``calibration.json`` and ``tensorboard/``.
+        progress: Whether to show progress bars.
+    """
+
+    def __init__(self, folder: str | Path, *, progress: bool = True) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.progress = progress
+        self.writer = self._write()
+        self.bar: Any = None
+        self.updates = self.before = 0
+        self.started = time.perf_counter()
+        self.history = self.folder / "history.jsonl"
+        self.history.write_text("") if not self.history.exists() else None
+        self.curves: list[dict[str, Any]] = []
+
+    def _write(self, purge_step: int | None = None) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge_step)
+
+    def resumed(self, phase: int, update: int) -> None:
+        """Drops the records that come after the checkpoint."""
+        rows = read_history(self.history)
+        kept = [r for r in rows if (r["phase"], r["update"]) <= (phase, update)]
+        self.history.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        if kept:
+            self.started -= kept[-1]["seconds"]
+        ends = {row["phase"]: row["update"] for row in kept if row["phase"] < phase}
+        self.before = sum(ends.values())
+        self.writer.close()
+        self.writer = self._write(purge_step=self.before + update + 1)
+        path = self.folder / "calibration.json"
+        if path.exists():
+            with contextlib.suppress(ValueError):  # cut off as the run was killed
+                self.curves = [c for c in json.loads(path.read_text()) if c["phase"] < phase]
+
+    def phase_begins(self, phase: Phase, phases: int, updates: int, done: int) -> None:
+        """Opens the phase's progress bar."""
+        from tqdm import tqdm
+
+        self.close_bar()
+        self.before += self.updates  # what earlier phases made
+        self.updates = updates
+        self.bar = tqdm(
+            total=updates,
+            initial=done,
+            desc=f"phase {phase.index + 1}/{phases}  t {phase.t_start:.3g} to {phase.t_end:.3g}",
+            disable=not self.progress,
+            dynamic_ncols=True,
+            unit="update",
+        )
+
+    def advanced(self, update: int) -> None:
+        """Moves the progress bar."""
+        self.bar.update(1)
+
+    def scalars(self, phase: Phase, update: int, values: Mapping[str, float]) -> None:
+        """Appends to the history and TensorBoard and shows the losses."""
+        step = self.before + update
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        row = {
+            "phase": phase.index + 1,
+            "update": update,
+            "seconds": round(time.perf_counter() - self.started, 3),
+            "scalars": dict(values),
+        }
+        with self.history.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        shown = {
+            name.split("/")[0]: f"{value:.3g}"
+            for name, value in values.items()
+            if not name.endswith("gradient_norm") and not name.startswith("evaluations/")
+        }
+        self.bar.set_postfix(shown, refresh=False)
+
+    def refused(self, complaint: str) -> None:
+        """Says above the progress bar why an update was not applied."""
+        self.bar.write(f"pdmd: warning: {complaint}", file=sys.stderr)
+
+    def calibration(
+        self, phase: Phase, times: Sequence[float], fake: Sequence[float], real: Sequence[float]
+    ) -> None:
+        """Adds the phase's curve to ``calibration.json``."""
+        self.curves.append(
+            {"phase": phase.index + 1, "t": list(times), "fake": list(fake), "real": list(real)}
+        )
+        (self.folder / "calibration.json").write_text(json.dumps(self.curves, indent=2) + "\n")
+
+    def close_bar(self) -> None:
+        """Closes the progress bar."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def close(self) -> None:
+        """Closes the progress bar and TensorBoard's file."""
+        self.close_bar()
+        self.writer.close()

@@ -1,0 +1,156 @@
+"""The benchmarks run, go on where they stopped, and refuse what they cannot do."""
+
+import json
+
+import pytest
+
+from pdmd.benchmarks import SCHEMES, BenchConfig, run_benchmark
+from pdmd.benchmarks.base import read_results
+from pdmd.benchmarks.overhead import OverheadBenchmark
+from pdmd.benchmarks.toy1d import WEIGHTINGS
+from pdmd.cli.main import main
+from pdmd.evaluation.bench_report import summarise
+from pdmd.teachers.packaged.digits import DigitsTeacher
+from pdmd.teachers.packaged.mlp import MlpDenoiser
+from pdmd.training.trainer import PhaseTrainer
+
+TINY = dict(updates=8, fake_updates=1, batch_size=8, samples=96, dim=3, modes=2, classes=3)
+
+
+@pytest.fixture(autouse=True)
+def quick_start(monkeypatch):
+    """The shared start is taught for a moment only."""
+    import pdmd.benchmarks.distillation as module
+
+    real = module.taught_network
+    monkeypatch.setattr(module, "taught_network", lambda *a, **k: real(*a, **{**k, "updates": 3}))
+
+
+def test_every_scheme_runs_through_the_one_loop(tmp_path):
+    from pdmd.benchmarks.distillation import MixtureBenchmark
+
+    benchmark = MixtureBenchmark(BenchConfig(name="mixture", **TINY), tmp_path / "shared")
+    benchmark.prepare(False)
+    rows = {m: benchmark.run(m, 0)[0] for m in benchmark.methods}
+    for method, row in rows.items():
+        assert {"klh", "sw2", "nfe", "forwards", "cpu_seconds", "saved_mib"} <= set(row)
+        expected = {"one_step": 1, "one_step_4_fakes": 1, "teacher": 100}.get(method, 4)
+        assert row["nfe"] == expected, method
+    assert rows["vanilla"]["saved_mib"] > 3.5 * rows["phased"]["saved_mib"]
+    assert rows["phased"]["saved_mib"] == rows["one_step"]["saved_mib"] > 0
+    # one generator and one fake update a cycle: entry, rollout, teacher, fake and backwards
+    per_cycle = {"one_step": 1 + 2 + 1 + 1 + (1 + 1 + 2), "vanilla": 4 + 8 + 1 + 1 + (4 + 1 + 2)}
+    for method, forwards in per_cycle.items():
+        assert rows[method]["forwards"] == 8 * forwards, method
+
+
+def test_the_mixture_may_be_another(tmp_path):
+    from pdmd.benchmarks.distillation import MixtureBenchmark
+
+    teachers = [
+        MixtureBenchmark(BenchConfig(name="mixture", **{**TINY, **changes}), tmp_path).teacher()
+        for changes in ({}, {"data_seed": 8}, {"dim": 5}, {"modes": 4})
+    ]
+    assert [tuple(t.means.shape) for t in teachers] == [(6, 3), (6, 3), (6, 5), (12, 3)]
+    assert (teachers[0].means != teachers[1].means).all()
+
+
+def test_results_go_on_and_report(tmp_path, capsys):
+    out = tmp_path / "toy.json"
+    words = ["bench", "toy1d", "--updates", "3", "--batch-size", "8", "--out", str(out)]
+    words += ["--no-progress", "--workers", "1", "--methods", "full", "biased"]
+    assert main([*words, "--seeds", "0"]) == 0
+    first = read_results(out)["rows"]
+    assert [r["method"] for r in first] == ["full", "biased"]
+    assert main([*words, "--seeds", "0", "1"]) == 0
+    both = read_results(out)
+    assert [(r["method"], r["seed"]) for r in both["rows"]] == [
+        ("full", 0),
+        ("full", 1),
+        ("biased", 0),
+        ("biased", 1),
+    ]
+    assert first[0] in both["rows"] and both["version"]
+    page = out.with_suffix(".html").read_text()
+    assert "trajectory rmse" in page and 'src="http' not in page
+    assert main(["report", str(out)]) == 0
+    capsys.readouterr()
+    assert main([*words, "--seeds", "0", "--data-seed", "9"]) == 2
+    assert "another configuration" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["bench"], "missing the benchmark"),
+        (["bench", "cats"], "unknown benchmark 'cats'"),
+        (["bench", "mixture", "--methods", "cat"], "unknown method 'cat'"),
+        (["bench", "mixture", "--dim", "0"], "dim is from 1"),
+        (["bench", "mixture", "--lr", "nan"], "lr is from 0"),
+        (["bench", "mixture", "--out", "x.txt"], "ends in .json"),
+        (["bench", "mixture", "--seeds", "-1"], "none negative"),
+        (["report", "nothing.json"], "does not exist"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, tmp_path, monkeypatch, words, named):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip()
+    assert named in error and "\n" not in error
+    assert not any(tmp_path.iterdir())
+
+
+def test_damaged_results_are_named(tmp_path):
+    path = tmp_path / "r.json"
+    for content in ("{", "[]", json.dumps({"rows": [{}], "config": {"name": "x"}}), "{}"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="not a results file"):
+            read_results(path)
+
+
+def test_summaries_are_means_and_deviations():
+    rows = [{"method": "a", "seed": i, "x": float(x), "nfe": 4} for i, x in enumerate((1, 3))]
+    (entry,) = summarise(rows)
+    assert entry["x"] == (2.0, pytest.approx(2**0.5)) and entry["n"] == 2
+
+
+def test_methods_that_the_benchmarks_promise_are_there():
+    promised = "one_step vanilla vanilla_experts sgts sgts_per_stop phased phased_2x2"
+    assert set(promised.split()) | {"phased_disjoint"} <= set(SCHEMES)
+    assert {"full", "unbiased", "biased"} <= set(WEIGHTINGS)
+
+
+@pytest.mark.parametrize("method", ["mlp", "transformer_small"])
+def test_the_overhead_is_measured_at_equal_work(tmp_path, monkeypatch, method):
+    config = BenchConfig(name="overhead", updates=2, fake_updates=3, batch_size=4)
+    rows, side = {"pdmd": 0, "bare": 0}, "bare"
+    owner = MlpDenoiser if method == "mlp" else DigitsTeacher
+    network, cycle = owner.network, PhaseTrainer.cycle
+
+    def counted(self, x, t, condition):
+        rows[side] += len(x)
+        return network(self, x, t, condition)
+
+    def cycled(self):
+        nonlocal side
+        side = "pdmd"
+        out = cycle(self)
+        side = "bare"
+        return out
+
+    monkeypatch.setattr(owner, "network", counted)
+    monkeypatch.setattr(PhaseTrainer, "cycle", cycled)
+    row, _ = OverheadBenchmark(config, tmp_path).run(method, 0)
+    # three fake updates of a rollout and a score, one rollout and two scores; four cycles
+    assert rows == {"pdmd": 4 * 4 * (3 * 2 + 3), "bare": 4 * 4 * (3 * 2 + 3)}
+    assert row["ratio"] > 0 and row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+
+
+@pytest.mark.slow
+def test_the_toy_shows_what_the_paper_says(tmp_path):
+    config = BenchConfig(name="toy1d")
+    methods = ("full", "unbiased", "biased")
+    results = run_benchmark(config, out=tmp_path / "toy.json", methods=methods, progress=False)
+    rmse = {e["method"]: e["trajectory_rmse"][0] for e in summarise(results["rows"])}
+    assert rmse["biased"] > 5 * rmse["unbiased"]
+    assert rmse["unbiased"] < 2 * rmse["full"]

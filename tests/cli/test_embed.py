@@ -1,0 +1,82 @@
+"""Where prompts come from."""
+
+import json
+
+import pytest
+
+from pdmd.teachers.conditioning.sources import read_prompts
+
+
+def write(path, rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_text_and_json_lines(tmp_path):
+    text = tmp_path / "prompts.txt"
+    text.write_text("a cat\n\n  a dog \r\n猫\n", encoding="utf-8")
+    assert read_prompts(str(text)) == ["a cat", "a dog", "猫"]
+    assert read_prompts(f"file://{text}", limit=1) == ["a cat"]
+    rows = [{"text": "a", "other": "b"}, {"prompt": "c", "text": "d", "other": ""}]
+    lines = write(tmp_path / "prompts.jsonl", rows)
+    assert read_prompts(lines) == ["a", "c"]
+    assert read_prompts(lines, column="text") == ["a", "d"]
+    assert read_prompts(lines, column="other", limit=2) == ["b"]
+
+
+def test_prompts_on_other_file_systems(tmp_path):
+    import fsspec
+
+    with fsspec.open(f"memory://{tmp_path.name}/prompts.txt", "w") as file:
+        file.write("one\ntwo\n")
+    assert read_prompts(f"memory://{tmp_path.name}/prompts.txt") == ["one", "two"]
+
+
+@pytest.mark.parametrize("limit", [0, 2])
+def test_data_sets_and_tables(tmp_path, monkeypatch, limit):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    rows = [{"caption": f"c{i}", "text": f"t{i}"} for i in range(4)]
+    folder = tmp_path / "captions"
+    folder.mkdir()
+    write(folder / "train.jsonl", rows)
+    write(folder / "validation.jsonl", [{"caption": "v", "text": "w"}])
+    (tmp_path / "rows.csv").write_text(
+        "caption,text\n" + "".join(f"c{i},t{i}\n" for i in range(4))
+    )
+    count = limit or 4
+    for source in (folder, tmp_path / "rows.csv"):
+        read = read_prompts(str(source), limit=limit)
+        assert read == [f"t{i}" for i in range(count)]
+        read = read_prompts(str(source), column="caption", limit=limit)
+        assert read == [f"c{i}" for i in range(count)]
+    assert read_prompts(str(folder), split="validation") == ["w"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "more", "named"),
+    [
+        ("p.txt", "\n \n", {}, "p.txt holds no prompts"),
+        ("p.txt", b"\xff\xfe", {}, "is not text in UTF-8"),
+        ("p.jsonl", '{"prompt": "a"}\n"b"\n', {}, "line 2 of .* is no JSON object"),
+        ("p.jsonl", "{", {}, "line 1 of .* is no JSON object"),
+        ("p.jsonl", '{"a": 1, "b": 2}', {}, "row 1 .* neither 'prompt' nor 'text' but 'a', 'b'"),
+        ("p.jsonl", '{"a": 1}', {"column": "b"}, "no column 'b' but 'a'; name one .*--column"),
+        ("p.jsonl", '{"text": 5}', {}, "prompt 1 of .* is no text but 5"),
+        ("gone.txt", None, {}, "gone.txt does not exist"),
+        ("gone", None, {}, "gone could not be read as a data set"),
+        ("p.csv", "text\na\n", {"split": "test"}, "p.csv could not be read as a data set .*test"),
+    ],
+)
+def test_bad_sources_are_named(tmp_path, monkeypatch, name, content, more, named):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=named):
+        read_prompts(str(path), **more)
+
+
+def test_a_file_of_any_other_ending_is_lines(tmp_path):
+    path = tmp_path / "my.list"
+    path.write_text("one\n\ntwo\n")
+    assert read_prompts(str(path)) == ["one", "two"]

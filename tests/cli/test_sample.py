@@ -1,0 +1,192 @@
+"""`pdmd sample` and a run's grids, for teachers that read text and decode by a VAE."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+import pdmd
+from pdmd import PhasePlan
+from pdmd.cli.main import main
+from pdmd.distillation.student_folders import source_teacher
+from pdmd.evaluation.evaluate import evaluate
+from pdmd.evaluation.report import write_grids
+from pdmd.teachers.base import teachers
+from tests.cli.test_embed_families import no_encoder
+from tests.helpers.tiny_families import QWEN, WAN, family, qwen_pipeline, wan_pipeline
+from tests.teachers.families.test_family_folders import qwen_text, t5
+
+PROMPTS = ["a cat", "a dog that is far from home", "two"]
+
+
+def distilled(folder, name, pipeline, size):
+    """Writes a family's pipeline, embeddings and student; returns the student's folder."""
+    pipeline.save_pretrained(folder / "pipeline")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    pairs = [str(w) for pair in {"folder": folder / "pipeline", **size}.items() for w in pair]
+    words = ["embed", str(folder / "prompts.txt"), "--teacher", name, "--no-progress"]
+    assert main([*words, "--out", str(folder / "store"), "--arguments", *pairs]) == 0
+    arguments = {"folder": str(folder / "pipeline"), "embeddings": str(folder / "store"), **size}
+    arguments["cache"] = str(folder / "cache")
+    teacher = teachers.get(name)(**arguments)
+    settings = {"updates": 1, "fake_updates": 1, "batch_size": 2}
+    source = {"teacher": name, "arguments": arguments, "guidance": 1.0}
+    student = pdmd.distill(teacher, PhasePlan.uniform(2), source=source, **settings)
+    student.save(folder / "student")
+    return folder / "student"
+
+
+@pytest.fixture(scope="module")
+def image_student(tmp_path_factory):
+    pipeline = qwen_pipeline(family("qwen_image"), text=qwen_text(QWEN["joint_attention_dim"]))
+    size = {"height": 32, "width": 48, "dtype": "float32"}
+    return distilled(tmp_path_factory.mktemp("image"), "qwen_image", pipeline, size)
+
+
+@pytest.fixture(scope="module")
+def video_student(tmp_path_factory):
+    pipeline = wan_pipeline(family("wan_2.1"), text=t5(WAN["text_dim"]))
+    size = {"height": 32, "width": 16, "frames": 9, "dtype": "float32"}
+    return distilled(tmp_path_factory.mktemp("video"), "wan", pipeline, size)
+
+
+def sampled(student, out, *words):
+    return main(["sample", str(student), "--out", str(out), "--no-progress", *words])
+
+
+def test_files_hold_what_the_vae_decodes(image_student, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("pdmd.teachers.families.qwen_image.load_text_encoder", no_encoder)
+    words = ["--n", "4", "--batch-size", "3", "--seed", "5"]
+    assert sampled(image_student, tmp_path / "each", *words) == 0
+    assert "4 samples in 2 evaluations each" in capsys.readouterr().out
+    assert sampled(image_student, tmp_path / "x.safetensors", *words) == 0
+    teacher = source_teacher(image_student)
+    student = pdmd.Student.load(image_student, teacher=teacher)
+    generator = torch.Generator().manual_seed(5)
+    asked = [*PROMPTS, PROMPTS[0]]
+    parts = [
+        pdmd.sample(student, student.encode(p), generator=generator)
+        for p in (asked[:3], asked[3:])
+    ]
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert torch.equal(file.get_tensor("latents"), torch.cat(parts))
+        assert json.loads(file.metadata()["prompts"]) == asked
+    pictures = torch.cat([teacher.decode(x) for x in parts])
+    for i, expected in enumerate((255 * pictures.double()).movedim(1, -1).numpy()):
+        found = np.asarray(Image.open(tmp_path / "each" / f"000{i}.png"))
+        assert found.shape == (32, 48, 3) and np.abs(found - expected).max() < 0.5001
+    listed = json.loads((tmp_path / "each" / "prompts.json").read_text())
+    assert [entry["prompt"] for entry in listed] == asked
+
+
+def test_prompts_are_drawn_once_each_and_new_ones_need_the_encoder(
+    image_student, tmp_path, capsys
+):
+    out = tmp_path / "each"
+    assert sampled(image_student, out, "--prompts", "two", "a cat") == 0
+    assert len(list(out.glob("*.png"))) == 2
+    assert sampled(image_student, out, "--prompts", "something new") == 2
+    assert "no embedding of the prompt 'something new'" in capsys.readouterr().err
+    more = ["--arguments", "embeddings", ""]
+    assert sampled(image_student, out, "--prompts", "something new", *more) == 0
+    assert len(list(out.glob("*.png"))) == 1
+    assert sampled(image_student, out, *more) == 2
+    assert "no prompts to draw from" in capsys.readouterr().err
+    assert sampled(image_student, out, "--arguments", "colour", "red") == 2
+    assert "colour" in capsys.readouterr().err
+
+
+def test_videos_are_written_in_every_form(video_student, tmp_path):
+    iio = pytest.importorskip("imageio.v3")
+    for out in ("grid.mp4", "grid.gif", "stills.png", "each/"):
+        assert sampled(video_student, f"{tmp_path}/{out}", "--n", "2", "--fps", "5") == 0
+    assert iio.imread(tmp_path / "grid.mp4").shape[0] == 9
+    assert iio.immeta(tmp_path / "each" / "0001.mp4")["fps"] == 5
+    assert iio.imread(tmp_path / "each" / "0001.mp4").shape == (9, 32, 16, 3)
+    assert Image.open(tmp_path / "grid.gif").n_frames == 9
+    frames = (np.asarray(Image.open(tmp_path / "stills.png")) < 250).any(-1)
+    assert frames.mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--out", "x.jpg"], "ends in .png, .mp4, .gif or .safetensors; got 'x.jpg'"),
+        (["--out", "x.mp4"], "makes images, not videos; use .png"),
+        (["--n", "-1"], "--n is from 1"),
+        (["--batch-size", "-1"], "--batch-size is from 0"),
+        (["--fps", "0"], "--fps is above 0"),
+        (["--device", "tpu"], "'tpu'"),
+    ],
+)
+def test_bad_input_is_one_line(image_student, tmp_path, monkeypatch, capsys, words, named):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", str(image_student), *words]) == 2
+    error = capsys.readouterr().err.strip()
+    assert named in error and "\n" not in error
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_student_without_pictures_says_so(tmp_path, capsys):
+    teacher = teachers.get("mixture")(dim=2)
+    from pdmd.distillation.initializers import FromDenoiser
+
+    network = pdmd.teachers.MlpDenoiser(kind="x0", dim=2, schedule=teacher.schedule, classes=0)
+    source = {"teacher": "mixture", "arguments": {"dim": 2}}
+    source["network"] = {"name": "mlp", "arguments": {"kind": "x0", "dim": 2, "classes": 0}}
+    student = pdmd.distill(
+        teacher,
+        PhasePlan.uniform(1),
+        init=FromDenoiser(network),
+        updates=1,
+        fake_updates=1,
+        source=source,
+    )
+    student.save(tmp_path / "student")
+    assert sampled(tmp_path / "student", tmp_path / "x.png") == 2
+    assert "does not make images; use --out samples.safetensors" in capsys.readouterr().err
+    assert sampled(tmp_path / "student", tmp_path / "x.safetensors", "--n", "7") == 0
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("small", [True, False])
+def test_grids_show_what_is_decoded(request, tmp_path, monkeypatch, kind, small):
+    folder = request.getfixturevalue(f"{kind}_student")
+    teacher = source_teacher(folder)
+    student = pdmd.Student.load(folder, teacher=teacher)
+    monkeypatch.setattr("pdmd.evaluation.report.SMALL", 10**6 if small else 1)
+    panels = []
+
+    def side_by_side(shown, **more):
+        panels.append(shown)
+        from pdmd.evaluation.figures import side_by_side
+
+        return side_by_side(shown, **more)
+
+    monkeypatch.setattr("pdmd.evaluation.report.side_by_side", side_by_side)
+    write_grids(tmp_path, student, teacher, teacher_steps=2)
+    assert {p.name for p in (tmp_path / "grids").iterdir()} == {
+        "samples.png",
+        "prompts.png",
+        "phase_1.png",
+        "phase_2.png",
+    }
+    shown = panels[0]["student, 2 steps"]
+    count = 100 if small else 9
+    prompts = [PROMPTS[i % 3] for i in range(count)]
+    generator = torch.Generator().manual_seed(0)
+    expected = teacher.decode(pdmd.sample(student, student.encode(prompts), generator=generator))
+    if kind == "video":
+        expected = expected[:, :, 4]  # of nine frames
+    torch.testing.assert_close(shown, expected, rtol=0, atol=1e-4)
+
+
+def test_a_text_student_is_evaluated_in_latents(image_student):
+    teacher = source_teacher(image_student)
+    student = pdmd.Student.load(image_student, teacher=teacher)
+    rows = evaluate(student, teacher, samples=100, teacher_steps=2, progress=False)["rows"]
+    assert [row["method"] for row in rows] == ["teacher", "teacher_euler_2", "student"]
+    assert all(np.isfinite(v) for row in rows for k, v in row.items() if k != "method")

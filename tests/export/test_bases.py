@@ -1,0 +1,118 @@
+"""Pipelines that exports take parts from: what is downloaded, and refused before it is."""
+
+import fnmatch
+import json
+import shutil
+
+import pytest
+
+from pdmd import PhasePlan
+from pdmd.export import export_diffusers, export_lora
+from tests.helpers.exporting import RANK, qwen_folder, student_of
+
+TWO = PhasePlan.uniform(2)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return qwen_folder(tmp_path_factory.mktemp("base") / "pipeline")
+
+
+class Hub:
+    """A hub of one pipeline, which writes down the files that are asked of it."""
+
+    def __init__(self, source, place):
+        self.source, self.place, self.calls = source, place / ("c0ffee" * 7)[:40], []
+
+    def __call__(self, name, *, revision=None, allow_patterns=None, ignore_patterns=(), **more):
+        if more.get("local_files_only"):
+            return str(self.place)
+        assert name == "someone/qwen" and revision in (None, self.place.name)
+        got = []
+        for path in sorted(p for p in self.source.rglob("*") if p.is_file()):
+            at = str(path.relative_to(self.source))
+            wanted = any(fnmatch.fnmatch(at, pattern) for pattern in allow_patterns)
+            if wanted and not any(fnmatch.fnmatch(at, pattern) for pattern in ignore_patterns):
+                (self.place / at).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, self.place / at)
+                got.append(at)
+        self.calls.append(got)
+        return str(self.place)
+
+
+@pytest.fixture
+def hub(base, tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    shutil.copytree(base, source)
+    encoder = source / "text_encoder"
+    for name in ("pytorch_model.bin", "model.fp16.safetensors", "flax_model.msgpack"):
+        (encoder / name).write_bytes(b"large")
+    (source / "qwen_all_in_one.safetensors").write_bytes(b"large")
+    (source / "LICENSE.txt").write_text("free")
+    found = Hub(source, tmp_path / "hub")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", found)
+    return found
+
+
+def test_only_the_parts_that_are_taken_over_are_downloaded(hub, base, tmp_path):
+    student = student_of("qwen_image", TWO, base)
+    folder = export_diffusers(student, tmp_path / "out", base="someone/qwen")
+    facts, parts = hub.calls
+    assert set(facts) >= {"model_index.json", "LICENSE.txt", "transformer/config.json"}
+    assert all(path.endswith((".json", ".txt", ".md")) for path in facts)
+    assert "text_encoder/model.safetensors" in parts and "tokenizer/tokenizer.json" in parts
+    assert not [path for path in parts if path.startswith(("transformer", "scheduler"))]
+    for large in (".bin", ".fp16.safetensors", ".msgpack", "one.safetensors"):
+        assert not [path for path in (*facts, *parts) if path.endswith(large)]
+    assert (folder / "text_encoder" / "model.safetensors").exists()
+    assert (folder / "LICENSE.txt").read_text() == "free"
+
+
+@pytest.mark.parametrize("kind", ["diffusers", "lora"])
+def test_another_pipeline_is_refused_before_its_weights_are_downloaded(hub, base, tmp_path, kind):
+    path = hub.source / "transformer" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_layers": 5}))
+    student = student_of("qwen_image", TWO, base, adapter=RANK)
+    export = {"diffusers": export_diffusers, "lora": export_lora}[kind]
+    with pytest.raises(ValueError, match="someone/qwen has num_layers = 5, and this student's 2"):
+        export(student, tmp_path / "out", base="someone/qwen")
+    assert len(hub.calls) == 1 and not (tmp_path / "out").exists()
+
+
+def test_adapter_files_need_no_weights_of_the_pipeline(hub, base, tmp_path):
+    student = student_of("qwen_image", TWO, base, adapter=RANK)
+    export_lora(student, tmp_path / "out", base="someone/qwen")
+    assert len(hub.calls) == 1
+
+
+@pytest.mark.parametrize("header", ["license: [", "license: 'a", "- one\n- two"])
+def test_a_damaged_model_card_is_named(base, tmp_path, header):
+    folder = tmp_path / "pipeline"
+    shutil.copytree(base, folder)
+    (folder / "README.md").write_text(f"---\n{header}\n---\n\n# A model\n")
+    student = student_of("qwen_image", TWO, base)
+    with pytest.raises(
+        ValueError, match="the header of .*README.md, which states the licence"
+    ) as e:
+        export_diffusers(student, tmp_path / "out", base=str(folder))
+    assert "\n" not in str(e.value)
+    (folder / "README.md").write_text("# A model without a header\n")
+    export_diffusers(student, tmp_path / "out", base=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "samples", "named"),
+    [
+        (
+            "stock",
+            4,
+            "a call of a QwenImagePipeline is told the student's own times, so its stock",
+        ),
+        ("exact", 4, "only a stock scheduler's error is measured; leave --measure out"),
+    ],
+)
+def test_what_has_no_error_is_not_measured(base, tmp_path, monkeypatch, scheduler, samples, named):
+    monkeypatch.setattr("pdmd.export.diffusers.open_base", lambda *a: pytest.fail("work began"))
+    student = student_of("qwen_image", TWO, base)
+    with pytest.raises(ValueError, match=named):
+        export_diffusers(student, tmp_path / "out", scheduler=scheduler, measure=samples)

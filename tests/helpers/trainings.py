@@ -1,0 +1,101 @@
+"""A medium-sized training, made by hand, whose memory and evaluations can be watched."""
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from pdmd import (
+    AdamRecipe,
+    DistributionMatching,
+    Guided,
+    OdeExpert,
+    OneFakeScore,
+    RectifiedFlow,
+    SubintervalScoreMatching,
+    Teacher,
+)
+from pdmd.distillation.initializers import FromTeacher
+from pdmd.distributed.runtime import OneProcess
+from pdmd.planning import Roles, measure
+from pdmd.teachers.mixture import encode_labels
+from pdmd.teachers.packaged.transformer import ImageTransformer
+from pdmd.training.conditions import ConditionStream
+from pdmd.training.fake_scores import FixedUpdates
+from pdmd.training.monitoring.accounting import Account
+from pdmd.training.trainer import PhaseTrainer
+
+SMALL = {"image_size": 8, "patch_size": 2, "width": 32, "depth": 2, "heads": 4}
+MEDIUM = {"image_size": 16, "patch_size": 2, "width": 96, "depth": 3, "heads": 4}
+
+
+class Images(Teacher):
+    prompts = list(range(10))
+
+    def __init__(self, **settings):
+        size = settings["image_size"]
+        super().__init__(schedule=RectifiedFlow(), kind="velocity", latent_shape=(1, size, size))
+        self.net = ImageTransformer(**settings)
+
+    def encode(self, prompts):
+        return encode_labels(prompts, 10)
+
+    def network(self, x_t, t, condition):
+        return self.net(x_t, t.to(x_t.dtype), condition["label"])
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, *args):
+        return checkpoint(self.block, *args, use_reentrant=False)
+
+
+def checkpointed(teacher):
+    teacher.net.blocks = nn.ModuleList(Checkpointed(block) for block in teacher.net.blocks)
+    return teacher
+
+
+def trainer_of(
+    teacher, work, index, *, guidance=1.0, batch_size=None, seed=0, entries=None, init=None
+):
+    """Makes the trainer of one phase of a planned work."""
+    teacher, init = teacher.eval().requires_grad_(False), init or FromTeacher()
+    phase = work.plan[index]
+    earlier = [
+        OdeExpert(init.expert(teacher, one, []).requires_grad_(False).eval(), one)
+        for one in work.plan.phases[:index]
+    ]
+    return PhaseTrainer(
+        experts=[OdeExpert(init.expert(teacher, phase, []), phase)],
+        earlier=earlier,
+        teacher=teacher if guidance == 1 else Guided(teacher, guidance),
+        fakes=[[init.fake(teacher, phase)]],
+        generator_objective=DistributionMatching(draws=work.draws),
+        fake_objective=SubintervalScoreMatching(),
+        conditions=ConditionStream(teacher.encode(teacher.prompts)),
+        truncation=work.truncation,
+        updates=100,
+        fake_scores=OneFakeScore(),
+        fake_updates=FixedUpdates(work.fake_updates),
+        batch_size=batch_size or work.batch_size,
+        accumulate=work.accumulate,
+        anchored=work.anchored,
+        entries=entries,
+        optimizer=AdamRecipe(),
+        fake_optimizer=AdamRecipe(),
+        ema_decay=0.9,
+        clip=10.0,
+        generator=torch.Generator().manual_seed(seed),
+        account=Account(),
+        runtime=OneProcess(recompute=work.recompute),
+    )
+
+
+def roles_of(network, work, index):
+    condition, steps = network.encode([1]), work.recorded_steps(index)
+    settings = {"train": True, "recompute": work.recompute}
+    one = measure(network, condition, **settings)
+    many = one if steps == 1 else measure(network, condition, steps=steps, **settings)
+    return Roles(teacher=one, generator=many, fake=one, frozen=(one,) * index)

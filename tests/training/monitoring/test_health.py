@@ -1,0 +1,220 @@
+"""Updates whose loss or gradient is not finite: refused, told of, and too many of them the end."""
+
+import math
+import re
+
+import pytest
+import torch
+
+from pdmd import (
+    AdamRecipe,
+    DistributionMatching,
+    FromDenoiser,
+    MixtureTeacher,
+    MlpDenoiser,
+    PhasePlan,
+    SubintervalScoreMatching,
+    distill,
+)
+from pdmd.cli.main import main
+from pdmd.training.checkpoints.checkpointer import Checkpointer
+from pdmd.training.monitoring.health import Health, NonFiniteError
+from pdmd.training.monitoring.recorder import Recorder
+from pdmd.training.trainer import PhaseTrainer
+
+OBJECTIVES = {"generator": DistributionMatching, "fake": SubintervalScoreMatching}
+TINY = [
+    "distill",
+    "mixture",
+    "--train.updates=6",
+    "--train.fake-updates=1",
+    "--train.batch-size=8",
+    "--train.checkpoint-every=2",
+    "--evaluate.samples=100",
+    "--evaluate.teacher-steps=3",
+    "--network.updates=5",
+    "--plan.phases=2",
+    "--no-progress",
+    "--teacher.arguments",
+    *("dim", "2", "classes", "2", "modes", "2"),
+]
+
+
+def loss_not_a_number(loss):
+    return loss * math.nan
+
+
+def loss_infinite(loss):
+    return loss + math.inf
+
+
+def gradient_not_a_number(loss):
+    return loss.detach() + (0 * loss).abs().sqrt()
+
+
+def spoil(monkeypatch, role, at, how=loss_not_a_number):
+    """Spoils the losses of a role's objective at calls with these numbers, from 1."""
+    losses, calls = OBJECTIVES[role].losses, []
+
+    def spoiled(self, *args):
+        calls.append(1)
+        found = losses(self, *args)
+        bad = len(calls) in at
+        return {name: how(loss) if bad else loss for name, loss in found.items()}
+
+    monkeypatch.setattr(OBJECTIVES[role], "losses", spoiled)
+
+
+class Listening(Recorder):
+    interval = 1
+
+    def __init__(self):
+        self.refusals, self.updates = [], 0
+
+    def advanced(self, update):
+        self.updates += 1
+
+    def refused(self, complaint):
+        self.refusals.append(complaint)
+
+
+def run(**changes):
+    torch.manual_seed(0)
+    teacher = MixtureTeacher.random(dim=2, classes=2, modes=2)
+    network = MlpDenoiser.rectified_flow(dim=2, classes=2, width=8)
+    recorder = Listening()
+    settings = dict(
+        init=FromDenoiser(network), updates=4, fake_updates=1, batch_size=8, recorder=recorder
+    )
+    return distill(teacher, PhasePlan.uniform(2), **{**settings, **changes}), recorder
+
+
+def snapshot(trainer, role):
+    network, optimizers = trainer.networks[role], trainer.optimizers[role]
+    state = {name: value.clone() for name, value in trainer.runtime.tensors(network).items()}
+    for name, moments in trainer.runtime.moments(network, optimizers).items():
+        state |= {f"{name} {key}": value.clone() for key, value in moments.items()}
+    return state
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("how", [loss_not_a_number, loss_infinite, gradient_not_a_number])
+@pytest.mark.parametrize("role", ["generator", "fake"])
+def test_a_refused_update_changes_nothing_and_the_run_goes_on(monkeypatch, role, how):
+    spoil(monkeypatch, role, {3}, how)
+    apply, changed = PhaseTrainer._apply, []
+
+    def watched(self, acting, *args):
+        before = {name: snapshot(self, name) for name in self.networks}
+        out = apply(self, acting, *args)
+        moved = {name for name in before if not same(before[name], snapshot(self, name))}
+        changed.append((acting, moved))
+        return out
+
+    monkeypatch.setattr(PhaseTrainer, "_apply", watched)
+    student, recorder = run()
+    assert recorder.updates == 8 and len(recorder.refusals) == 1
+    assert all(bool(value.isfinite().all()) for value in student.state_dict().values())
+    assert [acting for acting, _ in changed] == ["fake", "generator"] * 8
+    for acting in ("fake", "generator"):
+        moved = [moved for other, moved in changed if other == acting]
+        wanted = [{acting}] * 8
+        if acting == role:
+            wanted[2] = set()
+        assert moved == wanted
+
+
+@pytest.mark.parametrize(
+    ("role", "name"), [("generator", "distribution_matching"), ("fake", "score_matching")]
+)
+def test_a_complaint_says_which_update_and_what_it_saw(monkeypatch, role, name):
+    spoil(monkeypatch, role, {6})
+    _, recorder = run(
+        optimizer=AdamRecipe(lr=0.0125, decay_from=1.0),
+        fake_optimizer=AdamRecipe(lr=0.0125, decay_from=1.0),
+    )
+    (complaint,) = recorder.refusals
+    assert "\n" not in complaint
+    assert f"phase 2, update 2: the {role}'s loss or gradient is not finite" in complaint
+    assert f"{name} = nan" in complaint and "gradient norm = nan" in complaint
+    asked = {
+        role: [float(t) for t in times if t]
+        for role, *times in re.findall(r"; (\w+) at t = ([\d.]+)(?: to ([\d.]+))?", complaint)
+    }
+    assert {"fake", "teacher"} <= asked.keys()
+    assert all(0 <= t <= 1 for times in asked.values() for t in times)
+    assert "the update was not applied" in complaint and "now 0.0125" in complaint
+
+
+def test_a_run_warns_of_refused_updates_unless_its_recorder_hears_them(monkeypatch):
+    spoil(monkeypatch, "fake", {2})
+    with pytest.warns(UserWarning, match="phase 1, update 2: the fake's loss"):
+        run(recorder=Recorder())
+
+
+@pytest.mark.parametrize("patience", [0, 1, 3])
+@pytest.mark.parametrize("role", ["generator", "fake"])
+def test_more_in_a_row_than_patience_end_the_run(monkeypatch, role, patience):
+    recorder = Listening()
+    bad = range(2, 2 + patience)
+    with monkeypatch.context() as patch:  # as many as may pass
+        spoil(patch, role, {*bad})
+        run(recorder=recorder, patience=patience)
+    assert len(recorder.refusals) == patience and recorder.updates == 8
+    spoil(monkeypatch, role, {*bad, 2 + patience})
+    with pytest.raises(NonFiniteError, match=f": the {role}'s loss") as error:
+        run(patience=patience)
+    again = f"{patience + 1} updates of the {role} in a row were refused"
+    assert (again in str(error.value)) == (patience > 0)
+
+
+def test_a_good_update_in_between_counts_anew(monkeypatch):
+    spoil(monkeypatch, "fake", {1, 2, 4, 5, 7, 8})
+    _, recorder = run(patience=2)
+    assert len(recorder.refusals) == 6 and recorder.updates == 8
+
+
+def test_roles_are_counted_apart():
+    health = Health(1)
+    health.refused("fake", "a")
+    health.refused("generator", "b")
+    health.applied("generator")
+    health.refused("generator", "c")
+    with pytest.raises(NonFiniteError, match="d 2 updates of the fake in a row were refused"):
+        health.refused("fake", "d")
+    assert health.hear() == ["a", "b", "c", "d"] and health.hear() == []
+
+
+def test_patience_is_not_negative():
+    with pytest.raises(ValueError, match="patience must be at least 0, got -1"):
+        run(patience=-1)
+
+
+def test_the_last_good_checkpoint_is_named_and_good(monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        spoil(patch, "generator", {4, 5, 6, 7})
+        checkpointer = Checkpointer(tmp_path / "a", every=3)
+        with pytest.raises(NonFiniteError) as error:
+            run(checkpointer=checkpointer, updates=8)
+    name = "phase-0001-update-000000006"  # good though updates before it were refused
+    assert f"the last good checkpoint is {name}" in str(error.value)
+    student, _ = run(checkpointer=Checkpointer(tmp_path / "a", every=3), updates=8, resume=True)
+    assert all(bool(value.isfinite().all()) for value in student.state_dict().values())
+    spoil(monkeypatch, "generator", {1})
+    with pytest.raises(NonFiniteError, match="no checkpoint was written"):
+        run(checkpointer=Checkpointer(tmp_path / "b"), patience=0)
+
+
+def test_on_the_command_line_it_is_one_line_and_exit_code_1(monkeypatch, tmp_path, capsys):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        spoil(patch, "generator", {2, 4, 5, 6})
+        assert main([*TINY, "--out", str(folder), "--train.patience=2"]) == 1
+    *warnings, error = capsys.readouterr().err.strip().splitlines()
+    assert [line.startswith("pdmd: warning: phase 1, update ") for line in warnings] == [True] * 3
+    assert error.startswith("pdmd: error: phase 1, update 6: the generator's loss")
+    assert "the last good checkpoint is phase-0001-update-000000004" in error
+    assert main([*TINY, "--out", str(folder), "--resume", "--train.patience=0"]) == 0

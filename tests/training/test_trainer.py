@@ -1,0 +1,126 @@
+"""Networks on an accelerator: what is computed around them stays with them.
+
+The meta device stands for one: its tensors mix with the CPU's as little as an accelerator's do.
+"""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pdmd import AdamRecipe, Guided, PhasePlan
+from pdmd.diffusion.schedules import RectifiedFlow
+from pdmd.distillation.experts import OdeExpert, StochasticTruncation
+from pdmd.distributed.runtime import OneProcess
+from pdmd.objectives import DistributionMatching, SubintervalScoreMatching, gap_weights
+from pdmd.objectives.base import Players, Rollout
+from pdmd.objectives.critics import MlpCritic
+from pdmd.teachers.packaged.digits import DigitsTeacher
+from pdmd.teachers.packaged.transformer import ImageTransformer
+from pdmd.training.conditions import ConditionStream
+from pdmd.training.fake_scores import FixedUpdates, OneFakeScore
+from pdmd.training.phase_inputs import EntryRing, FreshEntries
+from pdmd.training.trainer import PhaseTrainer
+
+THERE = torch.device("meta")
+
+
+def network():
+    return DigitsTeacher(ImageTransformer(width=16, depth=1, heads=2), std=0.7).to(THERE)
+
+
+def fake_players():
+    teacher, fake, generator = (network() for _ in range(3))
+    return Players(real=Guided(teacher, 2.0), fake=fake, generator=generator)
+
+
+@pytest.mark.parametrize("weight", list(gap_weights))
+@pytest.mark.parametrize("index", [0, 1])
+def test_objectives_stay_on_the_networks_device(weight, index, monkeypatch):
+    # times there have no values to check
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: 0.5)
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: False)
+    players, phase = fake_players(), PhasePlan.uniform(2)[index]
+    condition = players.real.encode([0, 1, 2, None]).to(THERE)
+    x = torch.randn(4, 1, 8, 8, device=THERE)
+    expert = OdeExpert(players.generator, phase)
+    rollout = Rollout(x_s=expert(x, condition), condition=condition, phase=phase, entry=x, stop=0)
+    generator = torch.Generator().manual_seed(0)
+    for objective in (
+        DistributionMatching(gap_weights[weight]()),
+        SubintervalScoreMatching(),
+    ):
+        (loss,) = objective.losses(players, rollout, generator).values()
+        assert loss.device.type == "meta" and loss.dtype == torch.float32
+    assert players.real(x, 0.5).value.device.type == "meta"  # of no condition
+    critic = MlpCritic(dim=64, classes=10).to(THERE)
+    t = torch.rand(4, dtype=torch.float64)
+    assert critic(x, t, condition).device.type == "meta"
+    assert RectifiedFlow()(0.5)[0].device.type == "cpu"
+
+
+class Waits(TorchDispatchMode):
+    """Lists what makes the host wait for the accelerator, and counts copies to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.copies = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out, name = func(*args, **(kwargs or {})), str(func)
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        there = [a for a in tensors if a.device == THERE]
+        if there and any(word in name for word in ("local_scalar", "nonzero", "unique", "equal")):
+            self.found.append(name)
+        if isinstance(out, torch.Tensor) and "copy" in name and len(tensors) > len(there):
+            if out.device == THERE:
+                self.copies += 1
+                if not (kwargs or {}).get("non_blocking"):
+                    self.found.append(f"{name} of {[tuple(a.shape) for a in tensors]}")
+        return out
+
+
+class Flagged(torch.optim.Optimizer):
+    """Stands for a fused optimizer, which there is none of on the meta device."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.1})
+
+    def step(self, closure=None):
+        assert self.found_inf.device == THERE
+
+
+@pytest.mark.parametrize("anchored", [1, 2])
+@pytest.mark.parametrize("entries", [FreshEntries, EntryRing])
+def test_a_cycle_never_waits_for_the_device(entries, anchored, monkeypatch):
+    monkeypatch.setattr(AdamRecipe, "build", lambda recipe, parameters: Flagged(parameters))
+    teacher, plan = Guided(network(), 2.0).to(THERE), PhasePlan.uniform(2, steps=2)
+    trainer = PhaseTrainer(
+        experts=[OdeExpert(network(), plan[1])],
+        earlier=[OdeExpert(network(), plan[0])],
+        teacher=teacher,
+        fakes=[[network()]],
+        generator_objective=DistributionMatching(),
+        fake_objective=SubintervalScoreMatching(),
+        conditions=ConditionStream(teacher.encode([0, 1, 2, 3]).to(THERE)),
+        truncation=StochasticTruncation(),
+        updates=10,
+        fake_scores=OneFakeScore(),
+        fake_updates=FixedUpdates(3),
+        batch_size=4,
+        accumulate=2,
+        anchored=anchored,
+        optimizer=AdamRecipe(),
+        fake_optimizer=AdamRecipe(),
+        ema_decay=0.9,
+        clip=1.0,
+        generator=torch.Generator().manual_seed(0),
+        runtime=OneProcess(THERE),
+        entries=entries(),
+        interval=3,
+    )
+    with Waits() as waits:
+        trainer.cycle()
+        trainer.cycle()
+    assert not waits.found and waits.copies > 0
+    with pytest.raises(RuntimeError, match="meta"):  # the third reads what was refused
+        trainer.cycle()
