@@ -46,7 +46,7 @@ from pdmd.teachers.guided import Guided
 from pdmd.training.conditions import ConditionStream
 from pdmd.training.fake_scores import FixedUpdates, OneFakeScore
 from pdmd.training.monitoring.accounting import ROLES
-from pdmd.training.phase_inputs import EntryRing, FreshEntries
+from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputBuffer
 from pdmd.training.trainer import PhaseTrainer
 
 NOMINAL = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}  # dense bfloat16
@@ -96,8 +96,8 @@ class Marked(Objective):
     def __init__(self, inner, clock):
         self.inner, self.clock = inner, clock
 
-    def losses(self, players, rollout, generator):
-        losses = self.inner.losses(players, rollout, generator)
+    def losses(self, models, rollout, generator):
+        losses = self.inner.losses(models, rollout, generator)
         self.clock.mark("losses")
         return losses
 
@@ -145,7 +145,7 @@ class Clock:
 
 def make_trainer(teacher, init, work, device, clock):
     """Makes the trainer of the plan's last phase, whose roles a clock watches."""
-    runtime = OneProcess(device, torch.bfloat16, recompute=True)
+    runtime = OneProcess(device, torch.bfloat16, activation_checkpointing=True)
     teacher = teacher.eval().requires_grad_(False)
     *before, last = work.plan
     shared = ROLES_OF["one base"]  # three roles have copies, and not what came before
@@ -167,12 +167,12 @@ def make_trainer(teacher, init, work, device, clock):
         fake_scores=OneFakeScore(),
         fake_updates=FixedUpdates(work.fake_updates),
         batch_size=work.batch_size,
-        anchored=work.anchored,
+        fake_updates_per_rollout=work.fake_updates_per_rollout,
         entries=work.entries,
         optimizer=AdamRecipe(lr=1e-5),
         fake_optimizer=AdamRecipe(lr=1e-5),
         ema_decay=0.99,
-        clip=1.0,
+        max_grad_norm=1.0,
         generator=torch.Generator().manual_seed(0),
         runtime=runtime,
         interval=10**6,
@@ -203,10 +203,10 @@ def measure_cycle(model, kind, frames, options):
         batch_size=options.batch,
         fake_updates=options.fake_updates,
         evaluations=2,
-        anchored=options.anchored,
-        entries=EntryRing(64) if options.ring else FreshEntries(),
+        fake_updates_per_rollout=options.fake_updates_per_rollout,
+        entries=PhaseInputBuffer(64) if options.ring else FreshPhaseInputs(),
         updates=1 + options.cycles,
-        recompute=True,
+        activation_checkpointing=True,
     )
     precision = Precision(compute=torch.bfloat16, frozen=torch.bfloat16)
     outline = make_teacher(model, frames, options.tiny, meta=True)
@@ -240,7 +240,7 @@ def measure_cycle(model, kind, frames, options):
     trainer.settle()
     counted = trainer.account.equivalents
     samples = options.cycles * options.batch
-    useful = flops_of(roles[last], dataclasses.replace(work, recompute=False), last)
+    useful = flops_of(roles[last], dataclasses.replace(work, activation_checkpointing=False), last)
     all_flops = flops_of(roles[last], work, last)
     names = sorted({name for one in seconds for name in one})
     return {
@@ -251,8 +251,8 @@ def measure_cycle(model, kind, frames, options):
         "tokens": roles[last].teacher.tokens,
         "batch": options.batch,
         "fake_updates": options.fake_updates,
-        "anchored": options.anchored,
-        "ring": options.ring,
+        "reuse": options.fake_updates_per_rollout,
+        "buffer": options.ring,
         "phase": last + 1,
         "cycles": options.cycles,
         "equivalents": {r: (counted[r] - before[r]) / samples for r in ROLES},
@@ -331,8 +331,10 @@ def main(arguments=None):
     parser.add_argument("--cycles", type=int, default=3, help="cycles that are timed (3)")
     parser.add_argument("--batch", type=int, default=1, help="samples in a rollout (1)")
     parser.add_argument("--fake-updates", type=int, default=5, help="in a cycle (5)")
-    parser.add_argument("--anchored", type=int, default=1, help="fake updates of a rollout (1)")
-    parser.add_argument("--ring", action="store_true", help="entry states from a ring")
+    parser.add_argument(
+        "--fake_updates_per_rollout", type=int, default=1, help="fake updates of a rollout (1)"
+    )
+    parser.add_argument("--ring", action="store_true", help="phase inputs from a ring")
     parser.add_argument("--frames", type=int, nargs="+", default=FRAMES, help="of videos, in turn")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="networks of two blocks, for a trial")
@@ -340,7 +342,7 @@ def main(arguments=None):
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA here; try --device cpu --tiny")
-    for name in ("cycles", "batch", "anchored"):
+    for name in ("cycles", "batch", "fake_updates_per_rollout"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
     out = {"machine": card_of(device), "rows": [], "left_out": {}}

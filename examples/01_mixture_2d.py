@@ -15,14 +15,14 @@ from pdmd import (
     sample,
 )
 from pdmd.evaluation.metrics import sliced_wasserstein
-from pdmd.teachers.packaged.pretraining import teach
+from pdmd.teachers.packaged.pretraining import pretrain
 
 angles = torch.arange(8) * 2 * math.pi / 8
 teacher = MixtureTeacher(1.5 * torch.stack([angles.cos(), angles.sin()], 1), 0.1)
 
 torch.manual_seed(0)
 network = MlpDenoiser(dim=2, schedule=RectifiedFlow(), width=64)
-network = teach(
+network = pretrain(
     network, lambda n, g: (teacher.sample(n, generator=g), None), updates=800, progress=False
 )
 student = distill(

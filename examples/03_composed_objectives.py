@@ -12,7 +12,7 @@ from pdmd import (
     SubintervalScoreMatching,
     distill,
 )
-from pdmd.objectives import PosteriorGap, RatioWeighting
+from pdmd.objectives import PosteriorDifference, RatioWeighting
 
 
 class Repulsion(Objective):
@@ -20,14 +20,14 @@ class Repulsion(Objective):
 
     name = "repulsion"
 
-    def losses(self, players, rollout, generator):
+    def losses(self, models, rollout, generator):
         distances = torch.pdist(rollout.x_s.float())
         return {self.name: torch.exp(-distances).mean()}
 
 
 teacher = MixtureTeacher.random(dim=4, classes=3, modes=2)
 network = MlpDenoiser.rectified_flow(dim=4, classes=3)
-objective = DistributionMatching(PosteriorGap()) + 0.05 * Repulsion()
+objective = DistributionMatching(PosteriorDifference()) + 0.05 * Repulsion()
 print(objective)
 student = distill(
     teacher,

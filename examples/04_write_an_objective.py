@@ -9,8 +9,8 @@ class Variance(Objective):
     def __init__(self, std=1.0, name="variance"):
         self.std, self.name = std, name
 
-    def losses(self, players, rollout, generator):
-        alpha_s, sigma_s = players.fake.schedule(rollout.phase.t_end)
+    def losses(self, models, rollout, generator):
+        alpha_s, sigma_s = models.fake.schedule(rollout.phase.t_end)
         wanted = alpha_s**2 * self.std**2 + sigma_s**2
         gap = rollout.x_s.float().var() / float(wanted) - 1
         return {self.name: gap.square()}

@@ -33,8 +33,8 @@ from pdmd.distillation.sampling import sample, trajectory
 from pdmd.distillation.students import Student
 from pdmd.objectives import (
     DistributionMatching,
+    Models,
     Objective,
-    Players,
     Rollout,
     SubintervalScoreMatching,
     WeightedSum,
@@ -42,7 +42,7 @@ from pdmd.objectives import (
 )
 from pdmd.teachers import Guided, MixtureTeacher, MlpDenoiser, Teacher
 from pdmd.training.curriculum import Joint, Progressive
-from pdmd.training.fake_scores import AdaptiveUpdates, OneFakeScore, OneFakeScorePerStop
+from pdmd.training.fake_scores import AdaptiveUpdates, OneFakeScore, OneFakeScorePerExitStep
 from pdmd.training.optimizers import AdamRecipe
 
 __version__ = "0.1.0"
@@ -74,11 +74,11 @@ __all__ = [
     "Objective",
     "OdeExpert",
     "OneFakeScore",
-    "OneFakeScorePerStop",
+    "OneFakeScorePerExitStep",
     "PerStep",
     "Phase",
     "PhasePlan",
-    "Players",
+    "Models",
     "Prediction",
     "Progressive",
     "RectifiedFlow",

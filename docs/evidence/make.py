@@ -27,17 +27,17 @@ NAMES = {
     "feature_distance": "fidT",
     "feature_distance_real": "fidR",
 }
-ECONOMIES = {  # method: what it does, and the same run without it
-    "phased_ring": ("A ring of entry states", "phased"),
-    "phased_ring_4": ("A ring whose states are used four times", "phased"),
-    "phased_anchored_2": ("Anchors of two fake updates", "phased"),
-    "phased_anchored": ("One rollout for all updates of a cycle", "phased"),
-    "phased_ring_anchored": ("A ring, and one rollout for all updates", "phased"),
+EFFICIENCY_SETTINGS = {  # method: what it does, and the same run without it
+    "phased_buffer": ("A ring of phase inputs", "phased"),
+    "phased_buffer_4": ("A ring whose states are used four times", "phased"),
+    "phased_reuse_2": ("Anchors of two fake updates", "phased"),
+    "phased_reuse": ("One rollout for all updates of a cycle", "phased"),
+    "phased_buffer_reuse": ("A ring, and one rollout for all updates", "phased"),
     "phased_adaptive": ("Adaptive fake updates, and 1.36 times the generator's", "phased"),
-    "phased_ring_adaptive": ("Adaptive fake updates over a ring", "phased_ring"),
-    "phased_ring_anchored_adaptive": (
+    "phased_buffer_adaptive": ("Adaptive fake updates over a ring", "phased_buffer"),
+    "phased_buffer_reuse_adaptive": (
         "Adaptive fake updates over a ring and one rollout",
-        "phased_ring_anchored",
+        "phased_buffer_reuse",
     ),
 }
 PUBLISHED = {  # method: (klh, sw2), the first small study
@@ -160,11 +160,11 @@ def mixture_claims(results):
     )
     claims.add(
         "Most of what SGTS loses in balance goes when its steps are deterministic (klh), and a "
-        "fake score for every stop brings it closer to the law (sw2)",
+        "fake score for every exit step brings it closer to the law (sw2)",
         v("sgts_ode", "klh") < 0.7 * v("sgts", "klh")
         and v("sgts_per_stop", "sw2") < v("sgts_ode", "sw2"),
         f"renoising {v('sgts', 'klh'):.3f} / {v('sgts', 'sw2'):.3f}; deterministic "
-        f"{v('sgts_ode', 'klh'):.3f} / {v('sgts_ode', 'sw2'):.3f}; and a score per stop "
+        f"{v('sgts_ode', 'klh'):.3f} / {v('sgts_ode', 'sw2'):.3f}; and a score per exit step "
         f"{v('sgts_per_stop', 'klh'):.3f} / {v('sgts_per_stop', 'sw2'):.3f}",
     )
     claims.add(
@@ -192,9 +192,9 @@ def mixture_claims(results):
     claims.add(
         "One rollout may serve the generator's update and its five fake updates, at equal quality "
         "(klh)",
-        v("phased_anchored", "klh") <= v("phased", "klh") + m["phased"]["klh"][1],
-        f"{v('phased_anchored', 'klh'):.3f} against {v('phased', 'klh'):.3f}, at "
-        f"{v('phased_anchored', 'forwards') / v('phased', 'forwards'):.2f} of the evaluations",
+        v("phased_reuse", "klh") <= v("phased", "klh") + m["phased"]["klh"][1],
+        f"{v('phased_reuse', 'klh'):.3f} against {v('phased', 'klh'):.3f}, at "
+        f"{v('phased_reuse', 'forwards') / v('phased', 'forwards'):.2f} of the evaluations",
     )
     share = v("phased_adaptive", "forwards") / v("phased", "forwards")
     near = all(
@@ -278,10 +278,10 @@ def digits_claims(results):
 
 
 def economies_claims(results):
-    """Asks of every economy whether a run with it is as good, to the spread of that without."""
+    """Asks of every efficiency whether a run with it is as good, to the spread of that without."""
     m, claims = means(results), Claims()
     figures = [k for k in ("klh", "sw2", "feature_distance", "coverage") if k in m["phased"]]
-    for name, (words, without) in ECONOMIES.items():
+    for name, (words, without) in EFFICIENCY_SETTINGS.items():
         if name not in m:
             continue
         parts, holds = [], True
@@ -327,8 +327,8 @@ def speed_claims(results):
         return f"{v['speed'][0]:.3f} times ({low:.3f} to {high:.3f} at 95%)"
 
     for name, least, words in (
-        ("ring_anchored", 1.6, "cached entries and shared anchors"),
-        ("ring_anchored_adaptive", 2.5, "these and adaptive updates"),
+        ("buffer_reuse", 1.6, "cached entries and shared anchors"),
+        ("buffer_reuse_adaptive", 2.5, "these and adaptive updates"),
     ):
         claims.add(
             f"The medium transformer trains at least {least} times as fast with {words} as with "

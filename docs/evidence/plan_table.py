@@ -112,7 +112,7 @@ def measured():
                 fake_updates=5,
                 accumulate=SAMPLES // gpus,
                 evaluations=2,
-                recompute=True,
+                activation_checkpointing=True,
             )
 
         roles = measure_roles(network, init, condition, work(1), **settings)

@@ -25,12 +25,12 @@ from pdmd.objectives import (
     DistributionMatching,
     ExactKL,
     LogSnrTimes,
-    PosteriorGap,
+    PosteriorDifference,
     RatioWeighting,
     SubintervalScoreMatching,
     TrajectoryRegression,
 )
-from pdmd.training.fake_scores import AdaptiveUpdates, FixedUpdates, OneFakeScorePerStop
+from pdmd.training.fake_scores import AdaptiveUpdates, FixedUpdates, OneFakeScorePerExitStep
 
 FOLDER = Path("runs/search")
 
@@ -99,7 +99,7 @@ def adaptive(more, *args, **kwargs):
 
 
 FAST, MIXED = (2e-3, 2e-3), (2e-3, 1e-3)
-FOUR = dict(rates=FAST, generator=matching(draws=4))
+FOUR = dict(rates=FAST, generator=matching(timestep_samples=4))
 B = dict(plan=cuts(0.55, 0.35, 0.18), share=(1, 1, 2, 2))
 
 TRIALS = {
@@ -109,7 +109,7 @@ TRIALS = {
         fake_score=lambda: SubintervalScoreMatching(times=LogSnrTimes()),
     ),
     "exact_kl": trial(generator=matching(ExactKL())),
-    "posterior": trial(generator=matching(PosteriorGap())),
+    "posterior": trial(generator=matching(PosteriorDifference())),
     "regression_1": trial(generator=regressed(1.0)),
     "regression_.2": trial(generator=regressed(0.2)),
     "shift_1.5": trial(plan=lambda: PhasePlan.uniform(4, shift=1.5)),
@@ -123,19 +123,30 @@ TRIALS = {
     "correction_zeroed": trial(init=lambda i: CorrectedFake(i, True), rates=(1e-3, 2e-3)),
     "2x2": trial(**FOUR, plan=halves),
     "2x2_per_step": trial(**FOUR, plan=halves, init=PerStep),
-    "2x2_per_stop": trial(**FOUR, plan=halves, init=PerStep, fake_scores=OneFakeScorePerStop()),
+    "2x2_per_stop": trial(
+        **FOUR, plan=halves, init=PerStep, fake_scores=OneFakeScorePerExitStep()
+    ),
     "cuts_a": trial(**FOUR, plan=cuts(0.6, 0.4, 0.2), share=(1, 1, 2, 2)),
     "cuts_b": trial(**FOUR, **B),
     "cuts_c": trial(**FOUR, plan=cuts(0.6, 0.45, 0.3), share=(1, 1, 2, 2)),
     "cuts_d": trial(**FOUR, plan=cuts(0.5, 0.35, 0.2)),
-    "b_log_snr": trial(rates=FAST, **B, generator=matching(draws=4, times=LogSnrTimes())),
-    "b_posterior": trial(rates=FAST, **B, generator=matching(PosteriorGap(), draws=4)),
+    "b_log_snr": trial(
+        rates=FAST, **B, generator=matching(timestep_samples=4, times=LogSnrTimes())
+    ),
+    "b_posterior": trial(
+        rates=FAST, **B, generator=matching(PosteriorDifference(), timestep_samples=4)
+    ),
     "b_fake_10": trial(**FOUR, **B, fake_updates=lambda: FixedUpdates(10)),
-    "b_fake_rate": trial(rates=MIXED, **B, generator=matching(draws=4)),
-    "b_ratio": trial(rates=FAST, **B, generator=matching(draws=8), fake_score=ratio),
-    "b_1331": trial(rates=MIXED, plan=B["plan"], share=(1, 3, 3, 1), generator=matching(draws=4)),
+    "b_fake_rate": trial(rates=MIXED, **B, generator=matching(timestep_samples=4)),
+    "b_ratio": trial(rates=FAST, **B, generator=matching(timestep_samples=8), fake_score=ratio),
+    "b_1331": trial(
+        rates=MIXED, plan=B["plan"], share=(1, 3, 3, 1), generator=matching(timestep_samples=4)
+    ),
     "b_1221": trial(
-        rates=(2e-3, 5e-4), plan=B["plan"], share=(1, 2, 2, 1), generator=matching(draws=4)
+        rates=(2e-3, 5e-4),
+        plan=B["plan"],
+        share=(1, 2, 2, 1),
+        generator=matching(timestep_samples=4),
     ),
     "b_4_rollouts": trial(rates=MIXED, **B, accumulate=4),
     "b_4_rollouts_4e-3": trial(rates=(4e-3, 1e-3), **B, accumulate=4),
@@ -144,7 +155,7 @@ TRIALS = {
         plan=B["plan"],
         share=(1, 3, 3, 1),
         accumulate=4,
-        generator=matching(draws=2),
+        generator=matching(timestep_samples=2),
     ),
     "b_8_rollouts": trial(rates=MIXED, plan=B["plan"], share=(1, 1, 2, 3), accumulate=8),
     "a_8_rollouts_3e-3": trial(
@@ -154,7 +165,7 @@ TRIALS = {
         rates=(4e-3, 1e-3),
         **B,
         accumulate=8,
-        generator=matching(draws=2),
+        generator=matching(timestep_samples=2),
         fake_updates=lambda: FixedUpdates(8),
     ),
     "adaptive_.05": adaptive(1.0, 0.05),
@@ -166,16 +177,16 @@ TRIALS = {
     "adaptive_.20": adaptive(1.15, 0.2, most=8),
     "adaptive_.25": adaptive(1.36, 0.25),
     "adaptive_.30": adaptive(1.38, 0.3, memory=0.8),
-    "adaptive_.05_anchored": replace(adaptive(1.0, 0.05), anchored=5),
-    "adaptive_.06_anchored": replace(adaptive(1.15, 0.06), anchored=5),
-    "adaptive_.08_anchored": replace(adaptive(1.3, 0.08), anchored=5),
+    "adaptive_.05_anchored": replace(adaptive(1.0, 0.05), fake_updates_per_rollout=5),
+    "adaptive_.06_anchored": replace(adaptive(1.15, 0.06), fake_updates_per_rollout=5),
+    "adaptive_.08_anchored": replace(adaptive(1.3, 0.08), fake_updates_per_rollout=5),
     "one_to_one_1.4": trial(fake_updates=lambda: FixedUpdates(1), more=1.4),
 }
 TOP = dict(plan=cuts(0.97, 0.92, 0.85), share=(1, 1, 1, 7))
 # what each adds to phased; `start` is the benchmark's own rates and fake updates
 DIGITS = {
     "start": trial(),
-    "draws": trial(generator=matching(draws=4)),
+    "draws": trial(generator=matching(timestep_samples=4)),
     "rollouts": trial(accumulate=4, rates=(6e-4, 6e-4)),
     "fake_5": trial(fake_updates=lambda: FixedUpdates(5)),
     "2x2": trial(plan=halves),
@@ -183,7 +194,7 @@ DIGITS = {
     "high_cuts": trial(plan=cuts(0.9, 0.75, 0.5), share=(1, 1, 2, 4)),
     "higher_cuts": trial(plan=cuts(0.95, 0.85, 0.7), share=(1, 1, 1, 5)),
     "highest_cuts": trial(**TOP),
-    "highest_cuts_draws": trial(**TOP, generator=matching(draws=4)),
+    "highest_cuts_draws": trial(**TOP, generator=matching(timestep_samples=4)),
     "highest_cuts_rollouts": trial(**TOP, accumulate=4, rates=(6e-4, 6e-4)),
     "highest_cuts_fake_4": trial(**TOP, fake_updates=lambda: FixedUpdates(4)),
     "highest_cuts_fake_8": trial(**TOP, fake_updates=lambda: FixedUpdates(8)),
@@ -205,7 +216,7 @@ def run(name, benchmark, seeds):
         student, cost = benchmark.distill(TRIALS[name], teacher, seed)
         generator = torch.Generator().manual_seed(10_000 + seed)
         x = trajectory(student, condition, generator=generator)[-1]
-        measure = benchmark.yardstick(teacher, condition, benchmark.measure_seed)
+        measure = benchmark.evaluator(teacher, condition, benchmark.measure_seed)
         rows.append({**measure(x), **cost})
     mean = {k: statistics.fmean(row[k] for row in rows) for k in ("klh", "sw2", "forwards")}
     print(f"{name:20s} klh {mean['klh']:.4f}  sw2 {mean['sw2']:.4f}  {mean['forwards']:,.0f}")
@@ -238,7 +249,7 @@ def digits(name, seed=0):
     condition = benchmark.condition(teacher)
     student, cost = benchmark.distill(DIGITS[name], teacher, seed)
     x = trajectory(student, condition, generator=torch.Generator().manual_seed(10_000 + seed))[-1]
-    values = benchmark.yardstick(teacher, condition, benchmark.measure_seed)(x)
+    values = benchmark.evaluator(teacher, condition, benchmark.measure_seed)(x)
     print(f"{name:22s} fidT {values['feature_distance']:.4f}  {cost['forwards']:,}")
 
 

@@ -19,7 +19,7 @@ from pdmd.typing import Condition
 
 __all__ = ["apply_update", "bare_cycle", "labels"]
 
-CLIP, DECAY, MARGIN = 10.0, 0.99, 0.02
+MAX_GRAD_NORM, DECAY, MARGIN = 10.0, 0.99, 0.02
 
 
 def labels(values: torch.Tensor | Sequence[int]) -> Condition:
@@ -34,7 +34,7 @@ def apply_update(network: nn.Module, optimizer: torch.optim.Optimizer, loss: tor
     """Moves a network down a loss, clipped; not where loss or gradient are not finite."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+    norm = nn.utils.clip_grad_norm_(network.parameters(), MAX_GRAD_NORM)
     if torch.isfinite(norm) and torch.isfinite(loss):
         optimizer.step()
 

@@ -1,11 +1,11 @@
 """The cost benchmark: the network evaluations of a cycle, counted.
 
 Real trainings on the exact mixture, every call of which is counted by the
-:class:`~pdmd.training.monitoring.accounting.Account`. Stops are taken in turn rather than drawn, so that
-averages are met exactly. Figures are for one sample: a forward is one, a backward two, and a
-guided teacher's call two. :func:`pdmd.planning.calls` has the closed form. Where the number of
-fake updates follows the fake score's lag, it is that of a training of the benchmark's length on
-the mixture.
+:class:`~pdmd.training.monitoring.accounting.Account`. Stops are taken in turn rather than drawn,
+so that averages are met exactly. Figures are for one sample: a forward is one, a backward two,
+and a guided teacher's call two. :func:`pdmd.planning.calls` has the closed form. Where the number
+of fake updates follows the fake score's relative error, it is that of a training of the
+benchmark's length on the mixture.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pdmd.benchmarks.distillation import MixtureBenchmark
-from pdmd.benchmarks.efficiency import ECONOMIES, full_rollout
+from pdmd.benchmarks.efficiency import EFFICIENCY_SETTINGS, full_rollout
 from pdmd.benchmarks.schemes import SCHEMES, Scheme
 from pdmd.distillation.distill import distill
 from pdmd.distillation.experts import StochasticTruncation, Truncation
@@ -57,41 +57,41 @@ class _Phases(Recorder):
     cycles: int
     states: list[dict[str, int]] = field(default_factory=list)
 
-    def advanced(self, update: int) -> None:
+    def on_update(self, update: int) -> None:
         if update == self.cycles:
             self.states.append(self.account.equivalents)
 
 
 class CostBenchmark(MixtureBenchmark):
-    """Counts what a cycle asks of the networks; its methods are economies, then schemes."""
+    """Counts the evaluations of a cycle; its methods are efficiency settings, then schemes."""
 
     methods = (
         "full_rollout_2x2",
-        *ECONOMIES,
-        # phased_NAME is NAME, an economy
-        *(n for n in SCHEMES if n != "vanilla_wide" and n[7:] not in ECONOMIES),
+        *EFFICIENCY_SETTINGS,
+        # phased_NAME is NAME, an efficiency
+        *(n for n in SCHEMES if n != "vanilla_wide" and n[7:] not in EFFICIENCY_SETTINGS),
     )
 
     def about(self) -> dict[str, str]:
         out = {"full_rollout_2x2": "As full_rollout, of two phases of two steps."}
-        out.update({name: economy.summary for name, economy in ECONOMIES.items()})
+        out.update({name: efficiency.summary for name, efficiency in EFFICIENCY_SETTINGS.items()})
         out.update({name: SCHEMES[name].summary for name in self.methods if name in SCHEMES})
         return out
 
     def run(self, method: str, seed: int) -> tuple[dict[str, Any], str | None]:
         if method == "full_rollout_2x2":
-            scheme = replace(SCHEMES["phased_2x2"], economy=ECONOMIES["full_rollout"])
-        elif method in ECONOMIES:
-            scheme = replace(SCHEMES["phased"], economy=ECONOMIES[method])
+            scheme = replace(SCHEMES["phased_2x2"], efficiency=EFFICIENCY_SETTINGS["full_rollout"])
+        elif method in EFFICIENCY_SETTINGS:
+            scheme = replace(SCHEMES["phased"], efficiency=EFFICIENCY_SETTINGS[method])
         else:
             scheme = SCHEMES[method]
         return self._count(scheme, seed), None
 
     def _count(self, scheme: Scheme, seed: int) -> dict[str, Any]:
-        economy = scheme.economy
+        efficiency = scheme.efficiency
         plan, batch = scheme.plan(), self.config.batch_size or self.batch_size
         most = self.config.fake_updates or self.fake_updates
-        fake_updates = economy.fake_updates(most)
+        fake_updates = efficiency.fake_updates(most)
         follows = isinstance(fake_updates, AdaptiveUpdates)
         cycles = (self.config.updates or self.updates) // len(plan) if follows else CYCLES
         account = Account()
@@ -99,23 +99,23 @@ class CostBenchmark(MixtureBenchmark):
         truncation = scheme.truncation
         if isinstance(truncation, StochasticTruncation):
             truncation = InTurn()
-        together = len(scheme.order.groups(plan)) < len(plan)
+        together = len(scheme.curriculum.groups(plan)) < len(plan)
         distill(
             Guided(self.teacher(), 3.0),
             plan,
             generator=scheme.generator(),
             fake_score=scheme.fake_score(),
             init=scheme.init(self.start(scheme.widen)),
-            expert=full_rollout(plan, scheme.expert) if economy.full else scheme.expert,
+            expert=full_rollout(plan, scheme.expert) if efficiency.full else scheme.expert,
             truncation=truncation,
-            order=scheme.order,
+            curriculum=scheme.curriculum,
             fake_scores=scheme.fake_scores,
             updates=cycles // len(plan) if together else cycles,
             fake_updates=fake_updates,
             batch_size=batch,
             accumulate=scheme.accumulate,
-            anchored=economy.anchored,
-            entries=economy.entries(cycles * (most + scheme.accumulate)),
+            fake_updates_per_rollout=efficiency.fake_updates_per_rollout,
+            phase_inputs=efficiency.phase_inputs(cycles * (most + scheme.accumulate)),
             optimizer=self.optimizers[0],
             fake_optimizer=self.optimizers[1],
             seed=seed,

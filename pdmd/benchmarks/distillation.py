@@ -24,13 +24,13 @@ from pdmd.distillation.distill import distill
 from pdmd.distillation.initializers import FromDenoiser, FromTeacher, Initializer
 from pdmd.distillation.sampling import sample
 from pdmd.distillation.students import Student
-from pdmd.evaluation.evaluators import DigitsYardstick, MixtureYardstick, Yardstick
+from pdmd.evaluation.evaluators import DigitsEvaluator, Evaluator, MixtureEvaluator
 from pdmd.evaluation.figures import data_uri, image_grid, vector_scatter
 from pdmd.teachers.base import Teacher, networks
 from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.teachers.packaged.digits import DigitsTeacher
-from pdmd.teachers.packaged.pretraining import taught_network
-from pdmd.training.curriculum import share_out
+from pdmd.teachers.packaged.pretraining import pretrained_network
+from pdmd.training.curriculum import split_updates
 from pdmd.training.monitoring.accounting import Account
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.typing import Condition, Latents, labels_of
@@ -41,7 +41,7 @@ TEACHER_ROWS = ("teacher", "teacher_euler_4")
 
 
 class DistillationBenchmark(Benchmark):
-    """A teacher, a shared start, and a yardstick."""
+    """A teacher, a shared start, and a evaluator."""
 
     methods: Sequence[str] = (*TEACHER_ROWS, *SCHEMES)
     updates: int
@@ -60,7 +60,7 @@ class DistillationBenchmark(Benchmark):
         """Returns the shared start, for networks ``widen`` times as wide."""
 
     @abstractmethod
-    def yardstick(self, teacher: Teacher, condition: Condition, seed: int) -> Yardstick:
+    def evaluator(self, teacher: Teacher, condition: Condition, seed: int) -> Evaluator:
         """Returns what samples of these conditions are measured by."""
 
     @abstractmethod
@@ -77,7 +77,7 @@ class DistillationBenchmark(Benchmark):
     def run(self, method: str, seed: int) -> tuple[dict[str, Any], str | None]:
         teacher, samples = self.teacher(), self.config.samples or self.samples
         condition = self.condition(teacher)
-        measure = self.yardstick(teacher, condition, self.measure_seed)
+        measure = self.evaluator(teacher, condition, self.measure_seed)
         generator = torch.Generator().manual_seed(10_000 + seed)
         if method in TEACHER_ROWS:
             steps = self.teacher_steps if method == "teacher" else 4
@@ -111,7 +111,7 @@ class DistillationBenchmark(Benchmark):
         most = config.fake_updates or self.fake_updates
         init = scheme.init(self.start(scheme.widen))
         total = round((config.updates or self.updates) * scheme.more)
-        updates = share_out(total, scheme.share or (1.0,) * len(plan))
+        updates = split_updates(total, scheme.share or (1.0,) * len(plan))
         optimizer, fake_optimizer = self.optimizers
         rates = scheme.rates or (config.lr, config.fake_lr)
         optimizer = replace(optimizer, lr=rates[0] or optimizer.lr)
@@ -125,14 +125,14 @@ class DistillationBenchmark(Benchmark):
             init=init,
             expert=scheme.expert,
             truncation=scheme.truncation,
-            order=scheme.order,
+            curriculum=scheme.curriculum,
             fake_scores=scheme.fake_scores,
             updates=updates,
-            fake_updates=scheme.economy.fake_updates(most),
+            fake_updates=scheme.efficiency.fake_updates(most),
             batch_size=batch,
             accumulate=scheme.accumulate,
-            anchored=scheme.economy.anchored,
-            entries=scheme.economy.entries(max(updates) * (most + scheme.accumulate)),
+            fake_updates_per_rollout=scheme.efficiency.fake_updates_per_rollout,
+            phase_inputs=scheme.efficiency.phase_inputs(max(updates) * (most + scheme.accumulate)),
             optimizer=optimizer,
             fake_optimizer=fake_optimizer,
             ema=0.99,
@@ -165,9 +165,9 @@ class MixtureBenchmark(DistillationBenchmark):
     def start(self, widen: float) -> Initializer:
         return FromDenoiser(self._network(widen, False))
 
-    def yardstick(self, teacher: Teacher, condition: Condition, seed: int) -> Yardstick:
+    def evaluator(self, teacher: Teacher, condition: Condition, seed: int) -> Evaluator:
         assert isinstance(teacher, MixtureTeacher)
-        return MixtureYardstick(teacher, condition, self.config.samples or self.samples, seed)
+        return MixtureEvaluator(teacher, condition, self.config.samples or self.samples, seed)
 
     def picture(self, teacher: Teacher, x: Latents, condition: Condition) -> Any:
         return vector_scatter({"": x[:1500]}, labels_of(condition)[:1500])
@@ -186,7 +186,9 @@ class MixtureBenchmark(DistillationBenchmark):
             network = networks["mlp"](**arguments, schedule=teacher.schedule)
             network.load_state_dict(load_file(path))
             return network
-        taught = taught_network(teacher, "mlp", arguments, updates=3000, seed=0, progress=progress)
+        taught = pretrained_network(
+            teacher, "mlp", arguments, updates=3000, seed=0, progress=progress
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".partial")
         save_file(taught.state_dict(), draft)
@@ -212,9 +214,9 @@ class DigitsBenchmark(DistillationBenchmark):
 
     def prepare(self, progress: bool) -> None:
         teacher = self.teacher()
-        self.yardstick(teacher, self.condition(teacher), self.measure_seed)
+        self.evaluator(teacher, self.condition(teacher), self.measure_seed)
 
-    def yardstick(self, teacher: Teacher, condition: Condition, seed: int) -> Yardstick:
+    def evaluator(self, teacher: Teacher, condition: Condition, seed: int) -> Evaluator:
         from safetensors.torch import load_file, save_file
 
         assert isinstance(teacher, DigitsTeacher)
@@ -232,7 +234,7 @@ class DigitsBenchmark(DistillationBenchmark):
             draft = path.with_suffix(".partial")
             save_file({"x": reference}, draft)
             draft.replace(path)
-        return DigitsYardstick(teacher, condition, reference, seed)
+        return DigitsEvaluator(teacher, condition, reference, seed)
 
     def picture(self, teacher: Teacher, x: Latents, condition: Condition) -> Any:
         assert isinstance(teacher, DigitsTeacher)

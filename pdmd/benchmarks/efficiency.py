@@ -15,77 +15,77 @@ import torch
 from pdmd.distillation.experts import Expert, OdeExpert
 from pdmd.distillation.phases import PhasePlan
 from pdmd.training.fake_scores import AdaptiveUpdates, FakeUpdates, FixedUpdates
-from pdmd.training.phase_inputs import Entries, EntryRing, FreshEntries
+from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputBuffer, PhaseInputs
 from pdmd.typing import Condition, Latents
 
-__all__ = ["ECONOMIES", "Economy", "full_rollout"]
+__all__ = ["EFFICIENCY_SETTINGS", "EfficiencySetting", "full_rollout"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Economy:
+class EfficiencySetting:
     """A way to run a cycle.
 
     Attributes:
         summary: What it is, in a sentence.
-        entries: Makes where rollouts start, from the number of rollouts in a phase.
-        anchored: Fake updates that one rollout serves.
+        phase_inputs: Makes where rollouts start, from the number of rollouts in a phase.
+        fake_updates_per_rollout: Fake updates that one rollout serves.
         fake_updates: Makes what decides the number of fake updates, from the most of them.
         full: Whether the rollouts of fake updates go through every step of the student.
     """
 
     summary: str
-    entries: Callable[[int], Entries] = lambda rollouts: FreshEntries()
-    anchored: int = 1
+    phase_inputs: Callable[[int], PhaseInputs] = lambda rollouts: FreshPhaseInputs()
+    fake_updates_per_rollout: int = 1
     fake_updates: Callable[[int], FakeUpdates] = FixedUpdates
     full: bool = False
 
 
-ECONOMIES: dict[str, Economy] = {
-    "full_rollout": Economy(
+EFFICIENCY_SETTINGS: dict[str, EfficiencySetting] = {
+    "full_rollout": EfficiencySetting(
         summary="Fake updates roll out every step of the student, past the phase's end.",
         full=True,
     ),
-    "boundary": Economy(
+    "boundary": EfficiencySetting(
         summary="Rollouts stop at the phase's end; each starts at noise. The library's default.",
     ),
-    "anchored": Economy(
+    "reuse": EfficiencySetting(
         summary="As boundary, one rollout for the generator's update and its fake updates.",
-        anchored=10**4,
+        fake_updates_per_rollout=10**4,
     ),
-    "anchored_2": Economy(
+    "reuse_2": EfficiencySetting(
         summary="As boundary, each rollout for two fake updates.",
-        anchored=2,
+        fake_updates_per_rollout=2,
     ),
-    "ring": Economy(
-        summary="Entry states are made once in large batches and carried from phase to phase.",
-        entries=lambda rollouts: EntryRing(rollouts),
+    "buffer": EfficiencySetting(
+        summary="Phase inputs are made once in large batches and carried from phase to phase.",
+        phase_inputs=lambda rollouts: PhaseInputBuffer(rollouts),
     ),
-    "ring_4": Economy(
+    "buffer_4": EfficiencySetting(
         summary="As ring, each state used four times.",
-        entries=lambda rollouts: EntryRing(-(-rollouts // 4), uses=4),
+        phase_inputs=lambda rollouts: PhaseInputBuffer(-(-rollouts // 4), uses=4),
     ),
-    "ring_anchored": Economy(
+    "buffer_reuse": EfficiencySetting(
         summary="As ring, one rollout for the generator's update and its fake updates.",
-        entries=lambda rollouts: EntryRing(rollouts),
-        anchored=10**4,
+        phase_inputs=lambda rollouts: PhaseInputBuffer(rollouts),
+        fake_updates_per_rollout=10**4,
     ),
-    "adaptive": Economy(
-        summary="Rollouts stop at the phase's end; fake updates as the fake score's lag asks.",
+    "adaptive": EfficiencySetting(
+        summary="Rollouts stop at the phase's end; fake updates follow the fake score's error.",
         fake_updates=lambda most: AdaptiveUpdates(0.25, most=most),
     ),
-    "ring_adaptive": Economy(
-        summary="As ring, fake updates as the fake score's lag asks.",
-        entries=lambda rollouts: EntryRing(rollouts),
+    "buffer_adaptive": EfficiencySetting(
+        summary="As ring, fake updates as the fake score's relative error asks.",
+        phase_inputs=lambda rollouts: PhaseInputBuffer(rollouts),
         fake_updates=lambda most: AdaptiveUpdates(0.25, most=most),
     ),
-    "ring_anchored_adaptive": Economy(
-        summary="As ring_anchored, fake updates as the fake score's lag asks.",
-        entries=lambda rollouts: EntryRing(rollouts),
-        anchored=10**4,
+    "buffer_reuse_adaptive": EfficiencySetting(
+        summary="As buffer_reuse, fake updates as the fake score's relative error asks.",
+        phase_inputs=lambda rollouts: PhaseInputBuffer(rollouts),
+        fake_updates_per_rollout=10**4,
         fake_updates=lambda most: AdaptiveUpdates(0.25, most=most),
     ),
 }
-"""Every economy by name."""
+"""Every efficiency by name."""
 
 
 def full_rollout(plan: PhasePlan, expert: type[Expert] = OdeExpert) -> type[Expert]:
@@ -106,12 +106,12 @@ def full_rollout(plan: PhasePlan, expert: type[Expert] = OdeExpert) -> type[Expe
             condition: Condition = None,
             *,
             generator: torch.Generator | None = None,
-            stop: int | None = None,
+            exit_step: int | None = None,
         ) -> Latents:
-            x = super().forward(x, condition, generator=generator, stop=stop)
+            x = super().forward(x, condition, generator=generator, exit_step=exit_step)
             if torch.is_grad_enabled() or not self.training:
                 return x
-            taken = self.phase.steps if stop is None else stop + 1
+            taken = self.phase.steps if exit_step is None else exit_step + 1
             left = [*self.phase.timesteps[taken:]]
             left += [t for later in plan.phases[self.phase.index + 1 :] for t in later.timesteps]
             for t in left:

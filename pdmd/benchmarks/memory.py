@@ -102,7 +102,9 @@ def rollout_mib(
         phase = plan[index]
         expert = scheme.expert(init.expert(teacher, phase, []), phase)
         x = torch.randn(batch, *teacher.latent_shape, generator=generator)
-        stop = scheme.truncation(phase, generator)
-        return saved_mib(lambda: expert(x, condition, generator=generator, stop=stop), expert)
+        exit_step = scheme.truncation(phase, generator)
+        return saved_mib(
+            lambda: expert(x, condition, generator=generator, exit_step=exit_step), expert
+        )
 
     return max(measure(i) for i in range(len(plan)))

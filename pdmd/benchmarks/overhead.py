@@ -143,6 +143,6 @@ def _trainer(teacher: Any, phase: Phase, fakes: int, batch: int, seed: int) -> P
         optimizer=AdamRecipe(lr=1e-5),
         fake_optimizer=AdamRecipe(lr=1e-5),
         ema_decay=0.99,
-        clip=10.0,
+        max_grad_norm=10.0,
         generator=torch.Generator().manual_seed(seed),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pdmd.benchmarks.efficiency import ECONOMIES, Economy
+from pdmd.benchmarks.efficiency import EFFICIENCY_SETTINGS, EfficiencySetting
 from pdmd.diffusion.predictions import Kind
 from pdmd.diffusion.schedules import Schedule
 from pdmd.distillation.experts import (
@@ -25,8 +25,13 @@ from pdmd.distillation.phases import Disjoint, PhasePlan
 from pdmd.objectives.base import Objective
 from pdmd.objectives.distribution_matching import DistributionMatching
 from pdmd.objectives.score_matching import SubintervalScoreMatching
-from pdmd.training.curriculum import Joint, Order, Progressive
-from pdmd.training.fake_scores import FakeScores, FixedUpdates, OneFakeScore, OneFakeScorePerStop
+from pdmd.training.curriculum import Curriculum, Joint, Progressive
+from pdmd.training.fake_scores import (
+    FakeScores,
+    FixedUpdates,
+    OneFakeScore,
+    OneFakeScorePerExitStep,
+)
 from pdmd.typing import Latents, Times
 
 __all__ = ["SCHEMES", "Scheme", "biased_target"]
@@ -61,11 +66,11 @@ class Scheme:
         init: Wraps the initializer that all methods share.
         expert: How an expert walks through a phase.
         truncation: Where a rollout stops.
-        order: Which phases train together.
+        curriculum: Which phases train together.
         fake_scores: How many fake scores a phase has.
         generator: Makes what the generator minimises.
         fake_score: Makes what the fake score minimises.
-        economy: How a cycle asks its networks: where rollouts start, how many fake updates each
+        efficiency: How a cycle asks its networks: where rollouts start, how many fake updates each
             serves, and how many there are.
         more: Multiplies the number of generator updates, for a scheme that spends less on each.
         share: The share of the generator updates that each phase gets; equal by default.
@@ -80,11 +85,11 @@ class Scheme:
     init: Callable[[Initializer], Initializer] = _same
     expert: type[Expert] = OdeExpert
     truncation: Truncation = StochasticTruncation()
-    order: Order = Progressive()
+    curriculum: Curriculum = Progressive()
     fake_scores: FakeScores = OneFakeScore()
     generator: Callable[[], Objective] = DistributionMatching
     fake_score: Callable[[], Objective] = SubintervalScoreMatching
-    economy: Economy = ECONOMIES["boundary"]
+    efficiency: EfficiencySetting = EFFICIENCY_SETTINGS["boundary"]
     more: float = 1.0
     share: tuple[float, ...] = ()
     accumulate: int = 1
@@ -104,8 +109,8 @@ def _disjoint() -> PhasePlan:
     return PhasePlan.uniform(4, score_range=Disjoint())
 
 
-def _fakes(number: int) -> Economy:
-    return Economy(
+def _fakes(number: int) -> EfficiencySetting:
+    return EfficiencySetting(
         summary=f"{number} fake updates.", fake_updates=lambda most: FixedUpdates(number)
     )
 
@@ -142,15 +147,15 @@ SCHEMES: dict[str, Scheme] = {
         plan=_whole,
     ),
     "sgts_per_stop": Scheme(
-        summary="As sgts_ode, with a fake score for every stop.",
+        summary="As sgts_ode, with a fake score for every exit step.",
         plan=_whole,
-        fake_scores=OneFakeScorePerStop(),
+        fake_scores=OneFakeScorePerExitStep(),
     ),
     "sgts_per_stop_renoise": Scheme(
-        summary="As sgts, with a fake score for every stop.",
+        summary="As sgts, with a fake score for every exit step.",
         plan=_whole,
         expert=RenoisingExpert,
-        fake_scores=OneFakeScorePerStop(),
+        fake_scores=OneFakeScorePerExitStep(),
     ),
     "phased": Scheme(summary="Phased DMD: four phases of one step, one expert each."),
     "phased_2x2": Scheme(
@@ -163,11 +168,11 @@ SCHEMES: dict[str, Scheme] = {
     ),
     "phased_shared": Scheme(
         summary="As phased, one network for all phases, trained on all of them at once.",
-        order=Joint(shared=True),
+        curriculum=Joint(shared=True),
     ),
     "phased_joint": Scheme(
         summary="As phased, the four experts trained at once rather than in turn.",
-        order=Joint(),
+        curriculum=Joint(),
     ),
     "phased_biased": Scheme(
         summary="As phased, the fake score trained on the biased target.",
@@ -175,41 +180,41 @@ SCHEMES: dict[str, Scheme] = {
     ),
     "phased_one_to_one": Scheme(
         summary="As phased, one fake update per generator update.",
-        economy=_fakes(1),
+        efficiency=_fakes(1),
     ),
     "phased_adaptive": Scheme(
-        summary="As phased, fake updates set by the fake score's lag, and a third more generator "
+        summary="As phased, fake updates set by the fake score's error, and a third more generator "
         "updates for what that saves.",
-        economy=ECONOMIES["adaptive"],
+        efficiency=EFFICIENCY_SETTINGS["adaptive"],
         more=1.36,
     ),
-    "phased_anchored": Scheme(
+    "phased_reuse": Scheme(
         summary="As phased, one rollout for the generator's update and its fake updates.",
-        economy=ECONOMIES["anchored"],
+        efficiency=EFFICIENCY_SETTINGS["reuse"],
     ),
-    "phased_anchored_2": Scheme(
+    "phased_reuse_2": Scheme(
         summary="As phased, each rollout for two updates of the fake score.",
-        economy=ECONOMIES["anchored_2"],
+        efficiency=EFFICIENCY_SETTINGS["reuse_2"],
     ),
-    "phased_ring": Scheme(
-        summary="As phased, entry states made once and carried from phase to phase.",
-        economy=ECONOMIES["ring"],
+    "phased_buffer": Scheme(
+        summary="As phased, phase inputs made once and carried from phase to phase.",
+        efficiency=EFFICIENCY_SETTINGS["buffer"],
     ),
-    "phased_ring_4": Scheme(
-        summary="As phased_ring, each state used four times.",
-        economy=ECONOMIES["ring_4"],
+    "phased_buffer_4": Scheme(
+        summary="As phased_buffer, each state used four times.",
+        efficiency=EFFICIENCY_SETTINGS["buffer_4"],
     ),
-    "phased_ring_anchored": Scheme(
-        summary="As phased_ring, one rollout for the generator's update and its fake updates.",
-        economy=ECONOMIES["ring_anchored"],
+    "phased_buffer_reuse": Scheme(
+        summary="As phased_buffer, one rollout for the generator's update and its fake updates.",
+        efficiency=EFFICIENCY_SETTINGS["buffer_reuse"],
     ),
-    "phased_ring_adaptive": Scheme(
-        summary="As phased_ring, fake updates set by the fake score's lag.",
-        economy=ECONOMIES["ring_adaptive"],
+    "phased_buffer_adaptive": Scheme(
+        summary="As phased_buffer, fake updates set by the fake score's relative error.",
+        efficiency=EFFICIENCY_SETTINGS["buffer_adaptive"],
     ),
-    "phased_ring_anchored_adaptive": Scheme(
-        summary="As phased_ring_anchored, fake updates set by the fake score's lag.",
-        economy=ECONOMIES["ring_anchored_adaptive"],
+    "phased_buffer_reuse_adaptive": Scheme(
+        summary="As phased_buffer_reuse, fake updates set by the fake score's relative error.",
+        efficiency=EFFICIENCY_SETTINGS["buffer_reuse_adaptive"],
     ),
     "phased_late": Scheme(
         summary="As phased, half of the generator updates in the last phase.",
@@ -220,12 +225,12 @@ SCHEMES: dict[str, Scheme] = {
         "last phase, four fake updates.",
         plan=lambda: PhasePlan.from_timesteps([1, 0.97, 0.92, 0.85, 0]),
         share=(1, 1, 1, 7),
-        economy=_fakes(4),
+        efficiency=_fakes(4),
     ),
     "one_step_4_fakes": Scheme(
         summary="As one_step, with four fake updates: the control of phased_high_4_fakes.",
         plan=lambda: PhasePlan.uniform(1),
-        economy=_fakes(4),
+        efficiency=_fakes(4),
     ),
     "phased_tuned": Scheme(
         summary="Phased DMD as searched for on the mixture: cuts where modes are decided, updates "

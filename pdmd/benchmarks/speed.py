@@ -5,7 +5,8 @@ that a machine that slows down slows all of them:
 
 - *equal work*: one phase of one step, by the library, by a loop written by hand, and by
   ``modelopt.torch.fastgen`` (:mod:`pdmd.benchmarks.speed_peers`), relative to the library;
-- *economies*: the library's four phases, trained one after the other, by settings that ask the
+- *efficiency_settings*: the library's four phases, trained one after the other, by settings that
+ask the
   networks less (:mod:`pdmd.benchmarks.efficiency`), relative to rolling out every student step for
   every fake update.
 
@@ -30,9 +31,9 @@ from typing import Any
 import torch
 
 from pdmd.benchmarks.base import BenchConfig, Benchmark
-from pdmd.benchmarks.efficiency import ECONOMIES, Economy, full_rollout
+from pdmd.benchmarks.efficiency import EFFICIENCY_SETTINGS, EfficiencySetting, full_rollout
 from pdmd.benchmarks.memory import allocated
-from pdmd.benchmarks.speed_networks import CASES, Tally, taught_digits
+from pdmd.benchmarks.speed_networks import CASES, Tally, pretrained_digits
 from pdmd.benchmarks.speed_peers import MISSING, PEERS, Cycle, Task, has_modelopt, make_trainer
 from pdmd.distillation.experts import Expert, OdeExpert
 from pdmd.distillation.phases import PhasePlan
@@ -46,16 +47,16 @@ PHASES = 4
 TURN = 4  # cycles in a turn, as many as the batches that a ring makes together
 GUIDANCE = 3.0
 
-SETTINGS: dict[str, Economy] = {
-    **{name: ECONOMIES[name] for name in ("full_rollout", "boundary", "ring_anchored")},
-    "ring_anchored_2": replace(
-        ECONOMIES["ring_anchored"],
-        summary="As ring_anchored, two fake updates in a cycle: adaptive's number on the mixture.",
+SETTINGS: dict[str, EfficiencySetting] = {
+    **{name: EFFICIENCY_SETTINGS[name] for name in ("full_rollout", "boundary", "buffer_reuse")},
+    "buffer_reuse_2": replace(
+        EFFICIENCY_SETTINGS["buffer_reuse"],
+        summary="As buffer_reuse, two fake updates in a cycle: adaptive's number on the mixture.",
         fake_updates=lambda most: FixedUpdates(2),
     ),
-    "ring_anchored_adaptive": ECONOMIES["ring_anchored_adaptive"],
+    "buffer_reuse_adaptive": EFFICIENCY_SETTINGS["buffer_reuse_adaptive"],
 }
-"""The economies by name; the first is what the others are measured against."""
+"""The efficiency_settings by name; the first is what the others are measured against."""
 
 
 @dataclass
@@ -78,16 +79,16 @@ class Course:
 
     Args:
         task: The networks and numbers.
-        economy: The setting.
+        efficiency: The setting.
         cycles: Cycles in each phase.
     """
 
-    def __init__(self, task: Task, economy: Economy, cycles: int) -> None:
-        self.task, self.economy = task, economy
+    def __init__(self, task: Task, efficiency: EfficiencySetting, cycles: int) -> None:
+        self.task, self.efficiency = task, efficiency
         self.plan = PhasePlan.uniform(PHASES)
-        self.expert = full_rollout(self.plan) if economy.full else OdeExpert
-        self.entries = economy.entries(cycles * (task.fake_updates + 1))
-        self.fake_updates = economy.fake_updates(task.fake_updates)
+        self.expert = full_rollout(self.plan) if efficiency.full else OdeExpert
+        self.phase_inputs = efficiency.phase_inputs(cycles * (task.fake_updates + 1))
+        self.fake_updates = efficiency.fake_updates(task.fake_updates)
         self.finished: list[Expert] = []
         self.trainer: PhaseTrainer | None = None
 
@@ -114,8 +115,8 @@ class Course:
             self.plan,
             self.finished,
             fake_updates=self.fake_updates,
-            anchored=self.economy.anchored,
-            entries=self.entries,
+            fake_updates_per_rollout=self.efficiency.fake_updates_per_rollout,
+            phase_inputs=self.phase_inputs,
         )
         return self.trainer
 
@@ -149,7 +150,7 @@ class SpeedBenchmark(Benchmark):
 
     def run(self, method: str, seed: int) -> tuple[list[dict[str, Any]], None]:
         case, tally = CASES[method], Tally()
-        teacher = taught_digits(method, self.folder, self.config.data_seed).to(self.device)
+        teacher = pretrained_digits(method, self.folder, self.config.data_seed).to(self.device)
         case.core(teacher).register_forward_hook(tally)
         task = Task(
             teacher=teacher,
@@ -195,9 +196,9 @@ class SpeedBenchmark(Benchmark):
         turns = {name: _mean_of([phase[name] for phase in phases]) for name in courses}
         del courses
 
-        def twice(economy: Economy) -> None:
+        def twice(efficiency: EfficiencySetting) -> None:
             own = replace(task, teacher=copy.deepcopy(task.teacher))
-            trainer = Course(own, economy, 2).skip()
+            trainer = Course(own, efficiency, 2).skip()
             for _ in range(2):
                 trainer.cycle()
 

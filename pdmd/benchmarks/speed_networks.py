@@ -1,7 +1,7 @@
 """The networks of the speed benchmark: three sizes, taught the digits for a moment, and counted.
 
-The fake score's lag, which adaptive updates follow, is that of a network that has learned
-something; of random weights it would say nothing.
+The fake score's relative_error, which adaptive updates follow, is that of a network that has
+learned something; of random weights it would say nothing.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pdmd.teachers.base import Teacher
 from pdmd.teachers.mixture import encode_labels
 from pdmd.teachers.packaged.digits import DigitsTeacher
 from pdmd.teachers.packaged.mlp import MlpDenoiser
-from pdmd.teachers.packaged.pretraining import digit_source, teach
+from pdmd.teachers.packaged.pretraining import digit_source, pretrain
 from pdmd.teachers.packaged.transformer import ImageTransformer
 from pdmd.typing import Condition, Latents
 
-__all__ = ["CASES", "Case", "FlatDigits", "Tally", "taught_digits"]
+__all__ = ["CASES", "Case", "FlatDigits", "Tally", "pretrained_digits"]
 
 TEACHING = 300
 
@@ -127,7 +127,7 @@ class Tally:
         return self.forward + 2 * self.backward
 
 
-def taught_digits(name: str, folder: Path, seed: int) -> Any:
+def pretrained_digits(name: str, folder: Path, seed: int) -> Any:
     """Returns a frozen network of a size, taught the digits once and kept in a folder.
 
     Args:
@@ -145,7 +145,9 @@ def taught_digits(name: str, folder: Path, seed: int) -> Any:
     if path.exists():
         teacher.load_state_dict(load_file(path))
     else:
-        teacher = teach(teacher, source, updates=TEACHING, batch_size=64, lr=1e-3, progress=False)
+        teacher = pretrain(
+            teacher, source, updates=TEACHING, batch_size=64, lr=1e-3, progress=False
+        )
         folder.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".partial")
         save_file(teacher.state_dict(), draft)

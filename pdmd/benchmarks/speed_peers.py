@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from pdmd.benchmarks.bare import CLIP, DECAY, MARGIN, apply_update, bare_cycle, labels
+from pdmd.benchmarks.bare import DECAY, MARGIN, MAX_GRAD_NORM, apply_update, bare_cycle, labels
 from pdmd.distillation.experts import Expert, OdeExpert, StochasticTruncation
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distributed.runtime import OneProcess
@@ -31,7 +31,7 @@ from pdmd.teachers.guided import Guided
 from pdmd.training.conditions import ConditionStream
 from pdmd.training.fake_scores import FakeUpdates, FixedUpdates, OneFakeScore
 from pdmd.training.optimizers import AdamRecipe
-from pdmd.training.phase_inputs import Entries
+from pdmd.training.phase_inputs import PhaseInputs
 from pdmd.training.trainer import PhaseTrainer
 
 __all__ = ["MISSING", "PEERS", "Cycle", "Task", "has_modelopt", "make_trainer"]
@@ -75,8 +75,8 @@ def make_trainer(
     earlier: list[Expert],
     *,
     fake_updates: FakeUpdates | None = None,
-    anchored: int = 1,
-    entries: Entries | None = None,
+    fake_updates_per_rollout: int = 1,
+    phase_inputs: PhaseInputs | None = None,
 ) -> PhaseTrainer:
     """Makes the library's trainer of the phase after the earlier ones.
 
@@ -86,8 +86,8 @@ def make_trainer(
         plan: The phases.
         earlier: The frozen experts before the one in training.
         fake_updates: Decides the number of fake updates; fixed by default.
-        anchored: Fake updates that one rollout serves.
-        entries: Where rollouts start.
+        fake_updates_per_rollout: Fake updates that one rollout serves.
+        phase_inputs: Where rollouts start.
     """
     teacher = task.teacher
     return PhaseTrainer(
@@ -103,15 +103,15 @@ def make_trainer(
         fake_scores=OneFakeScore(),
         fake_updates=fake_updates or FixedUpdates(task.fake_updates),
         batch_size=task.batch,
-        anchored=anchored,
+        fake_updates_per_rollout=fake_updates_per_rollout,
         optimizer=AdamRecipe(lr=task.lr, decay_from=1.0),
         fake_optimizer=AdamRecipe(lr=task.fake_lr, decay_from=1.0),
         ema_decay=DECAY,
-        clip=CLIP,
+        max_grad_norm=MAX_GRAD_NORM,
         generator=torch.Generator().manual_seed(task.seed),
         seed=task.seed,
         runtime=OneProcess(teacher.device),
-        entries=entries,
+        phase_inputs=phase_inputs,
     )
 
 

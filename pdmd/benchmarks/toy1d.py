@@ -27,7 +27,7 @@ from pdmd.diffusion.predictions import Kind
 from pdmd.diffusion.schedules import RectifiedFlow, Schedule
 from pdmd.diffusion.solvers import ode_step, renoise_step
 from pdmd.distillation.phases import Phase
-from pdmd.objectives.base import Players, Rollout
+from pdmd.objectives.base import Models, Rollout
 from pdmd.objectives.score_matching import SubintervalScoreMatching, subinterval_target
 from pdmd.objectives.time_samplers import TimeSampler
 from pdmd.objectives.weightings import (
@@ -117,7 +117,7 @@ class Toy1d(Benchmark):
         objective = SubintervalScoreMatching(
             WEIGHTINGS[method], _Times(), target=TARGETS.get(method, subinterval_target)
         )
-        players = Players(real=teacher, fake=network, generator=network)
+        models = Models(real=teacher, fake=network, generator=network)
         optimizer = torch.optim.Adam(network.parameters(), lr=2e-3, fused=True)
         average = Ema(network, 0.997)
         for i in range(updates):
@@ -127,7 +127,7 @@ class Toy1d(Benchmark):
             if s:
                 x_s = renoise_step(x_s, 0.0, s, schedule, generator)
             rollout = Rollout(x_s=x_s, condition=None, phase=phase)
-            (loss,) = objective.losses(players, rollout, generator).values()
+            (loss,) = objective.losses(models, rollout, generator).values()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

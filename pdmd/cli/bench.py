@@ -36,6 +36,14 @@ class BenchOptions:
 
 
 def bench_command(words: list[str]) -> int:
+    """Compares methods on equal terms and writes a results file.
+
+    Args:
+        words: The words after the command's name.
+
+    Returns:
+        The exit code.
+    """
     from pdmd.benchmarks.base import benchmarks
     from pdmd.evaluation.bench_report import summarise, write_bench_report
     from pdmd.evaluation.evaluate import format_table

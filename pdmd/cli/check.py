@@ -84,7 +84,7 @@ def teachers_command(words: list[str]) -> int:
         no_more(words)
     options = parse(TeachersOptions, words, "pdmd teachers", flat=True)
     from pdmd.cli.config import TeacherConfig
-    from pdmd.planning import outlined
+    from pdmd.cli.plan import outlined
     from pdmd.teachers.base import import_plugins, teachers
 
     import_plugins(options.plugins)

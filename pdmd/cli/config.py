@@ -18,16 +18,16 @@ from pdmd.objectives import (
     LogSnrTimes,
     SubintervalScoreMatching,
     UniformTimes,
-    gap_weights,
+    score_difference_weightings,
     weightings,
 )
 from pdmd.teachers.base import Teacher, import_plugins, networks, teachers
 from pdmd.teachers.guided import guided
-from pdmd.teachers.with_schedule import rebased, schedules
-from pdmd.training.curriculum import share_out
+from pdmd.teachers.with_schedule import on_schedule, schedules
+from pdmd.training.curriculum import split_updates
 from pdmd.training.fake_scores import AdaptiveUpdates, FakeUpdates, FixedUpdates
 from pdmd.training.optimizers import AdamRecipe
-from pdmd.training.phase_inputs import Entries, EntryRing, FreshEntries
+from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputBuffer, PhaseInputs
 
 __all__ = [
     "DistillConfig",
@@ -50,16 +50,16 @@ RANGES = {
         "fake_updates": (0, 10**4),
         "batch_size": (1, 10**6),
         "accumulate": (1, 10**4),
-        "anchored": (1, 10**4),
-        "ring_batches": (0, 10**6),
-        "ring_uses": (1, 10**6),
-        "ring_together": (1, 10**6),
+        "fake_updates_per_rollout": (1, 10**4),
+        "buffer_batches": (0, 10**6),
+        "buffer_uses": (1, 10**6),
+        "buffer_together": (1, 10**6),
         "checkpoint_every": (1, 10**9),
         "checkpoint_keep": (1, 10**4),
-        "patience": (0, 10**6),
+        "max_consecutive_skips": (0, 10**6),
     },
-    "parallel": {"timeout": (1, 10**6), "silence": (3, 10**6)},
-    "objective": {"draws": (1, 1_000)},
+    "parallel": {"timeout": (1, 10**6), "heartbeat_timeout": (3, 10**6)},
+    "objective": {"timestep_samples": (1, 1_000)},
     "evaluate": {"samples": (100, 10**6), "teacher_steps": (1, 10**4)},
 }
 """The whole numbers that a configuration may hold, by section and name."""
@@ -90,7 +90,7 @@ class TeacherConfig:
             teacher = teachers[self.name](**self.arguments)
         except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
             raise ValueError(f"teacher.arguments do not fit {self.name!r}: {error}") from error
-        return rebased(guided(teacher, self.guidance), self.schedule, self.schedule_end)
+        return on_schedule(guided(teacher, self.guidance), self.schedule, self.schedule_end)
 
     def check_name(self) -> None:
         """Imports the plugins and looks the teacher up."""
@@ -162,14 +162,18 @@ class ObjectiveConfig:
     """How times are drawn in the score range."""
     margin: float = 0.02
     """Share of the score range left out at its ends."""
-    draws: int = 1
+    timestep_samples: int = 1
     """Times and noises at which a sample is compared; more lower the step's variance."""
 
     def build(self) -> tuple[DistributionMatching, SubintervalScoreMatching]:
         """Makes the two objectives."""
         times = {"uniform": UniformTimes, "log_snr": LogSnrTimes}[self.times](self.margin)
         return (
-            DistributionMatching(gap_weights[self.weight](), times, draws=self.draws),
+            DistributionMatching(
+                score_difference_weightings[self.weight](),
+                times,
+                timestep_samples=self.timestep_samples,
+            ),
             SubintervalScoreMatching(weightings[self.weighting](), times),
         )
 
@@ -184,23 +188,24 @@ class TrainConfig:
     """How the updates of all phases are shared out over them; equally by default."""
     fake_updates: int = 5
     """Fake-score updates before each of the expert's (TTUR)."""
-    fake_lag: float = 0.0
-    """Above 0, as many fake updates as keep the fake score's lag below it, up to fake_updates."""
+    fake_error_tolerance: float = 0.0
+    """Above 0, as many fake updates as keep the fake score's relative error below it, at most
+    fake_updates."""
     batch_size: int = 128
     """Samples in each rollout."""
     accumulate: int = 1
     """Rollouts whose gradients make one update of the expert."""
-    anchored: int = 1
+    fake_updates_per_rollout: int = 1
     """Fake updates that one rollout serves; above 1 the expert's own serves the first of them."""
-    entries: Literal["fresh", "ring"] = "fresh"
+    phase_inputs: Literal["fresh", "buffer"] = "fresh"
     """Make the states at which rollouts start afresh, or in large batches kept in a ring."""
-    ring_batches: int = 0
+    buffer_batches: int = 0
     """Batches that the ring holds at the most; by default as many as a phase needs."""
-    ring_uses: int = 1
+    buffer_uses: int = 1
     """How often the ring hands out a batch before it is replaced."""
-    ring_together: int = 4
+    buffer_together: int = 4
     """Batches of the ring that pass through a frozen expert together."""
-    ring_folder: str = ""
+    buffer_folder: str = ""
     """Keep the ring in memory-mapped files in this local folder; in memory by default."""
     lr: float = 5e-4
     """The expert's learning rate."""
@@ -208,7 +213,7 @@ class TrainConfig:
     """The fake score's learning rate."""
     ema: float = 0.99
     """Decay of the weight average that becomes the expert."""
-    clip: float = 10.0
+    max_grad_norm: float = 10.0
     """Largest gradient norm."""
     init: Literal["teacher", "previous"] = "teacher"
     """Where each expert starts."""
@@ -218,7 +223,7 @@ class TrainConfig:
     """Gradient through one random step of a phase, or through all."""
     seed: int = 0
     """Seed of every draw."""
-    patience: int = 3
+    max_consecutive_skips: int = 3
     """Updates that may be refused in a row, for a loss or gradient that is not finite."""
     checkpoint_every: int = 50
     """Updates between checkpoints."""
@@ -241,26 +246,26 @@ class TrainConfig:
                 f"train.share has {len(self.share)} numbers for {len(plan)} phases; give one for "
                 "each"
             )
-        return share_out(self.updates * len(plan), self.share or (1.0,) * len(plan))
+        return split_updates(self.updates * len(plan), self.share or (1.0,) * len(plan))
 
     def build_fake_updates(self) -> FakeUpdates:
         """Makes what decides the number of fake updates."""
-        if self.fake_lag:
+        if self.fake_error_tolerance:
             least = min(1, self.fake_updates)
-            return AdaptiveUpdates(self.fake_lag, least=least, most=self.fake_updates)
+            return AdaptiveUpdates(self.fake_error_tolerance, least=least, most=self.fake_updates)
         return FixedUpdates(self.fake_updates)
 
-    def build_entries(self, plan: PhasePlan) -> Entries:
+    def build_phase_inputs(self, plan: PhasePlan) -> PhaseInputs:
         """Makes where rollouts start."""
-        if self.entries == "fresh":
-            return FreshEntries()
+        if self.phase_inputs == "fresh":
+            return FreshPhaseInputs()
         rollouts = max(self.updates_of(plan)) * (self.fake_updates + self.accumulate)
-        batches = self.ring_batches or -(-rollouts // self.ring_uses)
-        return EntryRing(
+        batches = self.buffer_batches or -(-rollouts // self.buffer_uses)
+        return PhaseInputBuffer(
             batches,
-            uses=self.ring_uses,
-            together=self.ring_together,
-            folder=self.ring_folder or None,
+            uses=self.buffer_uses,
+            together=self.buffer_together,
+            folder=self.buffer_folder or None,
         )
 
     def build_truncation(self) -> StochasticTruncation | FullGradient:
@@ -365,8 +370,10 @@ class DistillConfig:
             experts[self.train.expert]
         if not 0 <= self.train.ema < 1:
             raise ValueError(f"train.ema is in [0, 1), got {self.train.ema}")
-        if not self.train.clip > 0:
-            raise ValueError(f"train.clip must be positive, got {self.train.clip}")
+        if not self.train.max_grad_norm > 0:
+            raise ValueError(
+                f"train.max_grad_norm must be positive, got {self.train.max_grad_norm}"
+            )
         for section, seed in (("train", self.train.seed), ("evaluate", self.evaluate.seed)):
             if not 0 <= seed < 2**63:
                 raise ValueError(f"{section}.seed is in [0, 2^63), got {short(seed)}")

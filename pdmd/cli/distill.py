@@ -31,6 +31,14 @@ class RunOptions:
 
 
 def distill_command(words: list[str]) -> int:
+    """Distills a teacher as a preset or TOML file says.
+
+    Args:
+        words: The words after the command's name.
+
+    Returns:
+        The exit code.
+    """
     from pdmd.cli.config import DistillConfig
 
     parsed = parse_config(words, "distill", RunOptions(), DistillConfig.__doc__)
@@ -43,11 +51,11 @@ def _run(config: DistillConfig, options: RunOptions) -> int:
     try:
         code = _run_on(runtime, config, options)
     except RuntimeError as error:
-        blamed = runtime.blame()
-        if not blamed:
+        failed = runtime.failed_rank()
+        if not failed:
             runtime.close(error)
             raise
-        why = f"{blamed} ({one_line(error)[:200]})"
+        why = f"{failed} ({one_line(error)[:200]})"
         print(f"pdmd: error: {why}", file=sys.stderr)
         runtime.close(RuntimeError(why))
         return 1

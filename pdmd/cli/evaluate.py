@@ -31,10 +31,18 @@ class EvaluateOptions:
 
 
 def evaluate_command(words: list[str]) -> int:
+    """Compares a student with its teacher.
+
+    Args:
+        words: The words after the command's name.
+
+    Returns:
+        The exit code.
+    """
     from pdmd.distillation.student_folders import schedule_of
     from pdmd.evaluation.evaluate import evaluate, format_table
     from pdmd.teachers.guided import guided, unguided
-    from pdmd.teachers.with_schedule import rebased
+    from pdmd.teachers.with_schedule import on_schedule
 
     name, rest = take_name(words, STUDENT)
     options = parse(EvaluateOptions, rest, "pdmd evaluate STUDENT", flat=True)
@@ -42,7 +50,7 @@ def evaluate_command(words: list[str]) -> int:
     student, teacher = load_student(name, options.plugins)
     source = student.source or {}
     teacher = guided(unguided(teacher), options.guidance or source.get("guidance", 1.0))
-    teacher = rebased(teacher, *schedule_of(source))
+    teacher = on_schedule(teacher, *schedule_of(source))
     if options.out:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     metrics = evaluate(

@@ -8,7 +8,15 @@ __all__ = ["objectives_command"]
 
 
 def objectives_command(words: list[str]) -> int:
-    from pdmd.objectives import gap_weights, weightings
+    """Lists the registered objectives and weightings.
+
+    Args:
+        words: The words after the command's name.
+
+    Returns:
+        The exit code.
+    """
+    from pdmd.objectives import score_difference_weightings, weightings
     from pdmd.objectives.base import objectives
 
     if {"-h", "--help"} & set(words):
@@ -17,7 +25,7 @@ def objectives_command(words: list[str]) -> int:
     no_more(words)
     for title, registry in (
         ("objectives", objectives),
-        ("distribution-matching weights (--objective.weight)", gap_weights),
+        ("distribution-matching weights (--objective.weight)", score_difference_weightings),
         ("score-matching weightings (--objective.weighting)", weightings),
     ):
         print(title)

@@ -65,7 +65,7 @@ def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> R
     """Plans a configured run; no weight is trained, and none loaded where that can be helped.
 
     Precision and recomputation are the configuration's. Where the number of fake updates follows
-    the fake score's lag, the most of them are planned.
+    the fake score's relative error, the most of them are planned.
 
     Args:
         config: The configuration.
@@ -80,9 +80,10 @@ def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> R
     """
     check_cluster(gpus, memory)
     config.check()
-    if config.parallel.recompute == "selective":
+    if config.parallel.activation_checkpointing == "selective":
         raise ValueError(
-            "what selective recomputation keeps is not planned; plan with parallel.recompute = "
+            "the memory of selective activation checkpointing cannot be planned; plan with "
+            "parallel.activation_checkpointing = "
             "'none', which needs more memory, or 'full', which needs less"
         )
     compute = PRECISIONS[config.parallel.precision]
@@ -101,12 +102,12 @@ def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> R
         batch_size=config.train.batch_size,
         fake_updates=config.train.fake_updates,
         accumulate=config.train.accumulate,
-        draws=config.objective.draws,
+        timestep_samples=config.objective.timestep_samples,
         evaluations=2 if guided else 1,
-        anchored=config.train.anchored,
-        entries=config.train.build_entries(plan),
+        fake_updates_per_rollout=config.train.fake_updates_per_rollout,
+        phase_inputs=config.train.build_phase_inputs(plan),
         updates=tuple(config.train.updates_of(plan)),
-        recompute=config.parallel.recompute == "full",
+        activation_checkpointing=config.parallel.activation_checkpointing == "full",
     )
     adapters = config.lora.build()
     init: Initializer = LowRankRoles(*adapters) if any(adapters) else FromTeacher()

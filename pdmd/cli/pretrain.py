@@ -25,6 +25,14 @@ class PretrainOptions:
 
 
 def pretrain_command(words: list[str]) -> int:
+    """Pretrains a packaged network.
+
+    Args:
+        words: The words after the command's name.
+
+    Returns:
+        The exit code.
+    """
     known = f"{', '.join([*PACKAGED][:-1])} or {[*PACKAGED][-1]}"
     name, rest = take_name(words, f"what to pretrain: {known}")
     options = parse(PretrainOptions, rest, "pdmd pretrain NAME", flat=True)
@@ -43,9 +51,9 @@ def pretrain_command(words: list[str]) -> int:
 
 
 def _pretrain_digits(out: Path, chosen: dict[str, Any]) -> None:
-    from pdmd.teachers.packaged.pretraining import teach_digits
+    from pdmd.teachers.packaged.pretraining import pretrain_digits
 
-    teach_digits(**chosen).save(out)
+    pretrain_digits(**chosen).save(out)
 
 
 def _pretrain_digits_classifier(out: Path, chosen: dict[str, Any]) -> None:
@@ -57,9 +65,9 @@ def _pretrain_digits_classifier(out: Path, chosen: dict[str, Any]) -> None:
 
 
 def _pretrain_glyphs(out: Path, chosen: dict[str, Any]) -> None:
-    from pdmd.teachers.packaged.pretraining_glyphs import teach_glyphs
+    from pdmd.teachers.packaged.pretraining_glyphs import pretrain_glyphs
 
-    teach_glyphs(out, **chosen)
+    pretrain_glyphs(out, **chosen)
 
 
 def _pretrain_glyph_classifier(out: Path, chosen: dict[str, Any]) -> None:

@@ -10,6 +10,14 @@ __all__ = ["report_command"]
 
 
 def report_command(words: list[str]) -> int:
+    """Writes the page of a run folder or a results file.
+
+    Args:
+        words: The words after the command's name.
+
+    Returns:
+        The exit code.
+    """
     from pdmd.benchmarks import read_results
     from pdmd.evaluation.bench_report import write_bench_report
     from pdmd.evaluation.report import write_report

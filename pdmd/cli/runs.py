@@ -39,11 +39,11 @@ from pdmd.distributed.runtime import Runtime
 from pdmd.evaluation.evaluate import evaluate
 from pdmd.teachers.base import Teacher, networks
 from pdmd.teachers.guided import unguided
-from pdmd.teachers.packaged.pretraining import network_arguments, taught_network
+from pdmd.teachers.packaged.pretraining import network_arguments, pretrained_network
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 from pdmd.training.checkpoints.store import Store
 from pdmd.training.monitoring.accounting import Account
-from pdmd.training.monitoring.recorder import RunRecorder, Silent
+from pdmd.training.monitoring.recorder import NullRecorder, RunRecorder
 from pdmd.typing import Condition
 
 __all__ = ["Run"]
@@ -168,18 +168,18 @@ class Run:
             fake_updates=train.build_fake_updates(),
             batch_size=train.batch_size,
             accumulate=train.accumulate,
-            anchored=train.anchored,
-            entries=train.build_entries(self.plan),
+            fake_updates_per_rollout=train.fake_updates_per_rollout,
+            phase_inputs=train.build_phase_inputs(self.plan),
             optimizer=optimizer,
             fake_optimizer=fake_optimizer,
             ema=train.ema,
-            clip=train.clip,
+            max_grad_norm=train.max_grad_norm,
             seed=train.seed,
-            patience=train.patience,
+            max_consecutive_skips=train.max_consecutive_skips,
             runtime=self.runtime,
             recorder=RunRecorder(self.folder, progress=self.progress)
             if self.runtime.main
-            else Silent(),
+            else NullRecorder(),
             checkpointer=self.checkpointer,
             resume=self.resume,
             account=self.account,
@@ -283,7 +283,7 @@ class Run:
             return init, source
         arguments = self._network_arguments(self.teacher.encode(self.teacher.prompts))
         source["network"] = {"name": config.network.name, "arguments": arguments}
-        network = taught_network(
+        network = pretrained_network(
             self.teacher,
             config.network.name,
             arguments,
@@ -375,7 +375,7 @@ def _fingerprint(config: DistillConfig) -> dict[str, Any]:
     settings["train"] = {
         k: v
         for k, v in settings["train"].items()
-        if k not in ("patience", "ring_folder") and not k.startswith("checkpoint_")
+        if k not in ("max_consecutive_skips", "buffer_folder") and not k.startswith("checkpoint_")
     }
     return settings
 

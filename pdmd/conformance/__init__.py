@@ -24,7 +24,7 @@ from pdmd.conformance.evaluations import (
     check_range,
     check_rows,
 )
-from pdmd.conformance.harness import ROWS, Failed, NotApplicable, Outcome, Report, Subject
+from pdmd.conformance.harness import ROWS, Failed, Harness, NotApplicable, Outcome, Report
 from pdmd.conformance.processes import check_oracle, check_plans, check_samples, check_schedule
 from pdmd.teachers.base import Teacher
 
@@ -61,9 +61,9 @@ def check(teacher: Teacher, prompts: Sequence[Any] | None = None, *, seed: int =
     outcomes = []
     try:
         for name, run in CHECKS.items():
-            subject = Subject(teacher, [known[i % len(known)] for i in range(ROWS)], seed)
+            harness = Harness(teacher, [known[i % len(known)] for i in range(ROWS)], seed)
             try:
-                passed, figures = True, run(subject)
+                passed, figures = True, run(harness)
             except NotApplicable as reason:
                 passed, figures = None, str(reason)
             except Failed as finding:
@@ -80,7 +80,7 @@ def check(teacher: Teacher, prompts: Sequence[Any] | None = None, *, seed: int =
     return Report(tuple(outcomes))
 
 
-CHECKS: dict[str, Callable[[Subject], str]] = {
+CHECKS: dict[str, Callable[[Harness], str]] = {
     "range": check_range,
     "deterministic": check_deterministic,
     "rows": check_rows,

@@ -6,25 +6,25 @@ import copy
 
 import torch
 
-from pdmd.conformance.harness import Failed, NotApplicable, Subject
+from pdmd.conformance.harness import Failed, Harness, NotApplicable
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.schedules import same_process
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import Guided
-from pdmd.teachers.with_schedule import Rebased
+from pdmd.teachers.with_schedule import WithSchedule
 
 __all__ = ["check_copy", "check_parameters", "check_state", "without_guidance"]
 
 
-def _trainable(subject: Subject) -> Denoiser:
-    if not any(True for _ in subject.teacher.parameters()):
+def _trainable(harness: Harness) -> Denoiser:
+    if not any(True for _ in harness.teacher.parameters()):
         raise NotApplicable("no weights; students take a network of their own")
-    return subject.teacher.trainable_copy()
+    return harness.teacher.trainable_copy()
 
 
-def check_copy(subject: Subject) -> str:
+def check_copy(harness: Harness) -> str:
     """A trainable copy starts as the teacher without guidance, on its schedule."""
-    copied, twin = _trainable(subject), without_guidance(subject.teacher)
+    copied, twin = _trainable(harness), without_guidance(harness.teacher)
     if not same_process(copied.schedule, twin.schedule) or copied.kind != twin.kind:
         raise Failed(
             f"the copy predicts {copied.kind} on {copied.schedule!r}, the teacher {twin.kind} on "
@@ -32,25 +32,25 @@ def check_copy(subject: Subject) -> str:
         )
     if copied.latent_shape != twin.latent_shape:
         raise Failed(f"the copy's latents are {copied.latent_shape}, not {twin.latent_shape}")
-    x, condition = subject.latents(subject.t), subject.condition()
+    x, condition = harness.latents(harness.t), harness.condition()
     with torch.no_grad():
-        expected = twin(x, subject.t, condition).value
-        found = copied(x, subject.t, condition).value
-    apart = subject.same(found, expected, "the copy, as it trains (dropout?)")
+        expected = twin(x, harness.t, condition).value
+        found = copied(x, harness.t, condition).value
+    apart = harness.same(found, expected, "the copy, as it trains (dropout?)")
     return f"starts {apart:.1g} from the teacher"
 
 
-def check_parameters(subject: Subject) -> str:
+def check_parameters(harness: Harness) -> str:
     """Gradients reach the copy's parameters, which are its own, and leave the teacher alone."""
-    copied = _trainable(subject)
+    copied = _trainable(harness)
     own = [p for p in copied.parameters() if p.requires_grad]
     if not own:
         raise Failed("no parameter of trainable_copy() trains")
-    theirs = {p.data_ptr() for p in subject.teacher.parameters() if p.numel()}
+    theirs = {p.data_ptr() for p in harness.teacher.parameters() if p.numel()}
     if any(p.data_ptr() in theirs for p in own if p.numel()):
         raise Failed("trainable_copy() shares weights with the teacher, which would train too")
-    x, condition = subject.latents(subject.t), subject.condition()
-    copied(x, subject.t, condition).value.float().square().mean().backward()
+    x, condition = harness.latents(harness.t), harness.condition()
+    copied(x, harness.t, condition).value.float().square().mean().backward()
     reached = [p for p in own if p.grad is not None and bool((p.grad != 0).any())]
     if not all(bool(p.grad.isfinite().all()) for p in own if p.grad is not None):
         raise Failed("a gradient is not finite")
@@ -60,15 +60,15 @@ def check_parameters(subject: Subject) -> str:
 
 
 @torch.no_grad()
-def check_state(subject: Subject) -> str:
+def check_state(harness: Harness) -> str:
     """Copies hold their own weights, and all of them are in the state that students save."""
     from safetensors.torch import load, save
 
-    teacher, t, condition = subject.teacher, subject.t, subject.condition()
-    x = subject.latents(t)
+    teacher, t, condition = harness.teacher, harness.t, harness.condition()
+    x = harness.latents(t)
     expected = teacher(x, t, condition).value
     copied = copy.deepcopy(teacher)
-    apart = subject.same(copied(x, t, condition).value, expected, "a deep copy")
+    apart = harness.same(copied(x, t, condition).value, expected, "a deep copy")
     state = {k: v.detach().cpu().contiguous() for k, v in copied.state_dict().items()}
     try:
         written = save(state)
@@ -86,7 +86,7 @@ def check_state(subject: Subject) -> str:
             raise Failed("the value does not depend on the registered parameters")
     copied.load_state_dict(load(written))
     read = copied(x, t, condition).value
-    apart = max(apart, subject.same(read, expected, "the state read back"))
+    apart = max(apart, harness.same(read, expected, "the state read back"))
     return f"{len(state)} tensors; copied and read back {apart:.1g} apart"
 
 
@@ -94,7 +94,7 @@ def without_guidance(teacher: Teacher) -> Teacher:
     """Returns a teacher without guidance, on the schedule that it is on."""
     if isinstance(teacher, Guided):
         return without_guidance(teacher.teacher)
-    if isinstance(teacher, Rebased):
+    if isinstance(teacher, WithSchedule):
         inner = without_guidance(teacher.teacher)
         return teacher if inner is teacher.teacher else teacher.around(inner)
     return teacher

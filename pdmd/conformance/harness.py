@@ -12,7 +12,7 @@ from pdmd.randomness import randn
 from pdmd.teachers.base import Teacher
 from pdmd.typing import Condition, Latents, expand
 
-__all__ = ["ROWS", "Failed", "NotApplicable", "Outcome", "Report", "Subject"]
+__all__ = ["ROWS", "Failed", "NotApplicable", "Outcome", "Report", "Harness"]
 
 ROWS = 3
 """Rows of a batch that a check asks at."""
@@ -69,7 +69,7 @@ class NotApplicable(Exception):
     """The check does not apply to the teacher; says why."""
 
 
-class Subject:
+class Harness:
     """A teacher with inputs to ask it at."""
 
     def __init__(self, teacher: Teacher, prompts: list[Any], seed: int) -> None:

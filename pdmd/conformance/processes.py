@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pdmd.conformance.copies import without_guidance
-from pdmd.conformance.harness import ROWS, Failed, NotApplicable, Subject
+from pdmd.conformance.harness import ROWS, Failed, Harness, NotApplicable
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import combination
 from pdmd.diffusion.sampling import sample_ode
@@ -27,9 +27,9 @@ SAMPLES = 1024
 
 
 @torch.no_grad()
-def check_schedule(subject: Subject) -> str:
+def check_schedule(harness: Harness) -> str:
     """The schedule falls in log-SNR, inverts, and its derivatives are those of its values."""
-    schedule = subject.teacher.schedule
+    schedule = harness.teacher.schedule
     t = torch.linspace(0.01037, 0.99037, 99, dtype=torch.float64)  # off the knots of levels
     log_snr = schedule.log_snr(t)
     if not bool((log_snr.diff() < 0).all()):
@@ -53,12 +53,12 @@ def check_schedule(subject: Subject) -> str:
 
 
 @torch.no_grad()
-def check_oracle(subject: Subject) -> str:
+def check_oracle(harness: Harness) -> str:
     """With a network that knows x_0, steps from noise on its schedule and kind end at x_0."""
-    teacher = subject.teacher
-    x0, times = subject.noise(ROWS), plan_of(teacher).timesteps
+    teacher = harness.teacher
+    x0, times = harness.noise(ROWS), plan_of(teacher).timesteps
     knows = Oracle(teacher, x0)
-    found = sample_ode(knows, batch=ROWS, times=times, generator=subject.generator)
+    found = sample_ode(knows, batch=ROWS, times=times, generator=harness.generator)
     off = float((found - x0).abs().max())
     if not off < 2e-3:
         raise Failed(f"steps of {teacher.kind} end {off:.2g} from the data; check schedule, kind")
@@ -93,11 +93,11 @@ class Oracle(Denoiser):
 
 
 @torch.no_grad()
-def check_plans(subject: Subject) -> str:
+def check_plans(harness: Harness) -> str:
     """A plan from noise to data can be made, and one outside the time range is refused."""
-    teacher = subject.teacher
+    teacher = harness.teacher
     low, high = teacher.time_range
-    plan, condition = plan_of(teacher), subject.condition()
+    plan, condition = plan_of(teacher), harness.condition()
     objective = DistributionMatching(times=UniformTimes(min(0.45, max(0.02, 1.01 * low))))
     check_teacher(teacher, plan, objective, condition)
     steps = ", ".join(f"{t:.4g}" for t in plan.timesteps)
@@ -112,22 +112,22 @@ def check_plans(subject: Subject) -> str:
 
 
 @torch.no_grad()
-def check_samples(subject: Subject) -> str:
+def check_samples(harness: Harness) -> str:
     """Predictions of the teacher's own exact samples have no bias along themselves."""
-    teacher, base = subject.teacher, unguided(subject.teacher)
+    teacher, base = harness.teacher, unguided(harness.teacher)
     if not hasattr(base, "sample"):
         raise NotApplicable("has no exact samples")
     if without_guidance(teacher) is not teacher:
         raise NotApplicable("samples are those without guidance")
-    count = SAMPLES // len(subject.prompts) * len(subject.prompts)
-    prompts = subject.prompts * (count // len(subject.prompts))
-    condition = subject.placed(teacher.encode(prompts))
+    count = SAMPLES // len(harness.prompts) * len(harness.prompts)
+    prompts = harness.prompts * (count // len(harness.prompts))
+    condition = harness.placed(teacher.encode(prompts))
     draw: Any = base
-    x0 = draw.sample(count, condition, generator=subject.generator).to(teacher.device)
+    x0 = draw.sample(count, condition, generator=harness.generator).to(teacher.device)
     slopes = []
     for t in (0.3, 0.5, 0.7):
         alpha, sigma = teacher.schedule(t)
-        x_t = expand(alpha, x0) * x0 + expand(sigma, x0) * subject.noise(count)
+        x_t = expand(alpha, x0) * x0 + expand(sigma, x0) * harness.noise(count)
         said = teacher(x_t, t, condition).to("x0").double()
         slopes.append(float((said * x0).sum() / said.square().sum()))
     text = ", ".join(f"{slope:.3f}" for slope in slopes)

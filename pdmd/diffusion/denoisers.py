@@ -1,8 +1,8 @@
 r"""Denoisers: networks that know the forward process they were trained for.
 
 A :class:`Denoiser` is a network :math:`f_\theta(x_t, t, c)` together with its schedule and the
-kind of its output, so that calling it yields a :class:`~pdmd.diffusion.predictions.Prediction` and nobody
-else needs to know what it predicts.
+kind of its output, so that calling it yields a :class:`~pdmd.diffusion.predictions.Prediction`
+and nobody else needs to know what it predicts.
 """
 
 from __future__ import annotations

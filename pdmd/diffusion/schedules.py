@@ -247,7 +247,7 @@ class Truncated(Schedule):
     r"""A schedule up to one of its times, :math:`t' = t_{\max} t`.
 
     At :math:`t = 1` some signal is left. It serves teachers whose noisiest level is not pure
-    noise: see :class:`~pdmd.teachers.Rebased`.
+    noise: see :class:`~pdmd.teachers.WithSchedule`.
 
     Args:
         base: The schedule to cut.

@@ -1,1 +1,1 @@
-""""""
+"""Phased DMD: phases, experts, adapters, students and the distillation itself."""

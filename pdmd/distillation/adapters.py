@@ -10,7 +10,7 @@ losses and gradients of separate copies, to the bit.
 Which factors a linear layer adds is a matter of the call, not of the layer: a context variable
 holds those of the adapted denoiser that is being called, and nothing while the base itself is.
 Activation checkpointing computes a block again in the backward pass, long after the call, so it
-must be told whose call it was: :func:`recompute_contexts` does that, and base networks that
+must be told whose call it was: :func:`checkpoint_contexts` does that, and base networks that
 checkpoint by themselves are refused.
 
 References:
@@ -43,7 +43,7 @@ __all__ = [
     "adapting",
     "base_digest",
     "layers_of",
-    "recompute_contexts",
+    "checkpoint_contexts",
 ]
 
 
@@ -138,7 +138,7 @@ class AdaptedDenoiser(Denoiser):
                 raise ValueError(
                     f"{type(module).__name__} checkpoints its own activations, which would be "
                     "computed again without the adapter; call its disable_gradient_checkpointing()"
-                    " and let the runtime recompute: OneProcess(recompute=True)"
+                    " and let the runtime do it: OneProcess(activation_checkpointing=True)"
                 )
         with _Active(self._bound):
             return self.base(x_t, t, condition).value
@@ -229,7 +229,7 @@ def adapting() -> bool:
     return _active.get() is not None
 
 
-def recompute_contexts(
+def checkpoint_contexts(
     inner: Callable[[], tuple[Any, Any]] | None = None,
 ) -> tuple[Any, Any]:
     """Returns the contexts of a checkpoint: the forward pass's, and that of computing it again.

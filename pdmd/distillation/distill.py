@@ -22,14 +22,14 @@ from pdmd.randomness import randn
 from pdmd.teachers.base import Teacher
 from pdmd.training.checkpoints.checkpointer import Checkpointer
 from pdmd.training.conditions import ConditionStream
-from pdmd.training.curriculum import Order, Progressive
+from pdmd.training.curriculum import Curriculum, Progressive
 from pdmd.training.fake_scores import FakeScores, FakeUpdates, FixedUpdates, OneFakeScore
 from pdmd.training.loop import calibrate, train_phase
 from pdmd.training.monitoring.accounting import Account
 from pdmd.training.monitoring.health import Health, NonFiniteError
 from pdmd.training.monitoring.recorder import Recorder
 from pdmd.training.optimizers import AdamRecipe
-from pdmd.training.phase_inputs import Entries, FreshEntries
+from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputs
 from pdmd.training.trainer import PhaseTrainer
 from pdmd.typing import Conditions
 
@@ -68,7 +68,7 @@ def check_teacher(
                 if t == 1:  # where every plan starts
                     remedy = (
                         "take a schedule that ends where the teacher does, with "
-                        "Rebased.reach(teacher, schedule) or --teacher.schedule-end teacher"
+                        "WithSchedule.reach(teacher, schedule) or --teacher.schedule-end teacher"
                     )
                 raise ValueError(
                     f"phase {phase.index + 1} asks the teacher at t = {t:.4g}, outside its range "
@@ -106,20 +106,20 @@ def distill(
     init: Initializer | None = None,
     expert: type[Expert] = OdeExpert,
     truncation: Truncation | None = None,
-    order: Order | None = None,
+    curriculum: Curriculum | None = None,
     fake_scores: FakeScores | None = None,
     updates: int | Sequence[int] = 500,
     fake_updates: int | FakeUpdates = 5,
     batch_size: int = 128,
     accumulate: int = 1,
-    anchored: int = 1,
-    entries: Entries | None = None,
+    fake_updates_per_rollout: int = 1,
+    phase_inputs: PhaseInputs | None = None,
     optimizer: AdamRecipe | None = None,
     fake_optimizer: AdamRecipe | None = None,
     ema: float = 0.99,
-    clip: float = 10.0,
+    max_grad_norm: float = 10.0,
     seed: int = 0,
-    patience: int = 3,
+    max_consecutive_skips: int = 3,
     runtime: Runtime | None = None,
     recorder: Recorder | None = None,
     checkpointer: Checkpointer | None = None,
@@ -138,7 +138,7 @@ def distill(
         init: Where a phase's networks start; at the teacher by default.
         expert: How an expert walks through its phase.
         truncation: Where a rollout stops inside a phase; at a random step by default.
-        order: Which phases train together; one after the other by default.
+        curriculum: Which phases train together; one after the other by default.
         fake_scores: How many fake scores a phase has; one by default.
         updates: Updates of each expert: one number for all, or one per phase.
         fake_updates: Updates of the fake score before each of the expert's (TTUR): their number,
@@ -146,18 +146,19 @@ def distill(
         batch_size: Samples in each rollout, on all ranks together.
         accumulate: Rollouts whose gradients make one update of the expert, one after the other:
             less noise at the same memory.
-        anchored: Fake updates that one rollout serves, with fresh times and noises; above 1 the
-            generator's own rollout serves the first of them. Fewer evaluations, samples that are
-            seen more often.
-        entries: Where rollouts start; every one at a state of its own by default. An
-            :class:`~pdmd.training.phase_inputs.EntryRing` keeps states and uses them several times.
+        fake_updates_per_rollout: Fake updates that one rollout serves, with fresh times and
+            noises; above 1 the generator's own rollout serves the first of them. Fewer
+            evaluations, samples that are seen more often.
+        phase_inputs: Where rollouts start; every one at a state of its own by default. An
+            :class:`~pdmd.training.phase_inputs.PhaseInputBuffer` keeps states and uses them
+            several times.
         optimizer: The experts' optimizer.
         fake_optimizer: The fake scores'; by default the expert's at twice its rate.
         ema: Decay of the weight average that becomes the expert.
-        clip: Largest gradient norm.
+        max_grad_norm: Largest gradient norm.
         seed: Seed of every draw; the same seed gives the same bits on the same machine.
-        patience: Updates that may be refused in a row, for a loss or gradient that is not finite,
-            before the run stops.
+        max_consecutive_skips: Updates that may be refused in a row, for a loss or gradient that
+            is not finite, before the run stops.
         runtime: Where it runs; this process, on the CPU, by default. Ranks call this function
             together, with the same arguments.
         recorder: Hears of progress.
@@ -172,7 +173,8 @@ def distill(
     Raises:
         ValueError: If a setting is out of its range, the plan leaves the teacher's time range, or
             the teacher's output is not finite.
-        NonFiniteError: If losses or gradients are not finite, more than ``patience`` in a row.
+        NonFiniteError: If losses or gradients are not finite, more than ``max_consecutive_skips``
+            in a row.
         Interrupted: If the checkpointer was asked to stop; its checkpoint is written.
 
     References:
@@ -185,23 +187,23 @@ def distill(
         ("updates", min(per_phase), 1),
         ("batch_size", batch_size, 1),
         ("accumulate", accumulate, 1),
-        ("anchored", anchored, 1),
+        ("fake_updates_per_rollout", fake_updates_per_rollout, 1),
     ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed is in [0, 2^63), got {seed}")
-    if not clip > 0:
-        raise ValueError(f"clip must be positive, got {clip}")
+    if not max_grad_norm > 0:
+        raise ValueError(f"max_grad_norm must be positive, got {max_grad_norm}")
     generator = generator or DistributionMatching()
     fake_score = fake_score or SubintervalScoreMatching()
-    init, order = init or FromTeacher(), order or Progressive()
+    init, curriculum = init or FromTeacher(), curriculum or Progressive()
     truncation, fake_scores = truncation or StochasticTruncation(), fake_scores or OneFakeScore()
     optimizer = optimizer or AdamRecipe()
     fake_optimizer = fake_optimizer or AdamRecipe(lr=2 * optimizer.lr, decay_from=1.0)
     if isinstance(fake_updates, int):
         fake_updates = FixedUpdates(fake_updates)
-    entries = entries or FreshEntries()
+    phase_inputs = phase_inputs or FreshPhaseInputs()
     recorder, account = recorder or Recorder(), account or Account()
     if isinstance(prompts, str):
         raise ValueError(
@@ -216,13 +218,13 @@ def distill(
             )
     for phase in plan:
         fake_score.time_bounds(phase)  # for its errors, before any work
-        stop = truncation(phase, torch.Generator().manual_seed(0))
-        if stop is None and fake_scores.number(phase) > 1:
+        exit_step = truncation(phase, torch.Generator().manual_seed(0))
+        if exit_step is None and fake_scores.number(phase) > 1:
             raise ValueError(
                 f"{truncation} takes every step of phase {phase.index + 1}, so {fake_scores} "
                 "would leave all its fake scores but one untrained; use OneFakeScore()"
             )
-    runtime, health = runtime or OneProcess(), Health(patience)
+    runtime, health = runtime or OneProcess(), Health(max_consecutive_skips)
     runtime.local(batch_size)
     runtime.check(teacher)
     conditions = ConditionStream(None if encoded is None else encoded.to(runtime.device))
@@ -242,21 +244,21 @@ def distill(
         check_teacher(real, plan, generator, encoded)
         if resume and checkpointer is not None:
             account.restore(cursor["account"])
-            entries.restore(cursor.get("entries", {}))
-            for group in order.groups(plan):
+            phase_inputs.restore(cursor.get("phase_inputs", {}))
+            for group in curriculum.groups(plan):
                 if group[0].index >= cursor["finished"]:
                     continue
-                made = _start(init, teacher, group, finished, expert, order.shared)
+                made = _start(init, teacher, group, finished, expert, curriculum.shared)
                 for one in made:
                     checkpointer.load_network(f"finished.{one.phase.index}", one.denoiser)
                 finished += [_freeze(one) for one in made]
                 placed += _placed(made, runtime)
-            recorder.resumed(cursor["finished"] + 1, cursor["update"] or 0)
-        for group in order.groups(plan):
+            recorder.on_resume(cursor["finished"] + 1, cursor["update"] or 0)
+        for group in curriculum.groups(plan):
             if group[0].index < cursor["finished"]:
                 continue
             trainer = PhaseTrainer(
-                experts=_start(init, teacher, group, finished, expert, order.shared),
+                experts=_start(init, teacher, group, finished, expert, curriculum.shared),
                 earlier=placed,
                 teacher=real,
                 fakes=[
@@ -272,17 +274,17 @@ def distill(
                 fake_updates=fake_updates,
                 batch_size=batch_size,
                 accumulate=accumulate,
-                anchored=anchored,
+                fake_updates_per_rollout=fake_updates_per_rollout,
                 optimizer=optimizer,
                 fake_optimizer=fake_optimizer,
                 ema_decay=ema,
-                clip=clip,
+                max_grad_norm=max_grad_norm,
                 generator=rng,
                 seed=seed,
                 account=account,
                 runtime=runtime,
                 health=health,
-                entries=entries,
+                phase_inputs=phase_inputs,
                 interval=recorder.interval,
             )
             if resume and checkpointer is not None and group[0].index == cursor["finished"]:
@@ -297,14 +299,14 @@ def distill(
             if runtime.plain:
                 finished += done
             else:
-                made = _start(init, teacher, group, finished, expert, order.shared)
+                made = _start(init, teacher, group, finished, expert, curriculum.shared)
                 for one, whole in zip(made, done, strict=True):
                     one.denoiser.load_state_dict(runtime.whole(whole.denoiser))
                 finished += [_freeze(one) for one in made]
             placed += done
             del trainer  # before the next phase's networks are made
             if checkpointer is not None:
-                checkpointer.save(finished, None, rng, account, entries)
+                checkpointer.save(finished, None, rng, account, phase_inputs)
         if checkpointer is not None:
             checkpointer.store.wait()
     except NonFiniteError as error:

@@ -75,7 +75,7 @@ class Expert(nn.Module, ABC):
         condition: Condition = None,
         *,
         generator: torch.Generator | None = None,
-        stop: int | None = None,
+        exit_step: int | None = None,
     ) -> Latents:
         r"""Carries :math:`x_{t_{k-1}}` to :math:`x_{t_k}`.
 
@@ -83,21 +83,23 @@ class Expert(nn.Module, ABC):
             x: Latents at the phase's start, with shape :math:`(B, *)`.
             condition: A TensorDict with batch size :math:`(B)`, or ``None``.
             generator: The source of randomness, for experts that draw noise.
-            stop: The step, from 0, after which to jump to :math:`t_k`; earlier steps are then
+            exit_step: The step, from 0, after which to jump to :math:`t_k`; earlier steps are then
                 not recorded for the gradient. ``None`` takes every step and records all.
 
         Returns:
             Latents at the phase's end, with shape :math:`(B, *)`.
 
         Raises:
-            ValueError: If ``stop`` is not a step of the phase.
+            ValueError: If ``exit_step`` is not a step of the phase.
         """
         times = self.phase.timesteps
-        if stop is not None and not 0 <= stop < len(times):
-            raise ValueError(f"stop = {stop} is not one of the phase's {len(times)} steps")
-        last = len(times) - 1 if stop is None else stop
+        if exit_step is not None and not 0 <= exit_step < len(times):
+            raise ValueError(
+                f"exit_step = {exit_step} is not one of the phase's {len(times)} steps"
+            )
+        last = len(times) - 1 if exit_step is None else exit_step
         for i in range(last):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and stop is None):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and exit_step is None):
                 x = self.advance(self.denoiser(x, times[i], condition), times[i + 1], generator)
         return ode_step(self.denoiser(x, times[last], condition), self.phase.t_end)
 

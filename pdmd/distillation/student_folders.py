@@ -20,7 +20,7 @@ from pdmd.distillation.experts import Expert, experts
 from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.registry import Registry
 from pdmd.teachers.base import Teacher, teachers
-from pdmd.teachers.with_schedule import ENDS, rebased
+from pdmd.teachers.with_schedule import ENDS, on_schedule
 
 __all__ = [
     "FORMAT",
@@ -94,13 +94,13 @@ def source_teacher(
         if {"device", "folder"} & told.keys():  # a folder's factory passes it on
             together["device"] = device
     teacher = build(teachers, source["teacher"], together, folder)
-    return rebased(teacher, *schedule_of(source))
+    return on_schedule(teacher, *schedule_of(source))
 
 
 def schedule_of(source: Mapping[str, Any]) -> tuple[str, str]:
     """Returns the name and the end of the schedule that a source puts its teacher on.
 
-    Both are as :func:`~pdmd.teachers.with_schedule.rebased` takes them.
+    Both are as :func:`~pdmd.teachers.with_schedule.on_schedule` takes them.
     """
     schedule = source.get("schedule") or {}
     return schedule.get("name", ""), schedule.get("end", "noise")

@@ -51,8 +51,8 @@ class Student(Teacher):
             registered teacher, and ``"network": {"name": ..., "arguments": {...}}`` of a
             registered network where the experts are not copies of the teacher, and
             ``"schedule": {"name": ..., "end": ...}`` of a teacher on another schedule than its own
-            (:func:`~pdmd.teachers.with_schedule.rebased`); written into the folder so that loading needs
-            no objects. Other entries, such as ``"guidance"``, are
+            (:func:`~pdmd.teachers.with_schedule.on_schedule`); written into the folder so that
+            loading needs no objects. Other entries, such as ``"guidance"``, are
             kept.
 
     Raises:

@@ -9,14 +9,14 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.utils.checkpoint import checkpoint
 
-from pdmd.distillation.adapters import adapted_parts, recompute_contexts
+from pdmd.distillation.adapters import adapted_parts, checkpoint_contexts
 from pdmd.distributed.parameter_views import extend
 from pdmd.distributed.plans import units_of
 
-__all__ = ["keep_all", "recompute_units", "recomputes"]
+__all__ = ["keep_all", "checkpoint_units", "recomputes"]
 
 
-def recompute_units(network: nn.Module) -> None:
+def checkpoint_units(network: nn.Module) -> None:
     """Has a network's units compute their forward pass again in the backward pass.
 
     Only calls that record a gradient do so. A unit is computed again under the adapter of its
@@ -31,7 +31,7 @@ def recompute_units(network: nn.Module) -> None:
 
 
 def keep_all(network: nn.Module) -> None:
-    """Undoes :func:`recompute_units`."""
+    """Undoes :func:`checkpoint_units`."""
     for module in network.modules():
         if isinstance(module, _Recomputed):
             module.__class__ = type(module).__bases__[1]
@@ -55,5 +55,5 @@ class _Recomputed(nn.Module):
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         return checkpoint(
-            forward, *args, use_reentrant=False, context_fn=recompute_contexts, **kwargs
+            forward, *args, use_reentrant=False, context_fn=checkpoint_contexts, **kwargs
         )

@@ -48,8 +48,8 @@ def context_parallelize(network: nn.Module, mesh: DeviceMesh) -> None:
         mesh: A one-dimensional mesh named ``cp``.
 
     Raises:
-        ValueError: If the network cannot be split (see :func:`~pdmd.distributed.check`), or the mesh
-            is another; nothing has changed then. At a forward: if a number of tokens does not
+        ValueError: If the network cannot be split (see :func:`~pdmd.distributed.check`), or the
+            mesh is another; nothing has changed then. At a forward: if a number of tokens does not
             divide over the ranks, or attention is called in a way that cannot be split.
     """
     ranks = Ranks.of(mesh, "cp")

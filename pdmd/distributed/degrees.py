@@ -30,8 +30,8 @@ class ParallelConfig:
     """Ranks that share out each layer (tensor parallel)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What networks compute in; master weights, gradient reduction and losses are float32."""
-    recompute: Literal["none", "full", "selective"] = "none"
-    """Activation checkpointing: recompute blocks, or all but their costly operations."""
+    activation_checkpointing: Literal["none", "full", "selective"] = "none"
+    """Recompute blocks in the backward pass (full), or all but their costly operations."""
     compile: bool = False
     """Compile the blocks of every network."""
     deterministic: bool = False
@@ -42,7 +42,7 @@ class ParallelConfig:
     """Where a single process computes: auto, cpu or cuda."""
     timeout: int = 600
     """Seconds after which a communication that does not end is given up."""
-    silence: int = 60
+    heartbeat_timeout: int = 60
     """Seconds after which a rank that is not heard of is taken for dead."""
 
     def build(self, seed: int) -> Runtime:
@@ -56,11 +56,13 @@ class ParallelConfig:
         degrees = {name: getattr(self, name) for name in ("dp_replicate", "dp_shard", "cp", "tp")}
         world = int(os.environ.get("WORLD_SIZE", "1"))
         check_degrees(world, **degrees)
-        if world == 1 and not (self.torchtitan or self.compile or self.recompute == "selective"):
+        if world == 1 and not (
+            self.torchtitan or self.compile or self.activation_checkpointing == "selective"
+        ):
             if self.deterministic:
                 torch.use_deterministic_algorithms(True)
-            again = self.recompute == "full"
-            return OneProcess(pick_device(self.device), precision, recompute=again)
+            again = self.activation_checkpointing == "full"
+            return OneProcess(pick_device(self.device), precision, activation_checkpointing=again)
         if self.device != "auto":
             raise ValueError(
                 f"parallel.device = {self.device!r} is for a single process without torchtitan's "
@@ -71,15 +73,15 @@ class ParallelConfig:
         except ImportError as error:
             raise ValueError(
                 f"a parallel run needs torchtitan 0.3 and torch 2.12 or later ({error}); install "
-                "them, or run one process without compile and selective recompute"
+                "them, or run one process without compile and selective activation_checkpointing"
             ) from error
         return TitanRuntime(
             **degrees,
             precision=precision,
-            recompute=self.recompute,
+            activation_checkpointing=self.activation_checkpointing,
             compile=self.compile,
             timeout=self.timeout,
-            silence=self.silence,
+            heartbeat_timeout=self.heartbeat_timeout,
             seed=seed,
             deterministic=self.deterministic,
         )

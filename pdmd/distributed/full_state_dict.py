@@ -14,10 +14,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from pdmd.distributed import permutations
 from pdmd.distributed.runtime import parameter_names
 
-__all__ = ["permuted_moments", "plain_moments", "plain_tensors", "restore_permuted"]
+__all__ = ["permuted_moments", "full_moments", "full_tensors", "restore_permuted"]
 
 
-def plain_tensors(network: nn.Module) -> dict[str, Tensor]:
+def full_tensors(network: nn.Module) -> dict[str, Tensor]:
     """Returns a placed network's tensors by name, those out of order gathered and in order."""
     state = {name: value.detach() for name, value in network.state_dict().items()}
     for name, permuted in permutations(network).items():
@@ -30,7 +30,7 @@ def restore_permuted(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
     Args:
         network: The network.
-        tensors: What :func:`plain_tensors` returned, whole.
+        tensors: What :func:`full_tensors` returned, whole.
     """
     permuted = permutations(network)
     own = network.state_dict()
@@ -39,7 +39,7 @@ def restore_permuted(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             own[name].copy_(_permuted(value, own[name], *permuted[name]))
 
 
-def plain_moments(
+def full_moments(
     network: nn.Module, moments: dict[str, dict[str, Tensor]]
 ) -> dict[str, dict[str, Tensor]]:
     """Returns the state of every parameter's optimizer, in the plain order.
@@ -60,7 +60,7 @@ def plain_moments(
 def permuted_moments(
     network: nn.Module, moments: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[str, dict[str, Tensor]]:
-    """Returns what :func:`plain_moments` returned, as the optimizers of a network hold it.
+    """Returns what :func:`full_moments` returned, as the optimizers of a network hold it.
 
     Args:
         network: The placed network.

@@ -195,7 +195,7 @@ def matching(module: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:
 
     Raises:
         ValueError: If there are none, since a plan that no longer fits its network would train
-            wrongly in silence.
+            wrongly in heartbeat_timeout.
     """
     expression = re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
     found: dict[str, nn.Module] = {}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.adapters import adapted_parts
-from pdmd.distributed.activation_checkpointing import keep_all, recompute_units
+from pdmd.distributed.activation_checkpointing import checkpoint_units, keep_all
 from pdmd.distributed.plans import plain_path
 from pdmd.randomness import RankGenerator
 from pdmd.training.optimizers import AdamRecipe, RateSchedule
@@ -187,8 +187,8 @@ class Runtime(ABC):
         """
         return nullcontext()
 
-    def blame(self) -> str:
-        """Says which other rank a communication failed for; nothing if none is to blame."""
+    def failed_rank(self) -> str:
+        """Says which other rank a communication failed for; nothing if none is to failed_rank."""
         return ""
 
     def close(self, error: BaseException | None = None) -> None:
@@ -216,8 +216,8 @@ class OneProcess(Runtime):
         device: The device.
         precision: The type in which networks compute; parameters that train and losses are
             float32.
-        recompute: Whether the backward pass computes every unit of a network again, which saves
-            the memory of activations.
+        activation_checkpointing: Whether the backward pass computes every unit of a network
+            again, which saves the memory of activations.
     """
 
     def __init__(
@@ -225,10 +225,10 @@ class OneProcess(Runtime):
         device: torch.device | str = "cpu",
         precision: torch.dtype = torch.float32,
         *,
-        recompute: bool = False,
+        activation_checkpointing: bool = False,
     ) -> None:
         self.device, self.precision = torch.device(device), precision
-        self.recompute = recompute
+        self.activation_checkpointing = activation_checkpointing
 
     def frozen(self, network: Denoiser, *, shared: bool = False) -> Denoiser:
         self._put(network)
@@ -249,8 +249,8 @@ class OneProcess(Runtime):
         for one in (network, *(part.base for part in adapted_parts(network))):
             one.to(self.device)
             set_precision(one, self.precision)
-            if self.recompute:
-                recompute_units(one)
+            if self.activation_checkpointing:
+                checkpoint_units(one)
 
     def optimizers(self, recipe: AdamRecipe, network: nn.Module) -> Optimizers:
         return _OneOptimizer(recipe.build(network.parameters()))

@@ -36,8 +36,8 @@ def tensor_parallelize(network: nn.Module, mesh: DeviceMesh) -> None:
         mesh: A one-dimensional mesh named ``tp``.
 
     Raises:
-        ValueError: If the network cannot be split (see :func:`~pdmd.distributed.check`), or the mesh
-            is another; nothing has changed then.
+        ValueError: If the network cannot be split (see :func:`~pdmd.distributed.check`), or the
+            mesh is another; nothing has changed then.
     """
     ranks = Ranks.of(mesh, "tp")
     check(network, tensor=ranks.size)

@@ -55,12 +55,12 @@ from pdmd.distributed import (
     tensor_parallelize,
     units_of,
 )
-from pdmd.distributed.activation_checkpointing import recompute_units
+from pdmd.distributed.activation_checkpointing import checkpoint_units
 from pdmd.distributed.degrees import check_degrees
 from pdmd.distributed.full_state_dict import (
+    full_moments,
+    full_tensors,
     permuted_moments,
-    plain_moments,
-    plain_tensors,
     restore_permuted,
 )
 from pdmd.distributed.rank_consensus import agreed, drop_unused, mean_over_ranks, on_any_rank
@@ -75,7 +75,7 @@ from pdmd.distributed.runtime import (
     widen,
 )
 from pdmd.distributed.shared_bases import SharedBases, split_factors
-from pdmd.distributed.watchdog import Watch
+from pdmd.distributed.watchdog import Watchdog
 from pdmd.objectives.critics import FeatureCritic
 from pdmd.teachers.guided import Guided
 from pdmd.training.optimizers import AdamRecipe, ContainerRates
@@ -83,7 +83,7 @@ from pdmd.training.optimizers import AdamRecipe, ContainerRates
 __all__ = ["TitanRuntime"]
 
 N = TypeVar("N", bound=nn.Module)
-Recompute = Literal["none", "full", "selective"]
+ActivationCheckpointing = Literal["none", "full", "selective"]
 
 
 class TitanRuntime(Runtime):
@@ -96,11 +96,11 @@ class TitanRuntime(Runtime):
         tp: Ranks that share out every layer.
         precision: The type in which networks compute and are gathered; master weights, gradients'
             reduction and losses are float32.
-        recompute: What the backward pass recomputes: ``none``, every unit (``full``), or all but
-            the costly operations (``selective``).
+        activation_checkpointing: What the backward pass recomputes: ``none``, every unit
+            (``full``), or all but the costly operations (``selective``).
         compile: Whether to compile every unit.
         timeout: Seconds after which a collective that does not end is given up.
-        silence: Seconds after which a rank that is not heard of is taken for dead.
+        heartbeat_timeout: Seconds after which a rank that is not heard of is taken for dead.
         seed: Seed of torch's global generators, which explicit ones make rarely used.
         deterministic: Whether to insist on deterministic algorithms.
 
@@ -118,10 +118,10 @@ class TitanRuntime(Runtime):
         cp: int = 1,
         tp: int = 1,
         precision: torch.dtype = torch.float32,
-        recompute: Recompute = "none",
+        activation_checkpointing: ActivationCheckpointing = "none",
         compile: bool = False,
         timeout: int = 600,
-        silence: float = 60,
+        heartbeat_timeout: float = 60,
         seed: int = 0,
         deterministic: bool = False,
     ) -> None:
@@ -166,11 +166,15 @@ class TitanRuntime(Runtime):
         self.data_ranks = dp_replicate * dp_shard
         self.data_rank = 0 if batch is None else batch.get_local_rank()
         self.loss_scale = float(cp)
-        self.precision, self.recompute, self.compile = precision, recompute, compile
+        self.precision, self.activation_checkpointing, self.compile = (
+            precision,
+            activation_checkpointing,
+            compile,
+        )
         self.bases = SharedBases()
-        self.watch = Watch(silence)
+        self.watchdog = Watchdog(heartbeat_timeout)
         if world > 1:
-            self.watch.start()
+            self.watchdog.start()
 
     # ---------------------------------------------------------------------------- networks
 
@@ -221,10 +225,11 @@ class TitanRuntime(Runtime):
 
     def _spread_base(self, network: Denoiser) -> None:
         """Spreads a frozen network so that several roles can call it, in place."""
-        if self.compile or self.recompute == "selective":
+        if self.compile or self.activation_checkpointing == "selective":
             raise ValueError(
                 "low-rank adapters over a shared base do not go with compiled blocks or selective "
-                "recomputation; set parallel.compile = False and parallel.recompute to 'none' or "
+                "activation checkpointing; set parallel.compile = False and "
+                "parallel.activation_checkpointing to 'none' or "
                 "'full', or train full weights"
             )
         self._prepare(network)
@@ -234,8 +239,8 @@ class TitanRuntime(Runtime):
             tensor_parallelize(network, self.dims.get_mesh("tp"))
         if self.dims.cp_enabled:
             context_parallelize(network, self.dims.get_mesh("cp"))
-        if self.recompute != "none":
-            recompute_units(network)  # under the adapter of the call, as torchtitan's cannot
+        if self.activation_checkpointing != "none":
+            checkpoint_units(network)  # under the adapter of the call, as torchtitan's cannot
         sharded = [unit for _, unit in units_of(network)]
         sharded += [network.get_submodule(path) for path in plans_of(network)]
         for module in sharded:
@@ -293,8 +298,8 @@ class TitanRuntime(Runtime):
         return network
 
     def _wrap(self, network: nn.Module, name: str, unit: nn.Module) -> nn.Module:
-        if self.recompute != "none":
-            policy = FullAC if self.recompute == "full" else SelectiveAC
+        if self.activation_checkpointing != "none":
+            policy = FullAC if self.activation_checkpointing == "full" else SelectiveAC
             unit = policy.Config().build()._wrap_block(unit, base_fqn=name)
             parent, _, leaf = name.rpartition(".")
             network.get_submodule(parent).register_module(leaf, unit)
@@ -342,8 +347,8 @@ class TitanRuntime(Runtime):
     def agreed(self) -> AbstractContextManager[None]:
         return agreed(self.rank)
 
-    def blame(self) -> str:
-        return self.watch.blame() if dist.is_initialized() else ""
+    def failed_rank(self) -> str:
+        return self.watchdog.failed_rank() if dist.is_initialized() else ""
 
     def close(self, error: BaseException | None = None) -> None:
         if not dist.is_initialized():  # left already
@@ -351,7 +356,7 @@ class TitanRuntime(Runtime):
         if dist.get_world_size() > 1:
             if error is None:
                 dist.barrier()
-            self.watch.stop(
+            self.watchdog.stop(
                 "" if error is None else " ".join(str(error).split()) or type(error).__name__
             )
         if error is None:
@@ -360,18 +365,18 @@ class TitanRuntime(Runtime):
     # ------------------------------------------------------------------------- checkpoints
 
     def tensors(self, network: nn.Module) -> dict[str, Tensor]:
-        return plain_tensors(network)
+        return full_tensors(network)
 
     def restore(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         restore_permuted(network, tensors)
 
     def moments(self, network: nn.Module, optimizers: Optimizers) -> dict[str, dict[str, Tensor]]:
-        return plain_moments(network, moments_of(network, optimizers))
+        return full_moments(network, moments_of(network, optimizers))
 
     def blank_moments(
         self, network: nn.Module, optimizers: Optimizers
     ) -> dict[str, dict[str, Tensor]]:
-        return plain_moments(network, blank_moments(network))
+        return full_moments(network, blank_moments(network))
 
     def restore_moments(
         self,

@@ -21,7 +21,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-__all__ = ["Watch"]
+__all__ = ["Watchdog"]
 
 
 BYE, FAILED = "bye", "failed "
@@ -30,29 +30,30 @@ KEEPER = 0
 GRACE = 2
 """Ticks that a rank is given to end by itself, and say why, before it is ended."""
 PATIENCE = 5
-"""Ticks of silence after which a rank is to blame for a collective that failed."""
+"""Ticks of heartbeat_timeout after which a rank is to failed_rank for a collective that failed."""
 
 _made = itertools.count()  # in one order on all ranks; the store may remember watches before
 
 
-class Watch:
+class Watchdog:
     """Two threads that tell of this rank's life and look for the others'.
 
     Args:
-        silence: Seconds of silence after which a rank is taken for dead.
+        heartbeat_timeout: Seconds of heartbeat_timeout after which a rank is taken for dead.
         interval: Seconds between signs of life.
 
     Raises:
-        ValueError: If the silence is not longer than two intervals.
+        ValueError: If the heartbeat_timeout is not longer than two intervals.
     """
 
-    def __init__(self, silence: float = 60.0, interval: float = 1.0) -> None:
-        if not silence > 2 * interval:
+    def __init__(self, heartbeat_timeout: float = 60.0, interval: float = 1.0) -> None:
+        if not heartbeat_timeout > 2 * interval:
             raise ValueError(
-                f"a silence of {silence:g} s is too short for signs of life every {interval:g} s; "
+                f"a heartbeat_timeout of {heartbeat_timeout:g} s is too short for a heartbeat every "
+                f"{interval:g} s; "
                 f"take more than {2 * interval:g} s"
             )
-        self.silence, self.interval = silence, interval
+        self.heartbeat_timeout, self.interval = heartbeat_timeout, interval
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         default: Any = _get_default_store()
         self._store: Any = PrefixStore(f"pdmd/watch/{next(_made)}", default.clone())
@@ -73,7 +74,7 @@ class Watch:
             thread.start()
 
     def stop(self, error: str = "") -> None:
-        """Ends the watch and says good-bye, so that this rank's silence alarms no one.
+        """Ends the watch and says good-bye, so that this rank's heartbeat_timeout alarms no one.
 
         The rank that keeps the store first lets the others hear it and leave.
 
@@ -85,14 +86,14 @@ class Watch:
         for thread in self._threads:
             thread.join(timeout=2 * PATIENCE * self.interval)
 
-    def blame(self) -> str:
+    def failed_rank(self) -> str:
         """Says which rank a failed collective was waiting for, if one failed or fell silent.
 
         Waits up to a few signs of life to find out, if it watches at all.
         """
         if self._over.is_set() or not self._threads[1].is_alive():
             return ""
-        patience = min(PATIENCE * self.interval, self.silence)
+        patience = min(PATIENCE * self.interval, self.heartbeat_timeout)
         last, until = self._tick + PATIENCE + GRACE, time.monotonic() + 4 * patience
         while not (found := self._found(patience)):
             if self._tick >= last or time.monotonic() > until:
@@ -127,7 +128,7 @@ class Watch:
     def _judge(self) -> None:
         while not self._over.wait(self.interval):
             self._tick += 1
-            if found := self._found(self.silence):
+            if found := self._found(self.heartbeat_timeout):
                 if self._over.wait(GRACE * self.interval) or not self._said.acquire(False):
                     return
                 print(f"pdmd: error: rank {self.rank} stops: {found}", file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ import torch
 from pdmd.diffusion.sampling import ode_times, sample_ode
 from pdmd.distillation.sampling import sample
 from pdmd.distillation.students import Student
-from pdmd.evaluation.evaluators import yardstick_for
+from pdmd.evaluation.evaluators import evaluator_for
 from pdmd.teachers.base import Teacher
 from pdmd.typing import Latents
 
@@ -69,7 +69,7 @@ def evaluate(
     drawn = {}
     for i, (name, (_, draw)) in enumerate(tqdm(draws.items(), "evaluate", disable=not progress)):
         drawn[name] = draw(torch.Generator().manual_seed(seed + i))
-    measure = yardstick_for(teacher, condition, drawn.pop("reference"), seed, prompts=prompts)
+    measure = evaluator_for(teacher, condition, drawn.pop("reference"), seed, prompts=prompts)
     real = measure.real()
     rows = [] if real is None else [{"method": "real", "nfe": 0, **real}]
     rows += [{"method": name, "nfe": draws[name][0], **measure(x)} for name, x in drawn.items()]

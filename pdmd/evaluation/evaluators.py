@@ -34,16 +34,16 @@ from pdmd.teachers.packaged.glyphs import GlyphsTeacher
 from pdmd.typing import Condition, Latents, labels_of
 
 __all__ = [
-    "DigitsYardstick",
-    "GlyphsYardstick",
-    "LatentYardstick",
-    "MixtureYardstick",
-    "Yardstick",
-    "yardstick_for",
+    "DigitsEvaluator",
+    "GlyphsEvaluator",
+    "LatentEvaluator",
+    "MixtureEvaluator",
+    "Evaluator",
+    "evaluator_for",
 ]
 
 
-class Yardstick(ABC):
+class Evaluator(ABC):
     """Measures samples of given conditions."""
 
     quality: str
@@ -60,7 +60,7 @@ class Yardstick(ABC):
         return None
 
 
-class DigitsYardstick(Yardstick):
+class DigitsEvaluator(Evaluator):
     """Measures digits in a small classifier's features and, within a class, in pixels.
 
     Args:
@@ -117,7 +117,7 @@ class DigitsYardstick(Yardstick):
         }
 
 
-class GlyphsYardstick(Yardstick):
+class GlyphsEvaluator(Evaluator):
     """Measures pictures of glyphs in a small classifier's features and answers.
 
     Beside the share that shows the character asked for and distances to the teacher, it measures
@@ -177,7 +177,7 @@ class GlyphsYardstick(Yardstick):
         }
 
 
-class MixtureYardstick(Yardstick):
+class MixtureEvaluator(Evaluator):
     """Measures samples of a mixture against its exact law.
 
     Args:
@@ -221,7 +221,7 @@ class MixtureYardstick(Yardstick):
         return self(self.fresh)
 
 
-class LatentYardstick(Yardstick):
+class LatentEvaluator(Evaluator):
     """Measures any teacher's samples in latents, projected where these are long.
 
     Args:
@@ -255,15 +255,15 @@ class LatentYardstick(Yardstick):
         }
 
 
-def yardstick_for(
+def evaluator_for(
     teacher: Any,
     condition: Condition,
     reference: Latents,
     seed: int,
     *,
     prompts: Sequence[Any] = (),
-) -> Yardstick:
-    """Returns the yardstick that suits a teacher.
+) -> Evaluator:
+    """Returns the evaluator that suits a teacher.
 
     Glyphs are measured as such where every prompt is the name of a character of their world.
 
@@ -271,14 +271,14 @@ def yardstick_for(
         teacher: The teacher, guided or not.
         condition: The conditions of the samples to measure, or ``None``.
         reference: The teacher's samples of these conditions.
-        seed: Seed of what the yardstick draws.
+        seed: Seed of what the evaluator draws.
         prompts: The prompts that the conditions were made of.
     """
     base = unguided(teacher)
     if isinstance(base, GlyphsTeacher) and prompts and set(prompts) <= set(NAMES):
-        return GlyphsYardstick(base, prompts, reference, seed)
+        return GlyphsEvaluator(base, prompts, reference, seed)
     if isinstance(base, DigitsTeacher):
-        return DigitsYardstick(base, condition, reference, seed)
+        return DigitsEvaluator(base, condition, reference, seed)
     if isinstance(base, MixtureTeacher):
-        return MixtureYardstick(base, condition, len(reference), seed)
-    return LatentYardstick(reference, seed)
+        return MixtureEvaluator(base, condition, len(reference), seed)
+    return LatentEvaluator(reference, seed)

@@ -3,15 +3,15 @@
 from pdmd.objectives.adversarial import (
     R1,
     Adversarial,
-    Discrimination,
+    DiscriminatorLoss,
     FiniteDifferenceR1,
     Penalty,
 )
 from pdmd.objectives.base import (
     DrawConditions,
+    Models,
     Objective,
     OnlyPhases,
-    Players,
     Rollout,
     WeightedSum,
 )
@@ -20,10 +20,10 @@ from pdmd.objectives.critics import Critic, Critics, FeatureCritic, MlpCritic
 from pdmd.objectives.distribution_matching import (
     DistributionMatching,
     ExactKL,
-    GapWeight,
     Normalised,
-    PosteriorGap,
-    gap_weights,
+    PosteriorDifference,
+    ScoreDifferenceWeighting,
+    score_difference_weightings,
 )
 from pdmd.objectives.divergences import (
     BatchNormalised,
@@ -64,7 +64,7 @@ from pdmd.objectives.fisher import (
     ScoreUnits,
     fisher_weights,
 )
-from pdmd.objectives.real_samples import DataStates, RealStates, TeacherStates
+from pdmd.objectives.real_samples import DataSamples, RealSamples, TeacherSamples
 from pdmd.objectives.regression import (
     Distance,
     PseudoHuber,
@@ -95,9 +95,9 @@ __all__ = [
     "Critic",
     "CriticRatio",
     "Critics",
-    "DataStates",
+    "DataSamples",
     "DensityRatio",
-    "Discrimination",
+    "DiscriminatorLoss",
     "Distance",
     "DistributionMatching",
     "Divergence",
@@ -112,7 +112,7 @@ __all__ = [
     "FisherDivergence",
     "FisherWeight",
     "ForwardKL",
-    "GapWeight",
+    "ScoreDifferenceWeighting",
     "ImpliedClean",
     "InverseVarianceWeighting",
     "Jeffreys",
@@ -126,13 +126,13 @@ __all__ = [
     "OnlyPhases",
     "Outputs",
     "Penalty",
-    "Players",
-    "PosteriorGap",
+    "Models",
+    "PosteriorDifference",
     "PosteriorUnits",
     "PseudoHuber",
     "R1",
     "RatioWeighting",
-    "RealStates",
+    "RealSamples",
     "Repulsion",
     "ReverseKL",
     "Rollout",
@@ -141,7 +141,7 @@ __all__ = [
     "Squared",
     "SquaredHellinger",
     "SubintervalScoreMatching",
-    "TeacherStates",
+    "TeacherSamples",
     "TimeSampler",
     "TrajectoryRegression",
     "UniformTimes",
@@ -154,7 +154,7 @@ __all__ = [
     "divergences",
     "fisher_weights",
     "flow",
-    "gap_weights",
+    "score_difference_weightings",
     "get",
     "implied_clean",
     "log_mean_kernel",

@@ -34,16 +34,16 @@ from torch.nn.functional import softplus
 
 from pdmd.diffusion.solvers import diffuse
 from pdmd.distillation.phases import Phase
-from pdmd.objectives.base import DrawConditions, Objective, Players, Rollout
+from pdmd.objectives.base import DrawConditions, Models, Objective, Rollout
 from pdmd.objectives.critics import Critic, Critics
-from pdmd.objectives.real_samples import DrawStates, PerPhase, RealStates, TeacherStates
+from pdmd.objectives.real_samples import DrawStates, PerPhase, RealSamples, TeacherSamples
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
 from pdmd.randomness import randn_like
 from pdmd.typing import Condition, Latents
 
 __all__ = [
     "Adversarial",
-    "Discrimination",
+    "DiscriminatorLoss",
     "FiniteDifferenceR1",
     "Penalty",
     "R1",
@@ -154,15 +154,15 @@ class Adversarial(Objective):
     r"""Moves the generator's output to where the critic finds it real.
 
     The loss is :math:`\mathrm{softplus}(-h(x_t))`, which does not saturate while the critic wins.
-    Add it, small, to distribution matching, and :class:`Discrimination` with the same critics to
-    the fake score's objective::
+    Add it, small, to distribution matching, and :class:`DiscriminatorLoss` with the same critics
+    to the fake score's objective::
 
-        critics = Critics(lambda players, phase, example: FeatureCritic(players.real, example))
+        critics = Critics(lambda models, phase, example: FeatureCritic(models.real, example))
         distill(..., generator=DistributionMatching() + 0.01 * Adversarial(critics),
-                fake_score=SubintervalScoreMatching() + Discrimination(critics))
+                fake_score=SubintervalScoreMatching() + DiscriminatorLoss(critics))
 
     Args:
-        critics: The critics, trained by a :class:`Discrimination`.
+        critics: The critics, trained by a :class:`DiscriminatorLoss`.
         times: Draws :math:`t`; uniform over the score range by default.
         name: The loss's name.
 
@@ -178,10 +178,10 @@ class Adversarial(Objective):
         self.name = name
 
     def losses(
-        self, players: Players, rollout: Rollout, generator: torch.Generator
+        self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Computes the mean of softplus(-logit) on the diffused output."""
-        x_s, phase, schedule = rollout.x_s, rollout.phase, players.fake.schedule
+        x_s, phase, schedule = rollout.x_s, rollout.phase, models.fake.schedule
         t = self.times(len(x_s), phase, schedule, generator)
         x_t = diffuse(x_s, randn_like(x_s, generator), phase.t_end, t, schedule)
         logits = self.critics.of(phase)(x_t, t, rollout.condition)
@@ -192,7 +192,7 @@ class Adversarial(Objective):
         return self.times.bounds(phase)
 
 
-class Discrimination(Objective):
+class DiscriminatorLoss(Objective):
     """Trains the critics, as part of the fake score's objective.
 
     Critics start anew with every phase. Real and student samples of one update share their times.
@@ -215,7 +215,7 @@ class Discrimination(Objective):
     def __init__(
         self,
         critics: Critics,
-        states: RealStates | None = None,
+        states: RealSamples | None = None,
         penalty: Penalty | None = None,
         penalty_weight: float = 0.1,
         times: TimeSampler | None = None,
@@ -224,7 +224,7 @@ class Discrimination(Objective):
         if not (math.isfinite(penalty_weight) and penalty_weight >= 0):
             raise ValueError(f"a penalty's weight must not be negative, got {penalty_weight}")
         self.critics = critics
-        self.states = states or TeacherStates()
+        self.states = states or TeacherSamples()
         self.penalty = penalty or R1()
         self.penalty_weight = float(penalty_weight)
         self.times = times or UniformTimes()
@@ -233,26 +233,26 @@ class Discrimination(Objective):
             "real states", "call the objective's begin with this phase before its losses"
         )
 
-    def begin(
+    def on_phase_start(
         self,
-        players: Players,
+        models: Models,
         phase: Phase,
         conditions: DrawConditions,
         generator: torch.Generator,
     ) -> None:
         """Makes the phase's critic and real states."""
-        self.critics.begin(players, phase, conditions(2, generator), generator)
-        self._draws.put(phase, self.states.begin(players, phase, conditions, generator))
+        self.critics.on_phase_start(models, phase, conditions(2, generator), generator)
+        self._draws.put(phase, self.states.on_phase_start(models, phase, conditions, generator))
 
     def networks(self, phase: Phase) -> dict[str, nn.Module]:
         """Returns the phase's critic."""
         return {f"{self.name}_{phase.index}": self.critics.of(phase)}
 
     def losses(
-        self, players: Players, rollout: Rollout, generator: torch.Generator
+        self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Computes the logistic loss and the penalty."""
-        x_fake, phase, schedule = rollout.x_s.detach(), rollout.phase, players.fake.schedule
+        x_fake, phase, schedule = rollout.x_s.detach(), rollout.phase, models.fake.schedule
         critic = self.critics.of(phase)
         x_real, condition = self._draws.use(phase)(len(x_fake), generator)
         t, s = self.times(len(x_fake), phase, schedule, generator), phase.t_end
@@ -273,6 +273,6 @@ class Discrimination(Objective):
 
     def __repr__(self) -> str:
         return (
-            f"Discrimination({self.critics!r}, {self.states!r}, {self.penalty!r}, "
+            f"DiscriminatorLoss({self.critics!r}, {self.states!r}, {self.penalty!r}, "
             f"penalty_weight={self.penalty_weight:g}, times={self.times!r})"
         )

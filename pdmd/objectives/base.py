@@ -1,4 +1,4 @@
-"""Objectives: named losses of the players of one phase.
+"""Objectives: named losses of the models of one phase.
 
 An objective compares denoisers on what a rollout produced. It knows nothing of trainers, files or
 devices, and composes in Python: ``a + 0.05 * b``.
@@ -24,7 +24,7 @@ __all__ = [
     "DrawConditions",
     "Objective",
     "OnlyPhases",
-    "Players",
+    "Models",
     "Rollout",
     "WeightedSum",
     "objectives",
@@ -36,7 +36,7 @@ DrawConditions: TypeAlias = Callable[[int, torch.Generator], Condition]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Players:
+class Models:
     """The denoisers of a phase.
 
     Attributes:
@@ -59,21 +59,21 @@ class Rollout:
             generator's gradient in a generator update and none in a fake-score update.
         condition: The conditions, with batch size :math:`(B)`, or ``None``.
         phase: The phase.
-        entry: The phase's input :math:`x_{t_{k-1}}` that ``x_s`` was made of, with shape
+        phase_input: The phase's input :math:`x_{t_{k-1}}` that ``x_s`` was made of, with shape
             :math:`(B, *)` and no gradient.
-        stop: The step, from 0, after which the rollout jumped to :math:`t_k`; ``None`` if it took
-            every step.
+        exit_step: The step, from 0, after which the rollout jumped to :math:`t_k`; ``None`` if it
+            took every step.
     """
 
     x_s: Latents
     condition: Condition
     phase: Phase
-    entry: Latents | None = None
-    stop: int | None = None
+    phase_input: Latents | None = None
+    exit_step: int | None = None
 
 
 class Objective(ABC):
-    """A named loss over the players of a phase.
+    """A named loss over the models of a phase.
 
     A subclass sets :attr:`name` and implements :meth:`losses`. Objectives add and scale::
 
@@ -84,12 +84,12 @@ class Objective(ABC):
 
     @abstractmethod
     def losses(
-        self, players: Players, rollout: Rollout, generator: torch.Generator
+        self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Computes the objective's losses.
 
         Args:
-            players: The denoisers of the phase.
+            models: The denoisers of the phase.
             rollout: What the student made.
             generator: The source of randomness.
 
@@ -109,9 +109,9 @@ class Objective(ABC):
         """
         return set(range(len(plan)))
 
-    def begin(
+    def on_phase_start(
         self,
-        players: Players,
+        models: Models,
         phase: Phase,
         conditions: DrawConditions,
         generator: torch.Generator,
@@ -122,7 +122,7 @@ class Objective(ABC):
         what is made must depend on the arguments alone.
 
         Args:
-            players: The denoisers of the phase.
+            models: The denoisers of the phase.
             phase: The phase.
             conditions: Draws conditions of a given batch size, or ``None`` for a teacher without.
             generator: The source of randomness, for this call only.
@@ -204,12 +204,12 @@ class WeightedSum(Objective):
         return tuple(name for _, term in self.terms for name in term.names)
 
     def losses(
-        self, players: Players, rollout: Rollout, generator: torch.Generator
+        self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Computes every term, scaled by its weight."""
         out: dict[str, Tensor] = {}
         for weight, term in self.terms:
-            for name, value in term.losses(players, rollout, generator).items():
+            for name, value in term.losses(models, rollout, generator).items():
                 if name in out:
                     raise ValueError(f"two objectives return a loss named {name!r}")
                 out[name] = weight * value
@@ -223,15 +223,15 @@ class WeightedSum(Objective):
     def covers(self, plan: PhasePlan) -> set[int]:
         return set().union(*(term.covers(plan) for _, term in self.terms))
 
-    def begin(
+    def on_phase_start(
         self,
-        players: Players,
+        models: Models,
         phase: Phase,
         conditions: DrawConditions,
         generator: torch.Generator,
     ) -> None:
         for _, term in self.terms:
-            term.begin(players, phase, conditions, generator)
+            term.on_phase_start(models, phase, conditions, generator)
 
     def networks(self, phase: Phase) -> dict[str, nn.Module]:
         return {name: n for _, term in self.terms for name, n in term.networks(phase).items()}
@@ -267,12 +267,12 @@ class OnlyPhases(Objective):
         return self.objective.names
 
     def losses(
-        self, players: Players, rollout: Rollout, generator: torch.Generator
+        self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Computes the objective's losses in its phases, none elsewhere."""
         if rollout.phase.index not in self.phases:
             return {}
-        return self.objective.losses(players, rollout, generator)
+        return self.objective.losses(models, rollout, generator)
 
     def time_bounds(self, phase: Phase) -> tuple[float, float] | None:
         return self.objective.time_bounds(phase) if phase.index in self.phases else None
@@ -285,15 +285,15 @@ class OnlyPhases(Objective):
             )
         return set(self.phases) & self.objective.covers(plan)
 
-    def begin(
+    def on_phase_start(
         self,
-        players: Players,
+        models: Models,
         phase: Phase,
         conditions: DrawConditions,
         generator: torch.Generator,
     ) -> None:
         if phase.index in self.phases:
-            self.objective.begin(players, phase, conditions, generator)
+            self.objective.on_phase_start(models, phase, conditions, generator)
 
     def networks(self, phase: Phase) -> dict[str, nn.Module]:
         return self.objective.networks(phase) if phase.index in self.phases else {}
@@ -321,7 +321,7 @@ objectives: Registry[Any] = Registry(
         "trajectory_regression": "pdmd.objectives.regression:TrajectoryRegression",
         "velocity_regression": "pdmd.objectives.regression:VelocityRegression",
         "adversarial": "pdmd.objectives.adversarial:Adversarial",
-        "discrimination": "pdmd.objectives.adversarial:Discrimination",
+        "discrimination": "pdmd.objectives.adversarial:DiscriminatorLoss",
         "repulsion": "pdmd.objectives.diversity:Repulsion",
         "noise_sensitivity": "pdmd.objectives.diversity:NoiseSensitivity",
     },

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.phases import Phase
-from pdmd.objectives.base import Players
+from pdmd.objectives.base import Models
 from pdmd.objectives.real_samples import PerPhase
 from pdmd.typing import Condition, Latents
 
@@ -174,10 +174,10 @@ class FeatureCritic(Critic):
         return torch.cat([_pool(caught, name, len(x_t)) for name in self.layers], 1)
 
 
-CriticFactory: TypeAlias = Callable[[Players, Phase, Condition], Critic]
-"""Makes a phase's critic from the phase's players, the phase and an example condition of 2 rows.
+CriticFactory: TypeAlias = Callable[[Models, Phase, Condition], Critic]
+"""Makes a phase's critic from the phase's models, the phase and an example condition of 2 rows.
 
-For example ``lambda players, phase, example: FeatureCritic(players.real, example)``.
+For example ``lambda models, phase, example: FeatureCritic(models.real, example)``.
 """
 
 
@@ -192,19 +192,19 @@ class Critics:
         self.factory = factory
         self._critics: PerPhase[Critic] = PerPhase(
             "critic",
-            "let the fake score's objective include Discrimination in every phase in which the "
+            "let the fake score's objective include DiscriminatorLoss in every phase in which the "
             "generator's includes Adversarial, with the same Critics",
         )
 
-    def begin(
-        self, players: Players, phase: Phase, example: Condition, generator: torch.Generator
+    def on_phase_start(
+        self, models: Models, phase: Phase, example: Condition, generator: torch.Generator
     ) -> None:
         """Makes a phase's critic, its parameters drawn from ``generator`` alone."""
         seed = int(torch.randint(2**62, (), generator=generator))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            critic = self.factory(players, phase, example)
-        self._critics.put(phase, critic.to(players.fake.device))
+            critic = self.factory(models, phase, example)
+        self._critics.put(phase, critic.to(models.fake.device))
 
     def of(self, phase: Phase) -> Critic:
         """Returns a phase's critic.

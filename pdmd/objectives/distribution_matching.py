@@ -6,8 +6,8 @@ along
 .. math:: \nabla_{x_s} \mathrm{KL}(p^{fake}_t \| p^{real}_t)
     = a \, (S^{fake}_t(x_t) - S^{real}_t(x_t)).
 
-At :math:`s = 0` this is DMD. A :class:`GapWeight` turns the gap of scores into the step
-:math:`g`; the loss is :math:`\tfrac12 \|x_s - \mathrm{sg}(x_s - g)\|^2`, whose gradient is
+At :math:`s = 0` this is DMD. A :class:`ScoreDifferenceWeighting` turns the gap of scores into the
+step :math:`g`; the loss is :math:`\tfrac12 \|x_s - \mathrm{sg}(x_s - g)\|^2`, whose gradient is
 :math:`g`.
 
 References:
@@ -26,7 +26,7 @@ from pdmd.diffusion.predictions import Prediction, determinant
 from pdmd.diffusion.solvers import diffuse
 from pdmd.diffusion.timesteps import as_times
 from pdmd.distillation.phases import Phase
-from pdmd.objectives.base import Objective, Players, Rollout
+from pdmd.objectives.base import Models, Objective, Rollout
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
 from pdmd.randomness import randn_like
 from pdmd.registry import Registry
@@ -35,19 +35,19 @@ from pdmd.typing import Latents, Times, expand, moved
 __all__ = [
     "DistributionMatching",
     "ExactKL",
-    "GapWeight",
+    "ScoreDifferenceWeighting",
     "Normalised",
-    "PosteriorGap",
+    "PosteriorDifference",
     "distribution_matching_gradient",
-    "gap_weights",
+    "score_difference_weightings",
     "posterior_mean",
-    "score_gap",
+    "score_difference",
 ]
 
-gap_weights: Registry[type[GapWeight]] = Registry("gap weight")
+score_difference_weightings: Registry[type[ScoreDifferenceWeighting]] = Registry("gap weight")
 
 
-def score_gap(fake: Prediction, real: Prediction) -> Latents:
+def score_difference(fake: Prediction, real: Prediction) -> Latents:
     r"""Returns :math:`S^{fake} - S^{real}` from two predictions at the same :math:`x_t`.
 
     The terms in :math:`x_t` cancel analytically, so nothing is lost where scores are large.
@@ -85,7 +85,7 @@ def posterior_mean(prediction: Prediction, s: Times) -> Latents:
     return prediction.combine(alpha_s.expand_as(a), a * sigma_s.square() / sigma_t)
 
 
-class GapWeight(ABC):
+class ScoreDifferenceWeighting(ABC):
     """Turns the difference of fake and real score into a step on :math:`x_s`."""
 
     @abstractmethod
@@ -104,8 +104,8 @@ class GapWeight(ABC):
         return f"{type(self).__name__}({arguments})"
 
 
-@gap_weights.register("exact_kl")
-class ExactKL(GapWeight):
+@score_difference_weightings.register("exact_kl")
+class ExactKL(ScoreDifferenceWeighting):
     r"""The gradient of the KL divergence itself, the paper's.
 
     .. math:: g = a \, (S^{fake} - S^{real})
@@ -120,11 +120,11 @@ class ExactKL(GapWeight):
 
     def __call__(self, x_s: Latents, s: float, fake: Prediction, real: Prediction) -> Latents:
         a, _ = fake.schedule.transition(s, fake.t)
-        return expand(a, x_s) * score_gap(fake, real)
+        return expand(a, x_s) * score_difference(fake, real)
 
 
-@gap_weights.register("posterior")
-class PosteriorGap(GapWeight):
+@score_difference_weightings.register("posterior")
+class PosteriorDifference(ScoreDifferenceWeighting):
     r"""The gap of the two posterior means of the phase's output.
 
     .. math:: g = m^{fake} - m^{real} = (b^2 / a) (S^{fake} - S^{real})
@@ -136,8 +136,8 @@ class PosteriorGap(GapWeight):
         return posterior_mean(fake, s) - posterior_mean(real, s)
 
 
-@gap_weights.register("normalised")
-class Normalised(GapWeight):
+@score_difference_weightings.register("normalised")
+class Normalised(ScoreDifferenceWeighting):
     r"""DMD's normalisation, with the phase's output as the clean variable.
 
     .. math:: g = \frac{m^{fake} - m^{real}}{\mathrm{mean} |x_s - m^{real}| + \epsilon}
@@ -168,16 +168,16 @@ class Normalised(GapWeight):
 
 @torch.no_grad()
 def distribution_matching_gradient(
-    players: Players,
+    models: Models,
     rollout: Rollout,
     t: Tensor,
     epsilon: Latents,
-    weight: GapWeight,
+    weight: ScoreDifferenceWeighting,
 ) -> Latents:
     r"""Returns the step :math:`g` on :math:`x_s` at given times and noise.
 
     Args:
-        players: The denoisers of the phase.
+        models: The denoisers of the phase.
         rollout: The generator's output, with ``x_s`` of shape :math:`(B, *)`.
         t: Times above the phase's end, float64, with shape :math:`(B)`.
         epsilon: Noise, with shape :math:`(B, *)`.
@@ -187,9 +187,9 @@ def distribution_matching_gradient(
         :math:`g` in float32 or wider, with shape :math:`(B, *)`.
     """
     x_s, s = rollout.x_s.detach(), rollout.phase.t_end
-    x_t = diffuse(x_s, epsilon, s, t, players.fake.schedule)
-    fake = players.fake(x_t, t, rollout.condition)
-    real = players.real(x_t, t, rollout.condition)
+    x_t = diffuse(x_s, epsilon, s, t, models.fake.schedule)
+    fake = models.fake(x_t, t, rollout.condition)
+    real = models.real(x_t, t, rollout.condition)
     return weight(x_s.to(torch.promote_types(x_s.dtype, torch.float32)), s, fake, real)
 
 
@@ -199,8 +199,8 @@ class DistributionMatching(Objective):
     Args:
         weight: Turns the gap of scores into a step; :class:`Normalised` by default.
         times: Draws :math:`t`; uniform over the score range by default.
-        draws: Times and noises at which each sample is compared; the step is their mean. More
-            of them lower its variance for evaluations of the two scores alone: no more
+        timestep_samples: Times and noises at which each sample is compared; the step is their
+            mean. More of them lower its variance for evaluations of the two scores alone: no more
             activations are kept.
         name: The loss's name.
 
@@ -210,30 +210,30 @@ class DistributionMatching(Objective):
 
     def __init__(
         self,
-        weight: GapWeight | None = None,
+        weight: ScoreDifferenceWeighting | None = None,
         times: TimeSampler | None = None,
         name: str = "distribution_matching",
         *,
-        draws: int = 1,
+        timestep_samples: int = 1,
     ) -> None:
-        if draws < 1:
-            raise ValueError(f"draws must be at least 1, got {draws}")
-        self.draws = int(draws)
+        if timestep_samples < 1:
+            raise ValueError(f"timestep_samples must be at least 1, got {timestep_samples}")
+        self.timestep_samples = int(timestep_samples)
         self.weight = weight or Normalised()
         self.times = times or UniformTimes()
         self.name = name
 
     def losses(
-        self, players: Players, rollout: Rollout, generator: torch.Generator
+        self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Computes the pseudo-target loss, whose gradient on the mean of x_s is the step."""
         x_s = rollout.x_s
         steps = []
-        for _ in range(self.draws):
-            t = self.times(len(x_s), rollout.phase, players.fake.schedule, generator)
+        for _ in range(self.timestep_samples):
+            t = self.times(len(x_s), rollout.phase, models.fake.schedule, generator)
             epsilon = randn_like(x_s, generator)
-            steps.append(distribution_matching_gradient(players, rollout, t, epsilon, self.weight))
-        g = steps[0] if self.draws == 1 else torch.stack(steps).mean(0)
+            steps.append(distribution_matching_gradient(models, rollout, t, epsilon, self.weight))
+        g = steps[0] if self.timestep_samples == 1 else torch.stack(steps).mean(0)
         x_s = x_s.float()
         target = (x_s - g).detach()
         return {self.name: 0.5 * (x_s - target).square().mean()}

@@ -35,8 +35,8 @@ import torch
 from torch import Tensor
 
 from pdmd.diffusion.schedules import Schedule
-from pdmd.objectives.base import Objective, Players, Rollout
-from pdmd.objectives.regression import entry_of
+from pdmd.objectives.base import Models, Objective, Rollout
+from pdmd.objectives.regression import phase_input_of
 from pdmd.typing import Condition, Latents, Times, expand
 
 __all__ = [
@@ -98,12 +98,14 @@ def log_mean_kernel(distances: Tensor, pairs: Tensor, bandwidth: Tensor | float)
     return exponents.logsumexp(0) - math.log(len(exponents))
 
 
-def implied_clean(x_s: Latents, entry: Latents, s: Times, t: Times, schedule: Schedule) -> Latents:
-    r"""Returns the clean sample for which one step carries ``entry`` to ``x_s``.
+def implied_clean(
+    x_s: Latents, phase_input: Latents, s: Times, t: Times, schedule: Schedule
+) -> Latents:
+    r"""Returns the clean sample for which one step carries ``phase_input`` to ``x_s``.
 
     Args:
         x_s: Latents at time :math:`s`, with shape :math:`(B, *)`.
-        entry: Latents at time :math:`t > s`, likewise.
+        phase_input: Latents at time :math:`t > s`, likewise.
         s: The cleaner time.
         t: The noisier time.
         schedule: The forward process.
@@ -113,14 +115,14 @@ def implied_clean(x_s: Latents, entry: Latents, s: Times, t: Times, schedule: Sc
     """
     (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule(s), schedule(t)
     rho = sigma_s / sigma_t
-    return expand(1 / (alpha_s - rho * alpha_t), x_s) * (x_s - expand(rho, x_s) * entry)
+    return expand(1 / (alpha_s - rho * alpha_t), x_s) * (x_s - expand(rho, x_s) * phase_input)
 
 
 class View(ABC):
     """What of the outputs is compared."""
 
     @abstractmethod
-    def __call__(self, players: Players, rollout: Rollout) -> tuple[Latents, float]:
+    def __call__(self, models: Models, rollout: Rollout) -> tuple[Latents, float]:
         r"""Returns samples, with shape :math:`(B, *)`, and their floor.
 
         The floor is the squared distance per dimension that noise alone keeps between two.
@@ -133,17 +135,17 @@ class View(ABC):
 class ImpliedClean(View):
     """The clean samples that the expert's walk amounts to; no floor, no network."""
 
-    def __call__(self, players: Players, rollout: Rollout) -> tuple[Latents, float]:
-        phase, schedule = rollout.phase, players.generator.schedule
-        entry = entry_of(rollout)
-        return implied_clean(rollout.x_s, entry, phase.t_end, phase.t_start, schedule), 0.0
+    def __call__(self, models: Models, rollout: Rollout) -> tuple[Latents, float]:
+        phase, schedule = rollout.phase, models.generator.schedule
+        phase_input = phase_input_of(rollout)
+        return implied_clean(rollout.x_s, phase_input, phase.t_end, phase.t_start, schedule), 0.0
 
 
 class Outputs(View):
     r"""The outputs :math:`x_s` themselves, with the floor :math:`2 \sigma_s^2`."""
 
-    def __call__(self, players: Players, rollout: Rollout) -> tuple[Latents, float]:
-        _, sigma_s = players.generator.schedule(rollout.phase.t_end)
+    def __call__(self, models: Models, rollout: Rollout) -> tuple[Latents, float]:
+        _, sigma_s = models.generator.schedule(rollout.phase.t_end)
         return rollout.x_s, 2 * float(sigma_s) ** 2
 
 
@@ -154,11 +156,11 @@ class CleanMeans(View):
     forward and a backward of the teacher.
     """
 
-    def __call__(self, players: Players, rollout: Rollout) -> tuple[Latents, float]:
+    def __call__(self, models: Models, rollout: Rollout) -> tuple[Latents, float]:
         s = rollout.phase.t_end
         if s == 0:
             return rollout.x_s, 0.0
-        return players.real(rollout.x_s, s, rollout.condition).to("x0"), 0.0
+        return models.real(rollout.x_s, s, rollout.condition).to("x0"), 0.0
 
 
 class Repulsion(Objective):
@@ -201,10 +203,10 @@ class Repulsion(Objective):
         self._pairs = _Pairs(name)
 
     def losses(
-        self, players: Players, rollout: Rollout, generator: torch.Generator
+        self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Computes the logarithm of the mean kernel over pairs of equal condition."""
-        x, floor = self.view(players, rollout)
+        x, floor = self.view(models, rollout)
         pairs = self._pairs(rollout.condition, x)
         if pairs is None:
             return {self.name: _nothing(x)}
@@ -243,16 +245,16 @@ class NoiseSensitivity(Objective):
         self._pairs = _Pairs(name)
 
     def losses(
-        self, players: Players, rollout: Rollout, generator: torch.Generator
+        self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Computes the mean of 1 / (1 + r) over pairs of equal condition."""
-        x, _ = ImpliedClean()(players, rollout)
+        x, _ = ImpliedClean()(models, rollout)
         pairs = self._pairs(rollout.condition, x)
         if pairs is None:
             return {self.name: _nothing(x)}
-        alpha_t, sigma_t = players.generator.schedule(rollout.phase.t_start)
+        alpha_t, sigma_t = models.generator.schedule(rollout.phase.t_start)
         unit = float(alpha_t**2 + sigma_t**2)
-        inputs = pair_distances(entry_of(rollout))[pairs] / unit
+        inputs = pair_distances(phase_input_of(rollout))[pairs] / unit
         # As a / (a + b), which is finite where two inputs are one and the ratio is not.
         loss = inputs / (inputs + pair_distances(x)[pairs]).clamp(min=_TINY)
         return {self.name: loss.mean().float()}

@@ -29,8 +29,12 @@ from torch import Tensor, nn
 
 from pdmd.diffusion.predictions import Prediction
 from pdmd.distillation.phases import Phase
-from pdmd.objectives.base import Objective, Players, Rollout
-from pdmd.objectives.distribution_matching import DistributionMatching, GapWeight, Normalised
+from pdmd.objectives.base import Models, Objective, Rollout
+from pdmd.objectives.distribution_matching import (
+    DistributionMatching,
+    Normalised,
+    ScoreDifferenceWeighting,
+)
 from pdmd.objectives.divergences import BatchNormalised, Divergence, JensenShannon
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
 from pdmd.typing import Condition, Latents, expand
@@ -133,7 +137,7 @@ class Bounded(DensityRatio):
         return f"Bounded({self.ratio!r}, limit={self.limit})"
 
 
-class RatioWeighted(GapWeight):
+class RatioWeighted(ScoreDifferenceWeighting):
     r"""The step of another gap weight, times :math:`h(r)`.
 
     Args:
@@ -145,7 +149,7 @@ class RatioWeighted(GapWeight):
 
     def __init__(
         self,
-        weight: GapWeight,
+        weight: ScoreDifferenceWeighting,
         divergence: Divergence,
         ratio: DensityRatio,
         condition: Condition = None,
@@ -208,7 +212,7 @@ class FDivergence(Objective):
         self,
         ratio: DensityRatio,
         divergence: Divergence | None = None,
-        weight: GapWeight | None = None,
+        weight: ScoreDifferenceWeighting | None = None,
         times: TimeSampler | None = None,
         name: str = "f_divergence",
     ) -> None:
@@ -219,7 +223,7 @@ class FDivergence(Objective):
         self.name = name
 
     def losses(
-        self, players: Players, rollout: Rollout, generator: torch.Generator
+        self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Computes the pseudo-target loss, whose gradient on the mean of x_s is the step.
 
@@ -227,9 +231,7 @@ class FDivergence(Objective):
             ValueError: If a ratio or a weight is not finite, with the time at which it is not.
         """
         step = RatioWeighted(self.weight, self.divergence, self.ratio, rollout.condition)
-        return DistributionMatching(step, self.times, self.name).losses(
-            players, rollout, generator
-        )
+        return DistributionMatching(step, self.times, self.name).losses(models, rollout, generator)
 
     def time_bounds(self, phase: Phase) -> tuple[float, float]:
         """Returns the times at which the teacher is asked."""

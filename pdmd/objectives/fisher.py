@@ -41,7 +41,7 @@ from torch import Tensor
 from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.solvers import diffuse
 from pdmd.distillation.phases import Phase
-from pdmd.objectives.base import Objective, Players, Rollout
+from pdmd.objectives.base import Models, Objective, Rollout
 from pdmd.objectives.distribution_matching import posterior_mean
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
 from pdmd.randomness import randn_like
@@ -129,7 +129,7 @@ class ScoreUnits(FisherWeight):
 
 
 def fisher_losses(
-    players: Players,
+    models: Models,
     rollout: Rollout,
     t: Tensor,
     epsilon: Latents,
@@ -139,7 +139,7 @@ def fisher_losses(
     r"""Returns :math:`L_\alpha` of each sample at given times and noise.
 
     Args:
-        players: The denoisers of the phase, whose parameters need no gradient.
+        models: The denoisers of the phase, whose parameters need no gradient.
         rollout: The generator's output, with ``x_s`` of shape :math:`(B, *)`; the gradient
             reaches it directly and through both networks' inputs.
         t: Times above the phase's end, float64, with shape :math:`(B)`.
@@ -152,9 +152,9 @@ def fisher_losses(
         :math:`(B)`.
     """
     x_s, s = rollout.x_s, rollout.phase.t_end
-    x_t = diffuse(x_s, epsilon, s, t, players.fake.schedule)
-    fake = players.fake(x_t, t, rollout.condition)
-    real = players.real(x_t, t, rollout.condition)
+    x_t = diffuse(x_s, epsilon, s, t, models.fake.schedule)
+    fake = models.fake(x_t, t, rollout.condition)
+    real = models.real(x_t, t, rollout.condition)
     x_s = x_s.to(torch.promote_types(x_s.dtype, torch.float32))
     m_fake, m_real = posterior_mean(fake, s), posterior_mean(real, s)
     with torch.no_grad():
@@ -208,13 +208,13 @@ class FisherDivergence(Objective):
         self.name = name
 
     def losses(
-        self, players: Players, rollout: Rollout, generator: torch.Generator
+        self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Computes the mean of the samples' losses, differentiable through both networks."""
         x_s = rollout.x_s
-        t = self.times(len(x_s), rollout.phase, players.fake.schedule, generator)
+        t = self.times(len(x_s), rollout.phase, models.fake.schedule, generator)
         epsilon = randn_like(x_s, generator)
-        each = fisher_losses(players, rollout, t, epsilon, self.alpha, self.weight)
+        each = fisher_losses(models, rollout, t, epsilon, self.alpha, self.weight)
         return {self.name: each.mean().float()}
 
     def time_bounds(self, phase: Phase) -> tuple[float, float]:

@@ -21,12 +21,12 @@ from torch import Tensor
 from pdmd.diffusion.schedules import Schedule
 from pdmd.diffusion.solvers import diffuse
 from pdmd.distillation.phases import Phase
-from pdmd.objectives.base import DrawConditions, Players
+from pdmd.objectives.base import DrawConditions, Models
 from pdmd.objectives.regression import flow
 from pdmd.randomness import randint, randn, randn_like
 from pdmd.typing import Condition, Latents
 
-__all__ = ["DataStates", "DrawStates", "PerPhase", "RealStates", "TeacherStates"]
+__all__ = ["DataSamples", "DrawStates", "PerPhase", "RealSamples", "TeacherSamples"]
 
 DrawStates: TypeAlias = Callable[[int, torch.Generator], tuple[Latents, Condition]]
 """Draws a given number of states :math:`x_s` with their conditions."""
@@ -63,13 +63,13 @@ class PerPhase(Generic[T]):
         return self._kept[phase.index]
 
 
-class RealStates(ABC):
+class RealSamples(ABC):
     """A source of real states at the end of any phase."""
 
     @abstractmethod
-    def begin(
+    def on_phase_start(
         self,
-        players: Players,
+        models: Models,
         phase: Phase,
         conditions: DrawConditions,
         generator: torch.Generator,
@@ -77,7 +77,7 @@ class RealStates(ABC):
         """Makes a phase's source of states.
 
         Args:
-            players: The denoisers of the phase.
+            models: The denoisers of the phase.
             phase: The phase.
             conditions: Draws conditions of a given batch size, or ``None``.
             generator: The source of randomness, for this call only.
@@ -96,7 +96,7 @@ class RealStates(ABC):
         return f"{type(self).__name__}({arguments})"
 
 
-class TeacherStates(RealStates):
+class TeacherSamples(RealSamples):
     r"""States from the teacher's flow, :math:`x_s = \Phi_{s|1}(x_1)`: no data needed.
 
     A pool is integrated when a phase begins, and rows of it are drawn with replacement. A pool
@@ -117,14 +117,14 @@ class TeacherStates(RealStates):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.pool, self.steps, self.batch = int(pool), int(steps), int(batch)
 
-    def begin(
+    def on_phase_start(
         self,
-        players: Players,
+        models: Models,
         phase: Phase,
         conditions: DrawConditions,
         generator: torch.Generator,
     ) -> DrawStates:
-        real, s = players.real, phase.t_end
+        real, s = models.real, phase.t_end
         condition = conditions(self.pool, generator)
         shape = (self.pool, *real.latent_shape)
         x_1 = real.schedule.prior_std() * randn(shape, generator, device=real.device)
@@ -153,7 +153,7 @@ class TeacherStates(RealStates):
         return 1.0 + (phase.t_end - 1.0) * (self.steps - 1) / self.steps
 
 
-class DataStates(RealStates):
+class DataSamples(RealSamples):
     r"""States from clean data, :math:`x_s = \alpha_s x_0 + \sigma_s \varepsilon`.
 
     Args:
@@ -164,14 +164,14 @@ class DataStates(RealStates):
     def __init__(self, source: DrawStates) -> None:
         self.source = source
 
-    def begin(
+    def on_phase_start(
         self,
-        players: Players,
+        models: Models,
         phase: Phase,
         conditions: DrawConditions,
         generator: torch.Generator,
     ) -> DrawStates:
-        schedule, s, shape = players.fake.schedule, phase.t_end, players.real.latent_shape
+        schedule, s, shape = models.fake.schedule, phase.t_end, models.real.latent_shape
 
         def draw(n: int, generator: torch.Generator) -> tuple[Latents, Condition]:
             x_0, condition = self.source(n, generator)
@@ -180,14 +180,14 @@ class DataStates(RealStates):
                     f"the data source returned shape {tuple(x_0.shape)} for {n} latents of shape "
                     f"{shape}; return encoded samples, as many as asked for"
                 )
-            device = players.real.device
+            device = models.real.device
             condition = None if condition is None else condition.to(device)
             return _diffuse_clean(x_0.to(device), s, schedule, generator), condition
 
         return draw
 
     def __repr__(self) -> str:
-        return f"DataStates({getattr(self.source, '__qualname__', self.source)})"
+        return f"DataSamples({getattr(self.source, '__qualname__', self.source)})"
 
 
 def _diffuse_clean(

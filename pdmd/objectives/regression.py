@@ -36,7 +36,7 @@ from pdmd.diffusion.predictions import Kind, combination, determinant
 from pdmd.diffusion.schedules import Schedule
 from pdmd.diffusion.solvers import ode_step
 from pdmd.distillation.phases import Phase
-from pdmd.objectives.base import Objective, Players, Rollout
+from pdmd.objectives.base import Models, Objective, Rollout
 from pdmd.typing import Condition, Latents, Times, expand
 
 __all__ = [
@@ -152,11 +152,11 @@ class PseudoHuber(Distance):
 
 
 class TrajectoryRegression(Objective):
-    r"""Regresses the phase's output on the teacher's flow from the same entry state.
+    r"""Regresses the phase's output on the teacher's flow from the same phase input.
 
-    The teacher runs anew for every batch, ``steps`` evaluations each: entry states change as
+    The teacher runs anew for every batch, ``steps`` evaluations each: phase inputs change as
     earlier experts do, so no pairs are kept. An expert that draws noise inside the phase is not a
-    map of its entry, and is pulled to a mean over that noise; use a deterministic one.
+    map of its phase_input, and is pulled to a mean over that noise; use a deterministic one.
 
     Args:
         steps: The teacher's steps through the phase.
@@ -181,12 +181,12 @@ class TrajectoryRegression(Objective):
         self.name = name
 
     def losses(
-        self, players: Players, rollout: Rollout, generator: torch.Generator
+        self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Computes the mean distance of the output to the teacher's."""
-        phase, entry = rollout.phase, entry_of(rollout)
+        phase, phase_input = rollout.phase, phase_input_of(rollout)
         target = flow(
-            players.real, entry, phase.t_start, phase.t_end, rollout.condition, self.steps
+            models.real, phase_input, phase.t_start, phase.t_end, rollout.condition, self.steps
         )
         x_s = rollout.x_s.to(torch.promote_types(rollout.x_s.dtype, torch.float32))
         return {self.name: self.distance(x_s, target).mean().float()}
@@ -201,7 +201,7 @@ class VelocityRegression(Objective):
     r"""Regresses the generator's first prediction in a phase on the teacher's average velocity.
 
     The generator is asked at the phase's first timestep :math:`t = t_{k-1}`; its target carries
-    the entry state to the teacher's :math:`x_r` at an anchor time :math:`r` in one step. The
+    the phase input to the teacher's :math:`x_r` at an anchor time :math:`r` in one step. The
     residual is read as one of :math:`\varepsilon - x_0`, that is, scaled by :math:`(\alpha_t +
     \sigma_t) / D_t`: the loss does not depend on the kind that is predicted, nor on how time is
     warped, and on rectified flow it is the published one.
@@ -240,16 +240,20 @@ class VelocityRegression(Objective):
         self.name = name
 
     def losses(
-        self, players: Players, rollout: Rollout, generator: torch.Generator
+        self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Computes the mean distance of the prediction to its target."""
-        entry, t, r = entry_of(rollout), rollout.phase.t_start, self._anchor(rollout.phase)
-        x_r = flow(players.real, entry, t, r, rollout.condition, self.steps)
-        prediction = players.generator(entry, t, rollout.condition)
+        phase_input, t, r = (
+            phase_input_of(rollout),
+            rollout.phase.t_start,
+            self._anchor(rollout.phase),
+        )
+        x_r = flow(models.real, phase_input, t, r, rollout.condition, self.steps)
+        prediction = models.generator(phase_input, t, rollout.condition)
         schedule, kind = prediction.schedule, prediction.kind
         alpha_t, sigma_t = schedule(t)
         scale = (alpha_t + sigma_t) / determinant(kind, t, schedule)
-        target = average_prediction(entry, x_r, t, r, schedule, kind)
+        target = average_prediction(phase_input, x_r, t, r, schedule, kind)
         scale = expand(scale, target)
         return {
             self.name: self.distance(scale * prediction.to(kind), scale * target).mean().float()
@@ -275,18 +279,18 @@ class VelocityRegression(Objective):
         return anchor
 
 
-def entry_of(rollout: Rollout) -> Latents:
+def phase_input_of(rollout: Rollout) -> Latents:
     """Returns what a rollout was made of.
 
     Raises:
         ValueError: If the rollout does not say.
     """
-    if rollout.entry is None:
+    if rollout.phase_input is None:
         raise ValueError(
-            "this objective needs the phase's input, but rollout.entry is None; make the rollout "
-            "with entry= the latents at the phase's start"
+            "this objective needs the phase input, but rollout.phase_input is None; make the rollout "
+            "with phase_input= the latents at the phase's start"
         )
-    return rollout.entry
+    return rollout.phase_input
 
 
 def _positive(steps: int) -> int:

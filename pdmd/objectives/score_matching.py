@@ -18,8 +18,8 @@ right score, by integration by parts. The loss in excess of it is
 .. math:: \mathbb E \|\hat S\|^2 + \mathbb E \langle \hat S, \varepsilon \rangle / b
     = \mathbb E \langle \hat S, \hat S - S \rangle ,
 
-and the *lag* is that over :math:`\mathbb E \|\hat S\|^2`, with the sign turned: 0 for a right
-score, positive for one that is too timid. It costs no evaluation.
+and the *relative error* is that over :math:`\mathbb E \|\hat S\|^2`, with the sign turned: 0 for
+a right score, positive for one that is too timid. It costs no evaluation.
 
 At :math:`s = 0` these are :math:`x_0` and :math:`\varepsilon`: ordinary denoising score matching.
 
@@ -40,13 +40,13 @@ from pdmd.diffusion.predictions import Kind, Prediction, combination
 from pdmd.diffusion.schedules import Schedule
 from pdmd.diffusion.solvers import diffuse
 from pdmd.distillation.phases import Phase
-from pdmd.objectives.base import Objective, Players, Rollout
+from pdmd.objectives.base import Models, Objective, Rollout
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
 from pdmd.objectives.weightings import ClampedWeighting, Weighting
 from pdmd.randomness import randn_like
 from pdmd.typing import Latents, Times, expand
 
-__all__ = ["SubintervalScoreMatching", "score_lag", "subinterval_target"]
+__all__ = ["SubintervalScoreMatching", "relative_score_error", "subinterval_target"]
 
 
 def subinterval_target(
@@ -80,7 +80,9 @@ def subinterval_target(
 
 
 @torch.no_grad()
-def score_lag(prediction: Prediction, epsilon: Latents, s: Times, bins: int = 4) -> Tensor:
+def relative_score_error(
+    prediction: Prediction, epsilon: Latents, s: Times, bins: int = 4
+) -> Tensor:
     r"""Returns how far a score lags, in bins of time with equally many samples.
 
     .. math:: \frac{\mathbb E \langle \hat\varepsilon, \varepsilon - \hat\varepsilon \rangle}
@@ -94,7 +96,8 @@ def score_lag(prediction: Prediction, epsilon: Latents, s: Times, bins: int = 4)
         bins: The number of bins; fewer if there are fewer samples.
 
     Returns:
-        The lag in each bin, from the lowest times to the highest, with shape ``(bins,)``.
+        The relative error in each bin, from the lowest times to the highest, with shape
+        ``(bins,)``.
     """
     schedule, t = prediction.schedule, torch.as_tensor(prediction.t).expand(len(epsilon))
     _, b = schedule.transition(s, t)
@@ -136,10 +139,10 @@ class SubintervalScoreMatching(Objective):
         self._last: tuple[Prediction, Latents, float] | None = None
 
     def losses(
-        self, players: Players, rollout: Rollout, generator: torch.Generator
+        self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Computes the mean weighted squared residual of the fake score."""
-        x_s, s, fake = rollout.x_s.detach(), rollout.phase.t_end, players.fake
+        x_s, s, fake = rollout.x_s.detach(), rollout.phase.t_end, models.fake
         schedule = fake.schedule
         t = self.times(len(x_s), rollout.phase, schedule, generator)
         epsilon = randn_like(x_s, generator)
@@ -158,5 +161,8 @@ class SubintervalScoreMatching(Objective):
         self.times.bounds(phase)
 
     def measures(self) -> dict[str, Tensor]:
-        """Returns the fake score's ``lag`` at the last losses; see :func:`score_lag`."""
-        return {} if self._last is None else {"lag": score_lag(*self._last)}
+        """Returns the ``relative_error`` of the fake score at the last losses.
+
+        See :func:`relative_score_error`.
+        """
+        return {} if self._last is None else {"relative_error": relative_score_error(*self._last)}

@@ -20,7 +20,7 @@ import torch
 
 from pdmd.distillation.experts import Truncation
 from pdmd.distillation.phases import PhasePlan
-from pdmd.training.phase_inputs import Entries, EntryRing
+from pdmd.training.phase_inputs import PhaseInputBuffer, PhaseInputs
 
 __all__ = ["Calls", "Work", "calls"]
 
@@ -31,17 +31,18 @@ class Work:
 
     Attributes:
         plan: The phases.
-        truncation: Where a rollout stops inside a phase; a stop is taken to be drawn uniformly.
+        truncation: Where a rollout stops inside a phase; a exit_step is taken to be drawn
+            uniformly.
         batch_size: Samples in each rollout, over all ranks.
         fake_updates: Fake updates in every cycle.
         accumulate: Rollouts whose gradients make one update of the expert.
-        draws: Times at which the expert's objective compares each sample.
+        timestep_samples: Times at which the expert's objective compares each sample.
         evaluations: Network evaluations of one call of the teacher; 2 under guidance.
-        anchored: Fake updates that one rollout serves.
-        entries: Where rollouts start; each at a state of its own by default.
+        fake_updates_per_rollout: Fake updates that one rollout serves.
+        phase_inputs: Where rollouts start; each at a state of its own by default.
         updates: Updates of each expert, one number for all or one per phase, which say how often
             a ring is filled.
-        recompute: Whether the backward pass computes the networks' units again.
+        activation_checkpointing: Whether the backward pass computes the networks' units again.
     """
 
     plan: PhasePlan
@@ -49,19 +50,23 @@ class Work:
     batch_size: int
     fake_updates: int
     accumulate: int = 1
-    draws: int = 1
+    timestep_samples: int = 1
     evaluations: int = 1
-    anchored: int = 1
-    entries: Entries | None = None
+    fake_updates_per_rollout: int = 1
+    phase_inputs: PhaseInputs | None = None
     updates: int | tuple[int, ...] = 1
-    recompute: bool = False
+    activation_checkpointing: bool = False
 
     @property
     def rollouts(self) -> int:
         """Rollouts in a cycle."""
-        if self.anchored == 1:
+        if self.fake_updates_per_rollout == 1:
             return self.fake_updates + self.accumulate
-        return max(1, math.ceil(self.fake_updates / self.anchored)) + self.accumulate - 1
+        return (
+            max(1, math.ceil(self.fake_updates / self.fake_updates_per_rollout))
+            + self.accumulate
+            - 1
+        )
 
     def updates_of(self, index: int) -> int:
         """Returns the updates of a phase's expert."""
@@ -70,8 +75,8 @@ class Work:
     def recorded_steps(self, index: int) -> int:
         """Returns the steps of a phase's rollout whose gradient is recorded."""
         phase = self.plan[index]
-        stop = self.truncation(phase, torch.Generator().manual_seed(0))
-        return phase.steps if stop is None else 1
+        exit_step = self.truncation(phase, torch.Generator().manual_seed(0))
+        return phase.steps if exit_step is None else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +109,7 @@ def calls(work: Work, index: int) -> Calls:
     recorded = work.recorded_steps(index)
     own = steps if recorded == steps else (steps + 1) / 2
     frozen = _frozen(work, index)
-    asked = work.accumulate * work.draws
+    asked = work.accumulate * work.timestep_samples
     backward: dict[str, float] = {
         "teacher": 0,
         "fake": work.fake_updates,
@@ -119,7 +124,7 @@ def calls(work: Work, index: int) -> Calls:
             "frozen": sum(frozen),
         },
         backward=backward,
-        recomputed={role: n * work.recompute for role, n in backward.items()},
+        recomputed={role: n * work.activation_checkpointing for role, n in backward.items()},
         frozen=frozen,
     )
 
@@ -127,8 +132,8 @@ def calls(work: Work, index: int) -> Calls:
 def _frozen(work: Work, index: int) -> tuple[float, ...]:
     """Returns a cycle's forward passes through each frozen expert, on average."""
     steps = [phase.steps for phase in work.plan.phases[:index]]
-    ring = work.entries
-    if not isinstance(ring, EntryRing):
+    ring = work.phase_inputs
+    if not isinstance(ring, PhaseInputBuffer):
         return tuple(float(work.rollouts * n) for n in steps)
     made = [0] * (index + 1)  # batches that the last fill made in every phase
     passes: list[int] = []

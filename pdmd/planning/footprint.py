@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import RoutedDenoiser
-from pdmd.distillation.adapters import AdaptedDenoiser, recompute_contexts
+from pdmd.distillation.adapters import AdaptedDenoiser, checkpoint_contexts
 from pdmd.planning.recording import Course, FusedAttention, Recorder, Recording, fit
 from pdmd.planning.units import Split, heads_of, split_of, units_of
 from pdmd.typing import Condition, repeat_condition
@@ -123,7 +123,7 @@ def measure(
     train: bool,
     steps: int = 1,
     dtype: torch.dtype = torch.float32,
-    recompute: bool = False,
+    activation_checkpointing: bool = False,
 ) -> Footprint:
     """Measures a denoiser on the meta device.
 
@@ -134,14 +134,14 @@ def measure(
         train: Whether to measure its training too; without, the recorded course is the quiet one.
         steps: Evaluations in a row that the backward pass goes through.
         dtype: What it computes in.
-        recompute: Whether the units keep their inputs alone and are computed again.
+        activation_checkpointing: Whether the units keep their inputs alone and are computed again.
 
     Returns:
         The footprint.
     """
     for module in denoiser.modules():
         if isinstance(module, RoutedDenoiser):
-            return _routed(module, condition, train, steps, dtype, recompute)
+            return _routed(module, condition, train, steps, dtype, activation_checkpointing)
     network, device = copy.deepcopy(denoiser), "cpu"
     if isinstance(network, AdaptedDenoiser):
         network.over(copy.deepcopy(network.base).to("meta").to(dtype))
@@ -183,10 +183,10 @@ def measure(
     course = fit(quiet, record(many, backward=False, again=False, chain=1), _BATCHES)
     recorded, backward_flops, recomputed = course, 0.0, 0
     if train:
-        first = record(few, backward=True, again=recompute, chain=steps)
-        second = record(many, backward=True, again=recompute, chain=steps)
+        first = record(few, backward=True, again=activation_checkpointing, chain=steps)
+        second = record(many, backward=True, again=activation_checkpointing, chain=steps)
         recorded = fit(first, second, _BATCHES)
-        recomputed = quiet.unit_flops if recompute else 0
+        recomputed = quiet.unit_flops if activation_checkpointing else 0
         backward_flops = first.flops[1] / steps - recomputed
     groups = tuple(_group(list(unit.parameters()), marked) for unit in units.values())
     everything = _group(list(carrier.parameters()), marked)
@@ -226,7 +226,7 @@ def _routed(
     train: bool,
     steps: int,
     dtype: torch.dtype,
-    recompute: bool,
+    activation_checkpointing: bool,
 ) -> Footprint:
     parts = [
         measure(
@@ -235,7 +235,7 @@ def _routed(
             train=train and not i,
             steps=steps,
             dtype=dtype,
-            recompute=recompute,
+            activation_checkpointing=activation_checkpointing,
         )
         for i, part in enumerate(denoiser.denoisers)
     ]
@@ -299,7 +299,7 @@ def _recomputed(units: dict[str, nn.Module]) -> Iterator[None]:
             unit.forward,
             use_reentrant=False,
             preserve_rng_state=False,
-            context_fn=partial(recompute_contexts, contexts),
+            context_fn=partial(checkpoint_contexts, contexts),
         )
     try:
         yield

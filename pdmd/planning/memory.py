@@ -15,7 +15,7 @@ import torch
 from pdmd.planning.evaluations import Work
 from pdmd.planning.footprint import Footprint
 from pdmd.planning.recording import Course
-from pdmd.training.phase_inputs import EntryRing
+from pdmd.training.phase_inputs import PhaseInputBuffer
 
 __all__ = ["Degrees", "Precision", "RankMemory", "Roles", "memory_of"]
 
@@ -166,11 +166,11 @@ def _moments(roles: Roles, work: Work, degrees: Degrees, precision: Precision) -
         return precision.frozen.itemsize * network.local(tp) / shards + network.buffers
 
     learns = work.fake_updates > 0
-    ring = work.entries if isinstance(work.entries, EntryRing) else None
+    ring = work.phase_inputs if isinstance(work.phase_inputs, PhaseInputBuffer) else None
     phases = range(len(roles.frozen) + 1)
     stored = max(ring.held(work.updates_of(k) * work.rollouts) for k in phases) if ring else 0
-    anchors = learns and work.anchored > 1
-    alone = anchors and work.fake_updates <= work.anchored
+    anchors = learns and work.fake_updates_per_rollout > 1
+    alone = anchors and work.fake_updates <= work.fake_updates_per_rollout
     latents = _COMPARED + _LAST * learns + _FIRST * (work.accumulate > 1) - _SHARED * alone
 
     def data(latents: int) -> float:

@@ -68,7 +68,7 @@ class RunPlan:
             "memory": self.memory,
             "precision": str(self.precision.compute).removeprefix("torch."),
             "frozen_precision": str(self.precision.frozen).removeprefix("torch."),
-            "recompute": self.work.recompute,
+            "activation_checkpointing": self.work.activation_checkpointing,
             "batch_size": self.work.batch_size,
             "phases": [
                 {
@@ -130,7 +130,7 @@ def measure_roles(
                 train=True,
                 steps=steps,
                 dtype=precision.compute,
-                recompute=work.recompute,
+                activation_checkpointing=work.activation_checkpointing,
             )
         return measured[key]
 

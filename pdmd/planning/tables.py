@@ -66,14 +66,14 @@ def _head(plan: RunPlan) -> str:
         f"{work.fake_updates} fake updates, rollouts in an update: {work.accumulate}, "
         f"evaluations in a call of the teacher: {work.evaluations}",
         f"computed in {compute}, frozen networks held in {frozen}, units "
-        f"{'computed again' if work.recompute else 'not computed again'} in the backward pass",
+        f"activation checkpointing {'on' if work.activation_checkpointing else 'off'}",
     ]
     return "\n".join(lines)
 
 
 def _cycles(plan: RunPlan) -> str:
     roles = ("teacher", "fake", "generator", "frozen")
-    again = ("fake", "generator") if plan.work.recompute else ()
+    again = ("fake", "generator") if plan.work.activation_checkpointing else ()
     head = ["phase", *(f"{r} fwd" for r in roles), "fake bwd", "generator bwd"]
     head += [*(f"{r} again" for r in again), "FLOPs", "a GPU"]
     rows = []
@@ -132,8 +132,11 @@ def _nothing_fits(plan: RunPlan) -> str:
         f"nothing fits: the least that any choice needs is {size(least.memory.total)} "
         f"({_degrees(least)})"
     )
-    if not plan.work.recompute and least.memory.activations > 0.3 * least.memory.total:
-        line += "; --parallel.recompute full keeps fewer activations"
+    if (
+        not plan.work.activation_checkpointing
+        and least.memory.activations > 0.3 * least.memory.total
+    ):
+        line += "; --parallel.activation-checkpointing full keeps fewer activations"
     return line
 
 

@@ -69,7 +69,7 @@ def traffic_of(
         gather += sharded * precision.compute.itemsize * wanted
         reduce += sharded * 4 * backward * local
         copies += replicated * 4 * backward * local / shards
-        again = backward if work.recompute else 0.0
+        again = backward if work.activation_checkpointing else 0.0
         sums = (forward + again) * network.reduced + backward * network.entering
         tensor += 2 * _ring(tp) * batch / cp * sums
         swaps = (forward + again + backward) * network.attention
@@ -93,7 +93,7 @@ def flops_of(roles: Roles, work: Work, index: int) -> dict[str, float]:
     """
     out: dict[str, float] = {role: 0.0 for role in ROLES}
     for role, network, forward, backward in _shares(roles, work, index):
-        back = network.backward_flops + work.recompute * network.recomputed_flops
+        back = network.backward_flops + work.activation_checkpointing * network.recomputed_flops
         out[role] += work.batch_size * (forward * network.flops + backward * back)
     return out
 

@@ -23,7 +23,7 @@ from pdmd.teachers.guided import Guided
 from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.teachers.packaged.mlp import MlpDenoiser
 from pdmd.teachers.routed import RoutedTeacher
-from pdmd.teachers.with_schedule import Rebased
+from pdmd.teachers.with_schedule import WithSchedule
 
 __all__ = [
     "DDPMTeacher",
@@ -37,7 +37,7 @@ __all__ = [
     "PromptEmbeddings",
     "Prompts",
     "QwenImageTeacher",
-    "Rebased",
+    "WithSchedule",
     "RoutedTeacher",
     "SDXLTeacher",
     "StableDiffusionTeacher",

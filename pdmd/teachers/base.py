@@ -87,7 +87,7 @@ class Teacher(Denoiser):
         """
         return unconditional + scale * (conditional - unconditional)
 
-    def unprompted(self, condition: TensorDict, null: TensorDict) -> TensorDict:
+    def unconditional(self, condition: TensorDict, null: TensorDict) -> TensorDict:
         """Returns what guidance leads away from: conditions without their prompts.
 
         Here nothing of a condition is kept. A family whose conditions hold more than the prompt,
@@ -117,7 +117,9 @@ teachers: Registry[Any] = Registry(
         "qwen_image": "pdmd.teachers.families.qwen_image:QwenImageTeacher.from_arguments",
         "sd3": "pdmd.teachers.families.sd3:SD3Teacher.from_arguments",
         "sdxl": "pdmd.teachers.families.sdxl:SDXLTeacher.from_arguments",
-        "stable_diffusion": "pdmd.teachers.families.stable_diffusion:StableDiffusionTeacher.from_arguments",
+        "stable_diffusion": (
+            "pdmd.teachers.families.stable_diffusion:StableDiffusionTeacher.from_arguments"
+        ),
         "wan": "pdmd.teachers.families.wan:WanTeacher.from_arguments",
         "wan_i2v": "pdmd.teachers.families.wan_image:WanImageTeacher.from_arguments",
         "z_image": "pdmd.teachers.families.z_image:ZImageTeacher.from_arguments",

@@ -21,7 +21,7 @@ from torch import Tensor
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.routed import RoutedTeacher
-from pdmd.teachers.with_schedule import Rebased
+from pdmd.teachers.with_schedule import WithSchedule
 from pdmd.typing import Condition, Conditions, Latents, expand, join_conditions, moved
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Guided(Teacher):
             return self.teacher.network(x_t, t, condition)
         if self.null is None or condition is None:  # both evaluations would be the same
             return self.teacher.network(x_t, t, None)
-        null = self.teacher.unprompted(condition, self.null.to(x_t.device, non_blocking=True))
+        null = self.teacher.unconditional(condition, self.null.to(x_t.device, non_blocking=True))
         both = join_conditions(null, condition)
         value = self.teacher.network(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
         unconditional, conditional = value.chunk(2)
@@ -97,9 +97,9 @@ class Guided(Teacher):
             self.null = self.null.apply(fn, device=None)
         return self
 
-    def unprompted(self, condition: TensorDict, null: TensorDict) -> TensorDict:
+    def unconditional(self, condition: TensorDict, null: TensorDict) -> TensorDict:
         """Takes prompts out as the guided teacher does."""
-        return self.teacher.unprompted(condition, null)
+        return self.teacher.unconditional(condition, null)
 
     def encode(self, prompts: Sequence[Any]) -> Condition:
         """Encodes as the guided teacher does."""
@@ -150,6 +150,6 @@ def guided(teacher: Teacher, scales: float | Sequence[float]) -> Teacher:
 
 def unguided(teacher: Teacher) -> Teacher:
     """Returns the teacher under any guidance and change of schedule."""
-    while isinstance(teacher, Guided | Rebased):
+    while isinstance(teacher, Guided | WithSchedule):
         teacher = teacher.teacher
     return teacher

@@ -77,9 +77,9 @@ class RoutedTeacher(Teacher):
         """Combines as the first teacher does."""
         return self.first.guide(conditional, unconditional, scale)
 
-    def unprompted(self, condition: TensorDict, null: TensorDict) -> TensorDict:
+    def unconditional(self, condition: TensorDict, null: TensorDict) -> TensorDict:
         """Takes prompts out as the first teacher does."""
-        return self.first.unprompted(condition, null)
+        return self.first.unconditional(condition, null)
 
     def trainable_copy(self) -> Denoiser:
         """Returns a routed denoiser of trainable copies."""

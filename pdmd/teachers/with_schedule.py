@@ -13,7 +13,8 @@ p'_{t'}(c \, x_t)`. Nothing is approximated, so nothing is known beyond the teac
 its time range is carried over by the log-SNR. Stable Diffusion's last level is not pure noise, so
 on rectified flow it reaches :math:`t = 0.936` and no plan, which starts at 1, can be made for it
 there. :class:`~pdmd.diffusion.schedules.Truncated` ends the schedule where the teacher does
-(:meth:`Rebased.reach`): the same straight paths, with :math:`t = 1` at the teacher's last level.
+(:meth:`WithSchedule.reach`): the same straight paths, with :math:`t = 1` at the teacher's last
+level.
 
 References:
     Karras et al., EDM, arXiv:2206.00364, Appendix C.
@@ -40,10 +41,10 @@ from pdmd.typing import Condition, Conditions, Latents, expand
 if TYPE_CHECKING:
     from tensordict import TensorDict
 
-__all__ = ["ENDS", "Rebased", "RebasedDenoiser", "own_time", "rebased", "schedules"]
+__all__ = ["ENDS", "WithSchedule", "DenoiserWithSchedule", "own_time", "on_schedule", "schedules"]
 
 
-class RebasedDenoiser(Denoiser):
+class DenoiserWithSchedule(Denoiser):
     """A denoiser on another schedule than its network's.
 
     Args:
@@ -74,7 +75,7 @@ class RebasedDenoiser(Denoiser):
 
     def trainable_copy(self) -> Denoiser:
         """Returns a trainable copy of the denoiser, on the schedule wanted."""
-        return RebasedDenoiser(self.denoiser.trainable_copy(), self.schedule, kind=self.kind)
+        return DenoiserWithSchedule(self.denoiser.trainable_copy(), self.schedule, kind=self.kind)
 
     def part(self, t_start: float, t_end: float) -> Denoiser:
         """Returns what serves the times between two, on the schedule wanted."""
@@ -87,15 +88,16 @@ class RebasedDenoiser(Denoiser):
         )
         if inner is self.denoiser:
             return self
-        return RebasedDenoiser(inner, self.schedule, kind=self.kind)
+        return DenoiserWithSchedule(inner, self.schedule, kind=self.kind)
 
 
-class Rebased(Teacher):
+class WithSchedule(Teacher):
     """A teacher on another schedule than its network's, itself a teacher.
 
     Trainable copies, and with them the student, are on the schedule wanted too. Guide the teacher
-    within, ``Rebased(Guided(teacher, 4.0), schedule)``: families whose guidance is the classical
-    extrapolation give the same either way, and others know their rule in their own kind alone.
+    within, ``WithSchedule(Guided(teacher, 4.0), schedule)``: families whose guidance is the
+    classical extrapolation give the same either way, and others know their rule in their own kind
+    alone.
 
     Args:
         teacher: The teacher, on its own schedule.
@@ -103,31 +105,34 @@ class Rebased(Teacher):
         kind: The kind of prediction wanted.
 
     Raises:
-        ValueError: As :class:`RebasedDenoiser`.
+        ValueError: As :class:`DenoiserWithSchedule`.
     """
 
     def __init__(self, teacher: Teacher, schedule: Schedule, *, kind: Kind = "velocity") -> None:
-        rebased = RebasedDenoiser(teacher, schedule, kind=kind)
+        on_schedule = DenoiserWithSchedule(teacher, schedule, kind=kind)
         super().__init__(
             schedule=schedule,
             kind=kind,
             latent_shape=teacher.latent_shape,
-            time_range=rebased.time_range,
+            time_range=on_schedule.time_range,
         )
-        self.rebased = rebased
+        self.on_schedule = on_schedule
         self.evaluations = teacher.evaluations
         decode = getattr(teacher, "decode", None)
         if decode is not None:
             self.decode = decode
 
     @classmethod
-    def reach(cls, teacher: Teacher, schedule: Schedule, *, kind: Kind = "velocity") -> Rebased:
+    def reach(
+        cls, teacher: Teacher, schedule: Schedule, *, kind: Kind = "velocity"
+    ) -> WithSchedule:
         """Makes one on as much of a schedule as the teacher knows.
 
         Args:
             teacher: As in the class.
             schedule: The schedule wanted; its part up to the teacher's noisiest level is taken
-                (:class:`~pdmd.diffusion.schedules.Truncated`), all of it where the teacher knows that.
+                (:class:`~pdmd.diffusion.schedules.Truncated`), all of it where the teacher knows
+                that.
             kind: As in the class.
         """
         _, high = _carried(teacher, schedule)
@@ -136,12 +141,12 @@ class Rebased(Teacher):
     @property
     def teacher(self) -> Teacher:
         """The teacher on its own schedule."""
-        teacher: Any = self.rebased.denoiser
+        teacher: Any = self.on_schedule.denoiser
         return teacher
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Rescales, asks the teacher at its own time, and converts."""
-        return self.rebased.network(x_t, t, condition)
+        return self.on_schedule.network(x_t, t, condition)
 
     def encode(self, prompts: Sequence[Any]) -> Condition:
         """Encodes as the teacher does."""
@@ -151,9 +156,9 @@ class Rebased(Teacher):
         """Encodes as the teacher does."""
         return self.teacher.conditions(prompts)
 
-    def unprompted(self, condition: TensorDict, null: TensorDict) -> TensorDict:
+    def unconditional(self, condition: TensorDict, null: TensorDict) -> TensorDict:
         """Takes prompts out as the teacher does."""
-        return self.teacher.unprompted(condition, null)
+        return self.teacher.unconditional(condition, null)
 
     @property
     def prompts(self) -> Sequence[Any]:
@@ -171,7 +176,7 @@ class Rebased(Teacher):
         if not self.guides_classically:
             raise ValueError(
                 f"{type(self.teacher).__name__} has a guidance rule of its own, for predictions "
-                "of its own kind; guide within: Rebased(Guided(teacher, scale), schedule)"
+                "of its own kind; guide within: WithSchedule(Guided(teacher, scale), schedule)"
             )
         return super().guide(conditional, unconditional, scale)
 
@@ -180,17 +185,17 @@ class Rebased(Teacher):
         """Whether the teacher's family guides by the classical extrapolation."""
         return _guides_classically(self.teacher)
 
-    def around(self, teacher: Teacher) -> Rebased:
+    def around(self, teacher: Teacher) -> WithSchedule:
         """Returns another teacher on this one's schedule."""
-        return Rebased(teacher, self.schedule, kind=self.kind)
+        return WithSchedule(teacher, self.schedule, kind=self.kind)
 
     def trainable_copy(self) -> Denoiser:
         """Returns a trainable copy of the teacher, on the schedule wanted."""
-        return self.rebased.trainable_copy()
+        return self.on_schedule.trainable_copy()
 
     def part(self, t_start: float, t_end: float) -> Denoiser:
         """Returns what serves the times between two, likewise and without guidance."""
-        return self.rebased.part(t_start, t_end)
+        return self.on_schedule.part(t_start, t_end)
 
 
 def own_time(t: Tensor | float, schedule: Schedule, own: Schedule) -> Tensor:
@@ -235,13 +240,13 @@ def _carried(denoiser: Denoiser, schedule: Schedule) -> tuple[float, float]:
 def _guides_classically(teacher: Teacher) -> bool:
     if isinstance(teacher, RoutedTeacher):
         return _guides_classically(teacher.first)
-    return type(teacher).guide in (Teacher.guide, Rebased.guide)
+    return type(teacher).guide in (Teacher.guide, WithSchedule.guide)
 
 
 ENDS = ("noise", "teacher")
 
 
-def rebased(teacher: Teacher, name: str, end: str = "noise") -> Teacher:
+def on_schedule(teacher: Teacher, name: str, end: str = "noise") -> Teacher:
     """Puts a teacher on a schedule by name; itself where there is none.
 
     It then predicts the velocity on rectified flow and v on other schedules.
@@ -250,7 +255,7 @@ def rebased(teacher: Teacher, name: str, end: str = "noise") -> Teacher:
         teacher: The teacher, guided or not.
         name: A registered schedule (:data:`schedules`), or nothing.
         end: Where the schedule ends: at its own noise, or ``"teacher"``, at the teacher's noisiest
-            level where the teacher knows no purer noise (:meth:`Rebased.reach`).
+            level where the teacher knows no purer noise (:meth:`WithSchedule.reach`).
 
     Raises:
         ValueError: If there is no such schedule or end.
@@ -263,7 +268,7 @@ def rebased(teacher: Teacher, name: str, end: str = "noise") -> Teacher:
         return teacher
     schedule: Schedule = schedules[name]()
     kind: Kind = "velocity" if isinstance(schedule, RectifiedFlow) else "v_prediction"
-    make = Rebased if end == "noise" else Rebased.reach
+    make = WithSchedule if end == "noise" else WithSchedule.reach
     return make(teacher, schedule, kind=kind)
 
 

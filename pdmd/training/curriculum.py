@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from pdmd.distillation.phases import Phase, PhasePlan
 
-__all__ = ["Joint", "Order", "Progressive", "share_out"]
+__all__ = ["Joint", "Curriculum", "Progressive", "split_updates"]
 
 
-class Order(ABC):
+class Curriculum(ABC):
     """Which phases train together, and whether they share a network."""
 
     shared: bool = False
@@ -24,14 +24,14 @@ class Order(ABC):
         return f"{type(self).__name__}()"
 
 
-class Progressive(Order):
+class Progressive(Curriculum):
     """One phase after the other, from noise to data; those before are frozen. The paper's."""
 
     def groups(self, plan: PhasePlan) -> list[tuple[Phase, ...]]:
         return [(phase,) for phase in plan]
 
 
-class Joint(Order):
+class Joint(Curriculum):
     """All phases at once: every cycle draws one. A control.
 
     Args:
@@ -48,7 +48,7 @@ class Joint(Order):
         return f"Joint(shared={self.shared})"
 
 
-def share_out(total: int, share: Sequence[float]) -> list[int]:
+def split_updates(total: int, share: Sequence[float]) -> list[int]:
     """Shares updates out over phases.
 
     Args:

@@ -22,7 +22,7 @@ __all__ = [
     "FakeUpdates",
     "FixedUpdates",
     "OneFakeScore",
-    "OneFakeScorePerStop",
+    "OneFakeScorePerExitStep",
 ]
 
 
@@ -38,8 +38,8 @@ class FakeScores(ABC):
         """Returns how many fake scores a phase has."""
 
     @abstractmethod
-    def index(self, stop: int | None) -> int:
-        """Returns which of them serves a rollout that stopped at ``stop``."""
+    def index(self, exit_step: int | None) -> int:
+        """Returns which of them serves a rollout that stopped at ``exit_step``."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -51,18 +51,18 @@ class OneFakeScore(FakeScores):
     def number(self, phase: Phase) -> int:
         return 1
 
-    def index(self, stop: int | None) -> int:
+    def index(self, exit_step: int | None) -> int:
         return 0
 
 
-class OneFakeScorePerStop(FakeScores):
+class OneFakeScorePerExitStep(FakeScores):
     """A fake score for every step at which a rollout may stop."""
 
     def number(self, phase: Phase) -> int:
         return phase.steps
 
-    def index(self, stop: int | None) -> int:
-        return 0 if stop is None else stop
+    def index(self, exit_step: int | None) -> int:
+        return 0 if exit_step is None else exit_step
 
 
 class FakeUpdates(ABC):
@@ -76,7 +76,7 @@ class FakeUpdates(ABC):
         """Hears of a fake update; ``measure()`` says what its objective measured."""
         return
 
-    def begin(self) -> None:
+    def on_phase_start(self) -> None:
         """Hears that a phase begins."""
         return
 
@@ -112,15 +112,15 @@ class FixedUpdates(FakeUpdates):
 
 
 class AdaptiveUpdates(FakeUpdates):
-    r"""As many fake updates as the fake score's lag asks for.
+    r"""As many fake updates as the fake score's relative error asks for.
 
-    The lag (:func:`~pdmd.objectives.score_matching.score_lag`) is averaged over updates, in bins
-    of time; the fake score trains again while the root mean square of the bins is above a
-    tolerance. Averaging over updates is needed because the lag of one batch is noisy; binning,
-    because a score may be too timid at some times and too sure at others.
+    The relative error (:func:`~pdmd.objectives.score_matching.relative_score_error`) is averaged
+    over updates, in bins of time; the fake score trains again while the root mean square of the
+    bins is above a tolerance. Averaging over updates is needed because the relative error of one
+    batch is noisy; binning, because a score may be too timid at some times and too sure at others.
 
     Args:
-        tolerance: The lag to stay below.
+        tolerance: The relative error to stay below.
         least: Fake updates in every cycle at the least.
         most: Fake updates in every cycle at the most.
         memory: Decay of the average.
@@ -134,22 +134,22 @@ class AdaptiveUpdates(FakeUpdates):
         self, tolerance: float = 0.05, *, least: int = 1, most: int = 5, memory: float = 0.9
     ) -> None:
         if not tolerance > 0:
-            raise ValueError(f"a tolerance of the lag is positive, got {tolerance}")
+            raise ValueError(f"a tolerance of the relative error is positive, got {tolerance}")
         if not 0 <= memory < 1:
             raise ValueError(f"the memory of an average is in [0, 1), got {memory}")
         if not 0 <= least <= most:
             raise ValueError(f"expected 0 <= least <= most, got {least} and {most}")
         self.tolerance, self.memory = float(tolerance), float(memory)
         self.least, self.most = least, most
-        self.begin()
+        self.on_phase_start()
 
-    def begin(self) -> None:
+    def on_phase_start(self) -> None:
         self._average: list[float] = []
         self._seen = 0
 
     @property
-    def lag(self) -> float:
-        """The root mean square of the averaged lag; infinite before anything was observed."""
+    def relative_error(self) -> float:
+        """The root mean square of the averaged relative error; infinite before the first update."""
         if not self._seen:
             return math.inf
         correction = 1 - self.memory**self._seen
@@ -157,16 +157,16 @@ class AdaptiveUpdates(FakeUpdates):
         return math.sqrt(sum(v * v for v in values) / len(values))
 
     def more(self, done: int) -> bool:
-        return done < self.least or (done < self.most and self.lag > self.tolerance)
+        return done < self.least or (done < self.most and self.relative_error > self.tolerance)
 
     def observe(self, measure: Measure) -> None:
         measures = measure()
-        if "lag" not in measures:
+        if "relative_error" not in measures:
             raise ValueError(
-                "adaptive fake updates need a fake-score objective that measures its lag, such as "
+                "adaptive fake updates need a fake objective that measures its relative error, such as "
                 "SubintervalScoreMatching"
             )
-        values = measures["lag"].tolist()
+        values = measures["relative_error"].tolist()
         if not self._seen:
             self._average = [0.0] * len(values)
         self._seen += 1

@@ -1,9 +1,9 @@
-r"""Entry states: the conditions and latents :math:`x_{t_{k-1}}` at which a phase's rollouts start.
+r"""Phase inputs: the conditions and latents :math:`x_{t_{k-1}}` at which a phase's rollouts start.
 
 The experts of earlier phases are frozen, so what they make is exact data: it may be made in large
-batches without a gradient, kept, and used when it is needed. A :class:`EntryRing` keeps batches
-and hands each out a number of times; when the next phase begins, what it holds is carried on by
-the one expert that was finished, rather than made again from noise.
+batches without a gradient, kept, and used when it is needed. A :class:`PhaseInputBuffer` keeps
+batches and hands each out a number of times; when the next phase begins, what it holds is carried
+on by the one expert that was finished, rather than made again from noise.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from pdmd.training.conditions import ConditionStream
 from pdmd.training.monitoring.accounting import Account
 from pdmd.typing import Condition, Latents
 
-__all__ = ["Entries", "EntryRing", "FreshEntries", "Producer"]
+__all__ = ["PhaseInputs", "PhaseInputBuffer", "FreshPhaseInputs", "PhaseInputSource"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Producer:
-    """What entry states of a phase are made of.
+class PhaseInputSource:
+    """What phase inputs of a phase are made of.
 
     Attributes:
         experts: The frozen experts of the phases before, noisiest first.
@@ -60,12 +60,12 @@ class Producer:
         return self.sigma * randn(shape, generator, device=self.device), rows
 
 
-class Entries(ABC):
-    """Hands out the entry states of a phase, a batch at a time."""
+class PhaseInputs(ABC):
+    """Hands out the phase inputs of a phase, a batch at a time."""
 
-    producer: Producer
+    producer: PhaseInputSource
 
-    def begin(self, producer: Producer) -> None:
+    def on_phase_start(self, producer: PhaseInputSource) -> None:
         """Hears that a phase begins, or goes on after :meth:`restore`."""
         self.producer = producer
 
@@ -86,7 +86,7 @@ class Entries(ABC):
         return
 
 
-class FreshEntries(Entries):
+class FreshPhaseInputs(PhaseInputs):
     """Makes every batch when it is asked for, and forgets it."""
 
     @torch.no_grad()
@@ -99,10 +99,10 @@ class FreshEntries(Entries):
         return x, condition
 
     def __repr__(self) -> str:
-        return "FreshEntries()"
+        return "FreshPhaseInputs()"
 
 
-class EntryRing(Entries):
+class PhaseInputBuffer(PhaseInputs):
     r"""Keeps batches made beforehand and hands each out a number of times.
 
     Batches are made as they are first needed, several together, from noise through all earlier
@@ -148,8 +148,8 @@ class EntryRing(Entries):
         self._made = [0]  # batches that were made in every phase, of this fill
         self._drop()
 
-    def begin(self, producer: Producer) -> None:
-        super().begin(producer)
+    def on_phase_start(self, producer: PhaseInputSource) -> None:
+        super().on_phase_start(producer)
         phase = len(producer.experts)
         if phase != len(self._made) - 1:
             self._served = 0
@@ -244,7 +244,7 @@ class EntryRing(Entries):
             return batch
         if self._place is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._place = tempfile.TemporaryDirectory(prefix="entries-", dir=self.folder)
+            self._place = tempfile.TemporaryDirectory(prefix="phase_inputs-", dir=self.folder)
         return batch.cpu().memmap_(str(Path(self._place.name) / str(index)))
 
     def _generator(self, *parts: int) -> RankGenerator:
@@ -256,4 +256,4 @@ class EntryRing(Entries):
         return RankGenerator.make(seed, rank, ranks)
 
     def __repr__(self) -> str:
-        return f"EntryRing({self.batches}, uses={self.uses})"
+        return f"PhaseInputBuffer({self.batches}, uses={self.uses})"

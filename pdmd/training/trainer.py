@@ -1,7 +1,7 @@
 r"""The training of a phase, or of several phases together.
 
 One cycle is several updates of the fake score on the student's samples :math:`x_{t_k}`, then one
-update of the expert. Earlier experts make the phase's entry states without a gradient. Where
+update of the expert. Earlier experts make the phase's phase inputs without a gradient. Where
 several phases train together, each cycle draws one of them.
 """
 
@@ -19,14 +19,14 @@ from pdmd.diffusion.schedules import same_process
 from pdmd.distillation.experts import Expert, Truncation
 from pdmd.distillation.phases import Phase
 from pdmd.distributed.runtime import OneProcess, Runtime
-from pdmd.objectives.base import Objective, Players, Rollout
+from pdmd.objectives.base import Models, Objective, Rollout
 from pdmd.training.conditions import ConditionStream
 from pdmd.training.ema import Ema
 from pdmd.training.fake_scores import FakeScores, FakeUpdates
 from pdmd.training.monitoring.accounting import Account
 from pdmd.training.monitoring.health import Health
 from pdmd.training.optimizers import AdamRecipe
-from pdmd.training.phase_inputs import Entries, FreshEntries, Producer
+from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputs, PhaseInputSource
 from pdmd.typing import Condition, Latents, Times
 
 __all__ = ["PhaseTrainer"]
@@ -51,18 +51,18 @@ class PhaseTrainer:
         fake_updates: Decides how often the fake score trains before each expert's update.
         batch_size: Samples in each rollout.
         accumulate: Rollouts whose gradients make one update of the expert.
-        anchored: Fake updates that one rollout serves, with times and noises of their own; above
-            1 the generator's rollout serves the first of them.
+        fake_updates_per_rollout: Fake updates that one rollout serves, with times and noises of
+            their own; above 1 the generator's rollout serves the first of them.
         optimizer: The experts' optimizer.
         fake_optimizer: The fake scores'.
         ema_decay: Decay of the averages that become the experts.
-        clip: Largest gradient norm of either role.
+        max_grad_norm: Largest gradient norm of either role.
         generator: The source of all randomness.
         seed: Seeds what objectives make when a phase begins.
         account: Counts network evaluations.
         runtime: Where it runs; this process by default.
         health: Hears of updates that are refused; stops at the first by default.
-        entries: Where rollouts start; made afresh by default.
+        phase_inputs: Where rollouts start; made afresh by default.
         interval: Cycles after which an accelerator is asked what it refused; at once on a CPU.
 
     Raises:
@@ -86,17 +86,17 @@ class PhaseTrainer:
         fake_updates: FakeUpdates,
         batch_size: int,
         accumulate: int = 1,
-        anchored: int = 1,
+        fake_updates_per_rollout: int = 1,
         optimizer: AdamRecipe,
         fake_optimizer: AdamRecipe,
         ema_decay: float,
-        clip: float,
+        max_grad_norm: float,
         generator: torch.Generator,
         seed: int = 0,
         account: Account | None = None,
         runtime: Runtime | None = None,
         health: Health | None = None,
-        entries: Entries | None = None,
+        phase_inputs: PhaseInputs | None = None,
         interval: int = 1,
     ) -> None:
         for denoiser in (*(e.denoiser for e in experts), *(d for row in fakes for d in row)):
@@ -124,8 +124,8 @@ class PhaseTrainer:
         self.fake_updates = fake_updates
         self.batch_size = self.runtime.local(batch_size)
         self.accumulate = accumulate
-        self.anchored = anchored
-        self.clip = clip
+        self.fake_updates_per_rollout = fake_updates_per_rollout
+        self.max_grad_norm = max_grad_norm
         self.generator = generator
         self.account = account or Account()
         self.account.ranks = self.runtime.data_ranks
@@ -140,7 +140,7 @@ class PhaseTrainer:
         for denoiser in (*distinct.values(), *averages, *(d for row in fakes for d in row)):
             self.runtime.trained(denoiser)
         self._watch(distinct.values())
-        self.entries = entries or FreshEntries()
+        self.phase_inputs = phase_inputs or FreshPhaseInputs()
         self._begin(seed)
         scores: dict[str, nn.Module] = {
             f"{k}_{j}": d for k, row in enumerate(self.fakes) for j, d in enumerate(row)
@@ -164,10 +164,10 @@ class PhaseTrainer:
         }
 
     def _begin(self, seed: int) -> None:
-        self.fake_updates.begin()
+        self.fake_updates.on_phase_start()
         denoiser = self.experts[0].denoiser
-        self.entries.begin(
-            Producer(
+        self.phase_inputs.on_phase_start(
+            PhaseInputSource(
                 experts=self.earlier,
                 conditions=self.conditions,
                 latent_shape=denoiser.latent_shape,
@@ -184,8 +184,8 @@ class PhaseTrainer:
                 generator = torch.Generator().manual_seed(
                     (seed * 1_000_003 + 2 * expert.phase.index + i) % 2**63
                 )
-                objective.begin(
-                    self.players(k, None), expert.phase, self.conditions.draw, generator
+                objective.on_phase_start(
+                    self.models(k, None), expert.phase, self.conditions.draw, generator
                 )
 
     def _watch(self, generators: Iterable[Denoiser]) -> None:
@@ -203,38 +203,44 @@ class PhaseTrainer:
         """The first phase in training."""
         return self.experts[0].phase
 
-    def players(self, k: int, stop: int | None) -> Players:
+    def models(self, k: int, exit_step: int | None) -> Models:
         """Returns the denoisers of the k-th expert in training, for rollouts with a stop."""
         expert = self.experts[k]
-        fake = self.fakes[k][self.fake_scores.index(stop)]
-        return Players(real=self.teacher, fake=fake, generator=expert.denoiser)
+        fake = self.fakes[k][self.fake_scores.index(exit_step)]
+        return Models(real=self.teacher, fake=fake, generator=expert.denoiser)
 
     def finished(self) -> list[Expert]:
         """Returns the experts as they now stand: over the averages of their networks."""
         return [type(e)(self._average[id(e.denoiser)], e.phase) for e in self.experts]
 
     @torch.no_grad()
-    def entry(self, k: int = 0, entries: Entries | None = None) -> tuple[Latents, Condition]:
+    def phase_input(
+        self, k: int = 0, phase_inputs: PhaseInputs | None = None
+    ) -> tuple[Latents, Condition]:
         r"""Returns :math:`x_{t_{k-1}}` and its condition, through the experts before the k-th."""
-        x, condition = (entries or self.entries).take()
+        x, condition = (phase_inputs or self.phase_inputs).take()
         for expert in self.experts[:k]:
             x = expert(x, condition, generator=self.generator)
         return x, condition
 
-    def rollout(self, k: int = 0, *, record: bool, entries: Entries | None = None) -> Rollout:
+    def rollout(
+        self, k: int = 0, *, record: bool, phase_inputs: PhaseInputs | None = None
+    ) -> Rollout:
         """Makes the k-th expert's output, recording the gradient or not.
 
         Args:
             k: The expert.
             record: Whether to record the gradient.
-            entries: Where to start; as the training does by default.
+            phase_inputs: Where to start; as the training does by default.
         """
-        x, condition = self.entry(k, entries)
+        x, condition = self.phase_input(k, phase_inputs)
         expert = self.experts[k]
-        stop = self.truncation(expert.phase, self.generator)
+        exit_step = self.truncation(expert.phase, self.generator)
         with torch.set_grad_enabled(record):
-            x_s = expert(x, condition, generator=self.generator, stop=stop)
-        return Rollout(x_s=x_s, condition=condition, phase=expert.phase, entry=x, stop=stop)
+            x_s = expert(x, condition, generator=self.generator, exit_step=exit_step)
+        return Rollout(
+            x_s=x_s, condition=condition, phase=expert.phase, phase_input=x, exit_step=exit_step
+        )
 
     def cycle(self) -> dict[str, torch.Tensor]:
         """Runs the fake updates and the expert's update.
@@ -251,11 +257,13 @@ class PhaseTrainer:
             k = int(torch.randint(len(self.experts), (), generator=self.generator))
         scalars: dict[str, torch.Tensor] = {}
         anchor = served = None
-        if self.anchored > 1:  # the generator's own rollout serves the first fake updates too
+        if (
+            self.fake_updates_per_rollout > 1
+        ):  # the generator's own rollout serves the first fake updates too
             anchor = served = self.rollout(k, record=True)
         made = 0
         while self.fake_updates.more(made):
-            if served is None or made and made % self.anchored == 0:
+            if served is None or made and made % self.fake_updates_per_rollout == 0:
                 served = self.rollout(k, record=False)
             seen = replace(served, x_s=served.x_s.detach())
             scalars.update(self._apply("fake", self.fake_objective, seen, k))
@@ -284,7 +292,7 @@ class PhaseTrainer:
         for i in range(parts):
             if i:
                 rollout = self.rollout(k, record=True)
-            losses = objective.losses(self.players(k, rollout.stop), rollout, self.generator)
+            losses = objective.losses(self.models(k, rollout.exit_step), rollout, self.generator)
             if not losses:
                 raise ValueError(
                     f"the {role}'s objective has no loss in phase {rollout.phase.index + 1}; give "
@@ -299,7 +307,7 @@ class PhaseTrainer:
                 value = loss.detach() / parts if parts > 1 else loss.detach()
                 sums[name] = sums[name] + value if name in sums else value
         means = self.runtime.mean(torch.stack([loss.float() for loss in sums.values()]))
-        norm = self.runtime.clip(self.networks[role], self.clip)
+        norm = self.runtime.clip(self.networks[role], self.max_grad_norm)
         out = dict(zip((f"{role}/{name}" for name in sums), means, strict=True))
         out[f"{role}/gradient_norm"] = norm.detach()
         finite = torch.isfinite(out[f"{role}/gradient_norm"]) & torch.isfinite(means.sum())
@@ -322,7 +330,7 @@ class PhaseTrainer:
             if applied:
                 self.health.applied(verdict.role)
             else:
-                self.health.refused(verdict.role, self._complaint(verdict))
+                self.health.skipped(verdict.role, self._complaint(verdict))
 
     def _measures(self) -> dict[str, torch.Tensor]:
         measures = self.fake_objective.measures()
@@ -337,7 +345,7 @@ class PhaseTrainer:
         rate = self.recipes[role].rate(verdict.update / max(self.updates, 1))
         return (
             f"phase {verdict.phase}, update {verdict.update + 1}: the {role}'s loss or gradient "
-            f"is not finite ({shown}{Account.asked(verdict.times)}); the update was not applied. "
+            f"is not finite ({shown}{Account.evaluated_at(verdict.times)}); the step was skipped. "
             f"Lower the learning rate (now {rate:.3g}), raise the time margin, or look at what "
             "the teacher returns in this phase."
         )

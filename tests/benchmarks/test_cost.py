@@ -4,7 +4,7 @@ import pytest
 
 from pdmd.benchmarks import BenchConfig
 from pdmd.benchmarks.cost import CYCLES, CostBenchmark
-from pdmd.benchmarks.efficiency import ECONOMIES
+from pdmd.benchmarks.efficiency import EFFICIENCY_SETTINGS
 from pdmd.benchmarks.schemes import SCHEMES
 from pdmd.planning import Work, calls
 
@@ -13,9 +13,11 @@ from pdmd.planning import Work, calls
 def count(tmp_path_factory):
     import pdmd.benchmarks.distillation as module
 
-    real = module.taught_network
+    real = module.pretrained_network
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "taught_network", lambda *a, **k: real(*a, **{**k, "updates": 3}))
+        patch.setattr(
+            module, "pretrained_network", lambda *a, **k: real(*a, **{**k, "updates": 3})
+        )
         config = BenchConfig(name="cost", batch_size=4, dim=2, modes=2, classes=2)
         benchmark = CostBenchmark(config, tmp_path_factory.mktemp("cost"))
         benchmark.prepare(False)
@@ -27,11 +29,11 @@ def count(tmp_path_factory):
     [
         ("full_rollout_2x2", 41.5, 43.5, 42.5),
         ("boundary", 26, 44, 35),
-        ("anchored", 21, 24, 22.5),
-        ("anchored_2", 23, 32, 27.5),
-        ("ring", 26, 32, 30.5),
-        ("ring_4", 26, 27.5, 27.125),
-        ("ring_anchored", 21, 22, 21.75),
+        ("reuse", 21, 24, 22.5),
+        ("reuse_2", 23, 32, 27.5),
+        ("buffer", 26, 32, 30.5),
+        ("buffer_4", 26, 27.5, 27.125),
+        ("buffer_reuse", 21, 22, 21.75),
         ("vanilla", 50, 50, 50),
         ("sgts", 35, 35, 35),
         ("one_step", 26, 26, 26),
@@ -43,15 +45,15 @@ def test_a_cycle_asks_what_the_closed_form_says(count, method, least, most, mean
     if "full_rollout" in method:
         return
     scheme = SCHEMES[method if method in SCHEMES else "phased"]
-    economy = ECONOMIES[method if method in ECONOMIES else "boundary"]
+    efficiency = EFFICIENCY_SETTINGS[method if method in EFFICIENCY_SETTINGS else "boundary"]
     plan = scheme.plan()
     work = Work(
         plan=plan,
         truncation=scheme.truncation,
         batch_size=1,
         fake_updates=5,
-        anchored=economy.anchored,
-        entries=economy.entries(CYCLES * 6),
+        fake_updates_per_rollout=efficiency.fake_updates_per_rollout,
+        phase_inputs=efficiency.phase_inputs(CYCLES * 6),
         updates=CYCLES,
         evaluations=2,
     )
@@ -63,6 +65,6 @@ def test_a_cycle_asks_what_the_closed_form_says(count, method, least, most, mean
 
 
 def test_without_what_fills_it_a_ring_leaves_the_cycle_of_a_first_phase(count):
-    for method, own in (("ring", 26), ("ring_4", 26), ("ring_anchored", 21)):
+    for method, own in (("buffer", 26), ("buffer_4", 26), ("buffer_reuse", 21)):
         row = count(method)
         assert row["a_cycle"] - row["frozen"] == own

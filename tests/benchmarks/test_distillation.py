@@ -22,8 +22,10 @@ def quick_start(monkeypatch):
     """The shared start is taught for a moment only."""
     import pdmd.benchmarks.distillation as module
 
-    real = module.taught_network
-    monkeypatch.setattr(module, "taught_network", lambda *a, **k: real(*a, **{**k, "updates": 3}))
+    real = module.pretrained_network
+    monkeypatch.setattr(
+        module, "pretrained_network", lambda *a, **k: real(*a, **{**k, "updates": 3})
+    )
 
 
 def test_every_scheme_runs_through_the_one_loop(tmp_path):

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from pdmd.benchmarks import BenchConfig, economies, speed, speed_networks
+from pdmd.benchmarks import BenchConfig, efficiency_settings, speed, speed_networks
 from pdmd.benchmarks.base import read_results, run_benchmark
 from pdmd.benchmarks.memory import allocated
 from pdmd.benchmarks.speed import SETTINGS, Course, SpeedBenchmark, Turns
@@ -65,12 +65,12 @@ def test_economies_ask_what_their_closed_form_says(rows):
     expected = {
         "full_rollout": entry + update + 3 * (4 + score),
         "boundary": 4 * entry + update + 3 * (1 + score),
-        "ring_anchored": 3 / 4 + update + 3 * score,
-        "ring_anchored_2": 3 / 4 + update + 2 * score,
+        "buffer_reuse": 3 / 4 + update + 3 * score,
+        "buffer_reuse_2": 3 / 4 + update + 2 * score,
     }
     for name, evaluations in expected.items():
         assert rows[name]["evaluations"] == evaluations, name
-    adaptive = rows["ring_anchored_adaptive"]
+    adaptive = rows["buffer_reuse_adaptive"]
     assert 1 <= adaptive["fake_updates"] <= 3
     made = adaptive["fake_updates"]
     assert adaptive["evaluations"] == pytest.approx(3 / 4 + update + made * score, abs=2e-3)
@@ -143,7 +143,7 @@ def test_modelopt_is_given_the_same_problem():
 
 def test_a_course_carries_its_ring_through_the_phases():
     task, _ = make_task()
-    course = Course(task, SETTINGS["ring_anchored"], 4)
+    course = Course(task, SETTINGS["buffer_reuse"], 4)
     for index in range(4):
         trainer = course.advance()
         assert trainer.phase.index == index and len(course.finished) == index
@@ -272,6 +272,6 @@ def test_devices_are_checked(tmp_path):
 
 
 def test_the_settings_are_the_economies():
-    for name in set(SETTINGS) - {"ring_anchored_2"}:
-        assert SETTINGS[name] is economies.ECONOMIES[name]
+    for name in set(SETTINGS) - {"buffer_reuse_2"}:
+        assert SETTINGS[name] is efficiency_settings.EFFICIENCY_SETTINGS[name]
     assert list(SETTINGS)[0] == "full_rollout"

@@ -80,7 +80,7 @@ def test_the_main_job(tmp_path, capsys, preset):
         (["sample", "nowhere"], "no student.json"),
         (["sample"], "missing the student folder"),
         (["evaluate", "nowhere"], "no student.json"),
-        (["teach", "cats"], "cannot teach 'cats'"),
+        (["pretrain", "cats"], "cannot teach 'cats'"),
         (["report", "nowhere"], "neither a run folder nor"),
     ],
 )
@@ -97,7 +97,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, wo
     [[], ["--help"], ["teachers"], ["objectives"], ["--version"]]
     + [
         [c, "--help"]
-        for c in ("distill", "plan", "sample", "evaluate", "teach", "report", "teachers")
+        for c in ("distill", "plan", "sample", "evaluate", "pretrain", "report", "teachers")
     ],
 )
 def test_help_and_lists(capsys, words):

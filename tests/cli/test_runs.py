@@ -74,7 +74,7 @@ def kill_in(monkeypatch, owner, name, at, *, after=False):
 
 @pytest.mark.parametrize(
     ("owner", "name", "at"),
-    [(RunRecorder, "advanced", 5), (RunRecorder, "advanced", 9), (Checkpointer, "save", 3)],
+    [(RunRecorder, "on_update", 5), (RunRecorder, "advanced", 9), (Checkpointer, "save", 3)],
 )
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, monkeypatch, finished, owner, name, at):
     folder = tmp_path / "run"
@@ -98,7 +98,7 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_offered(
 ):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        kill_in(patch, RunRecorder, "advanced", 5)
+        kill_in(patch, RunRecorder, "on_update", 5)
         with pytest.raises(Killed):
             distill(folder)
     files = sorted((folder / "checkpoint").glob("*/*.distcp"))
@@ -127,13 +127,13 @@ def test_ctrl_c_in_the_evaluation_is_resumed(tmp_path, monkeypatch, capsys, fini
 def test_ctrl_c_after_the_last_update_stops_before_the_evaluation(tmp_path, monkeypatch, capsys):
     folder, done = tmp_path / "run", []
 
-    def advanced(self, update):
+    def on_update(self, update):
         done.append(update)
         if len(done) == 12:
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunRecorder, "advanced", advanced)
+        patch.setattr(RunRecorder, "on_update", on_update)
         assert distill(folder) == 130
     assert "stopped before the evaluation; go on with" in capsys.readouterr().err
     assert not (folder / "metrics.json").exists()
@@ -143,7 +143,7 @@ def test_ctrl_c_after_the_last_update_stops_before_the_evaluation(tmp_path, monk
 def test_ctrl_c_before_training_stops_at_once(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(
-            "pdmd.teachers.packaged.pretraining.teach",
+            "pdmd.teachers.packaged.pretraining.pretrain",
             lambda *a, **k: signal.raise_signal(signal.SIGINT),
         )
         assert distill(tmp_path / "run") == 130
@@ -272,7 +272,7 @@ def test_bad_requests_end_in_one_line_and_write_nothing(
         (["objectives", "foo"], "unexpected 'foo'"),
         (["report", "run", "foo"], "unexpected 'foo'"),
         (["distill", "digits", "foo"], "error: Unrecognized options: foo"),
-        (["teach", "digits", "--updates", "1", "--out", "taken/x.safetensors"], "taken"),
+        (["pretrain", "digits", "--updates", "1", "--out", "taken/x.safetensors"], "taken"),
         (["distill", "mixture", "--teacher.arguments", "dim", "x"], "dim is a whole number"),
         (["distill", "mixture", "--teacher.arguments", "std", "nan"], "got nan"),
     ],
@@ -323,7 +323,7 @@ def test_other_code_than_the_checkpoints_is_named(tmp_path, monkeypatch):
     config.network.updates, config.train.updates, config.train.batch_size = 5, 6, 8
     config.train.checkpoint_every = 2
     with monkeypatch.context() as patch:
-        kill_in(patch, RunRecorder, "advanced", 5)
+        kill_in(patch, RunRecorder, "on_update", 5)
         with pytest.raises(Killed):
             Run(config, progress=False).distill()
     config.network.width = 16
@@ -370,14 +370,14 @@ def test_tensorboard_shows_every_update_once_after_a_resume(tmp_path):
     plan = PhasePlan.uniform(2)
     recorder = RunRecorder(tmp_path, progress=False)
     for phase, last in zip(plan, (40, 30), strict=True):
-        recorder.phase_begins(phase, 2, 40, 0)
+        recorder.on_phase_start(phase, 2, 40, 0)
         for update in range(10, last + 1, 10):
-            recorder.scalars(phase, update, {"loss": 1.0})
+            recorder.on_scalars(phase, update, {"loss": 1.0})
     recorder.close()
     time.sleep(1.1)  # TensorBoard reads files in the order of the second in their names
     resumed = RunRecorder(tmp_path, progress=False)
     resumed.resumed(2, 10)
-    resumed.phase_begins(plan[1], 2, 40, 10)
+    resumed.on_phase_start(plan[1], 2, 40, 10)
     for update in (20, 30, 40):
         resumed.scalars(plan[1], update, {"loss": 2.0})
     resumed.close()

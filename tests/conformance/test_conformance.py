@@ -21,7 +21,7 @@ from pdmd import (
 )
 from pdmd.cli.main import main
 from pdmd.conformance import CHECKS, check
-from pdmd.teachers import Rebased
+from pdmd.teachers import WithSchedule
 from pdmd.teachers.base import teachers
 from pdmd.teachers.packaged.digits import DigitsTeacher
 from tests import test_variance_families, tiny_families, tiny_flows
@@ -345,10 +345,12 @@ SOUND = {
     "guided": lambda: Guided(Small(), 2.0),
     "digits": DigitsTeacher.from_package,
     "guided digits": lambda: Guided(DigitsTeacher.from_package(), 3.0),
-    "rebased digits": lambda: Rebased(Guided(DigitsTeacher.from_package(), 3.0), CosineVP()),
+    "on_schedule digits": lambda: WithSchedule(
+        Guided(DigitsTeacher.from_package(), 3.0), CosineVP()
+    ),
     "mixture": MixtureTeacher.random,
     "no classes": lambda: MixtureTeacher.random(classes=0, schedule=CosineVP()),
-    "a rebased mixture": lambda: Rebased(MixtureTeacher.random(), CosineVP()),
+    "a on_schedule mixture": lambda: WithSchedule(MixtureTeacher.random(), CosineVP()),
 }
 
 
@@ -378,7 +380,7 @@ def test_what_does_not_apply_is_said():
 
 def test_a_rebased_familys_own_guidance_is_left_within():
     teacher = tiny_families.family("qwen_image")
-    report = check(Rebased(teacher, CosineVP(), kind="v_prediction"))
+    report = check(WithSchedule(teacher, CosineVP(), kind="v_prediction"))
     assert report.passed and outcome(report, "guidance").passed is None
 
 

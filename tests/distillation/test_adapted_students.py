@@ -74,7 +74,7 @@ def test_adapters_that_phases_share_load_over_the_networks_of_all_of_them(tmp_pa
         teacher,
         plan,
         init=LowRankRoles(FOUR, TWO),
-        order=Joint(shared=True),
+        curriculum=Joint(shared=True),
         updates=2,
         fake_updates=1,
         batch_size=2,

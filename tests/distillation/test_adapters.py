@@ -100,12 +100,12 @@ class Losses(Recorder):
     def __init__(self):
         self.values = []
 
-    def scalars(self, phase, update, values):
+    def on_scalars(self, phase, update, values):
         self.values.append({k: v for k, v in values.items() if not k.endswith("_recomputed")})
 
 
-def run(teacher, init, *, recompute=False, **more):
-    runtime, recorder = Listening(recompute=recompute), Losses()
+def run(teacher, init, *, activation_checkpointing=False, **more):
+    runtime, recorder = Listening(activation_checkpointing=activation_checkpointing), Losses()
     student = distill(
         teacher,
         PhasePlan.uniform(2, steps=2),
@@ -147,13 +147,13 @@ def test_roles_over_one_base_train_as_separate_copies_do(name, roles):
     teacher, init = Guided(teacher_of(name), 2.0), LowRankRoles(*ROLES[roles])
     apart = run(teacher, Apart(init))
     same(run(teacher, init), apart)
-    same(run(teacher, init, recompute=True), apart)
+    same(run(teacher, init, activation_checkpointing=True), apart)
 
 
 def test_recomputation_without_the_adapter_of_the_forward_is_wrong(monkeypatch):
     from torch.utils.checkpoint import noop_context_fn
 
-    from pdmd.training import recompute
+    from pdmd.distributed import activation_checkpointing
 
     teacher = digits()
 
@@ -164,9 +164,9 @@ def test_recomputation_without_the_adapter_of_the_forward_is_wrong(monkeypatch):
         return [p.grad for p in adapted.parameters()]
 
     right = gradients()
-    recompute.recompute_units(teacher)
+    activation_checkpointing.checkpoint_units(teacher)
     assert all(torch.equal(a, b) for a, b in zip(gradients(), right, strict=True))
-    monkeypatch.setattr(recompute, "recompute_contexts", noop_context_fn)
+    monkeypatch.setattr(activation_checkpointing, "checkpoint_contexts", noop_context_fn)
     with pytest.raises(Exception, match="different number of tensors"):
         gradients()
 
@@ -174,14 +174,16 @@ def test_recomputation_without_the_adapter_of_the_forward_is_wrong(monkeypatch):
 def test_recomputed_networks_are_plain_again_after_a_run():
     teacher = teacher_of("qwen_image")
     before = [type(m) for m in teacher.modules()]
-    _, _, student = run(teacher, LowRankRoles(FOUR, None), recompute=True, updates=1)
+    _, _, student = run(
+        teacher, LowRankRoles(FOUR, None), activation_checkpointing=True, updates=1
+    )
     assert [type(m) for m in teacher.modules()] == before
     assert [type(m) for m in adapted_parts(student)[0].base.modules()] == before
 
 
 def test_full_weights_recompute_to_the_same_bits():
     teacher = teacher_of("wan_2.1")
-    same(run(teacher, FromTeacher(), recompute=True), run(teacher, FromTeacher()))
+    same(run(teacher, FromTeacher(), activation_checkpointing=True), run(teacher, FromTeacher()))
 
 
 @pytest.mark.parametrize("name", ["qwen_image", "wan_2.2_a14b"])
@@ -299,7 +301,7 @@ def test_a_copied_base_can_be_named():
 
 def test_a_base_keeps_its_type_and_its_factors_theirs():
     teacher = digits().to(torch.bfloat16)
-    for precision, recompute in ((torch.float32, False), (torch.bfloat16, True)):
+    for precision, activation_checkpointing in ((torch.float32, False), (torch.bfloat16, True)):
         seen = []
 
         class Spy(OneProcess):
@@ -315,7 +317,7 @@ def test_a_base_keeps_its_type_and_its_factors_theirs():
             updates=1,
             fake_updates=1,
             batch_size=4,
-            runtime=Spy(precision=precision, recompute=recompute),
+            runtime=Spy(precision=precision, activation_checkpointing=activation_checkpointing),
         )
         assert {p.dtype for p in student.parameters()} == {torch.float32}
         assert set(seen) == {torch.float32}
@@ -335,7 +337,7 @@ class Stop(Recorder):
     def __init__(self, checkpointer, after):
         self.checkpointer, self.after = checkpointer, after
 
-    def advanced(self, update):
+    def on_update(self, update):
         self.after -= 1
         self.checkpointer.stop_requested = self.after == 0
 

@@ -12,7 +12,7 @@ from pdmd import (
     Joint,
     MixtureTeacher,
     MlpDenoiser,
-    OneFakeScorePerStop,
+    OneFakeScorePerExitStep,
     PhasePlan,
     Student,
     SubintervalScoreMatching,
@@ -57,7 +57,7 @@ class StopAt(Recorder):
     def __init__(self, checkpointer, after):
         self.checkpointer, self.after = checkpointer, after
 
-    def advanced(self, update):
+    def on_update(self, update):
         self.after -= 1
         self.checkpointer.stop_requested = self.after == 0
 
@@ -117,10 +117,10 @@ def test_gradients_reach_the_trained_expert_and_nothing_else():
         optimizer=AdamRecipe(),
         fake_optimizer=AdamRecipe(),
         ema_decay=0.9,
-        clip=1.0,
+        max_grad_norm=1.0,
         generator=torch.Generator().manual_seed(0),
     )
-    x, _ = trainer.entry()
+    x, _ = trainer.phase_input()
     assert not x.requires_grad
     trainer.cycle()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in own.layers.parameters())
@@ -156,7 +156,9 @@ def test_a_student_saves_loads_and_is_distilled_again(tmp_path):
     assert sample(again, again.encode([1])).shape == (1, 2)
 
 
-@pytest.mark.parametrize("settings", [dict(order=Joint(shared=True)), dict(order=Joint())])
+@pytest.mark.parametrize(
+    "settings", [dict(curriculum=Joint(shared=True)), dict(curriculum=Joint())]
+)
 def test_phases_train_jointly(tmp_path, settings):
     student = small(**settings)
     shared = len({id(e.denoiser) for e in student.experts}) == 1
@@ -176,7 +178,7 @@ def test_every_step_may_have_its_network_and_every_stop_its_fake_score(tmp_path)
     settings = dict(
         plan=PhasePlan.uniform(1, steps=3),
         init=PerStep(FromDenoiser(MlpDenoiser.rectified_flow(dim=2, classes=2, width=8))),
-        fake_scores=OneFakeScorePerStop(),
+        fake_scores=OneFakeScorePerExitStep(),
     )
     student = small(**settings)
     networks = student.experts[0].denoiser.denoisers
@@ -187,8 +189,8 @@ def test_every_step_may_have_its_network_and_every_stop_its_fake_score(tmp_path)
 
 
 def test_fake_scores_that_nothing_would_train_are_refused():
-    with pytest.raises(ValueError, match="FullGradient.*OneFakeScorePerStop.*untrained"):
-        small(truncation=FullGradient(), fake_scores=OneFakeScorePerStop())
+    with pytest.raises(ValueError, match="FullGradient.*OneFakeScorePerExitStep.*untrained"):
+        small(truncation=FullGradient(), fake_scores=OneFakeScorePerExitStep())
 
 
 def test_evaluations_are_counted_exactly():

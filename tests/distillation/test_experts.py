@@ -34,7 +34,7 @@ def test_truncation_records_the_last_step_only(kind):
             return out
 
     expert = kind(Spy(dim=2, schedule=RectifiedFlow(), width=8), PHASE)
-    expert(torch.randn(3, 2), generator=torch.Generator().manual_seed(0), stop=1)
+    expert(torch.randn(3, 2), generator=torch.Generator().manual_seed(0), exit_step=1)
     assert calls == [(1.0, False), (0.8, True)]
     calls.clear()
     expert(torch.randn(3, 2), generator=torch.Generator().manual_seed(0))
@@ -47,5 +47,5 @@ def test_every_stop_is_drawn():
 
 
 def test_a_stop_outside_the_phase_is_refused():
-    with pytest.raises(ValueError, match="stop = 3"):
-        OdeExpert(MixtureTeacher.random(dim=2, classes=0), PHASE)(torch.randn(1, 2), stop=3)
+    with pytest.raises(ValueError, match="exit_step = 3"):
+        OdeExpert(MixtureTeacher.random(dim=2, classes=0), PHASE)(torch.randn(1, 2), exit_step=3)

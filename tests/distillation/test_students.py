@@ -137,9 +137,9 @@ def test_a_student_teaches_the_prompts_it_knows(tmp_path):
     seen = set()
 
     class Spy(DistributionMatching):
-        def losses(self, players, rollout, generator):
+        def losses(self, models, rollout, generator):
             seen.update(rollout.condition["label"].tolist())
-            return super().losses(players, rollout, generator)
+            return super().losses(models, rollout, generator)
 
     again = distill(
         loaded, PhasePlan.uniform(1), generator=Spy(), updates=2, fake_updates=1, batch_size=16
@@ -209,7 +209,7 @@ def test_settings_that_cannot_work_are_refused_before_work(settings, named):
     heard = []
 
     class Deaf(Recorder):
-        def phase_begins(self, phase, phases, updates, done):
+        def on_phase_start(self, phase, phases, updates, done):
             heard.append(phase)
 
     teacher = MixtureTeacher.random(dim=2, classes=2)

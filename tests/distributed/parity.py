@@ -21,14 +21,14 @@ from pdmd.distributed import (
 from pdmd.distributed.plans import plain_path
 from tests.distributed.families import case
 
-__all__ = ["distribute", "errors", "full", "make_mesh", "recompute", "relative"]
+__all__ = ["distribute", "errors", "full", "make_mesh", "relative"]
 
 
 def make_mesh(data=1, context=1, tensor=1):
     return init_device_mesh("cpu", (data, context, tensor), mesh_dim_names=("dp", "cp", "tp"))
 
 
-def recompute(network: nn.Module) -> None:
+def checkpoint_every_block(network: nn.Module) -> None:
     for path, unit in units_of(network):
         parent, _, name = path.rpartition(".")
         setattr(network.get_submodule(parent), name, checkpoint_wrapper(unit))
@@ -41,7 +41,7 @@ def distribute(network: nn.Module, mesh, checkpoint=False) -> None:
     if mesh["cp"].size() > 1:
         context_parallelize(network, mesh["cp"])
     if checkpoint:
-        recompute(network)
+        checkpoint_every_block(network)
     if mesh["dp"].size() > 1:
         shards = mesh["dp", "cp"]._flatten("dp_cp") if mesh["cp"].size() > 1 else mesh["dp"]
         for _, unit in units_of(network):

@@ -32,7 +32,7 @@ WORDS = [
     "--evaluate.teacher-steps=3",
     "--network.updates=5",
     "--plan.phases=2",
-    "--parallel.silence=5",
+    "--parallel.heartbeat_timeout=5",
     "--teacher.plugins=tests.distributed.sabotage",
     "--no-progress",
     "--teacher.arguments",
@@ -244,12 +244,12 @@ def refusals(cases, folder):
 
 @pytest.fixture
 def unfinished(tmp_path, monkeypatch, capsys):
-    def advanced(recorder, update):
+    def on_update(recorder, update):
         if update == 3:
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunRecorder, "advanced", advanced)
+        patch.setattr(RunRecorder, "on_update", on_update)
         assert main([*WORDS, "--out", str(tmp_path / "unfinished")]) == 130
     capsys.readouterr()
     return tmp_path / "unfinished"

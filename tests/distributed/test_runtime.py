@@ -33,7 +33,7 @@ class Losses(Recorder):
     def __init__(self):
         self.heard = []
 
-    def scalars(self, phase, update, values):
+    def on_scalars(self, phase, update, values):
         self.heard.append(dict(values))
 
 
@@ -62,7 +62,11 @@ def titans(settings):
 
 def test_torchtitans_parts_on_one_process_make_the_same_student():
     wanted_scalars, wanted = trained(OneProcess())
-    settings = [{}, {"recompute": "full"}, {"recompute": "selective"}]
+    settings = [
+        {},
+        {"activation_checkpointing": "full"},
+        {"activation_checkpointing": "selective"},
+    ]
     (results,) = run_ranks(titans, 1, settings)
     for setting, (scalars, got) in zip(settings, results, strict=True):
         assert len(scalars) == len(wanted_scalars) == 6
@@ -70,7 +74,7 @@ def test_torchtitans_parts_on_one_process_make_the_same_student():
             again = {
                 name.replace("backward", "recomputed"): value
                 for name, value in there.items()
-                if name.endswith("_backward") and setting.get("recompute") == "full"
+                if name.endswith("_backward") and setting.get("activation_checkpointing") == "full"
             }
             assert heard == pytest.approx({**there, **again}, rel=1e-5), setting
         assert got.keys() == wanted.keys()

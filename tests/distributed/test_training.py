@@ -83,7 +83,7 @@ class Listening(Recorder):
     def __init__(self):
         self.losses = []
 
-    def scalars(self, phase, update, values):
+    def on_scalars(self, phase, update, values):
         self.losses.append({k: v for k, v in values.items() if not k.endswith("_recomputed")})
 
 
@@ -180,7 +180,7 @@ def test_two_ranks_train_as_one_process_does():
             ("digits", {"tp": 2}, {}),
             ("digits", {"cp": 2}, {}),
             ("digits", {"cp": 2}, VANILLA),
-            ("digits", {"tp": 2, "recompute": "full"}, VANILLA),
+            ("digits", {"tp": 2, "activation_checkpointing": "full"}, VANILLA),
             ("perceptron", {}, {}),
         ],
     )
@@ -202,7 +202,7 @@ def test_two_ranks_train_adapters_as_one_process_does():
         2,
         [
             ("digits", {}, {"init": ADAPTERS}),
-            ("digits", {"recompute": "full"}, {"init": FULL_FAKE, **VANILLA}),
+            ("digits", {"activation_checkpointing": "full"}, {"init": FULL_FAKE, **VANILLA}),
             ("digits", {"tp": 2}, {"init": EVERYWHERE}),
             ("digits", {"cp": 2}, {"init": EVERYWHERE}),
             ("digits", {"dp_replicate": 2}, ROUTED),
@@ -217,9 +217,9 @@ class Stumbling(Objective):
     def __init__(self, inner, at):
         self.inner, self.at, self.calls = inner, at, 0
 
-    def losses(self, players, rollout, generator):
+    def losses(self, models, rollout, generator):
         self.calls += 1
-        losses = self.inner.losses(players, rollout, generator)
+        losses = self.inner.losses(models, rollout, generator)
         wrong = float("nan") if self.calls in self.at else 1.0
         return {name: wrong * loss for name, loss in losses.items()}
 
@@ -228,7 +228,7 @@ class Complaints(Recorder):
     def __init__(self):
         self.heard = []
 
-    def refused(self, complaint):
+    def on_skipped_step(self, complaint):
         self.heard.append(complaint.split(":")[0])
 
 
@@ -268,13 +268,13 @@ def test_ranks_refuse_what_one_process_refuses(degrees):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen_image", "wan"])
 def test_two_ranks_train_families_adapters_as_one_process_does(name):
-    degrees = ({}, {"tp": 2}, {"cp": 2}, {"recompute": "full"})
+    degrees = ({}, {"tp": 2}, {"cp": 2}, {"activation_checkpointing": "full"})
     compare(2, [(name, degree, {"init": ADAPTERS}) for degree in degrees])
 
 
 @pytest.mark.slow
 def test_four_ranks_train_adapters_as_one_process_does():
-    degrees = ({"tp": 2}, {"cp": 2, "tp": 2}, {"tp": 2, "recompute": "full"})
+    degrees = ({"tp": 2}, {"cp": 2, "tp": 2}, {"tp": 2, "activation_checkpointing": "full"})
     cases = [("qwen_image", degree, {"init": ADAPTERS}) for degree in degrees]
     compare(4, [*cases, ("wan", {"cp": 2, "tp": 2}, {"init": FULL_FAKE})])
 
@@ -288,7 +288,7 @@ def test_four_ranks_train_as_one_process_does():
             ("digits", {"cp": 2, "tp": 2}, {}),
             ("digits", {"cp": 2}, VANILLA),
             ("digits", {"dp_replicate": 2}, {"accumulate": 2}),
-            ("digits", {"tp": 2, "recompute": "full"}, VANILLA),
+            ("digits", {"tp": 2, "activation_checkpointing": "full"}, VANILLA),
             *(
                 (name, degrees, {})
                 for name in ("qwen_image", "wan")
@@ -299,11 +299,11 @@ def test_four_ranks_train_as_one_process_does():
 
 
 OTHERWISE = (
-    ({"recompute": "selective"}, 1e-5),
+    ({"activation_checkpointing": "selective"}, 1e-5),
     ({"compile": True}, 1e-4),
     ({"precision": torch.bfloat16}, 2e-2),
     ({"precision": torch.bfloat16, "tp": 2}, 2e-2),
-    ({"precision": torch.bfloat16, "cp": 2, "recompute": "full"}, 2e-2),
+    ({"precision": torch.bfloat16, "cp": 2, "activation_checkpointing": "full"}, 2e-2),
 )
 
 
@@ -326,7 +326,7 @@ def resumed(folder, degrees, stop):
     checkpointer = Checkpointer(folder, every=1)
 
     class Stop(Recorder):
-        def advanced(self, update):
+        def on_update(self, update):
             nonlocal stop
             stop -= 1
             checkpointer.stop_requested = stop == 0

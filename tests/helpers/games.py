@@ -3,7 +3,7 @@
 import torch
 
 from pdmd import MixtureTeacher, Phase
-from pdmd.objectives import Players, Rollout
+from pdmd.objectives import Models, Rollout
 
 
 def phase_to(s):
@@ -17,7 +17,7 @@ def gaussian(mean, std, schedule, kind="velocity"):
 
 def game(real, fake, x_s, s):
     rollout = Rollout(x_s=x_s, condition=None, phase=phase_to(s))
-    return Players(real=real, fake=fake, generator=fake), rollout
+    return Models(real=real, fake=fake, generator=fake), rollout
 
 
 def at(t, n):

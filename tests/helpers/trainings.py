@@ -58,7 +58,7 @@ def checkpointed(teacher):
 
 
 def trainer_of(
-    teacher, work, index, *, guidance=1.0, batch_size=None, seed=0, entries=None, init=None
+    teacher, work, index, *, guidance=1.0, batch_size=None, seed=0, phase_inputs=None, init=None
 ):
     """Makes the trainer of one phase of a planned work."""
     teacher, init = teacher.eval().requires_grad_(False), init or FromTeacher()
@@ -72,7 +72,7 @@ def trainer_of(
         earlier=earlier,
         teacher=teacher if guidance == 1 else Guided(teacher, guidance),
         fakes=[[init.fake(teacher, phase)]],
-        generator_objective=DistributionMatching(draws=work.draws),
+        generator_objective=DistributionMatching(timestep_samples=work.timestep_samples),
         fake_objective=SubintervalScoreMatching(),
         conditions=ConditionStream(teacher.encode(teacher.prompts)),
         truncation=work.truncation,
@@ -81,21 +81,21 @@ def trainer_of(
         fake_updates=FixedUpdates(work.fake_updates),
         batch_size=batch_size or work.batch_size,
         accumulate=work.accumulate,
-        anchored=work.anchored,
-        entries=entries,
+        fake_updates_per_rollout=work.fake_updates_per_rollout,
+        phase_inputs=phase_inputs,
         optimizer=AdamRecipe(),
         fake_optimizer=AdamRecipe(),
         ema_decay=0.9,
-        clip=10.0,
+        max_grad_norm=10.0,
         generator=torch.Generator().manual_seed(seed),
         account=Account(),
-        runtime=OneProcess(recompute=work.recompute),
+        runtime=OneProcess(activation_checkpointing=work.activation_checkpointing),
     )
 
 
 def roles_of(network, work, index):
     condition, steps = network.encode([1]), work.recorded_steps(index)
-    settings = {"train": True, "recompute": work.recompute}
+    settings = {"train": True, "activation_checkpointing": work.activation_checkpointing}
     one = measure(network, condition, **settings)
     many = one if steps == 1 else measure(network, condition, steps=steps, **settings)
     return Roles(teacher=one, generator=many, fake=one, frozen=(one,) * index)

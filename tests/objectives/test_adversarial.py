@@ -13,18 +13,18 @@ from pdmd import (
     distill,
 )
 from pdmd.diffusion.solvers import diffuse
-from pdmd.objectives import ExactKL, Players, Rollout, TimeSampler
+from pdmd.objectives import ExactKL, Models, Rollout, TimeSampler
 from pdmd.objectives.adversarial import (
     R1,
     Adversarial,
-    Discrimination,
+    DiscriminatorLoss,
     FiniteDifferenceR1,
     logistic_loss,
 )
 from pdmd.objectives.critics import Critic, Critics, FeatureCritic, MlpCritic
 from pdmd.objectives.distribution_matching import distribution_matching_gradient
 from pdmd.objectives.diversity import NoiseSensitivity, Repulsion
-from pdmd.objectives.real_samples import RealStates, TeacherStates
+from pdmd.objectives.real_samples import RealSamples, TeacherSamples
 from pdmd.objectives.regression import TrajectoryRegression, VelocityRegression
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 from tests.distillation.test_distill import StopAt, weights
@@ -64,13 +64,13 @@ class LogRatio(Critic):
         return real.log_prob(x_t, time) - fake.log_prob(x_t, time) + self.tests(x_t) @ self.theta
 
 
-class Exact(RealStates):
+class Exact(RealSamples):
     """The law of a mixture at the phase's end, exactly."""
 
     def __init__(self, teacher):
         self.teacher = teacher
 
-    def begin(self, players, phase, conditions, generator):
+    def on_phase_start(self, models, phase, conditions, generator):
         return lambda n, g: (states(self.teacher, n, phase.t_end, g), None)
 
 
@@ -86,10 +86,10 @@ def pair():
     return MixtureTeacher(means, 0.4), MixtureTeacher(torch.tensor([[0.3]]).double(), 0.8)
 
 
-def game(critic, states, players, **settings):
-    critics = Critics(lambda players, phase, example: critic)
-    side = Discrimination(critics, states, **settings)
-    side.begin(players, PLAN[0], lambda n, g: None, torch.Generator().manual_seed(0))
+def game(critic, states, models, **settings):
+    critics = Critics(lambda models, phase, example: critic)
+    side = DiscriminatorLoss(critics, states, **settings)
+    side.on_phase_start(models, PLAN[0], lambda n, g: None, torch.Generator().manual_seed(0))
     return critics, side
 
 
@@ -117,13 +117,13 @@ def test_the_game_is_stationary_at_the_exact_log_ratio_in_every_direction(shift)
     critic = LogRatio(real, fake)
     with torch.no_grad():
         critic.theta[0] = shift
-    players = Players(real=real, fake=fake, generator=fake)
-    _, side = game(critic, Exact(real), players, penalty_weight=0, times=At(0.7))
+    models = Models(real=real, fake=fake, generator=fake)
+    _, side = game(critic, Exact(real), models, penalty_weight=0, times=At(0.7))
     generator = torch.Generator().manual_seed(1)
     gradients = []
     for _ in range(40):
         x_s = states(fake, 2000, S, generator)
-        (loss,) = side.losses(players, rollout_of(x_s), generator).values()
+        (loss,) = side.losses(models, rollout_of(x_s), generator).values()
         gradients += torch.autograd.grad(loss, critic.theta)
     gradients = torch.stack(gradients)
     z = gradients.mean(0) / (gradients.std(0) / 40**0.5)
@@ -134,20 +134,20 @@ def test_at_the_optimum_the_generator_descends_the_kl_weighted_by_the_critic():
     """The gradient in x_s is sigmoid(-h) times a (S_fake - S_real)."""
     real, fake = pair()
     critic = LogRatio(real, fake)
-    players = Players(real=real, fake=fake, generator=fake)
-    critics, _ = game(critic, Exact(real), players)
+    models = Models(real=real, fake=fake, generator=fake)
+    critics, _ = game(critic, Exact(real), models)
     x_s = states(fake, 50, S, torch.Generator().manual_seed(3)).requires_grad_(True)
     critic.requires_grad_(False)
     objective = Adversarial(critics, times=At(0.7))
     generator = torch.Generator().manual_seed(4)
     state = generator.get_state()
-    losses = objective.losses(players, rollout_of(x_s), generator)
+    losses = objective.losses(models, rollout_of(x_s), generator)
     assert losses["adversarial"].dtype == torch.float32
     losses["adversarial"].backward()
     generator.set_state(state)
     epsilon = torch.randn(50, 1, generator=generator, dtype=torch.float64)
     t = At(0.7)(50, None, None, None)
-    g = distribution_matching_gradient(players, rollout_of(x_s), t, epsilon, ExactKL())
+    g = distribution_matching_gradient(models, rollout_of(x_s), t, epsilon, ExactKL())
     with torch.no_grad():
         h = critic(diffuse(x_s, epsilon, S, t, RectifiedFlow()), t)
     torch.testing.assert_close(x_s.grad, torch.sigmoid(-h)[:, None] * g / 50)
@@ -158,13 +158,13 @@ def test_discriminations_gradient_is_its_finite_difference_and_reaches_critics_a
     torch.manual_seed(0)
     real, fake = pair()
     critic = MlpCritic(1, width=8).double()
-    players = Players(real=real, fake=fake, generator=fake)
-    _, side = game(critic, Exact(real), players, penalty_weight=0.5)
+    models = Models(real=real, fake=fake, generator=fake)
+    _, side = game(critic, Exact(real), models, penalty_weight=0.5)
     x_s = states(fake, 16, S, torch.Generator().manual_seed(3)).requires_grad_(True)
 
     def reference():
         generator = torch.Generator().manual_seed(5)
-        x_real, _ = Exact(real).begin(players, PLAN[0], None, None)(16, generator)
+        x_real, _ = Exact(real).on_phase_start(models, PLAN[0], None, None)(16, generator)
         t = side.times(16, PLAN[0], RectifiedFlow(), generator)
         real_t, fake_t = (
             diffuse(
@@ -181,7 +181,7 @@ def test_discriminations_gradient_is_its_finite_difference_and_reaches_critics_a
         loss = softplus(-critic(real_t, t)).mean() + softplus(critic(fake_t, t)).mean()
         return loss + 0.25 * slope.square().sum(1).mean()
 
-    losses = side.losses(players, rollout_of(x_s), torch.Generator().manual_seed(5))
+    losses = side.losses(models, rollout_of(x_s), torch.Generator().manual_seed(5))
     assert set(losses) == {"discrimination", "discrimination_penalty"}
     sum(losses.values()).backward()
     assert x_s.grad is None
@@ -237,22 +237,22 @@ def test_the_finite_difference_has_r1_as_its_mean():
 
 def test_every_phase_has_its_critic():
     real, fake = pair()
-    players = Players(real=real, fake=fake, generator=fake)
-    critics = Critics(lambda players, phase, example: MlpCritic(1).double())
-    side = Discrimination(critics, Exact(real))
-    side.begin(players, PLAN[1], lambda n, g: None, torch.Generator())
+    models = Models(real=real, fake=fake, generator=fake)
+    critics = Critics(lambda models, phase, example: MlpCritic(1).double())
+    side = DiscriminatorLoss(critics, Exact(real))
+    side.on_phase_start(models, PLAN[1], lambda n, g: None, torch.Generator())
     assert set(side.networks(PLAN[1])) == {"discrimination_1"}
     assert side.only(1).networks(PLAN[0]) == {}
     x_s = states(fake, 4, S, torch.Generator())
     with pytest.raises(ValueError, match="phase 1 has no critic.*with the same Critics"):
-        Adversarial(critics).losses(players, rollout_of(x_s), torch.Generator())
+        Adversarial(critics).losses(models, rollout_of(x_s), torch.Generator())
 
 
 def test_wrong_settings_are_named():
     with pytest.raises(ValueError, match="pool must be at least 1, got 0"):
-        TeacherStates(pool=0)
+        TeacherSamples(pool=0)
     with pytest.raises(ValueError, match="got -1"):
-        Discrimination(Critics(None), penalty_weight=-1)
+        DiscriminatorLoss(Critics(None), penalty_weight=-1)
     with pytest.raises(ValueError, match="got 0"):
         FiniteDifferenceR1(0)
 
@@ -261,7 +261,7 @@ def composed(factory=None, **changes):
     torch.manual_seed(0)
     teacher = MixtureTeacher.random(dim=2, classes=2, modes=2)
     network = MlpDenoiser.rectified_flow(dim=2, classes=2, width=8)
-    critics = Critics(factory or (lambda players, phase, example: MlpCritic(2, 2, width=8)))
+    critics = Critics(factory or (lambda models, phase, example: MlpCritic(2, 2, width=8)))
     settings = dict(
         generator=DistributionMatching()
         + 0.05 * Adversarial(critics)
@@ -270,7 +270,7 @@ def composed(factory=None, **changes):
         + 0.01 * Repulsion()
         + 0.01 * NoiseSensitivity(),
         fake_score=SubintervalScoreMatching()
-        + Discrimination(critics, TeacherStates(pool=32, steps=4)),
+        + DiscriminatorLoss(critics, TeacherSamples(pool=32, steps=4)),
         init=FromDenoiser(network),
         updates=4,
         fake_updates=2,
@@ -290,11 +290,11 @@ def test_a_resumed_run_of_all_of_them_is_bit_identical(tmp_path, after):
 
 def test_a_run_resumes_in_a_phase_after_that_of_the_critics(tmp_path):
     def once(**changes):
-        critics = Critics(lambda players, phase, example: MlpCritic(2, 2, width=8))
+        critics = Critics(lambda models, phase, example: MlpCritic(2, 2, width=8))
         return composed(
             generator=DistributionMatching() + 0.05 * Adversarial(critics).only(0),
             fake_score=SubintervalScoreMatching()
-            + Discrimination(critics, TeacherStates(pool=32, steps=4)).only(0),
+            + DiscriminatorLoss(critics, TeacherSamples(pool=32, steps=4)).only(0),
             **changes,
         )
 
@@ -308,8 +308,8 @@ def test_a_run_resumes_in_a_phase_after_that_of_the_critics(tmp_path):
 def test_critics_on_the_fake_scores_features_train_in_a_run():
     made = []
 
-    def factory(players, phase, example):
-        critic = FeatureCritic(players.fake, example, width=8)
+    def factory(models, phase, example):
+        critic = FeatureCritic(models.fake, example, width=8)
         made.append((critic, weights(critic).clone()))
         return critic
 

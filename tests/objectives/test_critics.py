@@ -3,10 +3,10 @@ import torch
 from tensordict import TensorDict
 
 from pdmd import Guided, MixtureTeacher, MlpDenoiser, teachers
-from pdmd.objectives import Players
-from pdmd.objectives.adversarial import R1, Discrimination
+from pdmd.objectives import Models
+from pdmd.objectives.adversarial import R1, DiscriminatorLoss
 from pdmd.objectives.critics import Critics, FeatureCritic, MlpCritic
-from pdmd.objectives.real_samples import DataStates, TeacherStates
+from pdmd.objectives.real_samples import DataSamples, TeacherSamples
 from tests.distillation.test_distill import weights
 from tests.objectives.test_adversarial import PLAN, pair
 
@@ -15,13 +15,13 @@ from tests.objectives.test_adversarial import PLAN, pair
 def test_teacher_states_follow_the_teachers_law_and_their_labels(phase):
     means = torch.tensor([[-2.0], [2.0]], dtype=torch.float64)
     teacher = MixtureTeacher(means, 0.3, labels=torch.tensor([0, 1]))
-    players = Players(real=teacher, fake=teacher, generator=teacher)
+    models = Models(real=teacher, fake=teacher, generator=teacher)
 
     def conditions(n, generator):
         return teacher.encode(torch.randint(2, (n,), generator=generator).tolist())
 
-    source = TeacherStates(pool=2000, steps=250, batch=700)
-    draw = source.begin(players, PLAN[phase], conditions, torch.Generator().manual_seed(0))
+    source = TeacherSamples(pool=2000, steps=250, batch=700)
+    draw = source.on_phase_start(models, PLAN[phase], conditions, torch.Generator().manual_seed(0))
     x_s, condition = draw(4000, torch.Generator().manual_seed(1))
     alpha_s, sigma_s = teacher.schedule(PLAN[phase].t_end)
     for label, mean in ((0, -2.0), (1, 2.0)):
@@ -29,7 +29,9 @@ def test_teacher_states_follow_the_teachers_law_and_their_labels(phase):
         assert abs(float(own.mean()) - float(alpha_s * mean)) < 0.06
         spread = float((alpha_s**2 * 0.09 + sigma_s**2).sqrt())
         assert abs(float(own.std()) / spread - 1) < 0.08
-    again = source.begin(players, PLAN[phase], conditions, torch.Generator().manual_seed(0))
+    again = source.on_phase_start(
+        models, PLAN[phase], conditions, torch.Generator().manual_seed(0)
+    )
     assert torch.equal(again(4000, torch.Generator().manual_seed(1))[0], x_s)
 
 
@@ -37,28 +39,28 @@ def test_the_lowest_time_of_teacher_states_is_the_one_asked():
     asked = []
     teacher = pair()[0]
     teacher.register_forward_pre_hook(lambda module, args: asked.append(float(args[1])))
-    players = Players(real=teacher, fake=teacher, generator=teacher)
-    source = TeacherStates(pool=2, steps=7)
-    source.begin(players, PLAN[0], lambda n, g: None, torch.Generator())
+    models = Models(real=teacher, fake=teacher, generator=teacher)
+    source = TeacherSamples(pool=2, steps=7)
+    source.on_phase_start(models, PLAN[0], lambda n, g: None, torch.Generator())
     assert max(asked) == 1.0
     assert min(asked) == pytest.approx(source.lowest(PLAN[0]))
-    side = Discrimination(Critics(None), source)
+    side = DiscriminatorLoss(Critics(None), source)
     assert side.time_bounds(PLAN[0]) == (min(source.lowest(PLAN[0]), 0.51), 1.0)
 
 
 def test_data_states_are_the_data_diffused():
     teacher = pair()[0]
-    players = Players(real=teacher, fake=teacher, generator=teacher)
+    models = Models(real=teacher, fake=teacher, generator=teacher)
     clean = torch.linspace(-1, 1, 20_000, dtype=torch.float64)[:, None]
     label = TensorDict({"label": torch.arange(20_000)}, batch_size=[20_000])
-    source = DataStates(lambda n, generator: (clean[:n], label[:n]))
-    draw = source.begin(players, PLAN[0], None, torch.Generator())
+    source = DataSamples(lambda n, generator: (clean[:n], label[:n]))
+    draw = source.on_phase_start(models, PLAN[0], None, torch.Generator())
     x_s, condition = draw(20_000, torch.Generator().manual_seed(0))
     noise = (x_s - 0.5 * clean) / 0.5
     assert abs(float(noise.mean())) < 4 / 20_000**0.5
     assert abs(float(noise.var()) - 1) < 4 * (2 / 20_000) ** 0.5
     assert torch.equal(condition["label"], label["label"])
-    last = source.begin(players, PLAN[1], None, torch.Generator())
+    last = source.on_phase_start(models, PLAN[1], None, torch.Generator())
     assert torch.equal(last(5, torch.Generator())[0], clean[:5])
     with pytest.raises(ValueError, match="as many as asked for"):
         draw(20_001, torch.Generator())
@@ -113,13 +115,13 @@ def test_layers_that_cannot_serve_are_named():
 
 def test_critics_are_drawn_from_their_generator_alone():
     real, fake = pair()
-    players = Players(real=real, fake=fake, generator=fake)
+    models = Models(real=real, fake=fake, generator=fake)
 
     def first(seed, noise):
         torch.manual_seed(noise)
-        critics = Critics(lambda players, phase, example: MlpCritic(1))
+        critics = Critics(lambda models, phase, example: MlpCritic(1))
         before = torch.get_rng_state()
-        critics.begin(players, PLAN[0], None, torch.Generator().manual_seed(seed))
+        critics.on_phase_start(models, PLAN[0], None, torch.Generator().manual_seed(seed))
         assert torch.equal(torch.get_rng_state(), before)
         return weights(critics.of(PLAN[0]))
 

@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from pdmd import MixtureTeacher, Phase, PhasePlan, RectifiedFlow
 from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.solvers import diffuse, ode_step
-from pdmd.objectives import Players, Rollout
+from pdmd.objectives import Models, Rollout
 from pdmd.objectives.diversity import (
     CleanMeans,
     ImpliedClean,
@@ -38,11 +38,11 @@ def teacher(dim=2):
     return MixtureTeacher(torch.zeros(1, dim), 1.0)
 
 
-def loss_of(objective, x_s, entry=None, phase=LAST, condition=None, real=None):
+def loss_of(objective, x_s, phase_input=None, phase=LAST, condition=None, real=None):
     real = real or teacher(x_s.shape[1])
-    players = Players(real=real, fake=real, generator=real)
-    rollout = Rollout(x_s=x_s, condition=condition, phase=phase, entry=entry)
-    (loss,) = objective.losses(players, rollout, torch.Generator()).values()
+    models = Models(real=real, fake=real, generator=real)
+    rollout = Rollout(x_s=x_s, condition=condition, phase=phase, phase_input=phase_input)
+    (loss,) = objective.losses(models, rollout, torch.Generator()).values()
     return loss
 
 
@@ -105,10 +105,10 @@ def test_a_collapsed_student_has_no_implied_distances_whatever_noise_it_carries(
     assume(s + 0.05 < t)
     phase = Phase(index=0, timesteps=(t,), t_end=s, score_range=(s, 1.0))
     real = teacher_of(dict(means=torch.zeros(1, 3), stds=0.0, weights=None), schedule, "x0")
-    entry = draws(5, 3, seed)
-    x_s = ode_step(real(entry, t), s)  # every clean sample is the one at 0
-    rollout = Rollout(x_s=x_s, condition=None, phase=phase, entry=entry)
-    clean, floor = ImpliedClean()(Players(real=real, fake=real, generator=real), rollout)
+    phase_input = draws(5, 3, seed)
+    x_s = ode_step(real(phase_input, t), s)  # every clean sample is the one at 0
+    rollout = Rollout(x_s=x_s, condition=None, phase=phase, phase_input=phase_input)
+    clean, floor = ImpliedClean()(Models(real=real, fake=real, generator=real), rollout)
     assert floor == 0
     assert float(pair_distances(clean).max()) < 1e-12
     assert float(pair_distances(x_s)[off_diagonal(5)].min()) > 0
@@ -123,7 +123,7 @@ def test_the_floor_is_what_noise_adds_to_the_distances(s):
     epsilon = torch.randn(x_0.shape, generator=generator)
     phase = Phase(index=0, timesteps=(1.0,), t_end=s, score_range=(s, 1.0))
     rollout = Rollout(x_s=diffuse(x_0, epsilon, 0.0, s, schedule), condition=None, phase=phase)
-    x_s, floor = Outputs()(Players(real=real, fake=real, generator=real), rollout)
+    x_s, floor = Outputs()(Models(real=real, fake=real, generator=real), rollout)
     noisy = (x_s[::2] - x_s[1::2]).square().mean(1)
     clean = (1 - s) ** 2 * (x_0[::2] - x_0[1::2]).square().mean(1)
     gap = noisy - clean
@@ -133,12 +133,12 @@ def test_the_floor_is_what_noise_adds_to_the_distances(s):
 
 def test_posterior_means_are_the_teachers():
     real, x_s = MixtureTeacher(torch.zeros(1, 2), 0.5), draws(4, 2)
-    players = Players(real=real, fake=real, generator=real)
-    mean, floor = CleanMeans()(players, Rollout(x_s=x_s, condition=None, phase=FIRST))
+    models = Models(real=real, fake=real, generator=real)
+    mean, floor = CleanMeans()(models, Rollout(x_s=x_s, condition=None, phase=FIRST))
     gain = 0.5 * 0.25 / (0.25 * 0.25 + 0.25)  # alpha tau^2 / (alpha^2 tau^2 + sigma^2)
     torch.testing.assert_close(mean, gain * x_s)
     assert floor == 0
-    at_end, _ = CleanMeans()(players, Rollout(x_s=x_s, condition=None, phase=LAST))
+    at_end, _ = CleanMeans()(models, Rollout(x_s=x_s, condition=None, phase=LAST))
     assert at_end is x_s
 
 
@@ -167,10 +167,10 @@ def test_repulsions_gradient_has_its_closed_form():
 def test_repulsion_carries_its_gradient_through_the_implied_clean_sample():
     """At s > 0 the gradient is that of the clean samples over alpha_s - rho alpha_t."""
     phase = Phase(index=1, timesteps=(0.8,), t_end=0.4, score_range=(0.4, 1.0))
-    entry, x = draws(5, 2, count=2)
+    phase_input, x = draws(5, 2, count=2)
     x_s = x.clone().requires_grad_(True)
-    loss_of(Repulsion(), x_s, entry, phase).backward()
-    clean = implied_clean(x, entry, 0.4, 0.8, RectifiedFlow()).requires_grad_(True)
+    loss_of(Repulsion(), x_s, phase_input, phase).backward()
+    clean = implied_clean(x, phase_input, 0.4, 0.8, RectifiedFlow()).requires_grad_(True)
     loss_of(Repulsion(Outputs()), clean).backward()
     torch.testing.assert_close(x_s.grad, clean.grad / (0.6 - 0.5 * 0.2))
 
@@ -180,7 +180,7 @@ def test_other_conditions_do_not_repel():
     condition = TensorDict({"label": torch.tensor([0, 0, 1, 2])}, batch_size=[4])
     for objective in (Repulsion(Outputs()), NoiseSensitivity()):
         x.grad = None
-        loss_of(objective, x, entry=draws(4, 2, seed=1), condition=condition).backward()
+        loss_of(objective, x, phase_input=draws(4, 2, seed=1), condition=condition).backward()
         assert (x.grad[:2] != 0).all()
         assert torch.equal(x.grad[2:], torch.zeros(2, 2, dtype=torch.float64))
 
@@ -197,12 +197,12 @@ def test_repulsion_depends_on_neither_scale_nor_dimension_nor_rotation(seed, cop
 @pytest.mark.parametrize("objective", [Repulsion(), NoiseSensitivity()])
 @pytest.mark.parametrize("phase", [FIRST, LAST])
 def test_descent_spreads_the_implied_samples(objective, phase):
-    entry, x = draws(8, 2, count=2)
+    phase_input, x = draws(8, 2, count=2)
     x_s = (0.5 * x).requires_grad_(True)
-    loss_of(objective, x_s, entry, phase).backward()
+    loss_of(objective, x_s, phase_input, phase).backward()
     schedule = RectifiedFlow()
     before, after = (
-        pair_distances(implied_clean(y, entry, phase.t_end, phase.t_start, schedule)).mean()
+        pair_distances(implied_clean(y, phase_input, phase.t_end, phase.t_start, schedule)).mean()
         for y in (x_s.detach(), x_s.detach() - 0.01 * x_s.grad)
     )
     assert after > before
@@ -215,7 +215,7 @@ def test_the_push_is_bounded_at_a_collapse():
     assert 0 < float(x.grad.abs().max()) < 1e-6 * 10 / 1e-4
     same = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
     for objective in (Repulsion(), NoiseSensitivity()):
-        loss_of(objective, same, entry=draws(3, 2)).backward()
+        loss_of(objective, same, phase_input=draws(3, 2)).backward()
         assert torch.equal(same.grad, torch.zeros_like(same))
 
 
@@ -234,16 +234,18 @@ def test_the_floor_sets_the_bandwidth_where_noise_is_all():
 
 def test_noise_sensitivity_has_its_closed_form_and_gradient():
     phase = Phase(index=1, timesteps=(0.8,), t_end=0.4, score_range=(0.4, 1.0))
-    entry, x = draws(4, 3, count=2)
+    phase_input, x = draws(4, 3, count=2)
 
     def reference(x_s):
-        clean = (x_s - 0.5 * entry) / (0.6 - 0.5 * 0.2)
+        clean = (x_s - 0.5 * phase_input) / (0.6 - 0.5 * 0.2)
         r = (clean[:, None] - clean).square().mean(-1)[off_diagonal(4)]
-        e = (entry[:, None] - entry).square().mean(-1)[off_diagonal(4)] / (0.2**2 + 0.8**2)
+        e = (phase_input[:, None] - phase_input).square().mean(-1)[off_diagonal(4)] / (
+            0.2**2 + 0.8**2
+        )
         return (1 / (1 + r / e)).mean()
 
     x_s = x.clone().requires_grad_(True)
-    loss = loss_of(NoiseSensitivity(), x_s, entry, phase)
+    loss = loss_of(NoiseSensitivity(), x_s, phase_input, phase)
     torch.testing.assert_close(loss, reference(x).float())
     loss.backward()
     step = 1e-5
@@ -258,9 +260,9 @@ def test_noise_sensitivity_has_its_closed_form_and_gradient():
 
 @given(seeds, st.integers(2, 5))
 def test_noise_sensitivity_does_not_depend_on_the_number_of_dimensions(seed, copies):
-    entry, x = draws(5, 3, seed, count=2)
-    one = loss_of(NoiseSensitivity(), x, entry)
-    many = loss_of(NoiseSensitivity(), x.repeat(1, copies), entry.repeat(1, copies))
+    phase_input, x = draws(5, 3, seed, count=2)
+    one = loss_of(NoiseSensitivity(), x, phase_input)
+    many = loss_of(NoiseSensitivity(), x.repeat(1, copies), phase_input.repeat(1, copies))
     torch.testing.assert_close(one, many)
 
 
@@ -279,5 +281,5 @@ def test_a_batch_without_pairs_counts_nothing_and_says_so_once(caplog):
 def test_wrong_settings_are_named():
     with pytest.raises(ValueError, match="got 0"):
         Repulsion(least=0)
-    with pytest.raises(ValueError, match="rollout.entry is None"):
+    with pytest.raises(ValueError, match="rollout.phase_input is None"):
         loss_of(Repulsion(), draws(3, 2))

@@ -8,7 +8,7 @@ from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import KINDS, Prediction
 from pdmd.diffusion.schedules import shift_times
 from pdmd.diffusion.solvers import ode_step
-from pdmd.objectives import Players, Rollout
+from pdmd.objectives import Models, Rollout
 from pdmd.objectives.regression import (
     PseudoHuber,
     Squared,
@@ -33,12 +33,12 @@ def gaussian(mean=0.5, std=0.6, schedule=None, kind="velocity"):
     return MixtureTeacher(means, std, schedule=schedule, kind=kind)
 
 
-def rollout_of(x_s, entry, phase=PHASE):
-    return Rollout(x_s=x_s, condition=None, phase=phase, entry=entry)
+def rollout_of(x_s, phase_input, phase=PHASE):
+    return Rollout(x_s=x_s, condition=None, phase=phase, phase_input=phase_input)
 
 
 def players_of(real, generator=None):
-    return Players(real=real, fake=real, generator=generator or real)
+    return Models(real=real, fake=real, generator=generator or real)
 
 
 @given(schedules, st.sampled_from(KINDS), ordered_times(), seeds)
@@ -85,22 +85,22 @@ def test_the_flow_converges_to_the_gaussians_at_first_order(kind):
 
 
 def test_the_trajectory_losss_gradient_is_the_gap_to_the_teachers_flow():
-    teacher, entry = gaussian(), draws(6, 1)
+    teacher, phase_input = gaussian(), draws(6, 1)
     x_s = draws(6, 1, seed=1).requires_grad_(True)
     objective = TrajectoryRegression(steps=3)
-    loss = objective.losses(players_of(teacher), rollout_of(x_s, entry), torch.Generator())
+    loss = objective.losses(players_of(teacher), rollout_of(x_s, phase_input), torch.Generator())
     assert loss["trajectory_regression"].dtype == torch.float32
     loss["trajectory_regression"].backward()
-    target = flow(teacher, entry, 0.9, 0.4, None, 3)
+    target = flow(teacher, phase_input, 0.9, 0.4, None, 3)
     torch.testing.assert_close(x_s.grad, 2 * (x_s.detach() - target) / 6)
 
 
 def test_the_trajectory_loss_vanishes_on_the_teachers_flow_alone():
-    teacher, entry = gaussian(), draws(6, 1)
+    teacher, phase_input = gaussian(), draws(6, 1)
     objective = TrajectoryRegression(steps=3, distance=PseudoHuber())
-    target = flow(teacher, entry, 0.9, 0.4, None, 3)
+    target = flow(teacher, phase_input, 0.9, 0.4, None, 3)
     for shift, zero in ((0.0, True), (0.1, False)):
-        rollout = rollout_of(target + shift, entry)
+        rollout = rollout_of(target + shift, phase_input)
         (loss,) = objective.losses(players_of(teacher), rollout, torch.Generator()).values()
         assert (float(loss) == 0) == zero
 
@@ -138,27 +138,27 @@ class Gain(Denoiser):
 
 
 def test_the_velocity_losss_gradient_has_its_closed_form_and_reaches_the_generator_alone():
-    entry, teacher, generator = draws(6, 1), Gain(0.7), Gain(0.2)
+    phase_input, teacher, generator = draws(6, 1), Gain(0.7), Gain(0.2)
     objective = VelocityRegression(anchor=0.5, steps=2)
-    rollout = rollout_of(draws(6, 1, seed=1), entry)
+    rollout = rollout_of(draws(6, 1, seed=1), phase_input)
     losses = objective.losses(players_of(teacher, generator), rollout, torch.Generator())
     losses["velocity_regression"].backward()
-    x_r = entry * (1 - 0.2 * 0.7) ** 2  # two Euler steps of 0.2 with velocity 0.7 x
-    target = (entry - x_r) / 0.4
-    residual = 0.2 * entry - target
+    x_r = phase_input * (1 - 0.2 * 0.7) ** 2  # two Euler steps of 0.2 with velocity 0.7 x
+    target = (phase_input - x_r) / 0.4
+    residual = 0.2 * phase_input - target
     torch.testing.assert_close(losses["velocity_regression"], residual.square().mean().float())
-    torch.testing.assert_close(generator.w.grad, (2 * entry * residual).mean())
+    torch.testing.assert_close(generator.w.grad, (2 * phase_input * residual).mean())
     assert teacher.w.grad is None
 
 
 @given(schedules, mixtures(), seeds)
 def test_the_velocity_loss_does_not_depend_on_the_predicted_kind(schedule, mixture, seed):
-    entry = draws(5, mixture["means"].shape[1], seed)
+    phase_input = draws(5, mixture["means"].shape[1], seed)
     other = {**mixture, "means": mixture["means"] + 0.3}
     losses = []
     for kind in KINDS:
         real, generator = (teacher_of(m, schedule, kind) for m in (mixture, other))
-        rollout = rollout_of(entry, entry)
+        rollout = rollout_of(phase_input, phase_input)
         losses += (
             VelocityRegression()
             .losses(players_of(real, generator), rollout, torch.Generator())
@@ -169,7 +169,7 @@ def test_the_velocity_loss_does_not_depend_on_the_predicted_kind(schedule, mixtu
 
 @given(st.floats(0.3, 8), seeds)
 def test_the_velocity_loss_does_not_depend_on_how_time_is_warped(shift, seed):
-    entry = draws(5, 1, seed)
+    phase_input = draws(5, 1, seed)
     losses = []
     for schedule in (RectifiedFlow(), Shifted(RectifiedFlow(), shift)):
         times = [0.9, 0.4]
@@ -177,7 +177,7 @@ def test_the_velocity_loss_does_not_depend_on_how_time_is_warped(shift, seed):
             times = shift_times(torch.tensor(times, dtype=torch.float64), 1 / shift).tolist()
         phase = Phase(index=0, timesteps=(times[0],), t_end=times[1], score_range=(times[1], 1.0))
         real, generator = gaussian(0.0, 0.6, schedule), gaussian(1.0, 0.6, schedule)
-        rollout = rollout_of(entry, entry, phase)
+        rollout = rollout_of(phase_input, phase_input, phase)
         objective = VelocityRegression(steps=1)
         losses += objective.losses(
             players_of(real, generator), rollout, torch.Generator()
@@ -190,12 +190,12 @@ def test_a_student_of_one_step_regresses_alike_on_output_and_prediction():
     torch.manual_seed(0)
     phase = Phase(index=0, timesteps=(0.9,), t_end=0.4, score_range=(0.4, 1.0))
     generator, teacher = MlpDenoiser.rectified_flow(dim=1, width=8).double(), gaussian()
-    entry = draws(6, 1)
+    phase_input = draws(6, 1)
     gradients = []
     for objective in (TrajectoryRegression(), VelocityRegression()):
-        x_s = ode_step(generator(entry, 0.9), 0.4)
+        x_s = ode_step(generator(phase_input, 0.9), 0.4)
         losses = objective.losses(
-            players_of(teacher, generator), rollout_of(x_s, entry, phase), torch.Generator()
+            players_of(teacher, generator), rollout_of(x_s, phase_input, phase), torch.Generator()
         )
         (loss,) = losses.values()
         gradients.append(torch.autograd.grad(loss, list(generator.layers.parameters())))
@@ -210,8 +210,8 @@ def test_the_teacher_is_asked_between_start_and_end():
     for objective in (TrajectoryRegression(3), VelocityRegression(0.5, 3)):
         asked.clear()
         x = draws(2, 1)
-        players = players_of(teacher, gaussian())
-        objective.losses(players, rollout_of(x, x), torch.Generator())
+        models = players_of(teacher, gaussian())
+        objective.losses(models, rollout_of(x, x), torch.Generator())
         assert (min(asked), max(asked)) == objective.time_bounds(PHASE)
         assert PHASE.t_end < min(asked) < max(asked) == PHASE.t_start
 
@@ -226,7 +226,7 @@ def test_wrong_settings_are_named():
     with pytest.raises(ValueError, match="got 0"):
         PseudoHuber(0)
     x = draws(2, 1)
-    with pytest.raises(ValueError, match="rollout.entry is None"):
+    with pytest.raises(ValueError, match="rollout.phase_input is None"):
         TrajectoryRegression().losses(
             players_of(gaussian()), rollout_of(x, None), torch.Generator()
         )

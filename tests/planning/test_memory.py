@@ -22,7 +22,7 @@ from pdmd.planning import (
     measure_roles,
     memory_of,
 )
-from pdmd.training.phase_inputs import EntryRing
+from pdmd.training.phase_inputs import PhaseInputBuffer
 from tests.helpers.trainings import MEDIUM, SMALL, Images, roles_of, trainer_of
 
 
@@ -39,35 +39,35 @@ SETTINGS = {
     "phased": (PhasePlan.uniform(4), StochasticTruncation(), 3, {"evaluations": 2}),
     "2x2": (PhasePlan.uniform(2, steps=2), StochasticTruncation(), 1, {"accumulate": 2}),
     "vanilla": (PhasePlan.uniform(1, steps=4), FullGradient(), 0, {"evaluations": 2}),
-    "anchored": (
+    "fake_updates_per_rollout": (
         PhasePlan.uniform(1),
         StochasticTruncation(),
         0,
-        {"anchored": 2, "evaluations": 2},
+        {"fake_updates_per_rollout": 2, "evaluations": 2},
     ),
     "two anchors": (
         PhasePlan.uniform(4),
         StochasticTruncation(),
         3,
-        {"anchored": 2, "fake_updates": 3, "evaluations": 2},
+        {"fake_updates_per_rollout": 2, "fake_updates": 3, "evaluations": 2},
     ),
-    "anchored, added": (
+    "fake_updates_per_rollout, added": (
         PhasePlan.uniform(2),
         StochasticTruncation(),
         1,
-        {"anchored": 2, "accumulate": 2},
+        {"fake_updates_per_rollout": 2, "accumulate": 2},
     ),
-    "ring": (
+    "buffer": (
         PhasePlan.uniform(4),
         StochasticTruncation(),
         3,
-        {"entries": EntryRing(40, together=4), "evaluations": 2, "updates": 2},
+        {"phase_inputs": PhaseInputBuffer(40, together=4), "evaluations": 2, "updates": 2},
     ),
     "large ring": (
         PhasePlan.uniform(4),
         StochasticTruncation(),
         3,
-        {"entries": EntryRing(40, together=16), "fake_updates": 15, "updates": 2},
+        {"phase_inputs": PhaseInputBuffer(40, together=16), "fake_updates": 15, "updates": 2},
     ),
     "no fake updates": (PhasePlan.uniform(1), StochasticTruncation(), 0, {"fake_updates": 0}),
 }
@@ -79,16 +79,22 @@ CASES += [("phased", MEDIUM, 32, True), ("vanilla", MEDIUM, 8, True)]
 CASES += [(name, WIDE, 128, False) for name in SETTINGS]  # whose latents outweigh its networks
 
 
-@pytest.mark.parametrize(("name", "network", "batch", "recompute"), CASES)
-def test_memory_is_what_a_run_allocates(name, network, batch, recompute):
+@pytest.mark.parametrize(("name", "network", "batch", "activation_checkpointing"), CASES)
+def test_memory_is_what_a_run_allocates(name, network, batch, activation_checkpointing):
     plan, truncation, index, more = SETTINGS[name]
-    usual = {"batch_size": batch, "fake_updates": 1, "recompute": recompute}
+    usual = {
+        "batch_size": batch,
+        "fake_updates": 1,
+        "activation_checkpointing": activation_checkpointing,
+    }
     work = Work(**{"plan": plan, "truncation": truncation, **usual, **more})
 
     def make():
-        entries = copy.deepcopy(work.entries)
+        phase_inputs = copy.deepcopy(work.phase_inputs)
         guidance = 2.0 * work.evaluations - 1
-        return trainer_of(Images(**network), work, index, guidance=guidance, entries=entries)
+        return trainer_of(
+            Images(**network), work, index, guidance=guidance, phase_inputs=phase_inputs
+        )
 
     roles = roles_of(Images(**network), work, index)
     planned = memory_of(roles, work, Degrees(), Precision())
@@ -101,9 +107,9 @@ ADAPTERS = {
 }
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
 @pytest.mark.parametrize("name", list(ADAPTERS))
-def test_memory_with_adapters_is_what_a_run_allocates(name, recompute):
+def test_memory_with_adapters_is_what_a_run_allocates(name, activation_checkpointing):
     init, index = ADAPTERS[name], 2
     work = Work(
         plan=PhasePlan.uniform(4),
@@ -111,7 +117,7 @@ def test_memory_with_adapters_is_what_a_run_allocates(name, recompute):
         batch_size=16,
         fake_updates=1,
         evaluations=2,
-        recompute=recompute,
+        activation_checkpointing=activation_checkpointing,
     )
 
     def make():
@@ -127,8 +133,8 @@ def test_memory_with_adapters_is_what_a_run_allocates(name, recompute):
 DEEP = {"image_size": 8, "patch_size": 2, "width": 256, "depth": 24, "heads": 4}
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_three_roles_with_adapters_need_little_more_than_one_network(recompute):
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_three_roles_with_adapters_need_little_more_than_one_network(activation_checkpointing):
     """Guided, with both averages and moments: against one adapted network's gradient."""
     init = LowRankRoles(LowRank(rank=4), LowRank(rank=4))
     work = Work(
@@ -137,12 +143,14 @@ def test_three_roles_with_adapters_need_little_more_than_one_network(recompute):
         batch_size=16,
         fake_updates=1,
         evaluations=2,
-        recompute=recompute,
+        activation_checkpointing=activation_checkpointing,
     )
 
     def one():
         teacher = Images(**DEEP).requires_grad_(False)
-        network = OneProcess(recompute=recompute).trained(init.expert(teacher, work.plan[0], []))
+        network = OneProcess(activation_checkpointing=activation_checkpointing).trained(
+            init.expert(teacher, work.plan[0], [])
+        )
         x = torch.randn(work.batch_size, *teacher.latent_shape)
         network(x, 0.5, teacher.encode([0] * len(x))).value.square().mean().backward()
 
@@ -183,8 +191,8 @@ def test_a_split_network_needs_what_its_half_measures():
             nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
         )
     condition = whole.encode([1])
-    for recompute in (False, True):
-        settings = {"train": True, "recompute": recompute}
+    for activation_checkpointing in (False, True):
+        settings = {"train": True, "activation_checkpointing": activation_checkpointing}
         planned = measure(whole, condition, **settings)
         built = measure(half, condition, **settings)
         assert planned.local(2) == built.parameters

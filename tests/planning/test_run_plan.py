@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pdmd import FromDenoiser, FullGradient, MlpDenoiser, PhasePlan, StochasticTruncation
 from pdmd.cli.config_files import load_config
 from pdmd.cli.main import main
+from pdmd.cli.plan import plan_run
 from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser
 from pdmd.distillation.experts import Truncation
 from pdmd.planning import (
@@ -22,7 +23,6 @@ from pdmd.planning import (
     measure,
     memory_of,
     plan_roles,
-    plan_run,
     tables,
     traffic_of,
 )
@@ -56,7 +56,7 @@ class EveryStop(Truncation):
 
 
 @pytest.mark.parametrize(
-    ("plan", "truncation", "fake_updates", "accumulate", "guidance", "draws"),
+    ("plan", "truncation", "fake_updates", "accumulate", "guidance", "timestep_samples"),
     [
         (PhasePlan.uniform(4), EveryStop, 5, 1, 3.0, 1),
         (PhasePlan.uniform(4), EveryStop, 1, 2, 1.0, 1),
@@ -68,9 +68,16 @@ class EveryStop(Truncation):
         (PhasePlan.uniform(1, steps=4), EveryStop, 0, 1, 1.0, 1),
     ],
 )
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
 def test_evaluations_are_those_that_a_run_counts(
-    plan, truncation, fake_updates, accumulate, guidance, draws, recompute, monkeypatch
+    plan,
+    truncation,
+    fake_updates,
+    accumulate,
+    guidance,
+    timestep_samples,
+    activation_checkpointing,
+    monkeypatch,
 ):
     teacher, cycles, batch = Images(**SMALL), 12, 4
     rows, block = [], type(teacher.net.blocks[0])
@@ -86,9 +93,9 @@ def test_evaluations_are_those_that_a_run_counts(
             batch_size=batch,
             fake_updates=fake_updates,
             accumulate=accumulate,
-            draws=draws,
+            timestep_samples=timestep_samples,
             evaluations=1 if guidance == 1 else 2,
-            recompute=recompute,
+            activation_checkpointing=activation_checkpointing,
         )
         expected = calls(work, index)
         trainer = trainer_of(teacher, work, index, guidance=guidance)
@@ -112,7 +119,7 @@ def test_operations_are_the_closed_form():
     block = 2 * 12 * width**2 * tokens + 4 * tokens**2 * width
     ends = 2 * (4 * width + width * 4) * tokens
     once = 2 * (2 * width**2 + 6 * width**2 + 2 * width**2)
-    cost = measure(network, network.encode([1]), train=True, recompute=True)
+    cost = measure(network, network.encode([1]), train=True, activation_checkpointing=True)
     assert cost.flops == depth * block + ends + once
     assert cost.recomputed_flops == depth * block
     # Twice the products, of which the first layers need no gradient of their input; fused
@@ -246,7 +253,7 @@ def test_a_plan_is_that_of_the_configuration():
     assert [c.forward["frozen"] for c in plan.calls] == [0, 4, 8, 12]
     parameters = sum(p.numel() for p in ImageTransformer().parameters())
     assert {r.generator.parameters for r in plan.roles} == {parameters}
-    config.parallel.recompute = "full"
+    config.parallel.activation_checkpointing = "full"
     again = plan_run(config, gpus=2)
     assert again.choices[0].memory.activations < plan.choices[0].memory.activations
     assert sum(again.flops[0].values()) > sum(plan.flops[0].values())
@@ -280,7 +287,7 @@ def test_the_command_prints_the_plan_and_writes_its_figures(preset, tmp_path, ca
         (["digits", "--memory", "nan"], "positive"),
         (["digits", "--memory", "-1"], "positive"),
         (["digits", "--parallel.precision", "fp8"], "fp8"),
-        (["digits", "--parallel.recompute", "selective"], "selective"),
+        (["digits", "--parallel.activation-checkpointing", "selective"], "selective"),
         (["digits", "--json", "plan.txt"], ".json"),
         (["digits", "--show", "0"], "--show"),
         (["digits", "--teacher.name", "cat"], "unknown teacher 'cat'"),

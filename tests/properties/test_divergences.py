@@ -11,7 +11,7 @@ from pdmd.objectives import (
     DistributionMatching,
     ExactKL,
     Normalised,
-    PosteriorGap,
+    PosteriorDifference,
 )
 from pdmd.objectives.distribution_matching import (
     distribution_matching_gradient,
@@ -130,9 +130,9 @@ def test_the_step_is_the_gradient_of_the_divergence(divergence, schedule, kind, 
     fake, real = gaussian(m, v, schedule, kind), gaussian(n, w, schedule, kind)
     nodes, cell = grid(129, half=16, dims=2)
     z, e = nodes[:, :1], nodes[:, 1:]
-    players, rollout = game(real, fake, alpha_s * m + spread_s * z, s)
+    models, rollout = game(real, fake, alpha_s * m + spread_s * z, s)
     step = RatioWeighted(ExactKL(), divergence, ExactRatio(real, fake))
-    g = distribution_matching_gradient(players, rollout, at(t, len(z)), e, step)
+    g = distribution_matching_gradient(models, rollout, at(t, len(z)), e, step)
     weight = (cell / (2 * math.pi)) * torch.exp(-0.5 * nodes.square().sum(1, keepdim=True))
     mean = (alpha_s * m).reshape(1)
     of_mean, of_std = divergence_gradient(divergence, mean, spread_s, a, b, alpha_t * n, real_std)
@@ -157,10 +157,10 @@ def test_the_step_is_the_gradient_in_two_dimensions(divergence, schedule, pair, 
     fake, real = gaussian(m, v, schedule), gaussian(n, w, schedule)
     nodes, cell = grid(129, half=16, dims=2)
     x_s = alpha_s * m + (spread_t / a) * nodes
-    players, rollout = game(real, fake, x_s, s)
+    models, rollout = game(real, fake, x_s, s)
     step = RatioWeighted(ExactKL(), divergence, ExactRatio(real, fake))
     g = distribution_matching_gradient(
-        players, rollout, at(t, len(x_s)), torch.zeros_like(x_s), step
+        models, rollout, at(t, len(x_s)), torch.zeros_like(x_s), step
     )
     weight = (cell / (2 * math.pi)) * torch.exp(-0.5 * nodes.square().sum(1, keepdim=True))
     z = (a * spread_s / spread_t) * nodes
@@ -176,7 +176,7 @@ def test_the_step_is_the_gradient_in_two_dimensions(divergence, schedule, pair, 
 @given(schedules, kinds, st.floats(0, 0.9), mixtures(dims=1), mixtures(dims=1), seeds)
 def test_reverse_kl_is_distribution_matching_to_the_bit(schedule, kind, s, mixture, other, seed):
     real, fake = teacher_of(mixture, schedule, kind), teacher_of(other, schedule, kind)
-    for gap_weight in (Normalised(), PosteriorGap(), ExactKL()):
+    for gap_weight in (Normalised(), PosteriorDifference(), ExactKL()):
         outcomes = []
         for objective in (
             DistributionMatching(gap_weight, name="loss"),
@@ -187,8 +187,8 @@ def test_reverse_kl_is_distribution_matching_to_the_bit(schedule, kind, s, mixtu
         ):
             generator = torch.Generator().manual_seed(seed)
             x_s = torch.randn(7, 1, generator=generator).requires_grad_(True)
-            players, rollout = game(real, fake, x_s, s)
-            loss = objective.losses(players, rollout, generator)["loss"]
+            models, rollout = game(real, fake, x_s, s)
+            loss = objective.losses(models, rollout, generator)["loss"]
             loss.backward()
             outcomes.append((loss.detach(), x_s.grad, generator.get_state()))
         for outcome in outcomes[1:]:
@@ -255,13 +255,13 @@ class Given(DensityRatio):
 
 def test_what_is_not_finite_is_refused_with_its_time():
     same = gaussian(0.0, 1.0, RectifiedFlow())
-    players, rollout = game(same, same, torch.ones(3, 1), 0.25)
+    models, rollout = game(same, same, torch.ones(3, 1), 0.25)
 
     def step(log_r, divergence=None, wrap=lambda ratio: ratio):
         divergence = divergence or JensenShannon()
         weight = RatioWeighted(ExactKL(), divergence, wrap(Given(log_r)))
         t = torch.tensor([0.5, 0.75, 0.9], dtype=torch.float64)
-        return distribution_matching_gradient(players, rollout, t, torch.ones(3, 1), weight)
+        return distribution_matching_gradient(models, rollout, t, torch.ones(3, 1), weight)
 
     with pytest.raises(ValueError, match=r"log r is inf at t = 0\.75; bound it"):
         step(torch.tensor([0.0, torch.inf, 0.0]))

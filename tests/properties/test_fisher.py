@@ -53,8 +53,8 @@ def expected_gradient(alpha, weight, schedule, kind, pair, m, n, v, w):
     mean = (alpha_s * m).clone().requires_grad_(True)
     std = (alpha_s**2 * v**2 + sigma_s**2).sqrt().requires_grad_(True)
     z, e, quadrature = hermite()
-    players, rollout = game(real, fake, mean + std * z, s)
-    losses = fisher_losses(players, rollout, at(t, 9), e, alpha, weight)
+    models, rollout = game(real, fake, mean + std * z, s)
+    losses = fisher_losses(models, rollout, at(t, 9), e, alpha, weight)
     (quadrature * losses).sum().backward()
     return float(mean.grad), float(std.grad)
 
@@ -114,9 +114,9 @@ def test_the_loss_and_its_gradient_vanish_where_the_laws_meet(
     generator = torch.Generator().manual_seed(seed)
     x_s, epsilon = torch.randn(2, 5, mixture["means"].shape[1], generator=generator).double()
     x_s.requires_grad_(True)
-    players, rollout = game(same, same, x_s, s)
+    models, rollout = game(same, same, x_s, s)
     for weight in (ErrorNormalised(), PosteriorUnits()):
-        losses = fisher_losses(players, rollout, at(t, 5), epsilon, alpha, weight)
+        losses = fisher_losses(models, rollout, at(t, 5), epsilon, alpha, weight)
         (gradient,) = torch.autograd.grad(losses.sum(), x_s)
         assert torch.equal(losses, torch.zeros_like(losses))
         assert float(gradient.abs().max()) < 1e-9
@@ -131,8 +131,8 @@ def test_one_phase_is_sid(mixture, other, kind, seed, t, alpha):
     x, epsilon = torch.randn(2, 6, dim, generator=generator).double()
     x.requires_grad_(True)
     times = at(t, 6)
-    players, rollout = game(real, fake, x, 0.0)
-    ours = fisher_losses(players, rollout, times, epsilon, alpha, ErrorNormalised())
+    models, rollout = game(real, fake, x, 0.0)
+    ours = fisher_losses(models, rollout, times, epsilon, alpha, ErrorNormalised())
     (our_gradient,) = torch.autograd.grad(ours.sum(), x)
 
     x_t = (1 - t) * x + t * epsilon
@@ -157,14 +157,14 @@ def test_the_objective_averages_its_draws_and_reaches_no_network():
     objective = FisherDivergence()
     generator = torch.Generator().manual_seed(0)
     x_s = torch.randn(16, 1, generator=generator, requires_grad=True)
-    players, rollout = game(real, fake, x_s, 0.5)
+    models, rollout = game(real, fake, x_s, 0.5)
     state = generator.get_state()
-    loss = objective.losses(players, rollout, generator)["fisher_divergence"]
+    loss = objective.losses(models, rollout, generator)["fisher_divergence"]
     loss.backward()
     generator.set_state(state)
     t = objective.times(16, rollout.phase, RectifiedFlow(), generator)
     epsilon = torch.randn(16, 1, generator=generator)
-    again = fisher_losses(players, rollout, t, epsilon, 1.2, ErrorNormalised())
+    again = fisher_losses(models, rollout, t, epsilon, 1.2, ErrorNormalised())
     assert loss.dtype == torch.float32 and torch.equal(loss, again.mean())
     assert float(x_s.grad.abs().min()) > 0
     assert network.weight.grad is None and network.bias.grad is None

@@ -7,9 +7,9 @@ from pdmd.diffusion.predictions import KINDS
 from pdmd.objectives import (
     DistributionMatching,
     ExactKL,
+    Models,
     Normalised,
-    Players,
-    PosteriorGap,
+    PosteriorDifference,
     Rollout,
 )
 from pdmd.objectives.distribution_matching import distribution_matching_gradient
@@ -41,9 +41,9 @@ def test_exact_kl_is_the_gradient_of_the_kl_of_gaussians(schedule, kind, pair, m
     weight = (weights[:, None] * weights).reshape(-1, 1)
     x_s = alpha_s * m + spread_s * z
     rollout = Rollout(x_s=x_s, condition=None, phase=phase_to(s))
-    players = Players(real=real, fake=fake, generator=fake)
+    models = Models(real=real, fake=fake, generator=fake)
     times = torch.full((9,), t, dtype=torch.float64)
-    g = distribution_matching_gradient(players, rollout, times, e, ExactKL())
+    g = distribution_matching_gradient(models, rollout, times, e, ExactKL())
 
     mean = (alpha_s * m).clone().requires_grad_(True)
     std = spread_s.clone().requires_grad_(True)
@@ -68,10 +68,10 @@ def test_the_step_vanishes_when_fake_equals_real(schedule, kind, pair, mixture, 
     generator = torch.Generator().manual_seed(seed)
     x_s, epsilon = torch.randn(2, 4, mixture["means"].shape[1], generator=generator).double()
     rollout = Rollout(x_s=x_s, condition=None, phase=phase_to(s))
-    players = Players(real=same, fake=same, generator=same)
+    models = Models(real=same, fake=same, generator=same)
     times = torch.full((4,), t, dtype=torch.float64)
-    for weight in (ExactKL(), Normalised(), PosteriorGap()):
-        g = distribution_matching_gradient(players, rollout, times, epsilon, weight)
+    for weight in (ExactKL(), Normalised(), PosteriorDifference()):
+        g = distribution_matching_gradient(models, rollout, times, epsilon, weight)
         assert torch.equal(g, torch.zeros_like(g))
 
 
@@ -85,8 +85,8 @@ def test_one_phase_is_dmd_to_the_bit(mixture, other, seed, t):
     x, epsilon = torch.randn(2, 6, dim, generator=generator)
     times = torch.full((6,), t, dtype=torch.float64)
     rollout = Rollout(x_s=x, condition=None, phase=phase_to(0.0))
-    players = Players(real=real, fake=fake, generator=fake)
-    g = distribution_matching_gradient(players, rollout, times, epsilon, Normalised())
+    models = Models(real=real, fake=fake, generator=fake)
+    g = distribution_matching_gradient(models, rollout, times, epsilon, Normalised())
 
     x_t = (1 - times[:, None]).float() * x + times[:, None].float() * epsilon  # DMD, Eqs. 7-8
     x0_real, x0_fake = real(x_t, times).to("x0"), fake(x_t, times).to("x0")
@@ -99,12 +99,12 @@ def test_the_losses_gradient_is_the_step():
     real, fake = (gaussian(m, 0.5, RectifiedFlow()) for m in (0.0, 1.0))
     x_s = torch.randn(16, 1, generator=generator, requires_grad=True)
     rollout = Rollout(x_s=x_s, condition=None, phase=phase_to(0.5))
-    players = Players(real=real, fake=fake, generator=fake)
+    models = Models(real=real, fake=fake, generator=fake)
     objective = DistributionMatching(ExactKL())
     state = generator.get_state()
-    objective.losses(players, rollout, generator)["distribution_matching"].backward()
+    objective.losses(models, rollout, generator)["distribution_matching"].backward()
     generator.set_state(state)
     t = objective.times(16, rollout.phase, RectifiedFlow(), generator)
     epsilon = torch.randn(16, 1, generator=generator)
-    g = distribution_matching_gradient(players, rollout, t, epsilon, ExactKL())
+    g = distribution_matching_gradient(models, rollout, t, epsilon, ExactKL())
     torch.testing.assert_close(x_s.grad, (g / x_s.numel()).float())

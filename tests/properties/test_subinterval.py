@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pdmd import Phase, RectifiedFlow, SubintervalScoreMatching, subinterval_target
 from pdmd.diffusion.predictions import KINDS, combination
 from pdmd.diffusion.solvers import diffuse
-from pdmd.objectives import Players, Rollout, Unweighted
+from pdmd.objectives import Models, Rollout, Unweighted
 from pdmd.objectives.time_samplers import UniformTimes
 from pdmd.randomness import randn_like
 from pdmd.typing import expand
@@ -111,10 +111,10 @@ def test_the_loss_from_clean_samples_is_ordinary_to_the_bit(seed):
     fake = teacher_of(mixture, RectifiedFlow(), "velocity")
     phase = Phase(index=0, timesteps=(1.0,), t_end=0.0, score_range=(0.0, 1.0))
     x_0 = torch.randn(8, 2, generator=generator)
-    players = Players(real=fake, fake=fake, generator=fake)
+    models = Models(real=fake, fake=fake, generator=fake)
     rollout = Rollout(x_s=x_0, condition=None, phase=phase)
     state = generator.get_state()
-    loss = SubintervalScoreMatching(Unweighted()).losses(players, rollout, generator)
+    loss = SubintervalScoreMatching(Unweighted()).losses(models, rollout, generator)
     generator.set_state(state)
     t = UniformTimes()(8, phase, fake.schedule, generator)
     epsilon = torch.randn(8, 2, generator=generator)

@@ -28,10 +28,10 @@ from pdmd.cli.main import main
 from pdmd.diffusion.predictions import KINDS
 from pdmd.diffusion.schedules import Truncated, same_process
 from pdmd.diffusion.solvers import ode_step
-from pdmd.teachers import QwenImageTeacher, Rebased
+from pdmd.teachers import QwenImageTeacher, WithSchedule
 from pdmd.teachers.guided import unguided
 from pdmd.teachers.packaged.digits import DigitsTeacher
-from pdmd.teachers.with_schedule import own_time, rebased, schedules
+from pdmd.teachers.with_schedule import on_schedule, own_time, schedules
 from tests.helpers.strategies import ddpm_levels, mixtures, teacher_of
 from tests.helpers.strategies import schedules as any_schedule
 from tests.helpers.strategies import times as any_time
@@ -57,7 +57,7 @@ def common(schedule, other, t):
 @settings(max_examples=150)
 def test_every_kind_is_the_exact_one_of_the_other_schedule(data, own, other, t, kind, wanted):
     common(other, own, t)
-    teacher = Rebased(teacher_of(data, own, kind), other, kind=wanted)
+    teacher = WithSchedule(teacher_of(data, own, kind), other, kind=wanted)
     truth = teacher_of(data, other, wanted)
     x = torch.randn(
         4, teacher.latent_shape[0], generator=torch.Generator().manual_seed(0)
@@ -72,7 +72,7 @@ def test_every_kind_is_the_exact_one_of_the_other_schedule(data, own, other, t, 
 def test_there_and_back_is_where_one_was(data, own, other, t):
     common(own, other, t)
     teacher = teacher_of(data, own, "velocity")
-    back = Rebased(Rebased(teacher, other, kind="v_prediction"), own)
+    back = WithSchedule(WithSchedule(teacher, other, kind="v_prediction"), own)
     x = torch.randn(3, teacher.latent_shape[0]).double()
     exact(back(x, t).value, teacher(x, t).value)
     low, high = back.time_range
@@ -81,7 +81,7 @@ def test_there_and_back_is_where_one_was(data, own, other, t):
 
 @given(any_schedule, any_schedule)
 def test_the_time_range_is_what_both_reach(own, other):
-    teacher = Rebased(MixtureTeacher(torch.ones(1, 2), schedule=own), other)
+    teacher = WithSchedule(MixtureTeacher(torch.ones(1, 2), schedule=own), other)
     low, high = teacher.time_range
     if high < 1:
         assert float(other.log_snr(high)) == pytest.approx(float(own.log_snr(1.0)), abs=1e-6)
@@ -100,11 +100,11 @@ def test_a_narrower_range_is_carried_over():
     own, other = CosineVP(), RectifiedFlow()
     teacher = MixtureTeacher(torch.ones(1, 2), schedule=own)
     teacher.time_range = (0.2, 0.7)
-    low, high = Rebased(teacher, other).time_range
+    low, high = WithSchedule(teacher, other).time_range
     for t, there in ((0.2, low), (0.7, high)):
         tangent = math.tan(math.pi / 2 * t)
         assert there == pytest.approx(tangent / (1 + tangent), abs=1e-12)
-    back = Rebased(Rebased(teacher, other), own)
+    back = WithSchedule(WithSchedule(teacher, other), own)
     assert back.time_range == pytest.approx((0.2, 0.7), abs=1e-12)
 
 
@@ -112,7 +112,7 @@ def test_schedules_without_common_noise_are_refused():
     teacher = MixtureTeacher(torch.ones(1, 2), schedule=Truncated(RectifiedFlow(), 0.1))
     clean = Shifted(VarianceExploding(80.0, 50.0), 1.0)
     with pytest.raises(ValueError, match="has none of them"):
-        Rebased(teacher, clean)
+        WithSchedule(teacher, clean)
 
 
 PAIRS = [
@@ -127,7 +127,7 @@ PAIRS = [
 def test_steps_through_equal_noise_make_equal_samples(own, other, kind):
     """A DDIM step commutes with the change of schedule, so whole trajectories agree."""
     teacher = MixtureTeacher.random(dim=3, classes=0, schedule=own)
-    there = Rebased(teacher, other, kind=kind)
+    there = WithSchedule(teacher, other, kind=kind)
     times = [0.98, 0.9, 0.7, 0.4, 0.2, 0.05]
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(1)).double()
     t = float(own_time(times[0], other, own))
@@ -141,7 +141,7 @@ def test_steps_through_equal_noise_make_equal_samples(own, other, kind):
 
 def test_samples_of_both_schedules_agree_in_the_limit():
     teacher = MixtureTeacher.random(dim=2, classes=0, modes=2, schedule=CosineVP(), seed=1)
-    there = Rebased(teacher, RectifiedFlow())
+    there = WithSchedule(teacher, RectifiedFlow())
 
     def draw(denoiser, steps):
         return sample_ode(
@@ -159,8 +159,8 @@ def test_guidance_within_and_without_agree(scale):
     teacher.kind = "epsilon"
     condition = teacher.encode([0, 1, 2, None])
     x, t = torch.randn(4, 4).double(), torch.tensor([0.3, 0.6, 0.8, 0.9]).double()
-    within = Rebased(Guided(teacher, scale), RectifiedFlow())
-    without = Guided(Rebased(teacher, RectifiedFlow()), scale)
+    within = WithSchedule(Guided(teacher, scale), RectifiedFlow())
+    without = Guided(WithSchedule(teacher, RectifiedFlow()), scale)
     exact(within(x, t, condition).value, without(x, t, condition).value)
     assert within.evaluations == without.evaluations == (1 if scale == 1 else 2)
     assert unguided(within) is unguided(without) is teacher
@@ -169,10 +169,10 @@ def test_guidance_within_and_without_agree(scale):
 def test_a_familys_own_guidance_is_refused_outside():
     teacher = QwenImageTeacher.from_config(**QWEN)
     x, condition = torch.randn(2, *teacher.latent_shape), teacher.encode(["random 0", None])
-    outside = Guided(Rebased(teacher, CosineVP(), kind="v_prediction"), 3.0)
-    with pytest.raises(ValueError, match="guide within: Rebased"):
+    outside = Guided(WithSchedule(teacher, CosineVP(), kind="v_prediction"), 3.0)
+    with pytest.raises(ValueError, match="guide within: WithSchedule"):
         outside(x, 0.5, condition)
-    inside = Rebased(Guided(teacher, 3.0), CosineVP())
+    inside = WithSchedule(Guided(teacher, 3.0), CosineVP())
     own = Guided(teacher, 3.0)
     with torch.no_grad():
         alpha, sigma = CosineVP()(0.5)
@@ -184,8 +184,8 @@ def test_a_first_image_is_kept_under_guidance_outside():
     teacher = flow("wan_i2v")
     condition = teacher.encode(teacher.prompts[:2])
     x, t = noise(teacher, 2), torch.tensor([0.3, 0.9])
-    within = Rebased(Guided(teacher, 3.0), CosineVP(), kind="v_prediction")
-    without = Guided(Rebased(teacher, CosineVP(), kind="v_prediction"), 3.0)
+    within = WithSchedule(Guided(teacher, 3.0), CosineVP(), kind="v_prediction")
+    without = Guided(WithSchedule(teacher, CosineVP(), kind="v_prediction"), 3.0)
     with torch.no_grad():
         close(without(x, t, condition).value, within(x, t, condition).value)
     assert within.conditions(teacher.prompts[:2]).keys() == condition.keys()
@@ -193,29 +193,31 @@ def test_a_first_image_is_kept_under_guidance_outside():
 
 def test_copies_train_on_the_schedule_wanted():
     teacher = DigitsTeacher.from_package()
-    there = Rebased(Guided(teacher, 2.0), CosineVP(), kind="v_prediction")
+    there = WithSchedule(Guided(teacher, 2.0), CosineVP(), kind="v_prediction")
     x, condition = torch.randn(2, 1, 8, 8), teacher.encode([3, None])
     part = there.trainable_part(0.8, 0.5)
     assert same_process(part.schedule, CosineVP()) and part.kind == "v_prediction"
     value = part(x, 0.6, condition).value
-    close(value, Rebased(teacher, CosineVP(), kind="v_prediction")(x, 0.6, condition).value, 0)
+    close(
+        value, WithSchedule(teacher, CosineVP(), kind="v_prediction")(x, 0.6, condition).value, 0
+    )
     value.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in part.parameters())
     assert all(p.grad is None for p in teacher.parameters())
-    close(Rebased(teacher, CosineVP()).decode(x), teacher.decode(x), 0)
+    close(WithSchedule(teacher, CosineVP()).decode(x), teacher.decode(x), 0)
 
 
 def test_the_last_level_of_stable_diffusion_is_the_end_of_what_it_serves():
     teacher = MixtureTeacher.random(dim=2, classes=0, schedule=SD)
     teacher.kind, teacher.time_range = "epsilon", (1e-3, 1.0)
-    flow = Rebased(teacher, RectifiedFlow())
+    flow = WithSchedule(teacher, RectifiedFlow())
     assert flow.time_range == pytest.approx((0.0284, 0.9361), abs=1e-3)
     plan = PhasePlan.uniform(2)
     with pytest.raises(ValueError, match=r"t = 1, outside its range \[0.02.*, 0.936.*reach"):
         distill(flow, plan)
     with pytest.raises(ValueError, match="outside its range"):
         sample_ode(flow, batch=1)
-    reached = Rebased.reach(teacher, RectifiedFlow())
+    reached = WithSchedule.reach(teacher, RectifiedFlow())
     assert reached.time_range[1] == 1.0
     alpha, sigma = reached.schedule(1.0)
     own_alpha, own_sigma = SD(1.0)
@@ -230,11 +232,11 @@ def test_the_last_level_of_stable_diffusion_is_the_end_of_what_it_serves():
         for d in (teacher, reached)
     ]
     assert float((draws[0] - draws[1]).abs().mean()) < 2e-2
-    assert Rebased.reach(MixtureTeacher.random(), CosineVP()).time_range == (0.0, 1.0)
+    assert WithSchedule.reach(MixtureTeacher.random(), CosineVP()).time_range == (0.0, 1.0)
 
 
 def test_what_lies_beyond_the_teachers_noise_is_never_asked():
-    flow = Rebased(MixtureTeacher.random(dim=2, classes=0, schedule=SD), RectifiedFlow())
+    flow = WithSchedule(MixtureTeacher.random(dim=2, classes=0, schedule=SD), RectifiedFlow())
     with pytest.raises(ValueError, match="outside what this schedule reaches"):
         flow(torch.zeros(1, 2), 0.95)
     with pytest.raises(ValueError, match="outside what this schedule reaches"):
@@ -312,7 +314,7 @@ def test_evaluation_on_the_schedule_differs_from_that_on_the_teachers(tmp_path):
     few = dict(steps=3, condition=teacher.encode([0, 1] * 8))
     draws = [
         sample_ode(d, generator=torch.Generator().manual_seed(0), **few)
-        for d in (teacher, rebased(teacher, "cosine"))
+        for d in (teacher, on_schedule(teacher, "cosine"))
     ]
     assert (draws[0] - draws[1]).abs().max() > 1e-2
 
@@ -333,7 +335,7 @@ def test_bad_schedules_are_named(tmp_path, capsys, words, named):
 def test_a_schedule_of_ones_own_is_registered():
     schedules.register("mine")(lambda: Shifted(CosineVP(), 2.0))
     try:
-        teacher = rebased(MixtureTeacher.random(), "mine")
+        teacher = on_schedule(MixtureTeacher.random(), "mine")
         assert same_process(teacher.schedule, Shifted(CosineVP(), 2.0))
     finally:
         schedules.remove("mine")

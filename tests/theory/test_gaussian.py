@@ -14,7 +14,7 @@ from pdmd import (
 )
 from pdmd.objectives import (
     DistributionMatching,
-    PosteriorGap,
+    PosteriorDifference,
     RatioWeighting,
     SubintervalScoreMatching,
 )
@@ -52,7 +52,7 @@ def test_marginals_at_every_boundary_match_the_closed_form():
     student = distill(
         teacher,
         plan,
-        generator=DistributionMatching(PosteriorGap()),
+        generator=DistributionMatching(PosteriorDifference()),
         fake_score=SubintervalScoreMatching(RatioWeighting()),
         init=FromDenoiser(network),
         updates=300,

@@ -1,4 +1,4 @@
-"""The fake score's lag, and what follows it."""
+"""The fake score's relative_error, and what follows it."""
 
 import math
 
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pdmd import MixtureTeacher, Prediction, RectifiedFlow
 from pdmd.diffusion.predictions import KINDS
 from pdmd.diffusion.solvers import diffuse
-from pdmd.objectives.score_matching import score_lag
-from pdmd.training.fake_scores import AdaptiveUpdates, FixedUpdates, OneFakeScorePerStop
+from pdmd.objectives.score_matching import relative_score_error
+from pdmd.training.fake_scores import AdaptiveUpdates, FixedUpdates, OneFakeScorePerExitStep
 from pdmd.training.monitoring.calibration import fresh_score
 from tests.helpers.strategies import mixtures, ordered_times, schedules, seeds, teacher_of
 
@@ -38,9 +38,11 @@ def test_the_lag_of_a_scaled_score_is_known(kind, factor):
     value = prediction.to(kind)
     if kind != "score":
         prediction = Prediction(value=value, kind=kind, x_t=x_t, t=t, schedule=teacher.schedule)
-    lag = score_lag(prediction, epsilon, s)
-    assert lag.shape == (4,)
-    torch.testing.assert_close(lag, torch.full((4,), 1 / factor - 1).double(), rtol=0, atol=0.03)
+    relative_error = relative_score_error(prediction, epsilon, s)
+    assert relative_error.shape == (4,)
+    torch.testing.assert_close(
+        relative_error, torch.full((4,), 1 / factor - 1).double(), rtol=0, atol=0.03
+    )
 
 
 @given(schedules, ordered_times(), mixtures(), seeds)
@@ -52,13 +54,13 @@ def test_a_right_score_has_no_lag(schedule, pair, mixture, seed):
     _, b = schedule.transition(s, t)
     guess = float(b / schedule(t)[1]) * teacher(x_t, t).to("epsilon")
     gap = (guess * (epsilon - guess)).sum(1)
-    lag = float(score_lag(teacher(x_t, t), epsilon, s, bins=1))
+    relative_error = float(relative_score_error(teacher(x_t, t), epsilon, s, bins=1))
     error = float(gap.std()) / 4000**0.5 / float(guess.square().sum(1).mean())
-    assert abs(lag) < 5.5 * error
+    assert abs(relative_error) < 5.5 * error
 
 
 def test_the_excess_over_the_conditional_variance_is_the_lag():
-    """For a Gaussian the target's variance is known; the loss in excess of it is the lag's."""
+    """For a Gaussian the target's variance is known; the excess loss is the relative error's."""
     teacher, s, t, factor = MixtureTeacher(torch.zeros(1, 1), 0.8), 0.4, 0.7, 0.8
     x_s, epsilon, x_t = diffused(teacher, 400_000, s, t)
     schedule = teacher.schedule
@@ -70,8 +72,8 @@ def test_the_excess_over_the_conditional_variance_is_the_lag():
     exact = float((score - score / factor).square().mean())
     assert loss - known == pytest.approx(exact, abs=0.01)
     prediction = Prediction(value=score, kind="score", x_t=x_t, t=t, schedule=schedule)
-    lag = float(score_lag(prediction, epsilon, s, bins=1))
-    assert lag * float(score.square().mean()) == pytest.approx(
+    relative_error = float(relative_score_error(prediction, epsilon, s, bins=1))
+    assert relative_error * float(score.square().mean()) == pytest.approx(
         float((score * (score / factor - score)).mean()), abs=0.01
     )
 
@@ -101,34 +103,34 @@ def made(controller, lags):
     """Returns how many updates a cycle makes when every update observes the lags."""
     done = 0
     while controller.more(done):
-        controller.observe(lambda: {"lag": torch.tensor(lags)})
+        controller.observe(lambda: {"relative_error": torch.tensor(lags)})
         done += 1
     return done
 
 
 def test_adaptive_updates_follow_the_lag():
     controller = AdaptiveUpdates(0.05, least=1, most=5, memory=0.5)
-    assert controller.lag == math.inf
+    assert controller.relative_error == math.inf
     assert made(controller, [0.3, 0.2]) == 5
     assert made(controller, [0.3, -0.2]) == 5  # bins of different sign do not cancel
     for _ in range(6):
         count = made(controller, [0.01, -0.01])
-    assert count == 1 and controller.lag == pytest.approx(0.01, abs=0.01)
+    assert count == 1 and controller.relative_error == pytest.approx(0.01, abs=0.01)
     state = controller.state()
     again = AdaptiveUpdates(0.05, memory=0.5)
     again.restore(state)
-    assert again.lag == controller.lag
-    controller.begin()
-    assert controller.lag == math.inf
+    assert again.relative_error == controller.relative_error
+    controller.on_phase_start()
+    assert controller.relative_error == math.inf
 
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=30), st.floats(0, 0.99))
 def test_a_constant_lag_is_averaged_without_bias(values, memory):
     controller = AdaptiveUpdates(memory=memory)
     for _ in range(4):
-        controller.observe(lambda: {"lag": torch.tensor(values, dtype=torch.float64)})
+        controller.observe(lambda: {"relative_error": torch.tensor(values, dtype=torch.float64)})
     expected = math.sqrt(sum(v * v for v in values) / len(values))
-    assert controller.lag == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert controller.relative_error == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 def test_bad_settings_are_named():
@@ -136,7 +138,7 @@ def test_bad_settings_are_named():
         AdaptiveUpdates(0.0)
     with pytest.raises(ValueError, match="3 and 2"):
         AdaptiveUpdates(least=3, most=2)
-    with pytest.raises(ValueError, match="measures its lag"):
+    with pytest.raises(ValueError, match="measures its relative error"):
         AdaptiveUpdates().observe(dict)
 
 
@@ -151,5 +153,5 @@ def test_every_stop_has_its_score():
     from pdmd import PhasePlan
 
     (phase,) = PhasePlan.uniform(1, steps=3)
-    scores = OneFakeScorePerStop()
+    scores = OneFakeScorePerExitStep()
     assert [scores.index(j) for j in range(scores.number(phase))] == [0, 1, 2]

@@ -32,7 +32,7 @@ def one_cycle(device, **sizes):
         fake_updates=2,
         batch_size=2,
         account=account,
-        runtime=OneProcess(device, torch.bfloat16, recompute=True),
+        runtime=OneProcess(device, torch.bfloat16, activation_checkpointing=True),
     )
     return student, account
 

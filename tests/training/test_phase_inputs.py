@@ -10,7 +10,7 @@ from pdmd.randomness import RankGenerator
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 from pdmd.training.conditions import ConditionStream
 from pdmd.training.monitoring.accounting import WAYS, Account
-from pdmd.training.phase_inputs import EntryRing, FreshEntries, Producer
+from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputBuffer, PhaseInputSource
 from pdmd.typing import labels_of
 from tests.distillation.test_distill import StopAt, weights
 from tests.helpers.trainings import SMALL, Images, trainer_of
@@ -35,7 +35,7 @@ def experts(cls=OdeExpert):
 
 def producer(number, *, cls=OdeExpert, batch=4, rank=0, ranks=1, seed=0, account=None):
     teacher = MixtureTeacher.random(dim=2, classes=3, modes=2)
-    return Producer(
+    return PhaseInputSource(
         experts=experts(cls)[:number],
         conditions=ConditionStream(teacher.encode(teacher.prompts)),
         latent_shape=(2,),
@@ -56,15 +56,15 @@ def taken(ring, number):
 
 
 def begun(number, *, ring=None, **settings):
-    ring = ring or EntryRing(4, together=3)
-    ring.begin(producer(number, **settings))
+    ring = ring or PhaseInputBuffer(4, together=3)
+    ring.on_phase_start(producer(number, **settings))
     return ring
 
 
 @given(st.integers(1, 7), st.integers(1, 3), st.integers(1, 4), st.integers(1, 8))
 @settings(max_examples=25, deadline=None)
 def test_each_batch_is_handed_out_as_often_as_asked_in_every_fill(batches, uses, together, window):
-    ring = begun(1, ring=EntryRing(batches, uses=uses, together=together, window=window))
+    ring = begun(1, ring=PhaseInputBuffer(batches, uses=uses, together=together, window=window))
     x, _ = taken(ring, 2 * batches * uses)
     for fill in x.flatten(1).chunk(2):
         rows, counts = fill.unique(dim=0, return_counts=True)
@@ -101,7 +101,7 @@ def test_what_is_carried_on_is_what_would_be_made_from_noise(cls, served):
 
 
 def test_a_batch_is_used_again_within_its_window_before_the_ring_goes_on():
-    x, _ = taken(begun(0, ring=EntryRing(100, uses=3, window=4)), 24)
+    x, _ = taken(begun(0, ring=PhaseInputBuffer(100, uses=3, window=4)), 24)
     for window in x.flatten(1).chunk(2):
         rows, counts = window.unique(dim=0, return_counts=True)
         assert len(rows) == 4 and bool((counts == 3).all())
@@ -113,15 +113,15 @@ def test_carrying_on_costs_the_newest_experts_steps_alone():
     first = producer(1, account=account)
     for expert in first.experts:
         account.watch("frozen", expert.denoiser)
-    ring = EntryRing(8, together=2)
-    ring.begin(first)
+    ring = PhaseInputBuffer(8, together=2)
+    ring.on_phase_start(first)
     taken(ring, 4)
     assert account.forward["frozen"] == 4 * 4 * 2
     account.close()
     second = producer(2, account=account)
     for expert in second.experts:
         account.watch("frozen", expert.denoiser)
-    ring.begin(second)
+    ring.on_phase_start(second)
     taken(ring, 4)
     assert account.forward["frozen"] == 2 * (4 * 4 * 2)
     taken(ring, 2)  # that the phase before did not make
@@ -138,21 +138,21 @@ def test_ranks_together_hold_what_one_process_does():
 
 def test_files_hold_the_same_states_as_memory(tmp_path):
     inside = taken(begun(2), 9)
-    ring = begun(2, ring=EntryRing(4, together=3, folder=tmp_path / "ring"))
+    ring = begun(2, ring=PhaseInputBuffer(4, together=3, folder=tmp_path / "buffer"))
     for a, b in zip(inside, taken(ring, 9), strict=True):
         assert torch.equal(a, b)
-    assert any((tmp_path / "ring").rglob("*.memmap"))
+    assert any((tmp_path / "buffer").rglob("*.memmap"))
     del ring
-    assert not any((tmp_path / "ring").iterdir())
+    assert not any((tmp_path / "buffer").iterdir())
 
 
 def small(**changes):
     torch.manual_seed(0)
     teacher = MixtureTeacher.random(dim=2, classes=2, modes=2)
     start = MlpDenoiser.rectified_flow(dim=2, classes=2, width=8)
-    entries = changes.pop("ring", None) or EntryRing(5, uses=2)
+    phase_inputs = changes.pop("buffer", None) or PhaseInputBuffer(5, uses=2)
     settings = dict(init=FromDenoiser(start), updates=6, fake_updates=2, batch_size=8)
-    return distill(teacher, PLAN, entries=entries, **{**settings, **changes})
+    return distill(teacher, PLAN, phase_inputs=phase_inputs, **{**settings, **changes})
 
 
 @pytest.mark.parametrize("after", [1, 4, 6, 9, 12, 15])
@@ -169,24 +169,24 @@ def test_a_resumed_run_is_bit_identical_and_counts_the_same(tmp_path, after, exp
 
 
 def test_every_update_has_a_state_of_its_own_unless_asked_otherwise():
-    assert not torch.equal(weights(small()), weights(small(ring=EntryRing(5))))
-    assert not torch.equal(weights(small()), weights(small(ring=FreshEntries())))
+    assert not torch.equal(weights(small()), weights(small(ring=PhaseInputBuffer(5))))
+    assert not torch.equal(weights(small()), weights(small(ring=FreshPhaseInputs())))
     assert torch.equal(weights(small()), weights(small()))
 
 
 @pytest.mark.parametrize("setting", ["batches", "uses", "window", "together"])
 def test_a_ring_of_nothing_is_refused(setting):
     with pytest.raises(ValueError, match=f"{setting} must be at least 1, got 0"):
-        EntryRing(**{setting: 0})
+        PhaseInputBuffer(**{setting: 0})
 
 
-@pytest.mark.parametrize("anchored", [1, 2, 5])
+@pytest.mark.parametrize("fake_updates_per_rollout", [1, 2, 5])
 @pytest.mark.parametrize(
-    "ring", [None, (3, 1, 16), (4, 2, 16), (7, 1, 2), (100, 1, 16), (9, 3, 2)]
+    "buffer", [None, (3, 1, 16), (4, 2, 16), (7, 1, 2), (100, 1, 16), (9, 3, 2)]
 )
-def test_evaluations_with_rings_and_anchors_are_the_closed_form(anchored, ring):
+def test_evaluations_with_rings_and_anchors_are_the_closed_form(fake_updates_per_rollout, ring):
     plan, batch, updates = PhasePlan.uniform(4), 4, (6, 2, 5, 3)
-    entries = EntryRing(ring[0], uses=ring[1], window=ring[2]) if ring else None
+    phase_inputs = PhaseInputBuffer(ring[0], uses=ring[1], window=ring[2]) if ring else None
     teacher, carried = Images(**SMALL), None
     for index, cycles in enumerate(updates):
         work = Work(
@@ -194,13 +194,13 @@ def test_evaluations_with_rings_and_anchors_are_the_closed_form(anchored, ring):
             truncation=lambda phase, generator: 0,
             batch_size=batch,
             fake_updates=5,
-            anchored=anchored,
-            entries=entries,
+            fake_updates_per_rollout=fake_updates_per_rollout,
+            phase_inputs=phase_inputs,
             updates=updates,
             evaluations=2,
         )
-        carried = entries if ring else FreshEntries()
-        trainer = trainer_of(teacher, work, index, guidance=3.0, entries=carried)
+        carried = phase_inputs if ring else FreshPhaseInputs()
+        trainer = trainer_of(teacher, work, index, guidance=3.0, phase_inputs=carried)
         for _ in range(cycles):
             trainer.cycle()
         trainer.account.close()

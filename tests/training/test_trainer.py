@@ -11,14 +11,18 @@ from pdmd import AdamRecipe, Guided, PhasePlan
 from pdmd.diffusion.schedules import RectifiedFlow
 from pdmd.distillation.experts import OdeExpert, StochasticTruncation
 from pdmd.distributed.runtime import OneProcess
-from pdmd.objectives import DistributionMatching, SubintervalScoreMatching, gap_weights
-from pdmd.objectives.base import Players, Rollout
+from pdmd.objectives import (
+    DistributionMatching,
+    SubintervalScoreMatching,
+    score_difference_weightings,
+)
+from pdmd.objectives.base import Models, Rollout
 from pdmd.objectives.critics import MlpCritic
 from pdmd.teachers.packaged.digits import DigitsTeacher
 from pdmd.teachers.packaged.transformer import ImageTransformer
 from pdmd.training.conditions import ConditionStream
 from pdmd.training.fake_scores import FixedUpdates, OneFakeScore
-from pdmd.training.phase_inputs import EntryRing, FreshEntries
+from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputBuffer
 from pdmd.training.trainer import PhaseTrainer
 
 THERE = torch.device("meta")
@@ -30,28 +34,30 @@ def network():
 
 def fake_players():
     teacher, fake, generator = (network() for _ in range(3))
-    return Players(real=Guided(teacher, 2.0), fake=fake, generator=generator)
+    return Models(real=Guided(teacher, 2.0), fake=fake, generator=generator)
 
 
-@pytest.mark.parametrize("weight", list(gap_weights))
+@pytest.mark.parametrize("weight", list(score_difference_weightings))
 @pytest.mark.parametrize("index", [0, 1])
 def test_objectives_stay_on_the_networks_device(weight, index, monkeypatch):
     # times there have no values to check
     monkeypatch.setattr(torch.Tensor, "item", lambda self: 0.5)
     monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: False)
-    players, phase = fake_players(), PhasePlan.uniform(2)[index]
-    condition = players.real.encode([0, 1, 2, None]).to(THERE)
+    models, phase = fake_players(), PhasePlan.uniform(2)[index]
+    condition = models.real.encode([0, 1, 2, None]).to(THERE)
     x = torch.randn(4, 1, 8, 8, device=THERE)
-    expert = OdeExpert(players.generator, phase)
-    rollout = Rollout(x_s=expert(x, condition), condition=condition, phase=phase, entry=x, stop=0)
+    expert = OdeExpert(models.generator, phase)
+    rollout = Rollout(
+        x_s=expert(x, condition), condition=condition, phase=phase, phase_input=x, exit_step=0
+    )
     generator = torch.Generator().manual_seed(0)
     for objective in (
-        DistributionMatching(gap_weights[weight]()),
+        DistributionMatching(score_difference_weightings[weight]()),
         SubintervalScoreMatching(),
     ):
-        (loss,) = objective.losses(players, rollout, generator).values()
+        (loss,) = objective.losses(models, rollout, generator).values()
         assert loss.device.type == "meta" and loss.dtype == torch.float32
-    assert players.real(x, 0.5).value.device.type == "meta"  # of no condition
+    assert models.real(x, 0.5).value.device.type == "meta"  # of no condition
     critic = MlpCritic(dim=64, classes=10).to(THERE)
     t = torch.rand(4, dtype=torch.float64)
     assert critic(x, t, condition).device.type == "meta"
@@ -89,9 +95,9 @@ class Flagged(torch.optim.Optimizer):
         assert self.found_inf.device == THERE
 
 
-@pytest.mark.parametrize("anchored", [1, 2])
-@pytest.mark.parametrize("entries", [FreshEntries, EntryRing])
-def test_a_cycle_never_waits_for_the_device(entries, anchored, monkeypatch):
+@pytest.mark.parametrize("fake_updates_per_rollout", [1, 2])
+@pytest.mark.parametrize("phase_inputs", [FreshPhaseInputs, PhaseInputBuffer])
+def test_a_cycle_never_waits_for_the_device(phase_inputs, fake_updates_per_rollout, monkeypatch):
     monkeypatch.setattr(AdamRecipe, "build", lambda recipe, parameters: Flagged(parameters))
     teacher, plan = Guided(network(), 2.0).to(THERE), PhasePlan.uniform(2, steps=2)
     trainer = PhaseTrainer(
@@ -108,14 +114,14 @@ def test_a_cycle_never_waits_for_the_device(entries, anchored, monkeypatch):
         fake_updates=FixedUpdates(3),
         batch_size=4,
         accumulate=2,
-        anchored=anchored,
+        fake_updates_per_rollout=fake_updates_per_rollout,
         optimizer=AdamRecipe(),
         fake_optimizer=AdamRecipe(),
         ema_decay=0.9,
-        clip=1.0,
+        max_grad_norm=1.0,
         generator=torch.Generator().manual_seed(0),
         runtime=OneProcess(THERE),
-        entries=entries(),
+        phase_inputs=phase_inputs(),
         interval=3,
     )
     with Waits() as waits:

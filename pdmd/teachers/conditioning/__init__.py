@@ -1,1 +1,1 @@
-""""""
+"""Conditioning: prompts, images and stored embeddings."""

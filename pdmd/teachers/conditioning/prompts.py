@@ -227,7 +227,10 @@ class EncodedText(Prompts):
         return self._prompts
 
     def fingerprint(self) -> str | None:
-        """Digests the encoder's files (:mod:`pdmd.teachers.conditioning.fingerprints`), and how it is asked."""
+        """Digests the encoder's files and how it is called.
+
+        See :mod:`pdmd.teachers.conditioning.fingerprints`.
+        """
         made = encoder_fingerprint(self.folder) if self.folder else None
         return own_digest({"encoder": made, **self.how}) if made and self.how else made
 

@@ -1,1 +1,1 @@
-""""""
+"""Families: the pipelines of diffusers as teachers, one a file."""

@@ -1,10 +1,10 @@
 r"""DDPM: unconditional UNets over pixels.
 
-The network takes the level as its time (:mod:`pdmd.teachers.families.discrete_timesteps`) and predicts what the
-scheduler says, :math:`\varepsilon` nearly everywhere; channels of a learned variance are dropped,
-since no step here uses one. Pixels are in [-1, 1]. The family's samplers clip every prediction of
-:math:`x_0` to that range where the scheduler states ``clip_sample``; probability flow is not
-clipped, and neither is a student.
+The network takes the level as its time (:mod:`pdmd.teachers.families.discrete_timesteps`) and
+predicts what the scheduler says, :math:`\varepsilon` nearly everywhere; channels of a learned
+variance are dropped, since no step here uses one. Pixels are in [-1, 1]. The family's samplers
+clip every prediction of :math:`x_0` to that range where the scheduler states ``clip_sample``;
+probability flow is not clipped, and neither is a student.
 
 References:
     Ho et al., Denoising Diffusion Probabilistic Models, arXiv:2006.11239.

@@ -1,8 +1,8 @@
 r"""DiT: class-conditional image transformers over latents of 4 channels.
 
-The network takes the level as its time (:mod:`pdmd.teachers.families.discrete_timesteps`) and predicts
-:math:`\varepsilon` and a variance, whose channels are dropped since no step here uses one. A label
-of its own stands for no class. Latents are the VAE's times its ``scaling_factor``.
+The network takes the level as its time (:mod:`pdmd.teachers.families.discrete_timesteps`) and
+predicts :math:`\varepsilon` and a variance, whose channels are dropped since no step here uses
+one. A label of its own stands for no class. Latents are the VAE's times its ``scaling_factor``.
 
 References:
     Peebles and Xie, Scalable Diffusion Models with Transformers, arXiv:2212.09748.

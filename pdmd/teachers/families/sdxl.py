@@ -1,9 +1,9 @@
 r"""SDXL: text-to-image UNets of 2.6 B parameters over latents of 4 channels.
 
-As Stable Diffusion (:mod:`pdmd.teachers.families.stable_diffusion`), with text of two encoders side by
-side, the second's pooled embedding, and six numbers for the size: height and width of the training
-image, top and left of its crop, height and width of the target. They are (H, W, 0, 0, H, W) here,
-as in the family's pipeline. No prompt is an embedding of zeros where the pipeline states
+As Stable Diffusion (:mod:`pdmd.teachers.families.stable_diffusion`), with text of two encoders
+side by side, the second's pooled embedding, and six numbers for the size: height and width of the
+training image, top and left of its crop, height and width of the target. They are (H, W, 0, 0, H,
+W) here, as in the family's pipeline. No prompt is an embedding of zeros where the pipeline states
 ``force_zeros_for_empty_prompt``, as the base model does, and the empty text elsewhere; an empty
 text that is given as a prompt is always encoded.
 
@@ -47,8 +47,9 @@ class SDXLTeacher(UNetTeacher):
     r"""SDXL over latents of shape :math:`(4, H / 8, W / 8)`.
 
     Conditions have ``prompt`` of shape :math:`(B, 77, 2048)` and ``pooled`` of shape
-    :math:`(B, 1280)`. Arguments and errors are those of :class:`~pdmd.teachers.families.unet.UNetTeacher`.
-    The refiner, which carries on from the base model's samples, is not supported.
+    :math:`(B, 1280)`. Arguments and errors are those of
+    :class:`~pdmd.teachers.families.unet.UNetTeacher`. The refiner, which carries on from the base
+    model's samples, is not supported.
     """
 
     added = "text_time"

@@ -1,9 +1,10 @@
 r"""Stable Diffusion 1.x and 2.x: text-to-image UNets over latents of 4 channels.
 
-The network takes the level 0 to 999 as its time (:mod:`pdmd.teachers.families.discrete_timesteps`) and predicts
-:math:`\varepsilon`, or the v-prediction :math:`\alpha_t \varepsilon - \sigma_t x_0` where the
-pipeline's scheduler says so. Text is 77 tokens of CLIP, without a mask; no prompt is the empty
-text. Latents are the VAE's times its ``scaling_factor``.
+The network takes the level 0 to 999 as its time
+(:mod:`pdmd.teachers.families.discrete_timesteps`) and predicts :math:`\varepsilon`, or the
+v-prediction :math:`\alpha_t \varepsilon - \sigma_t x_0` where the pipeline's scheduler says so.
+Text is 77 tokens of CLIP, without a mask; no prompt is the empty text. Latents are the VAE's
+times its ``scaling_factor``.
 
 References:
     Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models, arXiv:2112.10752.
@@ -38,9 +39,9 @@ SCALED_LINEAR = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_
 class StableDiffusionTeacher(UNetTeacher):
     r"""Stable Diffusion over latents of shape :math:`(4, H / 8, W / 8)`.
 
-    Arguments and errors are those of :class:`~pdmd.teachers.families.unet.UNetTeacher`. Levels reach from
-    :math:`t = 0.001` to 1; pure noise is not among them unless the scheduler rescales its betas to
-    zero terminal SNR.
+    Arguments and errors are those of :class:`~pdmd.teachers.families.unet.UNetTeacher`. Levels
+    reach from :math:`t = 0.001` to 1; pure noise is not among them unless the scheduler rescales
+    its betas to zero terminal SNR.
     """
 
     @classmethod

@@ -1,7 +1,7 @@
 r"""Wan image to video: transformers that go on from a first image (2.1, 2.2 A14B and 2.2 5B).
 
-Time, velocity, text, networks and guidance are those of :mod:`~pdmd.teachers.families.wan`. The first image
-enters in one of two ways.
+Time, velocity, text, networks and guidance are those of :mod:`~pdmd.teachers.families.wan`. The
+first image enters in one of two ways.
 
 * 2.1 and the 2.2 A14B read :math:`C + 4` channels beside the latents: a mask of the known frames,
   four to a latent, and the latents of a video of the image and grey frames after it. The 2.1 also
@@ -338,7 +338,7 @@ class WanImageTeacher(TextTeacher):
         tokens[0] = 0
         return tokens.reshape(1, -1)
 
-    def unprompted(self, condition: TensorDict, null: TensorDict) -> TensorDict:
+    def unconditional(self, condition: TensorDict, null: TensorDict) -> TensorDict:
         """Takes the text out and keeps the image."""
         rows = condition.clone(recurse=False)
         rows["prompt"] = null["prompt"].expand(len(condition["prompt"]), -1, -1)

@@ -2,7 +2,7 @@
 
 scikit-learn's digits are 1797 handwritten digits of 8 x 8 pixels. Latents are pixels scaled to
 [-1, 1] and divided by their standard deviation. The weights ship with the package;
-``pdmd teach digits`` trains them again.
+``pdmd pretrain digits`` trains them again.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class DigitsTeacher(Teacher):
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file():
-            raise ValueError(f"{path} does not exist; train it with 'pdmd teach digits'")
+            raise ValueError(f"{path} does not exist; train it with 'pdmd pretrain digits'")
         try:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata()
@@ -68,7 +68,7 @@ class DigitsTeacher(Teacher):
             first = str(error).strip().splitlines()[0]
             raise ValueError(
                 f"{path} does not hold a digits teacher ({first}); train it with "
-                "'pdmd teach digits'"
+                "'pdmd pretrain digits'"
             ) from error
         return teacher.eval()
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from pdmd.teachers.packaged.glyph_world import NAMES, GlyphBank
 from pdmd.teachers.packaged.pretraining import minimise
 
-__all__ = ["TEXT", "make_tokenizer", "teach_text_encoder"]
+__all__ = ["TEXT", "make_tokenizer", "pretrain_text_encoder"]
 
 TEXT: dict[str, Any] = {
     "hidden_size": 64,
@@ -64,7 +64,7 @@ def make_tokenizer() -> Any:
     return tokenizer
 
 
-def teach_text_encoder(
+def pretrain_text_encoder(
     bank: GlyphBank,
     tokenizer: Any,
     *,

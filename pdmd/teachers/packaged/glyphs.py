@@ -3,7 +3,7 @@
 Its text encoder reads a character's Unicode name, its transformer makes latents of a picture of
 32 x 32 pixels, and its VAE decodes them. Everything goes the way of
 :mod:`pdmd.teachers.families.qwen_image`; only the weights are small and were trained here, by
-``pdmd teach glyphs``, on :mod:`pdmd.teachers.packaged.glyph_world`.
+``pdmd pretrain glyphs``, on :mod:`pdmd.teachers.packaged.glyph_world`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class GlyphsTeacher(QwenImageTeacher):
         dtype: str | torch.dtype = "float32",
         **arguments: Any,
     ) -> GlyphsTeacher:
-        """Loads the pipeline that ships, or one that ``pdmd teach glyphs`` wrote.
+        """Loads the pipeline that ships, or one that ``pdmd pretrain glyphs`` wrote.
 
         Args:
             folder: Its folder.

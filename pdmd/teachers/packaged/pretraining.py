@@ -29,9 +29,9 @@ __all__ = [
     "digit_source",
     "minimise",
     "network_arguments",
-    "taught_network",
-    "teach",
-    "teach_digits",
+    "pretrained_network",
+    "pretrain",
+    "pretrain_digits",
 ]
 
 D = TypeVar("D", bound=Denoiser)
@@ -39,7 +39,7 @@ D = TypeVar("D", bound=Denoiser)
 Source = Callable[[int, torch.Generator], tuple[Latents, Condition]]
 
 
-def teach(
+def pretrain(
     denoiser: D,
     source: Source,
     *,
@@ -70,7 +70,7 @@ def teach(
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=lr, fused=True)
     average = Ema(denoiser, ema)
-    bar = tqdm(range(updates), desc="teach", disable=not progress, dynamic_ncols=True)
+    bar = tqdm(range(updates), desc="pretrain", disable=not progress, dynamic_ncols=True)
     for i in bar:
         for group in optimizer.param_groups:
             group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * i / updates))
@@ -161,7 +161,7 @@ def network_arguments(
     }
 
 
-def taught_network(
+def pretrained_network(
     teacher: Teacher,
     name: str,
     arguments: dict[str, Any],
@@ -195,7 +195,7 @@ def taught_network(
             condition = prompts[torch.randint(len(base.prompts), (n,), generator=generator)]
         return base.sample(n, condition, generator=generator), condition
 
-    return teach(network, source, updates=updates, seed=seed, progress=progress)
+    return pretrain(network, source, updates=updates, seed=seed, progress=progress)
 
 
 def digit_source(dropout: float = 0.1) -> tuple[Source, float]:
@@ -219,7 +219,7 @@ def digit_source(dropout: float = 0.1) -> tuple[Source, float]:
     return source, std
 
 
-def teach_digits(
+def pretrain_digits(
     *,
     updates: int = 4000,
     batch_size: int = 128,
@@ -242,7 +242,7 @@ def teach_digits(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         teacher = DigitsTeacher(ImageTransformer(), std)
-    return teach(
+    return pretrain(
         teacher,
         source,
         updates=updates,

@@ -1,14 +1,14 @@
 r"""Teaching the glyphs pipeline: a VAE, a text encoder and a transformer of Qwen-Image's classes.
 
-Each is trained on pictures of :mod:`pdmd.teachers.packaged.glyph_world` and written into a folder as
-``save_pretrained`` would. The VAE minimises
+Each is trained on pictures of :mod:`pdmd.teachers.packaged.glyph_world` and written into a folder
+as ``save_pretrained`` would. The VAE minimises
 
 .. math::
     \| \hat x - x \|_1 / N + \| \hat x - x \|_2^2 / N
     + \beta \, \mathrm{KL}(q(z \mid x) \,\|\, \mathcal N(0, 1)) / M
 
-with N pixels and M latents. The text encoder is that of :mod:`pdmd.teachers.packaged.glyph_text`, and the
-transformer is then taught by flow matching on latents, through
+with N pixels and M latents. The text encoder is that of :mod:`pdmd.teachers.packaged.glyph_text`,
+and the transformer is then taught by flow matching on latents, through
 :class:`~pdmd.teachers.families.qwen_image.QwenImageTeacher`.
 """
 
@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pdmd.teachers.packaged.glyph_text import TEXT, make_tokenizer, teach_text_encoder
+from pdmd.teachers.packaged.glyph_text import TEXT, make_tokenizer, pretrain_text_encoder
 from pdmd.teachers.packaged.glyph_world import NAMES, GlyphBank
 from pdmd.teachers.packaged.pretraining import minimise
 
-__all__ = ["TRANSFORMER", "VAE", "teach_glyphs", "teach_transformer", "teach_vae"]
+__all__ = ["TRANSFORMER", "VAE", "pretrain_glyphs", "pretrain_transformer", "pretrain_vae"]
 
 VAE: dict[str, Any] = {
     "base_dim": 16,
@@ -60,7 +60,7 @@ PARTS = {
 """The pipeline's parts and their classes, as ``model_index.json`` lists them."""
 
 
-def teach_vae(
+def pretrain_vae(
     bank: GlyphBank,
     *,
     updates: int = 3000,
@@ -113,7 +113,7 @@ def teach_vae(
     return vae.eval().requires_grad_(False)
 
 
-def teach_transformer(
+def pretrain_transformer(
     folder: Path,
     bank: GlyphBank,
     *,
@@ -143,7 +143,7 @@ def teach_transformer(
 
     from pdmd.teachers.families.pipelines import build_part
     from pdmd.teachers.packaged.glyphs import GlyphsTeacher
-    from pdmd.teachers.packaged.pretraining import teach
+    from pdmd.teachers.packaged.pretraining import pretrain
 
     vae: Any = _diffusers().AutoencoderKLQwenImage.from_pretrained(folder / "vae").float()
     transformer = build_part("QwenImageTransformer2DModel", TRANSFORMER, seed=seed)
@@ -171,7 +171,7 @@ def teach_transformer(
         dropped = torch.rand(n, generator=draws) < 0.1
         return data[rows], condition[character[rows].masked_fill(dropped, len(NAMES))]
 
-    taught: Any = teach(
+    taught: Any = pretrain(
         denoiser,
         source,
         updates=updates,
@@ -184,7 +184,7 @@ def teach_transformer(
     return taught.transformer.eval().requires_grad_(False)
 
 
-def teach_glyphs(
+def pretrain_glyphs(
     folder: str | Path,
     *,
     updates: int = 6000,
@@ -228,14 +228,16 @@ def teach_glyphs(
         use_dynamic_shifting=True, base_shift=0.0, max_shift=0.0
     ).save_pretrained(folder / "scheduler")
     if not _has(folder / "vae"):
-        _save(teach_vae(bank, updates=max(1, updates // 2), **more), folder / "vae")
+        _save(pretrain_vae(bank, updates=max(1, updates // 2), **more), folder / "vae")
     if not _has(folder / "text_encoder"):
         tokenizer = make_tokenizer()
         tokenizer.save_pretrained(folder / "tokenizer")
-        encoder = teach_text_encoder(bank, tokenizer, updates=max(1, updates // 10), **more)
+        encoder = pretrain_text_encoder(bank, tokenizer, updates=max(1, updates // 10), **more)
         _save(encoder, folder / "text_encoder", wide=True)
     if not _has(folder / "transformer"):
-        transformer = teach_transformer(folder, bank, updates=updates, pictures=pictures, **more)
+        transformer = pretrain_transformer(
+            folder, bank, updates=updates, pictures=pictures, **more
+        )
         _save(transformer, folder / "transformer")
     return folder
 

@@ -1,1 +1,1 @@
-""""""
+"""Checkpoints: saving and resuming, on any file system."""

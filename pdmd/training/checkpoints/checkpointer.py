@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pdmd.distillation.experts import Expert
 from pdmd.training.checkpoints.store import DamagedCheckpoint, Store
 from pdmd.training.monitoring.accounting import Account
-from pdmd.training.phase_inputs import Entries
+from pdmd.training.phase_inputs import PhaseInputs
 from pdmd.training.trainer import PhaseTrainer
 
 __all__ = ["Checkpointer", "Interrupted"]
@@ -36,8 +36,8 @@ class Checkpointer:
     """Writes and reads the checkpoints of a run.
 
     Args:
-        store: Where checkpoints are kept: a :class:`~pdmd.training.checkpoints.store.Store`, or the folder or
-            URL of one.
+        store: Where checkpoints are kept: a :class:`~pdmd.training.checkpoints.store.Store`, or
+            the folder or URL of one.
         every: Updates between checkpoints, within a phase.
         fingerprint: JSON values that must agree between the run that wrote and the one that
             resumes: the settings on which the numbers depend.
@@ -79,7 +79,7 @@ class Checkpointer:
         trainer: PhaseTrainer | None,
         generator: torch.Generator,
         account: Account | None = None,
-        entries: Entries | None = None,
+        phase_inputs: PhaseInputs | None = None,
     ) -> None:
         """Writes a checkpoint, on every rank together.
 
@@ -88,7 +88,7 @@ class Checkpointer:
             trainer: The phase in training, if one is.
             generator: The source of randomness.
             account: The count of evaluations.
-            entries: Where rollouts start.
+            phase_inputs: Where rollouts start.
         """
         update = 0 if trainer is None else trainer.update
         name = f"phase-{len(finished) + 1:04d}-update-{update:09d}"
@@ -103,13 +103,13 @@ class Checkpointer:
         for i, expert in enumerate(finished):
             tensors.update(_named(f"finished.{i}", expert.denoiser.state_dict()))
         cursor: dict[str, Any] = {"finished": len(finished), "update": None}
-        cursor["entries"] = {} if entries is None else entries.state()
+        cursor["phase_inputs"] = {} if phase_inputs is None else phase_inputs.state()
         if account is not None:
             cursor["account"] = account.state()
         if trainer is not None:
             cursor["update"] = update
             cursor["fake_updates"] = trainer.fake_updates.state()
-            cursor["refused"] = trainer.health.state()
+            cursor["skipped"] = trainer.health.state()
             moments = {role: _moments(trainer, role) for role in trainer.networks}
             cursor["moments"] = {role: sorted(names) for role, names in moments.items()}
             tensors.update(_trainer_tensors(trainer, moments))
@@ -175,7 +175,7 @@ class Checkpointer:
         runtime = trainer.runtime
         trainer.update = cursor["update"]
         trainer.fake_updates.restore(cursor["fake_updates"])
-        trainer.health.restore(cursor["refused"])
+        trainer.health.restore(cursor["skipped"])
         moments: dict[str, dict[str, dict[str, Tensor]]] = {}
         for role in trainer.networks:
             blank = runtime.blank_moments(trainer.networks[role], trainer.optimizers[role])

@@ -83,7 +83,7 @@ class Account:
         return dict(self._times)
 
     @staticmethod
-    def asked(times: Mapping[str, Times]) -> str:
+    def evaluated_at(times: Mapping[str, Times]) -> str:
         """Says of times by role at which each was asked, as ``; fake at t = 0.2 to 0.9``."""
         words = []
         for role, t in times.items():

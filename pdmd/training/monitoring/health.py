@@ -19,16 +19,18 @@ class Health:
     """Counts refused updates of each role.
 
     Args:
-        patience: Updates of a role that may be refused in a row before the run stops.
+        max_consecutive_skips: Updates of a role that may be refused in a row before the run stops.
 
     Raises:
         ValueError: If it is negative.
     """
 
-    def __init__(self, patience: int = 3) -> None:
-        if patience < 0:
-            raise ValueError(f"patience must be at least 0, got {patience}")
-        self.patience = int(patience)
+    def __init__(self, max_consecutive_skips: int = 3) -> None:
+        if max_consecutive_skips < 0:
+            raise ValueError(
+                f"max_consecutive_skips must be at least 0, got {max_consecutive_skips}"
+            )
+        self.max_consecutive_skips = int(max_consecutive_skips)
         self.complaints: list[str] = []
         self._in_a_row: dict[str, int] = {}
 
@@ -36,7 +38,7 @@ class Health:
         """Hears that a role's update was applied."""
         self._in_a_row[role] = 0
 
-    def refused(self, role: str, complaint: str) -> None:
+    def skipped(self, role: str, complaint: str) -> None:
         """Hears that a role's update was refused.
 
         Raises:
@@ -44,7 +46,7 @@ class Health:
         """
         count = self._in_a_row[role] = self._in_a_row.get(role, 0) + 1
         self.complaints.append(complaint)
-        if count > self.patience:
+        if count > self.max_consecutive_skips:
             again = f" {count} updates of the {role} in a row were refused." if count > 1 else ""
             raise NonFiniteError(complaint + again)
 
@@ -56,7 +58,7 @@ class Health:
         """Takes what :meth:`state` returned."""
         self._in_a_row = dict(state)
 
-    def hear(self) -> list[str]:
+    def drain(self) -> list[str]:
         """Returns the complaints since it was last asked."""
         heard, self.complaints = self.complaints, []
         return heard

@@ -13,7 +13,7 @@ from typing import Any
 
 from pdmd.distillation.phases import Phase
 
-__all__ = ["Recorder", "RunRecorder", "Silent", "read_history"]
+__all__ = ["Recorder", "RunRecorder", "NullRecorder", "read_history"]
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -32,35 +32,35 @@ class Recorder:
 
     interval = 10
 
-    def phase_begins(self, phase: Phase, phases: int, updates: int, done: int) -> None:
+    def on_phase_start(self, phase: Phase, phases: int, updates: int, done: int) -> None:
         """Hears that a phase of ``updates`` updates begins, or goes on after ``done``."""
 
-    def scalars(self, phase: Phase, update: int, values: Mapping[str, float]) -> None:
+    def on_scalars(self, phase: Phase, update: int, values: Mapping[str, float]) -> None:
         """Hears the scalars of an update, every :attr:`interval` updates."""
 
-    def advanced(self, update: int) -> None:
+    def on_update(self, update: int) -> None:
         """Hears that an update is done."""
 
-    def refused(self, complaint: str) -> None:
+    def on_skipped_step(self, complaint: str) -> None:
         """Hears why an update was not applied; warns of it."""
         warnings.warn(complaint, stacklevel=3)
 
-    def calibration(
+    def on_calibration(
         self, phase: Phase, times: Sequence[float], fake: Sequence[float], real: Sequence[float]
     ) -> None:
         """Hears the calibration slopes at the end of a phase."""
 
-    def resumed(self, phase: int, update: int) -> None:
+    def on_resume(self, phase: int, update: int) -> None:
         """Hears that the run goes on from a checkpoint; later records are dropped."""
 
     def close(self) -> None:
         """Hears that the run ended or stopped."""
 
 
-class Silent(Recorder):
+class NullRecorder(Recorder):
     """Records nothing, and warns of nothing: for ranks that leave that to the main one."""
 
-    def refused(self, complaint: str) -> None:
+    def on_skipped_step(self, complaint: str) -> None:
         return
 
 
@@ -89,7 +89,7 @@ class RunRecorder(Recorder):
 
         return SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge_step)
 
-    def resumed(self, phase: int, update: int) -> None:
+    def on_resume(self, phase: int, update: int) -> None:
         """Drops the records that come after the checkpoint."""
         rows = read_history(self.history)
         kept = [r for r in rows if (r["phase"], r["update"]) <= (phase, update)]
@@ -105,7 +105,7 @@ class RunRecorder(Recorder):
             with contextlib.suppress(ValueError):  # cut off as the run was killed
                 self.curves = [c for c in json.loads(path.read_text()) if c["phase"] < phase]
 
-    def phase_begins(self, phase: Phase, phases: int, updates: int, done: int) -> None:
+    def on_phase_start(self, phase: Phase, phases: int, updates: int, done: int) -> None:
         """Opens the phase's progress bar."""
         from tqdm import tqdm
 
@@ -121,11 +121,11 @@ class RunRecorder(Recorder):
             unit="update",
         )
 
-    def advanced(self, update: int) -> None:
+    def on_update(self, update: int) -> None:
         """Moves the progress bar."""
         self.bar.update(1)
 
-    def scalars(self, phase: Phase, update: int, values: Mapping[str, float]) -> None:
+    def on_scalars(self, phase: Phase, update: int, values: Mapping[str, float]) -> None:
         """Appends to the history and TensorBoard and shows the losses."""
         step = self.before + update
         for name, value in values.items():
@@ -145,11 +145,11 @@ class RunRecorder(Recorder):
         }
         self.bar.set_postfix(shown, refresh=False)
 
-    def refused(self, complaint: str) -> None:
+    def on_skipped_step(self, complaint: str) -> None:
         """Says above the progress bar why an update was not applied."""
         self.bar.write(f"pdmd: warning: {complaint}", file=sys.stderr)
 
-    def calibration(
+    def on_calibration(
         self, phase: Phase, times: Sequence[float], fake: Sequence[float], real: Sequence[float]
     ) -> None:
         """Adds the phase's curve to ``calibration.json``."""

@@ -26,7 +26,7 @@ class Encoder(Prompts):
 
     def __init__(self, *, dtype=torch.float32, masked=True, length=9, seed=0, name="one"):
         self.dtype, self.masked, self.length, self.seed = dtype, masked, length, seed
-        self.name, self.asked, self.fails_at = name, [], None
+        self.name, self.evaluated_at, self.fails_at = name, [], None
 
     @property
     def prompts(self):
@@ -47,9 +47,9 @@ class Encoder(Prompts):
         return TensorDict(entries, batch_size=[1])
 
     def encode(self, prompts):
-        if self.fails_at is not None and len(self.asked) >= self.fails_at:
+        if self.fails_at is not None and len(self.evaluated_at) >= self.fails_at:
             raise KeyboardInterrupt
-        self.asked += prompts
+        self.evaluated_at += prompts
         rows = [self.row(prompt) for prompt in prompts]
         joined = rows[0]
         for row in rows[1:]:
@@ -84,7 +84,7 @@ def test_what_goes_in_comes_out(tmp_path, kind, masked, dtype):
     encoder = Encoder(dtype=DTYPES[dtype], masked=masked)
     prompts = names(11)
     index = quiet(encoder, prompts, url, batch_size=3, teacher="mine")
-    assert encoder.asked == [*prompts, None]  # each once, in order
+    assert encoder.evaluated_at == [*prompts, None]  # each once, in order
     assert index.rows == 12 and [shard.rows for shard in index.shards] == [4, 4, 4]
     stored = opened(url, tmp_path)
     assert stored.fingerprint() == "one" * 20 and stored.index == index
@@ -145,9 +145,9 @@ def test_an_interrupted_store_is_unfinished_and_goes_on(tmp_path):
         StoredEmbeddings(url)
     again = Encoder()
     assert quiet(again, prompts, url, batch_size=2) == whole
-    assert again.asked == [*prompts[4:], None]
+    assert again.evaluated_at == [*prompts[4:], None]
     last = Encoder()
-    assert quiet(last, prompts, url, batch_size=2) == whole and not last.asked
+    assert quiet(last, prompts, url, batch_size=2) == whole and not last.evaluated_at
     files = {p.name: p.read_bytes() for p in url.iterdir()}
     assert files == {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()}
 
@@ -177,7 +177,9 @@ def test_another_list_or_encoder_is_refused_until_told_to_overwrite(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"{url} holds .*{named}.*--overwrite"):
             quiet(encoder, asked, url, **more)
-        assert {p.name: p.read_bytes() for p in url.iterdir()} == before and not encoder.asked
+        assert {
+            p.name: p.read_bytes() for p in url.iterdir()
+        } == before and not encoder.evaluated_at
     (url / "notes.txt").write_text("mine")
     quiet(Encoder(name="two"), names(2), url, overwrite=True)
     assert opened(url, tmp_path).fingerprint() == "two" * 20
@@ -211,7 +213,7 @@ def test_a_damaged_shard_is_named_and_made_again(tmp_path, capsys, how):
     assert not [p for p in (tmp_path / "cache").iterdir() if p.name.endswith("index")]
     again = Encoder()
     quiet(again, prompts, url)
-    assert again.asked == prompts[4:8] and path.read_bytes() == whole
+    assert again.evaluated_at == prompts[4:8] and path.read_bytes() == whole
     same(opened(url, tmp_path).encode(prompts), Encoder().encode(prompts))
 
 
@@ -335,7 +337,7 @@ class Late(Encoder):
     """Knows itself only once it was asked, as an encoder that is downloaded does."""
 
     def fingerprint(self):
-        return super().fingerprint() if self.asked else None
+        return super().fingerprint() if self.evaluated_at else None
 
 
 def test_an_encoder_that_comes_with_its_first_use_is_known_in_the_store(tmp_path):

@@ -203,7 +203,7 @@ class StopAfterAPhase(Recorder):
     def __init__(self, checkpointer):
         self.checkpointer = checkpointer
 
-    def calibration(self, *arguments):
+    def on_calibration(self, *arguments):
         self.checkpointer.stop_requested = True
 
 

@@ -174,9 +174,9 @@ def test_recomputed_blocks_have_the_same_gradients(name):
     condition = teacher.encode(teacher.prompts[:2])
     x = noise(teacher, 2)
 
-    def gradients(recompute):
+    def gradients(activation_checkpointing):
         part = teacher.trainable_copy()
-        if recompute:
+        if activation_checkpointing:
             for _, unit in units_of(part):
                 unit.forward = functools.partial(checkpoint, unit.forward, use_reentrant=False)
         part(x, 0.6, condition).value.square().sum().backward()

@@ -75,10 +75,10 @@ def test_guidance_drops_the_text_and_keeps_the_image(name):
         value = teacher(x, 0.5, condition).value
         bare = condition.clone()
         bare["prompt"] = null["prompt"].expand_as(bare["prompt"])
-        unprompted = teacher(x, 0.5, bare).value
-    close(guided, unprompted + 3 * (value - unprompted))
+        unconditional = teacher(x, 0.5, bare).value
+    close(guided, unconditional + 3 * (value - unconditional))
     for key in condition.exclude("prompt").keys():
-        assert torch.equal(teacher.unprompted(condition, null)[key], condition[key])
+        assert torch.equal(teacher.unconditional(condition, null)[key], condition[key])
     assert not torch.equal(null["first"].expand_as(condition["first"]), condition["first"])
 
 

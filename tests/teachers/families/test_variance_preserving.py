@@ -25,9 +25,9 @@ from pdmd.teachers import (
     DDPMTeacher,
     DiTTeacher,
     PromptEmbeddings,
-    Rebased,
     SDXLTeacher,
     StableDiffusionTeacher,
+    WithSchedule,
 )
 from pdmd.teachers.base import teachers
 from pdmd.teachers.families.discrete_timesteps import noise_levels, timestep_of
@@ -334,7 +334,7 @@ def test_an_oracle_gets_its_data_back(name):
         x = ode_step(prediction, s)
     close(x, x0, tolerance)
     if name != "sd_zero":
-        flow = Rebased.reach(teacher, RectifiedFlow())
+        flow = WithSchedule.reach(teacher, RectifiedFlow())
         t = torch.tensor([0.9, 0.2])
         alpha, sigma = (v.reshape(-1, 1, 1, 1).float() for v in flow.schedule(t))
         y = alpha * x0 + sigma * noise(teacher, 2)
@@ -550,10 +550,10 @@ def test_a_plan_from_noise_distills(name):
 def test_a_rectified_flow_student_of_stable_diffusion_distills_to_its_last_level():
     teacher = family("sd")
     with pytest.raises(ValueError, match=r"t = 1, outside its range \[0.02.*reach"):
-        distill(Rebased(teacher, RectifiedFlow()), PhasePlan.uniform(2))
+        distill(WithSchedule(teacher, RectifiedFlow()), PhasePlan.uniform(2))
     times = UniformTimes(0.05)  # its first level is at 0.03 there
     student = distill(
-        Rebased.reach(Guided(teacher, 3.0), RectifiedFlow()),
+        WithSchedule.reach(Guided(teacher, 3.0), RectifiedFlow()),
         PhasePlan.uniform(2),
         generator=DistributionMatching(times=times),
         fake_score=SubintervalScoreMatching(times=times),

@@ -33,7 +33,7 @@ def quality(teacher, n=1500):
 def test_the_weights_are_small_and_have_a_card():
     assert len((WEIGHTS / "digits.safetensors").read_bytes()) < 2_000_000
     card = (WEIGHTS / "digits.md").read_text()
-    for word in ("pdmd teach digits", "scikit-learn", "Licence", "194,244"):
+    for word in ("pdmd pretrain digits", "scikit-learn", "Licence", "194,244"):
         assert word in card
     assert sum(p.numel() for p in teachers.get("digits")().parameters()) == 194_244
 
@@ -56,7 +56,7 @@ def test_saved_weights_load_again_and_damaged_ones_are_named(tmp_path):
     for key, value in teacher.state_dict().items():
         assert torch.equal(value, again.state_dict()[key])
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="pdmd teach digits"):
+    with pytest.raises(ValueError, match="pdmd pretrain digits"):
         DigitsTeacher.from_file(path)
     with pytest.raises(ValueError, match="does not exist"):
         DigitsTeacher.from_file(tmp_path / "none.safetensors")
@@ -66,7 +66,7 @@ def test_teaching_heeds_its_seed(tmp_path):
     written = {}
     for name, seed in (("default", []), ("shipped", ["--seed", "1"]), ("other", ["--seed", "5"])):
         path = tmp_path / f"{name}.safetensors"
-        words = ["teach", "digits-classifier", "--updates", "2", "--out", str(path)]
+        words = ["pretrain", "digits-classifier", "--updates", "2", "--out", str(path)]
         assert main([*words, *seed]) == 0
         written[name] = path.read_bytes()
     assert written["default"] == written["shipped"] != written["other"]
@@ -80,7 +80,7 @@ def test_a_condition_without_labels_is_named():
 @pytest.mark.slow
 def test_teaching_again_reaches_the_same_quality(tmp_path):
     path = tmp_path / "digits.safetensors"
-    assert main(["teach", "digits", "--out", str(path)]) == 0
+    assert main(["pretrain", "digits", "--out", str(path)]) == 0
     accuracy, distance = quality(DigitsTeacher.from_file(path))
     shipped_accuracy, shipped_distance = quality(teachers.get("digits")())
     assert accuracy > shipped_accuracy - 0.015

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 from pdmd import sample_ode
 from pdmd.cli.main import main
-from pdmd.evaluation.evaluators import GlyphsYardstick, LatentYardstick, yardstick_for
+from pdmd.evaluation.evaluators import GlyphsEvaluator, LatentEvaluator, evaluator_for
 from pdmd.teachers.packaged.glyph_text import make_tokenizer
 from pdmd.teachers.packaged.glyph_world import NAMES, GlyphBank
 from pdmd.teachers.packaged.glyphs import GLYPHS, GlyphsTeacher
-from pdmd.teachers.packaged.pretraining_glyphs import teach_glyphs
+from pdmd.teachers.packaged.pretraining_glyphs import pretrain_glyphs
 from tests.helpers.tiny_families import run_qwen
 
 
@@ -59,7 +59,7 @@ def test_it_draws_what_is_asked_in_many_faces(teacher):
         batch=len(prompts),
         generator=torch.Generator().manual_seed(0),
     )
-    measure = GlyphsYardstick(teacher, prompts, drawn, seed=0)
+    measure = GlyphsEvaluator(teacher, prompts, drawn, seed=0)
     row, real = measure(drawn), measure.real()
     assert row["accuracy"] > 0.85
     assert row["faces"] > 0.8 * real["faces"] and row["vendi"] > 0.7 * real["vendi"]
@@ -75,7 +75,7 @@ def test_sameness_within_a_prompt_is_seen():
 
     reference = pictures(1)
     plain = SimpleNamespace(decode=lambda x: x)  # measured as they are
-    measure = GlyphsYardstick(plain, prompts, reference, seed=3)
+    measure = GlyphsEvaluator(plain, prompts, reference, seed=3)
     many, one = measure(pictures(2)), measure(pictures(2)[:46].repeat(6, 1, 1, 1))
     assert many["accuracy"] > 0.98 and one["accuracy"] > 0.95
     assert one["faces"] == pytest.approx(1) and many["faces"] > 4
@@ -86,24 +86,24 @@ def test_sameness_within_a_prompt_is_seen():
 
 def test_other_prompts_are_measured_in_latents(teacher):
     x, condition = torch.randn(8, 4, 8, 8), teacher.encode(["a cat"] * 8)
-    other = yardstick_for(teacher, condition, x, 0, prompts=["a cat"] * 8)
-    assert isinstance(other, LatentYardstick)
-    own = yardstick_for(teacher, condition, x, 0, prompts=[NAMES[0]] * 8)
-    assert isinstance(own, GlyphsYardstick)
+    other = evaluator_for(teacher, condition, x, 0, prompts=["a cat"] * 8)
+    assert isinstance(other, LatentEvaluator)
+    own = evaluator_for(teacher, condition, x, 0, prompts=[NAMES[0]] * 8)
+    assert isinstance(own, GlyphsEvaluator)
 
 
 def test_teaching_writes_the_pipeline_and_keeps_what_is_done(tmp_path):
     few = {"updates": 2, "variants": 1, "pictures": 100, "progress": False}
-    folder = teach_glyphs(tmp_path / "one", **few)
+    folder = pretrain_glyphs(tmp_path / "one", **few)
     assert {p.name for p in folder.iterdir()} == {p.name for p in GLYPHS.iterdir()} - {"README.md"}
     for part in ("vae", "text_encoder", "transformer"):
         made, shipped = (next((f / part).glob("*.safetensors")) for f in (folder, GLYPHS))
         shapes = [{k: v.shape for k, v in load_file(p).items()} for p in (made, shipped)]
         assert shapes[0] == shapes[1]
     kept = {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
-    again = teach_glyphs(tmp_path / "two", **few)
+    again = pretrain_glyphs(tmp_path / "two", **few)
     next((folder / "transformer").glob("*.safetensors")).unlink()
-    teach_glyphs(folder, **few)
+    pretrain_glyphs(folder, **few)
     for path, changed in kept.items():
         assert filecmp.cmp(path, again / path.relative_to(folder), shallow=False)
         assert path.parent.name == "transformer" or path.stat().st_mtime_ns == changed
@@ -113,5 +113,5 @@ def test_teaching_writes_the_pipeline_and_keeps_what_is_done(tmp_path):
 def test_teaching_spares_a_folder_of_something_else(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(ValueError, match=r"holds thesis.tex.*choose another --out"):
-        teach_glyphs(tmp_path)
-    assert main(["teach", "glyphs", "--out", str(tmp_path)]) == 2
+        pretrain_glyphs(tmp_path)
+    assert main(["pretrain", "glyphs", "--out", str(tmp_path)]) == 2

@@ -571,7 +571,8 @@ def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path):
 
 def test_importing_the_store_is_light():
     code = (
-        "import sys, pdmd.training.checkpoints.store; print([m for m in ('torch.distributed.checkpoint', "
+        "import sys, pdmd.training.checkpoints.store; "
+        "print([m for m in ('torch.distributed.checkpoint', "
         "'s3fs', 'torchtitan') if m in sys.modules])"
     )
     done = subprocess.run(

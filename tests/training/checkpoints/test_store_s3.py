@@ -160,12 +160,12 @@ def test_a_run_keeps_its_checkpoints_in_a_bucket(bucket, tmp_path, monkeypatch, 
     with monkeypatch.context() as patch:
         made = []
 
-        def advanced(recorder, update):
+        def on_update(recorder, update):
             made.append(update)
             if len(made) == 9:
                 signal.raise_signal(signal.SIGTERM)
 
-        patch.setattr(RunRecorder, "advanced", advanced)
+        patch.setattr(RunRecorder, "on_update", on_update)
         code, error = distill("run")
     assert code == 130 and "--resume" in error
     fs = s3fs.S3FileSystem(skip_instance_cache=True)
@@ -187,7 +187,7 @@ def test_embeddings_in_a_bucket_go_on_where_they_stopped(bucket, tmp_path):
         quiet(encoder, prompts, url, batch_size=1)
     encoder.fails_at = None
     quiet(encoder, prompts, url, batch_size=1)
-    assert encoder.asked == [*prompts[:5], *prompts[4:], None]
+    assert encoder.evaluated_at == [*prompts[:5], *prompts[4:], None]
     assert Place.of(url).shards() == [f"embeddings-0000{i}.safetensors" for i in range(3)]
     same(opened(url, tmp_path).encode([*prompts, None]), Encoder().encode([*prompts, None]))
     quiet(Encoder(), names(3), url, overwrite=True)

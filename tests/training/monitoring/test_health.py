@@ -71,10 +71,10 @@ class Listening(Recorder):
     def __init__(self):
         self.refusals, self.updates = [], 0
 
-    def advanced(self, update):
+    def on_update(self, update):
         self.updates += 1
 
-    def refused(self, complaint):
+    def on_skipped_step(self, complaint):
         self.refusals.append(complaint)
 
 
@@ -155,25 +155,25 @@ def test_a_run_warns_of_refused_updates_unless_its_recorder_hears_them(monkeypat
         run(recorder=Recorder())
 
 
-@pytest.mark.parametrize("patience", [0, 1, 3])
+@pytest.mark.parametrize("max_consecutive_skips", [0, 1, 3])
 @pytest.mark.parametrize("role", ["generator", "fake"])
-def test_more_in_a_row_than_patience_end_the_run(monkeypatch, role, patience):
+def test_more_in_a_row_than_patience_end_the_run(monkeypatch, role, max_consecutive_skips):
     recorder = Listening()
-    bad = range(2, 2 + patience)
+    bad = range(2, 2 + max_consecutive_skips)
     with monkeypatch.context() as patch:  # as many as may pass
         spoil(patch, role, {*bad})
-        run(recorder=recorder, patience=patience)
-    assert len(recorder.refusals) == patience and recorder.updates == 8
-    spoil(monkeypatch, role, {*bad, 2 + patience})
+        run(recorder=recorder, max_consecutive_skips=max_consecutive_skips)
+    assert len(recorder.refusals) == max_consecutive_skips and recorder.updates == 8
+    spoil(monkeypatch, role, {*bad, 2 + max_consecutive_skips})
     with pytest.raises(NonFiniteError, match=f": the {role}'s loss") as error:
-        run(patience=patience)
-    again = f"{patience + 1} updates of the {role} in a row were refused"
-    assert (again in str(error.value)) == (patience > 0)
+        run(max_consecutive_skips=max_consecutive_skips)
+    again = f"{max_consecutive_skips + 1} updates of the {role} in a row were refused"
+    assert (again in str(error.value)) == (max_consecutive_skips > 0)
 
 
 def test_a_good_update_in_between_counts_anew(monkeypatch):
     spoil(monkeypatch, "fake", {1, 2, 4, 5, 7, 8})
-    _, recorder = run(patience=2)
+    _, recorder = run(max_consecutive_skips=2)
     assert len(recorder.refusals) == 6 and recorder.updates == 8
 
 
@@ -185,12 +185,12 @@ def test_roles_are_counted_apart():
     health.refused("generator", "c")
     with pytest.raises(NonFiniteError, match="d 2 updates of the fake in a row were refused"):
         health.refused("fake", "d")
-    assert health.hear() == ["a", "b", "c", "d"] and health.hear() == []
+    assert health.drain() == ["a", "b", "c", "d"] and health.drain() == []
 
 
 def test_patience_is_not_negative():
-    with pytest.raises(ValueError, match="patience must be at least 0, got -1"):
-        run(patience=-1)
+    with pytest.raises(ValueError, match="max_consecutive_skips must be at least 0, got -1"):
+        run(max_consecutive_skips=-1)
 
 
 def test_the_last_good_checkpoint_is_named_and_good(monkeypatch, tmp_path):
@@ -205,16 +205,16 @@ def test_the_last_good_checkpoint_is_named_and_good(monkeypatch, tmp_path):
     assert all(bool(value.isfinite().all()) for value in student.state_dict().values())
     spoil(monkeypatch, "generator", {1})
     with pytest.raises(NonFiniteError, match="no checkpoint was written"):
-        run(checkpointer=Checkpointer(tmp_path / "b"), patience=0)
+        run(checkpointer=Checkpointer(tmp_path / "b"), max_consecutive_skips=0)
 
 
 def test_on_the_command_line_it_is_one_line_and_exit_code_1(monkeypatch, tmp_path, capsys):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         spoil(patch, "generator", {2, 4, 5, 6})
-        assert main([*TINY, "--out", str(folder), "--train.patience=2"]) == 1
+        assert main([*TINY, "--out", str(folder), "--train.max_consecutive_skips=2"]) == 1
     *warnings, error = capsys.readouterr().err.strip().splitlines()
     assert [line.startswith("pdmd: warning: phase 1, update ") for line in warnings] == [True] * 3
     assert error.startswith("pdmd: error: phase 1, update 6: the generator's loss")
     assert "the last good checkpoint is phase-0001-update-000000004" in error
-    assert main([*TINY, "--out", str(folder), "--resume", "--train.patience=0"]) == 0
+    assert main([*TINY, "--out", str(folder), "--resume", "--train.max_consecutive_skips=0"]) == 0

@@ -211,8 +211,8 @@ class Index:
         forms: The forms of a condition's entries.
         shards: The shards, in order.
         imaged: The entries that come from images. Prompts then are an image's and a text's, by
-            their :attr:`~pdmd.teachers.conditioning.image_prompts.ImagePrompt.name`, and the row of no prompt
-            holds zeros for these entries, which it has not.
+            their :attr:`~pdmd.teachers.conditioning.image_prompts.ImagePrompt.name`, and the row
+            of no prompt holds zeros for these entries, which it has not.
     """
 
     teacher: str
