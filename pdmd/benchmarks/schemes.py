@@ -183,8 +183,8 @@ SCHEMES: dict[str, Scheme] = {
         efficiency=_fakes(1),
     ),
     "phased_adaptive": Scheme(
-        summary="As phased, fake updates set by the fake score's error, and a third more generator "
-        "updates for what that saves.",
+        summary="As phased, fake updates set by the fake score's error, and the generator updates "
+        "that this saves: a third more.",
         efficiency=EFFICIENCY_SETTINGS["adaptive"],
         more=1.36,
     ),

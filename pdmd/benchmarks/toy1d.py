@@ -117,7 +117,7 @@ class Toy1d(Benchmark):
         objective = SubintervalScoreMatching(
             WEIGHTINGS[method], _Times(), target=TARGETS.get(method, subinterval_target)
         )
-        models = Models(real=teacher, fake=network, generator=network)
+        models = Models(real=teacher, fake=network, expert=network)
         optimizer = torch.optim.Adam(network.parameters(), lr=2e-3, fused=True)
         average = Ema(network, 0.997)
         for i in range(updates):

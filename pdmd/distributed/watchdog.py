@@ -49,9 +49,8 @@ class Watchdog:
     def __init__(self, heartbeat_timeout: float = 60.0, interval: float = 1.0) -> None:
         if not heartbeat_timeout > 2 * interval:
             raise ValueError(
-                f"a heartbeat_timeout of {heartbeat_timeout:g} s is too short for a heartbeat every "
-                f"{interval:g} s; "
-                f"take more than {2 * interval:g} s"
+                f"heartbeat_timeout = {heartbeat_timeout:g} s is too short for a heartbeat every "
+                f"{interval:g} s; take more than {2 * interval:g} s"
             )
         self.heartbeat_timeout, self.interval = heartbeat_timeout, interval
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()

@@ -12,6 +12,7 @@ from pdmd.objectives.base import (
     Models,
     Objective,
     OnlyPhases,
+    PhaseContext,
     Rollout,
     WeightedSum,
 )
@@ -124,6 +125,7 @@ __all__ = [
     "Normalised",
     "Objective",
     "OnlyPhases",
+    "PhaseContext",
     "Outputs",
     "Penalty",
     "Models",

@@ -34,7 +34,7 @@ from torch.nn.functional import softplus
 
 from pdmd.diffusion.solvers import diffuse
 from pdmd.distillation.phases import Phase
-from pdmd.objectives.base import DrawConditions, Models, Objective, Rollout
+from pdmd.objectives.base import Models, Objective, PhaseContext, Rollout
 from pdmd.objectives.critics import Critic, Critics
 from pdmd.objectives.real_samples import DrawStates, PerPhase, RealSamples, TeacherSamples
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
@@ -233,16 +233,11 @@ class DiscriminatorLoss(Objective):
             "real states", "call the objective's begin with this phase before its losses"
         )
 
-    def on_phase_start(
-        self,
-        models: Models,
-        phase: Phase,
-        conditions: DrawConditions,
-        generator: torch.Generator,
-    ) -> None:
+    def on_phase_start(self, context: PhaseContext, generator: torch.Generator) -> None:
         """Makes the phase's critic and real states."""
-        self.critics.on_phase_start(models, phase, conditions(2, generator), generator)
-        self._draws.put(phase, self.states.on_phase_start(models, phase, conditions, generator))
+        example = context.draw_conditions(2, generator)
+        self.critics.make(context.models, context.phase, example, generator)
+        self._draws.put(context.phase, self.states.prepare(context, generator))
 
     def networks(self, phase: Phase) -> dict[str, nn.Module]:
         """Returns the phase's critic."""

@@ -24,6 +24,7 @@ __all__ = [
     "DrawConditions",
     "Objective",
     "OnlyPhases",
+    "PhaseContext",
     "Models",
     "Rollout",
     "WeightedSum",
@@ -40,14 +41,30 @@ class Models:
     """The denoisers of a phase.
 
     Attributes:
-        real: The teacher, frozen.
+        real: The real score: the teacher, frozen.
         fake: The fake score, the online model of the student's distribution.
-        generator: The expert's denoiser in training.
+        expert: The expert's denoiser in training.
     """
 
     real: Denoiser
     fake: Denoiser
-    generator: Denoiser
+    expert: Denoiser
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PhaseContext:
+    """What an objective may prepare a phase from.
+
+    Attributes:
+        models: The denoisers of the phase.
+        phase: The phase.
+        draw_conditions: Draws conditions with a given batch size, or ``None`` for a teacher
+            without.
+    """
+
+    models: Models
+    phase: Phase
+    draw_conditions: DrawConditions
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,22 +126,14 @@ class Objective(ABC):
         """
         return set(range(len(plan)))
 
-    def on_phase_start(
-        self,
-        models: Models,
-        phase: Phase,
-        conditions: DrawConditions,
-        generator: torch.Generator,
-    ) -> None:
-        """Hears that a phase begins, to make what the objective needs in it.
+    def on_phase_start(self, context: PhaseContext, generator: torch.Generator) -> None:
+        """Prepares what the objective needs in a phase, such as a discriminator.
 
-        A run that resumes within a phase calls this again with a generator of the same state, so
-        what is made must depend on the arguments alone.
+        A run that resumes within a phase calls this again with a generator in the same state, so
+        the result must depend on the arguments alone.
 
         Args:
-            models: The denoisers of the phase.
-            phase: The phase.
-            conditions: Draws conditions of a given batch size, or ``None`` for a teacher without.
+            context: The phase, its denoisers and conditions.
             generator: The source of randomness, for this call only.
         """
         return
@@ -223,15 +232,9 @@ class WeightedSum(Objective):
     def covers(self, plan: PhasePlan) -> set[int]:
         return set().union(*(term.covers(plan) for _, term in self.terms))
 
-    def on_phase_start(
-        self,
-        models: Models,
-        phase: Phase,
-        conditions: DrawConditions,
-        generator: torch.Generator,
-    ) -> None:
+    def on_phase_start(self, context: PhaseContext, generator: torch.Generator) -> None:
         for _, term in self.terms:
-            term.on_phase_start(models, phase, conditions, generator)
+            term.on_phase_start(context, generator)
 
     def networks(self, phase: Phase) -> dict[str, nn.Module]:
         return {name: n for _, term in self.terms for name, n in term.networks(phase).items()}
@@ -285,15 +288,9 @@ class OnlyPhases(Objective):
             )
         return set(self.phases) & self.objective.covers(plan)
 
-    def on_phase_start(
-        self,
-        models: Models,
-        phase: Phase,
-        conditions: DrawConditions,
-        generator: torch.Generator,
-    ) -> None:
-        if phase.index in self.phases:
-            self.objective.on_phase_start(models, phase, conditions, generator)
+    def on_phase_start(self, context: PhaseContext, generator: torch.Generator) -> None:
+        if context.phase.index in self.phases:
+            self.objective.on_phase_start(context, generator)
 
     def networks(self, phase: Phase) -> dict[str, nn.Module]:
         return self.objective.networks(phase) if phase.index in self.phases else {}

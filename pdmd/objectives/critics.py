@@ -196,7 +196,7 @@ class Critics:
             "generator's includes Adversarial, with the same Critics",
         )
 
-    def on_phase_start(
+    def make(
         self, models: Models, phase: Phase, example: Condition, generator: torch.Generator
     ) -> None:
         """Makes a phase's critic, its parameters drawn from ``generator`` alone."""

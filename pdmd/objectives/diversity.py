@@ -136,7 +136,7 @@ class ImpliedClean(View):
     """The clean samples that the expert's walk amounts to; no floor, no network."""
 
     def __call__(self, models: Models, rollout: Rollout) -> tuple[Latents, float]:
-        phase, schedule = rollout.phase, models.generator.schedule
+        phase, schedule = rollout.phase, models.expert.schedule
         phase_input = phase_input_of(rollout)
         return implied_clean(rollout.x_s, phase_input, phase.t_end, phase.t_start, schedule), 0.0
 
@@ -145,7 +145,7 @@ class Outputs(View):
     r"""The outputs :math:`x_s` themselves, with the floor :math:`2 \sigma_s^2`."""
 
     def __call__(self, models: Models, rollout: Rollout) -> tuple[Latents, float]:
-        _, sigma_s = models.generator.schedule(rollout.phase.t_end)
+        _, sigma_s = models.expert.schedule(rollout.phase.t_end)
         return rollout.x_s, 2 * float(sigma_s) ** 2
 
 
@@ -252,7 +252,7 @@ class NoiseSensitivity(Objective):
         pairs = self._pairs(rollout.condition, x)
         if pairs is None:
             return {self.name: _nothing(x)}
-        alpha_t, sigma_t = models.generator.schedule(rollout.phase.t_start)
+        alpha_t, sigma_t = models.expert.schedule(rollout.phase.t_start)
         unit = float(alpha_t**2 + sigma_t**2)
         inputs = pair_distances(phase_input_of(rollout))[pairs] / unit
         # As a / (a + b), which is finite where two inputs are one and the ratio is not.

@@ -21,7 +21,7 @@ from torch import Tensor
 from pdmd.diffusion.schedules import Schedule
 from pdmd.diffusion.solvers import diffuse
 from pdmd.distillation.phases import Phase
-from pdmd.objectives.base import DrawConditions, Models
+from pdmd.objectives.base import PhaseContext
 from pdmd.objectives.regression import flow
 from pdmd.randomness import randint, randn, randn_like
 from pdmd.typing import Condition, Latents
@@ -67,19 +67,11 @@ class RealSamples(ABC):
     """A source of real states at the end of any phase."""
 
     @abstractmethod
-    def on_phase_start(
-        self,
-        models: Models,
-        phase: Phase,
-        conditions: DrawConditions,
-        generator: torch.Generator,
-    ) -> DrawStates:
+    def prepare(self, context: PhaseContext, generator: torch.Generator) -> DrawStates:
         """Makes a phase's source of states.
 
         Args:
-            models: The denoisers of the phase.
-            phase: The phase.
-            conditions: Draws conditions of a given batch size, or ``None``.
+            context: The phase, its denoisers and conditions.
             generator: The source of randomness, for this call only.
 
         Returns:
@@ -117,15 +109,9 @@ class TeacherSamples(RealSamples):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.pool, self.steps, self.batch = int(pool), int(steps), int(batch)
 
-    def on_phase_start(
-        self,
-        models: Models,
-        phase: Phase,
-        conditions: DrawConditions,
-        generator: torch.Generator,
-    ) -> DrawStates:
-        real, s = models.real, phase.t_end
-        condition = conditions(self.pool, generator)
+    def prepare(self, context: PhaseContext, generator: torch.Generator) -> DrawStates:
+        real, s = context.models.real, context.phase.t_end
+        condition = context.draw_conditions(self.pool, generator)
         shape = (self.pool, *real.latent_shape)
         x_1 = real.schedule.prior_std() * randn(shape, generator, device=real.device)
         rows = range(0, self.pool, self.batch)
@@ -164,14 +150,9 @@ class DataSamples(RealSamples):
     def __init__(self, source: DrawStates) -> None:
         self.source = source
 
-    def on_phase_start(
-        self,
-        models: Models,
-        phase: Phase,
-        conditions: DrawConditions,
-        generator: torch.Generator,
-    ) -> DrawStates:
-        schedule, s, shape = models.fake.schedule, phase.t_end, models.real.latent_shape
+    def prepare(self, context: PhaseContext, generator: torch.Generator) -> DrawStates:
+        models, s = context.models, context.phase.t_end
+        schedule, shape = models.fake.schedule, models.real.latent_shape
 
         def draw(n: int, generator: torch.Generator) -> tuple[Latents, Condition]:
             x_0, condition = self.source(n, generator)

@@ -249,7 +249,7 @@ class VelocityRegression(Objective):
             self._anchor(rollout.phase),
         )
         x_r = flow(models.real, phase_input, t, r, rollout.condition, self.steps)
-        prediction = models.generator(phase_input, t, rollout.condition)
+        prediction = models.expert(phase_input, t, rollout.condition)
         schedule, kind = prediction.schedule, prediction.kind
         alpha_t, sigma_t = schedule(t)
         scale = (alpha_t + sigma_t) / determinant(kind, t, schedule)
@@ -287,8 +287,8 @@ def phase_input_of(rollout: Rollout) -> Latents:
     """
     if rollout.phase_input is None:
         raise ValueError(
-            "this objective needs the phase input, but rollout.phase_input is None; make the rollout "
-            "with phase_input= the latents at the phase's start"
+            "this objective needs the phase input, but rollout.phase_input is None; pass "
+            "phase_input= the latents at the phase's start"
         )
     return rollout.phase_input
 

@@ -149,7 +149,7 @@ class AdaptiveUpdates(FakeUpdates):
 
     @property
     def relative_error(self) -> float:
-        """The root mean square of the averaged relative error; infinite before the first update."""
+        """The root mean square of the averaged error; infinite before the first update."""
         if not self._seen:
             return math.inf
         correction = 1 - self.memory**self._seen
@@ -163,7 +163,7 @@ class AdaptiveUpdates(FakeUpdates):
         measures = measure()
         if "relative_error" not in measures:
             raise ValueError(
-                "adaptive fake updates need a fake objective that measures its relative error, such as "
+                "adaptive fake updates need a fake objective that measures the relative error, such as "
                 "SubintervalScoreMatching"
             )
         values = measures["relative_error"].tolist()

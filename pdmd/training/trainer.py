@@ -19,7 +19,7 @@ from pdmd.diffusion.schedules import same_process
 from pdmd.distillation.experts import Expert, Truncation
 from pdmd.distillation.phases import Phase
 from pdmd.distributed.runtime import OneProcess, Runtime
-from pdmd.objectives.base import Models, Objective, Rollout
+from pdmd.objectives.base import Models, Objective, PhaseContext, Rollout
 from pdmd.training.conditions import ConditionStream
 from pdmd.training.ema import Ema
 from pdmd.training.fake_scores import FakeScores, FakeUpdates
@@ -184,9 +184,12 @@ class PhaseTrainer:
                 generator = torch.Generator().manual_seed(
                     (seed * 1_000_003 + 2 * expert.phase.index + i) % 2**63
                 )
-                objective.on_phase_start(
-                    self.models(k, None), expert.phase, self.conditions.draw, generator
+                context = PhaseContext(
+                    models=self.models(k, None),
+                    phase=expert.phase,
+                    draw_conditions=self.conditions.draw,
                 )
+                objective.on_phase_start(context, generator)
 
     def _watch(self, generators: Iterable[Denoiser]) -> None:
         self.account.watch("teacher", self.teacher)
@@ -207,7 +210,7 @@ class PhaseTrainer:
         """Returns the denoisers of the k-th expert in training, for rollouts with a stop."""
         expert = self.experts[k]
         fake = self.fakes[k][self.fake_scores.index(exit_step)]
-        return Models(real=self.teacher, fake=fake, generator=expert.denoiser)
+        return Models(real=self.teacher, fake=fake, expert=expert.denoiser)
 
     def finished(self) -> list[Expert]:
         """Returns the experts as they now stand: over the averages of their networks."""

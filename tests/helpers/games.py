@@ -17,7 +17,7 @@ def gaussian(mean, std, schedule, kind="velocity"):
 
 def game(real, fake, x_s, s):
     rollout = Rollout(x_s=x_s, condition=None, phase=phase_to(s))
-    return Models(real=real, fake=fake, generator=fake), rollout
+    return Models(real=real, fake=fake, expert=fake), rollout
 
 
 def at(t, n):

@@ -13,7 +13,7 @@ from pdmd import (
     distill,
 )
 from pdmd.diffusion.solvers import diffuse
-from pdmd.objectives import ExactKL, Models, Rollout, TimeSampler
+from pdmd.objectives import ExactKL, Models, PhaseContext, Rollout, TimeSampler
 from pdmd.objectives.adversarial import (
     R1,
     Adversarial,
@@ -70,8 +70,9 @@ class Exact(RealSamples):
     def __init__(self, teacher):
         self.teacher = teacher
 
-    def on_phase_start(self, models, phase, conditions, generator):
-        return lambda n, g: (states(self.teacher, n, phase.t_end, g), None)
+    def prepare(self, context, generator):
+        s = context.phase.t_end
+        return lambda n, g: (states(self.teacher, n, s, g), None)
 
 
 def states(teacher, n, s, generator):
@@ -89,7 +90,10 @@ def pair():
 def game(critic, states, models, **settings):
     critics = Critics(lambda models, phase, example: critic)
     side = DiscriminatorLoss(critics, states, **settings)
-    side.on_phase_start(models, PLAN[0], lambda n, g: None, torch.Generator().manual_seed(0))
+    side.on_phase_start(
+        PhaseContext(models=models, phase=PLAN[0], draw_conditions=lambda n, g: None),
+        torch.Generator().manual_seed(0),
+    )
     return critics, side
 
 
@@ -117,7 +121,7 @@ def test_the_game_is_stationary_at_the_exact_log_ratio_in_every_direction(shift)
     critic = LogRatio(real, fake)
     with torch.no_grad():
         critic.theta[0] = shift
-    models = Models(real=real, fake=fake, generator=fake)
+    models = Models(real=real, fake=fake, expert=fake)
     _, side = game(critic, Exact(real), models, penalty_weight=0, times=At(0.7))
     generator = torch.Generator().manual_seed(1)
     gradients = []
@@ -134,7 +138,7 @@ def test_at_the_optimum_the_generator_descends_the_kl_weighted_by_the_critic():
     """The gradient in x_s is sigmoid(-h) times a (S_fake - S_real)."""
     real, fake = pair()
     critic = LogRatio(real, fake)
-    models = Models(real=real, fake=fake, generator=fake)
+    models = Models(real=real, fake=fake, expert=fake)
     critics, _ = game(critic, Exact(real), models)
     x_s = states(fake, 50, S, torch.Generator().manual_seed(3)).requires_grad_(True)
     critic.requires_grad_(False)
@@ -158,13 +162,15 @@ def test_discriminations_gradient_is_its_finite_difference_and_reaches_critics_a
     torch.manual_seed(0)
     real, fake = pair()
     critic = MlpCritic(1, width=8).double()
-    models = Models(real=real, fake=fake, generator=fake)
+    models = Models(real=real, fake=fake, expert=fake)
     _, side = game(critic, Exact(real), models, penalty_weight=0.5)
     x_s = states(fake, 16, S, torch.Generator().manual_seed(3)).requires_grad_(True)
 
     def reference():
         generator = torch.Generator().manual_seed(5)
-        x_real, _ = Exact(real).on_phase_start(models, PLAN[0], None, None)(16, generator)
+        x_real, _ = Exact(real).prepare(
+            PhaseContext(models=models, phase=PLAN[0], draw_conditions=None), None
+        )(16, generator)
         t = side.times(16, PLAN[0], RectifiedFlow(), generator)
         real_t, fake_t = (
             diffuse(
@@ -237,10 +243,13 @@ def test_the_finite_difference_has_r1_as_its_mean():
 
 def test_every_phase_has_its_critic():
     real, fake = pair()
-    models = Models(real=real, fake=fake, generator=fake)
+    models = Models(real=real, fake=fake, expert=fake)
     critics = Critics(lambda models, phase, example: MlpCritic(1).double())
     side = DiscriminatorLoss(critics, Exact(real))
-    side.on_phase_start(models, PLAN[1], lambda n, g: None, torch.Generator())
+    side.on_phase_start(
+        PhaseContext(models=models, phase=PLAN[1], draw_conditions=lambda n, g: None),
+        torch.Generator(),
+    )
     assert set(side.networks(PLAN[1])) == {"discrimination_1"}
     assert side.only(1).networks(PLAN[0]) == {}
     x_s = states(fake, 4, S, torch.Generator())

@@ -40,7 +40,7 @@ def teacher(dim=2):
 
 def loss_of(objective, x_s, phase_input=None, phase=LAST, condition=None, real=None):
     real = real or teacher(x_s.shape[1])
-    models = Models(real=real, fake=real, generator=real)
+    models = Models(real=real, fake=real, expert=real)
     rollout = Rollout(x_s=x_s, condition=condition, phase=phase, phase_input=phase_input)
     (loss,) = objective.losses(models, rollout, torch.Generator()).values()
     return loss
@@ -108,7 +108,7 @@ def test_a_collapsed_student_has_no_implied_distances_whatever_noise_it_carries(
     phase_input = draws(5, 3, seed)
     x_s = ode_step(real(phase_input, t), s)  # every clean sample is the one at 0
     rollout = Rollout(x_s=x_s, condition=None, phase=phase, phase_input=phase_input)
-    clean, floor = ImpliedClean()(Models(real=real, fake=real, generator=real), rollout)
+    clean, floor = ImpliedClean()(Models(real=real, fake=real, expert=real), rollout)
     assert floor == 0
     assert float(pair_distances(clean).max()) < 1e-12
     assert float(pair_distances(x_s)[off_diagonal(5)].min()) > 0
@@ -123,7 +123,7 @@ def test_the_floor_is_what_noise_adds_to_the_distances(s):
     epsilon = torch.randn(x_0.shape, generator=generator)
     phase = Phase(index=0, timesteps=(1.0,), t_end=s, score_range=(s, 1.0))
     rollout = Rollout(x_s=diffuse(x_0, epsilon, 0.0, s, schedule), condition=None, phase=phase)
-    x_s, floor = Outputs()(Models(real=real, fake=real, generator=real), rollout)
+    x_s, floor = Outputs()(Models(real=real, fake=real, expert=real), rollout)
     noisy = (x_s[::2] - x_s[1::2]).square().mean(1)
     clean = (1 - s) ** 2 * (x_0[::2] - x_0[1::2]).square().mean(1)
     gap = noisy - clean
@@ -133,7 +133,7 @@ def test_the_floor_is_what_noise_adds_to_the_distances(s):
 
 def test_posterior_means_are_the_teachers():
     real, x_s = MixtureTeacher(torch.zeros(1, 2), 0.5), draws(4, 2)
-    models = Models(real=real, fake=real, generator=real)
+    models = Models(real=real, fake=real, expert=real)
     mean, floor = CleanMeans()(models, Rollout(x_s=x_s, condition=None, phase=FIRST))
     gain = 0.5 * 0.25 / (0.25 * 0.25 + 0.25)  # alpha tau^2 / (alpha^2 tau^2 + sigma^2)
     torch.testing.assert_close(mean, gain * x_s)

@@ -38,7 +38,7 @@ def rollout_of(x_s, phase_input, phase=PHASE):
 
 
 def players_of(real, generator=None):
-    return Models(real=real, fake=real, generator=generator or real)
+    return Models(real=real, fake=real, expert=generator or real)
 
 
 @given(schedules, st.sampled_from(KINDS), ordered_times(), seeds)

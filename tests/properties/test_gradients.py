@@ -41,7 +41,7 @@ def test_exact_kl_is_the_gradient_of_the_kl_of_gaussians(schedule, kind, pair, m
     weight = (weights[:, None] * weights).reshape(-1, 1)
     x_s = alpha_s * m + spread_s * z
     rollout = Rollout(x_s=x_s, condition=None, phase=phase_to(s))
-    models = Models(real=real, fake=fake, generator=fake)
+    models = Models(real=real, fake=fake, expert=fake)
     times = torch.full((9,), t, dtype=torch.float64)
     g = distribution_matching_gradient(models, rollout, times, e, ExactKL())
 
@@ -68,7 +68,7 @@ def test_the_step_vanishes_when_fake_equals_real(schedule, kind, pair, mixture, 
     generator = torch.Generator().manual_seed(seed)
     x_s, epsilon = torch.randn(2, 4, mixture["means"].shape[1], generator=generator).double()
     rollout = Rollout(x_s=x_s, condition=None, phase=phase_to(s))
-    models = Models(real=same, fake=same, generator=same)
+    models = Models(real=same, fake=same, expert=same)
     times = torch.full((4,), t, dtype=torch.float64)
     for weight in (ExactKL(), Normalised(), PosteriorDifference()):
         g = distribution_matching_gradient(models, rollout, times, epsilon, weight)
@@ -85,7 +85,7 @@ def test_one_phase_is_dmd_to_the_bit(mixture, other, seed, t):
     x, epsilon = torch.randn(2, 6, dim, generator=generator)
     times = torch.full((6,), t, dtype=torch.float64)
     rollout = Rollout(x_s=x, condition=None, phase=phase_to(0.0))
-    models = Models(real=real, fake=fake, generator=fake)
+    models = Models(real=real, fake=fake, expert=fake)
     g = distribution_matching_gradient(models, rollout, times, epsilon, Normalised())
 
     x_t = (1 - times[:, None]).float() * x + times[:, None].float() * epsilon  # DMD, Eqs. 7-8
@@ -99,7 +99,7 @@ def test_the_losses_gradient_is_the_step():
     real, fake = (gaussian(m, 0.5, RectifiedFlow()) for m in (0.0, 1.0))
     x_s = torch.randn(16, 1, generator=generator, requires_grad=True)
     rollout = Rollout(x_s=x_s, condition=None, phase=phase_to(0.5))
-    models = Models(real=real, fake=fake, generator=fake)
+    models = Models(real=real, fake=fake, expert=fake)
     objective = DistributionMatching(ExactKL())
     state = generator.get_state()
     objective.losses(models, rollout, generator)["distribution_matching"].backward()

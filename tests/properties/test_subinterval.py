@@ -111,7 +111,7 @@ def test_the_loss_from_clean_samples_is_ordinary_to_the_bit(seed):
     fake = teacher_of(mixture, RectifiedFlow(), "velocity")
     phase = Phase(index=0, timesteps=(1.0,), t_end=0.0, score_range=(0.0, 1.0))
     x_0 = torch.randn(8, 2, generator=generator)
-    models = Models(real=fake, fake=fake, generator=fake)
+    models = Models(real=fake, fake=fake, expert=fake)
     rollout = Rollout(x_s=x_0, condition=None, phase=phase)
     state = generator.get_state()
     loss = SubintervalScoreMatching(Unweighted()).losses(models, rollout, generator)

@@ -34,7 +34,7 @@ def network():
 
 def fake_players():
     teacher, fake, generator = (network() for _ in range(3))
-    return Models(real=Guided(teacher, 2.0), fake=fake, generator=generator)
+    return Models(real=Guided(teacher, 2.0), fake=fake, expert=generator)
 
 
 @pytest.mark.parametrize("weight", list(score_difference_weightings))
@@ -46,7 +46,7 @@ def test_objectives_stay_on_the_networks_device(weight, index, monkeypatch):
     models, phase = fake_players(), PhasePlan.uniform(2)[index]
     condition = models.real.encode([0, 1, 2, None]).to(THERE)
     x = torch.randn(4, 1, 8, 8, device=THERE)
-    expert = OdeExpert(models.generator, phase)
+    expert = OdeExpert(models.expert, phase)
     rollout = Rollout(
         x_s=expert(x, condition), condition=condition, phase=phase, phase_input=x, exit_step=0
     )
