@@ -163,7 +163,7 @@ class AdaptiveUpdates(FakeUpdates):
         measures = measure()
         if "relative_error" not in measures:
             raise ValueError(
-                "adaptive fake updates need a fake objective that measures the relative error, such as "
+                "adaptive fake updates need a fake objective that measures its error, such as "
                 "SubintervalScoreMatching"
             )
         values = measures["relative_error"].tolist()
