@@ -283,7 +283,7 @@ def test_objectives_add_and_scale():
 
 def test_sums_within_sums_are_told_apart_by_what_is_in_them():
     a, b, c, d = (DistributionMatching(name=name) for name in "abcd")
-    total = (a + 2 * b).only(0) + 0.5 * (c + d).only(1)
+    total = (a + 2 * b).only(1) + 0.5 * (c + d).only(2)
     assert total.names == ("a", "b", "c", "d")
     with pytest.raises(ValueError, match="two objectives are named 'b'"):
-        (a + b).only(0) + b
+        (a + b).only(1) + b

@@ -197,9 +197,9 @@ def test_times_of_the_fake_score_are_checked_before_work():
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        (dict(generator=DistributionMatching().only(0)), "no loss in phase 2"),
-        (dict(fake_score=SubintervalScoreMatching().only(1)), "no loss in phase 1"),
-        (dict(generator=DistributionMatching() + Repulsion().only(2)), "the plan has 2"),
+        (dict(generator=DistributionMatching().only(1)), "no loss in phase 2"),
+        (dict(fake_score=SubintervalScoreMatching().only(2)), "no loss in phase 1"),
+        (dict(generator=DistributionMatching() + Repulsion().only(3)), "the plan has 2"),
         (dict(seed=-1), "got -1"),
         (dict(seed=2**70), str(2**70)),
         (dict(init=FromDenoiser(MlpDenoiser.rectified_flow(dim=3))), r"shape \(3,\)"),

@@ -188,7 +188,7 @@ def test_discriminations_gradient_is_its_finite_difference_and_reaches_critics_a
         return loss + 0.25 * slope.square().sum(1).mean()
 
     losses = side.losses(models, rollout_of(x_s), torch.Generator().manual_seed(5))
-    assert set(losses) == {"discrimination", "discrimination_penalty"}
+    assert set(losses) == {"discriminator", "discriminator_penalty"}
     sum(losses.values()).backward()
     assert x_s.grad is None
     torch.testing.assert_close(sum(losses.values()), reference().float())
@@ -250,8 +250,8 @@ def test_every_phase_has_its_critic():
         PhaseContext(models=models, phase=PLAN[1], draw_conditions=lambda n, g: None),
         torch.Generator(),
     )
-    assert set(side.networks(PLAN[1])) == {"discrimination_1"}
-    assert side.only(1).networks(PLAN[0]) == {}
+    assert set(side.networks(PLAN[1])) == {"discriminator_1"}
+    assert side.only(2).networks(PLAN[0]) == {}
     x_s = states(fake, 4, S, torch.Generator())
     with pytest.raises(ValueError, match="phase 1 has no critic.*with the same Critics"):
         Adversarial(critics).losses(models, rollout_of(x_s), torch.Generator())
@@ -275,7 +275,7 @@ def composed(factory=None, **changes):
         generator=DistributionMatching()
         + 0.05 * Adversarial(critics)
         + 0.2 * TrajectoryRegression(2)
-        + 0.05 * VelocityRegression(steps=2).only(0)
+        + 0.05 * VelocityRegression(steps=2).only(1)
         + 0.01 * Repulsion()
         + 0.01 * NoiseSensitivity(),
         fake_score=SubintervalScoreMatching()
@@ -301,9 +301,9 @@ def test_a_run_resumes_in_a_phase_after_that_of_the_critics(tmp_path):
     def once(**changes):
         critics = Critics(lambda models, phase, example: MlpCritic(2, 2, width=8))
         return composed(
-            generator=DistributionMatching() + 0.05 * Adversarial(critics).only(0),
+            generator=DistributionMatching() + 0.05 * Adversarial(critics).only(1),
             fake_score=SubintervalScoreMatching()
-            + DiscriminatorLoss(critics, TeacherSamples(pool=32, steps=4)).only(0),
+            + DiscriminatorLoss(critics, TeacherSamples(pool=32, steps=4)).only(1),
             **changes,
         )
 

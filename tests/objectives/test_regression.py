@@ -221,7 +221,7 @@ def test_wrong_settings_are_named():
         TrajectoryRegression(0)
     with pytest.raises(ValueError, match="got 1.0"):
         VelocityRegression(anchor=1.0)
-    with pytest.raises(ValueError, match=r"anchor 0.3 is not within phase 1.*\.only\(0\)"):
+    with pytest.raises(ValueError, match=r"anchor 0.3 is not within phase 1.*\.only\(1\)"):
         VelocityRegression(anchor=0.3).time_bounds(PHASE)
     with pytest.raises(ValueError, match="got 0"):
         PseudoHuber(0)
