@@ -1,4 +1,4 @@
-"""Objectives: what the generator and the fake score are trained on."""
+"""Objectives: the losses of the generator and of the fake score."""
 
 from pdmd.objectives.adversarial import (
     R1,
@@ -60,10 +60,10 @@ from pdmd.objectives.f_divergence import (
 from pdmd.objectives.fisher import (
     ErrorNormalised,
     FisherDivergence,
-    FisherWeight,
+    FisherWeighting,
     PosteriorUnits,
     ScoreUnits,
-    fisher_weights,
+    fisher_weightings,
 )
 from pdmd.objectives.real_samples import DataSamples, RealSamples, TeacherSamples
 from pdmd.objectives.regression import (
@@ -111,7 +111,7 @@ __all__ = [
     "FeatureCritic",
     "FiniteDifferenceR1",
     "FisherDivergence",
-    "FisherWeight",
+    "FisherWeighting",
     "ForwardKL",
     "ScoreDifferenceWeighting",
     "ImpliedClean",
@@ -154,7 +154,7 @@ __all__ = [
     "Weighting",
     "average_prediction",
     "divergences",
-    "fisher_weights",
+    "fisher_weightings",
     "flow",
     "score_difference_weightings",
     "get",

@@ -47,5 +47,5 @@ def test_every_stop_is_drawn():
 
 
 def test_a_stop_outside_the_phase_is_refused():
-    with pytest.raises(ValueError, match="exit_step = 3"):
+    with pytest.raises(ValueError, match="got 3"):
         OdeExpert(MixtureTeacher.random(dim=2, classes=0), PHASE)(torch.randn(1, 2), exit_step=3)

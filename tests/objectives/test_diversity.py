@@ -187,7 +187,7 @@ def test_other_conditions_do_not_repel():
 
 @given(seeds, st.integers(2, 5), st.floats(0.05, 20))
 def test_repulsion_depends_on_neither_scale_nor_dimension_nor_rotation(seed, copies, scale):
-    x, objective = draws(6, 3, seed), Repulsion(Outputs(), least=1e-9)
+    x, objective = draws(6, 3, seed), Repulsion(Outputs(), min_bandwidth=1e-9)
     loss = loss_of(objective, x)
     rotation, _ = torch.linalg.qr(draws(3, 3, seed + 1))
     for other in (scale * x, x.repeat(1, copies), x @ rotation, x + 3.0):
@@ -210,7 +210,7 @@ def test_descent_spreads_the_implied_samples(objective, phase):
 
 def test_the_push_is_bounded_at_a_collapse():
     x = (1e-6 * draws(6, 2)).requires_grad_(True)
-    loss_of(Repulsion(Outputs(), least=1e-4), x).backward()
+    loss_of(Repulsion(Outputs(), min_bandwidth=1e-4), x).backward()
     # |x_i - x_j| is of the order 1e-6: far below least ** 0.5, the push fades with it.
     assert 0 < float(x.grad.abs().max()) < 1e-6 * 10 / 1e-4
     same = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
@@ -280,6 +280,6 @@ def test_a_batch_without_pairs_counts_nothing_and_says_so_once(caplog):
 
 def test_wrong_settings_are_named():
     with pytest.raises(ValueError, match="got 0"):
-        Repulsion(least=0)
+        Repulsion(min_bandwidth=0)
     with pytest.raises(ValueError, match="rollout.phase_input is None"):
         loss_of(Repulsion(), draws(3, 2))

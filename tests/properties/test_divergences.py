@@ -263,7 +263,7 @@ def test_what_is_not_finite_is_refused_with_its_time():
         t = torch.tensor([0.5, 0.75, 0.9], dtype=torch.float64)
         return distribution_matching_gradient(models, rollout, t, torch.ones(3, 1), weight)
 
-    with pytest.raises(ValueError, match=r"log r is inf at t = 0\.75; bound it"):
+    with pytest.raises(ValueError, match=r"log r is inf at t = 0\.75; clamp it"):
         step(torch.tensor([0.0, torch.inf, 0.0]))
     with pytest.raises(ValueError, match=r"log r is nan at t = 0\.9"):
         step(torch.tensor([0.0, 0.0, torch.nan]), wrap=Bounded)
@@ -273,5 +273,5 @@ def test_what_is_not_finite_is_refused_with_its_time():
         step(torch.zeros(3, 1))
     step(torch.tensor([0.0, torch.inf, -torch.inf]), wrap=Bounded)
     step(torch.tensor([1000.0, 0.0, 0.0]), BatchNormalised(ForwardKL()))
-    with pytest.raises(ValueError, match="bound of log r must be positive, got 0"):
+    with pytest.raises(ValueError, match="limit of log r must be positive, got 0"):
         Bounded(Given(torch.zeros(3)), 0)

@@ -171,7 +171,7 @@ def test_the_objective_averages_its_draws_and_reaches_no_network():
 
 
 def test_bad_constants_are_refused():
-    with pytest.raises(ValueError, match="alpha is a finite number, got nan"):
+    with pytest.raises(ValueError, match="alpha must be finite, got nan"):
         FisherDivergence(alpha=math.nan)
     with pytest.raises(ValueError, match="floor must be positive, got 0"):
         ErrorNormalised(0)
