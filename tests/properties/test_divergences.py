@@ -35,7 +35,7 @@ from pdmd.objectives.f_divergence import (
     FDivergence,
     RatioWeighted,
 )
-from tests.helpers.games import at, coefficients, game, gaussian, grid
+from tests.helpers.gaussians import at, coefficients, models_and_rollout, gaussian, grid
 from tests.helpers.strategies import mixtures, ordered_times, schedules, seeds, teacher_of
 
 ALL = [divergences[name]() for name in divergences]
@@ -130,7 +130,7 @@ def test_the_step_is_the_gradient_of_the_divergence(divergence, schedule, kind, 
     fake, real = gaussian(m, v, schedule, kind), gaussian(n, w, schedule, kind)
     nodes, cell = grid(129, half=16, dims=2)
     z, e = nodes[:, :1], nodes[:, 1:]
-    models, rollout = game(real, fake, alpha_s * m + spread_s * z, s)
+    models, rollout = models_and_rollout(real, fake, alpha_s * m + spread_s * z, s)
     step = RatioWeighted(ExactKL(), divergence, ExactRatio(real, fake))
     g = distribution_matching_gradient(models, rollout, at(t, len(z)), e, step)
     weight = (cell / (2 * math.pi)) * torch.exp(-0.5 * nodes.square().sum(1, keepdim=True))
@@ -157,7 +157,7 @@ def test_the_step_is_the_gradient_in_two_dimensions(divergence, schedule, pair, 
     fake, real = gaussian(m, v, schedule), gaussian(n, w, schedule)
     nodes, cell = grid(129, half=16, dims=2)
     x_s = alpha_s * m + (spread_t / a) * nodes
-    models, rollout = game(real, fake, x_s, s)
+    models, rollout = models_and_rollout(real, fake, x_s, s)
     step = RatioWeighted(ExactKL(), divergence, ExactRatio(real, fake))
     g = distribution_matching_gradient(
         models, rollout, at(t, len(x_s)), torch.zeros_like(x_s), step
@@ -187,7 +187,7 @@ def test_reverse_kl_is_distribution_matching_to_the_bit(schedule, kind, s, mixtu
         ):
             generator = torch.Generator().manual_seed(seed)
             x_s = torch.randn(7, 1, generator=generator).requires_grad_(True)
-            models, rollout = game(real, fake, x_s, s)
+            models, rollout = models_and_rollout(real, fake, x_s, s)
             loss = objective.losses(models, rollout, generator)["loss"]
             loss.backward()
             outcomes.append((loss.detach(), x_s.grad, generator.get_state()))
@@ -255,7 +255,7 @@ class Given(DensityRatio):
 
 def test_what_is_not_finite_is_refused_with_its_time():
     same = gaussian(0.0, 1.0, RectifiedFlow())
-    models, rollout = game(same, same, torch.ones(3, 1), 0.25)
+    models, rollout = models_and_rollout(same, same, torch.ones(3, 1), 0.25)
 
     def step(log_r, divergence=None, wrap=lambda ratio: ratio):
         divergence = divergence or JensenShannon()

@@ -17,7 +17,7 @@ from pdmd.objectives.fisher import (
     ScoreUnits,
     fisher_losses,
 )
-from tests.helpers.games import at, coefficients, game, gaussian, grid, hermite
+from tests.helpers.gaussians import at, coefficients, models_and_rollout, gaussian, grid, hermite
 from tests.helpers.strategies import mixtures, ordered_times, schedules, seeds, teacher_of
 
 kinds = st.sampled_from(KINDS)
@@ -53,7 +53,7 @@ def expected_gradient(alpha, weight, schedule, kind, pair, m, n, v, w):
     mean = (alpha_s * m).clone().requires_grad_(True)
     std = (alpha_s**2 * v**2 + sigma_s**2).sqrt().requires_grad_(True)
     z, e, quadrature = hermite()
-    models, rollout = game(real, fake, mean + std * z, s)
+    models, rollout = models_and_rollout(real, fake, mean + std * z, s)
     losses = fisher_losses(models, rollout, at(t, 9), e, alpha, weight)
     (quadrature * losses).sum().backward()
     return float(mean.grad), float(std.grad)
@@ -114,7 +114,7 @@ def test_the_loss_and_its_gradient_vanish_where_the_laws_meet(
     generator = torch.Generator().manual_seed(seed)
     x_s, epsilon = torch.randn(2, 5, mixture["means"].shape[1], generator=generator).double()
     x_s.requires_grad_(True)
-    models, rollout = game(same, same, x_s, s)
+    models, rollout = models_and_rollout(same, same, x_s, s)
     for weight in (ErrorNormalised(), PosteriorUnits()):
         losses = fisher_losses(models, rollout, at(t, 5), epsilon, alpha, weight)
         (gradient,) = torch.autograd.grad(losses.sum(), x_s)
@@ -131,7 +131,7 @@ def test_one_phase_is_sid(mixture, other, kind, seed, t, alpha):
     x, epsilon = torch.randn(2, 6, dim, generator=generator).double()
     x.requires_grad_(True)
     times = at(t, 6)
-    models, rollout = game(real, fake, x, 0.0)
+    models, rollout = models_and_rollout(real, fake, x, 0.0)
     ours = fisher_losses(models, rollout, times, epsilon, alpha, ErrorNormalised())
     (our_gradient,) = torch.autograd.grad(ours.sum(), x)
 
@@ -157,7 +157,7 @@ def test_the_objective_averages_its_draws_and_reaches_no_network():
     objective = FisherDivergence()
     generator = torch.Generator().manual_seed(0)
     x_s = torch.randn(16, 1, generator=generator, requires_grad=True)
-    models, rollout = game(real, fake, x_s, 0.5)
+    models, rollout = models_and_rollout(real, fake, x_s, 0.5)
     state = generator.get_state()
     loss = objective.losses(models, rollout, generator)["fisher_divergence"]
     loss.backward()

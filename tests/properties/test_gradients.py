@@ -13,7 +13,7 @@ from pdmd.objectives import (
     Rollout,
 )
 from pdmd.objectives.distribution_matching import distribution_matching_gradient
-from tests.helpers.games import gaussian, phase_to
+from tests.helpers.gaussians import gaussian, phase_to
 from tests.helpers.strategies import mixtures, ordered_times, schedules, seeds, teacher_of
 
 
