@@ -162,7 +162,7 @@ def test_a_student_saves_loads_and_is_distilled_again(tmp_path):
 def test_phases_train_jointly(tmp_path, settings):
     student = small(**settings)
     shared = len({id(e.denoiser) for e in student.experts}) == 1
-    assert shared == settings["order"].shared
+    assert shared == settings["curriculum"].shared
     student.save(tmp_path / "student")
     assert len(list((tmp_path / "student").glob("*.safetensors"))) == (1 if shared else 2)
     loaded = Student.load(tmp_path / "student")
@@ -268,22 +268,3 @@ def test_bad_teachers_are_refused_before_work():
         distill(Broken(), PhasePlan.uniform(2))
     with pytest.raises(ValueError, match=r"t = 1, outside its range \[0.1, 0.9\]"):
         distill(Broken((0.1, 0.9)), PhasePlan.uniform(2))
-
-
-def test_objectives_add_and_scale():
-    one, two = DistributionMatching(name="one"), DistributionMatching(name="two")
-    total = one + 0.05 * two
-    assert total.names == ("one", "two")
-    assert [w for w, _ in (2 * total).terms] == [2.0, 0.1]
-    with pytest.raises(ValueError, match="two objectives are named 'one'"):
-        one + DistributionMatching(name="one")
-    with pytest.raises(ValueError, match="nan"):
-        float("nan") * one
-
-
-def test_sums_within_sums_are_told_apart_by_what_is_in_them():
-    a, b, c, d = (DistributionMatching(name=name) for name in "abcd")
-    total = (a + 2 * b).only(1) + 0.5 * (c + d).only(2)
-    assert total.names == ("a", "b", "c", "d")
-    with pytest.raises(ValueError, match="two objectives are named 'b'"):
-        (a + b).only(1) + b

@@ -9,13 +9,10 @@ import torch
 from pdmd import (
     DistributionMatching,
     FromDenoiser,
-    IntervalRouter,
-    LinearVP,
     MixtureTeacher,
     MlpDenoiser,
     OdeExpert,
     PhasePlan,
-    RoutedDenoiser,
     Student,
     SubintervalScoreMatching,
     distill,
@@ -221,15 +218,6 @@ def test_settings_that_cannot_work_are_refused_before_work(settings, named):
             **{"init": FromDenoiser(network), "updates": 1, "recorder": Deaf(), **settings},
         )
     assert not heard
-
-
-def test_routed_denoisers_are_checked():
-    networks = [MlpDenoiser.rectified_flow(dim=2, width=8) for _ in range(2)]
-    with pytest.raises(ValueError, match="3 boundaries"):
-        RoutedDenoiser(networks, IntervalRouter([1, 0.5, 0.2, 0]))
-    networks[1].schedule = LinearVP()
-    with pytest.raises(ValueError, match="one schedule"):
-        RoutedDenoiser(networks, IntervalRouter([1, 0.5, 0]))
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,14 @@ def test_sums_are_linear_and_cover_all_terms():
     assert repr(2 * a + b) == f"2 * {a!r} + {b!r}"
 
 
+def test_terms_of_nested_sums_have_distinct_names():
+    a, b, c, d = (Constant(1.0, name) for name in "abcd")
+    total = (a + 2 * b).only(1) + 0.5 * (c + d).only(2)
+    assert total.names == ("a", "b", "c", "d")
+    with pytest.raises(ValueError, match="two objectives are named 'b'"):
+        (a + b).only(1) + b
+
+
 def test_terms_with_one_name_or_a_weight_that_is_not_finite_raise():
     with pytest.raises(ValueError, match="two objectives are named 'a'.*name='other'"):
         Constant(1.0, "a") + Constant(2.0, "a")

@@ -6,11 +6,8 @@ from hypothesis import strategies as st
 from pdmd import (
     Disjoint,
     IntervalRouter,
-    MixtureTeacher,
-    Phase,
     PhasePlan,
     RectifiedFlow,
-    RoutedDenoiser,
 )
 
 counts = st.lists(st.integers(1, 4), min_size=1, max_size=6)
@@ -42,34 +39,6 @@ def test_cuts_in_log_snr_land_there(cuts):
         assert float(RectifiedFlow().log_snr(t)) == pytest.approx(cut, abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("times", "steps", "named"),
-    [
-        ([0.9, 0.5, 0], 1, "0.9"),
-        ([1, 0.5, 0.1], 1, "0.1"),
-        ([1, 0.5, 0.7, 0], 1, "0.7"),
-        ([1, float("nan"), 0], 1, "nan"),
-        ([1, 0.5, 0], [1, 2], r"\[1, 2\]"),
-        ([1, 0.5, 0], [2, 0], "0"),
-        ([1, 0.5, 0], [0.5, 1.5], "0.5"),
-        ([1, 0.5, 0], [1.5, 1.2], "1.5"),
-        ([1], 1, "1.0"),
-    ],
-)
-def test_bad_plans_name_the_value(times, steps, named):
-    with pytest.raises(ValueError, match=named):
-        PhasePlan.from_timesteps(times, steps=steps)
-
-
-def test_phases_that_do_not_meet_are_refused():
-    a = Phase(index=0, timesteps=(1.0,), t_end=0.5, score_range=(0.5, 1.0))
-    b = Phase(index=1, timesteps=(0.4,), t_end=0.0, score_range=(0.0, 1.0))
-    with pytest.raises(ValueError, match="0.4"):
-        PhasePlan((a, b))
-    with pytest.raises(ValueError, match="score range"):
-        Phase(index=0, timesteps=(1.0,), t_end=0.5, score_range=(0.4, 1.0))
-
-
 @given(counts, st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_routers_partition_time(steps, times):
     plan = PhasePlan.uniform(len(steps), steps=steps)
@@ -93,21 +62,3 @@ def test_a_boundary_belongs_to_the_less_noisy_expert(steps):
     router = IntervalRouter(plan.boundaries)
     for phase in plan:
         assert int(router(phase.t_start)) == phase.index
-
-
-@pytest.mark.parametrize("t", [-0.1, 1.1, float("nan")])
-def test_routers_refuse_times_outside(t):
-    with pytest.raises(ValueError, match="outside"):
-        IntervalRouter([1, 0.5, 0])(t)
-
-
-def test_a_mixed_batch_is_routed_row_by_row():
-    experts = [MixtureTeacher(torch.full((1, 2), float(m)), 0.5) for m in (0, 3, 5)]
-    routed = RoutedDenoiser(experts, IntervalRouter([1, 0.6, 0.3, 0]))
-    x = torch.randn(7, 2)
-    t = torch.tensor([0.0, 0.1, 0.3, 0.4, 0.6, 0.61, 1.0], dtype=torch.float64)
-    value = routed(x, t).value
-    for i, expert in enumerate((2, 2, 2, 1, 1, 0, 0)):
-        torch.testing.assert_close(
-            value[i : i + 1], experts[expert](x[i : i + 1], t[i : i + 1]).value
-        )
