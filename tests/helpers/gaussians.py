@@ -1,4 +1,4 @@
-"""Games between Gaussians, whose divergences and their gradients have closed forms."""
+"""Gaussian teachers and students, whose divergences have closed forms, and quadrature rules."""
 
 import torch
 

@@ -9,32 +9,32 @@ from tests.distillation.test_distill import weights
 from tests.objectives.test_adversarial import PLAN, pair
 
 
-def test_a_feature_critic_judges_pooled_features_and_leaves_the_denoiser_alone():
+def test_a_feature_critic_maps_pooled_features_and_does_not_train_the_denoiser():
     teacher = teachers.get("digits")()
     condition = teacher.encode([1, 2, 3])
     critic = FeatureCritic(teacher, condition[:2])
     assert critic.layers == ("transformer.blocks.2",)
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     t = torch.full((3,), 0.6, dtype=torch.float64)
-    seen = []
+    outputs = []
     handle = teacher.transformer.blocks[2].register_forward_hook(
-        lambda m, a, out: seen.append(out)
+        lambda m, a, out: outputs.append(out)
     )
     logits = critic(x, t, condition)
     handle.remove()
-    torch.testing.assert_close(logits, critic.head(seen[0].mean(1))[:, 0])
+    torch.testing.assert_close(logits, critic.head(outputs[0].mean(1))[:, 0])
     teacher.requires_grad_(True)
     critic(x, t, condition).sum().backward()
     assert x.grad.abs().sum() > 0
     assert all(p.grad is not None for p in critic.head.parameters())
     assert all(p.grad is None and p.requires_grad for p in teacher.parameters())
     assert not any("transformer" in name for name in critic.state_dict())
-    # The penalty differentiates twice through the frozen denoiser.
+    # R1 backpropagates twice through the frozen denoiser.
     R1()(critic, x, t, condition, torch.Generator()).sum().backward()
     assert all(p.grad is None for p in teacher.parameters())
 
 
-def test_a_feature_critics_default_spares_the_output_layer():
+def test_the_default_layer_is_not_the_output_layer():
     network = MlpDenoiser.rectified_flow(dim=2, width=8)
     critic = FeatureCritic(network)
     assert critic.layers == ("layers.5",)
@@ -43,7 +43,7 @@ def test_a_feature_critics_default_spares_the_output_layer():
     assert both.features(x, t, None).shape == (4, 16)
 
 
-def test_layers_that_cannot_serve_are_named():
+def test_unusable_layers_raise():
     network = MlpDenoiser.rectified_flow(dim=2, width=8)
     with pytest.raises(ValueError, match="no module 'layers.9'"):
         FeatureCritic(network, layers=("layers.9",))

@@ -70,11 +70,11 @@ def test_f_averages_to_the_closed_form_between_gaussians(m, n, v, w):
 
 
 @given(st.floats(-2, 2), st.floats(-2, 2), st.floats(0.5, 1.5), st.floats(0.5, 1.5))
-def test_f_averages_to_kls_to_the_mean_law(m, n, v, w):
+def test_f_averages_to_kls_to_the_mixture(m, n, v, w):
     x, cell = grid(601, half=14)
     m, n, v, w = torch.tensor([m, n, v, w], dtype=torch.float64)
     log_fake, log_real = normal_log_prob(x, m, v), normal_log_prob(x, n, w)
-    log_mean = torch.logaddexp(log_fake, log_real) - math.log(2)
+    log_mixture = torch.logaddexp(log_fake, log_real) - math.log(2)
 
     def kl(log_p, log_q):
         return float((log_p.exp() * (log_p - log_q)).sum() * cell)
@@ -82,13 +82,13 @@ def test_f_averages_to_kls_to_the_mean_law(m, n, v, w):
     def value(divergence):
         return float((log_fake.exp() * divergence.f(log_real - log_fake)).sum() * cell)
 
-    to_mean = kl(log_real, log_mean) + kl(log_fake, log_mean)
-    assert abs(value(JensenShannon()) - to_mean) < 1e-9
-    assert abs(value(SoftenedReverseKL()) - 2 * kl(log_mean, log_real)) < 1e-9
+    to_mixture = kl(log_real, log_mixture) + kl(log_fake, log_mixture)
+    assert abs(value(JensenShannon()) - to_mixture) < 1e-9
+    assert abs(value(SoftenedReverseKL()) - 2 * kl(log_mixture, log_real)) < 1e-9
 
 
 def divergence_gradient(divergence, mean, std, a, b, real_mean, real_std):
-    """d D_f / d mean_s and d D_f / d std_s, by integrating f over x_t and differentiating that."""
+    """d D_f / d mean_s and d D_f / d std_s, by differentiating the integral of f over x_t."""
     mean, std = mean.clone().requires_grad_(True), std.clone().requires_grad_(True)
     dims = len(mean)
     fake_std = (a**2 * std**2 + b**2).sqrt()
@@ -104,7 +104,7 @@ def divergence_gradient(divergence, mean, std, a, b, real_mean, real_std):
 @settings(max_examples=60)
 @given(st.sampled_from(ALL), schedules, kinds, ordered_times(), means, means, stds, stds)
 def test_the_step_is_the_gradient_of_the_divergence(divergence, schedule, kind, pair, m, n, v, w):
-    """In one dimension, integrating the code's step over the generator's z and the noise.
+    """In one dimension, integrating the step over the generator's z and the noise.
 
     Neyman's divergence is infinite where the student is much wider than the teacher.
     """
@@ -163,13 +163,13 @@ def test_the_step_is_the_gradient_in_two_dimensions(divergence, schedule, pair, 
 @given(schedules, kinds, st.floats(0, 0.9), mixtures(dims=1), mixtures(dims=1), seeds)
 def test_reverse_kl_is_distribution_matching_to_the_bit(schedule, kind, s, mixture, other, seed):
     real, fake = teacher_of(mixture, schedule, kind), teacher_of(other, schedule, kind)
-    for gap_weight in (Normalised(), PosteriorDifference(), ExactKL()):
+    for weighting in (Normalised(), PosteriorDifference(), ExactKL()):
         outcomes = []
         for objective in (
-            DistributionMatching(gap_weight, name="loss"),
-            FDivergence(ExactRatio(real, fake), ReverseKL(), gap_weight, name="loss"),
+            DistributionMatching(weighting, name="loss"),
+            FDivergence(ExactRatio(real, fake), ReverseKL(), weighting, name="loss"),
             FDivergence(
-                ExactRatio(real, fake), BatchNormalised(ReverseKL()), gap_weight, name="loss"
+                ExactRatio(real, fake), BatchNormalised(ReverseKL()), weighting, name="loss"
             ),
         ):
             generator = torch.Generator().manual_seed(seed)
@@ -187,7 +187,7 @@ def test_reverse_kl_is_distribution_matching_to_the_bit(schedule, kind, s, mixtu
 def test_the_critics_logit_minimises_the_logistic_loss_at_the_log_ratio(
     mixture, other, schedule, pair
 ):
-    """The population loss is flat there in any direction, and a critic is read as its logit."""
+    """The gradient of the population loss in a direction of the logit vanishes there."""
     real = teacher_of(mixture, schedule, "velocity")
     fake = teacher_of(other, schedule, "velocity")
     t = pair[1]

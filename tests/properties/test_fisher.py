@@ -23,7 +23,7 @@ kinds = st.sampled_from(KINDS)
 
 @settings(max_examples=20)
 @given(mixtures(modes=3, dims=1), schedules, kinds, ordered_times(), st.floats(-3, 3))
-def test_score_projection_holds_for_any_law_of_x_s(mixture, schedule, kind, pair, shift):
+def test_score_projection_holds_for_any_distribution_of_x_s(mixture, schedule, kind, pair, shift):
     """E[(m_fake - x_s) u(x_t)] = 0 for a mixture and a nonlinear u."""
     s, t = pair
     assume(s + 0.02 < t)
@@ -87,23 +87,23 @@ def test_at_one_half_the_gradient_is_half_the_fisher_divergences(schedule, kind,
 
 
 @given(schedules, kinds, ordered_times(), wide, wide, st.floats(-1, 2.5))
-def test_other_alphas_weigh_the_two_curvatures(schedule, kind, pair, v, w, alpha):
-    """The law in the docstring: dL / d std is a std (...), wrong beyond alpha / (alpha - 1)."""
+def test_other_alphas_have_the_closed_form_of_the_docstring(schedule, kind, pair, v, w, alpha):
+    """dL / d std, of the wrong sign for variance ratios above alpha / (alpha - 1)."""
     s, t = pair
     assume(s + 0.02 < t)
     alpha_s, sigma_s, alpha_t, sigma_t, a, b = coefficients(schedule, s, t)
     std = (alpha_s**2 * v**2 + sigma_s**2).sqrt()
     fake, real = a**2 * std**2 + b**2, alpha_t**2 * w**2 + sigma_t**2
     slope = (1 / real - 1 / fake) * (alpha / fake + (1 - alpha) / real)  # in the variance
-    law = float(slope * 2 * a**2 * std)
+    expected = float(slope * 2 * a**2 * std)
     _, g_std = expected_gradient(alpha, ScoreUnits(), schedule, kind, pair, 0.0, 0.0, v, w)
-    assert abs(g_std - law) < 1e-8 * (1 + abs(law) + float(a / b**2))
+    assert abs(g_std - expected) < 1e-8 * (1 + abs(expected) + float(a / b**2))
     if alpha > 1 and fake > real * alpha / (alpha - 1) * 1.001:
-        assert law < 0  # descent widens a student that is too wide already
+        assert expected < 0  # descent widens a student that is too wide
 
 
 @given(schedules, kinds, ordered_times(), mixtures(), seeds, st.floats(-1, 2))
-def test_the_loss_and_its_gradient_vanish_where_the_laws_meet(
+def test_the_loss_and_its_gradient_vanish_for_equal_distributions(
     schedule, kind, pair, mixture, seed, alpha
 ):
     s, t = pair

@@ -32,7 +32,7 @@ def test_disjoint_ranges_tile_the_interval(steps):
 
 
 @given(st.lists(st.floats(-8, 8), min_size=1, max_size=5, unique=True))
-def test_cuts_in_log_snr_land_there(cuts):
+def test_boundaries_have_the_given_log_snrs(cuts):
     cuts = [c for i, c in enumerate(sorted(cuts)) if i == 0 or c - sorted(cuts)[i - 1] > 1e-3]
     plan = PhasePlan.from_log_snr(cuts, RectifiedFlow())
     for cut, t in zip(cuts, plan.boundaries[1:-1], strict=True):
@@ -45,7 +45,7 @@ def test_routers_partition_time(steps, times):
     index = IntervalRouter(plan.boundaries)(torch.tensor(times, dtype=torch.float64))
     for t, i in zip(times, index.tolist(), strict=True):
         above, below = plan[i].t_start, plan[i].t_end
-        tie = 1 + 2**-24  # float32 cannot tell these from the boundary
+        tie = 1 + 2**-24  # equal to the boundary in float32
         assert below * tie < t <= above * tie or (t == 0 and i == len(plan) - 1)
 
 

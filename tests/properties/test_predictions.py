@@ -25,8 +25,8 @@ def test_conversions_agree_with_clean_sample_and_noise(schedule, kind, other, t,
     x0, epsilon, x_t, times = case(schedule, t, seed)
 
     def value(k):
-        p, q = combination(k, times, schedule)
-        return expand(p, x0) * x0 + expand(q, x0) * epsilon
+        c_x, c_eps = combination(k, times, schedule)
+        return expand(c_x, x0) * x0 + expand(c_eps, x0) * epsilon
 
     prediction = Prediction(value=value(kind), kind=kind, x_t=x_t, t=times, schedule=schedule)
     scale = value(other).abs().max()

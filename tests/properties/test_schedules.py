@@ -8,7 +8,7 @@ from tests.helpers.strategies import ordered_times, schedules, times
 
 
 @given(schedules, ordered_times())
-def test_log_snr_falls_strictly(schedule, pair):
+def test_log_snr_decreases_strictly(schedule, pair):
     s, t = pair
     assume(s < t)
     assert schedule.log_snr(t) < schedule.log_snr(s)
@@ -54,7 +54,7 @@ def test_transitions_form_a_semigroup(schedule, triple):
 
 
 @given(schedules, times, st.floats(0, 0.9))
-def test_transition_refuses_to_go_back(schedule, t, share):
+def test_transitions_to_cleaner_times_raise(schedule, t, share):
     with pytest.raises(ValueError, match="noisier"):
         schedule.transition(t, t * share)
 
@@ -77,19 +77,19 @@ def _bits(pair):
 
 
 @given(schedules, ordered_times(n=3))
-def test_kept_transitions_are_those_of_the_times_as_they_are(schedule, triple):
+def test_cached_transitions_are_those_of_the_current_times(schedule, triple):
     r, s, t = triple
     assume(r < s < t)
-    kept = torch.full((3,), t, dtype=torch.float64)
+    times = torch.full((3,), t, dtype=torch.float64)
     for end in (r, s, r, r):
-        fresh = schedule.transition(end, kept.clone())
-        assert torch.equal(_bits(schedule.transition(end, kept)), _bits(fresh))
-    a, _ = schedule.transition(r, kept)
-    before = _bits(schedule.transition(r, kept))
-    a.mul_(2)  # whoever changes what was kept, changes it for nobody else
-    assert torch.equal(_bits(schedule.transition(r, kept)), before)
-    kept.fill_(s)
+        fresh = schedule.transition(end, times.clone())
+        assert torch.equal(_bits(schedule.transition(end, times)), _bits(fresh))
+    a, _ = schedule.transition(r, times)
+    before = _bits(schedule.transition(r, times))
+    a.mul_(2)  # an in-place change of a result invalidates the cache
+    assert torch.equal(_bits(schedule.transition(r, times)), before)
+    times.fill_(s)
     again = torch.full((3,), s, dtype=torch.float64)
-    assert torch.equal(_bits(schedule.transition(r, kept)), _bits(schedule.transition(r, again)))
+    assert torch.equal(_bits(schedule.transition(r, times)), _bits(schedule.transition(r, again)))
     with pytest.raises(ValueError, match="noisier"):
-        schedule.transition(s, kept)
+        schedule.transition(s, times)
