@@ -1,7 +1,7 @@
 r"""Objectives: named scalar losses of the models of one phase.
 
 An objective maps the models of phase :math:`k` and a rollout :math:`x_s`, :math:`s = t_k`, to
-losses :math:`L_i`, and the trainer minimizes their sum. Objectives are linear: ``a + 0.05 * b``
+losses :math:`L_i`, and the trainer minimises their sum. Objectives are linear: ``a + 0.05 * b``
 has the losses of ``a`` and those of ``b`` times 0.05. They depend on no trainer, file or device.
 """
 
@@ -23,10 +23,10 @@ from pdmd.typing import Condition, Latents
 
 __all__ = [
     "DrawConditions",
+    "Models",
     "Objective",
     "OnlyPhases",
     "PhaseContext",
-    "Models",
     "Rollout",
     "WeightedSum",
     "objectives",
@@ -105,6 +105,9 @@ class Objective(ABC):
                 x_s, s = rollout.x_s, rollout.phase.t_end
                 x_0 = models.real(x_s, s, rollout.condition).to("x0")
                 return {self.name: (x_0 - x_s).square().mean()}
+
+            def time_bounds(self, phase):  # where the teacher is evaluated
+                return phase.t_end, phase.t_end
 
     Objectives add and scale: ``DistributionMatching() + 0.05 * PosteriorDistance()``.
 

@@ -35,13 +35,13 @@ from pdmd.typing import Latents, Times, expand, moved
 __all__ = [
     "DistributionMatching",
     "ExactKL",
-    "ScoreDifferenceWeighting",
     "Normalised",
     "PosteriorDifference",
+    "ScoreDifferenceWeighting",
     "distribution_matching_gradient",
-    "score_difference_weightings",
     "posterior_mean",
     "score_difference",
+    "score_difference_weightings",
 ]
 
 score_difference_weightings: Registry[type[ScoreDifferenceWeighting]] = Registry(
