@@ -71,7 +71,7 @@ def ode_times(denoiser: Denoiser, steps: int, t_end: float = 0.0) -> list[float]
         ValueError: If ``steps`` is below 1, or a time is outside the denoiser's time range.
     """
     if steps < 1:
-        raise ValueError(f"sampling needs at least 1 step, got {steps}")
+        raise ValueError(f"sampling requires at least 1 step, got {steps}")
     times = [1 - (1 - t_end) * i / steps for i in range(steps)] + [t_end]
     _check_range(denoiser, times)
     return times

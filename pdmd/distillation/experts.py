@@ -4,9 +4,6 @@ Expert :math:`k` maps :math:`x_{t_{k-1}}` to :math:`x_{t_k}` in steps at
 :math:`t_{k-1} = \tau_1 > \dots > \tau_n > t_k`. In training, a rollout may exit early: it jumps
 from :math:`\tau_j` directly to :math:`t_k`, with a gradient through that last step only
 (stochastic gradient truncation, SGTS).
-
-References:
-    Fan et al., Phased DMD, arXiv:2510.27684, Section 3.1.
 """
 
 from __future__ import annotations
