@@ -4,7 +4,7 @@ from pdmd import DistributionMatching, Objective, PhasePlan, distill, teachers
 
 
 class Variance(Objective):
-    """Keeps the output's variance at what the schedule says of data with a known one."""
+    """Matches the variance of x_s to that of diffused data with a known standard deviation."""
 
     def __init__(self, std=1.0, name="variance"):
         self.std, self.name = std, name
@@ -16,7 +16,7 @@ class Variance(Objective):
         return {self.name: gap.square()}
 
 
-generator = DistributionMatching() + 0.1 * Variance().only(1)
+generator = DistributionMatching() + 0.1 * Variance().only(2)
 student = distill(
     teachers.get("digits")(),
     PhasePlan.uniform(2),

@@ -1,1 +1,1 @@
-"""What a diffusion model is: schedules, predictions, denoisers, solvers and sampling."""
+"""Diffusion models: schedules, predictions, denoisers, solvers, routers and sampling."""

@@ -1,8 +1,8 @@
-r"""Denoisers: networks that know the forward process they were trained for.
+r"""Denoisers: networks with their forward process and the kind of their prediction.
 
-A :class:`Denoiser` is a network :math:`f_\theta(x_t, t, c)` together with its schedule and the
-kind of its output, so that calling it yields a :class:`~pdmd.diffusion.predictions.Prediction`
-and nobody else needs to know what it predicts.
+A :class:`Denoiser` is a network :math:`f_\theta(x_t, t, c)` together with its schedule and
+prediction kind. Calling it returns a :class:`~pdmd.diffusion.predictions.Prediction`, which
+converts to any other kind.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ __all__ = ["Denoiser"]
 
 
 class Denoiser(nn.Module, ABC):
-    """A network with its schedule and the kind of its prediction.
+    """A network with its schedule and prediction kind.
 
     A subclass implements :meth:`network`.
 
     Attributes:
-        evaluations: Network evaluations of one call for one sample, as accounts count them.
-        precision: The type in which the network computes, under autocast; its times and what is
-            made of its output keep their own.
+        evaluations: Network evaluations (NFE) of one call, per sample.
+        precision: The dtype of the network's autocast; times and conversions of its output keep
+            theirs.
 
     Args:
         schedule: The forward process of the network's inputs.
-        kind: What the network predicts.
-        latent_shape: Shape of one sample, without the batch.
-        time_range: The lowest and highest time that the network was trained for.
+        kind: The kind of the prediction.
+        latent_shape: Shape of one sample, without the batch dimension.
+        time_range: The lowest and highest time the network was trained on.
 
     Raises:
-        ValueError: If the kind is unknown or the time range is not within [0, 1].
+        ValueError: If the kind is unknown or the time range is not an interval in [0, 1].
     """
 
     evaluations: int = 1
@@ -56,7 +56,7 @@ class Denoiser(nn.Module, ABC):
         super().__init__()
         low, high = time_range
         if not 0 <= low < high <= 1:
-            raise ValueError(f"a time range is 0 <= low < high <= 1, got {time_range}")
+            raise ValueError(f"expected a time range with 0 <= low < high <= 1, got {time_range}")
         self.schedule = schedule
         self.kind: Kind = check_kind(kind)
         self.latent_shape = tuple(int(n) for n in latent_shape)
@@ -64,7 +64,7 @@ class Denoiser(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters and buffers are; the CPU if it has none."""
+        """The device of the parameters and buffers; the CPU if there are none."""
         tensors = chain(self.parameters(), self.buffers())
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
@@ -82,7 +82,7 @@ class Denoiser(nn.Module, ABC):
         """
 
     def forward(self, x_t: Latents, t: Times, condition: Condition = None) -> Prediction:
-        """Evaluates the network and says what came out.
+        """Evaluates the network and returns its prediction.
 
         Args:
             x_t: Noisy latents, with shape :math:`(B, *)`.
@@ -90,7 +90,7 @@ class Denoiser(nn.Module, ABC):
             condition: A TensorDict with batch size :math:`(B)`, or ``None``.
 
         Returns:
-            The prediction, with value of shape :math:`(B, *)`.
+            A prediction of :attr:`kind`, with a value of shape :math:`(B, *)`.
         """
         t = moved(torch.as_tensor(t, dtype=torch.float64), x_t.device)
         if self.precision == torch.float32:
@@ -101,23 +101,23 @@ class Denoiser(nn.Module, ABC):
         return Prediction(value=value, kind=self.kind, x_t=x_t, t=t, schedule=self.schedule)
 
     def trainable_copy(self) -> Denoiser:
-        """Returns a copy whose parameters train, to start an expert or a fake score from.
+        """Returns a trainable copy, from which an expert or a fake score starts.
 
         Raises:
             ValueError: If the denoiser has no parameters.
         """
         if not any(True for _ in self.parameters()):
             raise ValueError(
-                f"{type(self).__name__} has no parameters to train; pass an initializer with a "
-                "network, such as init=FromDenoiser(network)"
+                f"{type(self).__name__} has no parameters to train; initialize the experts from a "
+                "network, as in FromDenoiser(network)"
             )
         return copy.deepcopy(self).requires_grad_(True).train()
 
     def part(self, t_start: float, t_end: float) -> Denoiser:
-        """Returns what serves the times between two, itself and not a copy; here the whole.
+        """Returns the denoiser that serves all times between two: the denoiser itself, no copy.
 
         A denoiser of several networks returns the one that serves the whole interval, so that
-        an expert need not carry networks it never asks.
+        an expert contains no network that it never evaluates.
 
         Args:
             t_start: The noisier end.
@@ -126,13 +126,13 @@ class Denoiser(nn.Module, ABC):
         return self
 
     def trainable_part(self, t_start: float, t_end: float) -> Denoiser:
-        """Returns a trainable copy of the part that serves the times between two.
+        """Returns a trainable copy of :meth:`part`.
 
         Args:
             t_start: The noisier end.
             t_end: The cleaner end.
 
         Raises:
-            ValueError: As :meth:`trainable_copy`.
+            ValueError: If the denoiser has no parameters.
         """
         return self.part(t_start, t_end).trainable_copy()

@@ -1,10 +1,10 @@
-r"""Predictions: what a denoising network said, in any of its equivalent forms.
+r"""Predictions of a denoising network, in any of their equivalent kinds.
 
-Every kind is a linear combination :math:`p_t x_0 + q_t \varepsilon` of the clean sample and the
-noise:
+Every kind is a linear combination :math:`c_x x_0 + c_\varepsilon \varepsilon` of the clean sample
+and the noise:
 
 =============  =====================  ============================
-kind           :math:`p_t`            :math:`q_t`
+kind           :math:`c_x`            :math:`c_\varepsilon`
 =============  =====================  ============================
 x0             1                      0
 epsilon        0                      1
@@ -13,13 +13,14 @@ v_prediction   :math:`-\sigma_t`      :math:`\alpha_t`
 score          0                      :math:`-1 / \sigma_t`
 =============  =====================  ============================
 
-With :math:`x_t = \alpha_t x_0 + \sigma_t \varepsilon` and :math:`D = \alpha_t q_t - \sigma_t
-p_t`, a value :math:`y` of kind :math:`(p, q)` becomes any other combination :math:`(p', q')` in
-one step, without passing through :math:`x_0` or :math:`\varepsilon`:
+With :math:`x_t = \alpha_t x_0 + \sigma_t \varepsilon` and :math:`D = \alpha_t c_\varepsilon -
+\sigma_t c_x`, a value :math:`y` with coefficients :math:`(c_x, c_\varepsilon)` becomes the
+combination with coefficients :math:`(c'_x, c'_\varepsilon)` in one step, without passing through
+:math:`x_0` or :math:`\varepsilon`:
 
-.. math:: y' = \frac{(p' q - q' p)\, x_t + D'\, y}{D}.
+.. math:: y' = \frac{(c'_x c_\varepsilon - c'_\varepsilon c_x)\, x_t + D'\, y}{D}.
 
-This module is the only place that converts.
+This module is the only one that converts between kinds.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def check_kind(kind: str) -> Kind:
-    """Returns ``kind`` if it is one.
+    """Returns ``kind``, checked.
 
     Raises:
         ValueError: If it is not one of :data:`KINDS`.
@@ -53,12 +54,15 @@ def check_kind(kind: str) -> Kind:
 
 
 def combination(kind: Kind, t: Times, schedule: Schedule) -> tuple[Tensor, Tensor]:
-    r"""Returns :math:`(p_t, q_t)` of a kind, in float64, with the shape of ``t``.
+    r"""Returns the coefficients :math:`(c_x, c_\varepsilon)` of a kind, in float64.
 
     Args:
         kind: The kind.
         t: Times in [0, 1], of any shape.
         schedule: The forward process.
+
+    Returns:
+        Both coefficients, with the shape of ``t``.
 
     Raises:
         ValueError: If the kind is unknown.
@@ -79,26 +83,26 @@ def combination(kind: Kind, t: Times, schedule: Schedule) -> tuple[Tensor, Tenso
 
 
 def determinant(kind: Kind, t: Times, schedule: Schedule) -> Tensor:
-    r"""Returns :math:`D_t = \alpha_t q_t - \sigma_t p_t` of a kind, in float64.
+    r"""Returns :math:`D = \alpha_t c_\varepsilon - \sigma_t c_x` of a kind, in float64.
 
-    At equal :math:`x_t`, a difference of two predictions of kind A times :math:`D_B / D_A` is
-    their difference in kind B. Arguments and errors are those of :func:`combination`.
+    At equal :math:`x_t`, the difference of two predictions of kind A times :math:`D_B / D_A` is
+    their difference in kind B. Takes the arguments of :func:`combination` and raises its errors.
     """
     alpha_t, sigma_t = schedule(t)
-    p, q = combination(kind, t, schedule)
-    return alpha_t * q - sigma_t * p
+    c_x, c_eps = combination(kind, t, schedule)
+    return alpha_t * c_eps - sigma_t * c_x
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
-    """One output of a denoising network, with what is needed to read it in another way.
+    """The output of a denoising network, convertible to every kind.
 
     Attributes:
-        value: What the network returned, with shape :math:`(B, *)`.
-        kind: What it stands for.
+        value: The network's output, with shape :math:`(B, *)`.
+        kind: The kind of ``value``.
         x_t: The network's input, with shape :math:`(B, *)`.
-        t: Its times, with shape :math:`()` or :math:`(B)`.
-        schedule: The forward process that relates them.
+        t: The times of ``x_t``, with shape :math:`()` or :math:`(B)`.
+        schedule: The forward process of ``x_t``.
     """
 
     value: Latents
@@ -110,14 +114,14 @@ class Prediction:
     def to(self, kind: Kind) -> Latents:
         r"""Returns the prediction as another kind.
 
-        Some conversions do not exist at the very ends of time (:math:`x_0` from
-        :math:`\varepsilon` where :math:`\alpha_t = 0`, for one); there the result is not finite.
+        Some conversions do not exist at :math:`t = 0` or 1, such as :math:`x_0` from
+        :math:`\varepsilon` where :math:`\alpha_t = 0`; the result is then not finite.
 
         Args:
-            kind: The kind wanted.
+            kind: The kind to convert to.
 
         Returns:
-            The same prediction as ``kind``, with shape :math:`(B, *)`, in float32 or wider.
+            The prediction as ``kind``, with shape :math:`(B, *)`, in float32 or wider.
 
         Raises:
             ValueError: If ``kind`` is unknown.
@@ -130,27 +134,27 @@ class Prediction:
             return expand(factor, self.value) * self.value
         return self.combine(*combination(kind, self.t, self.schedule))
 
-    def combine(self, p: Tensor, q: Tensor) -> Latents:
-        r"""Returns :math:`p \hat x_0 + q \hat\varepsilon`.
+    def combine(self, c_x: Tensor, c_eps: Tensor) -> Latents:
+        r"""Returns :math:`c_x \hat x_0 + c_\varepsilon \hat\varepsilon`.
 
         Args:
-            p: Weight of the clean sample, float64, with shape :math:`()` or :math:`(B)`.
-            q: Weight of the noise, likewise.
+            c_x: Coefficient of the clean sample, float64, with shape :math:`()` or :math:`(B)`.
+            c_eps: Coefficient of the noise, float64, with shape :math:`()` or :math:`(B)`.
 
         Returns:
             The combination, with shape :math:`(B, *)`, in float32 or wider.
         """
         alpha_t, sigma_t = self.schedule(self.t)
-        p_own, q_own = combination(self.kind, self.t, self.schedule)
+        own_x, own_eps = combination(self.kind, self.t, self.schedule)
         if self.kind == "score":  # as epsilon, whose coefficients are finite at t = 0
             value = self.to("epsilon")
-            p_own, q_own = torch.zeros_like(alpha_t), torch.ones_like(alpha_t)
+            own_x, own_eps = torch.zeros_like(alpha_t), torch.ones_like(alpha_t)
         else:
             value = self.value
-        own = alpha_t * q_own - sigma_t * p_own
-        x_weight = (p * q_own - q * p_own) / own
-        value_weight = (alpha_t * q - sigma_t * p) / own
-        return expand(x_weight, self.x_t) * self.x_t + expand(value_weight, value) * value
+        own_determinant = alpha_t * own_eps - sigma_t * own_x
+        of_x_t = (c_x * own_eps - c_eps * own_x) / own_determinant
+        of_value = (alpha_t * c_eps - sigma_t * c_x) / own_determinant
+        return expand(of_x_t, self.x_t) * self.x_t + expand(of_value, value) * value
 
 
 def _flatten(prediction: Prediction) -> tuple[list[Any], tuple[Kind, Schedule]]:
@@ -162,7 +166,7 @@ def _unflatten(children: Iterable[Any], context: tuple[Kind, Schedule]) -> Predi
     return Prediction(value=value, kind=kind, x_t=x_t, t=t, schedule=schedule)
 
 
-# sharded networks look for the tensors in what a forward returns
+# Sharded networks hook the tensors in the output of a forward pass, found by pytree.
 pytree.register_pytree_node(
     Prediction, _flatten, _unflatten, serialized_type_name="pdmd.diffusion.predictions.Prediction"
 )

@@ -1,7 +1,7 @@
-"""Routers: which expert serves a time.
+"""Routers: the expert that serves a time.
 
-The boundary between two phases belongs to the less noisy expert, since the state there is its
-input: a student that has arrived at :math:`t_k` is carried on by expert k + 1.
+The boundary between two phases belongs to the less noisy expert, since the latents there are its
+input: at :math:`t_k` the student evaluates expert k + 1.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ register, get, names = routers.register, routers.get, routers.names
 
 
 class Router(ABC):
-    """A total map from times in [0, 1] to expert indices."""
+    """A map from every time in [0, 1] to the index of an expert."""
 
     @abstractmethod
     def __call__(self, t: Times) -> Tensor:
@@ -38,13 +38,14 @@ class Router(ABC):
         """
 
     def serves(self, t_start: float, t_end: float) -> int | None:
-        """Returns the index that serves every time between two; ``None`` if none is known to.
-
-        The ends themselves do not count.
+        """Returns the index of the expert that serves all times strictly between two, if any.
 
         Args:
             t_start: The noisier end.
             t_end: The cleaner end.
+
+        Returns:
+            The index, or ``None`` if several experts serve the interval or it is unknown.
         """
         return None
 
@@ -53,23 +54,23 @@ class Router(ABC):
 class IntervalRouter(Router):
     """Routes by the intervals between boundaries.
 
-    A time that float32 cannot tell from a boundary counts as the boundary: 0.6 rounds up in
-    float32, and is meant to stay with the less noisy expert.
+    A time that equals a boundary in float32 counts as the boundary: 0.6 rounds up in float32 and
+    still belongs to the less noisy expert.
 
     Args:
-        boundaries: Times falling strictly from 1 to 0, both included; n experts need n + 1.
+        boundaries: Times strictly decreasing from 1 to 0, both included; n experts need n + 1.
 
     Raises:
-        ValueError: If they do not.
+        ValueError: If the boundaries do not decrease strictly from 1 to 0.
     """
 
     def __init__(self, boundaries: Sequence[float]) -> None:
         times = [float(t) for t in boundaries]
         if len(times) < 2 or times[0] != 1 or times[-1] != 0:
-            raise ValueError(f"boundaries run from 1 to 0, both included, got {times}")
+            raise ValueError(f"boundaries must run from 1 to 0, both included, got {times}")
         for a, b in zip(times, times[1:], strict=False):
             if not b < a:
-                raise ValueError(f"boundaries must fall strictly, got {b} after {a}")
+                raise ValueError(f"boundaries must decrease strictly, got {b} after {a}")
         self.boundaries = tuple(times)
         self._inner = torch.tensor(times[1:-1], dtype=torch.float64) * (1 + 2**-24)
 
@@ -78,7 +79,7 @@ class IntervalRouter(Router):
         return (t.unsqueeze(-1) <= self._inner.to(t.device)).sum(-1)
 
     def serves(self, t_start: float, t_end: float) -> int | None:
-        slack = 2**-22  # ends that float32 cannot tell from a boundary are on it
+        slack = 2**-22  # an end that equals a boundary in float32 is on it
         for i, (above, below) in enumerate(
             zip(self.boundaries, self.boundaries[1:], strict=False)
         ):
@@ -91,21 +92,22 @@ class IntervalRouter(Router):
 
 
 class RoutedDenoiser(Denoiser):
-    """Several denoisers behind a router, seen as one.
+    """Several denoisers behind a router, as one denoiser.
 
-    Serves a teacher of two networks (Wan 2.2) and the student alike.
+    Represents teachers of two networks (Wan 2.2) and students.
 
     Attributes:
-        together: Whether a call evaluates every denoiser, with a row that does not count where
-            none is routed to it. Ranks that share out the denoisers' weights must all call them.
+        together: Whether every call evaluates all denoisers, those without a routed sample on a
+            padding row. Required where the denoisers' weights are sharded, since all ranks must
+            take part in gathering them.
 
     Args:
-        denoisers: The experts' networks, of one schedule; noisiest first.
-        router: Chooses among them.
+        denoisers: The experts' networks, on one schedule, noisiest first.
+        router: Routes times to their indices.
 
     Raises:
-        ValueError: If there are none, their schedules differ, or an interval router chooses among
-            another number.
+        ValueError: If there are no denoisers, their schedules differ, or an interval router has
+            another number of intervals.
     """
 
     def __init__(self, denoisers: Sequence[Denoiser], router: Router) -> None:
@@ -115,8 +117,8 @@ class RoutedDenoiser(Denoiser):
         for other in denoisers[1:]:
             if not same_process(other.schedule, first.schedule):
                 raise ValueError(
-                    f"routed denoisers are of one schedule, got {first.schedule!r} and "
-                    f"{other.schedule!r}; convert within one of them"
+                    f"routed denoisers must share one schedule, got {first.schedule!r} and "
+                    f"{other.schedule!r}; wrap one of them in WithSchedule"
                 )
         if isinstance(router, IntervalRouter) and len(router.boundaries) != len(denoisers) + 1:
             raise ValueError(
@@ -137,7 +139,7 @@ class RoutedDenoiser(Denoiser):
         self.together = False
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
-        """Evaluates each sample with the denoiser of its time."""
+        """Evaluates each sample with the denoiser that its time is routed to."""
         index = self.router(t)
         used = index.unique().tolist()
         if len(used) == 1 and not self.together:
@@ -145,13 +147,13 @@ class RoutedDenoiser(Denoiser):
         value = torch.empty_like(x_t, dtype=torch.promote_types(x_t.dtype, torch.float32))
         for i in range(len(self.denoisers)) if self.together else used:
             rows = (index == i).nonzero().squeeze(-1)
-            counts = len(rows) > 0
-            rows = rows if counts else index.new_zeros(1)
+            routed = len(rows) > 0
+            rows = rows if routed else index.new_zeros(1)
             part = None if condition is None else condition[rows]
             out = self._evaluate(i, x_t[rows], t[rows], part).to(value)
-            if counts:
+            if routed:
                 value = value.index_copy(0, rows, out)
-            elif out.requires_grad:  # its gradient is zero, and ranks must all have one
+            elif out.requires_grad:  # a zero gradient, which every rank must reduce
                 value = value + 0 * out.sum()
         return value
 
@@ -164,7 +166,7 @@ class RoutedDenoiser(Denoiser):
         return RoutedDenoiser([d.trainable_copy() for d in self._all()], self.router)
 
     def part(self, t_start: float, t_end: float) -> Denoiser:
-        """Returns the one denoiser between two times, this routed one if there are several."""
+        """Returns the denoiser that serves all times between two; itself if several do."""
         index = self.router.serves(t_start, t_end)
         return self if index is None else self._all()[index].part(t_start, t_end)
 

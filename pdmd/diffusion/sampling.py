@@ -1,4 +1,4 @@
-"""Sampling of a denoiser: the probability-flow ODE, in many steps."""
+"""Sampling: integrates the probability-flow ODE of a denoiser."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["check_batch", "initial_noise", "ode_times", "sample_ode"]
 def initial_noise(
     denoiser: Denoiser, batch: int, generator: torch.Generator | None = None
 ) -> Latents:
-    r"""Draws the noise that sampling starts from in float32, with shape ``(batch, *)``.
+    r"""Draws the noise that sampling starts from, float32, with shape :math:`(B, *)`.
 
     .. math:: x_1 = \sqrt{\alpha_1^2 + \sigma_1^2} \, \varepsilon
 
-    as :meth:`~pdmd.diffusion.schedules.Schedule.prior_std` has it.
+    See :meth:`~pdmd.diffusion.schedules.Schedule.prior_std`.
 
     Args:
-        denoiser: Its schedule and latent shape are taken.
-        batch: The number of samples.
+        denoiser: Gives the schedule, the latent shape and the device.
+        batch: :math:`B`, the number of samples.
         generator: The source of randomness.
     """
     shape = (batch, *denoiser.latent_shape)
@@ -33,21 +33,25 @@ def initial_noise(
 
 
 def check_batch(condition: Condition, batch: int | None) -> int:
-    """Returns the number of samples that a condition and a batch size agree on.
+    """Returns the number of samples given by a condition or a batch size.
+
+    Args:
+        condition: A TensorDict with batch size :math:`(B)`, or ``None``.
+        batch: :math:`B`, required without a condition.
 
     Raises:
-        ValueError: If neither states it, or they differ.
+        ValueError: If neither gives the number, they differ, or the condition is no TensorDict.
     """
     if condition is None:
         if batch is None:
-            raise ValueError("without a condition, say how many samples: batch=16")
+            raise ValueError("without a condition, pass the number of samples, as in batch=16")
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
         return batch
     if not hasattr(condition, "batch_size"):
         raise ValueError(
-            f"a condition is a TensorDict, got a {type(condition).__name__}; turn prompts into "
-            "one with encode(prompts)"
+            f"a condition is a TensorDict, got a {type(condition).__name__}; encode prompts with "
+            "teacher.encode(prompts)"
         )
     rows = int(condition.batch_size[0])
     if batch is not None and batch != rows:
@@ -56,18 +60,18 @@ def check_batch(condition: Condition, batch: int | None) -> int:
 
 
 def ode_times(denoiser: Denoiser, steps: int, t_end: float = 0.0) -> list[float]:
-    """Returns the times of equal steps from noise, ``t_end`` included.
+    """Returns the times of equal steps from 1 to ``t_end``, both included.
 
     Args:
-        denoiser: What is asked at every time but the last.
+        denoiser: The denoiser, evaluated at every time but the last.
         steps: The number of steps.
-        t_end: Where to stop.
+        t_end: The last time.
 
     Raises:
-        ValueError: If ``steps`` is below 1, or the denoiser would be asked outside its time range.
+        ValueError: If ``steps`` is below 1, or a time is outside the denoiser's time range.
     """
     if steps < 1:
-        raise ValueError(f"sampling needs at least 1 step, got {steps}")
+        raise ValueError(f"sampling requires at least 1 step, got {steps}")
     times = [1 - (1 - t_end) * i / steps for i in range(steps)] + [t_end]
     _check_range(denoiser, times)
     return times
@@ -78,7 +82,7 @@ def _check_range(denoiser: Denoiser, times: Sequence[float]) -> None:
     for t in (times[0], times[-2]):
         if not low <= t <= high:
             raise ValueError(
-                f"{len(times) - 1} steps ask the {type(denoiser).__name__} at t = {t:.4g}, "
+                f"{len(times) - 1} steps evaluate the {type(denoiser).__name__} at t = {t:.4g}, "
                 f"outside its range [{low:.4g}, {high:.4g}]; take fewer steps or widen its "
                 "time_range"
             )
@@ -95,32 +99,32 @@ def sample_ode(
     t_end: float = 0.0,
     times: Sequence[float] | None = None,
 ) -> Latents:
-    r"""Integrates a denoiser's probability flow from noise, in equal steps of time or given ones.
+    r"""Samples a denoiser: integrates its probability flow from noise by DDIM (Euler) steps.
 
     Args:
         denoiser: A teacher, or any denoiser.
-        condition: A condition with batch size :math:`(B)`, or ``None``.
-        steps: Network evaluations, where no times are given.
-        batch: :math:`B`, needed without a condition.
+        condition: A TensorDict with batch size :math:`(B)`, or ``None``.
+        steps: The number of equal steps, ignored if ``times`` is given.
+        batch: :math:`B`, required without a condition.
         generator: The source of randomness.
-        t_end: Where to stop, where no times are given.
-        times: The times to step through, falling from 1, the last where to stop; such as
+        t_end: The last time, ignored if ``times`` is given.
+        times: The timesteps, strictly decreasing from 1 to the last time, as in
             ``PhasePlan.uniform(50, shift=teacher.shift).timesteps``.
 
     Returns:
         Latents at the last time, with shape :math:`(B, *)`.
 
     Raises:
-        ValueError: If ``steps`` is below 1, the times do not fall from 1, the denoiser would be
-            asked outside its time range, or the batch is missing or does not fit.
+        ValueError: If ``steps`` is below 1, the times do not decrease strictly from 1, a time is
+            outside the denoiser's time range, or the batch is missing or does not match.
     """
     if times is None:
         times = ode_times(denoiser, steps, t_end)
     else:
         times = [float(t) for t in times]
-        falls = all(s < t for t, s in zip(times, times[1:], strict=False))
-        if len(times) < 2 or times[0] != 1 or not falls:
-            raise ValueError(f"times fall strictly from 1, with one step at least; got {times}")
+        decreasing = all(s < t for t, s in zip(times, times[1:], strict=False))
+        if len(times) < 2 or times[0] != 1 or not decreasing:
+            raise ValueError(f"expected at least 2 times, strictly decreasing from 1, got {times}")
         _check_range(denoiser, times)
     x = initial_noise(denoiser, check_batch(condition, batch), generator)
     for t, s in zip(times, times[1:], strict=False):

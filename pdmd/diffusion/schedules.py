@@ -14,9 +14,8 @@ for :math:`t \in [0, 1]`, 0 clean and 1 noise, and with it the log signal-to-noi
     \sigma_{t|s}^2 = \sigma_t^2 - \alpha_{t|s}^2 \sigma_s^2
                    = \sigma_t^2 \left(1 - e^{\lambda_t - \lambda_s}\right).
 
-The last form is the one computed: it loses no digits as :math:`t \to s`, and at
-:math:`\sigma_s = 0` it gives :math:`\sigma_{t|s} = \sigma_t` to the bit. All coefficients are
-float64.
+The code evaluates the last form: it loses no digits as :math:`t \to s`, and gives
+:math:`\sigma_{t|s} = \sigma_t` to the bit at :math:`\sigma_s = 0`. All coefficients are float64.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from pdmd.diffusion.timesteps import KeptTransition, as_times
+from pdmd.diffusion.timesteps import CachedTransition, as_times
 from pdmd.typing import Times
 
 __all__ = [
@@ -41,11 +40,11 @@ __all__ = [
 
 
 class Schedule(ABC):
-    r"""The coefficients of one forward process.
+    r"""The coefficients of a forward process.
 
-    A subclass implements :meth:`__call__`; everything else has a default that is exact up to
-    rounding, and may be overridden with a closed form. :math:`\alpha_t / \sigma_t` must be
-    strictly decreasing in :math:`t`.
+    A subclass implements :meth:`__call__`; all other methods have defaults that are exact up to
+    rounding, and may be overridden with closed forms. :math:`\alpha_t / \sigma_t` must be strictly
+    decreasing in :math:`t`.
     """
 
     @abstractmethod
@@ -53,9 +52,9 @@ class Schedule(ABC):
         r"""Returns :math:`(\alpha_t, \sigma_t)` in float64, with the shape of ``t``."""
 
     def derivatives(self, t: Times) -> tuple[Tensor, Tensor]:
-        r"""Returns :math:`(\dot\alpha_t, \dot\sigma_t)`, derivatives in t, in float64.
+        r"""Returns the time derivatives :math:`(\dot\alpha_t, \dot\sigma_t)` in float64.
 
-        The default differentiates :meth:`__call__` by automatic differentiation.
+        The default differentiates :meth:`__call__` automatically.
         """
         with torch.enable_grad():
             t = as_times(t).detach().requires_grad_(True)
@@ -68,7 +67,7 @@ class Schedule(ABC):
         return out[0].detach(), out[1].detach()
 
     def log_snr(self, t: Times) -> Tensor:
-        r"""Returns :math:`\lambda_t = 2 \log(\alpha_t / \sigma_t)`, infinite at pure ends."""
+        r"""Returns :math:`\lambda_t = 2 \log(\alpha_t / \sigma_t)`."""
         alpha_t, sigma_t = self(t)
         return 2 * (alpha_t.log() - sigma_t.log())
 
@@ -84,7 +83,7 @@ class Schedule(ABC):
             :math:`t` with :math:`\lambda_t = \lambda`, in float64, of the same shape.
 
         Raises:
-            ValueError: If a value is beyond the range that the schedule reaches on [0, 1].
+            ValueError: If a value is outside the log-SNRs of the schedule on [0, 1].
         """
         log_snr = self._check_log_snr(log_snr)
         low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
@@ -103,8 +102,8 @@ class Schedule(ABC):
     def transition(self, s: Times, t: Times) -> tuple[Tensor, Tensor]:
         r"""Returns :math:`(\alpha_{t|s}, \sigma_{t|s})` in float64.
 
-        A tensor of times keeps those of the last :math:`s`: a batch of times meets one phase's
-        end in several formulas.
+        The result for the last :math:`s` is cached with the tensor of times, since several
+        formulas evaluate one batch of times at one phase's end.
 
         Args:
             s: The cleaner time, in :math:`[0, 1)`.
@@ -117,20 +116,20 @@ class Schedule(ABC):
             Kingma et al., Variational Diffusion Models, arXiv:2107.00630, Appendix A.
         """
         end, t = s, as_times(t)
-        if kept := KeptTransition.find(self, end, t):
-            return kept.a, kept.b
+        if cached := CachedTransition.find(self, end, t):
+            return cached.a, cached.b
         s = as_times(end)
         if s.is_cpu and t.is_cpu and bool((s >= t).any()):
             s_all, t_all = torch.broadcast_tensors(s, t)
             i = int((s_all >= t_all).flatten().nonzero()[0])
             raise ValueError(
-                f"a transition goes from s to a noisier t > s, "
+                f"a transition goes from s to a noisier time t > s, "
                 f"got s = {s_all.flatten()[i].item()}, t = {t_all.flatten()[i].item()}"
             )
         (alpha_s, _), (alpha_t, sigma_t) = self(s), self(t)
-        gap = self.log_snr(t) - self.log_snr(s)
-        a, b = alpha_t / alpha_s, sigma_t * torch.sqrt(-torch.expm1(gap))
-        KeptTransition.keep(self, end, t, a, b)
+        log_snr_change = self.log_snr(t) - self.log_snr(s)
+        a, b = alpha_t / alpha_s, sigma_t * torch.sqrt(-torch.expm1(log_snr_change))
+        CachedTransition.store(self, end, t, a, b)
         return a, b
 
     def prior_std(self) -> float:
@@ -138,8 +137,8 @@ class Schedule(ABC):
 
         .. math:: \sqrt{\alpha_1^2 + \sigma_1^2}
 
-        is that of diffused data whose own is 1: :math:`\sigma_1` where no signal is left, and 1
-        on every variance-preserving schedule, as the samplers of that family have it.
+        is that of :math:`x_1` for data of unit variance: :math:`\sigma_1` where no signal is left,
+        and 1 on every variance-preserving schedule, as in that family's samplers.
         """
         alpha, sigma = self(1.0)
         return float(torch.sqrt(alpha**2 + sigma**2))
@@ -151,8 +150,8 @@ class Schedule(ABC):
         bad = ~((log_snr <= top + slack) & (log_snr >= bottom - slack))
         if bool(bad.any()):
             raise ValueError(
-                f"log-SNR {log_snr[bad].flatten()[0].item()} is outside what this schedule "
-                f"reaches, [{bottom:.4g}, {top:.4g}]"
+                f"log-SNR {log_snr[bad].flatten()[0].item()} is outside the range of this "
+                f"schedule, [{bottom:.4g}, {top:.4g}]"
             )
         return log_snr
 
@@ -164,11 +163,11 @@ class Schedule(ABC):
 
 
 def same_process(a: Schedule, b: Schedule) -> bool:
-    """Says whether two schedules are one forward process, by their coefficients on a grid.
+    """Returns whether two schedules have equal coefficients, on a grid of times.
 
     Args:
         a: A schedule.
-        b: Another, of any class.
+        b: A schedule of any class.
     """
     if a is b:
         return True
@@ -205,8 +204,8 @@ class RectifiedFlow(Schedule):
 class Shifted(Schedule):
     r"""A schedule run on the warped time :math:`t' = k t / (1 + (k - 1) t)`.
 
-    A shift :math:`k > 1` spends more of :math:`[0, 1]` near noise, as high-resolution models do;
-    on rectified flow it lowers the log-SNR by :math:`2 \log k` everywhere.
+    A shift :math:`k > 1` spends more of :math:`[0, 1]` near noise, for high resolutions; on
+    rectified flow it lowers the log-SNR by :math:`2 \log k` at every time.
 
     Args:
         base: The schedule to warp.
@@ -244,13 +243,13 @@ class Shifted(Schedule):
 
 
 class Truncated(Schedule):
-    r"""A schedule up to one of its times, :math:`t' = t_{\max} t`.
+    r"""A schedule truncated at one of its times, :math:`t' = t_{\max} t`.
 
-    At :math:`t = 1` some signal is left. It serves teachers whose noisiest level is not pure
-    noise: see :class:`~pdmd.teachers.WithSchedule`.
+    Some signal is left at :math:`t = 1`, for teachers whose noisiest level is not pure noise: see
+    :class:`~pdmd.teachers.WithSchedule`.
 
     Args:
-        base: The schedule to cut.
+        base: The schedule to truncate.
         t_max: The base schedule's time at :math:`t = 1`, in (0, 1].
 
     Raises:
@@ -259,7 +258,7 @@ class Truncated(Schedule):
 
     def __init__(self, base: Schedule, t_max: float) -> None:
         if not 0 < t_max <= 1:
-            raise ValueError(f"t_max is in (0, 1], got {t_max}")
+            raise ValueError(f"t_max must be in (0, 1], got {t_max}")
         self.base, self.t_max = base, float(t_max)
 
     def __call__(self, t: Times) -> tuple[Tensor, Tensor]:
@@ -277,22 +276,22 @@ class Truncated(Schedule):
 
 
 def check_shift(shift: float) -> float:
-    """Checks a shift and returns it as a float.
+    """Returns a shift as a float, checked.
 
     Raises:
         ValueError: If it is not a positive finite number.
     """
     if not (math.isfinite(shift) and shift > 0):
-        raise ValueError(f"a shift is a positive finite number, got {shift}; 1 means no shift")
+        raise ValueError(f"a shift must be positive and finite, got {shift}; 1 means no shift")
     return float(shift)
 
 
 def shift_times(t: Tensor, shift: float) -> Tensor:
-    r"""Maps :math:`t \mapsto k t / (1 + (k - 1) t)`, which keeps 0 and 1 exactly.
+    r"""Returns :math:`k t / (1 + (k - 1) t)`, which maps 0 to 0 and 1 to 1 exactly.
 
     Args:
         t: Times in [0, 1], float64, of any shape.
-        shift: :math:`k > 0`; its inverse maps back.
+        shift: :math:`k > 0`; the inverse map has shift :math:`1 / k`.
     """
     warped = shift * t / (1 + (shift - 1) * t)
     return torch.where(t == 1, torch.ones_like(t), warped)
@@ -302,17 +301,18 @@ class VarianceExploding(Schedule):
     r""":math:`\alpha_t = 1`, :math:`\sigma_t = (\sigma_{\min}^{1/\rho} (1 - t) +
     \sigma_{\max}^{1/\rho} t)^\rho`.
 
-    With the default :math:`\sigma_{\min} = 0`, time 0 is clean data exactly. Noise below about
-    :math:`10^{-7}` of the data is lost in float32, with the defaults at :math:`t < 0.05`: draw
-    times above it.
+    With the default :math:`\sigma_{\min} = 0`, time 0 is exactly clean data. Noise below about
+    :math:`10^{-7}` of the data is lost in float32, with the defaults at :math:`t < 0.05`: sample
+    times above.
 
     Args:
         sigma_max: :math:`\sigma_{\max}`, the noise at :math:`t = 1`.
         sigma_min: :math:`\sigma_{\min}`, the noise at :math:`t = 0`; 0 or more.
-        rho: :math:`\rho`, at least 1; the higher, the more of time lies at low noise.
+        rho: :math:`\rho`, at least 1; higher values spend more of [0, 1] at low noise.
 
     Raises:
-        ValueError: If the noises are not ordered or not finite, or ``rho`` is below 1.
+        ValueError: If not :math:`0 \leq \sigma_{\min} < \sigma_{\max} < \infty` or not
+            :math:`1 \leq \rho < \infty`.
 
     References:
         Karras et al., EDM, arXiv:2206.00364, Eq. 5.

@@ -1,4 +1,9 @@
-r"""Steps between times: deterministic, and diffusing forward."""
+r"""Steps between two times: along the probability flow, and diffusing forward.
+
+.. math::
+    x_s = \alpha_s \hat x_0 + \sigma_s \hat\varepsilon \quad (s < t), \qquad
+    x_t = \alpha_{t|s} x_s + \sigma_{t|s} \varepsilon .
+"""
 
 from __future__ import annotations
 
@@ -14,15 +19,15 @@ __all__ = ["diffuse", "ode_step", "renoise_step"]
 
 
 def ode_step(prediction: Prediction, s: Times) -> Latents:
-    r"""Carries :math:`x_t` to a cleaner time along the probability flow.
+    r"""Steps from :math:`x_t` to a cleaner time along the probability flow.
 
     .. math:: x_s = \alpha_s \hat x_0 + \sigma_s \hat\varepsilon
 
-    This is DDIM's step; on rectified flow it is Euler's, :math:`x_s = x_t + (s - t) v`.
+    A DDIM step; on rectified flow an Euler step, :math:`x_s = x_t + (s - t) v`.
 
     Args:
-        prediction: A prediction at time :math:`t`, with value of shape :math:`(B, *)`.
-        s: The time to reach, a float or a tensor with shape :math:`(B)`.
+        prediction: A prediction at time :math:`t`, with a value of shape :math:`(B, *)`.
+        s: The time to step to, a float or a tensor with shape :math:`(B)`.
 
     Returns:
         Latents at time :math:`s`, with shape :math:`(B, *)`, in float32 or wider.
@@ -36,7 +41,7 @@ def ode_step(prediction: Prediction, s: Times) -> Latents:
 
 
 def diffuse(x_s: Latents, epsilon: Latents, s: Times, t: Times, schedule: Schedule) -> Latents:
-    r"""Diffuses :math:`x_s` forward with given noise.
+    r"""Diffuses :math:`x_s` to time :math:`t` with the given noise.
 
     .. math:: x_t = \alpha_{t|s} x_s + \sigma_{t|s} \varepsilon
 
@@ -67,9 +72,19 @@ def renoise_step(
     schedule: Schedule,
     generator: torch.Generator | None = None,
 ) -> Latents:
-    """Diffuses :math:`x_s` forward to time :math:`t` with fresh noise.
+    r"""Diffuses :math:`x_s` to time :math:`t` with noise drawn from ``generator``.
 
-    Arguments, result and errors are those of :func:`diffuse`, with the noise drawn from
-    ``generator``.
+    Args:
+        x_s: Latents at time :math:`s`, with shape :math:`(B, *)`.
+        s: Starting time in :math:`[0, 1)`.
+        t: Final time in :math:`(s, 1]`.
+        schedule: The forward process.
+        generator: The source of randomness.
+
+    Returns:
+        Latents at time :math:`t`, with shape :math:`(B, *)`.
+
+    Raises:
+        ValueError: If :math:`s \geq t` anywhere.
     """
     return diffuse(x_s, randn_like(x_s, generator), s, t, schedule)

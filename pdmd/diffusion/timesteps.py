@@ -1,7 +1,7 @@
-"""Times, and what is kept with a tensor of them.
+"""Tensors of times in [0, 1]: their check, and transition coefficients cached with them.
 
-One batch of times meets many formulas: it is checked once, and the coefficients of a transition
-are computed once, until somebody changes it.
+Several formulas evaluate one batch of times. The tensor is checked once, and the coefficients of
+its last transition are computed once, until it is modified in place.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from torch import Tensor
 
 from pdmd.typing import Times
 
-__all__ = ["KeptTransition", "as_times"]
+__all__ = ["CachedTransition", "as_times"]
 
 
 def as_times(t: Times) -> Tensor:
-    """Views times as float64 and checks that they lie in [0, 1].
+    """Returns times in float64, checked to be in [0, 1].
 
-    A tensor that passed is not looked at again until it is changed: one batch of times meets many
-    formulas. Nor is one that lives on an accelerator, which a check would have to wait for: the
-    trainer draws times on the CPU.
+    A tensor that passed is not checked again until it is modified in place. Tensors on an
+    accelerator are not checked, which would synchronize it: the trainer samples times on the CPU.
+
+    Args:
+        t: A float or a tensor of any shape.
 
     Raises:
         ValueError: If a time is outside [0, 1] or not finite.
@@ -37,7 +39,7 @@ def as_times(t: Times) -> Tensor:
     else:
         low = high = t
         t = torch.as_tensor(t, dtype=torch.float64)
-    if not (low >= 0 and high <= 1):  # also where either is not a number
+    if not (low >= 0 and high <= 1):  # also if either is NaN
         bad = t[~((t >= 0) & (t <= 1))].flatten()[0].item()
         raise ValueError(f"time {bad} is outside [0, 1]; 0 is clean data and 1 is noise")
     if not t.is_inference():
@@ -45,62 +47,63 @@ def as_times(t: Times) -> Tensor:
     return t
 
 
-class KeptTransition(NamedTuple):
-    r"""Coefficients of a transition, kept with the times that they belong to.
+class CachedTransition(NamedTuple):
+    r"""Coefficients of a transition, cached as an attribute of the tensor of its times.
 
     Attributes:
-        schedule: The forward process whose coefficients they are.
+        schedule: The forward process.
         s: The cleaner time.
-        recorded: Whether gradients were recorded when they were computed.
-        version: That of the times, which every change in place raises.
+        grad_enabled: Whether gradients were enabled when the coefficients were computed.
+        version: Version of the tensor of times, which every in-place modification increments.
         a: :math:`\alpha_{t|s}`.
         b: :math:`\sigma_{t|s}`.
     """
 
     schedule: object
     s: float
-    recorded: bool
+    grad_enabled: bool
     version: int
     a: Tensor
     b: Tensor
 
     @classmethod
-    def find(cls, schedule: object, s: Times, t: Tensor) -> KeptTransition | None:
-        """Returns what times keep, if it would now be computed alike.
+    def find(cls, schedule: object, s: Times, t: Tensor) -> CachedTransition | None:
+        """Returns the transition cached with ``t``, or ``None`` if it is another or outdated.
 
         Args:
             schedule: The forward process.
-            s: The cleaner time; nothing is kept for a tensor of them.
+            s: The cleaner time; only floats are cached.
             t: The noisier times, float64.
         """
-        kept: KeptTransition | None = getattr(t, "_transition", None)
+        cached: CachedTransition | None = getattr(t, "_transition", None)
         if (
-            kept is not None
-            and kept.schedule is schedule
+            cached is not None
+            and cached.schedule is schedule
             and isinstance(s, float)
-            and kept.s == s
-            and kept.recorded == torch.is_grad_enabled()
-            and kept.version == t._version
-            and kept.a._version == kept.b._version == 0
+            and cached.s == s
+            and cached.grad_enabled == torch.is_grad_enabled()
+            and cached.version == t._version
+            and cached.a._version == cached.b._version == 0
         ):
-            return kept
+            return cached
         return None
 
     @classmethod
-    def keep(cls, schedule: object, s: Times, t: Tensor, a: Tensor, b: Tensor) -> None:
-        """Keeps coefficients with their times.
+    def store(cls, schedule: object, s: Times, t: Tensor, a: Tensor, b: Tensor) -> None:
+        r"""Caches coefficients with their times.
 
-        Nothing is kept that a gradient runs through, nor what a compiler or inference mode made.
+        Coefficients that require gradients, and tensors of a compiler or of inference mode, are
+        not cached.
 
         Args:
             schedule: The forward process.
-            s: The cleaner time; nothing is kept for a tensor of them.
+            s: The cleaner time; only floats are cached.
             t: The noisier times, float64.
-            a: The first coefficient.
-            b: The second.
+            a: :math:`\alpha_{t|s}`.
+            b: :math:`\sigma_{t|s}`.
         """
-        made_here = type(t) is Tensor and not any(x.is_inference() for x in (t, a, b))
-        if made_here and isinstance(s, float) and not (a.requires_grad or b.requires_grad):
+        cacheable = type(t) is Tensor and not any(x.is_inference() for x in (t, a, b))
+        if cacheable and isinstance(s, float) and not (a.requires_grad or b.requires_grad):
             t._transition = cls(  # type: ignore[attr-defined]
                 schedule, s, torch.is_grad_enabled(), t._version, a, b
             )

@@ -1,8 +1,8 @@
 r"""Variance-preserving schedules, :math:`\alpha_t^2 + \sigma_t^2 = 1`: continuous and discrete.
 
-With :math:`\lambda_t` the log signal-to-noise ratio, :math:`\alpha_t^2 = \operatorname{sigmoid}
-(\lambda_t)` and :math:`\sigma_t^2 = \operatorname{sigmoid}(-\lambda_t)`: a schedule of this family
-is its :math:`\lambda_t`.
+With the log signal-to-noise ratio :math:`\lambda_t`, :math:`\alpha_t^2 = \operatorname{sigmoid}
+(\lambda_t)` and :math:`\sigma_t^2 = \operatorname{sigmoid}(-\lambda_t)`: :math:`\lambda_t`
+determines a schedule of this family.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["CosineVP", "DiscreteVP", "LinearVP", "VariancePreserving"]
 
 
 class VariancePreserving(Schedule):
-    r"""Base of the schedules with :math:`\alpha_t^2 + \sigma_t^2 = 1`.
+    r"""Base class of schedules with :math:`\alpha_t^2 + \sigma_t^2 = 1`.
 
     A subclass implements :meth:`log_snr`; then :math:`\alpha_t^2 = \operatorname{sigmoid}
     (\lambda_t)` and :math:`\sigma_t^2 = \operatorname{sigmoid}(-\lambda_t)`.
@@ -38,7 +38,7 @@ class VariancePreserving(Schedule):
 
 
 class LinearVP(VariancePreserving):
-    r"""Variance preserving with a noise rate :math:`\beta` linear in time.
+    r"""The variance-preserving schedule whose noise rate :math:`\beta` is linear in time.
 
     .. math:: \alpha_t^2 = e^{-B_t}, \quad
         B_t = \beta_{\min} t + \tfrac12 (\beta_{\max} - \beta_{\min}) t^2
@@ -48,7 +48,7 @@ class LinearVP(VariancePreserving):
         beta_max: The noise rate at :math:`t = 1`, at least ``beta_min``.
 
     Raises:
-        ValueError: If they are not ordered so, or not finite.
+        ValueError: If not :math:`0 < \beta_{\min} \leq \beta_{\max} < \infty`.
 
     References:
         Song et al., Score-Based Generative Modeling through SDEs, arXiv:2011.13456, Eq. 32.
@@ -113,14 +113,14 @@ class CosineVP(VariancePreserving):
 
 
 class DiscreteVP(VariancePreserving):
-    r"""Variance preserving through the :math:`N` levels of a trained DDPM.
+    r"""The variance-preserving schedule through the :math:`N` noise levels of a trained DDPM.
 
-    Level :math:`i` sits at :math:`t = (i + 1) / N` and log-SNR is linear between levels. Below
-    the first level :math:`\sigma_t / \alpha_t` falls linearly to 0 at :math:`t = 0`; a last level
-    of zero signal (a zero-terminal-SNR model) is reached with :math:`\alpha_t / \sigma_t` linear.
+    Level :math:`i` is at :math:`t = (i + 1) / N`, and the log-SNR is linear between levels. Below
+    the first level, :math:`\sigma_t / \alpha_t` is linear, 0 at :math:`t = 0`; before a last level
+    without signal (zero terminal SNR), :math:`\alpha_t / \sigma_t` is.
 
     Args:
-        alphas_cumprod: :math:`\bar\alpha_i = \alpha^2` of every level, strictly decreasing in
+        alphas_cumprod: :math:`\bar\alpha_i = \alpha^2` of each level, strictly decreasing within
             :math:`(0, 1)`, with shape :math:`(N)`; the last may be 0.
 
     Raises:
@@ -130,7 +130,7 @@ class DiscreteVP(VariancePreserving):
     def __init__(self, alphas_cumprod: Sequence[float] | Tensor) -> None:
         levels = torch.as_tensor(alphas_cumprod, dtype=torch.float64).flatten()
         if len(levels) < 2:
-            raise ValueError(f"alphas_cumprod needs at least 2 levels, got {len(levels)}")
+            raise ValueError(f"alphas_cumprod requires at least 2 levels, got {len(levels)}")
         inside = (levels > 0) & (levels < 1)
         inside[-1] |= levels[-1] == 0
         if not bool(inside.all()):
@@ -139,7 +139,7 @@ class DiscreteVP(VariancePreserving):
         if bool((levels.diff() >= 0).any()):
             i = int((levels.diff() >= 0).nonzero()[0]) + 1
             raise ValueError(
-                f"alphas_cumprod must fall strictly, got alphas_cumprod[{i}] = "
+                f"alphas_cumprod must decrease strictly, got alphas_cumprod[{i}] = "
                 f"{levels[i].item()} after {levels[i - 1].item()}"
             )
         self.alphas_cumprod = levels
@@ -176,7 +176,7 @@ class DiscreteVP(VariancePreserving):
         alpha_t, sigma_t = self(t)
         d_alpha = slope * alpha_t * sigma_t**2 / 2
         d_sigma = -slope * sigma_t * alpha_t**2 / 2
-        # Where a ratio of the two is linear the slope of its log diverges, but not the ratio's.
+        # At the ends the log-SNR has an infinite slope; the linear ratios have finite ones.
         ratio = torch.exp(-values[0] / 2) / times[0]
         first = t < times[0]
         d_alpha = torch.where(first, -ratio * sigma_t * alpha_t**2, d_alpha)

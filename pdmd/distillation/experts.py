@@ -1,9 +1,9 @@
-r"""Experts: one phase's network, and how it walks through the phase.
+r"""Experts: the network of one phase and its solver.
 
-Expert :math:`k` carries :math:`x_{t_{k-1}}` to :math:`x_{t_k}`. With several steps
-:math:`\tau_1 > \dots > \tau_n` inside the phase, a rollout may be cut: it stops at a step
-:math:`j`, jumps from :math:`\tau_j` straight to :math:`t_k`, and only that last evaluation is
-recorded for the gradient (stochastic gradient truncation, SGTS).
+Expert :math:`k` maps :math:`x_{t_{k-1}}` to :math:`x_{t_k}` in steps at
+:math:`t_{k-1} = \tau_1 > \dots > \tau_n > t_k`. In training, a rollout may exit early: it jumps
+from :math:`\tau_j` directly to :math:`t_k`, with a gradient through that last step only
+(stochastic gradient truncation, SGTS).
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ register, get, names = experts.register, experts.get, experts.names
 
 
 class Expert(nn.Module, ABC):
-    """One phase's denoiser; calling it carries the phase's input to its output.
+    """The denoiser of a phase; calling it maps the phase's input to its output.
 
-    A subclass implements :meth:`advance`, the step between two timesteps inside the phase.
+    A subclass implements :meth:`advance`, the step between two timesteps of the phase.
 
     Attributes:
         draws: Whether :meth:`advance` draws noise.
 
     Args:
         denoiser: The phase's network.
-        phase: The subinterval it serves.
+        phase: The phase.
     """
 
     draws: bool = False
@@ -58,12 +58,12 @@ class Expert(nn.Module, ABC):
     def advance(
         self, prediction: Prediction, tau: float, generator: torch.Generator | None
     ) -> Latents:
-        r"""Carries a prediction to the next timestep :math:`\tau > t_k` inside the phase.
+        r"""Steps from a prediction to the next timestep :math:`\tau > t_k` of the phase.
 
         Args:
             prediction: The prediction at the current timestep.
             tau: The next timestep.
-            generator: The source of randomness, for steps that draw noise.
+            generator: The source of randomness, if :attr:`draws`.
 
         Returns:
             Latents at :math:`\tau`, with shape :math:`(B, *)`.
@@ -77,14 +77,14 @@ class Expert(nn.Module, ABC):
         generator: torch.Generator | None = None,
         exit_step: int | None = None,
     ) -> Latents:
-        r"""Carries :math:`x_{t_{k-1}}` to :math:`x_{t_k}`.
+        r"""Maps :math:`x_{t_{k-1}}` to :math:`x_{t_k}`.
 
         Args:
             x: Latents at the phase's start, with shape :math:`(B, *)`.
             condition: A TensorDict with batch size :math:`(B)`, or ``None``.
-            generator: The source of randomness, for experts that draw noise.
-            exit_step: The step, from 0, after which to jump to :math:`t_k`; earlier steps are then
-                not recorded for the gradient. ``None`` takes every step and records all.
+            generator: The source of randomness, if :attr:`draws`.
+            exit_step: The step, from 0, that jumps to :math:`t_k`; earlier steps then have no
+                gradient. With ``None``, all steps are taken, with gradients.
 
         Returns:
             Latents at the phase's end, with shape :math:`(B, *)`.
@@ -95,7 +95,8 @@ class Expert(nn.Module, ABC):
         times = self.phase.timesteps
         if exit_step is not None and not 0 <= exit_step < len(times):
             raise ValueError(
-                f"exit_step = {exit_step} is not one of the phase's {len(times)} steps"
+                f"exit_step must be in 0..{len(times) - 1} in a phase of {len(times)} steps, "
+                f"got {exit_step}"
             )
         last = len(times) - 1 if exit_step is None else exit_step
         for i in range(last):
@@ -106,7 +107,7 @@ class Expert(nn.Module, ABC):
 
 @experts.register("ode")
 class OdeExpert(Expert):
-    """Steps deterministically (Euler on rectified flow), as the paper does."""
+    """Steps along the probability flow (Euler steps on rectified flow), as the paper does."""
 
     def advance(
         self, prediction: Prediction, tau: float, generator: torch.Generator | None
@@ -116,7 +117,7 @@ class OdeExpert(Expert):
 
 @experts.register("renoising")
 class RenoisingExpert(Expert):
-    """Jumps to the phase's end and diffuses back, as consistency models and DMD2 do.
+    """Steps to the phase's end and renoises, as consistency models and DMD2 do.
 
     References:
         Yin et al., DMD2, arXiv:2405.14867, Section 4.4.
@@ -132,18 +133,18 @@ class RenoisingExpert(Expert):
 
 
 class Truncation(ABC):
-    """Chooses, for one rollout, the step at which it stops."""
+    """Chooses the exit step of a rollout."""
 
     @abstractmethod
     def __call__(self, phase: Phase, generator: torch.Generator) -> int | None:
-        """Returns a step of the phase, or ``None`` for every step with its gradient."""
+        """Returns a step of the phase, from 0, or ``None`` for all steps with gradients."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
 
 class StochasticTruncation(Truncation):
-    """Stops at a step drawn uniformly; the gradient flows through that step alone (SGTS)."""
+    """Exits at a uniformly random step, with a gradient through that step only (SGTS)."""
 
     def __call__(self, phase: Phase, generator: torch.Generator) -> int | None:
         if phase.steps == 1:
@@ -152,7 +153,7 @@ class StochasticTruncation(Truncation):
 
 
 class FullGradient(Truncation):
-    """Takes every step and keeps the gradient of all: more memory, no truncation bias."""
+    """Takes all steps with gradients: more memory, no truncation bias."""
 
     def __call__(self, phase: Phase, generator: torch.Generator) -> int | None:
         return None

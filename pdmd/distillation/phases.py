@@ -1,9 +1,9 @@
-r"""Phases: how the noise range is cut.
+r"""Phases: subintervals of the noise range, and plans of them.
 
-A plan cuts :math:`1 = t_0 > t_1 > \dots > t_K = 0`. Phase :math:`k` carries
-:math:`x_{t_{k-1}}` to :math:`x_{t_k}` in one or more steps, and compares teacher and student on
-times :math:`t` from its score range: :math:`(t_k, 1)`, reverse nested, as in the paper, or
-:math:`(t_k, t_{k-1})`, disjoint.
+A plan has boundaries :math:`1 = t_0 > t_1 > \dots > t_K = 0`. In phase :math:`k` an expert maps
+:math:`x_{t_{k-1}}` to :math:`x_{t_k}` in one or more steps, and real and fake score are compared
+at times :math:`t` in the phase's score range: :math:`(t_k, 1)`, reverse nested, as in the paper,
+or :math:`(t_k, t_{k-1})`, disjoint.
 
 References:
     Fan et al., Phased DMD, arXiv:2510.27684, Sections 3.1 and 3.2.
@@ -23,8 +23,8 @@ from pdmd.diffusion.schedules import Schedule, check_shift, shift_times
 __all__ = ["Disjoint", "Nested", "Phase", "PhasePlan", "ScoreRange"]
 
 
-LARGEST = 10_000
-"""Steps that a plan may have in all; a teacher takes at most about 1000."""
+MAX_STEPS = 10_000
+"""The largest number of steps of a plan; teachers take at most about 1000."""
 
 
 class ScoreRange(ABC):
@@ -39,14 +39,14 @@ class ScoreRange(ABC):
 
 
 class Nested(ScoreRange):
-    r"""Reverse nested, :math:`(t_k, 1)`: the paper's choice."""
+    r"""The reverse-nested range :math:`(t_k, 1)`, the paper's."""
 
     def __call__(self, t_start: float, t_end: float) -> tuple[float, float]:
         return t_end, 1.0
 
 
 class Disjoint(ScoreRange):
-    r"""Disjoint, :math:`(t_k, t_{k-1})`: a control; see the evidence page."""
+    r"""The disjoint range :math:`(t_k, t_{k-1})`, a control; see the evidence page."""
 
     def __call__(self, t_start: float, t_end: float) -> tuple[float, float]:
         return t_end, t_start
@@ -57,15 +57,15 @@ class Phase:
     """One subinterval of the noise range.
 
     Attributes:
-        index: Position in the plan, 0 for the noisiest.
-        timesteps: The times at which the expert is evaluated, falling; the first is
+        index: Position in the plan from 0, the noisiest.
+        timesteps: The times at which the expert is evaluated, strictly decreasing from
             :math:`t_{k-1}`.
-        t_end: :math:`t_k`, where the phase's output lives.
+        t_end: :math:`t_k`, the time of the phase's output.
         score_range: The times (low, high) of the score comparison, within [t_end, 1].
 
     Raises:
-        ValueError: If the timesteps do not fall strictly from within (0, 1] to ``t_end``, or the
-            score range leaves [t_end, 1].
+        ValueError: If the timesteps do not decrease strictly within (0, 1] to ``t_end``, or the
+            score range is not within [t_end, 1].
     """
 
     index: int
@@ -75,32 +75,36 @@ class Phase:
 
     def __post_init__(self) -> None:
         if not self.timesteps:
-            raise ValueError(f"phase {self.index + 1} has no steps; every phase needs at least 1")
+            raise ValueError(f"phase {self.number} has no steps; every phase takes at least 1")
         times = (*self.timesteps, self.t_end)
         for t in times:
             if not (math.isfinite(t) and 0 <= t <= 1):
-                raise ValueError(f"phase {self.index + 1}: time {t} is outside [0, 1]")
+                raise ValueError(f"phase {self.number}: time {t} is outside [0, 1]")
         for earlier, later in zip(times, times[1:], strict=False):
             if not later < earlier:
                 raise ValueError(
-                    f"phase {self.index + 1}: times must fall strictly from noise to data, got "
+                    f"phase {self.number}: times must decrease strictly from noise to data, got "
                     f"{later} after {earlier}"
                 )
         low, high = self.score_range
         if not self.t_end <= low < high <= 1:
             raise ValueError(
-                f"phase {self.index + 1}: score range ({low}, {high}) is not within "
-                f"[{self.t_end}, 1]"
+                f"phase {self.number}: score range ({low}, {high}) is not within [{self.t_end}, 1]"
             )
 
     @property
+    def number(self) -> int:
+        """Position in the plan counted from 1, as phases are named to people."""
+        return self.index + 1
+
+    @property
     def t_start(self) -> float:
-        r""":math:`t_{k-1}`, where the phase's input lives."""
+        r""":math:`t_{k-1}`, the time of the phase's input."""
         return self.timesteps[0]
 
     @property
     def steps(self) -> int:
-        """The number of network evaluations in the phase."""
+        """The number of network evaluations (NFE) in the phase."""
         return len(self.timesteps)
 
 
@@ -112,14 +116,14 @@ class PhasePlan:
         phases: The phases, noisiest first.
 
     Raises:
-        ValueError: If there are none, they do not meet, or do not run from 1 to 0.
+        ValueError: If there are no phases, or they are not contiguous from 1 to 0.
     """
 
     phases: tuple[Phase, ...]
 
     def __post_init__(self) -> None:
         if not self.phases:
-            raise ValueError("a plan needs at least one phase")
+            raise ValueError("a plan requires at least one phase")
         first, last = self.phases[0], self.phases[-1]
         if first.t_start != 1:
             raise ValueError(f"a plan starts at noise, t = 1, got {first.t_start}")
@@ -131,8 +135,8 @@ class PhasePlan:
         for a, b in zip(self.phases, self.phases[1:], strict=False):
             if a.t_end != b.t_start:
                 raise ValueError(
-                    f"phase {a.index + 1} ends at {a.t_end} but phase {b.index + 1} starts at "
-                    f"{b.t_start}; phases must meet"
+                    f"phase {a.number} ends at {a.t_end} but phase {b.number} starts at "
+                    f"{b.t_start}; phases must be contiguous"
                 )
 
     @classmethod
@@ -144,27 +148,28 @@ class PhasePlan:
         shift: float = 1.0,
         score_range: ScoreRange | None = None,
     ) -> PhasePlan:
-        """Groups a falling grid of times into phases.
+        """Groups a decreasing grid of times into phases.
 
         Args:
-            timesteps: Times from 1 to 0, both included; n steps need n + 1 times.
-            steps: Steps in each phase: one number for all, or one per phase, noisiest first.
-            shift: Warps the grid by ``k t / (1 + (k - 1) t)``; 1 leaves it.
+            timesteps: Times from 1 to 0, both included: n + 1 times for n steps.
+            steps: Steps per phase: one number for all, or one per phase, noisiest first.
+            shift: Warps the grid by ``k t / (1 + (k - 1) t)``; 1 for no shift.
             score_range: :class:`Nested` by default.
 
         Raises:
-            ValueError: If the grid does not fall strictly from 1 to 0, or the steps do not add up.
+            ValueError: If the grid does not decrease strictly from 1 to 0, or the numbers of steps
+                do not sum to its length.
         """
         times = [float(t) for t in timesteps]
         if len(times) < 2:
-            raise ValueError(f"a plan needs at least the times 1 and 0, got {times}")
+            raise ValueError(f"a plan requires at least the times 1 and 0, got {times}")
         if times[0] != 1:
             raise ValueError(f"a plan starts at noise, t = 1, got {times[0]}")
         if times[-1] != 0:
             raise ValueError(f"a plan ends at clean data, t = 0, got {times[-1]}")
         for a, b in zip(times, times[1:], strict=False):
             if not b < a:
-                raise ValueError(f"times must fall strictly from 1 to 0, got {b} after {a}")
+                raise ValueError(f"times must decrease strictly from 1 to 0, got {b} after {a}")
         shift = check_shift(shift)
         warped = shift_times(torch.tensor(times, dtype=torch.float64), shift).tolist()
         counts = _counts(steps, len(times) - 1)
@@ -192,30 +197,32 @@ class PhasePlan:
         shift: float = 1.0,
         score_range: ScoreRange | None = None,
     ) -> PhasePlan:
-        """Cuts [0, 1] into steps of equal length, then warps them by ``shift``.
+        """Splits [0, 1] into steps of equal length, then warps the grid by ``shift``.
 
         Args:
             phases: The number of phases, at least 1.
-            steps: Steps in each phase: one number for all, or one per phase.
-            shift: As in :meth:`from_timesteps`.
+            steps: Steps per phase: one number for all, or one per phase, noisiest first.
+            shift: Warps the grid by ``k t / (1 + (k - 1) t)``; 1 for no shift.
             score_range: :class:`Nested` by default.
 
         Raises:
-            ValueError: If ``phases`` or ``steps`` is not positive, or their numbers disagree.
+            ValueError: If ``phases`` or ``steps`` is not positive, or their numbers differ.
         """
         if phases < 1:
-            raise ValueError(f"a plan needs at least 1 phase, got {phases}")
-        if phases > LARGEST:
-            raise ValueError(f"a plan has at most {LARGEST} phases")
+            raise ValueError(f"a plan requires at least 1 phase, got {phases}")
+        if phases > MAX_STEPS:
+            raise ValueError(f"a plan has at most {MAX_STEPS} phases, got {phases}")
         counts = [steps] * phases if isinstance(steps, int) else list(steps)
         if len(counts) != phases:
-            raise ValueError(f"got {phases} phases but steps for {len(counts)}: {counts}")
+            raise ValueError(
+                f"got {phases} phases but numbers of steps for {len(counts)}: {counts}"
+            )
         for count in counts:
             if count < 1:
-                raise ValueError(f"every phase needs at least 1 step, got {count}")
+                raise ValueError(f"every phase takes at least 1 step, got {count}")
         total = sum(counts)
-        if total > LARGEST:
-            raise ValueError(f"a plan has at most {LARGEST} steps in all")
+        if total > MAX_STEPS:
+            raise ValueError(f"a plan has at most {MAX_STEPS} steps in total, got {total}")
         grid = [1 - i / total for i in range(total)] + [0.0]
         return cls.from_timesteps(grid, steps=counts, shift=shift, score_range=score_range)
 
@@ -228,38 +235,39 @@ class PhasePlan:
         steps: int | Sequence[int] = 1,
         score_range: ScoreRange | None = None,
     ) -> PhasePlan:
-        r"""Cuts at given log-SNRs :math:`\lambda`, whose times depend on the schedule.
+        r"""Places the grid at given log-SNRs :math:`\lambda`, whose times depend on the schedule.
 
         Args:
-            log_snrs: The inner cuts, rising (noise to data); the ends 1 and 0 are added.
-            schedule: Translates log-SNR to time.
-            steps: As in :meth:`from_timesteps`.
+            log_snrs: The inner log-SNRs, strictly increasing; the times 1 and 0 are added.
+            schedule: The forward process, which converts log-SNR to time.
+            steps: Steps per phase: one number for all, or one per phase, noisiest first.
             score_range: :class:`Nested` by default.
 
         Raises:
-            ValueError: If the log-SNRs do not rise strictly or the schedule does not reach one.
+            ValueError: If the log-SNRs do not increase strictly, or one is outside the range of
+                the schedule.
         """
         inner = [float(schedule.t_from_log_snr(value)) for value in log_snrs]
         for a, b in zip(log_snrs, log_snrs[1:], strict=False):
             if not b > a:
                 raise ValueError(
-                    f"log-SNRs must rise strictly from noise to data, got {b} after {a}"
+                    f"log-SNRs must increase strictly from noise to data, got {b} after {a}"
                 )
         return cls.from_timesteps([1.0, *inner, 0.0], steps=steps, score_range=score_range)
 
     @property
     def boundaries(self) -> tuple[float, ...]:
-        """The times where phases meet, with both ends: (1, t_1, ..., 0)."""
+        """The boundaries of the phases, (1, t_1, ..., 0)."""
         return (1.0, *(phase.t_end for phase in self.phases))
 
     @property
     def timesteps(self) -> tuple[float, ...]:
-        """Every time of the grid, from 1 to 0."""
+        """The whole grid of times, from 1 to 0."""
         return (*(t for phase in self.phases for t in phase.timesteps), 0.0)
 
     @property
     def nfe(self) -> int:
-        """Network evaluations per sample."""
+        """Network evaluations per sample (NFE)."""
         return sum(phase.steps for phase in self.phases)
 
     def __iter__(self) -> Iterator[Phase]:
@@ -275,18 +283,18 @@ class PhasePlan:
 def _counts(steps: int | Sequence[int], total: int) -> list[int]:
     if isinstance(steps, int):
         if steps < 1:
-            raise ValueError(f"every phase needs at least 1 step, got {steps}")
+            raise ValueError(f"every phase takes at least 1 step, got {steps}")
         if total % steps:
-            raise ValueError(f"{total} steps do not split into phases of {steps} each")
+            raise ValueError(f"{total} steps do not divide into phases of {steps} each")
         return [steps] * (total // steps)
     counts = list(steps)
     for count in counts:
         if count != int(count):
-            raise ValueError(f"steps are whole numbers, got {count}")
+            raise ValueError(f"numbers of steps must be integers, got {count}")
         if count < 1:
-            raise ValueError(f"every phase needs at least 1 step, got {count}")
+            raise ValueError(f"every phase takes at least 1 step, got {count}")
     if sum(counts) != total:
         raise ValueError(
-            f"steps {counts} add up to {sum(counts)}, but the times make {total} steps"
+            f"numbers of steps {counts} sum to {sum(counts)}, but the grid has {total} steps"
         )
     return counts

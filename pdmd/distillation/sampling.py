@@ -1,4 +1,4 @@
-"""Sampling of a student: every expert in turn, from noise to data."""
+"""Sampling of students: all experts in sequence, from noise to data."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ def trajectory(
     batch: int | None = None,
     generator: torch.Generator | None = None,
 ) -> list[Latents]:
-    r"""Carries noise through every expert and keeps what each made.
+    r"""Samples a student and returns the latents at every boundary.
 
     Args:
         student: The student.
-        condition: A condition with batch size :math:`(B)`, or ``None``.
-        batch: :math:`B`, needed without a condition.
+        condition: A TensorDict with batch size :math:`(B)`, or ``None``.
+        batch: :math:`B`, required without a condition.
         generator: The source of randomness.
 
     Returns:
         :math:`[x_1, x_{t_1}, \dots, x_0]`, each with shape :math:`(B, *)`.
 
     Raises:
-        ValueError: If the batch is missing or does not fit the condition, or the condition is not
-            one.
+        ValueError: If the batch is missing or differs from the condition's, or the condition is no
+            TensorDict.
     """
-    states = [initial_noise(student, check_batch(condition, batch), generator)]
+    latents = [initial_noise(student, check_batch(condition, batch), generator)]
     for expert in student.experts:
-        states.append(expert(states[-1], condition, generator=generator))
-    return states
+        latents.append(expert(latents[-1], condition, generator=generator))
+    return latents
 
 
 def sample(
@@ -47,9 +47,19 @@ def sample(
     batch: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Latents:
-    """Draws clean samples; arguments and errors are those of :func:`trajectory`.
+    """Samples a student.
+
+    Args:
+        student: The student.
+        condition: A TensorDict with batch size :math:`(B)`, or ``None``.
+        batch: :math:`B`, required without a condition.
+        generator: The source of randomness.
 
     Returns:
         Latents at time 0, with shape :math:`(B, *)`.
+
+    Raises:
+        ValueError: If the batch is missing or differs from the condition's, or the condition is no
+            TensorDict.
     """
     return trajectory(student, condition, batch=batch, generator=generator)[-1]

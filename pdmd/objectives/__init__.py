@@ -1,4 +1,4 @@
-"""Objectives: what the generator and the fake score are trained on."""
+"""Objectives: the losses of the generator and of the fake score."""
 
 from pdmd.objectives.adversarial import (
     R1,
@@ -60,10 +60,10 @@ from pdmd.objectives.f_divergence import (
 from pdmd.objectives.fisher import (
     ErrorNormalised,
     FisherDivergence,
-    FisherWeight,
+    FisherWeighting,
     PosteriorUnits,
     ScoreUnits,
-    fisher_weights,
+    fisher_weightings,
 )
 from pdmd.objectives.real_samples import DataSamples, RealSamples, TeacherSamples
 from pdmd.objectives.regression import (
@@ -88,6 +88,7 @@ from pdmd.objectives.weightings import (
 )
 
 __all__ = [
+    "R1",
     "Adversarial",
     "BatchNormalised",
     "Bounded",
@@ -111,33 +112,32 @@ __all__ = [
     "FeatureCritic",
     "FiniteDifferenceR1",
     "FisherDivergence",
-    "FisherWeight",
+    "FisherWeighting",
     "ForwardKL",
-    "ScoreDifferenceWeighting",
     "ImpliedClean",
     "InverseVarianceWeighting",
     "Jeffreys",
     "JensenShannon",
     "LogSnrTimes",
     "MlpCritic",
+    "Models",
     "Neyman",
     "NoiseSensitivity",
     "Normalised",
     "Objective",
     "OnlyPhases",
-    "PhaseContext",
     "Outputs",
     "Penalty",
-    "Models",
+    "PhaseContext",
     "PosteriorDifference",
     "PosteriorUnits",
     "PseudoHuber",
-    "R1",
     "RatioWeighting",
     "RealSamples",
     "Repulsion",
     "ReverseKL",
     "Rollout",
+    "ScoreDifferenceWeighting",
     "ScoreUnits",
     "SoftenedReverseKL",
     "Squared",
@@ -154,9 +154,8 @@ __all__ = [
     "Weighting",
     "average_prediction",
     "divergences",
-    "fisher_weights",
+    "fisher_weightings",
     "flow",
-    "score_difference_weightings",
     "get",
     "implied_clean",
     "log_mean_kernel",
@@ -164,6 +163,7 @@ __all__ = [
     "pair_distances",
     "register",
     "same_condition",
+    "score_difference_weightings",
     "subinterval_target",
     "weightings",
 ]

@@ -1,20 +1,20 @@
-r"""The adversarial game inside a subinterval.
+r"""Adversarial losses within a subinterval.
 
-Student states :math:`x_s` and real ones are diffused to the same :math:`t`, where a critic
-:math:`h` minimises the logistic loss
+Student and real samples :math:`x_s` are diffused to the same :math:`t`, where a critic :math:`h`
+minimises the logistic loss
 
 .. math:: L_h = \mathbb E_{real}\, \mathrm{softplus}(-h(x_t)) +
     \mathbb E_{fake}\, \mathrm{softplus}(h(x_t)) + \tfrac{\gamma}{2}
     \mathbb E_{real} \|\nabla_{x_t} h\|^2 .
 
-Without the penalty the pointwise condition :math:`p^{fake}_t \varsigma(h) = p^{real}_t
-\varsigma(-h)`, :math:`\varsigma` the sigmoid, gives :math:`h^* = \log p^{real}_t -
+Without the penalty, the pointwise condition :math:`p^{fake}_t \varsigma(h) = p^{real}_t
+\varsigma(-h)`, :math:`\varsigma` the sigmoid, gives the optimum :math:`h^* = \log p^{real}_t -
 \log p^{fake}_t`. The generator minimises :math:`\mathbb E\, \mathrm{softplus}(-h(a x_s + b
 \varepsilon))`, whose gradient in :math:`x_s` at :math:`h^*` is
 
 .. math:: \varsigma(-h^*)\; a\, (S^{fake}_t - S^{real}_t),
 
-the step of distribution matching, weighted by :math:`p^{fake}_t / (p^{real}_t + p^{fake}_t)`.
+the step of distribution matching weighted by :math:`p^{fake}_t / (p^{real}_t + p^{fake}_t)`.
 
 References:
     Yin et al., DMD2, arXiv:2405.14867, Section 4.3; Goodfellow et al., Generative Adversarial
@@ -36,7 +36,7 @@ from pdmd.diffusion.solvers import diffuse
 from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Models, Objective, PhaseContext, Rollout
 from pdmd.objectives.critics import Critic, Critics
-from pdmd.objectives.real_samples import DrawStates, PerPhase, RealSamples, TeacherSamples
+from pdmd.objectives.real_samples import DrawSamples, PerPhase, RealSamples, TeacherSamples
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
 from pdmd.randomness import randn_like
 from pdmd.typing import Condition, Latents
@@ -79,7 +79,7 @@ class Penalty(ABC):
             critic: The critic.
             x_t: Real samples at times ``t``, with shape :math:`(B, *)`.
             t: Times, float64, with shape :math:`(B)`.
-            condition: Their condition.
+            condition: A TensorDict with batch size :math:`(B)`, or ``None``.
             generator: The source of randomness.
         """
 
@@ -89,10 +89,10 @@ class Penalty(ABC):
 
 
 class R1(Penalty):
-    r"""The squared gradient, :math:`\|\nabla_{x_t} h\|^2`, which differentiates twice.
+    r"""The squared gradient norm :math:`\|\nabla_{x_t} h\|^2`, by double backpropagation.
 
-    Attention runs unfused meanwhile, as fused kernels have one derivative only; where its memory
-    is too dear, or a network has kernels of its own, use :class:`FiniteDifferenceR1`.
+    Attention then runs unfused, since fused kernels have no second derivative. Where its memory is
+    too large, or a network has custom kernels, use :class:`FiniteDifferenceR1`.
 
     References:
         Mescheder et al., Which Training Methods for GANs do actually Converge?,
@@ -115,7 +115,7 @@ class R1(Penalty):
 
 
 class FiniteDifferenceR1(Penalty):
-    r"""R1 from two evaluations, for networks that cannot be differentiated twice.
+    r"""R1 by finite differences, for networks that cannot be differentiated twice.
 
     .. math:: \frac{(h(x_t + \delta u) - h(x_t))^2}{\delta^2}, \qquad u \sim \mathcal N(0, I),
 
@@ -125,7 +125,7 @@ class FiniteDifferenceR1(Penalty):
         delta: :math:`\delta`, the perturbation's standard deviation.
 
     Raises:
-        ValueError: If :math:`\delta` is not positive.
+        ValueError: If ``delta`` is not positive.
 
     References:
         Lin et al., Seaweed-APT, arXiv:2501.08316, Section 3.4 (without the division).
@@ -145,25 +145,24 @@ class FiniteDifferenceR1(Penalty):
         generator: torch.Generator,
     ) -> Tensor:
         x_t = x_t.detach()
-        moved = x_t + self.delta * randn_like(x_t, generator)
-        gap = critic(moved, t, condition) - critic(x_t, t, condition)
-        return (gap / self.delta).square()
+        perturbed = x_t + self.delta * randn_like(x_t, generator)
+        change = critic(perturbed, t, condition) - critic(x_t, t, condition)
+        return (change / self.delta).square()
 
 
 class Adversarial(Objective):
-    r"""Moves the generator's output to where the critic finds it real.
+    r"""The generator's non-saturating adversarial loss, :math:`\mathrm{softplus}(-h(x_t))`.
 
-    The loss is :math:`\mathrm{softplus}(-h(x_t))`, which does not saturate while the critic wins.
-    Add it, small, to distribution matching, and :class:`DiscriminatorLoss` with the same critics
-    to the fake score's objective::
+    Add it with a small weight to distribution matching, and :class:`DiscriminatorLoss` with the
+    same critics to the fake score's objective::
 
         critics = Critics(lambda models, phase, example: FeatureCritic(models.real, example))
-        distill(..., generator=DistributionMatching() + 0.01 * Adversarial(critics),
-                fake_score=SubintervalScoreMatching() + DiscriminatorLoss(critics))
+        distill(..., generator_objective=DistributionMatching() + 0.01 * Adversarial(critics),
+                fake_objective=SubintervalScoreMatching() + DiscriminatorLoss(critics))
 
     Args:
         critics: The critics, trained by a :class:`DiscriminatorLoss`.
-        times: Draws :math:`t`; uniform over the score range by default.
+        times: Samples :math:`t`; uniform over the score range by default.
         name: The loss's name.
 
     References:
@@ -188,25 +187,26 @@ class Adversarial(Objective):
         return {self.name: softplus(-logits).mean().float()}
 
     def time_bounds(self, phase: Phase) -> tuple[float, float]:
-        """Returns the times of the comparison, at which a critic may ask the teacher."""
+        """Returns the lowest and highest sampled time, since a critic may evaluate the teacher."""
         return self.times.bounds(phase)
 
 
 class DiscriminatorLoss(Objective):
-    """Trains the critics, as part of the fake score's objective.
+    r"""The critics' logistic loss and gradient penalty, as part of the fake score's objective.
 
-    Critics start anew with every phase. Real and student samples of one update share their times.
+    A new critic is created in every phase. Real and student samples of one update share times.
 
     Args:
         critics: The critics, shared with the generator's :class:`Adversarial`.
-        states: The real states; from the teacher's flow by default.
+        real_samples: The real samples; of the teacher's probability flow by default.
         penalty: The gradient penalty; :class:`R1` by default.
-        penalty_weight: Its weight, of which the loss takes half; 0 leaves it out.
-        times: Draws :math:`t`; give it what the generator's side has. Uniform by default.
-        name: The loss's name; the penalty is reported as ``<name>_penalty``.
+        penalty_weight: :math:`\gamma`, the weight of the penalty; 0 for no penalty.
+        times: Samples :math:`t`, as the generator's :class:`Adversarial` does; uniform over the
+            score range by default.
+        name: The loss's name; the penalty is named ``<name>_penalty``.
 
     Raises:
-        ValueError: If the penalty's weight is negative or not finite.
+        ValueError: If ``penalty_weight`` is negative or not finite.
 
     References:
         Yin et al., DMD2, arXiv:2405.14867, Section 4.3; Mescheder et al., arXiv:1801.04406, Eq. 9.
@@ -215,29 +215,29 @@ class DiscriminatorLoss(Objective):
     def __init__(
         self,
         critics: Critics,
-        states: RealSamples | None = None,
+        real_samples: RealSamples | None = None,
         penalty: Penalty | None = None,
         penalty_weight: float = 0.1,
         times: TimeSampler | None = None,
-        name: str = "discrimination",
+        name: str = "discriminator",
     ) -> None:
         if not (math.isfinite(penalty_weight) and penalty_weight >= 0):
-            raise ValueError(f"a penalty's weight must not be negative, got {penalty_weight}")
+            raise ValueError(f"penalty_weight must be finite and >= 0, got {penalty_weight}")
         self.critics = critics
-        self.states = states or TeacherSamples()
+        self.real_samples = real_samples or TeacherSamples()
         self.penalty = penalty or R1()
         self.penalty_weight = float(penalty_weight)
         self.times = times or UniformTimes()
         self.name = name
-        self._draws: PerPhase[DrawStates] = PerPhase(
-            "real states", "call the objective's begin with this phase before its losses"
+        self._draws: PerPhase[DrawSamples] = PerPhase(
+            "real samples", "call on_phase_start with this phase before its losses"
         )
 
     def on_phase_start(self, context: PhaseContext, generator: torch.Generator) -> None:
-        """Makes the phase's critic and real states."""
+        """Creates the phase's critic and its source of real samples."""
         example = context.draw_conditions(2, generator)
-        self.critics.make(context.models, context.phase, example, generator)
-        self._draws.put(context.phase, self.states.prepare(context, generator))
+        self.critics.create(context.models, context.phase, example, generator)
+        self._draws.set(context.phase, self.real_samples.prepare(context, generator))
 
     def networks(self, phase: Phase) -> dict[str, nn.Module]:
         """Returns the phase's critic."""
@@ -249,7 +249,7 @@ class DiscriminatorLoss(Objective):
         """Computes the logistic loss and the penalty."""
         x_fake, phase, schedule = rollout.x_s.detach(), rollout.phase, models.fake.schedule
         critic = self.critics.of(phase)
-        x_real, condition = self._draws.use(phase)(len(x_fake), generator)
+        x_real, condition = self._draws.get(phase)(len(x_fake), generator)
         t, s = self.times(len(x_fake), phase, schedule, generator), phase.t_end
         real_t = diffuse(x_real, randn_like(x_real, generator), s, t, schedule)
         fake_t = diffuse(x_fake, randn_like(x_fake, generator), s, t, schedule)
@@ -261,13 +261,13 @@ class DiscriminatorLoss(Objective):
         return out
 
     def time_bounds(self, phase: Phase) -> tuple[float, float]:
-        """Returns the times of the comparison and of the real states' flow."""
+        """Returns the lowest and highest time of the losses and of the real samples' flow."""
         low, high = self.times.bounds(phase)
-        lowest = self.states.lowest(phase)
+        lowest = self.real_samples.lowest_time(phase)
         return (low, high) if lowest is None else (min(low, lowest), 1.0)
 
     def __repr__(self) -> str:
         return (
-            f"DiscriminatorLoss({self.critics!r}, {self.states!r}, {self.penalty!r}, "
+            f"DiscriminatorLoss({self.critics!r}, {self.real_samples!r}, {self.penalty!r}, "
             f"penalty_weight={self.penalty_weight:g}, times={self.times!r})"
         )

@@ -1,7 +1,8 @@
-"""Objectives: named losses of the models of one phase.
+r"""Objectives: named scalar losses of the models of one phase.
 
-An objective compares denoisers on what a rollout produced. It knows nothing of trainers, files or
-devices, and composes in Python: ``a + 0.05 * b``.
+An objective maps the models of phase :math:`k` and a rollout :math:`x_s`, :math:`s = t_k`, to
+losses :math:`L_i`, and the trainer minimises their sum. Objectives are linear: ``a + 0.05 * b``
+has the losses of ``a`` and those of ``b`` times 0.05. They depend on no trainer, file or device.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from pdmd.typing import Condition, Latents
 
 __all__ = [
     "DrawConditions",
+    "Models",
     "Objective",
     "OnlyPhases",
     "PhaseContext",
-    "Models",
     "Rollout",
     "WeightedSum",
     "objectives",
@@ -33,17 +34,20 @@ __all__ = [
 
 
 DrawConditions: TypeAlias = Callable[[int, torch.Generator], Condition]
-"""Draws conditions with a given batch size, or ``None``."""
+"""Samples conditions: a TensorDict with the given batch size, or ``None`` if unconditional."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Models:
-    """The denoisers of a phase.
+    """The denoisers of a phase: ``real`` (the teacher), ``fake`` and ``expert`` (in training).
+
+    Each is called as ``models.real(x_t, t, condition)`` and returns a
+    :class:`~pdmd.diffusion.predictions.Prediction`.
 
     Attributes:
-        real: The real score: the teacher, frozen.
-        fake: The fake score, the online model of the student's distribution.
-        expert: The expert's denoiser in training.
+        real: The real score: the frozen teacher.
+        fake: The fake score: an online model of the student's distribution.
+        expert: The denoiser of the phase's expert, in training.
     """
 
     real: Denoiser
@@ -53,13 +57,12 @@ class Models:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PhaseContext:
-    """What an objective may prepare a phase from.
+    """A phase at its start: its models, the phase itself and a sampler of conditions.
 
     Attributes:
         models: The denoisers of the phase.
-        phase: The phase.
-        draw_conditions: Draws conditions with a given batch size, or ``None`` for a teacher
-            without.
+        phase: The phase, with its times ``t_start``, ``t_end`` and ``score_range``.
+        draw_conditions: Samples conditions, called as ``draw_conditions(n, generator)``.
     """
 
     models: Models
@@ -69,17 +72,17 @@ class PhaseContext:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rollout:
-    r"""What the student made in one phase.
+    r"""A batch of student samples :math:`x_s` at the end of a phase, and where it came from.
 
     Attributes:
-        x_s: The phase's output at :math:`s = t_k`, with shape :math:`(B, *)`. It carries the
-            generator's gradient in a generator update and none in a fake-score update.
+        x_s: The expert's output at :math:`s = t_k`, with shape :math:`(B, *)`. In an update of the
+            generator its gradient reaches the expert; in one of the fake score it has none.
         condition: The conditions, with batch size :math:`(B)`, or ``None``.
         phase: The phase.
-        phase_input: The phase's input :math:`x_{t_{k-1}}` that ``x_s`` was made of, with shape
-            :math:`(B, *)` and no gradient.
+        phase_input: The expert's input :math:`x_{t_{k-1}}`, with shape :math:`(B, *)` and no
+            gradient.
         exit_step: The step, from 0, after which the rollout jumped to :math:`t_k`; ``None`` if it
-            took every step.
+            took all steps.
     """
 
     x_s: Latents
@@ -90,11 +93,26 @@ class Rollout:
 
 
 class Objective(ABC):
-    """A named loss over the models of a phase.
+    """Maps the models of a phase and a rollout to named losses.
 
-    A subclass sets :attr:`name` and implements :meth:`losses`. Objectives add and scale::
+    A subclass sets :attr:`name` and implements :meth:`losses`; one that needs something per phase,
+    such as a discriminator, also overrides :meth:`on_phase_start`::
 
-        objective = DistributionMatching() + 0.05 * Diversity()
+        class PosteriorDistance(Objective):
+            name = "posterior_distance"
+
+            def losses(self, models, rollout, generator):
+                x_s, s = rollout.x_s, rollout.phase.t_end
+                x_0 = models.real(x_s, s, rollout.condition).to("x0")
+                return {self.name: (x_0 - x_s).square().mean()}
+
+            def time_bounds(self, phase):  # where the teacher is evaluated
+                return phase.t_end, phase.t_end
+
+    Objectives add and scale: ``DistributionMatching() + 0.05 * PosteriorDistance()``.
+
+    Attributes:
+        name: The name of the objective and of its loss, unique within a sum.
     """
 
     name: str
@@ -103,63 +121,70 @@ class Objective(ABC):
     def losses(
         self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Computes the objective's losses.
+        """Computes the losses.
 
         Args:
             models: The denoisers of the phase.
-            rollout: What the student made.
+            rollout: The student's samples.
             generator: The source of randomness.
 
         Returns:
-            Scalar float32 losses by name; their sum is what is minimised.
+            Scalar float32 losses by name, whose sum is minimised.
         """
 
     def time_bounds(self, phase: Phase) -> tuple[float, float] | None:
-        """Returns the times at which the teacher is asked in a phase, ``None`` if it is not."""
+        """Returns the lowest and highest time at which :meth:`losses` evaluates the teacher.
+
+        ``None`` if it does not evaluate the teacher.
+        """
         return None
 
     def covers(self, plan: PhasePlan) -> set[int]:
-        """Returns the indices of a plan's phases in which the objective has a loss.
+        """Returns the indices, from 0, of the phases in which the objective has a loss.
 
         Raises:
-            ValueError: If it is limited to a phase that the plan does not have.
+            ValueError: If the objective is limited to a phase that the plan does not have.
         """
         return set(range(len(plan)))
 
     def on_phase_start(self, context: PhaseContext, generator: torch.Generator) -> None:
-        """Prepares what the objective needs in a phase, such as a discriminator.
+        """Prepares the objective for a phase, before the phase's first losses.
 
-        A run that resumes within a phase calls this again with a generator in the same state, so
-        the result must depend on the arguments alone.
+        A run that resumes within a phase calls this again with a generator in the same state: the
+        result must depend on the arguments alone.
 
         Args:
-            context: The phase, its denoisers and conditions.
+            context: The phase, its models and its conditions.
             generator: The source of randomness, for this call only.
         """
         return
 
     def networks(self, phase: Phase) -> dict[str, nn.Module]:
-        """Returns the objective's own networks of a phase that has begun, by name.
+        """Returns the objective's trainable networks of a phase, by name.
 
-        They train with the fake score, under its optimizer, on the fake score's objective.
+        They exist after :meth:`on_phase_start`, and train under the fake score's optimizer if the
+        objective is part of the fake score's.
         """
         return {}
 
     def measures(self) -> dict[str, Tensor]:
-        """Returns figures of the last :meth:`losses` that are no losses, detached, by name."""
+        """Returns detached scalars or vectors to record of the last :meth:`losses`, by name."""
         return {}
 
     def only(self, *phases: int) -> OnlyPhases:
         """Limits the objective to some phases.
 
         Args:
-            phases: Indices of phases, 0 for the noisiest.
+            phases: Numbers of phases, counted from 1, the noisiest.
+
+        Raises:
+            ValueError: If there are no phases, or one is below 1.
         """
         return OnlyPhases(self, phases)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the objectives within."""
+        """The names of all terms."""
         return (self.name,)
 
     def __add__(self, other: Objective) -> WeightedSum:
@@ -193,7 +218,7 @@ class WeightedSum(Objective):
 
     def __init__(self, terms: Sequence[tuple[float, Objective]]) -> None:
         if not terms:
-            raise ValueError("a weighted sum needs at least one objective")
+            raise ValueError("a weighted sum requires at least one objective")
         seen: set[str] = set()
         for weight, term in terms:
             if not math.isfinite(weight):
@@ -201,21 +226,21 @@ class WeightedSum(Objective):
             for name in term.names:
                 if name in seen:
                     raise ValueError(
-                        f"two objectives are named {name!r}; give one another name when it is "
-                        "made, with name='other'"
+                        f"two objectives are named {name!r}; give one of them another name, as in "
+                        "name='other'"
                     )
                 seen.add(name)
         self.terms = tuple((float(weight), term) for weight, term in terms)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the objectives within."""
+        """The names of all terms."""
         return tuple(name for _, term in self.terms for name in term.names)
 
     def losses(
         self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Computes every term, scaled by its weight."""
+        """Computes the losses of all terms, each times its weight."""
         out: dict[str, Tensor] = {}
         for weight, term in self.terms:
             for name, value in term.losses(models, rollout, generator).items():
@@ -225,7 +250,7 @@ class WeightedSum(Objective):
         return out
 
     def time_bounds(self, phase: Phase) -> tuple[float, float] | None:
-        """Returns the hull of the terms' times."""
+        """Returns the lowest and highest time of all terms."""
         bounds = [b for _, term in self.terms if (b := term.time_bounds(phase)) is not None]
         return (min(b[0] for b in bounds), max(b[1] for b in bounds)) if bounds else None
 
@@ -247,64 +272,71 @@ class WeightedSum(Objective):
 
 
 class OnlyPhases(Objective):
-    """An objective that counts in some phases and is silent in the others.
+    """An objective limited to some phases, without losses in the others.
 
     Args:
         objective: The objective.
-        phases: Indices of the phases in which it counts, 0 for the noisiest.
+        phases: Numbers of the phases with losses, counted from 1, the noisiest.
 
     Raises:
-        ValueError: If no phase is named, or an index is negative.
+        ValueError: If there are no phases, or one is below 1.
     """
 
     def __init__(self, objective: Objective, phases: Sequence[int]) -> None:
-        if not phases or min(phases) < 0:
-            raise ValueError(f"name phases by their index from 0, got {tuple(phases)}")
+        if not phases:
+            raise ValueError(f"pass at least one phase to limit {objective.name!r} to")
+        if min(phases) < 1:
+            raise ValueError(
+                f"phases are counted from 1, got {tuple(phases)} for {objective.name!r}; 1 is the "
+                "noisiest"
+            )
         self.objective = objective
         self.phases = tuple(phases)
         self.name = objective.name
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the objectives within."""
+        """The names of all terms."""
         return self.objective.names
 
     def losses(
         self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Computes the objective's losses in its phases, none elsewhere."""
-        if rollout.phase.index not in self.phases:
+        """Computes the objective's losses in its phases; none in the others."""
+        if rollout.phase.number not in self.phases:
             return {}
         return self.objective.losses(models, rollout, generator)
 
     def time_bounds(self, phase: Phase) -> tuple[float, float] | None:
-        return self.objective.time_bounds(phase) if phase.index in self.phases else None
+        return self.objective.time_bounds(phase) if phase.number in self.phases else None
 
     def covers(self, plan: PhasePlan) -> set[int]:
-        if max(self.phases) >= len(plan):
+        if max(self.phases) > len(plan):
             raise ValueError(
-                f"{self.name!r} is limited to the phases {self.phases} by index from 0, but the "
-                f"plan has {len(plan)}"
+                f"{self.name!r} is limited to phases {self.phases}, but the plan has {len(plan)}; "
+                "phases are counted from 1"
             )
-        return set(self.phases) & self.objective.covers(plan)
+        return {phase.index for phase in plan if phase.number in self.phases} & (
+            self.objective.covers(plan)
+        )
 
     def on_phase_start(self, context: PhaseContext, generator: torch.Generator) -> None:
-        if context.phase.index in self.phases:
+        if context.phase.number in self.phases:
             self.objective.on_phase_start(context, generator)
 
     def networks(self, phase: Phase) -> dict[str, nn.Module]:
-        return self.objective.networks(phase) if phase.index in self.phases else {}
+        return self.objective.networks(phase) if phase.number in self.phases else {}
 
     def measures(self) -> dict[str, Tensor]:
         return self.objective.measures()
 
     def __repr__(self) -> str:
-        return f"({self.objective!r}).only{self.phases}"
+        return f"({self.objective!r}).only({', '.join(map(str, self.phases))})"
 
 
 def _terms(objective: Objective) -> tuple[tuple[float, Objective], ...]:
     if not isinstance(objective, Objective):
-        raise TypeError(f"only objectives add to objectives, got {type(objective).__name__}")
+        raise TypeError(f"expected an Objective to add, got {type(objective).__name__}")
     return objective.terms if isinstance(objective, WeightedSum) else ((1.0, objective),)
 
 
@@ -318,7 +350,7 @@ objectives: Registry[Any] = Registry(
         "trajectory_regression": "pdmd.objectives.regression:TrajectoryRegression",
         "velocity_regression": "pdmd.objectives.regression:VelocityRegression",
         "adversarial": "pdmd.objectives.adversarial:Adversarial",
-        "discrimination": "pdmd.objectives.adversarial:DiscriminatorLoss",
+        "discriminator": "pdmd.objectives.adversarial:DiscriminatorLoss",
         "repulsion": "pdmd.objectives.diversity:Repulsion",
         "noise_sensitivity": "pdmd.objectives.diversity:NoiseSensitivity",
     },

@@ -1,9 +1,9 @@
-r"""Critics: networks that tell real from student states at a noise level.
+r"""Critics: networks that discriminate real from student samples at any noise level.
 
-A critic is a function :math:`h(x_t, t, c)`, read as a logit: at the optimum of
+A critic is a function :math:`h(x_t, t, c)` that returns a logit. At the optimum of
 :mod:`~pdmd.objectives.adversarial` it is :math:`\log p^{real}_t(x_t | c) - \log p^{fake}_t(x_t |
-c)`, whose gradient is a difference of scores. A denoiser's features know noisy samples already,
-so a small head on them is enough.
+c)`, whose gradient is a score difference. A denoiser's features represent noisy samples already,
+so that a small head on them suffices.
 
 References:
     Yin et al., DMD2, arXiv:2405.14867, Section 4.3 (a head on the fake score's features).
@@ -31,7 +31,7 @@ __all__ = ["Critic", "CriticFactory", "Critics", "FeatureCritic", "MlpCritic"]
 
 
 class Critic(nn.Module, ABC):
-    """A network with one logit for each sample, high for real ones."""
+    """A network that returns one logit per sample, high for real samples."""
 
     @abstractmethod
     def forward(self, x_t: Latents, t: Tensor, condition: Condition = None) -> Tensor:
@@ -48,18 +48,18 @@ class Critic(nn.Module, ABC):
 
 
 class MlpCritic(Critic):
-    """A multilayer perceptron over vectors, for teachers that are no networks.
+    """A multilayer perceptron on flattened samples, for teachers without features.
 
     Args:
-        dim: Dimensions of a sample, all together.
-        classes: Number of classes; 0 for none. Conditions carry ``label`` of shape :math:`(B)`,
-            where the value ``classes`` means no label.
+        dim: Number of dimensions of a sample.
+        classes: Number of classes, 0 for none. Conditions have a field ``label`` of shape
+            :math:`(B)`, whose value ``classes`` is unconditional.
         width: Hidden width.
         depth: Number of hidden layers.
         frequencies: Number of time frequencies.
 
     Raises:
-        ValueError: If a size is out of its range.
+        ValueError: If ``dim``, ``width`` or ``depth`` is below 1.
     """
 
     def __init__(
@@ -98,23 +98,24 @@ class MlpCritic(Critic):
 class FeatureCritic(Critic):
     """A small head on features of a frozen denoiser.
 
-    The denoiser runs as it is, and outputs of some of its modules are caught on the way. Their
-    tokens or pixels are averaged, the pooled features concatenated, normalised and judged by a
-    perceptron. Gradients reach the head and ``x_t``; the denoiser's parameters get none, and it
-    is not part of the critic's own state. It may be the teacher or the fake score in training.
+    Forward hooks capture outputs of some of the denoiser's modules. They are averaged over tokens
+    or pixels, concatenated, normalised, and mapped to a logit by a multilayer perceptron.
+    Gradients reach the head and ``x_t``, not the denoiser's parameters, and the denoiser is not
+    part of the critic's state. It may be the teacher or the fake score in training.
 
     Args:
-        denoiser: The denoiser. Guidance doubles its batch, so take the denoiser within.
-        example: A condition of any batch size, for the one call that measures the features;
-            ``None`` for a denoiser without.
-        layers: Names of the denoiser's modules, as in ``"blocks.2"``. By default the last of its
-            longest ``ModuleList``; without one, the last but one of its longest ``Sequential``
-            (the last is as a rule the output).
+        denoiser: The denoiser. Of a guided denoiser, which doubles its batch, pass the one it
+            wraps.
+        example: A condition of any batch size, for one call that determines the number of
+            features; ``None`` for an unconditional denoiser.
+        layers: Names of the denoiser's modules, as in ``"blocks.2"``. By default the last module
+            of its longest ``ModuleList``; without one, the last but one of its longest
+            ``Sequential``, whose last is usually the output layer.
         width: The head's hidden width.
 
     Raises:
-        ValueError: If a layer does not exist, or there is no default; if a layer does not run, or
-            its output is not a tensor with one row for each sample.
+        ValueError: If a layer does not exist, there is no default, a layer is not evaluated, or
+            its output is not a tensor with one row per sample.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class FeatureCritic(Critic):
         width: int = 64,
     ) -> None:
         super().__init__()
-        # In a tuple, out of nn.Module's sight: not to be trained, saved or moved with the head.
+        # In a tuple, so that it is no submodule: not trained, saved or moved with the head.
         self._denoiser = (denoiser,)
         self.layers = tuple(layers) if layers is not None else (_default_layer(denoiser),)
         modules = dict(denoiser.named_modules())
@@ -133,8 +134,8 @@ class FeatureCritic(Critic):
             if name not in modules:
                 near = [n for n in modules if n and n.endswith(name.rsplit(".", 1)[-1])][:5]
                 raise ValueError(
-                    f"{type(denoiser).__name__} has no module {name!r}; name modules as "
-                    f"named_modules() does, for example {', '.join(near or list(modules)[1:6])}"
+                    f"{type(denoiser).__name__} has no module {name!r}; use the names of "
+                    f"named_modules(), for example {', '.join(near or list(modules)[1:6])}"
                 )
         tensors = chain(denoiser.parameters(), denoiser.buffers())
         device = next((tensor.device for tensor in tensors), torch.device("cpu"))
@@ -155,64 +156,71 @@ class FeatureCritic(Critic):
     def features(self, x_t: Latents, t: Tensor, condition: Condition) -> Tensor:
         """Returns the pooled features, with shape :math:`(B, C)`."""
         (denoiser,) = self._denoiser
-        caught: dict[str, Any] = {}
+        captured: dict[str, Any] = {}
 
-        def catch(name: str) -> Callable[..., None]:
+        def capture(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
-                caught[name] = output[0] if isinstance(output, (tuple, list)) else output
+                captured[name] = output[0] if isinstance(output, (tuple, list)) else output
 
             return hook
 
         modules = dict(denoiser.named_modules())
-        handles = [modules[name].register_forward_hook(catch(name)) for name in self.layers]
+        handles = [modules[name].register_forward_hook(capture(name)) for name in self.layers]
         try:
             with _frozen(denoiser):
                 denoiser(x_t, t, condition)
         finally:
             for handle in handles:
                 handle.remove()
-        return torch.cat([_pool(caught, name, len(x_t)) for name in self.layers], 1)
+        return torch.cat([_pool(captured, name, len(x_t)) for name in self.layers], 1)
 
 
 CriticFactory: TypeAlias = Callable[[Models, Phase, Condition], Critic]
-"""Makes a phase's critic from the phase's models, the phase and an example condition of 2 rows.
+"""Creates a phase's critic from the models, the phase and an example condition of batch size 2.
 
 For example ``lambda models, phase, example: FeatureCritic(models.real, example)``.
 """
 
 
 class Critics:
-    """One critic for each phase, shared by the two sides of the game.
+    """One critic per phase, shared by the losses of generator and critics.
 
     Args:
-        factory: Makes a phase's critic.
+        factory: Creates a phase's critic.
     """
 
     def __init__(self, factory: CriticFactory) -> None:
         self.factory = factory
         self._critics: PerPhase[Critic] = PerPhase(
             "critic",
-            "let the fake score's objective include DiscriminatorLoss in every phase in which the "
-            "generator's includes Adversarial, with the same Critics",
+            "add DiscriminatorLoss to the fake score's objective in every phase in which the "
+            "generator's has Adversarial, with the same Critics",
         )
 
-    def make(
+    def create(
         self, models: Models, phase: Phase, example: Condition, generator: torch.Generator
     ) -> None:
-        """Makes a phase's critic, its parameters drawn from ``generator`` alone."""
+        """Creates a phase's critic, with parameters drawn from ``generator`` alone.
+
+        Args:
+            models: The denoisers of the phase.
+            phase: The phase.
+            example: A condition of batch size 2, or ``None``.
+            generator: The source of randomness.
+        """
         seed = int(torch.randint(2**62, (), generator=generator))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             critic = self.factory(models, phase, example)
-        self._critics.put(phase, critic.to(models.fake.device))
+        self._critics.set(phase, critic.to(models.fake.device))
 
     def of(self, phase: Phase) -> Critic:
         """Returns a phase's critic.
 
         Raises:
-            ValueError: If the phase has none.
+            ValueError: If none was created.
         """
-        return self._critics.use(phase)
+        return self._critics.get(phase)
 
     def __repr__(self) -> str:
         return f"Critics({getattr(self.factory, '__qualname__', self.factory)})"
@@ -241,20 +249,20 @@ def _default_layer(denoiser: Denoiser) -> str:
             length, name = max(found, key=lambda item: item[0])
             return f"{name}.{length - back}"
     raise ValueError(
-        f"{type(denoiser).__name__} has no list of layers to take features from; name some with "
-        "layers=, or use MlpCritic"
+        f"{type(denoiser).__name__} has no ModuleList or Sequential to take features from; pass "
+        "layers=[...], or use MlpCritic"
     )
 
 
-def _pool(caught: dict[str, Any], name: str, batch: int) -> Tensor:
-    if name not in caught:
-        raise ValueError(f"the module {name!r} does not run in a forward; name another layer")
-    value = caught[name]
+def _pool(captured: dict[str, Any], name: str, batch: int) -> Tensor:
+    if name not in captured:
+        raise ValueError(f"the module {name!r} is not evaluated; choose another layer")
+    value = captured[name]
     if not isinstance(value, Tensor) or value.ndim < 2 or len(value) != batch:
-        what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
-            f"the module {name!r} returned {what} for {batch} samples; name a layer with one row "
-            "for each sample, and take features of the denoiser within a guided one"
+            f"the module {name!r} returned {shape} for {batch} samples; choose a layer with one "
+            "row per sample, and of a guided denoiser pass the one it wraps"
         )
     if value.ndim == 2:
         return value

@@ -6,8 +6,8 @@ along
 .. math:: \nabla_{x_s} \mathrm{KL}(p^{fake}_t \| p^{real}_t)
     = a \, (S^{fake}_t(x_t) - S^{real}_t(x_t)).
 
-At :math:`s = 0` this is DMD. A :class:`ScoreDifferenceWeighting` turns the gap of scores into the
-step :math:`g`; the loss is :math:`\tfrac12 \|x_s - \mathrm{sg}(x_s - g)\|^2`, whose gradient is
+At :math:`s = 0` this is DMD. A :class:`ScoreDifferenceWeighting` weights the score difference into
+a step :math:`g`. The loss is :math:`\tfrac12 \|x_s - \mathrm{sg}(x_s - g)\|^2`, with gradient
 :math:`g`.
 
 References:
@@ -35,44 +35,46 @@ from pdmd.typing import Latents, Times, expand, moved
 __all__ = [
     "DistributionMatching",
     "ExactKL",
-    "ScoreDifferenceWeighting",
     "Normalised",
     "PosteriorDifference",
+    "ScoreDifferenceWeighting",
     "distribution_matching_gradient",
-    "score_difference_weightings",
     "posterior_mean",
     "score_difference",
+    "score_difference_weightings",
 ]
 
-score_difference_weightings: Registry[type[ScoreDifferenceWeighting]] = Registry("gap weight")
+score_difference_weightings: Registry[type[ScoreDifferenceWeighting]] = Registry(
+    "score-difference weighting"
+)
 
 
 def score_difference(fake: Prediction, real: Prediction) -> Latents:
     r"""Returns :math:`S^{fake} - S^{real}` from two predictions at the same :math:`x_t`.
 
-    The terms in :math:`x_t` cancel analytically, so nothing is lost where scores are large.
+    The terms in :math:`x_t` cancel analytically: no digits are lost where scores are large.
 
     Args:
-        fake: The fake score's prediction, with value of shape :math:`(B, *)`.
-        real: The teacher's, of any kind, on the same schedule.
+        fake: The fake score's prediction, with a value of shape :math:`(B, *)`.
+        real: The teacher's prediction, of any kind, on the same schedule.
 
     Returns:
-        The gap, with shape :math:`(B, *)`.
+        The score difference, with shape :math:`(B, *)`.
     """
     alpha_t, sigma_t = fake.schedule(fake.t)
     scale = -alpha_t / (sigma_t * determinant(fake.kind, fake.t, fake.schedule))
-    gap = fake.to(fake.kind) - real.to(fake.kind)
-    return expand(scale, gap) * gap
+    difference = fake.to(fake.kind) - real.to(fake.kind)
+    return expand(scale, difference) * difference
 
 
 def posterior_mean(prediction: Prediction, s: Times) -> Latents:
-    r"""Returns :math:`\mathbb E[x_s | x_t] = (x_t + b^2 S) / a`, as the prediction has it.
+    r"""Returns the posterior mean :math:`\mathbb E[x_s | x_t] = (x_t + b^2 S) / a`.
 
     Computed as :math:`\alpha_s \hat x_0 + (a \sigma_s^2 / \sigma_t) \hat\varepsilon`, which does
-    not divide by :math:`a`, and is :math:`\hat x_0` at :math:`s = 0` to the bit.
+    not divide by :math:`a`, and equals :math:`\hat x_0` at :math:`s = 0` to the bit.
 
     Args:
-        prediction: A prediction at time :math:`t`, with value of shape :math:`(B, *)`.
+        prediction: A prediction at time :math:`t`, with a value of shape :math:`(B, *)`.
         s: The cleaner time.
 
     Returns:
@@ -86,15 +88,15 @@ def posterior_mean(prediction: Prediction, s: Times) -> Latents:
 
 
 class ScoreDifferenceWeighting(ABC):
-    """Turns the difference of fake and real score into a step on :math:`x_s`."""
+    """Weights the difference of fake and real score into a step on :math:`x_s`."""
 
     @abstractmethod
     def __call__(self, x_s: Latents, s: float, fake: Prediction, real: Prediction) -> Latents:
-        r"""Returns the step :math:`g`, with shape :math:`(B, *)`; descent is :math:`x_s - g`.
+        r"""Returns the step :math:`g`, with shape :math:`(B, *)`, subtracted from :math:`x_s`.
 
         Args:
             x_s: The generator's output, with shape :math:`(B, *)`.
-            s: Its time.
+            s: The time of ``x_s``.
             fake: The fake score's prediction at :math:`x_t`.
             real: The teacher's prediction at :math:`x_t`.
         """
@@ -106,7 +108,7 @@ class ScoreDifferenceWeighting(ABC):
 
 @score_difference_weightings.register("exact_kl")
 class ExactKL(ScoreDifferenceWeighting):
-    r"""The gradient of the KL divergence itself, the paper's.
+    r"""The exact gradient of the KL divergence, as in the paper.
 
     .. math:: g = a \, (S^{fake} - S^{real})
 
@@ -125,11 +127,11 @@ class ExactKL(ScoreDifferenceWeighting):
 
 @score_difference_weightings.register("posterior")
 class PosteriorDifference(ScoreDifferenceWeighting):
-    r"""The gap of the two posterior means of the phase's output.
+    r"""The difference of the posterior means of the phase's output.
 
     .. math:: g = m^{fake} - m^{real} = (b^2 / a) (S^{fake} - S^{real})
 
-    At :math:`s = 0` the difference of clean predictions, without DMD's normaliser.
+    At :math:`s = 0` it is the difference of clean predictions, without DMD's normaliser.
     """
 
     def __call__(self, x_s: Latents, s: float, fake: Prediction, real: Prediction) -> Latents:
@@ -142,13 +144,13 @@ class Normalised(ScoreDifferenceWeighting):
 
     .. math:: g = \frac{m^{fake} - m^{real}}{\mathrm{mean} |x_s - m^{real}| + \epsilon}
 
-    with the mean over the dimensions of each sample. At :math:`s = 0` it is DMD's own.
+    with the mean over the dimensions of each sample. At :math:`s = 0` it is DMD's.
 
     Args:
         epsilon: Added to the normaliser.
 
     Raises:
-        ValueError: If it is negative.
+        ValueError: If ``epsilon`` is negative.
 
     References:
         Yin et al., DMD, arXiv:2311.18828, Eq. 8.
@@ -156,7 +158,7 @@ class Normalised(ScoreDifferenceWeighting):
 
     def __init__(self, epsilon: float = 1e-3) -> None:
         if not epsilon >= 0:
-            raise ValueError(f"epsilon must not be negative, got {epsilon}")
+            raise ValueError(f"epsilon must be at least 0, got {epsilon}")
         self.epsilon = float(epsilon)
 
     def __call__(self, x_s: Latents, s: float, fake: Prediction, real: Prediction) -> Latents:
@@ -172,7 +174,7 @@ def distribution_matching_gradient(
     rollout: Rollout,
     t: Tensor,
     epsilon: Latents,
-    weight: ScoreDifferenceWeighting,
+    weighting: ScoreDifferenceWeighting,
 ) -> Latents:
     r"""Returns the step :math:`g` on :math:`x_s` at given times and noise.
 
@@ -181,7 +183,7 @@ def distribution_matching_gradient(
         rollout: The generator's output, with ``x_s`` of shape :math:`(B, *)`.
         t: Times above the phase's end, float64, with shape :math:`(B)`.
         epsilon: Noise, with shape :math:`(B, *)`.
-        weight: Turns the gap of scores into the step.
+        weighting: Weights the score difference into the step.
 
     Returns:
         :math:`g` in float32 or wider, with shape :math:`(B, *)`.
@@ -190,27 +192,27 @@ def distribution_matching_gradient(
     x_t = diffuse(x_s, epsilon, s, t, models.fake.schedule)
     fake = models.fake(x_t, t, rollout.condition)
     real = models.real(x_t, t, rollout.condition)
-    return weight(x_s.to(torch.promote_types(x_s.dtype, torch.float32)), s, fake, real)
+    return weighting(x_s.to(torch.promote_types(x_s.dtype, torch.float32)), s, fake, real)
 
 
 class DistributionMatching(Objective):
     r"""Moves the generator's output towards the teacher's distribution (reverse KL).
 
     Args:
-        weight: Turns the gap of scores into a step; :class:`Normalised` by default.
-        times: Draws :math:`t`; uniform over the score range by default.
-        timestep_samples: Times and noises at which each sample is compared; the step is their
-            mean. More of them lower its variance for evaluations of the two scores alone: no more
-            activations are kept.
+        weighting: Weights the score difference into a step; :class:`Normalised` by default.
+        times: Samples :math:`t`; uniform over the score range by default.
         name: The loss's name.
+        timestep_samples: Samples of :math:`(t, \varepsilon)` per :math:`x_s`, over which the step
+            is averaged. More lower its variance at the cost of evaluations of the two scores,
+            without storing activations.
 
     Raises:
-        ValueError: If there are no draws.
+        ValueError: If ``timestep_samples`` is below 1.
     """
 
     def __init__(
         self,
-        weight: ScoreDifferenceWeighting | None = None,
+        weighting: ScoreDifferenceWeighting | None = None,
         times: TimeSampler | None = None,
         name: str = "distribution_matching",
         *,
@@ -219,25 +221,26 @@ class DistributionMatching(Objective):
         if timestep_samples < 1:
             raise ValueError(f"timestep_samples must be at least 1, got {timestep_samples}")
         self.timestep_samples = int(timestep_samples)
-        self.weight = weight or Normalised()
+        self.weighting = weighting or Normalised()
         self.times = times or UniformTimes()
         self.name = name
 
     def losses(
         self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Computes the pseudo-target loss, whose gradient on the mean of x_s is the step."""
+        r"""Computes the mean over elements of :math:`\tfrac12 (x_s - \mathrm{sg}(x_s - g))^2`."""
         x_s = rollout.x_s
         steps = []
         for _ in range(self.timestep_samples):
             t = self.times(len(x_s), rollout.phase, models.fake.schedule, generator)
             epsilon = randn_like(x_s, generator)
-            steps.append(distribution_matching_gradient(models, rollout, t, epsilon, self.weight))
+            step = distribution_matching_gradient(models, rollout, t, epsilon, self.weighting)
+            steps.append(step)
         g = steps[0] if self.timestep_samples == 1 else torch.stack(steps).mean(0)
         x_s = x_s.float()
         target = (x_s - g).detach()
         return {self.name: 0.5 * (x_s - target).square().mean()}
 
     def time_bounds(self, phase: Phase) -> tuple[float, float]:
-        """Returns the times at which the teacher is asked."""
+        """Returns the lowest and highest sampled time."""
         return self.times.bounds(phase)

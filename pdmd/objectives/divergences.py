@@ -1,8 +1,8 @@
-r"""f-divergences between the teacher's law and the student's, as functions of their ratio.
+r"""f-divergences between teacher and student, as functions of their density ratio.
 
 With :math:`r = p^{real} / p^{fake}` and a convex :math:`f`, :math:`f(1) = 0`, the divergence is
-:math:`D_f = \mathbb E_{fake}[f(r)]`, and its gradient weights each sample's gap of scores with
-:math:`h(r) = r^2 f''(r)`:
+:math:`D_f = \mathbb E_{fake}[f(r)]`, and its gradient weights each sample's score difference
+by :math:`h(r) = r^2 f''(r)`:
 
 ===================  ===================================  ===================
 divergence           :math:`f(r)`                         :math:`h(r)`
@@ -16,9 +16,9 @@ forward KL           :math:`r \log r`                     :math:`r`
 Jeffreys             :math:`(r - 1) \log r`               :math:`r + 1`
 ===================  ===================================  ===================
 
-All are computed from :math:`\log r`. A falling :math:`h` seeks modes, a rising one covers them,
-an unbounded one has the larger variance. Divergences agree to second order where the laws meet:
-they differ by the factor :math:`h(1) = f''(1)`.
+All are computed from :math:`\log r`. A decreasing :math:`h` is mode-seeking, an increasing one
+mode-covering, an unbounded one has a larger variance. Where the distributions are close, all are
+equal to second order up to the factor :math:`h(1) = f''(1)`.
 
 References:
     Xu et al., One-step Diffusion Models with f-Divergence Distribution Matching,
@@ -53,11 +53,11 @@ divergences: Registry[type[Divergence]] = Registry("divergence")
 
 
 class Divergence(ABC):
-    """A convex function of the density ratio, and the weight of the step that it entails."""
+    """A convex function of the density ratio, with the weight of its gradient."""
 
     @abstractmethod
     def f(self, log_r: Tensor) -> Tensor:
-        r"""Returns :math:`f(r)`, whose mean over the fake's samples is the divergence.
+        r"""Returns :math:`f(r)`, whose mean over student samples is the divergence.
 
         Args:
             log_r: :math:`\log r`, with shape :math:`(B)`.
@@ -78,7 +78,7 @@ class Divergence(ABC):
 
 @divergences.register("neyman")
 class Neyman(Divergence):
-    r"""Neyman's :math:`\chi^2`: seeks modes more than the reverse KL; unbounded where r falls."""
+    r"""Neyman's :math:`\chi^2`: more mode-seeking than reverse KL, unbounded at r = 0."""
 
     def f(self, log_r: Tensor) -> Tensor:
         return torch.expm1(-log_r)
@@ -100,7 +100,7 @@ class SoftenedReverseKL(Divergence):
 
 @divergences.register("reverse_kl")
 class ReverseKL(Divergence):
-    r""":math:`\mathrm{KL}(p^{fake} \| p^{real})`: distribution matching itself."""
+    r""":math:`\mathrm{KL}(p^{fake} \| p^{real})`, the divergence of distribution matching."""
 
     def f(self, log_r: Tensor) -> Tensor:
         return -log_r
@@ -111,9 +111,9 @@ class ReverseKL(Divergence):
 
 @divergences.register("jensen_shannon")
 class JensenShannon(Divergence):
-    r"""Jensen-Shannon, as the paper scales it: the sum of both KLs to the mean law, not half.
+    r"""Jensen-Shannon in the paper's scale: the sum, not half, of both KLs to the mixture.
 
-    The paper's best, as its weight rises with r but is bounded.
+    The best in the paper; its weight increases with :math:`r` but is bounded.
     """
 
     def f(self, log_r: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class SquaredHellinger(Divergence):
 
 @divergences.register("forward_kl")
 class ForwardKL(Divergence):
-    r""":math:`\mathrm{KL}(p^{real} \| p^{fake})`: covers modes, with unbounded weights."""
+    r""":math:`\mathrm{KL}(p^{real} \| p^{fake})`: mode-covering, with unbounded weights."""
 
     def f(self, log_r: Tensor) -> Tensor:
         return log_r.exp() * log_r
@@ -160,15 +160,15 @@ class Jeffreys(Divergence):
 class BatchNormalised(Divergence):
     r"""A divergence whose weights are divided by their mean over the batch.
 
-    The step then keeps the size of distribution matching's, whatever the divergence. The paper
-    does so last; before, it divides a critic's ratio by its running mean at like times. That is
-    no step of its own here: the mean of an exact ratio over the fake's samples is 1 at each time.
+    The step then has the size of distribution matching's for every divergence. This is the second
+    stage of the paper's normalisation. The first, which divides a critic's ratio by its running
+    mean at similar times, is left out: an exact ratio has mean 1 over student samples at any time.
 
     Args:
         divergence: The divergence.
 
     References:
-        Xu et al., arXiv:2502.15681, on the two-stage normalisation.
+        Xu et al., arXiv:2502.15681 (two-stage normalisation).
     """
 
     def __init__(self, divergence: Divergence) -> None:
@@ -182,5 +182,5 @@ class BatchNormalised(Divergence):
 
     def h(self, log_r: Tensor) -> Tensor:
         log_h = self.divergence.log_h(log_r)
-        h = (log_h - log_h.max()).exp()  # neither overflows nor vanishes altogether
+        h = (log_h - log_h.max()).exp()  # neither overflows nor vanishes for all samples
         return h / h.mean()

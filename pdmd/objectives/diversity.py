@@ -1,24 +1,23 @@
-r"""Diversity of the outputs of one condition, at any noise level.
+r"""Diversity of samples of one condition, at any noise level.
 
-Both objectives look at pairs :math:`(i, j)` of a batch with equal conditions, in mean squares per
-dimension, :math:`\|x\|_D^2 = \|x\|^2 / D`, so that one weight serves all sizes.
+Both objectives compare pairs :math:`(i, j)` of a batch with equal conditions, by mean squares over
+dimensions, :math:`\|x\|_D^2 = \|x\|^2 / D`, so that a weight does not depend on the size.
 
-**The noise floor.** Two independent draws of :math:`p_s` are at
+**The noise floor.** Two independent samples of :math:`p_s` have the squared distance
 
 .. math:: \mathbb E \|x_s^i - x_s^j\|_D^2
     = \alpha_s^2\, \mathbb E \|x_0^i - x_0^j\|_D^2 + 2 \sigma_s^2 :
 
-a phase that ends at :math:`s > 0` keeps its outputs :math:`2 \sigma_s^2` apart even where all
-clean samples are one. Either the floor is subtracted (:class:`Outputs`), or the carried noise is
-taken out first: a step from :math:`t` to :math:`s` with a prediction :math:`\hat x_0` is
+outputs of a phase that ends at :math:`s > 0` are :math:`2 \sigma_s^2` apart even where all clean
+samples are equal. Either this floor is subtracted (:class:`Outputs`), or the noise of the phase
+input is removed: a step from :math:`t` to :math:`s` with a prediction :math:`\hat x_0` is
 :math:`x_s = \rho\, x_t + (\alpha_s - \rho\, \alpha_t)\, \hat x_0`, :math:`\rho = \sigma_s /
-\sigma_t`, so
+\sigma_t`, and
 
 .. math:: \hat x_0 = \frac{x_s - \rho\, x_t}{\alpha_s - \rho\, \alpha_t}
 
-is the clean sample that the expert's walk through its phase amounts to
-(:class:`ImpliedClean`), free of a floor, exact and without a network. At :math:`s = 0` it is
-:math:`x_s`.
+is the implied clean sample (:class:`ImpliedClean`): the one for which a single step maps the phase
+input to the output. It has no floor and requires no network. At :math:`s = 0` it is :math:`x_s`.
 
 References:
     Mao et al., Mode Seeking GANs, arXiv:1903.05628, Eq. 2; Liu and Wang, Stein Variational
@@ -56,10 +55,10 @@ _log = logging.getLogger(__name__)
 
 
 def same_condition(condition: Condition, batch: int) -> Tensor:
-    """Says which rows of a condition are equal in every tensor.
+    """Returns which rows of a condition are equal in all of its tensors.
 
     Args:
-        condition: A TensorDict with batch size :math:`(B)`, or ``None``, where all are equal.
+        condition: A TensorDict with batch size :math:`(B)`, or ``None``: then all rows are equal.
         batch: :math:`B`.
 
     Returns:
@@ -70,7 +69,7 @@ def same_condition(condition: Condition, batch: int) -> Tensor:
         return same
     for leaf in condition.values(include_nested=True, leaves_only=True):
         if isinstance(leaf, Tensor) and leaf.numel():
-            # Sorts rows, as comparing all pairs of long text embeddings would not fit in memory.
+            # By sorting: all pairs of long text embeddings would not fit in memory.
             _, row = torch.unique(leaf.reshape(batch, -1), dim=0, return_inverse=True)
             same = same.to(row.device) & (row[:, None] == row)
     return same
@@ -79,7 +78,7 @@ def same_condition(condition: Condition, batch: int) -> Tensor:
 def pair_distances(x: Latents) -> Tensor:
     r"""Returns :math:`\|x_i - x_j\|_D^2`, with shape :math:`(B, B)`, in float32 or wider.
 
-    Formed from differences, as the expanded square loses all digits where samples are close.
+    Computed from differences, since the expanded square loses all digits of small distances.
     """
     x = x.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
     distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
@@ -87,12 +86,12 @@ def pair_distances(x: Latents) -> Tensor:
 
 
 def log_mean_kernel(distances: Tensor, pairs: Tensor, bandwidth: Tensor | float) -> Tensor:
-    r"""Returns the logarithm of the mean over pairs of :math:`\exp(-d_{ij} / (2 h))`.
+    r"""Returns the logarithm of the mean of :math:`\exp(-d_{ij} / (2 h))` over pairs.
 
     Args:
-        distances: :math:`d_{ij}`, squared, with shape :math:`(B, B)`.
-        pairs: Which pairs count, a boolean matrix with at least one true.
-        bandwidth: :math:`h`, squared as the distances are.
+        distances: :math:`d_{ij}`, squared distances, with shape :math:`(B, B)`.
+        pairs: The pairs to include, a boolean matrix of shape :math:`(B, B)`, not all false.
+        bandwidth: :math:`h`, in the units of ``distances``.
     """
     exponents = -distances[pairs] / (2 * bandwidth)
     return exponents.logsumexp(0) - math.log(len(exponents))
@@ -101,11 +100,11 @@ def log_mean_kernel(distances: Tensor, pairs: Tensor, bandwidth: Tensor | float)
 def implied_clean(
     x_s: Latents, phase_input: Latents, s: Times, t: Times, schedule: Schedule
 ) -> Latents:
-    r"""Returns the clean sample for which one step carries ``phase_input`` to ``x_s``.
+    r"""Returns the clean sample for which a single step maps ``phase_input`` to ``x_s``.
 
     Args:
         x_s: Latents at time :math:`s`, with shape :math:`(B, *)`.
-        phase_input: Latents at time :math:`t > s`, likewise.
+        phase_input: Latents at time :math:`t > s`, with shape :math:`(B, *)`.
         s: The cleaner time.
         t: The noisier time.
         schedule: The forward process.
@@ -119,13 +118,18 @@ def implied_clean(
 
 
 class View(ABC):
-    """What of the outputs is compared."""
+    """A view of a rollout whose samples are compared."""
 
     @abstractmethod
     def __call__(self, models: Models, rollout: Rollout) -> tuple[Latents, float]:
-        r"""Returns samples, with shape :math:`(B, *)`, and their floor.
+        r"""Returns samples, with shape :math:`(B, *)`, and their noise floor.
 
-        The floor is the squared distance per dimension that noise alone keeps between two.
+        The floor is the expected squared distance per dimension of two samples that differ in
+        their noise alone.
+
+        Args:
+            models: The denoisers of the phase.
+            rollout: The student's samples.
         """
 
     def __repr__(self) -> str:
@@ -133,7 +137,7 @@ class View(ABC):
 
 
 class ImpliedClean(View):
-    """The clean samples that the expert's walk amounts to; no floor, no network."""
+    """The implied clean samples, without a noise floor."""
 
     def __call__(self, models: Models, rollout: Rollout) -> tuple[Latents, float]:
         phase, schedule = rollout.phase, models.expert.schedule
@@ -142,7 +146,7 @@ class ImpliedClean(View):
 
 
 class Outputs(View):
-    r"""The outputs :math:`x_s` themselves, with the floor :math:`2 \sigma_s^2`."""
+    r"""The outputs :math:`x_s`, with the noise floor :math:`2 \sigma_s^2`."""
 
     def __call__(self, models: Models, rollout: Rollout) -> tuple[Latents, float]:
         _, sigma_s = models.expert.schedule(rollout.phase.t_end)
@@ -150,10 +154,10 @@ class Outputs(View):
 
 
 class CleanMeans(View):
-    r"""The teacher's posterior means :math:`\mathbb E[x_0 | x_s]`, through its network.
+    r"""The teacher's posterior means :math:`\mathbb E[x_0 | x_s]`, without a noise floor.
 
-    The floor is gone, and so is all that the teacher thinks is noise in the output. Costs a
-    forward and a backward of the teacher.
+    Everything that the teacher denoises is removed from the output. Costs a forward and a backward
+    pass of the teacher.
     """
 
     def __call__(self, models: Models, rollout: Rollout) -> tuple[Latents, float]:
@@ -164,74 +168,74 @@ class CleanMeans(View):
 
 
 class Repulsion(Objective):
-    r"""Pushes the outputs of one condition apart, by a kernel over their pairs.
+    r"""Repels samples of one condition from each other, by a Gaussian kernel over their pairs.
 
     .. math:: L = \log \frac1P \sum_{i \neq j} \exp\Big(-\frac{d_{ij}}{2 h}\Big), \qquad
         h = \max\Big(\mathrm{median}\, d - f,\; f \sqrt{2 / D},\; h_0\Big),
 
-    with the floor :math:`f`. The bandwidth carries no gradient: the kernel knows distances
-    relative to the batch's median alone. The logarithm shares a gradient of fixed size among the
-    pairs, most to the closest, and takes a floor common to all :math:`d` out. The second term of
-    :math:`h` is the standard deviation of :math:`d` for noise alone, below which distances say
-    nothing.
+    with the noise floor :math:`f`. The bandwidth has no gradient, so that the kernel depends on
+    distances relative to the batch's median. The logarithm distributes a gradient of fixed size
+    over the pairs, most to the closest, and cancels a floor common to all :math:`d`. The second
+    term of :math:`h` is the standard deviation of :math:`d` for noise alone, below which distances
+    are not resolved.
 
-    It is no divergence: where student and teacher agree it still pushes, so its weight stays
-    small. Batches need several samples of a condition; a batch without a pair contributes zero,
-    and the first is logged.
+    It is not a divergence: its gradient does not vanish where student and teacher are equal, so
+    its weight must be small. Batches require several samples per condition; the loss of a batch
+    without pairs is 0, and the first such batch is logged.
 
     Args:
-        view: What is compared; :class:`ImpliedClean` by default.
-        least: :math:`h_0`, the least bandwidth, in the latents' variance per dimension. It bounds
-            the push at a collapse.
+        view: The samples to compare; :class:`ImpliedClean` by default.
+        min_bandwidth: :math:`h_0`, in squared units of the latents. It bounds the gradient of a
+            collapsed student.
         name: The loss's name.
 
     Raises:
-        ValueError: If ``least`` is not positive.
+        ValueError: If ``min_bandwidth`` is not positive.
 
     References:
         Wang and Isola, arXiv:2005.10242, Section 4.1 (the logarithm of the mean kernel).
     """
 
     def __init__(
-        self, view: View | None = None, least: float = 1e-4, name: str = "repulsion"
+        self, view: View | None = None, min_bandwidth: float = 1e-4, name: str = "repulsion"
     ) -> None:
-        if not least > 0:
-            raise ValueError(f"the least bandwidth must be positive, got {least}")
+        if not min_bandwidth > 0:
+            raise ValueError(f"min_bandwidth must be positive, got {min_bandwidth}")
         self.view = view or ImpliedClean()
-        self.least = float(least)
+        self.min_bandwidth = float(min_bandwidth)
         self.name = name
         self._pairs = _Pairs(name)
 
     def losses(
         self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Computes the logarithm of the mean kernel over pairs of equal condition."""
+        """Computes the logarithm of the mean kernel over pairs of equal conditions."""
         x, floor = self.view(models, rollout)
         pairs = self._pairs(rollout.condition, x)
         if pairs is None:
-            return {self.name: _nothing(x)}
+            return {self.name: _zero(x)}
         distances = pair_distances(x)
         noise = floor * math.sqrt(2 / x[0].numel())
         median = distances.detach()[pairs].median()
-        bandwidth = (median - floor).clamp(min=max(noise, self.least))
+        bandwidth = (median - floor).clamp(min=max(noise, self.min_bandwidth))
         return {self.name: log_mean_kernel(distances, pairs, bandwidth).float()}
 
     def __repr__(self) -> str:
-        return f"Repulsion({self.view!r}, least={self.least:g})"
+        return f"Repulsion({self.view!r}, min_bandwidth={self.min_bandwidth:g})"
 
 
 class NoiseSensitivity(Objective):
-    r"""Keeps outputs of one condition as far apart as their noise asks for.
+    r"""Maximises the sensitivity of samples of one condition to their noise (mode seeking).
 
-    Mode seeking maximises the ratio of the distances of outputs and of inputs,
+    Mode seeking maximises the ratio of the distances of outputs and inputs,
 
     .. math:: r_{ij} = \frac{\|\hat x_0^i - \hat x_0^j\|_D^2}
         {\|x_t^i - x_t^j\|_D^2 / (\alpha_t^2 + \sigma_t^2)},
 
-    with :math:`x_t` the phase's input in units of unit-variance data and :math:`\hat x_0` the
-    implied clean sample, so that noise carried through is no diversity. The loss is the mean of
-    :math:`1 / (1 + r_{ij})`: falling in the ratio as the published inverse is, but within (0, 1],
-    with a gradient that neither explodes at a collapse nor rewards blowing up.
+    with the phase input :math:`x_t` normalised for data of unit variance, and the implied clean
+    sample :math:`\hat x_0`, so that noise of the input in the output is no diversity. The loss is
+    the mean of :math:`1 / (1 + r_{ij})`: decreasing in the ratio, as the published inverse, but
+    within (0, 1], with a bounded gradient for collapsed and for diverging students.
 
     Args:
         name: The loss's name.
@@ -247,15 +251,15 @@ class NoiseSensitivity(Objective):
     def losses(
         self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Computes the mean of 1 / (1 + r) over pairs of equal condition."""
+        """Computes the mean of 1 / (1 + r) over pairs of equal conditions."""
         x, _ = ImpliedClean()(models, rollout)
         pairs = self._pairs(rollout.condition, x)
         if pairs is None:
-            return {self.name: _nothing(x)}
+            return {self.name: _zero(x)}
         alpha_t, sigma_t = models.expert.schedule(rollout.phase.t_start)
         unit = float(alpha_t**2 + sigma_t**2)
         inputs = pair_distances(phase_input_of(rollout))[pairs] / unit
-        # As a / (a + b), which is finite where two inputs are one and the ratio is not.
+        # As a / (a + b), which is finite for equal inputs, unlike the ratio.
         loss = inputs / (inputs + pair_distances(x)[pairs]).clamp(min=_TINY)
         return {self.name: loss.mean().float()}
 
@@ -267,26 +271,26 @@ _TINY = 1e-12
 
 
 class _Pairs:
-    """Finds pairs of equal condition, and says once that a batch has none."""
+    """Finds pairs of equal conditions, and warns at the first batch without any."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.said = False
+        self.warned = False
 
     def __call__(self, condition: Condition, x: Latents) -> Tensor | None:
         pairs = same_condition(condition, len(x)).to(x.device)
         pairs = pairs & ~torch.eye(len(x), dtype=torch.bool, device=x.device)
         if bool(pairs.any()):
             return pairs
-        if not self.said:
+        if not self.warned:
             _log.warning(
-                "%s: no two samples of a batch share a condition, so it counts nothing there; "
-                "use larger batches or fewer prompts",
+                "%s: no two samples of a batch share a condition, so its loss is 0; use larger "
+                "batches or fewer prompts",
                 self.name,
             )
-            self.said = True
+            self.warned = True
         return None
 
 
-def _nothing(x: Latents) -> Tensor:
+def _zero(x: Latents) -> Tensor:
     return 0.0 * x.float().sum()

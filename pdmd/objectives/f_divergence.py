@@ -8,11 +8,11 @@ The generator's output is diffused, :math:`x_t = a x_s + b \varepsilon`. With th
     \nabla_{x_s} D_f = a \, h(r) \, (S^{fake}(x_t) - S^{real}(x_t)), \qquad
     h(r) = r^2 f''(r).
 
-That is distribution matching's step, the reverse KL's, weighted for each sample: the divergence
-decides how much a sample counts that the teacher finds likely (:math:`r` large) or unlikely.
+This is the step of distribution matching (reverse KL), weighted per sample: the divergence
+determines the weight of samples that are likely (:math:`r` large) or unlikely under the teacher.
 
-The :mod:`~pdmd.objectives.divergences` come as objects, and so does the :class:`DensityRatio`.
-``docs/derivations/divergences.md`` has the steps.
+The :mod:`~pdmd.objectives.divergences` and the :class:`DensityRatio` are passed as objects.
+``docs/derivations/divergences.md`` derives the formulas.
 
 References:
     Xu et al., One-step Diffusion Models with f-Divergence Distribution Matching,
@@ -51,7 +51,7 @@ __all__ = [
 
 
 class DensityRatio(ABC):
-    r"""The log-ratio of the teacher's density to the student's, both diffused to a time."""
+    r"""The log-ratio of the densities of teacher and student, both diffused to a time."""
 
     @abstractmethod
     def __call__(self, x_t: Latents, t: Tensor, condition: Condition) -> Tensor:
@@ -69,10 +69,10 @@ class DensityRatio(ABC):
 
 
 class Density(Protocol):
-    """A law whose diffused log-density is known, such as the mixture teacher's."""
+    """A distribution with a known diffused log-density, such as a mixture teacher."""
 
     def log_prob(self, x: Latents, t: Tensor, condition: Condition) -> Tensor:
-        """Returns the log-density of samples at times of shape (B), with shape :math:`(B)`."""
+        """Returns the log-density at times of shape :math:`(B)`, with shape :math:`(B)`."""
         ...
 
 
@@ -80,8 +80,8 @@ class ExactRatio(DensityRatio):
     """The ratio of two known densities.
 
     Args:
-        real: The teacher's law.
-        fake: The student's.
+        real: The teacher's distribution.
+        fake: The student's distribution.
     """
 
     def __init__(self, real: Density, fake: Density) -> None:
@@ -94,15 +94,15 @@ class ExactRatio(DensityRatio):
 
 
 class CriticRatio(DensityRatio):
-    r"""The ratio that a critic has learned: its logit.
+    r"""The logit of a critic, as an estimate of :math:`\log r`.
 
-    The minimiser of the logistic loss, on as many diffused samples of the teacher's law as of the
-    student's, is :math:`\log r`. The critic is trained elsewhere, such as by an adversarial
-    objective, and never here.
+    The minimiser of the logistic loss on equally many diffused samples of teacher and student is
+    :math:`\log r`. The critic is trained by another objective, such as
+    :class:`~pdmd.objectives.adversarial.DiscriminatorLoss`.
 
     Args:
-        critic: A module called as ``critic(x_t, t, condition)`` that returns logits of "real",
-            with shape :math:`(B)`.
+        critic: A module called as ``critic(x_t, t, condition)`` that returns logits, high for
+            real samples, with shape :math:`(B)`.
     """
 
     def __init__(self, critic: nn.Module) -> None:
@@ -114,19 +114,21 @@ class CriticRatio(DensityRatio):
 
 
 class Bounded(DensityRatio):
-    r"""A ratio with :math:`\log r` clamped to :math:`[-c, c]`, for a critic that is too sure.
+    r"""A ratio with :math:`\log r` clamped to :math:`[-c, c]`, for overconfident critics.
 
     Args:
         ratio: The ratio.
         limit: :math:`c`.
 
     Raises:
-        ValueError: If the limit is not positive.
+        ValueError: If ``limit`` is not positive.
     """
 
     def __init__(self, ratio: DensityRatio, limit: float = 10.0) -> None:
         if not limit > 0:
-            raise ValueError(f"the bound of log r must be positive, got {limit}; use 10")
+            raise ValueError(
+                f"the limit of log r must be positive, got {limit}; 10 is the default"
+            )
         self.ratio = ratio
         self.limit = float(limit)
 
@@ -138,23 +140,23 @@ class Bounded(DensityRatio):
 
 
 class RatioWeighted(ScoreDifferenceWeighting):
-    r"""The step of another gap weight, times :math:`h(r)`.
+    r"""The step of another score-difference weighting, times :math:`h(r)`.
 
     Args:
-        weight: Turns the gap of scores into the reverse KL's step.
-        divergence: Turns the ratio into :math:`h`.
+        weighting: Weights the score difference into the step of reverse KL.
+        divergence: The divergence, which gives :math:`h`.
         ratio: The density ratio.
-        condition: The samples' conditions, which the ratio is asked with.
+        condition: The samples' conditions, passed to the ratio.
     """
 
     def __init__(
         self,
-        weight: ScoreDifferenceWeighting,
+        weighting: ScoreDifferenceWeighting,
         divergence: Divergence,
         ratio: DensityRatio,
         condition: Condition = None,
     ) -> None:
-        self.weight = weight
+        self.weighting = weighting
         self.divergence = divergence
         self.ratio = ratio
         self.condition = condition
@@ -164,15 +166,15 @@ class RatioWeighted(ScoreDifferenceWeighting):
         log_r = self.ratio(fake.x_t, t, self.condition)
         if log_r.shape != t.shape:
             raise ValueError(
-                f"a density ratio returns one log r for each of {len(x_s)} samples, got shape "
-                f"{tuple(log_r.shape)} from {self.ratio!r}; reduce it to shape ({len(x_s)},)"
+                f"a density ratio must return log r with shape ({len(x_s)},), one per sample, "
+                f"got shape {tuple(log_r.shape)} from {self.ratio!r}"
             )
         log_r = log_r.to(torch.promote_types(log_r.dtype, torch.float32))
-        _check_finite(log_r, t, "log r", "bound it, as in Bounded(ratio, limit=10)")
+        _check_finite(log_r, t, "log r", "clamp it, as in Bounded(ratio, limit=10)")
         h = self.divergence.h(log_r)
-        remedy = "normalise it, as in BatchNormalised(divergence), or bound the ratio"
+        remedy = "normalise it, as in BatchNormalised(divergence), or clamp the ratio"
         _check_finite(h, t, "the weight h(r)", remedy)
-        return expand(h, x_s) * self.weight(x_s, s, fake, real)
+        return expand(h, x_s) * self.weighting(x_s, s, fake, real)
 
 
 def _check_finite(value: Tensor, t: Tensor, name: str, remedy: str) -> None:
@@ -180,27 +182,27 @@ def _check_finite(value: Tensor, t: Tensor, name: str, remedy: str) -> None:
     if bool(bad.any()):
         i = int(bad.nonzero()[0])
         raise ValueError(
-            f"{name} is {value[i].item()} at t = {t[i].item():.4g}; {remedy}, or raise the time "
-            "margin, as in UniformTimes(margin=0.1)"
+            f"{name} is {value[i].item()} at t = {t[i].item():.4g}; {remedy}, or increase the "
+            "time margin, as in UniformTimes(margin=0.1)"
         )
 
 
 class FDivergence(Objective):
     r"""Moves the generator's output towards the teacher's distribution by an f-divergence.
 
-    With :class:`~pdmd.objectives.divergences.ReverseKL` it is
-    :class:`~pdmd.objectives.distribution_matching.DistributionMatching`, draw for draw. With
-    :class:`~pdmd.objectives.distribution_matching.ExactKL` as the weight and a divergence that is
-    not normalised, the expected step is the divergence's gradient. A guided teacher's score
-    belongs to no density, so there :math:`h` is a weight and no more.
+    With :class:`~pdmd.objectives.divergences.ReverseKL` it equals
+    :class:`~pdmd.objectives.distribution_matching.DistributionMatching` to the bit. With
+    :class:`~pdmd.objectives.distribution_matching.ExactKL` as the weighting and a divergence that
+    is not normalised, the expected step is the gradient of the divergence. The score of a guided
+    teacher is that of no density, so that :math:`h` is only a heuristic weight there.
 
     Args:
         ratio: The density ratio at :math:`x_t`.
-        divergence: The divergence; Jensen-Shannon, normalised over the batch as in the paper, by
-            default.
-        weight: Turns the gap of scores into the step that :math:`h` scales;
+        divergence: The divergence; by default Jensen-Shannon, normalised over the batch as in the
+            paper.
+        weighting: Weights the score difference into the step that :math:`h` scales;
             :class:`~pdmd.objectives.distribution_matching.Normalised` by default.
-        times: Draws :math:`t`; uniform over the score range by default.
+        times: Samples :math:`t`; uniform over the score range by default.
         name: The loss's name.
 
     References:
@@ -212,27 +214,29 @@ class FDivergence(Objective):
         self,
         ratio: DensityRatio,
         divergence: Divergence | None = None,
-        weight: ScoreDifferenceWeighting | None = None,
+        weighting: ScoreDifferenceWeighting | None = None,
         times: TimeSampler | None = None,
         name: str = "f_divergence",
     ) -> None:
         self.ratio = ratio
         self.divergence = divergence or BatchNormalised(JensenShannon())
-        self.weight = weight or Normalised()
+        self.weighting = weighting or Normalised()
         self.times = times or UniformTimes()
         self.name = name
 
     def losses(
         self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Computes the pseudo-target loss, whose gradient on the mean of x_s is the step.
+        """Computes the loss of :class:`DistributionMatching` with the weighted step.
 
         Raises:
-            ValueError: If a ratio or a weight is not finite, with the time at which it is not.
+            ValueError: If a ratio or a weight is not finite; the message gives the time.
         """
-        step = RatioWeighted(self.weight, self.divergence, self.ratio, rollout.condition)
-        return DistributionMatching(step, self.times, self.name).losses(models, rollout, generator)
+        weighting = RatioWeighted(self.weighting, self.divergence, self.ratio, rollout.condition)
+        return DistributionMatching(weighting, self.times, self.name).losses(
+            models, rollout, generator
+        )
 
     def time_bounds(self, phase: Phase) -> tuple[float, float]:
-        """Returns the times at which the teacher is asked."""
+        """Returns the lowest and highest sampled time."""
         return self.times.bounds(phase)

@@ -1,29 +1,29 @@
-r"""Fisher divergence within a subinterval: score identity distillation with x_s as clean variable.
+r"""Fisher divergence within a subinterval: score identity distillation (SiD) of :math:`x_s`.
 
 The generator's output is diffused, :math:`x_t = a x_s + b \varepsilon`, and the loss is the
-distance of the scores, :math:`F = \mathbb E \|S^{real}(x_t) - S^{fake}(x_t)\|^2`. In posterior
+Fisher divergence, :math:`F = \mathbb E \|S^{real}(x_t) - S^{fake}(x_t)\|^2`. In posterior
 means of :math:`x_s`, :math:`m = (x_t + b^2 S) / a`, and with :math:`d = m^{real} - m^{fake}`,
 
 .. math:: \|d\|^2 = (b^4 / a^2) \|S^{real} - S^{fake}\|^2.
 
-For any law of :math:`x_s` the residual :math:`m^{fake} - x_s = (b^2 / a)(S^{fake} + \varepsilon /
-b)` of an exact fake score is orthogonal to every function of :math:`x_t` (the score projection
-identity), which gives a second estimate of the same quantity, :math:`\mathbb E[d \cdot (m^{real} -
-x_s)]`. SiD takes it less :math:`\alpha` times the first:
+For any distribution of :math:`x_s`, the residual :math:`m^{fake} - x_s = (b^2 / a)(S^{fake} +
+\varepsilon / b)` of an exact fake score is orthogonal to every function of :math:`x_t` (the score
+projection identity), which gives a second estimate of the same quantity, :math:`\mathbb E[d \cdot
+(m^{real} - x_s)]`. SiD subtracts :math:`\alpha` times the first from it:
 
 .. math:: L_\alpha = w \, d \cdot [(m^{real} - x_s) - \alpha d]
     = w \, [(1 - \alpha) \|d\|^2 + d \cdot (m^{fake} - x_s)].
 
 Both networks are frozen, and the gradient flows through their inputs. Differentiating the
-identity shows what that leaves of the true gradient, whose fake score follows the generator:
+identity relates this gradient to the true one, whose fake score depends on the generator:
 
 .. math:: \nabla \mathbb E \|d\|^2
     = \nabla \mathbb E[\|d\|^2 + 2 d \cdot (m^{fake} - x_s)]_{networks\ frozen}
     = 2 \nabla \mathbb E[L_{1/2}]_{networks\ frozen}.
 
 So :math:`\alpha = 1/2` is exact where :math:`w` depends on time alone. At :math:`s = 0`,
-:math:`m = \hat x_0` and :math:`L_\alpha` is SiD's loss. ``docs/derivations/divergences.md`` has
-the steps.
+:math:`m = \hat x_0` and :math:`L_\alpha` is SiD's loss. ``docs/derivations/divergences.md``
+derives the formulas.
 
 References:
     Zhou et al., Score identity Distillation, arXiv:2404.04057, Sections 3 and 4; Luo et al.,
@@ -51,18 +51,18 @@ from pdmd.typing import Latents, expand
 __all__ = [
     "ErrorNormalised",
     "FisherDivergence",
-    "FisherWeight",
+    "FisherWeighting",
     "PosteriorUnits",
     "ScoreUnits",
     "fisher_losses",
-    "fisher_weights",
+    "fisher_weightings",
 ]
 
-fisher_weights: Registry[type[FisherWeight]] = Registry("Fisher weight")
+fisher_weightings: Registry[type[FisherWeighting]] = Registry("Fisher weighting")
 
 
-class FisherWeight(ABC):
-    r"""The factor :math:`w` of each sample's loss, taken as a constant by the gradient."""
+class FisherWeighting(ABC):
+    r"""The factor :math:`w` of each sample's loss, without gradient."""
 
     @abstractmethod
     def __call__(self, x_s: Latents, s: float, real: Prediction) -> Tensor:
@@ -70,7 +70,7 @@ class FisherWeight(ABC):
 
         Args:
             x_s: The generator's output, with shape :math:`(B, *)`.
-            s: Its time.
+            s: The time of ``x_s``.
             real: The teacher's prediction at :math:`x_t`.
         """
 
@@ -79,27 +79,27 @@ class FisherWeight(ABC):
         return f"{type(self).__name__}({arguments})"
 
 
-@fisher_weights.register("error_normalised")
-class ErrorNormalised(FisherWeight):
+@fisher_weightings.register("error_normalised")
+class ErrorNormalised(FisherWeighting):
     r"""SiD's: :math:`w = 1 / \mathrm{mean} |x_s - m^{real}|` over each sample's dimensions.
 
-    It keeps the loss's size alike across times, but depends on the sample, so no
-    :math:`\alpha` is then exact.
+    It keeps the loss at a similar scale across times, but depends on the sample, so that no
+    :math:`\alpha` is exact.
 
     Args:
         floor: Lower bound of the denominator.
 
     Raises:
-        ValueError: If the floor is not positive.
+        ValueError: If ``floor`` is not positive.
 
     References:
-        Zhou et al., Score identity Distillation, arXiv:2404.04057, Section 4, whose
-        :math:`\omega(t)` has the sum over dimensions for the mean, against a constant.
+        Zhou et al., Score identity Distillation, arXiv:2404.04057, Section 4
+        (:math:`\omega(t)`, there with a sum over dimensions and a constant numerator).
     """
 
     def __init__(self, floor: float = 1e-5) -> None:
         if not floor > 0:
-            raise ValueError(f"the normaliser's floor must be positive, got {floor}; use 1e-5")
+            raise ValueError(f"floor must be positive, got {floor}; 1e-5 is the default")
         self.floor = float(floor)
 
     def __call__(self, x_s: Latents, s: float, real: Prediction) -> Tensor:
@@ -108,19 +108,19 @@ class ErrorNormalised(FisherWeight):
         return 1 / error.clamp(min=self.floor)
 
 
-@fisher_weights.register("posterior")
-class PosteriorUnits(FisherWeight):
-    r""":math:`w = 1`: the squared distance of the posterior means of :math:`x_s`."""
+@fisher_weightings.register("posterior")
+class PosteriorUnits(FisherWeighting):
+    r""":math:`w = 1`: squared distances of posterior means of :math:`x_s`."""
 
     def __call__(self, x_s: Latents, s: float, real: Prediction) -> Tensor:
         return torch.ones((), dtype=x_s.dtype, device=x_s.device)
 
 
-@fisher_weights.register("score")
-class ScoreUnits(FisherWeight):
-    r""":math:`w = a^2 / b^4`: the squared distance of the scores, the Fisher divergence itself.
+@fisher_weightings.register("score")
+class ScoreUnits(FisherWeighting):
+    r""":math:`w = a^2 / b^4`: squared distances of scores, the Fisher divergence itself.
 
-    It grows without bound as :math:`t \to s`; keep a time margin.
+    Unbounded as :math:`t \to s`: use a time margin.
     """
 
     def __call__(self, x_s: Latents, s: float, real: Prediction) -> Tensor:
@@ -134,18 +134,18 @@ def fisher_losses(
     t: Tensor,
     epsilon: Latents,
     alpha: float,
-    weight: FisherWeight,
+    weighting: FisherWeighting,
 ) -> Tensor:
     r"""Returns :math:`L_\alpha` of each sample at given times and noise.
 
     Args:
         models: The denoisers of the phase, whose parameters need no gradient.
-        rollout: The generator's output, with ``x_s`` of shape :math:`(B, *)`; the gradient
-            reaches it directly and through both networks' inputs.
+        rollout: The generator's output, with ``x_s`` of shape :math:`(B, *)`; its gradient flows
+            directly and through the inputs of both networks.
         t: Times above the phase's end, float64, with shape :math:`(B)`.
         epsilon: Noise, with shape :math:`(B, *)`.
         alpha: :math:`\alpha`.
-        weight: The factor :math:`w`.
+        weighting: Returns the factor :math:`w`.
 
     Returns:
         Losses averaged over each sample's dimensions, in float32 or wider, with shape
@@ -158,36 +158,36 @@ def fisher_losses(
     x_s = x_s.to(torch.promote_types(x_s.dtype, torch.float32))
     m_fake, m_real = posterior_mean(fake, s), posterior_mean(real, s)
     with torch.no_grad():
-        w = weight(x_s, s, real)
+        w = weighting(x_s, s, real)
     d = m_real - m_fake
     return (w * d * ((m_real - x_s) - alpha * d)).flatten(1).mean(1)
 
 
 class FisherDivergence(Objective):
-    r"""Moves the generator's scores onto the teacher's (score identity distillation).
+    r"""Matches the scores of the student's samples to the teacher's (score identity distillation).
 
-    The choice of :math:`\alpha`. At 1/2 (with :class:`PosteriorUnits` or :class:`ScoreUnits`) the
-    expected gradient is half the divergence's own, given an exact fake score. Any other adds
-    :math:`(1/2 - \alpha) \nabla \mathbb E \|d\|^2` with the networks frozen: a push of samples to
-    where the scores already agree for :math:`\alpha < 1/2`, to where they still differ for
-    :math:`\alpha > 1/2`. At 1 only the fake score's response to the generator is left, and with it
-    the loss's value estimates 0. Between zero-mean Gaussians of variance :math:`v` (fake) and
+    The choice of :math:`\alpha`: at 1/2, with :class:`PosteriorUnits` or :class:`ScoreUnits` and
+    an exact fake score, the expected gradient is half that of the divergence. Other values add
+    :math:`(1/2 - \alpha) \nabla \mathbb E \|d\|^2` with frozen networks, which moves samples to
+    where the scores are equal for :math:`\alpha < 1/2`, and to where they differ for
+    :math:`\alpha > 1/2`. At 1, only the term of the fake score's dependence on the generator is
+    left, and the loss has mean 0. Between zero-mean Gaussians of variance :math:`v` (fake) and
     :math:`w` (real) the gradient in :math:`v` is proportional to
     :math:`(1/w - 1/v)[\alpha / v + (1 - \alpha) / w]`: of the right sign everywhere for
-    :math:`0 \le \alpha \le 1`, of the wrong one at :math:`\alpha > 1` once
+    :math:`0 \le \alpha \le 1`, but of the wrong sign for :math:`\alpha > 1` where
     :math:`v / w > \alpha / (\alpha - 1)`, which is 6 for SiD's 1.2.
 
-    A backward pass runs through teacher and fake score, at about twice the cost of
+    The backward pass goes through teacher and fake score, at about twice the cost of
     :class:`~pdmd.objectives.distribution_matching.DistributionMatching`.
 
     Args:
         alpha: :math:`\alpha`; 1.2 by default, as in SiD's best published results.
-        weight: The factor of each sample's loss; :class:`ErrorNormalised`, SiD's, by default.
-        times: Draws :math:`t`; uniform over the score range by default.
+        weighting: The factor of each sample's loss; :class:`ErrorNormalised`, SiD's, by default.
+        times: Samples :math:`t`; uniform over the score range by default.
         name: The loss's name.
 
     Raises:
-        ValueError: If alpha is not finite.
+        ValueError: If ``alpha`` is not finite.
 
     References:
         Zhou et al., Score identity Distillation, arXiv:2404.04057, Section 4.
@@ -196,27 +196,27 @@ class FisherDivergence(Objective):
     def __init__(
         self,
         alpha: float = 1.2,
-        weight: FisherWeight | None = None,
+        weighting: FisherWeighting | None = None,
         times: TimeSampler | None = None,
         name: str = "fisher_divergence",
     ) -> None:
         if not math.isfinite(alpha):
-            raise ValueError(f"alpha is a finite number, got {alpha}; 0.5 is exact, SiD has 1.2")
+            raise ValueError(f"alpha must be finite, got {alpha}; 0.5 is exact, SiD uses 1.2")
         self.alpha = float(alpha)
-        self.weight = weight or ErrorNormalised()
+        self.weighting = weighting or ErrorNormalised()
         self.times = times or UniformTimes()
         self.name = name
 
     def losses(
         self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Computes the mean of the samples' losses, differentiable through both networks."""
+        """Computes the mean of :func:`fisher_losses` at sampled times and noise."""
         x_s = rollout.x_s
         t = self.times(len(x_s), rollout.phase, models.fake.schedule, generator)
         epsilon = randn_like(x_s, generator)
-        each = fisher_losses(models, rollout, t, epsilon, self.alpha, self.weight)
-        return {self.name: each.mean().float()}
+        losses = fisher_losses(models, rollout, t, epsilon, self.alpha, self.weighting)
+        return {self.name: losses.mean().float()}
 
     def time_bounds(self, phase: Phase) -> tuple[float, float]:
-        """Returns the times at which the teacher is asked."""
+        """Returns the lowest and highest sampled time."""
         return self.times.bounds(phase)

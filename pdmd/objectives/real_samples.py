@@ -1,9 +1,9 @@
-r"""Real states: samples of :math:`p_s` at a phase's end, to compare the student's with.
+r"""Real samples: samples of :math:`p_s` at a phase's end, for adversarial losses.
 
-The student's :math:`x_s` should follow :math:`p_s`, the teacher's law at :math:`s = t_k`. Samples
-of it come from the teacher's own probability flow, stopped at :math:`s`, or from clean data,
-diffused: :math:`x_s = \alpha_s x_0 + \sigma_s \varepsilon`. The two agree as far as the teacher
-models the data; under guidance only the first is what the student is to follow.
+The target distribution of the student's :math:`x_s` is the teacher's :math:`p_s`, :math:`s = t_k`.
+Its samples are :math:`x_s` on the teacher's probability flow, or diffused clean data,
+:math:`x_s = \alpha_s x_0 + \sigma_s \varepsilon`. The distributions are equal for a teacher that
+models the data exactly; under guidance, only the former is the student's target.
 
 References:
     Yin et al., DMD2, arXiv:2405.14867, Section 4.3 (diffused data).
@@ -26,61 +26,59 @@ from pdmd.objectives.regression import flow
 from pdmd.randomness import randint, randn, randn_like
 from pdmd.typing import Condition, Latents
 
-__all__ = ["DataSamples", "DrawStates", "PerPhase", "RealSamples", "TeacherSamples"]
+__all__ = ["DataSamples", "DrawSamples", "PerPhase", "RealSamples", "TeacherSamples"]
 
-DrawStates: TypeAlias = Callable[[int, torch.Generator], tuple[Latents, Condition]]
-"""Draws a given number of states :math:`x_s` with their conditions."""
+DrawSamples: TypeAlias = Callable[[int, torch.Generator], tuple[Latents, Condition]]
+"""Draws a given number of samples, with their conditions."""
 
 T = TypeVar("T")
 
 
 class PerPhase(Generic[T]):
-    """Keeps what an objective makes when phases begin, by the phase's index.
-
-    A phase's item replaces what was kept of the same phase.
+    """A mapping from phases to items that an objective creates at the start of each.
 
     Args:
-        noun: What is kept, as errors name it.
-        remedy: What to do where a phase has none.
+        noun: The name of an item in errors.
+        remedy: The remedy in errors where a phase has no item.
     """
 
     def __init__(self, noun: str, remedy: str) -> None:
         self.noun, self.remedy = noun, remedy
-        self._kept: dict[int, T] = {}
+        self._items: dict[int, T] = {}
 
-    def put(self, phase: Phase, item: T) -> None:
-        """Keeps a phase's item."""
-        self._kept[phase.index] = item
+    def set(self, phase: Phase, item: T) -> None:
+        """Sets or replaces a phase's item."""
+        self._items[phase.index] = item
 
-    def use(self, phase: Phase) -> T:
+    def get(self, phase: Phase) -> T:
         """Returns a phase's item.
 
         Raises:
             ValueError: If the phase has none.
         """
-        if phase.index not in self._kept:
-            raise ValueError(f"phase {phase.index + 1} has no {self.noun}; {self.remedy}")
-        return self._kept[phase.index]
+        if phase.index not in self._items:
+            raise ValueError(f"phase {phase.number} has no {self.noun}; {self.remedy}")
+        return self._items[phase.index]
 
 
 class RealSamples(ABC):
-    """A source of real states at the end of any phase."""
+    """A source of real samples at the end of each phase."""
 
     @abstractmethod
-    def prepare(self, context: PhaseContext, generator: torch.Generator) -> DrawStates:
-        """Makes a phase's source of states.
+    def prepare(self, context: PhaseContext, generator: torch.Generator) -> DrawSamples:
+        """Creates a phase's source of samples.
 
         Args:
-            context: The phase, its denoisers and conditions.
+            context: The phase, its models and its conditions.
             generator: The source of randomness, for this call only.
 
         Returns:
-            What draws states :math:`x_s`, with shape :math:`(n, *)`, and their conditions, with
-            batch size :math:`(n)` or ``None``. It must depend on the arguments alone.
+            A function that draws :math:`x_s`, with shape :math:`(n, *)`, and their conditions,
+            with batch size :math:`(n)` or ``None``. It must depend on the arguments alone.
         """
 
-    def lowest(self, phase: Phase) -> float | None:
-        """Returns the lowest time at which the teacher is asked from 1 down, if it is."""
+    def lowest_time(self, phase: Phase) -> float | None:
+        """Returns the lowest time at which the teacher is evaluated, ``None`` if it is not."""
         return None
 
     def __repr__(self) -> str:
@@ -89,18 +87,18 @@ class RealSamples(ABC):
 
 
 class TeacherSamples(RealSamples):
-    r"""States from the teacher's flow, :math:`x_s = \Phi_{s|1}(x_1)`: no data needed.
+    r"""Samples of the teacher's probability flow, :math:`x_s = \Phi_{s|1}(x_1)`; data-free.
 
-    A pool is integrated when a phase begins, and rows of it are drawn with replacement. A pool
-    much larger than a batch keeps a critic from learning its rows by heart.
+    A pool is integrated at the start of a phase, from which samples are drawn with replacement. A
+    pool much larger than a batch prevents critics from memorizing it.
 
     Args:
-        pool: The number of states in the pool.
+        pool: The number of samples in the pool.
         steps: The teacher's steps from 1 to :math:`s`.
-        batch: States integrated at once.
+        batch: The batch size of the integration.
 
     Raises:
-        ValueError: If one of them is below 1.
+        ValueError: If an argument is below 1.
     """
 
     def __init__(self, pool: int = 1024, steps: int = 20, batch: int = 256) -> None:
@@ -109,7 +107,7 @@ class TeacherSamples(RealSamples):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.pool, self.steps, self.batch = int(pool), int(steps), int(batch)
 
-    def prepare(self, context: PhaseContext, generator: torch.Generator) -> DrawStates:
+    def prepare(self, context: PhaseContext, generator: torch.Generator) -> DrawSamples:
         real, s = context.models.real, context.phase.t_end
         condition = context.draw_conditions(self.pool, generator)
         shape = (self.pool, *real.latent_shape)
@@ -135,22 +133,21 @@ class TeacherSamples(RealSamples):
 
         return draw
 
-    def lowest(self, phase: Phase) -> float:
+    def lowest_time(self, phase: Phase) -> float:
         return 1.0 + (phase.t_end - 1.0) * (self.steps - 1) / self.steps
 
 
 class DataSamples(RealSamples):
-    r"""States from clean data, :math:`x_s = \alpha_s x_0 + \sigma_s \varepsilon`.
+    r"""Diffused clean data, :math:`x_s = \alpha_s x_0 + \sigma_s \varepsilon`.
 
     Args:
-        source: Draws a given number of clean samples, with shape :math:`(n, *)` and in the
-            latents' units, with their conditions.
+        source: Draws clean latents with shape :math:`(n, *)`, and their conditions.
     """
 
-    def __init__(self, source: DrawStates) -> None:
+    def __init__(self, source: DrawSamples) -> None:
         self.source = source
 
-    def prepare(self, context: PhaseContext, generator: torch.Generator) -> DrawStates:
+    def prepare(self, context: PhaseContext, generator: torch.Generator) -> DrawSamples:
         models, s = context.models, context.phase.t_end
         schedule, shape = models.fake.schedule, models.real.latent_shape
 
@@ -158,8 +155,8 @@ class DataSamples(RealSamples):
             x_0, condition = self.source(n, generator)
             if x_0.shape != (n, *shape):
                 raise ValueError(
-                    f"the data source returned shape {tuple(x_0.shape)} for {n} latents of shape "
-                    f"{shape}; return encoded samples, as many as asked for"
+                    f"the data source returned shape {tuple(x_0.shape)}, expected {(n, *shape)}; "
+                    "return as many encoded samples as requested"
                 )
             device = models.real.device
             condition = None if condition is None else condition.to(device)

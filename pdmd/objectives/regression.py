@@ -1,20 +1,20 @@
 r"""Regression of the expert on the teacher's probability flow inside a phase.
 
-Let :math:`\Phi_{r|t}` be the teacher's flow map: it carries :math:`x_t` to :math:`x_r` along the
-probability flow. Expert :math:`k` is itself a map :math:`G` from :math:`x_{t_{k-1}}` to
-:math:`x_{t_k}`, so the flow restricted to the phase is something to regress on:
+Let :math:`\Phi_{r|t}` be the teacher's flow map, from :math:`x_t` to :math:`x_r` along the
+probability flow. Expert :math:`k` is a map :math:`G` from :math:`x_{t_{k-1}}` to :math:`x_{t_k}`,
+and is regressed on the flow map of its phase:
 
 .. math:: L = \mathbb E\, d\big(G(x_{t_{k-1}}),\; \Phi_{t_k | t_{k-1}}(x_{t_{k-1}})\big),
 
-whose minimum is a student with the teacher's own pairing of noise and sample. At one phase it is
-DMD's regression loss, :math:`d` being LPIPS there.
+which is minimal for a student with the teacher's pairing of noise and samples. With one phase it
+is DMD's regression loss, where :math:`d` is LPIPS.
 
-One step from :math:`t` to :math:`r` with a prediction :math:`y` of kind :math:`(p, q)` is
-:math:`x_r = ((\alpha_r q - \sigma_r p) x_t + D_{r,t}\, y) / D_t`, with :math:`D_t = \alpha_t q -
-\sigma_t p` and :math:`D_{r,t} = \alpha_t \sigma_r - \sigma_t \alpha_r < 0`. Solved for the
-prediction that lands on a given :math:`x_r`,
+One step from :math:`t` to :math:`r` with a prediction :math:`y` of coefficients :math:`c_x` and
+:math:`c_\varepsilon` is :math:`x_r = ((\alpha_r c_\varepsilon - \sigma_r c_x) x_t + D_{r,t}\, y) /
+D_t`, with :math:`D_t = \alpha_t c_\varepsilon - \sigma_t c_x` and :math:`D_{r,t} = \alpha_t
+\sigma_r - \sigma_t \alpha_r < 0`. The prediction whose step ends at a given :math:`x_r` is
 
-.. math:: \bar y = \frac{D_t\, x_r - (\alpha_r q - \sigma_r p)\, x_t}{D_{r,t}},
+.. math:: \bar y = \frac{D_t\, x_r - (\alpha_r c_\varepsilon - \sigma_r c_x)\, x_t}{D_{r,t}},
 
 which for rectified-flow velocity is the average velocity :math:`(x_t - x_r) / (t - r)`, the
 target of diversity-preserved DMD.
@@ -54,13 +54,13 @@ __all__ = [
 def flow(
     denoiser: Denoiser, x_t: Latents, t: float, r: float, condition: Condition, steps: int
 ) -> Latents:
-    r"""Carries :math:`x_t` to :math:`x_r` along a denoiser's probability flow, without a gradient.
+    r"""Integrates a denoiser's probability flow from :math:`x_t` to :math:`x_r`, without gradient.
 
     Args:
-        denoiser: The denoiser whose flow it is.
+        denoiser: The denoiser.
         x_t: Latents at time :math:`t`, with shape :math:`(B, *)`.
         t: The starting time.
-        r: The time to reach, below :math:`t`.
+        r: The final time, below :math:`t`.
         condition: A TensorDict with batch size :math:`(B)`, or ``None``.
         steps: The number of steps, of equal length in time.
 
@@ -69,48 +69,48 @@ def flow(
     """
     times = flow_times(t, r, steps)
     x = x_t
-    for now, then in zip(times, [*times[1:], r], strict=True):
-        x = ode_step(denoiser(x, now, condition), then)
+    for now, later in zip(times, [*times[1:], r], strict=True):
+        x = ode_step(denoiser(x, now, condition), later)
     return x
 
 
 def flow_times(t: float, r: float, steps: int) -> list[float]:
-    """Returns the times, from ``t`` down, at which :func:`flow` asks its denoiser."""
+    """Returns the times, decreasing from ``t``, at which :func:`flow` evaluates the denoiser."""
     return [t + (r - t) * i / steps for i in range(steps)]
 
 
 def average_prediction(
     x_t: Latents, x_r: Latents, t: Times, r: Times, schedule: Schedule, kind: Kind
 ) -> Latents:
-    r"""Returns the prediction at :math:`x_t` whose single step lands on :math:`x_r`.
+    r"""Returns the prediction at :math:`x_t` whose single step ends at :math:`x_r`.
 
-    On rectified flow and for velocity, the average velocity :math:`(x_t - x_r) / (t - r)`.
+    For rectified-flow velocity it is the average velocity :math:`(x_t - x_r) / (t - r)`.
 
     Args:
         x_t: Latents at time :math:`t`, with shape :math:`(B, *)`.
-        x_r: Latents at time :math:`r`, likewise.
+        x_r: Latents at time :math:`r`, with shape :math:`(B, *)`.
         t: The noisier time, above 0.
         r: The cleaner time, in :math:`[0, t)`.
         schedule: The forward process.
-        kind: What the network predicts.
+        kind: The kind of the prediction.
 
     Returns:
         The prediction, with shape :math:`(B, *)`, in float32 or wider.
     """
     (alpha_r, sigma_r), (alpha_t, sigma_t) = schedule(r), schedule(t)
-    p, q = combination(kind, t, schedule)
+    c_x, c_eps = combination(kind, t, schedule)
     step = alpha_t * sigma_r - sigma_t * alpha_r
     of_x_r = determinant(kind, t, schedule) / step
-    of_x_t = -(alpha_r * q - sigma_r * p) / step
+    of_x_t = -(alpha_r * c_eps - sigma_r * c_x) / step
     return expand(of_x_r, x_r) * x_r + expand(of_x_t, x_t) * x_t
 
 
 class Distance(ABC):
-    """A distance of two batches, per sample and per dimension."""
+    """A distance between latents, averaged over the dimensions of each sample."""
 
     @abstractmethod
     def __call__(self, x: Latents, y: Latents) -> Tensor:
-        """Returns the distances of rows, with shape :math:`(B)`, in the arithmetic of ``x``."""
+        """Returns the distances of rows, with shape :math:`(B)`, in the dtype of ``x``."""
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v!r}" for k, v in vars(self).items())
@@ -125,18 +125,18 @@ class Squared(Distance):
 
 
 class PseudoHuber(Distance):
-    r"""Quadratic for small differences, linear for large ones.
+    r"""The pseudo-Huber distance, quadratic for small differences and linear for large ones.
 
     .. math:: \sqrt{\|x - y\|^2 / D + c^2} - c
 
-    A few pairs that the expert cannot match (where the flow splits between modes) then don't rule
-    the gradient.
+    It limits the gradient of pairs that the expert cannot match, where the flow splits between
+    modes.
 
     Args:
-        c: Where the two meet, as a root mean square per dimension.
+        c: The scale of the transition, as a root mean square per dimension.
 
     Raises:
-        ValueError: If :math:`c` is not positive.
+        ValueError: If ``c`` is not positive.
 
     References:
         Song and Dhariwal, Improved Consistency Training, arXiv:2310.14189, Section 3.3.
@@ -144,7 +144,9 @@ class PseudoHuber(Distance):
 
     def __init__(self, c: float = 0.03) -> None:
         if not c > 0:
-            raise ValueError(f"the scale c must be positive, got {c}; use Squared for a square")
+            raise ValueError(
+                f"the scale c must be positive, got {c}; for a squared loss use Squared"
+            )
         self.c = float(c)
 
     def __call__(self, x: Latents, y: Latents) -> Tensor:
@@ -154,12 +156,12 @@ class PseudoHuber(Distance):
 class TrajectoryRegression(Objective):
     r"""Regresses the phase's output on the teacher's flow from the same phase input.
 
-    The teacher runs anew for every batch, ``steps`` evaluations each: phase inputs change as
-    earlier experts do, so no pairs are kept. An expert that draws noise inside the phase is not a
-    map of its phase_input, and is pulled to a mean over that noise; use a deterministic one.
+    The teacher is integrated for every batch, in ``steps`` evaluations: pairs are not stored, as
+    phase inputs change with the earlier experts. An expert that draws noise within the phase is
+    not a function of its phase input, and would regress to a mean: use a deterministic one.
 
     Args:
-        steps: The teacher's steps through the phase.
+        steps: The teacher's steps in the phase.
         distance: The distance; :class:`Squared` by default.
         name: The loss's name.
 
@@ -183,7 +185,7 @@ class TrajectoryRegression(Objective):
     def losses(
         self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Computes the mean distance of the output to the teacher's."""
+        """Computes the mean distance of the output to the teacher's flow."""
         phase, phase_input = rollout.phase, phase_input_of(rollout)
         target = flow(
             models.real, phase_input, phase.t_start, phase.t_end, rollout.condition, self.steps
@@ -192,7 +194,7 @@ class TrajectoryRegression(Objective):
         return {self.name: self.distance(x_s, target).mean().float()}
 
     def time_bounds(self, phase: Phase) -> tuple[float, float]:
-        """Returns the last and the first time of the teacher's steps."""
+        """Returns the lowest and highest time of the teacher's steps."""
         times = flow_times(phase.t_start, phase.t_end, self.steps)
         return times[-1], times[0]
 
@@ -200,16 +202,16 @@ class TrajectoryRegression(Objective):
 class VelocityRegression(Objective):
     r"""Regresses the generator's first prediction in a phase on the teacher's average velocity.
 
-    The generator is asked at the phase's first timestep :math:`t = t_{k-1}`; its target carries
-    the phase input to the teacher's :math:`x_r` at an anchor time :math:`r` in one step. The
-    residual is read as one of :math:`\varepsilon - x_0`, that is, scaled by :math:`(\alpha_t +
-    \sigma_t) / D_t`: the loss does not depend on the kind that is predicted, nor on how time is
-    warped, and on rectified flow it is the published one.
+    The generator is evaluated at the phase's first timestep :math:`t = t_{k-1}`. Its target is the
+    prediction whose single step ends at the teacher's :math:`x_r`, at an anchor time :math:`r`.
+    The residual is converted to one of :math:`\varepsilon - x_0`, that is, scaled by
+    :math:`(\alpha_t + \sigma_t) / D_t`: the loss depends neither on the prediction kind nor on a
+    shift of time, and on rectified flow it is the published one.
 
-    Published for the first step alone, which then owns the diversity, with distribution matching
-    for all others::
+    Published for the first step, which then determines the diversity, with distribution matching
+    in all other steps::
 
-        generator = VelocityRegression().only(0) + DistributionMatching().only(1, 2, 3)
+        generator = VelocityRegression().only(1) + DistributionMatching().only(2, 3, 4)
 
     Args:
         anchor: The anchor time :math:`r` within the phase; the phase's end by default.
@@ -218,7 +220,7 @@ class VelocityRegression(Objective):
         name: The loss's name.
 
     Raises:
-        ValueError: If ``steps`` is below 1, or the anchor is not in [0, 1).
+        ValueError: If ``steps`` is below 1, or ``anchor`` is not in [0, 1).
 
     References:
         Wu et al., Diversity-Preserved Distribution Matching Distillation, arXiv:2602.03139,
@@ -233,7 +235,7 @@ class VelocityRegression(Objective):
         name: str = "velocity_regression",
     ) -> None:
         if anchor is not None and not 0 <= anchor < 1:
-            raise ValueError(f"an anchor is a time in [0, 1), got {anchor}")
+            raise ValueError(f"the anchor must be a time in [0, 1), got {anchor}")
         self.anchor = None if anchor is None else float(anchor)
         self.steps = _positive(steps)
         self.distance = distance or Squared()
@@ -243,11 +245,8 @@ class VelocityRegression(Objective):
         self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Computes the mean distance of the prediction to its target."""
-        phase_input, t, r = (
-            phase_input_of(rollout),
-            rollout.phase.t_start,
-            self._anchor(rollout.phase),
-        )
+        phase_input = phase_input_of(rollout)
+        t, r = rollout.phase.t_start, self._anchor(rollout.phase)
         x_r = flow(models.real, phase_input, t, r, rollout.condition, self.steps)
         prediction = models.expert(phase_input, t, rollout.condition)
         schedule, kind = prediction.schedule, prediction.kind
@@ -260,7 +259,7 @@ class VelocityRegression(Objective):
         }
 
     def time_bounds(self, phase: Phase) -> tuple[float, float]:
-        """Returns the last and the first time of the teacher's steps.
+        """Returns the lowest and highest time of the teacher's steps.
 
         Raises:
             ValueError: If the anchor is not within the phase.
@@ -272,28 +271,28 @@ class VelocityRegression(Objective):
         anchor = phase.t_end if self.anchor is None else self.anchor
         if not phase.t_end <= anchor < phase.t_start:
             raise ValueError(
-                f"the anchor {anchor} is not within phase {phase.index + 1}, which runs from "
-                f"{phase.t_start} to {phase.t_end}; move it, or limit the objective to its phase, "
-                "as in .only(0)"
+                f"the anchor {anchor} is not within phase {phase.number}, from {phase.t_start} to "
+                f"{phase.t_end}; change it, or limit the objective to the phase that contains it, "
+                "as in .only(1)"
             )
         return anchor
 
 
 def phase_input_of(rollout: Rollout) -> Latents:
-    """Returns what a rollout was made of.
+    """Returns the phase input of a rollout.
 
     Raises:
-        ValueError: If the rollout does not say.
+        ValueError: If it is ``None``.
     """
     if rollout.phase_input is None:
         raise ValueError(
-            "this objective needs the phase input, but rollout.phase_input is None; pass "
-            "phase_input= the latents at the phase's start"
+            "this objective requires the phase input, but rollout.phase_input is None; create the "
+            "Rollout with phase_input="
         )
     return rollout.phase_input
 
 
 def _positive(steps: int) -> int:
     if steps < 1:
-        raise ValueError(f"the teacher takes at least 1 step, got {steps}")
+        raise ValueError(f"the teacher must take at least 1 step, got {steps}")
     return int(steps)

@@ -1,6 +1,6 @@
 r"""Score matching within a subinterval, where no clean sample exists.
 
-Only :math:`x_s`, :math:`s = t_k`, is known. With :math:`x_t = a x_s + b \varepsilon` the
+Only :math:`x_s`, :math:`s = t_k`, is available. With :math:`x_t = a x_s + b \varepsilon` the
 conditional score :math:`S^* = -\varepsilon / b` has :math:`\mathbb E[S^* | x_t] = \nabla \log
 p_t(x_t)`, and since every prediction is affine in :math:`(x_t, \nabla \log p_t)`, its unbiased
 target follows from
@@ -8,20 +8,20 @@ target follows from
 .. math::
     x_0^* = \frac{x_s}{\alpha_s} - \frac{\alpha_t \sigma_s^2}{\alpha_s^2 b} \varepsilon, \qquad
     \varepsilon^* = \frac{\sigma_t}{b} \varepsilon, \qquad
-    y^* = p_t x_0^* + q_t \varepsilon^*.
+    y^* = c_x x_0^* + c_\varepsilon \varepsilon^*.
 
-How far the fake score :math:`\hat S` lags behind the student is measured on the way. The target's
-conditional variance is known, :math:`\operatorname{tr} \mathrm{Cov}(S^* | x_t) = d / b^2 + \nabla
-\cdot S`, and its mean is :math:`d / b^2 + \mathbb E \langle \hat S, \varepsilon \rangle / b` for a
-right score, by integration by parts. The loss in excess of it is
+At :math:`s = 0` these are :math:`x_0` and :math:`\varepsilon`: ordinary denoising score matching.
+
+The error of the fake score :math:`\hat S` is measured from the same evaluations. The target's
+conditional variance is :math:`\operatorname{tr} \mathrm{Cov}(S^* | x_t) = d / b^2 + \nabla \cdot
+S`, whose mean is :math:`d / b^2 + \mathbb E \langle \hat S, \varepsilon \rangle / b` for an exact
+score, by integration by parts. The loss in excess of it is
 
 .. math:: \mathbb E \|\hat S\|^2 + \mathbb E \langle \hat S, \varepsilon \rangle / b
     = \mathbb E \langle \hat S, \hat S - S \rangle ,
 
-and the *relative error* is that over :math:`\mathbb E \|\hat S\|^2`, with the sign turned: 0 for
-a right score, positive for one that is too timid. It costs no evaluation.
-
-At :math:`s = 0` these are :math:`x_0` and :math:`\varepsilon`: ordinary denoising score matching.
+and the *relative error* is its negative over :math:`\mathbb E \|\hat S\|^2`: 0 for an exact score,
+positive for one that is too small.
 
 References:
     Fan et al., Phased DMD, arXiv:2510.27684, Section 3.2 (rectified-flow velocity).
@@ -56,11 +56,11 @@ def subinterval_target(
 
     Args:
         x_s: Samples at time :math:`s`, with shape :math:`(B, *)`.
-        epsilon: The noise that carried them to :math:`x_t = a x_s + b \varepsilon`, likewise.
-        s: The subinterval's clean end, in :math:`[0, 1)`.
+        epsilon: The noise of :math:`x_t = a x_s + b \varepsilon`, with shape :math:`(B, *)`.
+        s: The clean end of the subinterval, in :math:`[0, 1)`.
         t: Times in :math:`(s, 1]`, with shape :math:`()` or :math:`(B)`.
         schedule: The forward process.
-        kind: What the network predicts.
+        kind: The kind of the prediction.
 
     Returns:
         The target, with shape :math:`(B, *)`, in float32 or wider.
@@ -73,55 +73,55 @@ def subinterval_target(
     """
     _, b = schedule.transition(s, t)
     (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule(s), schedule(t)
-    p, q = combination(kind, t, schedule)
-    of_x = p / alpha_s
-    of_epsilon = q * (sigma_t / b) - p * (alpha_t * sigma_s.square() / (alpha_s.square() * b))
-    return expand(of_x, x_s) * x_s + expand(of_epsilon, epsilon) * epsilon
+    c_x, c_eps = combination(kind, t, schedule)
+    x0_of_epsilon = alpha_t * sigma_s.square() / (alpha_s.square() * b)
+    of_x_s = c_x / alpha_s
+    of_epsilon = c_eps * (sigma_t / b) - c_x * x0_of_epsilon
+    return expand(of_x_s, x_s) * x_s + expand(of_epsilon, epsilon) * epsilon
 
 
 @torch.no_grad()
 def relative_score_error(
     prediction: Prediction, epsilon: Latents, s: Times, bins: int = 4
 ) -> Tensor:
-    r"""Returns how far a score lags, in bins of time with equally many samples.
+    r"""Returns the relative error of a score, in bins of time with equally many samples.
 
     .. math:: \frac{\mathbb E \langle \hat\varepsilon, \varepsilon - \hat\varepsilon \rangle}
         {\mathbb E \|\hat\varepsilon\|^2}, \qquad \hat\varepsilon = -b \hat S
 
     Args:
-        prediction: A score's prediction at :math:`x_t = a x_s + b \varepsilon`, with value of
-            shape :math:`(B, *)`.
+        prediction: A prediction at :math:`x_t = a x_s + b \varepsilon`, with a value of shape
+            :math:`(B, *)`.
         epsilon: The noise, with shape :math:`(B, *)`.
         s: The time of :math:`x_s`.
-        bins: The number of bins; fewer if there are fewer samples.
+        bins: The number of bins, at most one per sample.
 
     Returns:
-        The relative error in each bin, from the lowest times to the highest, with shape
-        ``(bins,)``.
+        The relative error per bin, from the lowest times to the highest, with shape ``(bins,)``.
     """
     schedule, t = prediction.schedule, torch.as_tensor(prediction.t).expand(len(epsilon))
     _, b = schedule.transition(s, t)
-    guess = expand(b / schedule(t)[1], epsilon) * prediction.to("epsilon")
-    gap = (guess * (epsilon - guess)).flatten(1).sum(1)
-    size = guess.square().flatten(1).sum(1)
-    order = t.argsort()
-    parts = zip(gap[order].chunk(bins), size[order].chunk(bins), strict=True)
-    return torch.stack([g.sum() / d.sum() for g, d in parts])
+    predicted = expand(b / schedule(t)[1], epsilon) * prediction.to("epsilon")
+    error = (predicted * (epsilon - predicted)).flatten(1).sum(1)
+    size = predicted.square().flatten(1).sum(1)
+    by_time = t.argsort()
+    parts = zip(error[by_time].chunk(bins), size[by_time].chunk(bins), strict=True)
+    return torch.stack([e.sum() / d.sum() for e, d in parts])
 
 
 Target: TypeAlias = Callable[[Latents, Latents, Times, Times, Schedule, Kind], Latents]
-"""A regression target, called as :func:`subinterval_target` is."""
+"""A regression target with the signature of :func:`subinterval_target`."""
 
 
 class SubintervalScoreMatching(Objective):
-    r"""Trains the fake score on the student's samples at the phase's end.
+    r"""Trains the fake score on student samples at the end of a phase.
 
     Args:
         weighting: Weight of the squared residual; the paper's by default.
-        times: Draws :math:`t`; uniform over the score range by default.
+        times: Samples :math:`t`; uniform over the score range by default.
         name: The loss's name.
-        target: What the prediction is regressed on; :func:`subinterval_target` by default, which
-            is unbiased. Another is for controls.
+        target: The regression target; :func:`subinterval_target`, which is unbiased, by default.
+            Others serve as controls.
     """
 
     def __init__(
@@ -153,15 +153,15 @@ class SubintervalScoreMatching(Objective):
         return {self.name: (weight * (prediction.value.float() - target.float()).square()).mean()}
 
     def time_bounds(self, phase: Phase) -> None:
-        """Checks the times of a phase; the teacher is not asked at any.
+        """Returns ``None``, as the teacher is not evaluated.
 
         Raises:
-            ValueError: If there are no times to draw from.
+            ValueError: If the sampler has no times in the phase.
         """
         self.times.bounds(phase)
 
     def measures(self) -> dict[str, Tensor]:
-        """Returns the ``relative_error`` of the fake score at the last losses.
+        """Returns the ``relative_error`` of the fake score at the last :meth:`losses`.
 
         See :func:`relative_score_error`.
         """

@@ -1,7 +1,8 @@
-"""Time samplers: where in a phase's score range an objective compares.
+r"""Time samplers: distributions of :math:`t` over a phase's score range.
 
-They draw times of the diffusion that a rollout's output is noised to, within what a phase may ask
-its teacher and its fake score.
+An objective diffuses a rollout :math:`x_s`, :math:`s = t_k`, to times :math:`t` sampled from
+:math:`[t_k + m (1 - t_k),\; 1 - m]` within the score range, :math:`m` the margin. At its lower end
+the variance of score targets would diverge; at its upper end noise would hide all signal.
 """
 
 from __future__ import annotations
@@ -19,29 +20,35 @@ __all__ = ["LogSnrTimes", "TimeSampler", "UniformTimes"]
 
 
 class TimeSampler(ABC):
-    """Draws the times at which a rollout is diffused and compared."""
+    """Samples the times to which a rollout is diffused."""
 
     @abstractmethod
     def __call__(
         self, n: int, phase: Phase, schedule: Schedule, generator: torch.Generator
     ) -> Tensor:
-        """Returns times within the phase's score range, float64, with shape :math:`(n)`."""
+        """Returns times within the phase's score range, float64, with shape :math:`(n)`.
+
+        Args:
+            n: The number of times.
+            phase: The phase.
+            schedule: The forward process.
+            generator: The source of randomness.
+        """
 
     @abstractmethod
     def bounds(self, phase: Phase) -> tuple[float, float]:
-        """Returns the lowest and highest time that can be drawn in a phase."""
+        """Returns the lowest and highest time of a phase's samples."""
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v!r}" for k, v in vars(self).items())
         return f"{type(self).__name__}({arguments})"
 
 
-class _InnerTimes(TimeSampler):
-    """Times kept off the ends of the score range by a margin.
+class _MarginTimes(TimeSampler):
+    r"""Samples times with a margin at both ends of the score range.
 
     Args:
-        margin: The share of :math:`(t_k, 1)` left out above :math:`t_k`, and of time left out
-            below 1; the target's variance diverges at the one, the noise hides all at the other.
+        margin: :math:`m`: times are at least :math:`t_k + m (1 - t_k)` and at most :math:`1 - m`.
 
     Raises:
         ValueError: If the margin is not in (0, 0.5).
@@ -49,7 +56,7 @@ class _InnerTimes(TimeSampler):
 
     def __init__(self, margin: float = 0.02) -> None:
         if not 0 < margin < 0.5:
-            raise ValueError(f"a time margin is in (0, 0.5), got {margin}")
+            raise ValueError(f"a time margin must be in (0, 0.5), got {margin}")
         self.margin = float(margin)
 
     def bounds(self, phase: Phase) -> tuple[float, float]:
@@ -58,14 +65,14 @@ class _InnerTimes(TimeSampler):
         high = min(high, 1 - self.margin)
         if not low < high:
             raise ValueError(
-                f"phase {phase.index + 1}: a time margin of {self.margin} leaves nothing of the "
+                f"phase {phase.number}: a time margin of {self.margin} leaves no times of the "
                 f"score range {phase.score_range}; use a smaller margin"
             )
         return low, high
 
 
-class UniformTimes(_InnerTimes):
-    """Draws times uniformly, as the paper does."""
+class UniformTimes(_MarginTimes):
+    """Samples times uniformly, as the paper does."""
 
     def __call__(
         self, n: int, phase: Phase, schedule: Schedule, generator: torch.Generator
@@ -74,8 +81,8 @@ class UniformTimes(_InnerTimes):
         return low + (high - low) * rand(n, generator, dtype=torch.float64)
 
 
-class LogSnrTimes(_InnerTimes):
-    """Draws times uniformly in log-SNR."""
+class LogSnrTimes(_MarginTimes):
+    r"""Samples times uniform in log-SNR, with density proportional to :math:`-\dot\lambda_t`."""
 
     def __call__(
         self, n: int, phase: Phase, schedule: Schedule, generator: torch.Generator

@@ -1,8 +1,9 @@
 r"""Weightings of the subinterval score-matching loss.
 
-A weighting multiplies the squared residual of the network's own prediction. The target's
-variance diverges as :math:`1 / b^2`, :math:`b = \sigma_{t|s}`, when :math:`t \to s`; every
-weighting but :class:`Unweighted` falls as :math:`b^2` there.
+A weighting :math:`w` multiplies the squared residual of the network's prediction, :math:`L =
+\mathbb E\, w(s, t) \|y - y^*\|^2`. The target's variance diverges as :math:`1 / b^2`,
+:math:`b = \sigma_{t|s}`, as :math:`t \to s`; all weightings but :class:`Unweighted` decrease as
+:math:`b^2` there.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Weighting(ABC):
             s: The phase's end.
             t: Times above ``s``, with shape :math:`(B)`.
             schedule: The forward process.
-            kind: What the network predicts.
+            kind: The kind of the prediction.
         """
 
     def __repr__(self) -> str:
@@ -51,7 +52,7 @@ class Weighting(ABC):
 
 @weightings.register("none")
 class Unweighted(Weighting):
-    """Weight 1 everywhere: the target's variance then rules near the phase's end."""
+    r""":math:`w = 1`: the target's variance dominates near the phase's end."""
 
     def __call__(self, s: Times, t: Times, schedule: Schedule, kind: Kind) -> Tensor:
         return torch.ones_like(schedule(t)[0])
@@ -59,17 +60,15 @@ class Unweighted(Weighting):
 
 @weightings.register("clamped")
 class ClampedWeighting(Weighting):
-    r"""The paper's clamp, which holds the weight at 1 away from the phase's end.
+    r"""The paper's clamped weight, 1 away from the phase's end.
 
-    .. math:: b^2 \operatorname{clamp}(1 / b^2, 0, c) = \min(1, c b^2)
-
-    The effective weight is :math:`\min(1, c\, b^2)`.
+    .. math:: w = b^2 \operatorname{clamp}(1 / b^2, 0, c) = \min(1, c\, b^2)
 
     Args:
         limit: :math:`c`, 10 in the paper.
 
     Raises:
-        ValueError: If the limit is not positive.
+        ValueError: If ``limit`` is not positive.
 
     References:
         Fan et al., Phased DMD, arXiv:2510.27684, Section 3.3.
@@ -87,9 +86,9 @@ class ClampedWeighting(Weighting):
 
 @weightings.register("ratio")
 class RatioWeighting(Weighting):
-    r"""The transition's share of the noise: 1 at s = 0, falling to 0 at the phase's end.
+    r"""The share of the noise added after :math:`s`: 1 at :math:`s = 0`, 0 as :math:`t \to s`.
 
-    .. math:: b^2 / \sigma_t^2 = 1 - e^{\lambda_t - \lambda_s}
+    .. math:: w = b^2 / \sigma_t^2 = 1 - e^{\lambda_t - \lambda_s}
     """
 
     def __call__(self, s: Times, t: Times, schedule: Schedule, kind: Kind) -> Tensor:
@@ -99,12 +98,12 @@ class RatioWeighting(Weighting):
 
 @weightings.register("epsilon")
 class EpsilonWeighting(Weighting):
-    r"""The loss of predicting the transition's own noise.
+    r"""The loss of predicting the transition's noise, :math:`\|\hat\varepsilon - \varepsilon\|^2`.
 
-    .. math:: \|\hat\varepsilon_{t|s} - \varepsilon\|^2
+    .. math:: w = \left(\frac{D_\varepsilon\, b}{D_{kind}\, \sigma_t}\right)^2
 
-    On a network of another kind the weight is :math:`(D_\varepsilon b / (D_{kind} \sigma_t))^2`,
-    for rectified-flow velocity :math:`(\alpha_t b / (\sigma_t (\alpha_t + \sigma_t)))^2`.
+    with :math:`D` the :func:`~pdmd.diffusion.predictions.determinant` of a kind. For
+    rectified-flow velocity, :math:`w = (\alpha_t b / (\sigma_t (\alpha_t + \sigma_t)))^2`.
     """
 
     def __call__(self, s: Times, t: Times, schedule: Schedule, kind: Kind) -> Tensor:
@@ -115,18 +114,19 @@ class EpsilonWeighting(Weighting):
 
 @weightings.register("inverse_variance")
 class InverseVarianceWeighting(Weighting):
-    r"""The inverse of the target's variance, for data that were Gaussian.
+    r"""The inverse conditional variance of the target, for Gaussian data.
 
-    With :math:`x_0` of standard deviation :math:`\tau`, :math:`v_s = \alpha_s^2 \tau^2 +
-    \sigma_s^2` and :math:`a = \alpha_{t|s}`, the score target has conditional variance
-    :math:`a^2 v_s / (b^2 (a^2 v_s + b^2))` per dimension.
+    With data of standard deviation :math:`\tau`, :math:`v_s = \alpha_s^2 \tau^2 + \sigma_s^2` and
+    :math:`a = \alpha_{t|s}`, the score target has variance :math:`a^2 v_s / (b^2 (a^2 v_s + b^2))`
+    per dimension, and the target of another kind :math:`(D_{kind}\, \sigma_t / \alpha_t)^2` times
+    that.
 
     Args:
         std: :math:`\tau`, the data's standard deviation.
-        limit: Upper bound of the weight; where :math:`a \to 0` the target carries no noise at all.
+        limit: Upper bound of the weight, since the variance vanishes as :math:`a \to 0`.
 
     Raises:
-        ValueError: If either is not positive.
+        ValueError: If ``std`` or ``limit`` is not positive.
     """
 
     def __init__(self, std: float = 1.0, limit: float = 100.0) -> None:
@@ -138,7 +138,7 @@ class InverseVarianceWeighting(Weighting):
         alpha_s, sigma_s = schedule(s)
         alpha_t, sigma_t = schedule(t)
         a, b = schedule.transition(s, t)
-        spread = a.square() * (alpha_s.square() * self.std**2 + sigma_s.square())
-        variance = spread / (b.square() * (spread + b.square()))
+        signal = a.square() * (alpha_s.square() * self.std**2 + sigma_s.square())
+        variance = signal / (b.square() * (signal + b.square()))
         to_kind = determinant(kind, t, schedule) * sigma_t / alpha_t
         return (1 / (variance * to_kind.square())).clamp(max=self.limit)

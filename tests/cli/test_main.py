@@ -75,7 +75,7 @@ def test_the_main_job(tmp_path, capsys, preset):
         (["distill", "digits", "--plan.timesteps", "0.9", "0"], "0.9"),
         (["distill", "digits", "--plan.timesteps", "1", "0.4", "0.6", "0"], "0.6"),
         (["distill", "digits", "--teacher.name", "cat"], "unknown teacher 'cat'"),
-        (["distill", "digits", "--objective.weight", "cat"], "unknown gap weight 'cat'"),
+        (["distill", "digits", "--objective.weight", "cat"], "score-difference weighting 'cat'"),
         (["distill", "digits", "--resume"], "no checkpoint"),
         (["sample", "nowhere"], "no student.json"),
         (["sample"], "missing the student folder"),

@@ -270,25 +270,6 @@ def test_bad_teachers_are_refused_before_work():
         distill(Broken((0.1, 0.9)), PhasePlan.uniform(2))
 
 
-def test_objectives_add_and_scale():
-    one, two = DistributionMatching(name="one"), DistributionMatching(name="two")
-    total = one + 0.05 * two
-    assert total.names == ("one", "two")
-    assert [w for w, _ in (2 * total).terms] == [2.0, 0.1]
-    with pytest.raises(ValueError, match="two objectives are named 'one'"):
-        one + DistributionMatching(name="one")
-    with pytest.raises(ValueError, match="nan"):
-        float("nan") * one
-
-
-def test_sums_within_sums_are_told_apart_by_what_is_in_them():
-    a, b, c, d = (DistributionMatching(name=name) for name in "abcd")
-    total = (a + 2 * b).only(0) + 0.5 * (c + d).only(1)
-    assert total.names == ("a", "b", "c", "d")
-    with pytest.raises(ValueError, match="two objectives are named 'b'"):
-        (a + b).only(0) + b
-
-
 class Networks(Recorder):
     """Keeps weak references to the networks in training, by phase."""
 

@@ -9,13 +9,10 @@ import torch
 from pdmd import (
     DistributionMatching,
     FromDenoiser,
-    IntervalRouter,
-    LinearVP,
     MixtureTeacher,
     MlpDenoiser,
     OdeExpert,
     PhasePlan,
-    RoutedDenoiser,
     Student,
     SubintervalScoreMatching,
     sample,
@@ -202,9 +199,9 @@ def test_times_of_the_fake_score_are_checked_before_work():
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        (dict(generator_objective=DistributionMatching().only(0)), "no loss in phase 2"),
-        (dict(fake_objective=SubintervalScoreMatching().only(1)), "no loss in phase 1"),
-        (dict(generator_objective=DistributionMatching() + Repulsion().only(2)), "the plan has 2"),
+        (dict(generator_objective=DistributionMatching().only(1)), "no loss in phase 2"),
+        (dict(fake_objective=SubintervalScoreMatching().only(2)), "no loss in phase 1"),
+        (dict(generator_objective=DistributionMatching() + Repulsion().only(3)), "the plan has 2"),
         (dict(seed=-1), "got -1"),
         (dict(seed=2**70), str(2**70)),
         (dict(init=FromDenoiser(MlpDenoiser.rectified_flow(dim=3))), r"shape \(3,\)"),
@@ -226,15 +223,6 @@ def test_settings_that_cannot_work_are_refused_before_work(settings, named):
             **{"init": FromDenoiser(network), "updates": 1, "recorder": Deaf(), **settings},
         )
     assert not heard
-
-
-def test_routed_denoisers_are_checked():
-    networks = [MlpDenoiser.rectified_flow(dim=2, width=8) for _ in range(2)]
-    with pytest.raises(ValueError, match="3 boundaries"):
-        RoutedDenoiser(networks, IntervalRouter([1, 0.5, 0.2, 0]))
-    networks[1].schedule = LinearVP()
-    with pytest.raises(ValueError, match="one schedule"):
-        RoutedDenoiser(networks, IntervalRouter([1, 0.5, 0]))
 
 
 @pytest.mark.parametrize(

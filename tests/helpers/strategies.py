@@ -1,4 +1,4 @@
-"""What the property tests draw from."""
+"""Hypothesis strategies of the property tests."""
 
 import torch
 from hypothesis import strategies as st
@@ -17,7 +17,7 @@ from pdmd.diffusion.timesteps import as_times
 
 
 class UserSchedule(Schedule):
-    """Only the abstract method: everything else is the default."""
+    """Implements the abstract method only."""
 
     def __call__(self, t):
         t = as_times(t)

@@ -34,7 +34,7 @@ S = 0.5
 
 
 class At(TimeSampler):
-    """Every time the same."""
+    """Samples one time only."""
 
     def __init__(self, t):
         self.t = t
@@ -47,7 +47,7 @@ class At(TimeSampler):
 
 
 class LogRatio(Critic):
-    """The exact log-ratio of two teachers, plus a sum of test functions with weights at zero."""
+    """The exact log-ratio of two teachers plus test functions, whose weights are zero."""
 
     def __init__(self, real, fake):
         super().__init__()
@@ -65,17 +65,17 @@ class LogRatio(Critic):
 
 
 class Exact(RealSamples):
-    """The law of a mixture at the phase's end, exactly."""
+    """Exact samples of a mixture at the phase's end."""
 
     def __init__(self, teacher):
         self.teacher = teacher
 
     def prepare(self, context, generator):
         s = context.phase.t_end
-        return lambda n, g: (states(self.teacher, n, s, g), None)
+        return lambda n, g: (samples(self.teacher, n, s, g), None)
 
 
-def states(teacher, n, s, generator):
+def samples(teacher, n, s, generator):
     x_0 = teacher.sample(n, generator=generator).double()
     return diffuse(
         x_0, torch.randn(x_0.shape, generator=generator).double(), 0.0, s, teacher.schedule
@@ -87,14 +87,14 @@ def pair():
     return MixtureTeacher(means, 0.4), MixtureTeacher(torch.tensor([[0.3]]).double(), 0.8)
 
 
-def game(critic, states, models, **settings):
+def setup(critic, samples, models, **settings):
     critics = Critics(lambda models, phase, example: critic)
-    side = DiscriminatorLoss(critics, states, **settings)
-    side.on_phase_start(
+    discriminator = DiscriminatorLoss(critics, samples, **settings)
+    discriminator.on_phase_start(
         PhaseContext(models=models, phase=PLAN[0], draw_conditions=lambda n, g: None),
         torch.Generator().manual_seed(0),
     )
-    return critics, side
+    return critics, discriminator
 
 
 def rollout_of(x_s, condition=None, phase=PLAN[0]):
@@ -102,7 +102,7 @@ def rollout_of(x_s, condition=None, phase=PLAN[0]):
 
 
 def test_the_exact_log_ratio_is_stationary_pointwise():
-    """At every point the pulls of real and student samples on the logit cancel."""
+    """At every point, the gradients of real and student samples in the logit cancel."""
     real, fake = pair()
     x = torch.linspace(-4, 4, 101, dtype=torch.float64)[:, None]
     p_real, p_fake = (p.log_prob(x, 0.7).exp() for p in (real, fake))
@@ -115,19 +115,19 @@ def test_the_exact_log_ratio_is_stationary_pointwise():
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.3])
-def test_the_game_is_stationary_at_the_exact_log_ratio_in_every_direction(shift):
-    """The mean gradient on four test functions is zero to four standard errors, and not beside."""
+def test_the_exact_log_ratio_is_stationary_in_every_direction(shift):
+    """Gradients of four test functions have mean zero to four standard errors, only there."""
     real, fake = pair()
     critic = LogRatio(real, fake)
     with torch.no_grad():
         critic.theta[0] = shift
     models = Models(real=real, fake=fake, expert=fake)
-    _, side = game(critic, Exact(real), models, penalty_weight=0, times=At(0.7))
+    _, discriminator = setup(critic, Exact(real), models, penalty_weight=0, times=At(0.7))
     generator = torch.Generator().manual_seed(1)
     gradients = []
     for _ in range(40):
-        x_s = states(fake, 2000, S, generator)
-        (loss,) = side.losses(models, rollout_of(x_s), generator).values()
+        x_s = samples(fake, 2000, S, generator)
+        (loss,) = discriminator.losses(models, rollout_of(x_s), generator).values()
         gradients += torch.autograd.grad(loss, critic.theta)
     gradients = torch.stack(gradients)
     z = gradients.mean(0) / (gradients.std(0) / 40**0.5)
@@ -139,8 +139,8 @@ def test_at_the_optimum_the_generator_descends_the_kl_weighted_by_the_critic():
     real, fake = pair()
     critic = LogRatio(real, fake)
     models = Models(real=real, fake=fake, expert=fake)
-    critics, _ = game(critic, Exact(real), models)
-    x_s = states(fake, 50, S, torch.Generator().manual_seed(3)).requires_grad_(True)
+    critics, _ = setup(critic, Exact(real), models)
+    x_s = samples(fake, 50, S, torch.Generator().manual_seed(3)).requires_grad_(True)
     critic.requires_grad_(False)
     objective = Adversarial(critics, times=At(0.7))
     generator = torch.Generator().manual_seed(4)
@@ -158,20 +158,20 @@ def test_at_the_optimum_the_generator_descends_the_kl_weighted_by_the_critic():
     assert critic.theta.grad is None
 
 
-def test_discriminations_gradient_is_its_finite_difference_and_reaches_critics_alone():
+def test_the_discriminators_gradient_is_its_finite_difference_and_reaches_critics_alone():
     torch.manual_seed(0)
     real, fake = pair()
     critic = MlpCritic(1, width=8).double()
     models = Models(real=real, fake=fake, expert=fake)
-    _, side = game(critic, Exact(real), models, penalty_weight=0.5)
-    x_s = states(fake, 16, S, torch.Generator().manual_seed(3)).requires_grad_(True)
+    _, discriminator = setup(critic, Exact(real), models, penalty_weight=0.5)
+    x_s = samples(fake, 16, S, torch.Generator().manual_seed(3)).requires_grad_(True)
 
     def reference():
         generator = torch.Generator().manual_seed(5)
         x_real, _ = Exact(real).prepare(
             PhaseContext(models=models, phase=PLAN[0], draw_conditions=None), None
         )(16, generator)
-        t = side.times(16, PLAN[0], RectifiedFlow(), generator)
+        t = discriminator.times(16, PLAN[0], RectifiedFlow(), generator)
         real_t, fake_t = (
             diffuse(
                 x,
@@ -182,13 +182,13 @@ def test_discriminations_gradient_is_its_finite_difference_and_reaches_critics_a
             )
             for x in (x_real, x_s.detach())
         )
-        moved = real_t.detach().requires_grad_(True)
-        (slope,) = torch.autograd.grad(critic(moved, t).sum(), moved)
+        inputs = real_t.detach().requires_grad_(True)
+        (slope,) = torch.autograd.grad(critic(inputs, t).sum(), inputs)
         loss = softplus(-critic(real_t, t)).mean() + softplus(critic(fake_t, t)).mean()
         return loss + 0.25 * slope.square().sum(1).mean()
 
-    losses = side.losses(models, rollout_of(x_s), torch.Generator().manual_seed(5))
-    assert set(losses) == {"discrimination", "discrimination_penalty"}
+    losses = discriminator.losses(models, rollout_of(x_s), torch.Generator().manual_seed(5))
+    assert set(losses) == {"discriminator", "discriminator_penalty"}
     sum(losses.values()).backward()
     assert x_s.grad is None
     torch.testing.assert_close(sum(losses.values()), reference().float())
@@ -228,7 +228,7 @@ def test_r1_is_the_squared_slope_and_trains_the_critic():
 
 
 def test_the_finite_difference_has_r1_as_its_mean():
-    """To four standard errors; its own bias is of second order in delta."""
+    """To four standard errors; the bias is of second order in delta."""
     critic, n = Quadratic(), 20_000
     x = torch.randn(1, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     t = torch.full((n,), 0.5).double()
@@ -241,23 +241,23 @@ def test_the_finite_difference_has_r1_as_its_mean():
     assert error < 0.02 * float(exact)
 
 
-def test_every_phase_has_its_critic():
+def test_every_phase_has_a_critic():
     real, fake = pair()
     models = Models(real=real, fake=fake, expert=fake)
     critics = Critics(lambda models, phase, example: MlpCritic(1).double())
-    side = DiscriminatorLoss(critics, Exact(real))
-    side.on_phase_start(
+    discriminator = DiscriminatorLoss(critics, Exact(real))
+    discriminator.on_phase_start(
         PhaseContext(models=models, phase=PLAN[1], draw_conditions=lambda n, g: None),
         torch.Generator(),
     )
-    assert set(side.networks(PLAN[1])) == {"discrimination_1"}
-    assert side.only(1).networks(PLAN[0]) == {}
-    x_s = states(fake, 4, S, torch.Generator())
+    assert set(discriminator.networks(PLAN[1])) == {"discriminator_1"}
+    assert discriminator.only(2).networks(PLAN[0]) == {}
+    x_s = samples(fake, 4, S, torch.Generator())
     with pytest.raises(ValueError, match="phase 1 has no critic.*with the same Critics"):
         Adversarial(critics).losses(models, rollout_of(x_s), torch.Generator())
 
 
-def test_wrong_settings_are_named():
+def test_invalid_arguments_raise():
     with pytest.raises(ValueError, match="pool must be at least 1, got 0"):
         TeacherSamples(pool=0)
     with pytest.raises(ValueError, match="got -1"):
@@ -275,7 +275,7 @@ def composed(factory=None, **changes):
         generator_objective=DistributionMatching()
         + 0.05 * Adversarial(critics)
         + 0.2 * TrajectoryRegression(2)
-        + 0.05 * VelocityRegression(steps=2).only(0)
+        + 0.05 * VelocityRegression(steps=2).only(1)
         + 0.01 * Repulsion()
         + 0.01 * NoiseSensitivity(),
         fake_objective=SubintervalScoreMatching()
@@ -289,7 +289,7 @@ def composed(factory=None, **changes):
 
 
 @pytest.mark.parametrize("after", [2, 6])
-def test_a_resumed_run_of_all_of_them_is_bit_identical(tmp_path, after):
+def test_a_resumed_run_of_all_objectives_is_bit_identical(tmp_path, after):
     checkpointer = Checkpointer(tmp_path / "c", every=100)
     with pytest.raises(Interrupted):
         composed(checkpointer=checkpointer, recorder=StopAt(checkpointer, after))
@@ -297,13 +297,13 @@ def test_a_resumed_run_of_all_of_them_is_bit_identical(tmp_path, after):
     assert torch.equal(weights(resumed), weights(composed()))
 
 
-def test_a_run_resumes_in_a_phase_after_that_of_the_critics(tmp_path):
+def test_a_run_resumes_in_a_phase_without_critics(tmp_path):
     def once(**changes):
         critics = Critics(lambda models, phase, example: MlpCritic(2, 2, width=8))
         return composed(
-            generator_objective=DistributionMatching() + 0.05 * Adversarial(critics).only(0),
+            generator_objective=DistributionMatching() + 0.05 * Adversarial(critics).only(1),
             fake_objective=SubintervalScoreMatching()
-            + DiscriminatorLoss(critics, TeacherSamples(pool=32, steps=4)).only(0),
+            + DiscriminatorLoss(critics, TeacherSamples(pool=32, steps=4)).only(1),
             **changes,
         )
 
@@ -315,13 +315,13 @@ def test_a_run_resumes_in_a_phase_after_that_of_the_critics(tmp_path):
 
 
 def test_critics_on_the_fake_scores_features_train_in_a_run():
-    made = []
+    created = []
 
     def factory(models, phase, example):
         critic = FeatureCritic(models.fake, example, width=8)
-        made.append((critic, weights(critic).clone()))
+        created.append((critic, weights(critic).clone()))
         return critic
 
     composed(factory)
-    assert len(made) == 2
-    assert not any(torch.equal(weights(critic), start) for critic, start in made)
+    assert len(created) == 2
+    assert not any(torch.equal(weights(critic), start) for critic, start in created)

@@ -28,7 +28,7 @@ LAST = Phase(index=1, timesteps=(0.5,), t_end=0.0, score_range=(0.0, 1.0))
 FIRST = PhasePlan.uniform(2)[0]
 
 
-def draws(n, dim, seed=0, count=1):
+def normal(n, dim, seed=0, count=1):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(count, n, dim, generator=generator, dtype=torch.float64)
     return x[0] if count == 1 else x
@@ -50,7 +50,7 @@ def off_diagonal(n):
     return ~torch.eye(n, dtype=torch.bool)
 
 
-def test_conditions_are_equal_if_every_tensor_is():
+def test_conditions_are_equal_if_all_their_tensors_are():
     text = torch.zeros(4, 3, 2)
     text[3, 2, 1] = 1e-3
     condition = TensorDict(
@@ -64,30 +64,30 @@ def test_conditions_are_equal_if_every_tensor_is():
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.permutations(range(8)))
-def test_equality_of_conditions_is_an_equivalence_that_follows_the_rows(labels, order):
+def test_equality_of_conditions_permutes_with_their_rows(labels, permutation):
     labels, n = torch.tensor(labels), len(labels)
-    order = torch.tensor([i for i in order if i < n])
+    permutation = torch.tensor([i for i in permutation if i < n])
     same = same_condition(TensorDict({"label": labels}, batch_size=[n]), n)
     assert torch.equal(same, labels[:, None] == labels)
-    permuted = same_condition(TensorDict({"label": labels[order]}, batch_size=[n]), n)
-    assert torch.equal(permuted, same[order][:, order])
+    permuted = same_condition(TensorDict({"label": labels[permutation]}, batch_size=[n]), n)
+    assert torch.equal(permuted, same[permutation][:, permutation])
 
 
 @given(schedules, ordered_times(), seeds)
-def test_a_step_is_undone_to_its_clean_sample(schedule, pair, seed):
+def test_the_implied_clean_sample_of_a_step_is_its_prediction(schedule, pair, seed):
     s, t = pair
     assume(s + 0.01 < t)
-    x_t, x_0 = draws(4, 3, seed, count=2)
+    x_t, x_0 = normal(4, 3, seed, count=2)
     prediction = Prediction(value=x_0, kind="x0", x_t=x_t, t=t, schedule=schedule)
     x_s = ode_step(prediction, s)
     torch.testing.assert_close(implied_clean(x_s, x_t, s, t, schedule), x_0, rtol=1e-6, atol=1e-6)
 
 
 @given(schedules, ordered_times(3, gap=0.02), seeds)
-def test_a_walk_amounts_to_an_average_of_its_steps_clean_samples(schedule, times, seed):
+def test_the_implied_clean_sample_of_two_steps_averages_their_predictions(schedule, times, seed):
     s, u, t = times
     assume(s + 0.02 < u and u + 0.02 < t)
-    x_t, first, second = draws(4, 3, seed, count=3)
+    x_t, first, second = normal(4, 3, seed, count=3)
     x_u = ode_step(Prediction(value=first, kind="x0", x_t=x_t, t=t, schedule=schedule), u)
     x_s = ode_step(Prediction(value=second, kind="x0", x_t=x_u, t=u, schedule=schedule), s)
     implied = implied_clean(x_s, x_t, s, t, schedule)
@@ -98,15 +98,13 @@ def test_a_walk_amounts_to_an_average_of_its_steps_clean_samples(schedule, times
 
 
 @given(schedules, ordered_times(), seeds)
-def test_a_collapsed_student_has_no_implied_distances_whatever_noise_it_carries(
-    schedule, pair, seed
-):
+def test_a_collapsed_student_has_no_distances_between_implied_clean_samples(schedule, pair, seed):
     s, t = pair
     assume(s + 0.05 < t)
     phase = Phase(index=0, timesteps=(t,), t_end=s, score_range=(s, 1.0))
     real = teacher_of(dict(means=torch.zeros(1, 3), stds=0.0, weights=None), schedule, "x0")
-    phase_input = draws(5, 3, seed)
-    x_s = ode_step(real(phase_input, t), s)  # every clean sample is the one at 0
+    phase_input = normal(5, 3, seed)
+    x_s = ode_step(real(phase_input, t), s)  # all clean samples are 0
     rollout = Rollout(x_s=x_s, condition=None, phase=phase, phase_input=phase_input)
     clean, floor = ImpliedClean()(Models(real=real, fake=real, expert=real), rollout)
     assert floor == 0
@@ -115,7 +113,7 @@ def test_a_collapsed_student_has_no_implied_distances_whatever_noise_it_carries(
 
 
 @pytest.mark.parametrize("s", [0.2, 0.6])
-def test_the_floor_is_what_noise_adds_to_the_distances(s):
+def test_the_floor_is_the_distance_added_by_noise(s):
     """E |x_s - x_s'|^2 / D - floor = alpha_s^2 E |x_0 - x_0'|^2 / D, to four standard errors."""
     real, schedule = MixtureTeacher.random(dim=3, classes=0, modes=4), RectifiedFlow()
     generator = torch.Generator().manual_seed(0)
@@ -132,7 +130,7 @@ def test_the_floor_is_what_noise_adds_to_the_distances(s):
 
 
 def test_posterior_means_are_the_teachers():
-    real, x_s = MixtureTeacher(torch.zeros(1, 2), 0.5), draws(4, 2)
+    real, x_s = MixtureTeacher(torch.zeros(1, 2), 0.5), normal(4, 2)
     models = Models(real=real, fake=real, expert=real)
     mean, floor = CleanMeans()(models, Rollout(x_s=x_s, condition=None, phase=FIRST))
     gain = 0.5 * 0.25 / (0.25 * 0.25 + 0.25)  # alpha tau^2 / (alpha^2 tau^2 + sigma^2)
@@ -142,15 +140,15 @@ def test_posterior_means_are_the_teachers():
     assert at_end is x_s
 
 
-def test_the_kernels_gradient_is_its_finite_difference():
-    x, pairs = draws(5, 3).requires_grad_(True), off_diagonal(5)
+def test_the_gradient_of_the_kernel_is_its_finite_difference():
+    x, pairs = normal(5, 3).requires_grad_(True), off_diagonal(5)
     pairs[0, 3] = pairs[3, 0] = False
     assert torch.autograd.gradcheck(lambda x: log_mean_kernel(pair_distances(x), pairs, 0.7), x)
 
 
-def test_repulsions_gradient_has_its_closed_form():
+def test_the_gradient_of_repulsion_has_its_closed_form():
     """dL/dx_i = -(2 / (D h)) sum_j w_ij (x_i - x_j), with w the pairs' softmax."""
-    x = draws(6, 3).requires_grad_(True)
+    x = normal(6, 3).requires_grad_(True)
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
     condition = TensorDict({"label": labels}, batch_size=[6])
     loss_of(Repulsion(Outputs()), x, condition=condition).backward()
@@ -164,10 +162,10 @@ def test_repulsions_gradient_has_its_closed_form():
     torch.testing.assert_close(x.grad, expected, rtol=1e-6, atol=1e-9)
 
 
-def test_repulsion_carries_its_gradient_through_the_implied_clean_sample():
+def test_the_gradient_of_repulsion_flows_through_the_implied_clean_sample():
     """At s > 0 the gradient is that of the clean samples over alpha_s - rho alpha_t."""
     phase = Phase(index=1, timesteps=(0.8,), t_end=0.4, score_range=(0.4, 1.0))
-    phase_input, x = draws(5, 2, count=2)
+    phase_input, x = normal(5, 2, count=2)
     x_s = x.clone().requires_grad_(True)
     loss_of(Repulsion(), x_s, phase_input, phase).backward()
     clean = implied_clean(x, phase_input, 0.4, 0.8, RectifiedFlow()).requires_grad_(True)
@@ -175,29 +173,29 @@ def test_repulsion_carries_its_gradient_through_the_implied_clean_sample():
     torch.testing.assert_close(x_s.grad, clean.grad / (0.6 - 0.5 * 0.2))
 
 
-def test_other_conditions_do_not_repel():
-    x = draws(4, 2).requires_grad_(True)
+def test_samples_of_different_conditions_do_not_repel():
+    x = normal(4, 2).requires_grad_(True)
     condition = TensorDict({"label": torch.tensor([0, 0, 1, 2])}, batch_size=[4])
     for objective in (Repulsion(Outputs()), NoiseSensitivity()):
         x.grad = None
-        loss_of(objective, x, phase_input=draws(4, 2, seed=1), condition=condition).backward()
+        loss_of(objective, x, phase_input=normal(4, 2, seed=1), condition=condition).backward()
         assert (x.grad[:2] != 0).all()
         assert torch.equal(x.grad[2:], torch.zeros(2, 2, dtype=torch.float64))
 
 
 @given(seeds, st.integers(2, 5), st.floats(0.05, 20))
-def test_repulsion_depends_on_neither_scale_nor_dimension_nor_rotation(seed, copies, scale):
-    x, objective = draws(6, 3, seed), Repulsion(Outputs(), least=1e-9)
+def test_repulsion_is_invariant_to_scale_dimension_and_rotation(seed, copies, scale):
+    x, objective = normal(6, 3, seed), Repulsion(Outputs(), min_bandwidth=1e-9)
     loss = loss_of(objective, x)
-    rotation, _ = torch.linalg.qr(draws(3, 3, seed + 1))
+    rotation, _ = torch.linalg.qr(normal(3, 3, seed + 1))
     for other in (scale * x, x.repeat(1, copies), x @ rotation, x + 3.0):
         torch.testing.assert_close(loss_of(objective, other), loss, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("objective", [Repulsion(), NoiseSensitivity()])
 @pytest.mark.parametrize("phase", [FIRST, LAST])
-def test_descent_spreads_the_implied_samples(objective, phase):
-    phase_input, x = draws(8, 2, count=2)
+def test_descent_increases_distances_of_implied_clean_samples(objective, phase):
+    phase_input, x = normal(8, 2, count=2)
     x_s = (0.5 * x).requires_grad_(True)
     loss_of(objective, x_s, phase_input, phase).backward()
     schedule = RectifiedFlow()
@@ -208,20 +206,20 @@ def test_descent_spreads_the_implied_samples(objective, phase):
     assert after > before
 
 
-def test_the_push_is_bounded_at_a_collapse():
-    x = (1e-6 * draws(6, 2)).requires_grad_(True)
-    loss_of(Repulsion(Outputs(), least=1e-4), x).backward()
-    # |x_i - x_j| is of the order 1e-6: far below least ** 0.5, the push fades with it.
+def test_the_gradient_of_a_collapsed_student_is_bounded():
+    x = (1e-6 * normal(6, 2)).requires_grad_(True)
+    loss_of(Repulsion(Outputs(), min_bandwidth=1e-4), x).backward()
+    # |x_i - x_j| is about 1e-6, far below sqrt(min_bandwidth): the gradient decreases with it.
     assert 0 < float(x.grad.abs().max()) < 1e-6 * 10 / 1e-4
     same = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
     for objective in (Repulsion(), NoiseSensitivity()):
-        loss_of(objective, same, phase_input=draws(3, 2)).backward()
+        loss_of(objective, same, phase_input=normal(3, 2)).backward()
         assert torch.equal(same.grad, torch.zeros_like(same))
 
 
-def test_the_floor_sets_the_bandwidth_where_noise_is_all():
-    """Distances below the noise's own fluctuation are not resolved."""
-    x = (0.5 * draws(64, 8)).float()
+def test_the_floor_determines_the_bandwidth_of_pure_noise():
+    """Distances below the standard deviation for noise alone are not resolved."""
+    x = (0.5 * normal(64, 8)).float()
     d = pair_distances(x)[off_diagonal(64)]
     floor = 2 * 0.25
     h = max(float(d.median()) - floor, floor * math.sqrt(2 / 8))
@@ -234,7 +232,7 @@ def test_the_floor_sets_the_bandwidth_where_noise_is_all():
 
 def test_noise_sensitivity_has_its_closed_form_and_gradient():
     phase = Phase(index=1, timesteps=(0.8,), t_end=0.4, score_range=(0.4, 1.0))
-    phase_input, x = draws(4, 3, count=2)
+    phase_input, x = normal(4, 3, count=2)
 
     def reference(x_s):
         clean = (x_s - 0.5 * phase_input) / (0.6 - 0.5 * 0.2)
@@ -259,15 +257,15 @@ def test_noise_sensitivity_has_its_closed_form_and_gradient():
 
 
 @given(seeds, st.integers(2, 5))
-def test_noise_sensitivity_does_not_depend_on_the_number_of_dimensions(seed, copies):
-    phase_input, x = draws(5, 3, seed, count=2)
+def test_noise_sensitivity_is_invariant_to_the_number_of_dimensions(seed, copies):
+    phase_input, x = normal(5, 3, seed, count=2)
     one = loss_of(NoiseSensitivity(), x, phase_input)
     many = loss_of(NoiseSensitivity(), x.repeat(1, copies), phase_input.repeat(1, copies))
     torch.testing.assert_close(one, many)
 
 
-def test_a_batch_without_pairs_counts_nothing_and_says_so_once(caplog):
-    x = draws(3, 2).requires_grad_(True)
+def test_a_batch_without_pairs_has_zero_loss_and_warns_once(caplog):
+    x = normal(3, 2).requires_grad_(True)
     condition = TensorDict({"label": torch.arange(3)}, batch_size=[3])
     with caplog.at_level(logging.WARNING):
         objective = Repulsion(Outputs())
@@ -278,8 +276,8 @@ def test_a_batch_without_pairs_counts_nothing_and_says_so_once(caplog):
     assert len(caplog.records) == 1 and "larger batches" in caplog.text
 
 
-def test_wrong_settings_are_named():
+def test_invalid_arguments_raise():
     with pytest.raises(ValueError, match="got 0"):
-        Repulsion(least=0)
+        Repulsion(min_bandwidth=0)
     with pytest.raises(ValueError, match="rollout.phase_input is None"):
-        loss_of(Repulsion(), draws(3, 2))
+        loss_of(Repulsion(), normal(3, 2))

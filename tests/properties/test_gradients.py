@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 from pdmd import RectifiedFlow
 from pdmd.diffusion.predictions import KINDS
 from pdmd.objectives import (
-    DistributionMatching,
     ExactKL,
     Models,
     Normalised,
@@ -13,7 +12,7 @@ from pdmd.objectives import (
     Rollout,
 )
 from pdmd.objectives.distribution_matching import distribution_matching_gradient
-from tests.helpers.games import gaussian, phase_to
+from tests.helpers.gaussians import gaussian, phase_to
 from tests.helpers.strategies import mixtures, ordered_times, schedules, seeds, teacher_of
 
 
@@ -92,19 +91,3 @@ def test_one_phase_is_dmd_to_the_bit(mixture, other, seed, t):
     x0_real, x0_fake = real(x_t, times).to("x0"), fake(x_t, times).to("x0")
     reference = (x0_fake - x0_real) / ((x - x0_real).abs().mean(1, keepdim=True) + 1e-3)
     assert torch.equal(g, reference)
-
-
-def test_the_losses_gradient_is_the_step():
-    generator = torch.Generator().manual_seed(0)
-    real, fake = (gaussian(m, 0.5, RectifiedFlow()) for m in (0.0, 1.0))
-    x_s = torch.randn(16, 1, generator=generator, requires_grad=True)
-    rollout = Rollout(x_s=x_s, condition=None, phase=phase_to(0.5))
-    models = Models(real=real, fake=fake, expert=fake)
-    objective = DistributionMatching(ExactKL())
-    state = generator.get_state()
-    objective.losses(models, rollout, generator)["distribution_matching"].backward()
-    generator.set_state(state)
-    t = objective.times(16, rollout.phase, RectifiedFlow(), generator)
-    epsilon = torch.randn(16, 1, generator=generator)
-    g = distribution_matching_gradient(models, rollout, t, epsilon, ExactKL())
-    torch.testing.assert_close(x_s.grad, (g / x_s.numel()).float())

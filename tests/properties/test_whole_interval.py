@@ -44,10 +44,10 @@ def test_one_phase_is_the_whole_interval_to_the_bit(schedule, kind, t, seed):
     alpha_t, sigma_t = schedule(t)
     x_t = expand(alpha_t, x_0) * x_0 + expand(sigma_t, x_0) * epsilon
     assert torch.equal(diffuse(x_0, epsilon, s, t, schedule), x_t)
-    p, q = combination(kind, t, schedule)
-    target = expand(p, x_0) * x_0 + expand(q, x_0) * epsilon
+    c_x, c_eps = combination(kind, t, schedule)
+    target = expand(c_x, x_0) * x_0 + expand(c_eps, x_0) * epsilon
     assert torch.equal(subinterval_target(x_0, epsilon, s, t, schedule, kind), target)
-    if kind != "x0":  # which is not computed but given
+    if kind != "x0":  # whose conversion is the identity
         prediction = Prediction(value=target, kind=kind, x_t=x_t, t=t, schedule=schedule)
         assert torch.equal(posterior_mean(prediction, s), prediction.to("x0"))
     assert bool((RatioWeighting()(s, t, schedule, kind) == 1).all())

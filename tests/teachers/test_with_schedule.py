@@ -237,9 +237,9 @@ def test_the_last_level_of_stable_diffusion_is_the_end_of_what_it_serves():
 
 def test_what_lies_beyond_the_teachers_noise_is_never_asked():
     flow = WithSchedule(MixtureTeacher.random(dim=2, classes=0, schedule=SD), RectifiedFlow())
-    with pytest.raises(ValueError, match="outside what this schedule reaches"):
+    with pytest.raises(ValueError, match="outside the range of this schedule"):
         flow(torch.zeros(1, 2), 0.95)
-    with pytest.raises(ValueError, match="outside what this schedule reaches"):
+    with pytest.raises(ValueError, match="outside the range of this schedule"):
         flow(torch.zeros(1, 2), 1.0)  # pure noise: an infinite log-SNR
 
 
@@ -256,13 +256,13 @@ def test_a_truncated_schedule_is_its_base_up_to_its_end(t_max, t):
     assert [float(d) for d in cut.derivatives(t)] == pytest.approx(slope, abs=1e-4)
     assert float(cut.t_from_log_snr(cut.log_snr(t))) == pytest.approx(t, rel=1e-9)
     if t_max < 0.999:
-        with pytest.raises(ValueError, match="outside what this schedule reaches"):
+        with pytest.raises(ValueError, match="outside the range of this schedule"):
             cut.t_from_log_snr(float(cut.log_snr(1.0)) - 1.0)
 
 
 @pytest.mark.parametrize("t_max", [0.0, -1.0, 1.1, math.nan])
 def test_a_truncation_outside_time_is_refused(t_max):
-    with pytest.raises(ValueError, match="t_max is in"):
+    with pytest.raises(ValueError, match="t_max must be in"):
         Truncated(RectifiedFlow(), t_max)
 
 

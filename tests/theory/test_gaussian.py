@@ -1,4 +1,4 @@
-"""On a Gaussian teacher an affine student can be exact: its marginals have a closed form."""
+"""An affine student of a Gaussian teacher: its marginals have closed forms."""
 
 import torch
 
@@ -21,7 +21,7 @@ from tests.helpers.distilling import distill
 
 
 class Affine(Denoiser):
-    """A velocity affine in x with coefficients piecewise linear in time: exact enough here."""
+    """A velocity affine in x, with coefficients piecewise linear in time."""
 
     def __init__(self, dim, knots=17):
         super().__init__(schedule=RectifiedFlow(), kind="velocity", latent_shape=(dim,))
@@ -41,7 +41,7 @@ class Affine(Denoiser):
 def test_marginals_at_every_boundary_match_the_closed_form():
     mean, std = torch.tensor([[0.7, -0.4]]), 0.5
     teacher, network = MixtureTeacher(mean, std), Affine(2)
-    with torch.no_grad():  # start at the teacher's own velocity at the knots
+    with torch.no_grad():  # start at the teacher's velocity at the knots
         for i in range(17):
             t = i / 16
             variance = (1 - t) ** 2 * std**2 + t**2
@@ -60,9 +60,9 @@ def test_marginals_at_every_boundary_match_the_closed_form():
         batch_size=256,
         optimizer=AdamRecipe(lr=1e-2, betas=(0.5, 0.99)),
     )
-    states = trajectory(student, batch=40_000, generator=torch.Generator().manual_seed(1))
-    for phase, x in zip(plan, states[1:], strict=True):
+    latents = trajectory(student, batch=40_000, generator=torch.Generator().manual_seed(1))
+    for phase, x in zip(plan, latents[1:], strict=True):
         s = phase.t_end
-        want = ((1 - s) ** 2 * std**2 + s**2) ** 0.5
+        expected = ((1 - s) ** 2 * std**2 + s**2) ** 0.5
         torch.testing.assert_close(x.mean(0), (1 - s) * mean[0], rtol=0, atol=0.05)
-        torch.testing.assert_close(x.std(0), torch.full((2,), want), rtol=0.08, atol=0)
+        torch.testing.assert_close(x.std(0), torch.full((2,), expected), rtol=0.08, atol=0)

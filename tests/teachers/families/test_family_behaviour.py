@@ -297,5 +297,5 @@ def test_sampling_steps_through_the_times_given():
     assert torch.equal(draw(times=[1.0, 0.75, 0.5, 0.25, 0.0]), draw(steps=4))
     assert torch.equal(draw(times=[1.0, 0.75, 0.5]), draw(steps=2, t_end=0.5))
     for times in ([0.9, 0.0], [1.0], [1.0, 0.5, 0.5]):
-        with pytest.raises(ValueError, match="fall strictly from 1"):
+        with pytest.raises(ValueError, match="strictly decreasing from 1"):
             draw(times=times)

@@ -1,4 +1,4 @@
-"""Games between Gaussians, whose divergences and their gradients have closed forms."""
+"""Gaussian teachers and students, whose divergences have closed forms, and quadrature rules."""
 
 import torch
 
@@ -15,7 +15,7 @@ def gaussian(mean, std, schedule, kind="velocity"):
     return MixtureTeacher(mean, std, schedule=schedule, kind=kind)
 
 
-def game(real, fake, x_s, s):
+def models_and_rollout(real, fake, x_s, s):
     rollout = Rollout(x_s=x_s, condition=None, phase=phase_to(s))
     return Models(real=real, fake=fake, expert=fake), rollout
 

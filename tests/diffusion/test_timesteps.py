@@ -1,0 +1,75 @@
+"""That cached transitions equal computed ones is in ``tests/properties/test_schedules.py``."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pdmd import RectifiedFlow
+from pdmd.diffusion.timesteps import as_times
+
+
+@pytest.mark.parametrize("t", [0, 1, 0.25, torch.tensor(0.25), torch.tensor([0.0, 1.0])])
+def test_times_become_float64_with_their_shape(t):
+    times = as_times(t)
+    assert times.dtype == torch.float64
+    torch.testing.assert_close(times, torch.as_tensor(t, dtype=torch.float64))
+
+
+def test_checked_float64_times_are_returned_as_they_are():
+    t = torch.tensor([0.1, 0.9], dtype=torch.float64)
+    assert as_times(t) is t
+    assert as_times(torch.empty(0)).shape == (0,)
+
+
+@given(st.floats(allow_nan=True).filter(lambda t: not 0 <= t <= 1))
+def test_times_outside_raise(t):
+    with pytest.raises(ValueError, match="outside"):
+        RectifiedFlow()(t)
+
+
+def test_times_are_checked_once_and_again_after_modification(monkeypatch):
+    checks, aminmax = [], torch.aminmax
+    monkeypatch.setattr(torch, "aminmax", lambda *a, **k: checks.append(1) or aminmax(*a, **k))
+    t, schedule = torch.tensor([0.5, 0.7], dtype=torch.float64), RectifiedFlow()
+    for _ in range(3):
+        schedule(t)
+        schedule.transition(0.25, t)
+    assert len(checks) == 1
+    t[1] = 1.5
+    with pytest.raises(ValueError, match="time 1.5 is outside"):
+        schedule(t)
+    with pytest.raises(ValueError, match="time 1.5 is outside"):  # is not marked as checked
+        schedule(t)
+    with pytest.raises(ValueError, match="time 1.4 is outside"):
+        schedule(2 * torch.tensor([0.5, 0.7], dtype=torch.float64))
+
+
+def test_times_in_inference_mode_are_always_checked():
+    with torch.inference_mode():
+        t = torch.tensor([0.5], dtype=torch.float64)
+        RectifiedFlow()(t)
+        t += 1
+        with pytest.raises(ValueError, match="time 1.5 is outside"):
+            RectifiedFlow()(t)
+
+
+def test_transitions_are_cached_per_schedule_and_gradient_mode():
+    t = torch.tensor([0.5, 0.75], dtype=torch.float64)
+    a, b = RectifiedFlow(), RectifiedFlow()
+    first, second = a.transition(0.25, t), a.transition(0.25, t)
+    assert first[0] is second[0] and first[1] is second[1]
+    assert b.transition(0.25, t)[0] is not first[0]
+    with torch.no_grad():
+        without_grad = a.transition(0.25, t)
+    assert a.transition(0.25, t)[0] is not without_grad[0]
+    with torch.inference_mode():
+        for times in (t, t.clone()):
+            again = [a.transition(0.25, times)[0] for _ in range(2)]
+            assert again[0] is not again[1] and torch.equal(*again)
+    with torch.no_grad():
+        assert not a.transition(0.25, t)[0].is_inference()
+    slope = t.clone().requires_grad_(True)
+    a.transition(0.25, slope)
+    (grad,) = torch.autograd.grad(a.transition(0.25, slope)[0].sum(), slope)
+    assert torch.allclose(grad, torch.full_like(t, -1 / 0.75))
