@@ -41,7 +41,14 @@ from pdmd.typing import Condition, Conditions, Latents, expand
 if TYPE_CHECKING:
     from tensordict import TensorDict
 
-__all__ = ["ENDS", "WithSchedule", "DenoiserWithSchedule", "own_time", "on_schedule", "schedules"]
+__all__ = [
+    "ENDS",
+    "WithSchedule",
+    "DenoiserWithSchedule",
+    "equal_snr_time",
+    "on_schedule",
+    "schedules",
+]
 
 
 class DenoiserWithSchedule(Denoiser):
@@ -68,7 +75,7 @@ class DenoiserWithSchedule(Denoiser):
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Rescales, asks the denoiser at its own time, and converts."""
-        own_t = own_time(t, self.schedule, self.denoiser.schedule)
+        own_t = equal_snr_time(t, self.schedule, self.denoiser.schedule)
         x = _scale(t, self.schedule, own_t, self.denoiser.schedule, x_t) * x_t
         prediction: Prediction = self.denoiser(x, own_t, condition)
         return prediction.combine(*combination(self.kind, t, self.schedule)).to(x.dtype)
@@ -82,7 +89,9 @@ class DenoiserWithSchedule(Denoiser):
         low, high = self.time_range
         inner = self.denoiser.part(
             *(
-                float(own_time(max(low, min(high, t)), self.schedule, self.denoiser.schedule))
+                float(
+                    equal_snr_time(max(low, min(high, t)), self.schedule, self.denoiser.schedule)
+                )
                 for t in (t_start, t_end)
             )
         )
@@ -116,7 +125,7 @@ class WithSchedule(Teacher):
             latent_shape=teacher.latent_shape,
             time_range=on_schedule.time_range,
         )
-        self.on_schedule = on_schedule
+        self.converted = on_schedule
         self.evaluations = teacher.evaluations
         decode = getattr(teacher, "decode", None)
         if decode is not None:
@@ -141,12 +150,12 @@ class WithSchedule(Teacher):
     @property
     def teacher(self) -> Teacher:
         """The teacher on its own schedule."""
-        teacher: Any = self.on_schedule.denoiser
+        teacher: Any = self.converted.denoiser
         return teacher
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Rescales, asks the teacher at its own time, and converts."""
-        return self.on_schedule.network(x_t, t, condition)
+        return self.converted.network(x_t, t, condition)
 
     def encode(self, prompts: Sequence[Any]) -> Condition:
         """Encodes as the teacher does."""
@@ -173,7 +182,7 @@ class WithSchedule(Teacher):
         Raises:
             ValueError: If the teacher's family has a rule of its own.
         """
-        if not self.guides_classically:
+        if not self.uses_standard_guidance:
             raise ValueError(
                 f"{type(self.teacher).__name__} has a guidance rule of its own, for predictions "
                 "of its own kind; guide within: WithSchedule(Guided(teacher, scale), schedule)"
@@ -181,9 +190,9 @@ class WithSchedule(Teacher):
         return super().guide(conditional, unconditional, scale)
 
     @property
-    def guides_classically(self) -> bool:
+    def uses_standard_guidance(self) -> bool:
         """Whether the teacher's family guides by the classical extrapolation."""
-        return _guides_classically(self.teacher)
+        return _uses_standard_guidance(self.teacher)
 
     def around(self, teacher: Teacher) -> WithSchedule:
         """Returns another teacher on this one's schedule."""
@@ -191,14 +200,14 @@ class WithSchedule(Teacher):
 
     def trainable_copy(self) -> Denoiser:
         """Returns a trainable copy of the teacher, on the schedule wanted."""
-        return self.on_schedule.trainable_copy()
+        return self.converted.trainable_copy()
 
     def part(self, t_start: float, t_end: float) -> Denoiser:
         """Returns what serves the times between two, likewise and without guidance."""
-        return self.on_schedule.part(t_start, t_end)
+        return self.converted.part(t_start, t_end)
 
 
-def own_time(t: Tensor | float, schedule: Schedule, own: Schedule) -> Tensor:
+def equal_snr_time(t: Tensor | float, schedule: Schedule, own: Schedule) -> Tensor:
     """Returns the time of equal log-SNR on another schedule.
 
     Args:
@@ -237,9 +246,9 @@ def _carried(denoiser: Denoiser, schedule: Schedule) -> tuple[float, float]:
     )
 
 
-def _guides_classically(teacher: Teacher) -> bool:
+def _uses_standard_guidance(teacher: Teacher) -> bool:
     if isinstance(teacher, RoutedTeacher):
-        return _guides_classically(teacher.first)
+        return _uses_standard_guidance(teacher.first)
     return type(teacher).guide in (Teacher.guide, WithSchedule.guide)
 
 

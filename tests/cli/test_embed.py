@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pdmd.teachers.conditioning.sources import read_prompts
+from pdmd.teachers.conditioning.prompt_files import read_prompts
 
 
 def write(path, rows):

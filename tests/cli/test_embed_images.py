@@ -12,7 +12,7 @@ from pdmd.cli.main import main
 from pdmd.teachers import ImagePrompt, RoutedTeacher
 from pdmd.teachers.base import teachers
 from pdmd.teachers.conditioning.embeddings import StoredEmbeddings
-from pdmd.teachers.conditioning.sources import read_image_prompts
+from pdmd.teachers.conditioning.prompt_files import read_image_prompts
 from tests.helpers.tiny_families import WAN, family, wan_pipeline
 from tests.helpers.tiny_flows import FLOWS
 from tests.teachers.families.test_flow_images import picture, saved
@@ -221,7 +221,7 @@ def test_images_for_a_teacher_of_texts_are_refused(a14b, tmp_path, capsys):
     tiny = {k: v for k, v in WAN.items() if k not in ("text_length", "random_prompts")}
     with pytest.raises(ValueError, match="store have first images, which WanTeacher does not"):
         teachers.get("wan")(embeddings=str(tmp_path / "store"), **tiny)
-    assert stores["texts"].imaged == () and stores["store"].imaged == ("first",)
+    assert stores["texts"].image_keys == () and stores["store"].image_keys == ("first",)
     tiny["latent_channels"] = 4
     with pytest.raises(ValueError, match="texts have no 'first', which this teacher takes"):
         teachers.get("wan_i2v")(embeddings=str(tmp_path / "texts"), **tiny)

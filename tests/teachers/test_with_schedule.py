@@ -31,7 +31,7 @@ from pdmd.diffusion.solvers import ode_step
 from pdmd.teachers import QwenImageTeacher, WithSchedule
 from pdmd.teachers.guided import unguided
 from pdmd.teachers.packaged.digits import DigitsTeacher
-from pdmd.teachers.with_schedule import on_schedule, own_time, schedules
+from pdmd.teachers.with_schedule import equal_snr_time, on_schedule, schedules
 from tests.helpers.strategies import ddpm_levels, mixtures, teacher_of
 from tests.helpers.strategies import schedules as any_schedule
 from tests.helpers.strategies import times as any_time
@@ -91,7 +91,7 @@ def test_the_time_range_is_what_both_reach(own, other):
         assert float(other.log_snr(low)) == pytest.approx(float(own.log_snr(0.0)), abs=1e-6)
     x = torch.ones(1, 2).double()
     for t in (max(low, 1e-6), high):
-        assert math.isfinite(float(own_time(t, other, own)))
+        assert math.isfinite(float(equal_snr_time(t, other, own)))
         if float(other(t)[0]) > 0:
             assert teacher(x, t).value.isfinite().all()
 
@@ -130,11 +130,11 @@ def test_steps_through_equal_noise_make_equal_samples(own, other, kind):
     there = WithSchedule(teacher, other, kind=kind)
     times = [0.98, 0.9, 0.7, 0.4, 0.2, 0.05]
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(1)).double()
-    t = float(own_time(times[0], other, own))
+    t = float(equal_snr_time(times[0], other, own))
     y = x * torch.hypot(*own(t)) / torch.hypot(*other(times[0]))
     for t, s in zip(times, times[1:], strict=False):
         x = ode_step(there(x, t), s)
-        own_t, own_s = (float(own_time(v, other, own)) for v in (t, s))
+        own_t, own_s = (float(equal_snr_time(v, other, own)) for v in (t, s))
         y = ode_step(teacher(y, own_t), own_s)
     exact(y, x * torch.hypot(*own(own_s)) / torch.hypot(*other(s)))
 

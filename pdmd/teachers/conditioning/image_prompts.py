@@ -189,7 +189,7 @@ class EncodedImageText(Prompts):
         load: Returns the encoders.
         embed_text: Given them and texts, returns their entries.
         embed_image: Given them and one picture of PIL, returns its entries, of one row.
-        imaged: The names of what it returns.
+        image_keys: The names of what it returns.
         prompts: The prompts to draw from; none by default.
         null: The text that stands for no prompt.
         folder: The pipeline's folder or hub name, for the encoders' fingerprint.
@@ -205,7 +205,7 @@ class EncodedImageText(Prompts):
         embed_text: Callable[[Any, list[str]], TensorDict],
         embed_image: Callable[[Any, Any], dict[str, Tensor]],
         *,
-        imaged: Sequence[str],
+        image_keys: Sequence[str],
         prompts: Sequence[ImagePrompt] = (),
         null: str,
         folder: str | Path = "",
@@ -214,7 +214,7 @@ class EncodedImageText(Prompts):
         self._load = functools.cache(load)
         self.inner = EncodedText(self._load, embed_text, null=null)
         self._embed_image = embed_image
-        self._imaged, self._folder, self._how = tuple(imaged), folder, dict(how or {})
+        self._imaged, self._folder, self._how = tuple(image_keys), folder, dict(how or {})
         self._prompts = tuple(prompts)
         self._check(self._prompts)
 
@@ -228,7 +228,7 @@ class EncodedImageText(Prompts):
         return self._prompts or self.inner.prompts  # which says what to do
 
     @property
-    def imaged(self) -> tuple[str, ...]:
+    def image_keys(self) -> tuple[str, ...]:
         return self._imaged
 
     def fingerprint(self) -> str | None:

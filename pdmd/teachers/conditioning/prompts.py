@@ -64,7 +64,7 @@ class Prompts(ABC):
         return None
 
     @property
-    def imaged(self) -> tuple[str, ...]:
+    def image_keys(self) -> tuple[str, ...]:
         """The entries that come from a prompt's image, which ``None`` lacks; often none."""
         return ()
 

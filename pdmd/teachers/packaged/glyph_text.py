@@ -16,7 +16,7 @@ from torch.nn import functional
 from pdmd.teachers.packaged.glyph_world import NAMES, GlyphBank
 from pdmd.teachers.packaged.pretraining import minimise
 
-__all__ = ["TEXT", "make_tokenizer", "pretrain_text_encoder"]
+__all__ = ["TEXT", "build_tokenizer", "pretrain_text_encoder"]
 
 TEXT: dict[str, Any] = {
     "hidden_size": 64,
@@ -31,7 +31,7 @@ TEXT: dict[str, Any] = {
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
-def make_tokenizer() -> Any:
+def build_tokenizer() -> Any:
     """Returns a ``Qwen2Tokenizer`` that knows the pipeline's template and every name by words.
 
     The pipeline cuts the template's first 34 tokens off, so the template must have as many here.

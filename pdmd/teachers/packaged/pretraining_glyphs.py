@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pdmd.teachers.packaged.glyph_text import TEXT, make_tokenizer, pretrain_text_encoder
+from pdmd.teachers.packaged.glyph_text import TEXT, build_tokenizer, pretrain_text_encoder
 from pdmd.teachers.packaged.glyph_world import NAMES, GlyphBank
 from pdmd.teachers.packaged.pretraining import minimise
 
@@ -230,7 +230,7 @@ def pretrain_glyphs(
     if not _has(folder / "vae"):
         _save(pretrain_vae(bank, updates=max(1, updates // 2), **more), folder / "vae")
     if not _has(folder / "text_encoder"):
-        tokenizer = make_tokenizer()
+        tokenizer = build_tokenizer()
         tokenizer.save_pretrained(folder / "tokenizer")
         encoder = pretrain_text_encoder(bank, tokenizer, updates=max(1, updates // 10), **more)
         _save(encoder, folder / "text_encoder", wide=True)

@@ -13,8 +13,8 @@ from tensordict import TensorDict
 from pdmd.files import own_digest
 from pdmd.teachers import PromptEmbeddings
 from pdmd.teachers.conditioning.embeddings import StoredEmbeddings, embed
-from pdmd.teachers.conditioning.embeddings.index import Place, Shard
-from pdmd.teachers.conditioning.embeddings.rows import forms_of, pack
+from pdmd.teachers.conditioning.embeddings.index import Shard, StoreFolder
+from pdmd.teachers.conditioning.embeddings.packing import field_specs, pack
 from pdmd.teachers.conditioning.prompts import EncodedText, Prompts
 from pdmd.typing import join_conditions
 
@@ -116,12 +116,12 @@ def test_packing_loses_no_bit(lengths, masked, dtype, data):
     prompt = raw.to(integer).view(DTYPES[dtype])  # any bits: infinities, NaN, minus zero
     entries = {"prompt": prompt, **({"mask": mask} if masked else {})}
     condition = TensorDict(entries, batch_size=[len(lengths)])
-    forms = forms_of(condition)
-    tensors, counts = pack(condition, forms)
-    assert forms["prompt"].ragged == masked
+    specs = field_specs(condition)
+    tensors, counts = pack(condition, specs)
+    assert specs["prompt"].ragged == masked
     prompts = tuple(str(i) for i in range(len(lengths)))
-    shard = Shard.loads(Shard(prompts, "abc", forms, tensors, counts).dumps())
-    assert (shard.prompts, shard.encoder, shard.forms) == (prompts, "abc", forms)
+    shard = Shard.loads(Shard(prompts, "abc", specs, tensors, counts).dumps())
+    assert (shard.prompts, shard.encoder, shard.specs) == (prompts, "abc", specs)
     for key, value in entries.items():
         ends = shard.lengths[key].cumsum(0).tolist()
         for i, end in enumerate(ends):
@@ -314,7 +314,7 @@ def test_an_abandoned_copy_is_made_again(tmp_path):
 def test_embeddings_of_no_known_encoder_are_stored(tmp_path):
     source = PromptEmbeddings.random(5, length=4, dim=3, masked=True)
     index = quiet(source, source.prompts, f"memory://{tmp_path.name}")
-    assert index.encoder is None and Place.of(f"memory://{tmp_path.name}").shards()
+    assert index.encoder is None and StoreFolder.of(f"memory://{tmp_path.name}").shards()
     stored = opened(f"memory://{tmp_path.name}", tmp_path)
     short = stored.encode(source.prompts)
     full = source.encode(source.prompts)

@@ -13,7 +13,7 @@ from pdmd import Guided, PhasePlan, distill, sample
 from pdmd.teachers import ImagePrompt, WanImageTeacher, WanTeacher
 from pdmd.teachers.base import teachers
 from pdmd.teachers.conditioning.image_prompts import EncodedImageText
-from pdmd.teachers.conditioning.sources import read_image_prompts
+from pdmd.teachers.conditioning.prompt_files import read_image_prompts
 from tests.helpers.tiny_families import close, family, noise, ode, wan_pipeline
 from tests.helpers.tiny_flows import FLOWS, WAN_I2V, flow
 from tests.teachers.families.test_family_folders import t5
@@ -208,7 +208,9 @@ def counted():
     def embed_image(encoders, image):
         return {"first": torch.full((1, 2), float(image.width))}
 
-    return calls, EncodedImageText(load, embed_text, embed_image, imaged=["first"], null="none")
+    return calls, EncodedImageText(
+        load, embed_text, embed_image, image_keys=["first"], null="none"
+    )
 
 
 def test_texts_and_images_are_encoded_row_by_row_by_encoders_loaded_once():

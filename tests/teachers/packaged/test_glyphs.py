@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from pdmd import sample_ode
 from pdmd.cli.main import main
 from pdmd.evaluation.evaluators import GlyphsEvaluator, LatentEvaluator, evaluator_for
-from pdmd.teachers.packaged.glyph_text import make_tokenizer
+from pdmd.teachers.packaged.glyph_text import build_tokenizer
 from pdmd.teachers.packaged.glyph_world import NAMES, GlyphBank
 from pdmd.teachers.packaged.glyphs import GLYPHS, GlyphsTeacher
 from pdmd.teachers.packaged.pretraining_glyphs import pretrain_glyphs
@@ -39,7 +39,7 @@ def test_the_pipeline_is_small_and_plain_diffusers_loads_it(teacher):
 
 
 def test_its_template_is_cut_off_where_the_pipeline_cuts_it():
-    tokenizer = make_tokenizer()
+    tokenizer = build_tokenizer()
     words = tokenizer.convert_ids_to_tokens(tokenizer(NAMES[10]).input_ids)
     assert words == ["LATIN", "ĠCAPITAL", "ĠLETTER", "ĠA"]
     shipped = json.loads((GLYPHS / "tokenizer" / "tokenizer.json").read_text())

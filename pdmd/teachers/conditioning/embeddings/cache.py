@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
-from pdmd.teachers.conditioning.embeddings.index import Index, Place
+from pdmd.teachers.conditioning.embeddings.index import Index, StoreFolder
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
 
-__all__ = ["StoredTexts", "default_cache", "find", "open_cache"]
+__all__ = ["StoredTexts", "default_cache", "find_rows", "open_cache"]
 
 
 def default_cache() -> Path:
@@ -35,11 +35,11 @@ def default_cache() -> Path:
     return Path(base) / "pdmd" / "embeddings"
 
 
-def open_cache(place: Place, index: Index, folder: Path, *, progress: bool) -> TensorDict:
+def open_cache(store: StoreFolder, index: Index, folder: Path, *, progress: bool) -> TensorDict:
     """Opens a store's local copy, made first if there is none.
 
     Args:
-        place: The store.
+        store: The store.
         index: What it holds.
         folder: Where local copies are kept.
         progress: Whether to show a progress bar where one is made.
@@ -58,12 +58,12 @@ def open_cache(place: Place, index: Index, folder: Path, *, progress: bool) -> T
             if not path.is_dir():  # another process may have made it meanwhile
                 draft = folder / f"{index.digest}.partial"
                 shutil.rmtree(draft, ignore_errors=True)
-                _fill(place, index, draft, progress)
+                _fill(store, index, draft, progress)
                 draft.rename(path)
     return TensorDict.load_memmap(path)
 
 
-def _fill(place: Place, index: Index, folder: Path, progress: bool) -> None:
+def _fill(store: StoreFolder, index: Index, folder: Path, progress: bool) -> None:
     from tensordict import TensorDict
     from tqdm import tqdm
 
@@ -74,12 +74,12 @@ def _fill(place: Place, index: Index, folder: Path, progress: bool) -> None:
 
     flat: dict[str, Any] = {}
     starts: dict[str, Any] = {"text": room("starts.text", torch.int64, index.rows + 1)}
-    for key, form in index.forms.items():
+    for key, spec in index.specs.items():
         size = index.rows
-        if form.packed:
+        if spec.packed:
             size = sum(shard.tokens[key] for shard in index.shards)
             starts[key] = room(f"starts.{key}", torch.int64, index.rows + 1)
-        flat[key] = room(f"rows.{key}", form.torch_dtype, size, *form.rest)
+        flat[key] = room(f"rows.{key}", spec.torch_dtype, size, *spec.rest)
     text = room("text", torch.uint8, sum(shard.text for shard in index.shards))
     digests = torch.zeros(index.rows - 1, dtype=torch.int64)
     for first in starts.values():
@@ -87,13 +87,13 @@ def _fill(place: Place, index: Index, folder: Path, progress: bool) -> None:
     row, ends = 0, dict.fromkeys([*flat, "text"], 0)
     bar = tqdm(
         total=index.rows - 1,
-        desc=f"copying {place.url}",
+        desc=f"copying {store.url}",
         unit="prompt",
         disable=None if progress else True,  # none where nobody watches
         dynamic_ncols=True,
     )
     for entry in index.shards:
-        shard = entry.read(place)
+        shard = entry.read(store)
         for key, value in shard.tensors.items():
             flat[key][ends[key] : ends[key] + len(value)] = value
             if key in starts:
@@ -116,7 +116,7 @@ def _fill(place: Place, index: Index, folder: Path, progress: bool) -> None:
     room("order", torch.int64, len(digests))[:] = order
 
 
-def find(cache: TensorDict, prompts: Sequence[str]) -> list[int | None]:
+def find_rows(cache: TensorDict, prompts: Sequence[str]) -> list[int | None]:
     """Returns the rows of prompts, ``None`` for one that is not there."""
     texts = StoredTexts(cache)
     digests, order = cache["digests"], cache["order"]

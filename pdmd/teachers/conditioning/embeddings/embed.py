@@ -7,8 +7,14 @@ from typing import Any
 
 import torch
 
-from pdmd.teachers.conditioning.embeddings.index import Index, Place, Shard, ShardEntry, shard_name
-from pdmd.teachers.conditioning.embeddings.rows import Form, forms_of, pack
+from pdmd.teachers.conditioning.embeddings.index import (
+    Index,
+    Shard,
+    ShardInfo,
+    StoreFolder,
+    shard_name,
+)
+from pdmd.teachers.conditioning.embeddings.packing import FieldSpec, field_specs, pack
 from pdmd.teachers.conditioning.image_prompts import ImagePrompt, name_of
 from pdmd.teachers.conditioning.prompts import Prompts
 
@@ -54,20 +60,22 @@ def embed(
     """
     from tqdm import tqdm
 
-    known = _by_name(prompts, bool(encoder.imaged), batch_size=batch_size, shard_size=shard_size)
+    known = _by_name(
+        prompts, bool(encoder.image_keys), batch_size=batch_size, shard_size=shard_size
+    )
     names = list(known)
-    place, fingerprint = Place.of(url), encoder.fingerprint()
+    store, fingerprint = StoreFolder.of(url), encoder.fingerprint()
     if overwrite:
-        place.clear()
+        store.clear()
     parts: list[tuple[str | None, ...]] = [
         tuple(names[i : i + shard_size]) for i in range(0, len(names), shard_size)
     ]
     parts[-1] = (*parts[-1], None)
-    there = place.shards()
+    there = store.shards()
     if not set(there) <= {shard_name(i) for i in range(len(parts))}:
-        raise _other(place, "other prompts")
-    forms: dict[str, Form] = {}
-    entries: list[ShardEntry | None] = []
+        raise _other(store, "other prompts")
+    specs: dict[str, FieldSpec] = {}
+    entries: list[ShardInfo | None] = []
     bar = tqdm(
         total=len(prompts), desc="embed", unit="prompt", disable=not progress, dynamic_ncols=True
     )
@@ -76,14 +84,14 @@ def embed(
             entries.append(None)
             if shard_name(i) not in there:
                 continue
-            data = place.read(shard_name(i)) or b""
+            data = store.read(shard_name(i)) or b""
             try:
                 shard = Shard.loads(data)
             except ValueError as error:
                 bar.write(f"{shard_name(i)} {error}; made again")
                 continue
-            _check_same(place, shard, part, fingerprint)
-            forms = _agreed(place, forms, shard.forms)
+            _check_same(store, shard, part, fingerprint)
+            specs = _agreed(store, specs, shard.specs)
             entries[i] = shard.entry(i, data)
             bar.update(len(part) - part.count(None))
         if fingerprint is None and not there:
@@ -91,25 +99,25 @@ def embed(
             fingerprint = encoder.fingerprint()
         for i, part in enumerate(parts):
             if entries[i] is None:
-                shard = _encode(place, encoder, known, part, fingerprint, batch_size, forms, bar)
-                forms = dict(shard.forms)
+                shard = _encode(store, encoder, known, part, fingerprint, batch_size, specs, bar)
+                specs = dict(shard.specs)
                 data = shard.dumps()
-                place.write(shard_name(i), data)
+                store.write(shard_name(i), data)
                 entries[i] = shard.entry(i, data)
     made = tuple(e for e in entries if e is not None)
-    index = Index(teacher, fingerprint, forms, made, tuple(encoder.imaged))
-    index.write(place)
+    index = Index(teacher, fingerprint, specs, made, tuple(encoder.image_keys))
+    index.write(store)
     return index
 
 
 def _encode(
-    place: Place,
+    store: StoreFolder,
     encoder: Prompts,
     known: Mapping[str, Any],
     part: tuple[str | None, ...],
     fingerprint: str | None,
     batch_size: int,
-    forms: Mapping[str, Form],
+    specs: Mapping[str, FieldSpec],
     bar: Any,
 ) -> Shard:
     named = [prompt for prompt in part if prompt is not None]
@@ -122,58 +130,60 @@ def _encode(
     for batch in batches:
         condition = encoder.encode([None if name is None else known[name] for name in batch]).cpu()
         if batch == [None]:
-            for key in encoder.imaged:
-                form = forms[key]
-                shape = (1, *(int(size or 0) for size in form.shape))
-                condition[key] = torch.zeros(shape, dtype=form.torch_dtype)
-        forms = _agreed(place, forms, forms_of(condition))
-        packed.append(pack(condition, forms))
+            for key in encoder.image_keys:
+                spec = specs[key]
+                shape = (1, *(int(size or 0) for size in spec.shape))
+                condition[key] = torch.zeros(shape, dtype=spec.torch_dtype)
+        specs = _agreed(store, specs, field_specs(condition))
+        packed.append(pack(condition, specs))
         bar.update(len(batch) - batch.count(None))
     tensors, lengths = (
         {k: torch.cat([p[j][k] for p in packed]) for k in packed[0][j]} for j in (0, 1)
     )
-    return Shard(part, fingerprint, forms, tensors, lengths)
+    return Shard(part, fingerprint, specs, tensors, lengths)
 
 
-def _agreed(place: Place, known: Mapping[str, Form], found: Mapping[str, Form]) -> dict[str, Form]:
-    """Returns the forms that a store's conditions share."""
+def _agreed(
+    store: StoreFolder, known: Mapping[str, FieldSpec], found: Mapping[str, FieldSpec]
+) -> dict[str, FieldSpec]:
+    """Returns the specs that a store's conditions share."""
     for key in known.keys() | found.keys() if known else ():
         if known.get(key) != found.get(key):
             raise ValueError(
                 f"the entry {key!r} is {found.get(key, 'absent')} in some prompts' embeddings and "
-                f"{known.get(key, 'absent')} in others of {place.url}; use the dtype that it was "
+                f"{known.get(key, 'absent')} in others of {store.url}; use the dtype that it was "
                 "begun with, or replace it with --overwrite (overwrite=True)"
             )
     return dict(found)
 
 
 def _check_same(
-    place: Place, shard: Shard, part: tuple[str | None, ...], fingerprint: str | None
+    store: StoreFolder, shard: Shard, part: tuple[str | None, ...], fingerprint: str | None
 ) -> None:
     if shard.encoder != fingerprint:
         made, now = ((f or "unknown")[:12] for f in (shard.encoder, fingerprint))
-        raise _other(place, f"embeddings by another encoder ({made}, this one is {now})")
+        raise _other(store, f"embeddings by another encoder ({made}, this one is {now})")
     if shard.prompts != part:
-        raise _other(place, "other prompts, or another number of them in a shard")
+        raise _other(store, "other prompts, or another number of them in a shard")
 
 
-def _other(place: Place, what: str) -> ValueError:
+def _other(store: StoreFolder, what: str) -> ValueError:
     return ValueError(
-        f"{place.url} holds {what}; choose another --out, or replace it with --overwrite "
+        f"{store.url} holds {what}; choose another --out, or replace it with --overwrite "
         "(overwrite=True)"
     )
 
 
 def _by_name(
-    prompts: Sequence[str] | Sequence[ImagePrompt], imaged: bool, **sizes: int
+    prompts: Sequence[str] | Sequence[ImagePrompt], image_keys: bool, **sizes: int
 ) -> dict[str, str | ImagePrompt]:
     """Returns the prompts by the names that they are stored by."""
     if isinstance(prompts, str) or not prompts:
         raise ValueError(f"embed a list of at least one prompt, got {prompts!r}")
     known: dict[str, str | ImagePrompt] = {}
     for prompt in prompts:
-        if not isinstance(prompt, ImagePrompt if imaged else str):
-            what = "an ImagePrompt, a text with its first image" if imaged else "a text"
+        if not isinstance(prompt, ImagePrompt if image_keys else str):
+            what = "an ImagePrompt, a text with its first image" if image_keys else "a text"
             raise ValueError(f"a prompt is {what}, got {prompt!r}")
         name = name_of(prompt)
         if name in known:

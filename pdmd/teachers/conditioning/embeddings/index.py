@@ -1,8 +1,8 @@
 """The files of a store of embeddings: shards, and the index that is written last.
 
 A shard is a safetensors file, ``embeddings-00000.safetensors`` and so on. It has one tensor for
-each entry of a condition and, for sequences, ``ENTRY.lengths`` (:mod:`.rows`); its metadata holds,
-as JSON under ``pdmd``, the prompts, the encoder's fingerprint, the entries' forms, the format's
+each entry of a condition and, for sequences, ``ENTRY.lengths`` (:mod:`.packing`); its metadata holds,
+as JSON under ``pdmd``, the prompts, the encoder's fingerprint, the entries' specs, the format's
 version and a digest of the tensors, so that a shard can be verified on its own. The last row of
 the last shard is that of no prompt, ``null``. ``index.json`` names the shards with their digests;
 a store without it is unfinished.
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from pdmd.files import FileDigest, locate, own_digest, put, telling, write_whole
-from pdmd.teachers.conditioning.embeddings.rows import Form
+from pdmd.teachers.conditioning.embeddings.packing import FieldSpec
 
-__all__ = ["Index", "Place", "Shard", "ShardEntry"]
+__all__ = ["Index", "StoreFolder", "Shard", "ShardInfo"]
 
 FORMAT = 1
 INDEX = "index.json"
@@ -30,7 +30,7 @@ STEM = "embeddings-"
 
 
 @dataclass(frozen=True)
-class Place:
+class StoreFolder:
     """A folder on any file system.
 
     Args:
@@ -44,7 +44,7 @@ class Place:
     root: str
 
     @classmethod
-    def of(cls, url: str) -> Place:
+    def of(cls, url: str) -> StoreFolder:
         """Finds a folder by its URL.
 
         Raises:
@@ -97,14 +97,14 @@ class Shard:
     Args:
         prompts: The prompts, ``None`` for no prompt.
         encoder: The encoder's fingerprint, ``None`` where it is not known.
-        forms: The forms of entries.
-        tensors: Their tensors, as :func:`~.rows.pack` returns them.
+        specs: The specs of entries.
+        tensors: Their tensors, as :func:`~.packing.pack` returns them.
         lengths: The lengths of sequences.
     """
 
     prompts: tuple[str | None, ...]
     encoder: str | None
-    forms: Mapping[str, Form]
+    specs: Mapping[str, FieldSpec]
     tensors: Mapping[str, Tensor]
     lengths: Mapping[str, Tensor]
 
@@ -117,7 +117,7 @@ class Shard:
             "format": FORMAT,
             "prompts": list(self.prompts),
             "encoder": self.encoder,
-            "entries": {key: form.describe() for key, form in self.forms.items()},
+            "entries": {key: spec.describe() for key, spec in self.specs.items()},
             "content": _content(tensors),
         }
         return save(tensors, {"pdmd": json.dumps(about)})
@@ -143,18 +143,18 @@ class Shard:
             raise ValueError(f"has format {number}, and this version of pdmd reads {FORMAT}")
         if not whole:
             raise ValueError("holds other bytes than were written")
-        forms = {key: Form.read(value) for key, value in about["entries"].items()}
+        specs = {key: FieldSpec.read(value) for key, value in about["entries"].items()}
         return cls(
             tuple(about["prompts"]),
             about["encoder"],
-            forms,
-            {key: tensors[key] for key in forms},
-            {key: tensors[f"{key}.lengths"] for key, form in forms.items() if form.packed},
+            specs,
+            {key: tensors[key] for key in specs},
+            {key: tensors[f"{key}.lengths"] for key, spec in specs.items() if spec.packed},
         )
 
-    def entry(self, number: int, data: bytes) -> ShardEntry:
+    def entry(self, number: int, data: bytes) -> ShardInfo:
         """Returns what the index says of the shard."""
-        return ShardEntry(
+        return ShardInfo(
             file=shard_name(number),
             rows=len(self.prompts),
             tokens={key: len(self.tensors[key]) for key in self.lengths},
@@ -164,7 +164,7 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardEntry:
+class ShardInfo:
     """A shard in the index.
 
     Args:
@@ -183,19 +183,19 @@ class ShardEntry:
     size: int
     sha256: str
 
-    def read(self, place: Place) -> Shard:
+    def read(self, store: StoreFolder) -> Shard:
         """Reads the shard from its store.
 
         Raises:
             ValueError: If it is missing or not what was written; says which it is.
         """
-        data = place.read(self.file)
+        data = store.read(self.file)
         damage = "is missing"
         if data is not None:
             damage = FileDigest(self.size, self.sha256).damage(FileDigest.of(data))
         if data is None or damage is not None:
             raise ValueError(
-                f"the embeddings in {place.url} are damaged: {self.file} {damage}; run the same "
+                f"the embeddings in {store.url} are damaged: {self.file} {damage}; run the same "
                 "`pdmd embed` again, which keeps what is whole"
             )
         return Shard.loads(data)
@@ -208,18 +208,18 @@ class Index:
     Args:
         teacher: The registered name of the teacher whose encoder it was, or nothing.
         encoder: The encoder's fingerprint, ``None`` where it is not known.
-        forms: The forms of a condition's entries.
+        specs: The specs of a condition's entries.
         shards: The shards, in order.
-        imaged: The entries that come from images. Prompts then are an image's and a text's, by
+        image_keys: The entries that come from images. Prompts then are an image's and a text's, by
             their :attr:`~pdmd.teachers.conditioning.image_prompts.ImagePrompt.name`, and the row
             of no prompt holds zeros for these entries, which it has not.
     """
 
     teacher: str
     encoder: str | None
-    forms: Mapping[str, Form]
-    shards: tuple[ShardEntry, ...]
-    imaged: tuple[str, ...] = ()
+    specs: Mapping[str, FieldSpec]
+    shards: tuple[ShardInfo, ...]
+    image_keys: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -237,51 +237,51 @@ class Index:
             "teacher": self.teacher,
             "encoder": self.encoder,
             "prompts": self.rows - 1,
-            "entries": {key: form.describe() for key, form in self.forms.items()},
+            "entries": {key: spec.describe() for key, spec in self.specs.items()},
             "shards": [asdict(shard) for shard in self.shards],
-            **({"imaged": list(self.imaged)} if self.imaged else {}),
+            **({"imaged": list(self.image_keys)} if self.image_keys else {}),
         }
 
-    def write(self, place: Place) -> None:
+    def write(self, store: StoreFolder) -> None:
         """Writes ``index.json``, after all shards.
 
         Raises:
             OSError: If writing fails.
         """
         body = {**self._body(), "sha256": self.digest}
-        place.write(INDEX, json.dumps(body, indent=1).encode() + b"\n")
+        store.write(INDEX, json.dumps(body, indent=1).encode() + b"\n")
 
     @classmethod
-    def read(cls, place: Place) -> Index:
+    def read(cls, store: StoreFolder) -> Index:
         """Reads a store's index.
 
         Raises:
             ValueError: If it is missing, damaged or another version's.
         """
-        data = place.read(INDEX)
+        data = store.read(INDEX)
         if data is None:
             raise ValueError(
-                f"{place.url} has no {INDEX}, so it holds no prompt embeddings or unfinished "
-                f"ones; make them with `pdmd embed PROMPTS --out {place.url}`, which goes on "
+                f"{store.url} has no {INDEX}, so it holds no prompt embeddings or unfinished "
+                f"ones; make them with `pdmd embed PROMPTS --out {store.url}`, which goes on "
                 "where it stopped"
             )
         try:
             body = json.loads(data)
             whole, number = body.pop("sha256") == own_digest(body), body["format"]
             if whole and number == FORMAT:
-                forms = {key: Form.read(value) for key, value in body["entries"].items()}
-                shards = tuple(ShardEntry(**entry) for entry in body["shards"])
-                imaged = tuple(body.get("imaged", ()))
-                return cls(body["teacher"], body["encoder"], forms, shards, imaged)
+                specs = {key: FieldSpec.read(value) for key, value in body["entries"].items()}
+                shards = tuple(ShardInfo(**entry) for entry in body["shards"])
+                image_keys = tuple(body.get("imaged", ()))
+                return cls(body["teacher"], body["encoder"], specs, shards, image_keys)
         except (ValueError, LookupError, TypeError, AttributeError):
             whole, number = False, None
         if whole:
             raise ValueError(
-                f"{place.url}/{INDEX} has format {number}, and this version of pdmd reads "
+                f"{store.url}/{INDEX} has format {number}, and this version of pdmd reads "
                 f"{FORMAT}; upgrade pdmd, or make the embeddings again"
             )
         raise ValueError(
-            f"{place.url}/{INDEX} is damaged; run the same `pdmd embed` again, which keeps what "
+            f"{store.url}/{INDEX} is damaged; run the same `pdmd embed` again, which keeps what "
             "is whole"
         )
 

@@ -12,18 +12,18 @@ from torch import Tensor
 from pdmd.teachers.conditioning.embeddings.cache import (
     StoredTexts,
     default_cache,
-    find,
+    find_rows,
     open_cache,
 )
-from pdmd.teachers.conditioning.embeddings.index import Index, Place
-from pdmd.teachers.conditioning.embeddings.rows import unpack
+from pdmd.teachers.conditioning.embeddings.index import Index, StoreFolder
+from pdmd.teachers.conditioning.embeddings.packing import unpack
 from pdmd.teachers.conditioning.image_prompts import ImagePrompt, NamedImagePrompts, name_of
 from pdmd.teachers.conditioning.prompts import Prompts
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
 
-__all__ = ["StoredEmbeddings", "StoredRows"]
+__all__ = ["StoredEmbeddings", "StoredConditions"]
 
 
 class StoredEmbeddings(Prompts):
@@ -55,8 +55,8 @@ class StoredEmbeddings(Prompts):
     ) -> None:
         if isinstance(prompts, str):
             raise ValueError(f"prompts are a sequence of texts, got {prompts!r}; pass a list")
-        self.place = Place.of(str(url))
-        self.index = Index.read(self.place)
+        self.store = StoreFolder.of(str(url))
+        self.index = Index.read(self.store)
         self._chosen = tuple(prompts)
         self._folder, self._progress = Path(cache or default_cache()), progress
         self._opened: TensorDict | None = None
@@ -65,7 +65,7 @@ class StoredEmbeddings(Prompts):
     @property
     def url(self) -> str:
         """The store."""
-        return self.place.url
+        return self.store.url
 
     def fingerprint(self) -> str | None:
         """The fingerprint of the encoder that made them."""
@@ -74,16 +74,16 @@ class StoredEmbeddings(Prompts):
     @property
     def width(self) -> int | None:
         """The dimension of a token."""
-        form = self.index.forms.get("prompt")
-        return form.shape[-1] if form is not None and form.packed else None
+        spec = self.index.specs.get("prompt")
+        return spec.shape[-1] if spec is not None and spec.packed else None
 
     @property
-    def imaged(self) -> tuple[str, ...]:
-        return self.index.imaged
+    def image_keys(self) -> tuple[str, ...]:
+        return self.index.image_keys
 
     @property
     def shapes(self) -> Mapping[str, tuple[int | None, ...]]:
-        return {key: form.shape for key, form in self.index.forms.items()}
+        return {key: spec.shape for key, spec in self.index.specs.items()}
 
     def __repr__(self) -> str:
         return f"the embeddings in {self.url}"
@@ -96,23 +96,23 @@ class StoredEmbeddings(Prompts):
     def encode(self, prompts: Sequence[Any]) -> TensorDict:
         """Looks prompts up; where they have images, either all or none of them are ``None``."""
         condition = self.conditions(prompts)[:]
-        if self.imaged and all(prompt is None for prompt in prompts):
-            return condition.exclude(*self.imaged)
+        if self.image_keys and all(prompt is None for prompt in prompts):
+            return condition.exclude(*self.image_keys)
         return condition
 
-    def conditions(self, prompts: Sequence[Any]) -> StoredRows:
+    def conditions(self, prompts: Sequence[Any]) -> StoredConditions:
         """Looks prompts up and leaves their embeddings on disk."""
         cache, index = self._cache(), self.index
         if prompts is self._all:
-            return StoredRows(cache, index, torch.arange(len(prompts)))
-        nothing = not index.imaged or all(prompt is None for prompt in prompts)
+            return StoredConditions(cache, index, torch.arange(len(prompts)))
+        nothing = not index.image_keys or all(prompt is None for prompt in prompts)
         for prompt in prompts:
-            kind = ImagePrompt if index.imaged else str
+            kind = ImagePrompt if index.image_keys else str
             if not ((prompt is None and nothing) or isinstance(prompt, kind)):
                 what = "an ImagePrompt, a text with its first image"
-                what = what if index.imaged else "a text or None"
+                what = what if index.image_keys else "a text or None"
                 raise ValueError(f"a prompt of {self.url} is {what}, got {prompt!r}")
-        found = find(cache, [name_of(prompt or "") for prompt in prompts])
+        found = find_rows(cache, [name_of(prompt or "") for prompt in prompts])
         rows = [
             index.rows - 1 if prompt is None else row
             for prompt, row in zip(prompts, found, strict=True)
@@ -122,23 +122,23 @@ class StoredEmbeddings(Prompts):
                 f"there is no embedding of the prompt {prompts[rows.index(None)]!r} in "
                 f"{self.url}; embed it, or load the teacher with its text encoder"
             )
-        return StoredRows(cache, index, torch.tensor(rows, dtype=torch.int64))
+        return StoredConditions(cache, index, torch.tensor(rows, dtype=torch.int64))
 
     def _texts(self) -> StoredTexts | NamedImagePrompts:
         if self._all is None:
             texts = StoredTexts(self._cache())
-            self._all = NamedImagePrompts(texts) if self.imaged else texts
+            self._all = NamedImagePrompts(texts) if self.image_keys else texts
         return self._all
 
     def _cache(self) -> TensorDict:
         if self._opened is None:
             self._opened = open_cache(
-                self.place, self.index, self._folder, progress=self._progress
+                self.store, self.index, self._folder, progress=self._progress
             )
         return self._opened
 
 
-class StoredRows:
+class StoredConditions:
     """Conditions on disk, indexed as a TensorDict of them would be.
 
     Sequences are as long as the longest of all the rows, so that a draw has the shape and the
@@ -160,8 +160,8 @@ class StoredRows:
     ) -> None:
         self._cache, self._index, self._rows, self._device = cache, index, rows, device
         self._length = 0
-        for key, form in index.forms.items():
-            if form.ragged and len(rows):
+        for key, spec in index.specs.items():
+            if spec.ragged and len(rows):
                 starts = cache[f"starts.{key}"]
                 self._length = int((starts[rows + 1] - starts[rows]).max())
 
@@ -170,9 +170,9 @@ class StoredRows:
         """The number of rows :math:`(N)`."""
         return torch.Size([len(self._rows)])
 
-    def to(self, device: torch.device | str) -> StoredRows:
+    def to(self, device: torch.device | str) -> StoredConditions:
         """Returns the rows with their conditions on a device."""
-        return StoredRows(self._cache, self._index, self._rows, device)
+        return StoredConditions(self._cache, self._index, self._rows, device)
 
     def __getitem__(self, chosen: Tensor | slice) -> TensorDict:
         """Reads rows.
@@ -187,14 +187,14 @@ class StoredRows:
 
         rows = self._rows[chosen]
         entries: dict[str, Any] = {}
-        for key, form in self._index.forms.items():
+        for key, spec in self._index.specs.items():
             flat = self._cache[f"rows.{key}"]
-            if not form.packed:
+            if not spec.packed:
                 entries[key] = torch.as_tensor(flat[rows])
                 continue
             starts = self._cache[f"starts.{key}"]
             begin, end = torch.as_tensor(starts[rows]), torch.as_tensor(starts[rows + 1])
-            length = self._length if form.ragged else int(form.shape[0] or 0)
+            length = self._length if spec.ragged else int(spec.shape[0] or 0)
             entries[key] = unpack(flat, begin, end - begin, length)
         condition = TensorDict(entries, batch_size=[len(rows)])
         return condition if self._device is None else condition.to(self._device)

@@ -1,6 +1,6 @@
 r"""Rows: conditions as they lie in a store, without the zeros that fill sequences up.
 
-A condition's entry is of one of two forms. A *sequence* has shape :math:`(B, L, D)`, or is the
+A condition's entry is of one of two specs. A *sequence* has shape :math:`(B, L, D)`, or is the
 mask of shape :math:`(B, L)`; it is packed into :math:`(\sum_i n_i, D)` and the lengths
 :math:`n_i`, where what comes after a row's first :math:`n_i` tokens is zero to the bit. Any other
 entry, such as a pooled vector of shape :math:`(B, D)`, is kept as it is.
@@ -21,13 +21,13 @@ from torch import Tensor
 if TYPE_CHECKING:
     from tensordict import TensorDict
 
-__all__ = ["Form", "forms_of", "pack", "unpack"]
+__all__ = ["FieldSpec", "field_specs", "pack", "unpack"]
 
 MASK = "mask"
 
 
 @dataclass(frozen=True)
-class Form:
+class FieldSpec:
     """How an entry of a condition looks.
 
     Args:
@@ -60,28 +60,28 @@ class Form:
         return tuple(int(size) for size in shape if size is not None)
 
     def describe(self) -> dict[str, Any]:
-        """Returns the form as JSON values."""
+        """Returns the spec as JSON values."""
         return {"dtype": self.dtype, "shape": list(self.shape)}
 
     @classmethod
-    def read(cls, description: Mapping[str, Any]) -> Form:
-        """Returns the form that :meth:`describe` described.
+    def read(cls, description: Mapping[str, Any]) -> FieldSpec:
+        """Returns the spec that :meth:`describe` described.
 
         Raises:
             ValueError: If it is none.
         """
-        form = cls(str(description["dtype"]), tuple(description["shape"]))
-        if not isinstance(getattr(torch, form.dtype, None), torch.dtype):
-            raise ValueError(f"{form.dtype!r} is no type of tensors")
-        return form
+        spec = cls(str(description["dtype"]), tuple(description["shape"]))
+        if not isinstance(getattr(torch, spec.dtype, None), torch.dtype):
+            raise ValueError(f"{spec.dtype!r} is no type of tensors")
+        return spec
 
     def __str__(self) -> str:
         sizes = ", ".join("any" if size is None else str(size) for size in self.shape)
         return f"{self.dtype} ({sizes})"
 
 
-def forms_of(condition: TensorDict) -> dict[str, Form]:
-    """Returns the form of every entry.
+def field_specs(condition: TensorDict) -> dict[str, FieldSpec]:
+    """Returns the spec of every entry.
 
     Args:
         condition: A condition with batch size :math:`(B)`.
@@ -92,7 +92,7 @@ def forms_of(condition: TensorDict) -> dict[str, Form]:
     items: Any = condition.items()
     entries: dict[str, Any] = dict(items)
     mask = entries.get(MASK)
-    forms = {}
+    specs = {}
     for key, value in entries.items():
         if not isinstance(value, Tensor) or "." in key:
             raise ValueError(
@@ -103,30 +103,30 @@ def forms_of(condition: TensorDict) -> dict[str, Form]:
         token = key == MASK or value.ndim == 3
         if mask is not None and token and value.shape[1] == mask.shape[1]:
             shape[0] = None
-        forms[key] = Form(str(value.dtype).removeprefix("torch."), tuple(shape))
-    return forms
+        specs[key] = FieldSpec(str(value.dtype).removeprefix("torch."), tuple(shape))
+    return specs
 
 
 def pack(
-    condition: TensorDict, forms: Mapping[str, Form]
+    condition: TensorDict, specs: Mapping[str, FieldSpec]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Takes the filling out of a condition's sequences.
 
     Args:
         condition: A condition with batch size :math:`(B)`.
-        forms: The forms of its entries.
+        specs: The specs of its entries.
 
     Returns:
         The tensors by entry, those of sequences with shape :math:`(T, *)`, and the lengths of
         sequences by entry, int64, with shape :math:`(B)`.
     """
-    lengths = {key: _lengths(condition[key]) for key, form in forms.items() if form.packed}
-    ragged = [key for key in lengths if forms[key].ragged]
+    lengths = {key: _lengths(condition[key]) for key, spec in specs.items() if spec.packed}
+    ragged = [key for key in lengths if specs[key].ragged]
     if ragged:  # they go by one length
         longest = torch.stack([lengths[key] for key in ragged]).amax(0)
         lengths.update(dict.fromkeys(ragged, longest))
     tensors = {}
-    for key in forms:
+    for key in specs:
         value = condition[key]
         if key in lengths:
             kept = torch.arange(value.shape[1]) < lengths[key][:, None]
