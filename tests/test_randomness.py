@@ -78,5 +78,5 @@ def test_a_saved_state_draws_again_on_another_number_of_ranks(seed, ranks, n):
 
 @pytest.mark.parametrize(("rank", "ranks"), [(2, 2), (-1, 2), (0, 0), (5, 1)])
 def test_a_rank_that_is_none_is_refused(rank, ranks):
-    with pytest.raises(ValueError, match=f"a rank is from 0 to {ranks - 1}, got {rank}"):
+    with pytest.raises(ValueError, match=rf"rank must be in \[0, {ranks}\), got {rank}"):
         RankGenerator.make(0, rank, ranks)
