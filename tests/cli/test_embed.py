@@ -55,13 +55,13 @@ def test_data_sets_and_tables(tmp_path, monkeypatch, limit):
 @pytest.mark.parametrize(
     ("name", "content", "more", "named"),
     [
-        ("p.txt", "\n \n", {}, "p.txt holds no prompts"),
-        ("p.txt", b"\xff\xfe", {}, "is not text in UTF-8"),
-        ("p.jsonl", '{"prompt": "a"}\n"b"\n', {}, "line 2 of .* is no JSON object"),
-        ("p.jsonl", "{", {}, "line 1 of .* is no JSON object"),
+        ("p.txt", "\n \n", {}, "p.txt has no prompts"),
+        ("p.txt", b"\xff\xfe", {}, "is not UTF-8 text"),
+        ("p.jsonl", '{"prompt": "a"}\n"b"\n', {}, "line 2 of .* is not a JSON object"),
+        ("p.jsonl", "{", {}, "line 1 of .* is not a JSON object"),
         ("p.jsonl", '{"a": 1, "b": 2}', {}, "row 1 .* neither 'prompt' nor 'text' but 'a', 'b'"),
         ("p.jsonl", '{"a": 1}', {"column": "b"}, "no column 'b' but 'a'; name one .*--column"),
-        ("p.jsonl", '{"text": 5}', {}, "prompt 1 of .* is no text but 5"),
+        ("p.jsonl", '{"text": 5}', {}, "prompt 1 of .* must be a text, got 5"),
         ("gone.txt", None, {}, "gone.txt does not exist"),
         ("gone", None, {}, "gone could not be read as a data set"),
         ("p.csv", "text\na\n", {"split": "test"}, "p.csv could not be read as a data set .*test"),

@@ -141,7 +141,7 @@ def test_an_interrupted_store_is_unfinished_and_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         quiet(encoder, prompts, url, batch_size=2)
     assert [p.name for p in url.iterdir()] == ["embeddings-00000.safetensors"]
-    with pytest.raises(ValueError, match=r"has no index.json, .*pdmd embed PROMPTS --out"):
+    with pytest.raises(ValueError, match=r"has no index.json: .*pdmd embed PROMPTS --out"):
         StoredEmbeddings(url)
     again = Encoder()
     assert quiet(again, prompts, url, batch_size=2) == whole
@@ -175,7 +175,7 @@ def test_another_list_or_encoder_is_refused_until_told_to_overwrite(tmp_path):
         (Encoder(name="two"), prompts, {}, "another encoder .oneoneoneone, this one is twotwo"),
         (Encoder(name=None), prompts, {}, "another encoder .oneoneoneone, this one is unknown"),
     ):
-        with pytest.raises(ValueError, match=f"{url} holds .*{named}.*--overwrite"):
+        with pytest.raises(ValueError, match=f"{url} has .*{named}.*--overwrite"):
             quiet(encoder, asked, url, **more)
         assert {
             p.name: p.read_bytes() for p in url.iterdir()
@@ -192,7 +192,7 @@ def test_a_store_begun_with_another_dtype_is_refused(tmp_path):
     encoder.fails_at = 4
     with pytest.raises(KeyboardInterrupt):
         quiet(encoder, names(6), url)
-    with pytest.raises(ValueError, match="'prompt' is float32 .any, 3. in .* bfloat16 .any, 3."):
+    with pytest.raises(ValueError, match="'prompt' is float32 .any, 3. for .* bfloat16 .any, 3."):
         quiet(Encoder(), names(6), url)
 
 
@@ -207,7 +207,7 @@ def test_a_damaged_shard_is_named_and_made_again(tmp_path, capsys, how):
     path.write_bytes(bytes(data) if how == "flip" else whole[:-9])
     if how == "gone":
         path.unlink()
-    what = {"flip": "holds other bytes", "cut": "is truncated", "gone": "is missing"}[how]
+    what = {"flip": "does not match its SHA-256", "cut": "is truncated", "gone": "is missing"}[how]
     with pytest.raises(ValueError, match=f"damaged: {path.name} {what}.*`pdmd embed` again"):
         opened(url, tmp_path).encode(prompts)
     assert not [p for p in (tmp_path / "cache").iterdir() if p.name.endswith("index")]
@@ -241,16 +241,16 @@ def test_an_unknown_prompt_and_bad_input_are_named(tmp_path):
     for prompts, named in (
         ([], "at least one prompt"),
         ("a cat", "a list of at least one"),
-        (["a", "b", "a"], "'a' comes twice"),
+        (["a", "b", "a"], "'a' is repeated"),
         (["a", 3], "a text, got 3"),
     ):
         with pytest.raises(ValueError, match=named):
             quiet(Encoder(), prompts, url)
-    with pytest.raises(ValueError, match="batch_size is at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         quiet(Encoder(), ["a"], url, batch_size=0)
     with pytest.raises(ValueError, match="nowhere has no index.json"):
         StoredEmbeddings(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no file system that is known"):
+    with pytest.raises(ValueError, match="an unknown file system"):
         StoredEmbeddings("nosuch://bucket/store")
     quiet(Encoder(), names(3), url)
     stored = opened(url, tmp_path)

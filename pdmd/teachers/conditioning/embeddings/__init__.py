@@ -1,4 +1,4 @@
-"""Prompt embeddings on any file system: made once, then read without the text encoder.
+"""Stores of prompt embeddings on any file system: computed once, read without a text encoder.
 
 A store is a folder of safetensors shards with an index (:mod:`.index`), read through a local
 memory-mapped copy (:mod:`.cache`).

@@ -1,4 +1,4 @@
-"""Embedding: from prompts and an encoder to a store, shard by shard."""
+"""Embedding prompts into a store, shard by shard."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ def embed(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Index:
-    """Encodes prompts, and no prompt, into a store.
+    """Encodes prompts and the null prompt into a store.
 
-    A shard is there whole or not at all, so one call goes on where another was interrupted: shards
-    that are whole are kept, those that are missing or damaged are made.
+    Shards are written atomically, so a call resumes an interrupted one: intact shards are kept,
+    missing or damaged shards are computed.
 
     Args:
-        encoder: What encodes.
-        prompts: The prompts, each once: texts or, for an encoder that takes them, texts with
-            their first images.
-        url: The store, on any file system that fsspec knows.
-        teacher: The registered name of the teacher whose encoder it is, to be written down.
-        batch_size: Prompts encoded at a time.
-        shard_size: Prompts in a shard.
-        overwrite: Whether to remove other embeddings that are there.
+        encoder: The encoder.
+        prompts: The prompts, without repetition: texts or, for an image-to-video encoder, texts
+            with their first images.
+        url: URL or path of the store, on any fsspec file system.
+        teacher: Registered name of the teacher of the encoder, recorded in the index.
+        batch_size: Number of prompts encoded at once.
+        shard_size: Number of prompts per shard.
+        overwrite: Whether to remove existing embeddings of the store first.
         progress: Whether to show a progress bar.
 
     Returns:
-        What the store holds.
+        The index of the store.
 
     Raises:
-        ValueError: If a prompt is not of the encoder's kind or comes twice, its image cannot be
-            read, there are none, a size is below 1, or the store holds embeddings of other
-            prompts or by another encoder.
+        ValueError: If there are no prompts, a prompt is repeated or not of the type of the
+            encoder, an image cannot be read, a size is below 1, or the store has embeddings of
+            other prompts or of another encoder.
         OSError: If the store cannot be written.
     """
     from tqdm import tqdm
@@ -71,41 +71,41 @@ def embed(
         tuple(names[i : i + shard_size]) for i in range(0, len(names), shard_size)
     ]
     parts[-1] = (*parts[-1], None)
-    there = store.shards()
-    if not set(there) <= {shard_name(i) for i in range(len(parts))}:
+    existing = store.shards()
+    if not set(existing) <= {shard_name(i) for i in range(len(parts))}:
         raise _other(store, "other prompts")
     specs: dict[str, FieldSpec] = {}
-    entries: list[ShardInfo | None] = []
+    infos: list[ShardInfo | None] = []
     bar = tqdm(
         total=len(prompts), desc="embed", unit="prompt", disable=not progress, dynamic_ncols=True
     )
     with bar:
         for i, part in enumerate(parts):
-            entries.append(None)
-            if shard_name(i) not in there:
+            infos.append(None)
+            if shard_name(i) not in existing:
                 continue
             data = store.read(shard_name(i)) or b""
             try:
                 shard = Shard.loads(data)
             except ValueError as error:
-                bar.write(f"{shard_name(i)} {error}; made again")
+                bar.write(f"{shard_name(i)} {error}; computing it again")
                 continue
             _check_same(store, shard, part, fingerprint)
-            specs = _agreed(store, specs, shard.specs)
-            entries[i] = shard.entry(i, data)
+            specs = _common_specs(store, specs, shard.specs)
+            infos[i] = shard.info(i, data)
             bar.update(len(part) - part.count(None))
-        if fingerprint is None and not there:
-            encoder.encode([None])  # of a hub name, whose files come with their first use
+        if fingerprint is None and not existing:
+            encoder.encode([None])  # downloads the files of an encoder on the hub
             fingerprint = encoder.fingerprint()
         for i, part in enumerate(parts):
-            if entries[i] is None:
+            if infos[i] is None:
                 shard = _encode(store, encoder, known, part, fingerprint, batch_size, specs, bar)
                 specs = dict(shard.specs)
                 data = shard.dumps()
                 store.write(shard_name(i), data)
-                entries[i] = shard.entry(i, data)
-    made = tuple(e for e in entries if e is not None)
-    index = Index(teacher, fingerprint, specs, made, tuple(encoder.image_keys))
+                infos[i] = shard.info(i, data)
+    shards = tuple(info for info in infos if info is not None)
+    index = Index(teacher, fingerprint, specs, shards, tuple(encoder.image_keys))
     index.write(store)
     return index
 
@@ -134,7 +134,7 @@ def _encode(
                 spec = specs[key]
                 shape = (1, *(int(size or 0) for size in spec.shape))
                 condition[key] = torch.zeros(shape, dtype=spec.torch_dtype)
-        specs = _agreed(store, specs, field_specs(condition))
+        specs = _common_specs(store, specs, field_specs(condition))
         packed.append(pack(condition, specs))
         bar.update(len(batch) - batch.count(None))
     tensors, lengths = (
@@ -143,16 +143,16 @@ def _encode(
     return Shard(part, fingerprint, specs, tensors, lengths)
 
 
-def _agreed(
+def _common_specs(
     store: StoreFolder, known: Mapping[str, FieldSpec], found: Mapping[str, FieldSpec]
 ) -> dict[str, FieldSpec]:
-    """Returns the specs that a store's conditions share."""
+    """Returns the specs of all conditions of a store, or raises if two batches differ."""
     for key in known.keys() | found.keys() if known else ():
         if known.get(key) != found.get(key):
             raise ValueError(
-                f"the entry {key!r} is {found.get(key, 'absent')} in some prompts' embeddings and "
-                f"{known.get(key, 'absent')} in others of {store.url}; use the dtype that it was "
-                "begun with, or replace it with --overwrite (overwrite=True)"
+                f"the field {key!r} is {found.get(key, 'absent')} for some prompts of {store.url} "
+                f"and {known.get(key, 'absent')} for others; use the dtype of the existing shards "
+                "or replace the store with --overwrite (overwrite=True)"
             )
     return dict(found)
 
@@ -161,35 +161,35 @@ def _check_same(
     store: StoreFolder, shard: Shard, part: tuple[str | None, ...], fingerprint: str | None
 ) -> None:
     if shard.encoder != fingerprint:
-        made, now = ((f or "unknown")[:12] for f in (shard.encoder, fingerprint))
-        raise _other(store, f"embeddings by another encoder ({made}, this one is {now})")
+        found, expected = ((f or "unknown")[:12] for f in (shard.encoder, fingerprint))
+        raise _other(store, f"embeddings of another encoder ({found}, this one is {expected})")
     if shard.prompts != part:
-        raise _other(store, "other prompts, or another number of them in a shard")
+        raise _other(store, "other prompts, or another shard size")
 
 
 def _other(store: StoreFolder, what: str) -> ValueError:
     return ValueError(
-        f"{store.url} holds {what}; choose another --out, or replace it with --overwrite "
+        f"{store.url} has {what}; choose another --out, or replace the store with --overwrite "
         "(overwrite=True)"
     )
 
 
 def _by_name(
-    prompts: Sequence[str] | Sequence[ImagePrompt], image_keys: bool, **sizes: int
+    prompts: Sequence[str] | Sequence[ImagePrompt], with_images: bool, **sizes: int
 ) -> dict[str, str | ImagePrompt]:
-    """Returns the prompts by the names that they are stored by."""
+    """Returns the prompts by the keys they are stored by."""
     if isinstance(prompts, str) or not prompts:
-        raise ValueError(f"embed a list of at least one prompt, got {prompts!r}")
+        raise ValueError(f"prompts must be a list of at least one prompt, got {prompts!r}")
     known: dict[str, str | ImagePrompt] = {}
     for prompt in prompts:
-        if not isinstance(prompt, ImagePrompt if image_keys else str):
-            what = "an ImagePrompt, a text with its first image" if image_keys else "a text"
-            raise ValueError(f"a prompt is {what}, got {prompt!r}")
+        if not isinstance(prompt, ImagePrompt if with_images else str):
+            kind = "an ImagePrompt (a text with its first image)" if with_images else "a text"
+            raise ValueError(f"a prompt must be {kind}, got {prompt!r}")
         name = name_of(prompt)
         if name in known:
-            raise ValueError(f"the prompt {prompt!r} comes twice; give each once")
+            raise ValueError(f"the prompt {prompt!r} is repeated; pass each prompt once")
         known[name] = prompt
     for name, size in sizes.items():
         if size < 1:
-            raise ValueError(f"{name} is at least 1, got {size}")
+            raise ValueError(f"{name} must be at least 1, got {size}")
     return known

@@ -1,12 +1,13 @@
-r"""Rows: conditions as they lie in a store, without the zeros that fill sequences up.
+r"""Packing of conditions: sequences without their padding.
 
-A condition's entry is of one of two specs. A *sequence* has shape :math:`(B, L, D)`, or is the
-mask of shape :math:`(B, L)`; it is packed into :math:`(\sum_i n_i, D)` and the lengths
-:math:`n_i`, where what comes after a row's first :math:`n_i` tokens is zero to the bit. Any other
-entry, such as a pooled vector of shape :math:`(B, D)`, is kept as it is.
+A field of a condition is a *sequence* if it has shape :math:`(B, L, D)`, or is the mask of shape
+:math:`(B, L)`. A sequence is packed into :math:`(\sum_i n_i, D)` and the lengths :math:`n_i`;
+every bit of row :math:`i` after its first :math:`n_i` tokens is zero. Any other field, such as a
+pooled embedding of shape :math:`(B, D)`, is stored unchanged.
 
-With a mask, :math:`L` is that of the longest row of the batch, for the mask and every sequence
-that is as long as it: their shapes begin with ``None``. Without one it is always the same.
+With a mask, :math:`L` is the length of the longest row of the batch, for the mask and every
+sequence of its length: these fields are *ragged*, and their shapes begin with ``None``. Without a
+mask, :math:`L` is constant.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ MASK = "mask"
 
 @dataclass(frozen=True)
 class FieldSpec:
-    """How an entry of a condition looks.
+    """Dtype and shape of a field of a condition.
 
     Args:
-        dtype: Its type, by torch's name.
-        shape: The shape of a row; ``None`` is a length that differs between batches.
+        dtype: Name of the dtype in torch, such as ``"bfloat16"``.
+        shape: Shape of a row, without the batch; ``None`` for a length that varies.
     """
 
     dtype: str
@@ -40,22 +41,22 @@ class FieldSpec:
 
     @property
     def ragged(self) -> bool:
-        """Whether the length is that of the longest row of a batch."""
+        """Whether the length is that of the longest row of the batch."""
         return self.shape[:1] == (None,)
 
     @property
     def packed(self) -> bool:
-        """Whether it is a sequence, stored without what fills it up."""
+        """Whether the field is a sequence, stored without padding."""
         return self.ragged or len(self.shape) == 2
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The type."""
+        """The dtype."""
         return getattr(torch, self.dtype)
 
     @property
     def rest(self) -> tuple[int, ...]:
-        """The shape of a token of a sequence, of a row of anything else."""
+        """The shape of a token of a sequence, or of a row of any other field."""
         shape = self.shape[1:] if self.packed else self.shape
         return tuple(int(size) for size in shape if size is not None)
 
@@ -65,14 +66,14 @@ class FieldSpec:
 
     @classmethod
     def read(cls, description: Mapping[str, Any]) -> FieldSpec:
-        """Returns the spec that :meth:`describe` described.
+        """Returns the spec of a description by :meth:`describe`.
 
         Raises:
-            ValueError: If it is none.
+            ValueError: If the dtype is unknown.
         """
         spec = cls(str(description["dtype"]), tuple(description["shape"]))
         if not isinstance(getattr(torch, spec.dtype, None), torch.dtype):
-            raise ValueError(f"{spec.dtype!r} is no type of tensors")
+            raise ValueError(f"{spec.dtype!r} is not a dtype of torch")
         return spec
 
     def __str__(self) -> str:
@@ -81,27 +82,27 @@ class FieldSpec:
 
 
 def field_specs(condition: TensorDict) -> dict[str, FieldSpec]:
-    """Returns the spec of every entry.
+    """Returns the spec of every field of a condition.
 
     Args:
         condition: A condition with batch size :math:`(B)`.
 
     Raises:
-        ValueError: If an entry is nested, or its name holds a dot.
+        ValueError: If a field is nested, or its key has a dot.
     """
     items: Any = condition.items()
-    entries: dict[str, Any] = dict(items)
-    mask = entries.get(MASK)
+    fields: dict[str, Any] = dict(items)
+    mask = fields.get(MASK)
     specs = {}
-    for key, value in entries.items():
+    for key, value in fields.items():
         if not isinstance(value, Tensor) or "." in key:
             raise ValueError(
-                f"embeddings are stored by plain names, and the condition's entry {key!r} is "
-                "nested or holds a dot; give its tensors names of their own"
+                f"the field {key!r} of the condition cannot be stored: it is nested, or its key "
+                "has a dot; use a flat TensorDict with keys without dots"
             )
         shape: list[int | None] = list(value.shape[1:])
-        token = key == MASK or value.ndim == 3
-        if mask is not None and token and value.shape[1] == mask.shape[1]:
+        sequence = key == MASK or value.ndim == 3
+        if mask is not None and sequence and value.shape[1] == mask.shape[1]:
             shape[0] = None
         specs[key] = FieldSpec(str(value.dtype).removeprefix("torch."), tuple(shape))
     return specs
@@ -110,19 +111,19 @@ def field_specs(condition: TensorDict) -> dict[str, FieldSpec]:
 def pack(
     condition: TensorDict, specs: Mapping[str, FieldSpec]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Takes the filling out of a condition's sequences.
+    """Removes the padding of the sequences of a condition.
 
     Args:
         condition: A condition with batch size :math:`(B)`.
-        specs: The specs of its entries.
+        specs: The specs of its fields.
 
     Returns:
-        The tensors by entry, those of sequences with shape :math:`(T, *)`, and the lengths of
-        sequences by entry, int64, with shape :math:`(B)`.
+        The tensors by key, sequences with shape :math:`(T, *)` for a total of :math:`T` tokens;
+        and the lengths of sequences by key, int64, with shape :math:`(B)`.
     """
     lengths = {key: _lengths(condition[key]) for key, spec in specs.items() if spec.packed}
     ragged = [key for key in lengths if specs[key].ragged]
-    if ragged:  # they go by one length
+    if ragged:  # they share one length per row
         longest = torch.stack([lengths[key] for key in ragged]).amax(0)
         lengths.update(dict.fromkeys(ragged, longest))
     tensors = {}
@@ -136,13 +137,13 @@ def pack(
 
 
 def unpack(flat: Tensor, starts: Tensor, lengths: Tensor, length: int) -> Tensor:
-    """Puts sequences next to each other, filled up with zeros.
+    """Gathers packed sequences into a zero-padded batch.
 
     Args:
         flat: Tokens of all sequences, with shape :math:`(T, *)`.
-        starts: Where each begins, int64, with shape :math:`(B)`.
-        lengths: How long each is, int64, with shape :math:`(B)`.
-        length: :math:`L`.
+        starts: Index of the first token of each sequence, int64, with shape :math:`(B)`.
+        lengths: Number of tokens of each sequence, int64, with shape :math:`(B)`.
+        length: The padded length :math:`L`.
 
     Returns:
         A tensor of shape :math:`(B, L, *)`.
@@ -154,9 +155,9 @@ def unpack(flat: Tensor, starts: Tensor, lengths: Tensor, length: int) -> Tensor
 
 
 def _lengths(value: Tensor) -> Tensor:
-    """Counts the tokens up to the last that is not zero to the bit."""
+    """Counts the tokens of each row up to the last one with a nonzero bit."""
     rows, tokens = value.shape[:2]
     if not value.numel():
         return torch.zeros(rows, dtype=torch.int64)
-    filled = value.contiguous().view(torch.uint8).reshape(rows, tokens, -1).any(-1)
-    return (filled * torch.arange(1, tokens + 1)).amax(1)
+    nonzero = value.contiguous().view(torch.uint8).reshape(rows, tokens, -1).any(-1)
+    return (nonzero * torch.arange(1, tokens + 1)).amax(1)
