@@ -112,6 +112,6 @@ def test_teaching_writes_the_pipeline_and_keeps_what_is_done(tmp_path):
 
 def test_teaching_spares_a_folder_of_something_else(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds thesis.tex.*choose another --out"):
+    with pytest.raises(ValueError, match=r"has thesis.tex.*choose another --out"):
         pretrain_glyphs(tmp_path)
     assert main(["pretrain", "glyphs", "--out", str(tmp_path)]) == 2
