@@ -1,4 +1,4 @@
-"""Where prompts come from."""
+"""Reading prompts from text files, JSON lines, tables and data sets."""
 
 import json
 
@@ -12,7 +12,7 @@ def write(path, rows):
     return str(path)
 
 
-def test_text_and_json_lines(tmp_path):
+def test_text_files_and_json_lines(tmp_path):
     text = tmp_path / "prompts.txt"
     text.write_text("a cat\n\n  a dog \r\n猫\n", encoding="utf-8")
     assert read_prompts(str(text)) == ["a cat", "a dog", "猫"]
@@ -67,7 +67,7 @@ def test_data_sets_and_tables(tmp_path, monkeypatch, limit):
         ("p.csv", "text\na\n", {"split": "test"}, "p.csv could not be read as a data set .*test"),
     ],
 )
-def test_bad_sources_are_named(tmp_path, monkeypatch, name, content, more, named):
+def test_invalid_sources_raise(tmp_path, monkeypatch, name, content, more, named):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     path = tmp_path / name
     if content is not None:
@@ -76,7 +76,7 @@ def test_bad_sources_are_named(tmp_path, monkeypatch, name, content, more, named
         read_prompts(str(path), **more)
 
 
-def test_a_file_of_any_other_ending_is_lines(tmp_path):
+def test_a_file_with_another_suffix_is_a_text_file(tmp_path):
     path = tmp_path / "my.list"
     path.write_text("one\n\ntwo\n")
     assert read_prompts(str(path)) == ["one", "two"]
