@@ -6,7 +6,6 @@ import torch
 from pdmd import (
     CosineVP,
     FromDenoiser,
-    Guided,
     LinearVP,
     MixtureTeacher,
     MlpDenoiser,
@@ -162,9 +161,3 @@ def test_an_output_that_becomes_non_finite_stops_the_run_in_one_line(tmp_path, r
     error = capsys.readouterr().err.strip()
     assert "phase 1, update 1" in error and "not finite" in error
     assert error.splitlines()[-1].startswith("pdmd: error: ") and "(no checkpoint" in error
-
-
-def test_guidance_without_a_condition_is_the_teacher_without_one():
-    teacher = MixtureTeacher.random(dim=2, classes=3)
-    x = torch.randn(5, 2)
-    torch.testing.assert_close(Guided(teacher, 2.0)(x, 0.5).value, teacher(x, 0.5).value)

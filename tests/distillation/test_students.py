@@ -230,17 +230,3 @@ def test_routed_denoisers_are_checked():
     networks[1].schedule = LinearVP()
     with pytest.raises(ValueError, match="one schedule"):
         RoutedDenoiser(networks, IntervalRouter([1, 0.5, 0]))
-
-
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        (dict(means=torch.tensor([[0.0], [math.nan]])), "means must be finite"),
-        (dict(stds=[0.1, 0.2, 0.3]), r"shape \(3,\)"),
-        (dict(stds=math.inf), "inf"),
-        (dict(weights=[1.0, math.inf]), "inf"),
-    ],
-)
-def test_mixtures_are_checked(settings, named):
-    with pytest.raises(ValueError, match=named):
-        MixtureTeacher(**{"means": torch.zeros(2, 1), **settings})

@@ -10,7 +10,6 @@ from pdmd.cli.main import main
 from pdmd.evaluation.classifier import DigitsClassifier
 from pdmd.evaluation.metrics import frechet_distance
 from pdmd.teachers.packaged.digits import DigitsTeacher, load_digit_images
-from pdmd.typing import labels_of
 
 WEIGHTS = resources.files("pdmd.teachers.packaged") / "weights"
 
@@ -70,11 +69,6 @@ def test_teaching_heeds_its_seed(tmp_path):
         assert main([*words, *seed]) == 0
         written[name] = path.read_bytes()
     assert written["default"] == written["shipped"] != written["other"]
-
-
-def test_a_condition_without_labels_is_named():
-    with pytest.raises(ValueError, match="no 'label'"):
-        labels_of(None)
 
 
 @pytest.mark.slow
