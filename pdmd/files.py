@@ -42,8 +42,8 @@ def locate(url: str) -> tuple[Any, str]:
         fs, root = url_to_fs(url)
     except ImportError as error:
         raise ValueError(
-            f"{url} needs a package that is not installed ({error}); what s3:// needs comes "
-            "with `pip install 'pdmd[s3]'`"
+            f"{url} needs a package that is not installed ({error}); install it, for s3:// by "
+            "`pip install 'pdmd[s3]'`"
         ) from error
     except ValueError as error:
         raise ValueError(

@@ -73,8 +73,8 @@ def randn(
     """
     total, rows = _rows(int(shape[0]), generator)
     source = None if generator is None else generator.device
-    drawn = torch.randn((total, *shape[1:]), generator=generator, dtype=dtype, device=source)[rows]
-    return drawn if device is None else moved(drawn, device)
+    noise = torch.randn((total, *shape[1:]), generator=generator, dtype=dtype, device=source)[rows]
+    return noise if device is None else moved(noise, device)
 
 
 def randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -186,10 +186,10 @@ class PromptEmbeddings(Prompts):
         """
         for prompt in prompts:
             if prompt not in self._rows:
-                known = ", ".join(map(repr, list(self._rows)[:3]))
+                examples = ", ".join(map(repr, list(self._rows)[:3]))
                 raise ValueError(
                     f"no embedding of the prompt {prompt!r} among {len(self._rows)} prompts "
-                    f"({known}, ...); embed it, or load the teacher with its text encoder"
+                    f"({examples}, ...); embed it, or load the teacher with its text encoder"
                 )
         rows = torch.tensor([self._rows[prompt] for prompt in prompts], dtype=torch.int64)
         return self.condition[rows]

@@ -60,10 +60,10 @@ def embed(
     """
     from tqdm import tqdm
 
-    known = _by_name(
+    by_key = _by_key(
         prompts, bool(encoder.image_keys), batch_size=batch_size, shard_size=shard_size
     )
-    names = list(known)
+    names = list(by_key)
     store, fingerprint = StoreFolder.of(url), encoder.fingerprint()
     if overwrite:
         store.clear()
@@ -73,7 +73,7 @@ def embed(
     parts[-1] = (*parts[-1], None)
     existing = store.shards()
     if not set(existing) <= {shard_name(i) for i in range(len(parts))}:
-        raise _other(store, "other prompts")
+        raise _mismatch(store, "other prompts")
     specs: dict[str, FieldSpec] = {}
     infos: list[ShardInfo | None] = []
     bar = tqdm(
@@ -99,7 +99,7 @@ def embed(
             fingerprint = encoder.fingerprint()
         for i, part in enumerate(parts):
             if infos[i] is None:
-                shard = _encode(store, encoder, known, part, fingerprint, batch_size, specs, bar)
+                shard = _encode(store, encoder, by_key, part, fingerprint, batch_size, specs, bar)
                 specs = dict(shard.specs)
                 data = shard.dumps()
                 store.write(shard_name(i), data)
@@ -113,7 +113,7 @@ def embed(
 def _encode(
     store: StoreFolder,
     encoder: Prompts,
-    known: Mapping[str, Any],
+    by_key: Mapping[str, Any],
     part: tuple[str | None, ...],
     fingerprint: str | None,
     batch_size: int,
@@ -128,7 +128,9 @@ def _encode(
         batches.append([None])
     packed = []
     for batch in batches:
-        condition = encoder.encode([None if name is None else known[name] for name in batch]).cpu()
+        condition = encoder.encode(
+            [None if name is None else by_key[name] for name in batch]
+        ).cpu()
         if batch == [None]:
             for key in encoder.image_keys:
                 spec = specs[key]
@@ -162,34 +164,34 @@ def _check_same(
 ) -> None:
     if shard.encoder != fingerprint:
         found, expected = ((f or "unknown")[:12] for f in (shard.encoder, fingerprint))
-        raise _other(store, f"embeddings of another encoder ({found}, this one is {expected})")
+        raise _mismatch(store, f"embeddings of another encoder ({found}, this one is {expected})")
     if shard.prompts != part:
-        raise _other(store, "other prompts, or another shard size")
+        raise _mismatch(store, "other prompts, or another shard size")
 
 
-def _other(store: StoreFolder, what: str) -> ValueError:
+def _mismatch(store: StoreFolder, what: str) -> ValueError:
     return ValueError(
         f"{store.url} has {what}; choose another --out, or replace the store with --overwrite "
         "(overwrite=True)"
     )
 
 
-def _by_name(
+def _by_key(
     prompts: Sequence[str] | Sequence[ImagePrompt], with_images: bool, **sizes: int
 ) -> dict[str, str | ImagePrompt]:
     """Returns the prompts by the keys they are stored by."""
     if isinstance(prompts, str) or not prompts:
         raise ValueError(f"prompts must be a list of at least one prompt, got {prompts!r}")
-    known: dict[str, str | ImagePrompt] = {}
+    by_key: dict[str, str | ImagePrompt] = {}
     for prompt in prompts:
         if not isinstance(prompt, ImagePrompt if with_images else str):
             kind = "an ImagePrompt (a text with its first image)" if with_images else "a text"
             raise ValueError(f"a prompt must be {kind}, got {prompt!r}")
         name = name_of(prompt)
-        if name in known:
+        if name in by_key:
             raise ValueError(f"the prompt {prompt!r} is repeated; pass each prompt once")
-        known[name] = prompt
+        by_key[name] = prompt
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
-    return known
+    return by_key
