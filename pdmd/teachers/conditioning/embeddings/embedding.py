@@ -120,17 +120,16 @@ def _encode(
     specs: Mapping[str, FieldSpec],
     bar: Any,
 ) -> Shard:
-    named = [prompt for prompt in part if prompt is not None]
+    keys = [key for key in part if key is not None]
     batches: list[list[str | None]] = [
-        list(named[i : i + batch_size]) for i in range(0, len(named), batch_size)
+        list(keys[i : i + batch_size]) for i in range(0, len(keys), batch_size)
     ]
-    if len(named) < len(part):
+    if len(keys) < len(part):
         batches.append([None])
     packed = []
     for batch in batches:
-        condition = encoder.encode(
-            [None if name is None else by_key[name] for name in batch]
-        ).cpu()
+        prompts = [None if key is None else by_key[key] for key in batch]
+        condition = encoder.encode(prompts).cpu()
         if batch == [None]:
             for key in encoder.image_keys:
                 spec = specs[key]
