@@ -159,7 +159,7 @@ class NotFinite(Custom):
 
 def test_a_non_finite_output_ends_the_run_with_one_line(tmp_path, register, capsys):
     register(NotFinite)
-    assert run(tmp_path / "run", "--train.patience", "0") == 1
+    assert run(tmp_path / "run", "--train.max-consecutive-skips", "0") == 1
     error = capsys.readouterr().err.strip()
     assert "phase 1, update 1" in error and "not finite" in error
     assert error.splitlines()[-1].startswith("pdmd: error: ") and "(no checkpoint" in error
