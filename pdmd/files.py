@@ -1,6 +1,6 @@
-"""Files: on any file system that fsspec knows, digested, and written whole or not at all.
+"""Files on any fsspec file system: digests and atomic writes.
 
-Credentials and endpoints come from where a backend looks for them, or fsspec's own configuration.
+Credentials and endpoints are those of the backend, or of fsspec's configuration.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ CHUNK = 1 << 22
 
 
 def locate(url: str) -> tuple[Any, str]:
-    """Returns the file system of a URL, and the path in it without a trailing slash.
+    """Returns the file system of a URL, and the path on it without a trailing slash.
 
     Raises:
-        ValueError: If no file system is known for the URL, or a package for it is missing.
+        ValueError: If fsspec has no file system for the URL, or its package is not installed.
     """
     from fsspec.core import url_to_fs
 
@@ -42,12 +42,12 @@ def locate(url: str) -> tuple[Any, str]:
         fs, root = url_to_fs(url)
     except ImportError as error:
         raise ValueError(
-            f"{url} needs a package that is not installed ({error}); what s3:// needs comes "
-            "with `pip install 'pdmd[s3]'`"
+            f"{url} needs a package that is not installed ({error}); install it, for s3:// by "
+            "`pip install 'pdmd[s3]'`"
         ) from error
     except ValueError as error:
         raise ValueError(
-            f"{url} is on no file system that is known ({error}); give a path, or a URL such "
+            f"{url} is on an unknown file system ({error}); give a path, or a URL such "
             "as s3://bucket/run"
         ) from error
     return fs, root.rstrip("/")
@@ -55,11 +55,11 @@ def locate(url: str) -> tuple[Any, str]:
 
 @dataclass(frozen=True)
 class FileDigest:
-    """A file's size and SHA-256.
+    """Size and SHA-256 of a file.
 
     Args:
-        size: Bytes.
-        sha256: In hexadecimal.
+        size: Size in bytes.
+        sha256: The digest, in hexadecimal.
     """
 
     size: int
@@ -67,7 +67,7 @@ class FileDigest:
 
     @classmethod
     def read(cls, fs: AbstractFileSystem, path: str) -> FileDigest:
-        """Reads a file through, a piece at a time."""
+        """Digests a file, read in chunks."""
         sha256, size = hashlib.sha256(), 0
         with cast(IO[bytes], fs.open(path, "rb")) as stream:
             while piece := stream.read(CHUNK):
@@ -77,21 +77,24 @@ class FileDigest:
 
     @classmethod
     def of(cls, data: bytes) -> FileDigest:
-        """Digests bytes at hand."""
+        """Digests bytes in memory."""
         return cls(len(data), hashlib.sha256(data).hexdigest())
 
     def damage(self, found: FileDigest) -> str | None:
-        """Says what sets the file that was found apart from this one."""
+        """Describes how ``found`` differs from this digest; ``None`` if it does not."""
         if found.size < self.size:
             return f"is truncated to {found.size} of {self.size} bytes"
         if found.size > self.size:
-            return f"holds {found.size} bytes instead of {self.size}"
+            return f"has {found.size} bytes instead of {self.size}"
         if found.sha256 != self.sha256:
-            return "holds other bytes than were written"
+            return "does not match its SHA-256"
         return None
 
     def damage_at(self, fs: AbstractFileSystem, path: str) -> str | None:
-        """Says what is wrong with the file at a path; one of another size isn't read through."""
+        """Describes the damage of the file at ``path``; ``None`` if it is intact.
+
+        A file whose size differs is not read.
+        """
         try:
             size = int(fs.info(path)["size"])
             found = FileDigest(size, "") if size != self.size else FileDigest.read(fs, path)
@@ -101,13 +104,13 @@ class FileDigest:
 
 
 def own_digest(body: Mapping[str, Any]) -> str:
-    """Digests JSON values, whatever the order of their keys."""
+    """Returns the SHA-256 of JSON values, independent of the order of keys."""
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def put(fs: AbstractFileSystem, path: str, data: bytes = b"") -> None:
-    """Writes a file; a folder is made where one is missing, but never a bucket."""
+    """Writes a file; creates missing folders, but never a bucket."""
     try:
         fs.pipe_file(path, data)
     except FileNotFoundError:
@@ -118,9 +121,9 @@ def put(fs: AbstractFileSystem, path: str, data: bytes = b"") -> None:
 
 
 def write_whole(fs: AbstractFileSystem, path: str, data: bytes) -> None:
-    """Writes a file into its folder: there whole from one moment to the next.
+    """Writes a file atomically, into a folder that exists.
 
-    Where the file system is local, it outlasts a loss of power once this returns.
+    On a local file system, the file is durable (fsync) when this returns.
     """
     with cast(IO[bytes], fs.open(f"{path}.tmp", "wb")) as stream:
         stream.write(data)
@@ -139,7 +142,7 @@ def write_whole(fs: AbstractFileSystem, path: str, data: bytes) -> None:
 
 
 def is_local(fs: AbstractFileSystem) -> bool:
-    """Says whether files can be forced to the disk."""
+    """Returns whether the file system is local, so that files can be fsynced."""
     from fsspec.implementations.local import LocalFileSystem
 
     return isinstance(fs, LocalFileSystem)
@@ -147,10 +150,14 @@ def is_local(fs: AbstractFileSystem) -> bool:
 
 @contextmanager
 def telling(url: str, what: str) -> Generator[None, None, None]:
-    """Turns the errors of file systems, which are of any class, into one that says where.
+    """Wraps any error of a file system in an ``OSError`` that names the URL.
+
+    Args:
+        url: The URL, for the message.
+        what: The operation that failed, for the message.
 
     Raises:
-        OSError: In the place of any error but a ``ValueError``.
+        OSError: From any error other than a ``ValueError``.
     """
     try:
         yield
@@ -161,5 +168,5 @@ def telling(url: str, what: str) -> Generator[None, None, None]:
 
 
 def say(error: Exception) -> str:
-    """Says an error in a sentence's brackets, with its class where that tells more."""
+    """Formats an error for parentheses; with its class, unless it is a plain ``OSError``."""
     return str(error) if type(error) is OSError else f"{type(error).__name__}: {error}"

@@ -1,8 +1,7 @@
-"""Registries: a name for the command line, a class behind it.
+"""Registries: names of classes and factories for configuration files and the command line.
 
-Names exist for configuration files and the command line only; in Python, objects are passed
-directly. A built-in entry is a string ``"module:attribute"``, imported when first asked for, so
-that listing names loads nothing.
+In Python, objects are passed directly. A built-in item is a string ``"module:attribute"``,
+imported on first access, so that listing names imports nothing.
 """
 
 from __future__ import annotations
@@ -22,74 +21,74 @@ class Registry(Generic[T]):
     """A mapping from names to classes or factories of one kind.
 
     Args:
-        noun: What is registered, as errors name it (for example ``"teacher"``).
-        builtin: Lazy entries, name to ``"module:attribute"``.
+        noun: The kind of item, for error messages (for example ``"teacher"``).
+        builtin: Lazily imported items: name to ``"module:attribute"``.
     """
 
     def __init__(self, noun: str, builtin: Mapping[str, str] | None = None) -> None:
         self.noun = noun
-        self._entries: dict[str, Any] = dict(builtin or {})
+        self._items: dict[str, Any] = dict(builtin or {})
 
     def register(self, name: str) -> Callable[[C], C]:
-        """Decorates a class or factory to enter it under ``name``.
+        """Returns a decorator that registers a class or factory as ``name``.
 
         Raises:
-            ValueError: If the name is taken.
+            ValueError: If the name is already registered.
         """
-        if name in self._entries:
+        if name in self._items:
             raise ValueError(
                 f"the {self.noun} name {name!r} is already registered; choose another name"
             )
 
-        def enter(item: C) -> C:
-            self._entries[name] = item
+        def decorator(item: C) -> C:
+            self._items[name] = item
             return item
 
-        return enter
+        return decorator
 
     def __getitem__(self, name: str) -> T:
-        """Looks a name up.
+        """Returns the item registered as ``name``, imported if need be.
 
         Raises:
-            ValueError: If nothing is registered under the name; the message lists what is.
+            ValueError: If the name is not registered; the message lists the names that are.
         """
-        if name not in self._entries:
-            near = difflib.get_close_matches(name, self._entries, n=1)
+        if name not in self._items:
+            near = difflib.get_close_matches(name, self._items, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(
-                f"unknown {self.noun} {name!r}: {hint}registered are {', '.join(sorted(self))}"
+                f"unknown {self.noun} {name!r}: {hint}registered: {', '.join(sorted(self))}"
             )
-        entry = self._entries[name]
-        if isinstance(entry, str):
-            module, attribute = entry.split(":")
-            item: Any = importlib.import_module(module)
+        item = self._items[name]
+        if isinstance(item, str):
+            module, attribute = item.split(":")
+            loaded: Any = importlib.import_module(module)
             for part in attribute.split("."):
-                item = getattr(item, part)
-            entry = self._entries[name] = item
-        return entry
+                loaded = getattr(loaded, part)
+            item = self._items[name] = loaded
+        return item
 
     def get(self, name: str) -> T:
-        """Looks a name up, as indexing does."""
+        """Returns the item registered as ``name``, as indexing does."""
         return self[name]
 
     def names(self) -> tuple[str, ...]:
-        """Returns every registered name."""
-        return tuple(self._entries)
+        """Returns all registered names."""
+        return tuple(self._items)
 
     def remove(self, name: str) -> None:
-        """Takes a name out again.
+        """Removes a name.
 
         Raises:
-            ValueError: If nothing is registered under the name.
+            ValueError: If the name is not registered.
         """
         self[name]
-        del self._entries[name]
+        del self._items[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self._items)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return name in self._items
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._items)

@@ -1,7 +1,7 @@
-r"""The types that every module speaks: latents, times and conditions.
+r"""Shared types: latents, times and conditions.
 
-Time is a float :math:`t \in [0, 1]`: 0 is clean data, 1 is noise. Libraries that count
-otherwise are converted inside their adapter and nowhere else.
+Time is a float :math:`t \in [0, 1]`: 0 is clean data, 1 is noise. Libraries with another
+convention are converted inside their model family and nowhere else.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Times: TypeAlias = torch.Tensor | float
 
 
 class LazyConditions(Protocol):
-    """Conditions that are read as they are asked for, indexed as a TensorDict of them would be."""
+    """Conditions read from storage on access, indexed like a TensorDict."""
 
     @property
     def batch_size(self) -> torch.Size:
@@ -47,42 +47,43 @@ class LazyConditions(Protocol):
         ...
 
     def to(self, device: torch.device, /) -> LazyConditions:
-        """Returns the rows with what is read of them on a device."""
+        """Returns the same rows, placed on ``device`` when they are read."""
         ...
 
     def __getitem__(self, rows: torch.Tensor | slice, /) -> TensorDict:
-        """Reads rows by their numbers, int64, with shape :math:`(B)`, or by a slice."""
+        """Reads the rows of an int64 index of shape :math:`(B)`, or of a slice."""
         ...
 
 
 def moved(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """Moves a tensor to a device; to an accelerator without waiting for it.
+    """Moves a tensor to a device; copies from CPU to an accelerator are asynchronous.
 
     Args:
         x: A tensor of any shape.
-        device: Where it goes.
+        device: The target device.
 
     Returns:
-        The tensor there, which is ``x`` itself if it was there before.
+        The tensor on ``device``: ``x`` itself if it is already there.
     """
     if x.device == device:
         return x
     if not x.is_cpu:
         return x.to(device)
     if torch.device(device).type == "cuda":
-        x = x.pin_memory()  # the copy would wait for other memory
+        x = x.pin_memory()  # a copy from pageable memory would block
     return x.to(device, non_blocking=True)
 
 
 def expand(coefficient: torch.Tensor, x: Latents) -> torch.Tensor:
-    """Shapes a per-sample coefficient so that it multiplies latents.
+    """Reshapes a per-sample coefficient to broadcast over latents.
 
     Args:
         coefficient: Float64 coefficient, with shape :math:`()` or :math:`(B)`.
-        x: Latents whose shape :math:`(B, *)` and arithmetic type the result takes.
+        x: The latents to multiply, with shape :math:`(B, *)`.
 
     Returns:
-        The coefficient with shape :math:`()` or :math:`(B, 1, ...)`, in float32 or wider.
+        The coefficient with shape :math:`()` or :math:`(B, 1, ...)`, on the device of ``x``, in
+        its dtype promoted to at least float32.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     coefficient = moved(coefficient, x.device).to(dtype)
@@ -96,22 +97,22 @@ def repeat_condition(condition: Condition, batch: int) -> Condition:
 
     Args:
         condition: A condition with batch size :math:`(1)`, or ``None``.
-        batch: The number of rows wanted.
+        batch: The number of rows :math:`B`.
 
     Returns:
-        A condition with batch size ``(batch,)``, or ``None``.
+        A condition with batch size :math:`(B)`, or ``None``.
     """
     return None if condition is None else condition.expand(batch)
 
 
 def join_conditions(*conditions: TensorDict) -> TensorDict:
-    r"""Puts the rows of conditions one after the other.
+    r"""Concatenates conditions along the batch.
 
-    Sequences of different lengths, such as embeddings of text and their masks, are filled up with
-    zeros at their ends.
+    Sequences of different lengths, such as text embeddings and their masks, are zero-padded at
+    the end to the longest.
 
     Args:
-        conditions: Conditions of the same entries, with batch sizes :math:`(B_i)`.
+        conditions: Conditions with the same keys, with batch sizes :math:`(B_i)`.
 
     Returns:
         A condition with batch size :math:`(\sum_i B_i)`.
@@ -125,17 +126,17 @@ def join_conditions(*conditions: TensorDict) -> TensorDict:
         if value.ndim > 1
     }
 
-    def filled(own: Any) -> TensorDict:
-        entries: dict[str, torch.Tensor] = {}
-        for key, value in own.items():
+    def padded(condition: Any) -> TensorDict:
+        fields: dict[str, torch.Tensor] = {}
+        for key, value in condition.items():
             missing = longest[key] - value.shape[1] if value.ndim > 1 else 0
             if missing > 0:
-                fill = value.new_zeros(len(value), missing, *value.shape[2:])
-                value = torch.cat([value, fill], 1)
-            entries[key] = value
-        return TensorDict(entries, batch_size=own.batch_size)
+                padding = value.new_zeros(len(value), missing, *value.shape[2:])
+                value = torch.cat([value, padding], 1)
+            fields[key] = value
+        return TensorDict(fields, batch_size=condition.batch_size)
 
-    joined: Any = torch.cat([filled(condition) for condition in rows])  # type: ignore[list-item]
+    joined: Any = torch.cat([padded(condition) for condition in rows])  # type: ignore[list-item]
     return joined
 
 
@@ -149,8 +150,8 @@ def labels_of(condition: Condition) -> torch.Tensor:
         The labels, int64, with shape :math:`(B)`.
 
     Raises:
-        ValueError: If the condition has none.
+        ValueError: If the condition has no ``label``.
     """
     if condition is None or "label" not in condition:
-        raise ValueError("the condition has no 'label'; make it with the teacher's encode()")
+        raise ValueError("the condition has no 'label'; build it with the teacher's encode()")
     return condition["label"]

@@ -68,7 +68,7 @@ def embed_command(words: list[str]) -> int:
     from pdmd.teachers.conditioning.embeddings import embed
 
     encoder, size = _encoder(options)
-    read = _read(name, options, size if encoder.imaged else None)
+    read = _read(name, options, size if encoder.image_keys else None)
     prompts = list(read.values())
     try:
         index = embed(
@@ -77,7 +77,7 @@ def embed_command(words: list[str]) -> int:
             options.out,
             teacher=options.teacher,
             batch_size=options.batch_size,
-            shard_size=options.shard_size or (16 if encoder.imaged else 512),
+            shard_size=options.shard_size or (16 if encoder.image_keys else 512),
             overwrite=options.overwrite,
             progress=options.progress,
         )
@@ -95,7 +95,7 @@ def embed_command(words: list[str]) -> int:
 def _read(name: str, options: EmbedOptions, size: Mapping[str, int] | None) -> dict[str, Any]:
     """Reads the prompts, each once, by name; with first images for videos of a size."""
     from pdmd.teachers.conditioning.image_prompts import check_proportions, name_of
-    from pdmd.teachers.conditioning.sources import read_image_prompts, read_prompts
+    from pdmd.teachers.conditioning.prompt_files import read_image_prompts, read_prompts
 
     which: Any = {"column": options.column, "split": options.split, "limit": options.limit}
     if size is None:

@@ -45,7 +45,7 @@ def check_guidance(harness: Harness) -> str:
     teacher = harness.teacher
     if isinstance(teacher, Guided):
         teacher = teacher.teacher
-    if isinstance(teacher, WithSchedule) and not teacher.guides_classically:
+    if isinstance(teacher, WithSchedule) and not teacher.uses_standard_guidance:
         raise NotApplicable("guided within the change of schedule")
     t, condition = harness.t, harness.condition()
     no_prompt = harness.placed(teacher.encode([None]))

@@ -1,7 +1,7 @@
-"""Teachers: the abstract class, guidance, and the ones that ship.
+"""Teachers: the abstract class, its wrappers, and the model families.
 
-:func:`register` enters a class under a name for the command line, :func:`get` looks a name up and
-:func:`names` lists them.
+:func:`register` registers a class by name for the command line and configurations, :func:`get`
+returns a registered class, and :func:`names` lists the names.
 """
 
 from pdmd.teachers.base import Teacher
@@ -37,7 +37,6 @@ __all__ = [
     "PromptEmbeddings",
     "Prompts",
     "QwenImageTeacher",
-    "WithSchedule",
     "RoutedTeacher",
     "SDXLTeacher",
     "StableDiffusionTeacher",
@@ -45,6 +44,7 @@ __all__ = [
     "Teacher",
     "WanImageTeacher",
     "WanTeacher",
+    "WithSchedule",
     "ZImageTeacher",
     "get",
     "names",

@@ -1,7 +1,9 @@
-"""Teachers: denoisers that can be distilled.
+r"""Teachers: pretrained denoisers that can be distilled.
 
-A new teacher is about twenty lines: its schedule and kind in the constructor, its network, and
-how prompts become conditions.
+A teacher predicts :math:`c_x x_0 + c_\varepsilon \varepsilon` from :math:`x_t`, :math:`t` and a
+condition (:mod:`pdmd.diffusion.predictions`), and encodes prompts into conditions. A custom
+teacher is about twenty lines: its schedule and kind in the constructor, its network, and
+:meth:`Teacher.encode`.
 """
 
 from __future__ import annotations
@@ -25,42 +27,42 @@ __all__ = ["Teacher", "import_plugins", "networks", "outline_arguments", "teache
 
 
 class Teacher(Denoiser):
-    """A denoiser that knows its prompts.
+    """A denoiser that encodes prompts into conditions.
 
     A subclass implements :meth:`~pdmd.diffusion.denoisers.Denoiser.network` and :meth:`encode`.
 
     Attributes:
-        shift: The shift of time that its family recommends for plans and sampling at its
-            resolution (:class:`~pdmd.diffusion.schedules.Shifted`); 1 is none.
+        shift: The timestep shift that the family recommends at this resolution, for phase plans
+            and sampling (:class:`~pdmd.diffusion.schedules.Shifted`); 1 for no shift.
     """
 
     shift: float = 1.0
 
     @abstractmethod
     def encode(self, prompts: Sequence[Any]) -> Condition:
-        """Turns prompts into a condition.
+        """Encodes prompts into a condition.
 
         Args:
-            prompts: One prompt per sample, of whatever type the teacher takes (text, a class
-                index); ``None`` stands for no prompt, which guidance needs.
+            prompts: One prompt per sample, of a type the teacher accepts (a text, a class
+                index); ``None`` is the null prompt of classifier-free guidance.
 
         Returns:
-            A TensorDict with batch size ``(len(prompts),)``, or ``None`` for a teacher that takes
-            no conditions.
+            A TensorDict with batch size :math:`(B)`, the number of prompts, or ``None`` if the
+            teacher is unconditional.
 
         Raises:
-            ValueError: If a prompt is not one the teacher takes.
+            ValueError: If the teacher does not accept a prompt.
         """
 
     def conditions(self, prompts: Sequence[Any]) -> Conditions | None:
-        """Turns all prompts of a distillation into conditions.
+        """Encodes all prompts of a distillation.
 
         Args:
-            prompts: As :meth:`encode` takes.
+            prompts: The prompts, as for :meth:`encode`.
 
         Returns:
-            What :meth:`encode` returns or, of prompts too many for memory, something that reads
-            rows of it as they are asked for.
+            The conditions, in memory (as by :meth:`encode`) or read lazily from storage, indexed
+            by row.
 
         Raises:
             ValueError: As :meth:`encode`.
@@ -69,33 +71,36 @@ class Teacher(Denoiser):
 
     @property
     def prompts(self) -> Sequence[Any]:
-        """The prompts a distillation draws from unless it is given others."""
+        """The default prompts of a distillation."""
         return [None]
 
     def guide(
         self, conditional: Latents, unconditional: Latents, scale: float | Tensor
     ) -> Latents:
-        """Combines the predictions with and without a condition, by the family's rule.
+        r"""Applies the family's rule of classifier-free guidance.
+
+        The default is :math:`f_\varnothing + g \, (f_c - f_\varnothing)`.
 
         Args:
-            conditional: The prediction with the condition, with shape :math:`(B, *)`.
-            unconditional: The one without.
-            scale: The guidance scale: a number, or a tensor that multiplies latents.
+            conditional: The conditional prediction :math:`f_c`, with shape :math:`(B, *)`.
+            unconditional: The unconditional prediction :math:`f_\varnothing`, with the same shape.
+            scale: The guidance scale :math:`g`: a number, or a tensor that broadcasts over
+                latents.
 
         Returns:
-            The guided prediction; here the classical extrapolation.
+            The guided prediction, with shape :math:`(B, *)`.
         """
         return unconditional + scale * (conditional - unconditional)
 
     def unconditional(self, condition: TensorDict, null: TensorDict) -> TensorDict:
-        """Returns what guidance leads away from: conditions without their prompts.
+        """Returns the unconditional counterpart of conditions, for guidance.
 
-        Here nothing of a condition is kept. A family whose conditions hold more than the prompt,
-        such as a first image, keeps that.
+        The default replaces the whole condition by the null condition. A family whose conditions
+        have fields besides the prompt, such as a first image, keeps these.
 
         Args:
             condition: The conditions, with batch size :math:`(B)`.
-            null: The condition of no prompt, with batch size :math:`(1)`.
+            null: The condition of the null prompt, with batch size :math:`(1)`.
 
         Returns:
             Conditions with batch size :math:`(B)`.
@@ -125,33 +130,43 @@ teachers: Registry[Any] = Registry(
         "z_image": "pdmd.teachers.families.z_image:ZImageTeacher.from_arguments",
     },
 )
-"""Factories of teachers by name. One that takes ``meta`` can build on the meta device, without
-memory for its weights."""
+"""Factories of teachers by name. A factory with an argument ``meta`` can build its teacher on the
+meta device, without allocating weights."""
 
 networks: Registry[Any] = Registry("network", {"mlp": "pdmd.teachers.packaged.mlp:MlpDenoiser"})
-"""Networks for students of teachers without weights. One is called with the teacher's
+"""Student networks by name, for teachers without weights. Each is called with the teacher's
 ``schedule`` and with ``kind``, ``dim``, ``classes``, ``width`` and ``depth``."""
 
 
 def outline_arguments(name: str) -> dict[str, bool]:
-    """Returns what makes a registered teacher build without memory for its weights, if it can."""
+    """Returns the arguments that build a registered teacher on the meta device.
+
+    Args:
+        name: The registered name of the teacher.
+
+    Returns:
+        ``{"meta": True}``, or no arguments if its factory does not support the meta device.
+
+    Raises:
+        ValueError: If no teacher has this name.
+    """
     return {"meta": True} if "meta" in inspect.signature(teachers[name]).parameters else {}
 
 
 def import_plugins(modules: Sequence[str]) -> None:
-    """Imports modules that register teachers of one's own.
+    """Imports modules that register custom teachers, schedules or networks.
 
     Args:
         modules: Names of Python modules.
 
     Raises:
-        ValueError: If one cannot be imported.
+        ValueError: If a module cannot be imported.
     """
     for module in modules:
         try:
             importlib.import_module(module)
-        except Exception as error:  # whatever the module's own code raises
+        except Exception as error:  # the module's code may raise anything
             raise ValueError(
-                f"cannot import the plugin {module!r} ({error}); install it or put its folder on "
+                f"cannot import the plugin {module!r} ({error}); install it or add its folder to "
                 "PYTHONPATH"
             ) from error

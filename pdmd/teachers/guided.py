@@ -1,9 +1,8 @@
-r"""Classifier-free guidance: a teacher around a teacher.
+r"""Classifier-free guidance: a wrapper of a teacher that is itself a teacher.
 
 .. math:: f_g(x_t, t, c) = f(x_t, t, \varnothing) + g \, (f(x_t, t, c) - f(x_t, t, \varnothing))
 
-or what the teacher's family makes of the two predictions, its
-:meth:`~pdmd.teachers.base.Teacher.guide`.
+A model family may override this rule in its :meth:`~pdmd.teachers.base.Teacher.guide`.
 
 References:
     Ho and Salimans, Classifier-Free Diffusion Guidance, arXiv:2207.12598, Eq. 6.
@@ -31,22 +30,25 @@ __all__ = ["Guided", "guided", "unguided"]
 
 
 class Guided(Teacher):
-    """A teacher under classifier-free guidance, itself a teacher.
+    r"""A teacher under classifier-free guidance.
 
-    Both evaluations run as one batch. At ``scale=1`` the teacher's own prediction is returned,
-    with one evaluation, and so is its unconditional one where no condition is given.
+    Both evaluations run as one batch. With ``scale=1`` the teacher is evaluated once, and with
+    ``condition=None`` its unconditional prediction is returned.
 
     Args:
         teacher: The teacher to guide.
-        scale: The guidance scale :math:`g`; 1 is no guidance. For a
-            :class:`~pdmd.teachers.routed.RoutedTeacher` it may be one number for each of its
-            networks, noisiest first.
-        null: The condition to guide away from, of batch size 1; by default
-            ``teacher.encode([None])``.
+        scale: The guidance scale :math:`g`; 1 for no guidance. For a
+            :class:`~pdmd.teachers.routed.RoutedTeacher`, optionally one scale per network,
+            noisiest first.
+        null: The null condition :math:`\varnothing`, with batch size :math:`(1)`;
+            ``teacher.encode([None])`` if ``None``.
 
     Raises:
-        ValueError: If a scale is not finite, their number is not the teacher's, or the teacher
-            takes no conditions.
+        ValueError: If a scale is not finite, the number of scales does not match the number of
+            networks, or the teacher is unconditional.
+
+    References:
+        Ho and Salimans, Classifier-Free Diffusion Guidance, arXiv:2207.12598, Eq. 6.
     """
 
     def __init__(
@@ -61,12 +63,12 @@ class Guided(Teacher):
         scales = (scale,) if isinstance(scale, int | float) else tuple(scale)
         for g in scales:
             if not math.isfinite(g):
-                raise ValueError(f"a guidance scale is a finite number, got {g}")
+                raise ValueError(f"a guidance scale must be finite, got {g}")
         networks = len(teacher.routed.denoisers) if isinstance(teacher, RoutedTeacher) else 1
         if len(scales) not in (1, networks):
             raise ValueError(
                 f"got {len(scales)} guidance scales for a {type(teacher).__name__} of {networks} "
-                "networks; give one number, or one for each network"
+                "networks; pass one scale, or one per network"
             )
         self.teacher = teacher
         self.scales = tuple(float(g) for g in scales)
@@ -80,10 +82,10 @@ class Guided(Teacher):
             )
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
-        """Evaluates with and without the condition, in one batch."""
+        """Evaluates the conditional and unconditional prediction in one batch, and guides."""
         if not self.guides:
             return self.teacher.network(x_t, t, condition)
-        if self.null is None or condition is None:  # both evaluations would be the same
+        if self.null is None or condition is None:  # the two predictions would be equal
             return self.teacher.network(x_t, t, None)
         null = self.teacher.unconditional(condition, self.null.to(x_t.device, non_blocking=True))
         both = join_conditions(null, condition)
@@ -93,38 +95,38 @@ class Guided(Teacher):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Guided:
         super()._apply(fn, recurse)
-        if self.null is not None:  # moves as a buffer does, so that no call waits for it
+        if self.null is not None:  # moved like a buffer, so that no evaluation waits for a copy
             self.null = self.null.apply(fn, device=None)
         return self
 
     def unconditional(self, condition: TensorDict, null: TensorDict) -> TensorDict:
-        """Takes prompts out as the guided teacher does."""
+        """Returns the wrapped teacher's unconditional counterpart of conditions."""
         return self.teacher.unconditional(condition, null)
 
     def encode(self, prompts: Sequence[Any]) -> Condition:
-        """Encodes as the guided teacher does."""
+        """Encodes prompts with the wrapped teacher."""
         return self.teacher.encode(prompts)
 
     def conditions(self, prompts: Sequence[Any]) -> Conditions | None:
-        """Encodes as the guided teacher does."""
+        """Encodes prompts with the wrapped teacher."""
         return self.teacher.conditions(prompts)
 
     @property
     def prompts(self) -> Sequence[Any]:
-        """The guided teacher's prompts."""
+        """The prompts of the wrapped teacher."""
         return self.teacher.prompts
 
     def trainable_copy(self) -> Denoiser:
-        """Returns a copy of the network without guidance, which the student learns to absorb."""
+        """Returns a trainable copy without guidance: the student learns the guided prediction."""
         return self.teacher.trainable_copy()
 
     def part(self, t_start: float, t_end: float) -> Denoiser:
-        """Returns the guided teacher's part, without guidance."""
+        """Returns the wrapped teacher's network between two times, without guidance."""
         return self.teacher.part(t_start, t_end)
 
     @property
     def guides(self) -> bool:
-        """Whether any scale is not 1."""
+        """Whether any scale differs from 1."""
         return any(g != 1 for g in self.scales)
 
     def _scale(self, t: Tensor, x_t: Latents) -> float | Tensor:
@@ -135,11 +137,14 @@ class Guided(Teacher):
 
 
 def guided(teacher: Teacher, scales: float | Sequence[float]) -> Teacher:
-    """Returns the teacher under guidance, itself where every scale is 1.
+    """Wraps a teacher in :class:`Guided` unless every scale is 1.
 
     Args:
         teacher: The teacher.
-        scales: As :class:`Guided`.
+        scales: One scale, or one per network, as for :class:`Guided`.
+
+    Returns:
+        The guided teacher, or ``teacher`` itself.
 
     Raises:
         ValueError: As :class:`Guided`.
@@ -149,7 +154,7 @@ def guided(teacher: Teacher, scales: float | Sequence[float]) -> Teacher:
 
 
 def unguided(teacher: Teacher) -> Teacher:
-    """Returns the teacher under any guidance and change of schedule."""
+    """Returns the innermost teacher, without guidance or change of schedule."""
     while isinstance(teacher, Guided | WithSchedule):
         teacher = teacher.teacher
     return teacher

@@ -1,8 +1,8 @@
-r"""The exact teacher: a Gaussian mixture, whose score is known at every time.
+r"""Gaussian mixtures: teachers whose score is known in closed form at every time.
 
-For :math:`p_0 = \sum_m w_m \mathcal N(\mu_m, \tau_m^2 I)` the diffused density is the mixture of
-:math:`\mathcal N(\alpha_t \mu_m, V_m I)`, :math:`V_m = \alpha_t^2 \tau_m^2 + \sigma_t^2`, so with
-responsibilities :math:`r_m(x_t)`
+For :math:`p_0 = \sum_m w_m \mathcal N(\mu_m, \tau_m^2 I)`, the diffused density :math:`p_t` is the
+mixture of :math:`\mathcal N(\alpha_t \mu_m, V_m I)` with
+:math:`V_m = \alpha_t^2 \tau_m^2 + \sigma_t^2`. With responsibilities :math:`r_m(x_t)`,
 
 .. math::
     \mathbb E[\varepsilon | x_t] = \sum_m r_m \frac{\sigma_t (x_t - \alpha_t \mu_m)}{V_m},
@@ -29,18 +29,20 @@ __all__ = ["MixtureTeacher"]
 
 
 class MixtureTeacher(Teacher):
-    r"""A Gaussian mixture, class-conditional or not, in any dimension, on any schedule.
+    r"""A Gaussian mixture on any schedule, optionally class-conditional.
 
     Args:
-        means: :math:`\mu_m`, with shape :math:`(M, D)`.
-        stds: :math:`\tau_m`: one number, or a tensor with shape :math:`(M)`.
-        weights: :math:`w_m`, with shape :math:`(M)`, positive; normalised; uniform by default.
-        labels: The class of every mode, with shape :math:`(M)`, for a conditional teacher.
+        means: Means :math:`\mu_m`, with shape :math:`(M, D)`.
+        stds: Standard deviations :math:`\tau_m`: one number, or a tensor with shape :math:`(M)`.
+        weights: Positive weights :math:`w_m`, with shape :math:`(M)`, normalised to sum to 1;
+            uniform if ``None``.
+        labels: Class of every mode, with shape :math:`(M)`; ``None`` for an unconditional teacher.
         schedule: The forward process; rectified flow by default.
-        kind: What it predicts.
+        kind: The kind of prediction.
 
     Raises:
-        ValueError: If shapes disagree, a standard deviation is negative or a weight not positive.
+        ValueError: If shapes disagree, a mean is not finite, a standard deviation is negative, a
+            weight is not positive, or a class has no mode.
     """
 
     def __init__(
@@ -55,26 +57,30 @@ class MixtureTeacher(Teacher):
     ) -> None:
         means = torch.as_tensor(means)
         if means.ndim != 2 or not means.numel():
-            raise ValueError(f"means have shape (modes, dim), got {tuple(means.shape)}")
+            raise ValueError(f"means must have shape (modes, dim), got {tuple(means.shape)}")
         if not bool(means.isfinite().all()):
             raise ValueError("means must be finite")
         modes = len(means)
         stds = torch.as_tensor(stds, dtype=torch.float64)
         if stds.shape not in ((), (1,), (modes,)):
-            raise ValueError(f"stds are one number or {modes}, got shape {tuple(stds.shape)}")
+            raise ValueError(
+                f"stds must be one number or {modes}, one per mode; got shape {tuple(stds.shape)}"
+            )
         stds = stds.expand(modes).clone()
         bad = ~((stds >= 0) & stds.isfinite())
         if bool(bad.any()):
-            raise ValueError(f"stds are finite and not negative, got {stds[bad][0].item()}")
+            raise ValueError(f"stds must be finite and non-negative, got {stds[bad][0].item()}")
         weights = torch.ones(modes) if weights is None else torch.as_tensor(weights)
         if weights.shape != (modes,) or not bool(((weights > 0) & weights.isfinite()).all()):
-            raise ValueError(f"weights are {modes} positive numbers, got {weights.tolist()}")
+            raise ValueError(f"weights must be {modes} positive numbers, got {weights.tolist()}")
         if labels is not None:
             labels = torch.as_tensor(labels, dtype=torch.int64)
             if labels.shape != (modes,) or int(labels.min()) < 0:
-                raise ValueError(f"labels are {modes} class indices, got {labels.tolist()}")
+                raise ValueError(f"labels must be {modes} class indices, got {labels.tolist()}")
             if len(labels.unique()) != int(labels.max()) + 1:
-                raise ValueError(f"every class from 0 needs a mode, got labels {labels.tolist()}")
+                raise ValueError(
+                    f"labels must number the classes from 0 without gaps, got {labels.tolist()}"
+                )
         super().__init__(
             schedule=schedule or RectifiedFlow(), kind=kind, latent_shape=(means.shape[1],)
         )
@@ -98,22 +104,22 @@ class MixtureTeacher(Teacher):
         seed: int = 7,
         schedule: Schedule | None = None,
     ) -> MixtureTeacher:
-        """Makes a teacher with means drawn from a standard normal.
+        """Builds a teacher with means sampled from a standard normal.
 
         Args:
-            dim: Dimension of a sample.
+            dim: Dimension :math:`D` of a sample.
             classes: Number of classes; 0 for an unconditional teacher.
-            modes: Modes in each class.
+            modes: Number of modes per class.
             std: Standard deviation of every mode.
             seed: Seed of the means.
             schedule: The forward process; rectified flow by default.
 
         Raises:
-            ValueError: If a number is too low, or ``std`` negative.
+            ValueError: If ``dim``, ``classes`` or ``modes`` is too small, or ``std`` is negative.
         """
         for name, value, least in (("dim", dim, 1), ("classes", classes, 0), ("modes", modes, 1)):
             if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is a whole number of at least {least}, got {value!r}")
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
         generator = torch.Generator().manual_seed(seed)
         means = torch.randn(modes * max(classes, 1), dim, generator=generator)
         labels = torch.arange(classes).repeat_interleave(modes) if classes else None
@@ -121,16 +127,16 @@ class MixtureTeacher(Teacher):
 
     @property
     def classes(self) -> int:
-        """The number of classes, 0 for an unconditional teacher."""
+        """The number of classes; 0 for an unconditional teacher."""
         return 0 if self.labels is None else int(self.labels.max()) + 1
 
     @property
     def prompts(self) -> Sequence[Any]:
-        """Every class, or no prompt for an unconditional teacher."""
+        """All class indices; the null prompt for an unconditional teacher."""
         return list(range(self.classes)) or [None]
 
     def encode(self, prompts: Sequence[Any]) -> Condition:
-        """Turns class indices into a condition with ``label``."""
+        """Encodes class indices as a condition with ``label``."""
         return encode_labels(prompts, self.classes)
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
@@ -146,18 +152,18 @@ class MixtureTeacher(Teacher):
         scaled = (r / variance)[..., None] * residual
         epsilon = sigma_t[:, 0] * scaled.sum(1)
         x0 = r @ means + alpha_t[:, 0] * (self.stds.square()[:, None] * scaled).sum(1)
-        p, q = combination(self.kind, t, self.schedule)
-        return (expand(p, x0) * x0 + expand(q, x0) * epsilon).to(x_t.dtype)
+        c_x, c_eps = combination(self.kind, t, self.schedule)
+        return (expand(c_x, x0) * x0 + expand(c_eps, x0) * epsilon).to(x_t.dtype)
 
     def sample(
         self, n: int, condition: Condition = None, *, generator: torch.Generator | None = None
     ) -> Latents:
-        """Draws exact clean samples.
+        """Samples exactly from :math:`p_0`.
 
         Args:
-            n: How many.
-            condition: A condition with batch size :math:`(n)`, or ``None`` for all classes.
-            generator: The source of randomness.
+            n: Number of samples.
+            condition: A condition with batch size :math:`(n)`; ``None`` for all classes.
+            generator: The source of randomness; ``None`` uses torch's global generator.
 
         Returns:
             Samples in float32, with shape :math:`(n, D)`.
@@ -168,12 +174,15 @@ class MixtureTeacher(Teacher):
         return (self.means[mode] + self.stds[mode, None] * noise).float()
 
     def log_prob(self, x: Latents, t: Times = 0.0, condition: Condition = None) -> Tensor:
-        """Returns the log-density of samples, float64, with shape :math:`(B)`.
+        r"""Returns the log-density :math:`\log p_t(x_t)`.
 
         Args:
-            x: Samples, with shape :math:`(B, D)`.
-            t: Their times: a float, or a tensor with shape :math:`()` or :math:`(B)`.
-            condition: A condition with batch size :math:`(B)`, or ``None`` for all classes.
+            x: Noisy samples :math:`x_t`, with shape :math:`(B, D)`.
+            t: Times in :math:`[0, 1]`: a float, or a tensor with shape :math:`()` or :math:`(B)`.
+            condition: A condition with batch size :math:`(B)`; ``None`` for all classes.
+
+        Returns:
+            Log-densities in float64, with shape :math:`(B)`.
         """
         alpha_t, sigma_t = (c.reshape(-1, 1) for c in self.schedule(t))  # (1 or B, 1)
         variance = alpha_t**2 * self.stds**2 + sigma_t**2
@@ -193,18 +202,18 @@ class MixtureTeacher(Teacher):
 
 
 def encode_labels(prompts: Sequence[Any], classes: int) -> Condition:
-    """Turns class indices into a condition.
+    """Encodes class indices as a condition.
 
     Args:
-        prompts: Class indices, as integers or their digits; ``None`` for no class.
-        classes: The number of classes; with 0 every prompt must be ``None``.
+        prompts: Class indices, as integers or decimal strings; ``None`` for the null class.
+        classes: Number of classes; with 0, every prompt must be ``None``.
 
     Returns:
-        A TensorDict with ``label`` of shape :math:`(B)`, where ``classes`` means none; ``None``
-        without classes.
+        A TensorDict with ``label``, int64, of shape :math:`(B)`, where ``classes`` is the null
+        class; ``None`` if ``classes`` is 0.
 
     Raises:
-        ValueError: If a prompt is not a class.
+        ValueError: If a prompt is not a class index.
     """
     from tensordict import TensorDict
 

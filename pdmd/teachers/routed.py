@@ -1,4 +1,9 @@
-"""A teacher of several networks, each for its share of the noise, such as Wan 2.2."""
+r"""Teachers of several networks, routed by time, such as Wan 2.2.
+
+.. math:: f(x_t, t, c) = f_{r(t)}(x_t, t, c)
+
+with a router :math:`r` that maps a time to the index of a network.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +24,16 @@ __all__ = ["RoutedTeacher"]
 
 
 class RoutedTeacher(Teacher):
-    """Teachers of one family behind a router, seen as one.
+    """Teachers of one family behind a router.
 
-    The first of them encodes prompts, combines guided predictions and decodes.
+    The first teacher encodes prompts, applies guidance and decodes.
 
     Args:
-        teachers: The teachers, of one schedule; noisiest first.
-        router: Chooses among them.
+        teachers: The teachers, on one schedule; noisiest first.
+        router: Maps times to indices of the teachers.
 
     Attributes:
-        routed: Their routed denoiser.
+        routed: The teachers as one routed denoiser.
 
     Raises:
         ValueError: As :class:`~pdmd.diffusion.routers.RoutedDenoiser`.
@@ -50,7 +55,7 @@ class RoutedTeacher(Teacher):
 
     @property
     def first(self) -> Teacher:
-        """The noisiest teacher."""
+        """The teacher of the noisiest times."""
         first: Any = self.routed.denoisers[0]
         return first
 
@@ -59,32 +64,32 @@ class RoutedTeacher(Teacher):
         return self.routed.network(x_t, t, condition)
 
     def encode(self, prompts: Sequence[Any]) -> Condition:
-        """Encodes as the first teacher does."""
+        """Encodes prompts with the first teacher."""
         return self.first.encode(prompts)
 
     def conditions(self, prompts: Sequence[Any]) -> Conditions | None:
-        """Encodes as the first teacher does."""
+        """Encodes prompts with the first teacher."""
         return self.first.conditions(prompts)
 
     @property
     def prompts(self) -> Sequence[Any]:
-        """The first teacher's prompts."""
+        """The prompts of the first teacher."""
         return self.first.prompts
 
     def guide(
         self, conditional: Latents, unconditional: Latents, scale: float | Tensor
     ) -> Latents:
-        """Combines as the first teacher does."""
+        """Applies the guidance rule of the first teacher."""
         return self.first.guide(conditional, unconditional, scale)
 
     def unconditional(self, condition: TensorDict, null: TensorDict) -> TensorDict:
-        """Takes prompts out as the first teacher does."""
+        """Returns the first teacher's unconditional counterpart of conditions."""
         return self.first.unconditional(condition, null)
 
     def trainable_copy(self) -> Denoiser:
-        """Returns a routed denoiser of trainable copies."""
+        """Returns a routed denoiser of trainable copies of all networks."""
         return self.routed.trainable_copy()
 
     def part(self, t_start: float, t_end: float) -> Denoiser:
-        """Returns the one network between two times, the routed one if there are several."""
+        """Returns the network between two times; the routed denoiser if several serve them."""
         return self.routed.part(t_start, t_end)

@@ -1,19 +1,21 @@
-r"""Change of schedule: a teacher of one forward process serves a student of another.
+r"""A teacher on another schedule: an exact change of the forward process.
 
-Let the teacher know :math:`x'_{t'} = \alpha'_{t'} x_0 + \sigma'_{t'} \varepsilon` and the student
-:math:`x_t = \alpha_t x_0 + \sigma_t \varepsilon`. At equal log-SNR, :math:`\lambda'_{t'} =
-\lambda_t`, the two are one sample up to scale,
+Let the teacher be trained on :math:`x'_{t'} = \alpha'_{t'} x_0 + \sigma'_{t'} \varepsilon`, and
+let :math:`x_t = \alpha_t x_0 + \sigma_t \varepsilon` be the forward process of the student. At
+equal log-SNR, :math:`\lambda'_{t'} = \lambda_t`, the two differ by a scale,
 
 .. math:: x'_{t'} = c \, x_t, \qquad
     c = \sqrt{\frac{\alpha'^2_{t'} + \sigma'^2_{t'}}{\alpha_t^2 + \sigma_t^2}},
 
-so what the teacher says of :math:`x_0` and :math:`\varepsilon` given :math:`c \, x_t` holds given
-:math:`x_t`, exactly; scores are related by :math:`\nabla \log p_t(x_t) = c \, \nabla \log
-p'_{t'}(c \, x_t)`. Nothing is approximated, so nothing is known beyond the teacher's own noise:
-its time range is carried over by the log-SNR. Stable Diffusion's last level is not pure noise, so
-on rectified flow it reaches :math:`t = 0.936` and no plan, which starts at 1, can be made for it
-there. :class:`~pdmd.diffusion.schedules.Truncated` ends the schedule where the teacher does
-(:meth:`WithSchedule.reach`): the same straight paths, with :math:`t = 1` at the teacher's last
+so :math:`\mathbb E[x_0 | x_t]` and :math:`\mathbb E[\varepsilon | x_t]` are the teacher's at
+:math:`(c \, x_t, t')`, and scores are related by :math:`\nabla \log p_t(x_t) = c \, \nabla \log
+p'_{t'}(c \, x_t)`. The change is exact; it does not extrapolate beyond the noise levels of the
+teacher, whose time range is mapped by log-SNR.
+
+The noisiest level of Stable Diffusion is not pure noise: on rectified flow it maps to
+:math:`t = 0.936`, and a phase plan, which starts at :math:`t = 1`, is outside this range.
+:meth:`WithSchedule.reach` ends the schedule at the noisiest level of the teacher
+(:class:`~pdmd.diffusion.schedules.Truncated`): the same straight paths, with :math:`t = 1` at that
 level.
 
 References:
@@ -41,19 +43,29 @@ from pdmd.typing import Condition, Conditions, Latents, expand
 if TYPE_CHECKING:
     from tensordict import TensorDict
 
-__all__ = ["ENDS", "WithSchedule", "DenoiserWithSchedule", "own_time", "on_schedule", "schedules"]
+__all__ = [
+    "ENDS",
+    "DenoiserWithSchedule",
+    "WithSchedule",
+    "equal_snr_time",
+    "on_schedule",
+    "schedules",
+]
 
 
 class DenoiserWithSchedule(Denoiser):
-    """A denoiser on another schedule than its network's.
+    """A denoiser on another schedule than that of its network.
 
     Args:
-        denoiser: The denoiser, on its own schedule.
-        schedule: The schedule wanted.
-        kind: The kind of prediction wanted.
+        denoiser: The denoiser, on the schedule of its training.
+        schedule: The schedule to convert to.
+        kind: The kind of prediction to convert to.
 
     Raises:
-        ValueError: If the two schedules share no log-SNR within the denoiser's time range.
+        ValueError: If ``schedule`` has no log-SNR within the denoiser's time range.
+
+    References:
+        Karras et al., EDM, arXiv:2206.00364, Appendix C.
     """
 
     def __init__(self, denoiser: Denoiser, schedule: Schedule, *, kind: Kind = "velocity") -> None:
@@ -61,62 +73,61 @@ class DenoiserWithSchedule(Denoiser):
             schedule=schedule,
             kind=kind,
             latent_shape=denoiser.latent_shape,
-            time_range=_carried(denoiser, schedule),
+            time_range=_time_range_on(schedule, denoiser),
         )
         self.denoiser = denoiser
         self.evaluations = denoiser.evaluations
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
-        """Rescales, asks the denoiser at its own time, and converts."""
-        own_t = own_time(t, self.schedule, self.denoiser.schedule)
-        x = _scale(t, self.schedule, own_t, self.denoiser.schedule, x_t) * x_t
-        prediction: Prediction = self.denoiser(x, own_t, condition)
+        """Evaluates the denoiser on the rescaled latents at the time of equal log-SNR."""
+        inner_t = equal_snr_time(t, self.schedule, self.denoiser.schedule)
+        x = _scale(t, self.schedule, inner_t, self.denoiser.schedule, x_t) * x_t
+        prediction: Prediction = self.denoiser(x, inner_t, condition)
         return prediction.combine(*combination(self.kind, t, self.schedule)).to(x.dtype)
 
     def trainable_copy(self) -> Denoiser:
-        """Returns a trainable copy of the denoiser, on the schedule wanted."""
+        """Returns a trainable copy of the denoiser, on this schedule."""
         return DenoiserWithSchedule(self.denoiser.trainable_copy(), self.schedule, kind=self.kind)
 
     def part(self, t_start: float, t_end: float) -> Denoiser:
-        """Returns what serves the times between two, on the schedule wanted."""
+        """Returns the network between two times, on this schedule."""
         low, high = self.time_range
-        inner = self.denoiser.part(
-            *(
-                float(own_time(max(low, min(high, t)), self.schedule, self.denoiser.schedule))
-                for t in (t_start, t_end)
-            )
+        start, end = (
+            float(equal_snr_time(max(low, min(high, t)), self.schedule, self.denoiser.schedule))
+            for t in (t_start, t_end)
         )
+        inner = self.denoiser.part(start, end)
         if inner is self.denoiser:
             return self
         return DenoiserWithSchedule(inner, self.schedule, kind=self.kind)
 
 
 class WithSchedule(Teacher):
-    """A teacher on another schedule than its network's, itself a teacher.
+    """A teacher on another schedule than that of its network.
 
-    Trainable copies, and with them the student, are on the schedule wanted too. Guide the teacher
-    within, ``WithSchedule(Guided(teacher, 4.0), schedule)``: families whose guidance is the
-    classical extrapolation give the same either way, and others know their rule in their own kind
-    alone.
+    Trainable copies, and hence the student, are on the new schedule too. Apply guidance inside,
+    ``WithSchedule(Guided(teacher, 4.0), schedule)``: for standard guidance, which is linear, the
+    order does not matter, but a family with another rule defines it for its own kind of
+    prediction only.
 
     Args:
-        teacher: The teacher, on its own schedule.
-        schedule: The schedule wanted.
-        kind: The kind of prediction wanted.
+        teacher: The teacher, on the schedule of its training, guided or not.
+        schedule: The schedule to convert to.
+        kind: The kind of prediction to convert to.
 
     Raises:
         ValueError: As :class:`DenoiserWithSchedule`.
     """
 
     def __init__(self, teacher: Teacher, schedule: Schedule, *, kind: Kind = "velocity") -> None:
-        on_schedule = DenoiserWithSchedule(teacher, schedule, kind=kind)
+        converted = DenoiserWithSchedule(teacher, schedule, kind=kind)
         super().__init__(
             schedule=schedule,
             kind=kind,
             latent_shape=teacher.latent_shape,
-            time_range=on_schedule.time_range,
+            time_range=converted.time_range,
         )
-        self.on_schedule = on_schedule
+        self.converted = converted
         self.evaluations = teacher.evaluations
         decode = getattr(teacher, "decode", None)
         if decode is not None:
@@ -126,106 +137,117 @@ class WithSchedule(Teacher):
     def reach(
         cls, teacher: Teacher, schedule: Schedule, *, kind: Kind = "velocity"
     ) -> WithSchedule:
-        """Makes one on as much of a schedule as the teacher knows.
+        """Converts to a schedule truncated at the noisiest level of the teacher.
 
         Args:
-            teacher: As in the class.
-            schedule: The schedule wanted; its part up to the teacher's noisiest level is taken
-                (:class:`~pdmd.diffusion.schedules.Truncated`), all of it where the teacher knows
-                that.
-            kind: As in the class.
+            teacher: The teacher, on the schedule of its training, guided or not.
+            schedule: The schedule to convert to. It is truncated
+                (:class:`~pdmd.diffusion.schedules.Truncated`) unless the teacher covers it up to
+                :math:`t = 1`.
+            kind: The kind of prediction to convert to.
+
+        Returns:
+            A teacher whose time range ends at :math:`t = 1`.
+
+        Raises:
+            ValueError: As :class:`DenoiserWithSchedule`.
         """
-        _, high = _carried(teacher, schedule)
+        _, high = _time_range_on(schedule, teacher)
         return cls(teacher, schedule if high == 1 else Truncated(schedule, high), kind=kind)
 
     @property
     def teacher(self) -> Teacher:
-        """The teacher on its own schedule."""
-        teacher: Any = self.on_schedule.denoiser
+        """The teacher, on the schedule of its training."""
+        teacher: Any = self.converted.denoiser
         return teacher
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
-        """Rescales, asks the teacher at its own time, and converts."""
-        return self.on_schedule.network(x_t, t, condition)
+        """Evaluates the teacher on the rescaled latents at the time of equal log-SNR."""
+        return self.converted.network(x_t, t, condition)
 
     def encode(self, prompts: Sequence[Any]) -> Condition:
-        """Encodes as the teacher does."""
+        """Encodes prompts with the wrapped teacher."""
         return self.teacher.encode(prompts)
 
     def conditions(self, prompts: Sequence[Any]) -> Conditions | None:
-        """Encodes as the teacher does."""
+        """Encodes prompts with the wrapped teacher."""
         return self.teacher.conditions(prompts)
 
     def unconditional(self, condition: TensorDict, null: TensorDict) -> TensorDict:
-        """Takes prompts out as the teacher does."""
+        """Returns the wrapped teacher's unconditional counterpart of conditions."""
         return self.teacher.unconditional(condition, null)
 
     @property
     def prompts(self) -> Sequence[Any]:
-        """The teacher's prompts."""
+        """The prompts of the wrapped teacher."""
         return self.teacher.prompts
 
     def guide(
         self, conditional: Latents, unconditional: Latents, scale: float | Tensor
     ) -> Latents:
-        """Extrapolates, which the change of schedule leaves as it is.
+        """Applies standard guidance, with which the change of schedule commutes.
 
         Raises:
-            ValueError: If the teacher's family has a rule of its own.
+            ValueError: If the family of the teacher has another guidance rule.
         """
-        if not self.guides_classically:
+        if not self.uses_standard_guidance:
             raise ValueError(
-                f"{type(self.teacher).__name__} has a guidance rule of its own, for predictions "
-                "of its own kind; guide within: WithSchedule(Guided(teacher, scale), schedule)"
+                f"{type(self.teacher).__name__} defines guidance for its own schedule and kind of "
+                "prediction only; apply it inside: WithSchedule(Guided(teacher, scale), schedule)"
             )
         return super().guide(conditional, unconditional, scale)
 
     @property
-    def guides_classically(self) -> bool:
-        """Whether the teacher's family guides by the classical extrapolation."""
-        return _guides_classically(self.teacher)
+    def uses_standard_guidance(self) -> bool:
+        """Whether the guidance rule of the teacher is the default of :class:`Teacher`."""
+        return _uses_standard_guidance(self.teacher)
 
     def around(self, teacher: Teacher) -> WithSchedule:
-        """Returns another teacher on this one's schedule."""
+        """Returns another teacher, on this schedule and with this kind of prediction."""
         return WithSchedule(teacher, self.schedule, kind=self.kind)
 
     def trainable_copy(self) -> Denoiser:
-        """Returns a trainable copy of the teacher, on the schedule wanted."""
-        return self.on_schedule.trainable_copy()
+        """Returns a trainable copy of the teacher without guidance, on this schedule."""
+        return self.converted.trainable_copy()
 
     def part(self, t_start: float, t_end: float) -> Denoiser:
-        """Returns what serves the times between two, likewise and without guidance."""
-        return self.on_schedule.part(t_start, t_end)
+        """Returns the network between two times without guidance, on this schedule."""
+        return self.converted.part(t_start, t_end)
 
 
-def own_time(t: Tensor | float, schedule: Schedule, own: Schedule) -> Tensor:
-    """Returns the time of equal log-SNR on another schedule.
+def equal_snr_time(t: Tensor | float, schedule: Schedule, other: Schedule) -> Tensor:
+    r"""Returns the time of equal log-SNR on another schedule.
+
+    .. math:: t' = \lambda'^{-1}(\lambda_t)
 
     Args:
         t: Times on ``schedule``, of any shape.
-        schedule: The schedule that they are of.
-        own: The other.
+        schedule: The schedule of :math:`t`.
+        other: The schedule of the result :math:`t'`.
+
+    Returns:
+        Times on ``other``, in float64, with the shape of :math:`t`.
 
     Raises:
-        ValueError: If the other does not reach the log-SNR.
+        ValueError: If a log-SNR is outside the range of ``other``.
     """
-    return own.t_from_log_snr(schedule.log_snr(t))
+    return other.t_from_log_snr(schedule.log_snr(t))
 
 
-def _scale(t: Tensor, schedule: Schedule, own_t: Tensor, own: Schedule, x: Latents) -> Tensor:
+def _scale(t: Tensor, schedule: Schedule, other_t: Tensor, other: Schedule, x: Latents) -> Tensor:
     alpha, sigma = schedule(t)
-    own_alpha, own_sigma = own(own_t)
-    return expand(torch.hypot(own_alpha, own_sigma) / torch.hypot(alpha, sigma), x)
+    other_alpha, other_sigma = other(other_t)
+    return expand(torch.hypot(other_alpha, other_sigma) / torch.hypot(alpha, sigma), x)
 
 
-def _carried(denoiser: Denoiser, schedule: Schedule) -> tuple[float, float]:
-    """Carries a time range over to another schedule, cut to what that reaches."""
+def _time_range_on(schedule: Schedule, denoiser: Denoiser) -> tuple[float, float]:
+    """Maps the time range of a denoiser to a schedule by log-SNR, clipped to its range."""
     low, high = (float(denoiser.schedule.log_snr(t)) for t in reversed(denoiser.time_range))
     bottom, top = float(schedule.log_snr(1.0)), float(schedule.log_snr(0.0))
     if high <= bottom or low >= top:
         raise ValueError(
-            f"{type(denoiser).__name__} knows log-SNRs in [{low:.4g}, {high:.4g}], and "
-            f"{schedule!r} has none of them: it reaches [{bottom:.4g}, {top:.4g}]"
+            f"{type(denoiser).__name__} is defined for log-SNRs in [{low:.4g}, {high:.4g}], which "
+            f"{schedule!r} does not contain: its log-SNRs are in [{bottom:.4g}, {top:.4g}]"
         )
 
     def near(a: float, b: float) -> bool:
@@ -237,39 +259,45 @@ def _carried(denoiser: Denoiser, schedule: Schedule) -> tuple[float, float]:
     )
 
 
-def _guides_classically(teacher: Teacher) -> bool:
+def _uses_standard_guidance(teacher: Teacher) -> bool:
     if isinstance(teacher, RoutedTeacher):
-        return _guides_classically(teacher.first)
+        return _uses_standard_guidance(teacher.first)
     return type(teacher).guide in (Teacher.guide, WithSchedule.guide)
 
 
 ENDS = ("noise", "teacher")
+"""Where a schedule may end: see :func:`on_schedule`."""
 
 
 def on_schedule(teacher: Teacher, name: str, end: str = "noise") -> Teacher:
-    """Puts a teacher on a schedule by name; itself where there is none.
+    """Converts a teacher to a registered schedule.
 
-    It then predicts the velocity on rectified flow and v on other schedules.
+    It then predicts the velocity on rectified flow, and v on other schedules.
 
     Args:
         teacher: The teacher, guided or not.
-        name: A registered schedule (:data:`schedules`), or nothing.
-        end: Where the schedule ends: at its own noise, or ``"teacher"``, at the teacher's noisiest
-            level where the teacher knows no purer noise (:meth:`WithSchedule.reach`).
+        name: Name of the schedule (:data:`schedules`); empty to keep the teacher's own.
+        end: End of the schedule: ``"noise"`` for the full schedule, or ``"teacher"`` to truncate
+            it at the noisiest level of the teacher (:meth:`WithSchedule.reach`).
+
+    Returns:
+        The teacher on the schedule, or ``teacher`` itself if ``name`` is empty.
 
     Raises:
-        ValueError: If there is no such schedule or end.
+        ValueError: If the name or the end is unknown, or an end is given without a name.
     """
     if end not in ENDS:
-        raise ValueError(f"a schedule ends at {' or '.join(map(repr, ENDS))}, got {end!r}")
+        raise ValueError(f"schedule end must be {' or '.join(map(repr, ENDS))}, got {end!r}")
     if not name:
         if end != "noise":
-            raise ValueError(f"the end {end!r} needs a schedule; {', '.join(schedules)} are known")
+            raise ValueError(
+                f"the schedule end {end!r} needs a schedule; name one of {', '.join(schedules)}"
+            )
         return teacher
     schedule: Schedule = schedules[name]()
     kind: Kind = "velocity" if isinstance(schedule, RectifiedFlow) else "v_prediction"
-    make = WithSchedule if end == "noise" else WithSchedule.reach
-    return make(teacher, schedule, kind=kind)
+    convert = WithSchedule if end == "noise" else WithSchedule.reach
+    return convert(teacher, schedule, kind=kind)
 
 
 schedules: Registry[Any] = Registry(
@@ -280,4 +308,4 @@ schedules: Registry[Any] = Registry(
         "rectified_flow": "pdmd.diffusion.schedules:RectifiedFlow",
     },
 )
-"""Schedules without arguments by name, on which a configuration may put a teacher."""
+"""Schedules by name, built without arguments, for configurations."""

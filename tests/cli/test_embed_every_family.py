@@ -1,4 +1,4 @@
-"""Every family that reads text finds in a store what its text encoders would have made."""
+"""A store returns what the text encoders return, for every family with text."""
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ PROMPTS = ["a cat", "a dog of much longer words", "c", "a b c d"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_store_holds_what_the_encoders_make(tmp_path, monkeypatch, name):
+def test_a_store_returns_what_the_encoders_return(tmp_path, monkeypatch, name):
     registered, pipeline, size = FAMILIES[name]
     pipeline().save_pretrained(tmp_path / "folder")
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
@@ -73,13 +73,13 @@ def test_a_store_holds_what_the_encoders_make(tmp_path, monkeypatch, name):
     url = f"memory://{tmp_path.name}"
     index = embed(live.text, PROMPTS, url, batch_size=2, shard_size=2, progress=False)
     assert index.encoder is not None
-    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", refuse)
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", fail)
     stored = teachers.get(registered)(embeddings=url, cache=str(tmp_path / "cache"), **where)
     rows, expected = stored.conditions(stored.prompts)[:], live.encode(PROMPTS)
     null, other = stored.encode([None]), live.encode([None])
     assert set(rows.keys()) == set(expected.keys())
     for key in expected.keys():
-        length = rows[key].shape[1]  # a mask's filling goes, where every row has some
+        length = rows[key].shape[1]  # padding common to all rows is not stored
         assert length == expected[key].shape[1] or not expected["mask"][:, length:].any()
         assert torch.equal(rows[key], expected[key][:, :length])
         assert torch.equal(null[key], other[key][:, : null[key].shape[1]])
@@ -90,5 +90,5 @@ def test_a_store_holds_what_the_encoders_make(tmp_path, monkeypatch, name):
     close(guided, Guided(live, 3.0)(x, 0.5, expected).value, rtol=0, atol=0 if same else 1e-5)
 
 
-def refuse(*arguments, **more):
+def fail(*arguments, **more):
     raise AssertionError("a pipeline was loaded")

@@ -1,4 +1,4 @@
-"""Model families with stored embeddings: the same bits, and no text encoder in memory."""
+"""Model families with stored embeddings: the same bits, without a text encoder."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def embedded(folder, tmp_path, *words, family="qwen_image", prompts=PROMPTS, siz
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
-def test_a_distillation_from_the_store_has_the_bits_of_one_with_the_encoder(
+def test_distillation_from_a_store_equals_distillation_with_the_encoder(
     qwen_folder, tmp_path, monkeypatch, scale
 ):
     assert embedded(qwen_folder, tmp_path, "--shard-size", "4") == 0
@@ -83,7 +83,7 @@ def test_a_distillation_from_the_store_has_the_bits_of_one_with_the_encoder(
 
 def only_one_row(encode):
     def checked(self, prompts):
-        assert len(prompts) <= 2, "all prompts were put in memory"
+        assert len(prompts) <= 2, "all prompts were loaded into memory"
         return encode(self, prompts)
 
     return checked
@@ -110,7 +110,7 @@ def test_a_run_from_the_command_line_reads_the_store(qwen_folder, tmp_path, monk
     assert not (tmp_path / "cache" / "pdmd").exists()
 
 
-def test_wan_stores_text_without_its_filling(wan_folder, tmp_path):
+def test_wan_embeddings_are_stored_without_padding(wan_folder, tmp_path):
     size = {"height": 32, "width": 16, "frames": 9, "dtype": "float32"}
     assert embedded(wan_folder, tmp_path, family="wan", size=size) == 0
     arguments = {"folder": str(wan_folder), "embeddings": str(tmp_path / "store"), **size}
@@ -125,7 +125,7 @@ def test_wan_stores_text_without_its_filling(wan_folder, tmp_path):
     assert sum(p.stat().st_size for p in (tmp_path / "store").iterdir()) < 20_000
 
 
-def test_embeddings_of_another_encoder_are_refused(qwen_folder, tmp_path):
+def test_embeddings_of_another_encoder_raise(qwen_folder, tmp_path):
     assert embedded(qwen_folder, tmp_path) == 0
     other = tmp_path / "other"
     shutil.copytree(qwen_folder, other)
@@ -137,17 +137,17 @@ def test_embeddings_of_another_encoder_are_refused(qwen_folder, tmp_path):
     weights = load_file(path)
     weights[sorted(weights)[3]] += 1e-3
     save_file(weights, path, {"format": "pt"})
-    with pytest.raises(ValueError, match="made by another encoder .*; embed the prompts with thi"):
+    with pytest.raises(ValueError, match="by another encoder .*; embed the prompts with this"):
         teachers.get("qwen_image")(**arguments)
-    with pytest.raises(ValueError, match="made by another encoder"):
+    with pytest.raises(ValueError, match="computed by another encoder"):
         QwenImageTeacher.from_pretrained(
             other, embeddings=StoredEmbeddings(tmp_path / "store"), **SIZE
         )
-    shutil.rmtree(other / "text_encoder")  # nothing to compare with
+    shutil.rmtree(other / "text_encoder")  # no encoder to compare with
     assert list(teachers.get("qwen_image")(**arguments).prompts) == PROMPTS
 
 
-def test_a_fingerprint_is_the_encoders_alone(qwen_folder, tmp_path):
+def test_a_fingerprint_depends_on_the_encoder_only(qwen_folder, tmp_path):
     first = encoder_fingerprint(qwen_folder)
     copy = tmp_path / "copy"
     _, encoder = qwen_text(QWEN["joint_attention_dim"])
@@ -155,7 +155,7 @@ def test_a_fingerprint_is_the_encoders_alone(qwen_folder, tmp_path):
     shutil.rmtree(copy / "text_encoder")
     encoder.save_pretrained(copy / "text_encoder", max_shard_size="20KB")
     assert len(list((copy / "text_encoder").glob("*.safetensors"))) > 1
-    assert encoder_fingerprint(copy) == first  # however weights are spread over files
+    assert encoder_fingerprint(copy) == first  # independent of the sharding of weights
     config = copy / "text_encoder" / "config.json"
     content = json.loads(config.read_text())
     config.write_text(json.dumps({**content, "transformers_version": "0", "_name_or_path": "x"}))
@@ -174,7 +174,7 @@ def test_a_fingerprint_is_the_encoders_alone(qwen_folder, tmp_path):
         encoder_fingerprint(copy)
 
 
-def test_teachers_of_random_weights_take_a_store(tmp_path):
+def test_teachers_with_random_weights_accept_a_store(tmp_path):
     source = PromptEmbeddings.random(4, length=7, dim=16, masked=True)
     embed(source, source.prompts, str(tmp_path / "store"), progress=False)
     size = {k: v for k, v in QWEN.items() if k not in ("text_length", "random_prompts")}
@@ -214,7 +214,7 @@ def test_teachers_of_random_weights_take_a_store(tmp_path):
         (["PROMPTS", "--teacher", "FOLDER", "--out", "nosuch://store"], "nosuch"),
     ],
 )
-def test_bad_input_is_one_line(qwen_folder, tmp_path, monkeypatch, capsys, words, named):
+def test_invalid_input_is_one_line(qwen_folder, tmp_path, monkeypatch, capsys, words, named):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("a cat\n")
     full = []
@@ -229,13 +229,13 @@ def test_bad_input_is_one_line(qwen_folder, tmp_path, monkeypatch, capsys, words
     assert [p.name for p in tmp_path.iterdir()] == ["prompts.txt"]
 
 
-def test_repeated_prompts_are_left_out_with_a_notice(qwen_folder, tmp_path, capsys):
+def test_repeated_prompts_are_skipped_with_a_notice(qwen_folder, tmp_path, capsys):
     assert embedded(qwen_folder, tmp_path, prompts=["a", "b", "a", "", "b"]) == 0
     assert "2 of 4 prompts had come before; left out" in capsys.readouterr().out
     assert list(StoredEmbeddings(tmp_path / "store").prompts) == ["a", "b"]
 
 
-def test_an_interruption_says_how_to_go_on(qwen_folder, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_embed_prints_how_to_resume(qwen_folder, tmp_path, monkeypatch, capsys):
     from pdmd.teachers.conditioning.prompts import EncodedText
 
     encode, seen = EncodedText.encode, []

@@ -1,4 +1,4 @@
-"""First images in a store: embedded once, then read without text encoder, CLIP or VAE."""
+"""First images in a store: embedded once, read without text encoder, CLIP or VAE."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from pdmd.cli.main import main
 from pdmd.teachers import ImagePrompt, RoutedTeacher
 from pdmd.teachers.base import teachers
 from pdmd.teachers.conditioning.embeddings import StoredEmbeddings
-from pdmd.teachers.conditioning.sources import read_image_prompts
+from pdmd.teachers.conditioning.prompt_files import read_image_prompts
 from tests.helpers.distilling import distill
 from tests.helpers.tiny_families import WAN, family, wan_pipeline
 from tests.helpers.tiny_flows import FLOWS
@@ -22,7 +22,7 @@ TEXTS = ["a cat", "a dog that is far from home", "a cat"]
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def made(request, tmp_path_factory):
+def pipeline(request, tmp_path_factory):
     return pipeline_of(request.param, tmp_path_factory.mktemp("i2v"))
 
 
@@ -32,7 +32,7 @@ def a14b(tmp_path_factory):
 
 
 def pipeline_of(name, place):
-    """Writes a pipeline and a file of prompts; returns the place and the teacher's arguments."""
+    """Writes a pipeline and a prompt file; returns their folder and arguments of the teacher."""
     saved(place, name)
     size = {key: FLOWS[name].arguments[key] for key in ("height", "width", "frames")}
     (place / "pictures").mkdir()
@@ -60,18 +60,18 @@ def embedded(source, arguments, out, *words, teacher="wan_i2v"):
     return main([*command, "--arguments", *words_of(arguments), *words])
 
 
-def refuse(*arguments, **more):
+def fail(*arguments, **more):
     raise AssertionError("an encoder or a VAE was loaded")
 
 
 def without_encoders(monkeypatch):
-    monkeypatch.setattr("pdmd.teachers.families.wan_image.load_text_encoder", refuse)
-    monkeypatch.setattr("pdmd.teachers.families.wan.load_text_encoder", refuse)
-    monkeypatch.setattr("diffusers.AutoencoderKLWan.from_pretrained", refuse)
+    monkeypatch.setattr("pdmd.teachers.families.wan_image.load_text_encoder", fail)
+    monkeypatch.setattr("pdmd.teachers.families.wan.load_text_encoder", fail)
+    monkeypatch.setattr("diffusers.AutoencoderKLWan.from_pretrained", fail)
 
 
-def test_a_store_holds_what_the_encoders_make(made, tmp_path, monkeypatch, capsys):
-    place, arguments = made
+def test_a_store_returns_what_the_encoders_return(pipeline, tmp_path, monkeypatch, capsys):
+    place, arguments = pipeline
     words = ["--batch-size", "2", "--shard-size", "2"]
     assert embedded(place / "prompts.jsonl", arguments, tmp_path / "store", *words) == 0
     assert "3 prompts, 0." in capsys.readouterr().out
@@ -87,21 +87,21 @@ def test_a_store_holds_what_the_encoders_make(made, tmp_path, monkeypatch, capsy
     for found in (stored.conditions(stored.prompts)[:], stored.encode(live.prompts)):
         assert set(found.keys()) == set(expected.keys())
         assert all(torch.equal(found[key], expected[key]) for key in expected.keys())
-    found = stored.encode([None])  # of no image, there is nothing but the text's part
+    found = stored.encode([None])  # the null prompt has no image fields
     assert list(found.keys()) == ["prompt"] and torch.equal(found["prompt"], null["prompt"])
     again = distill(Guided(stored, scale), plan, **settings)
     for key, weight in whole.state_dict().items():
         assert torch.equal(weight, again.state_dict()[key]), key
-    with pytest.raises(ValueError, match="a prompt of .*store is an ImagePrompt, .* got 'a cat'"):
+    with pytest.raises(ValueError, match="store must be an ImagePrompt .* got 'a cat'"):
         stored.encode(["a cat"])
     other = ImagePrompt("a cat", picture(7))
     with pytest.raises(ValueError, match="no embedding of the prompt ImagePrompt"):
         stored.encode([other])
-    with pytest.raises(ValueError, match="of 'a cat' is not stored, only what encoders made"):
+    with pytest.raises(ValueError, match="only the embeddings of the image of .a cat. are stored"):
         stored.prompts[0].picture()
 
 
-def test_embedding_goes_on_where_it_stopped(a14b, tmp_path, monkeypatch, capsys):
+def test_embedding_resumes_at_the_missing_shard(a14b, tmp_path, monkeypatch, capsys):
     from pdmd.teachers.conditioning.image_prompts import EncodedImageText
 
     place, arguments = a14b
@@ -124,22 +124,22 @@ def test_embedding_goes_on_where_it_stopped(a14b, tmp_path, monkeypatch, capsys)
         ["2.png"],
         [None],
     ]
-    moved = tmp_path / "moved"  # the same images elsewhere are the same prompts
+    moved = tmp_path / "moved"  # the same images in another folder are the same prompts
     shutil.copytree(place / "pictures", moved / "pictures")
     lines = (place / "prompts.jsonl").read_text().replace(f"file://{place}/", "")
     (moved / "prompts.jsonl").write_text(lines)
     seen.clear()
     assert embedded(moved / "prompts.jsonl", *command[1:]) == 0 and not seen
-    picture(9, width=16, height=32).save(moved / "pictures" / "1.png")  # and others are not
+    picture(9, width=16, height=32).save(moved / "pictures" / "1.png")  # other images are not
     capsys.readouterr()
     assert embedded(moved / "prompts.jsonl", *command[1:]) == 2
-    assert "holds other prompts" in capsys.readouterr().err
+    assert "has other prompts" in capsys.readouterr().err
 
 
 def test_a_run_from_the_command_line_reads_images_from_the_store(a14b, tmp_path, monkeypatch):
     place, arguments = a14b
     assert embedded(place / "prompts.jsonl", arguments, tmp_path / "store") == 0
-    monkeypatch.setattr("pdmd.teachers.families.wan_image.load_text_encoder", refuse)
+    monkeypatch.setattr("pdmd.teachers.families.wan_image.load_text_encoder", fail)
     run = ["distill", "digits", "--teacher.name", "wan_i2v", "--out", str(tmp_path / "run")]
     run += ["--teacher.arguments", *words_of(arguments), "embeddings", str(tmp_path / "store")]
     run += ["--train.updates=1", "--train.fake-updates=1", "--train.batch-size=2"]
@@ -151,7 +151,7 @@ def test_a_run_from_the_command_line_reads_images_from_the_store(a14b, tmp_path,
     assert out.exists()
 
 
-def test_images_of_tables_and_data_sets(tmp_path, monkeypatch):
+def test_images_are_read_from_tables_and_data_sets(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -179,14 +179,14 @@ CAT = {"prompt": "a cat", "image": "0.png"}
     ("rows", "words", "named"),
     [
         ([{**CAT, "image": "gone.png"}], [], "cannot read the image .*gone.png .*FileNotFound"),
-        ([{**CAT, "image": "prompts.jsonl"}], [], "prompts.jsonl .it is of no format that is kn"),
-        ([{**CAT, "image": "wide.png"}], [], "wide.png is 40 x 10, and the video 16 x 32: cut"),
+        ([{**CAT, "image": "prompts.jsonl"}], [], "prompts.jsonl .unknown image format"),
+        ([{**CAT, "image": "wide.png"}], [], "wide.png is 40 x 10, and the video 16 x 32: crop"),
         ([CAT, {"prompt": "a dog"}], [], "row 2 of .* has no image in 'image'"),
         ([CAT], ["--image-column", "first"], "row 1 of .* has no image in 'first'"),
         ([{"image": "0.png"}], [], "row 1 of .* has neither 'prompt' nor 'text'"),
     ],
 )
-def test_bad_images_are_one_line(a14b, tmp_path, capsys, rows, words, named):
+def test_invalid_images_are_one_line(a14b, tmp_path, capsys, rows, words, named):
     import re
 
     picture(0, width=16, height=32).save(tmp_path / "0.png")
@@ -201,7 +201,7 @@ def test_bad_images_are_one_line(a14b, tmp_path, capsys, rows, words, named):
         assert embedded(*command, "--stretch") == 0
 
 
-def test_images_for_a_teacher_of_texts_are_refused(a14b, tmp_path, capsys):
+def test_images_for_a_text_to_video_teacher_raise(a14b, tmp_path, capsys):
     size = {"height": 32, "width": 16, "frames": 9, "dtype": "float32"}
     pipeline = tmp_path / "wan"
     from tests.teachers.families.test_family_folders import t5
@@ -211,7 +211,7 @@ def test_images_for_a_teacher_of_texts_are_refused(a14b, tmp_path, capsys):
     lines.write_text(json.dumps(CAT))
     text = {"folder": str(pipeline), **size}
     assert embedded(lines, text, tmp_path / "texts", teacher="wan") == 2
-    assert "row 1 of" in (error := capsys.readouterr().err) and "does not take" in error
+    assert "row 1 of" in (error := capsys.readouterr().err) and "does not accept" in error
     assert embedded(lines, text, tmp_path / "texts", "--stretch", teacher="wan") == 2
     assert "--stretch is for first images, which 'wan' does not take" in capsys.readouterr().err
     assert embedded(lines, text, tmp_path / "texts", "--column", "prompt", teacher="wan") == 0
@@ -221,7 +221,7 @@ def test_images_for_a_teacher_of_texts_are_refused(a14b, tmp_path, capsys):
     tiny = {k: v for k, v in WAN.items() if k not in ("text_length", "random_prompts")}
     with pytest.raises(ValueError, match="store have first images, which WanTeacher does not"):
         teachers.get("wan")(embeddings=str(tmp_path / "store"), **tiny)
-    assert stores["texts"].imaged == () and stores["store"].imaged == ("first",)
+    assert stores["texts"].image_keys == () and stores["store"].image_keys == ("first",)
     tiny["latent_channels"] = 4
     with pytest.raises(ValueError, match="texts have no 'first', which this teacher takes"):
         teachers.get("wan_i2v")(embeddings=str(tmp_path / "texts"), **tiny)
@@ -230,7 +230,7 @@ def test_images_for_a_teacher_of_texts_are_refused(a14b, tmp_path, capsys):
     assert len(teachers.get("wan_i2v")(embeddings=str(tmp_path / "store"), **tiny).prompts) == 3
 
 
-def test_the_fingerprint_knows_what_encodes_images(tmp_path):
+def test_the_fingerprint_includes_the_image_encoders(tmp_path):
     from safetensors.torch import load_file, save_file
 
     place, arguments = pipeline_of("wan_i2v_2.1", tmp_path)
@@ -243,9 +243,9 @@ def test_the_fingerprint_knows_what_encodes_images(tmp_path):
         weights = load_file(path)
         weights[sorted(weights)[0]] += 1e-3
         save_file(weights, path, {"format": "pt"})
-        with pytest.raises(ValueError, match="made by another encoder"):
+        with pytest.raises(ValueError, match="computed by another encoder"):
             teachers.get("wan_i2v")(**arguments)
         path.write_bytes(content)
-        path.rename(tmp_path / "away")  # nothing to compare with
+        path.rename(tmp_path / "away")  # no encoder to compare with
         teachers.get("wan_i2v")(**arguments)
         (tmp_path / "away").rename(path)

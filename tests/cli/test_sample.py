@@ -95,7 +95,7 @@ def test_prompts_are_drawn_once_each_and_new_ones_need_the_encoder(
     assert sampled(image_student, out, "--prompts", "something new", *more) == 0
     assert len(list(out.glob("*.png"))) == 1
     assert sampled(image_student, out, *more) == 2
-    assert "no prompts to draw from" in capsys.readouterr().err
+    assert "the teacher has no prompts" in capsys.readouterr().err
     assert sampled(image_student, out, "--arguments", "colour", "red") == 2
     assert "colour" in capsys.readouterr().err
 

@@ -223,17 +223,3 @@ def test_settings_that_cannot_work_are_refused_before_work(settings, named):
             **{"init": FromDenoiser(network), "updates": 1, "recorder": Deaf(), **settings},
         )
     assert not heard
-
-
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        (dict(means=torch.tensor([[0.0], [math.nan]])), "means must be finite"),
-        (dict(stds=[0.1, 0.2, 0.3]), r"shape \(3,\)"),
-        (dict(stds=math.inf), "inf"),
-        (dict(weights=[1.0, math.inf]), "inf"),
-    ],
-)
-def test_mixtures_are_checked(settings, named):
-    with pytest.raises(ValueError, match=named):
-        MixtureTeacher(**{"means": torch.zeros(2, 1), **settings})

@@ -269,7 +269,7 @@ def test_bad_input_ends_all_ranks_in_one_line_and_writes_nothing(tmp_path, unfin
         ("is not empty", ["--out", str(tmp_path / "taken")]),
         ("is a file", ["--out", str(tmp_path / "file")]),
         (
-            "is on no file system that is known",
+            "is on an unknown file system",
             [*new, "--train.checkpoint-folder", "nosuch://a/b"],
         ),
         ("file/x", [*new, "--train.checkpoint-folder", str(tmp_path / "file" / "x")]),

@@ -1,65 +1,28 @@
+"""The interface of teachers: batches, defaults, and plugins that register custom ones."""
+
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pdmd import Guided, MixtureTeacher, teachers
-from tests.helpers.strategies import mixtures, schedules, seeds, teacher_of
-
-
-@given(schedules, mixtures(), st.floats(0.02, 0.98), seeds)
-def test_the_mixture_score_is_the_gradient_of_its_density(schedule, mixture, t, seed):
-    teacher = teacher_of(mixture, schedule, "score")
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(5, mixture["means"].shape[1], generator=generator, dtype=torch.float64)
-    x.requires_grad_(True)
-    (score,) = torch.autograd.grad(teacher.log_prob(x, t).sum(), x)
-    torch.testing.assert_close(teacher(x, t).value, score, rtol=1e-9, atol=1e-9)
+from pdmd import RectifiedFlow, Teacher, teachers
+from pdmd.teachers.base import import_plugins, outline_arguments
+from pdmd.teachers.base import teachers as registry
 
 
-@given(schedules, mixtures(), seeds)
-def test_the_density_takes_a_time_for_every_sample(schedule, mixture, seed):
-    teacher = teacher_of(mixture, schedule, "score")
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(5, mixture["means"].shape[1], generator=generator, dtype=torch.float64)
-    t = 0.05 + 0.9 * torch.rand(5, generator=generator, dtype=torch.float64)
-    alone = torch.stack([teacher.log_prob(x[i : i + 1], t[i])[0] for i in range(5)])
-    torch.testing.assert_close(teacher.log_prob(x, t), alone, rtol=1e-12, atol=1e-12)
+class Identity(Teacher):
+    """The smallest teacher: one network, and no conditions."""
 
+    def __init__(self):
+        super().__init__(schedule=RectifiedFlow(), kind="velocity", latent_shape=(2,))
 
-def test_classes_restrict_the_modes():
-    teacher = MixtureTeacher.random(dim=3, classes=4, modes=2)
-    condition = teacher.encode([2, "2", None])
-    x = torch.randn(3, 3, dtype=torch.float64)
-    own = MixtureTeacher(teacher.means[4:6], 0.3)
-    value = teacher(x, 0.5, condition).value
-    torch.testing.assert_close(value[:2], own(x[:2], 0.5).value)
-    torch.testing.assert_close(value[2:], teacher(x[2:], 0.5).value)
+    def network(self, x_t, t, condition):
+        return x_t
 
-
-@pytest.mark.parametrize("prompt", [4, -1, "cat", 1.5, "", "²"])
-def test_bad_prompts_are_named(prompt):
-    with pytest.raises(ValueError, match="not a class from 0 to 3"):
-        MixtureTeacher.random(classes=4).encode([prompt])
+    def encode(self, prompts):
+        return None
 
 
 @pytest.mark.parametrize("name", ["digits", "mixture"])
-def test_guidance(name):
-    teacher = teachers.get(name)()
-    condition = teacher.encode([1, 2, 3])
-    x = torch.randn(3, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        conditional = teacher(x, 0.6, condition).value
-        unconditional = teacher(x, 0.6, teacher.encode([None] * 3)).value
-        assert torch.equal(Guided(teacher, 1.0)(x, 0.6, condition).value, conditional)
-        guided = Guided(teacher, 3.0)(x, 0.6, condition).value
-    expected = unconditional + 3 * (conditional - unconditional)
-    torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(guided, conditional, atol=1e-3)
-
-
-@pytest.mark.parametrize("name", ["digits", "mixture"])
-def test_samples_do_not_depend_on_their_batch(name):
+def test_a_prediction_does_not_depend_on_the_rest_of_its_batch(name):
     teacher = teachers.get(name)()
     x = torch.randn(4, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0.1, 0.4, 0.7, 1.0])
@@ -69,6 +32,42 @@ def test_samples_do_not_depend_on_their_batch(name):
     torch.testing.assert_close(whole[2:3], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_unknown_names_suggest():
-    with pytest.raises(ValueError, match="did you mean 'digits'"):
-        teachers.get("digit")
+def test_the_defaults_of_a_teacher_are_no_shift_and_the_null_prompt():
+    teacher = Identity()
+    assert teacher.shift == 1.0 and list(teacher.prompts) == [None]
+    assert teacher.conditions([None, None]) is None
+
+
+def test_standard_guidance_extrapolates_and_replaces_the_whole_condition():
+    teacher = teachers.get("mixture")()
+    one, zero = torch.ones(2, 3), torch.zeros(2, 3)
+    assert torch.equal(teacher.guide(one, zero, 3.0), 3 * one)
+    assert torch.equal(
+        teacher.guide(one, zero, torch.tensor([[2.0], [0.0]]))[:, 0],
+        one[:, 0] * torch.tensor([2.0, 0.0]),
+    )
+    condition, null = teacher.encode([1, 2]), teacher.encode([None])
+    assert torch.equal(teacher.unconditional(condition, null)["label"], null["label"].expand(2))
+
+
+def test_plugins_register_custom_teachers(tmp_path, monkeypatch):
+    (tmp_path / "custom_plugin.py").write_text(
+        "from pdmd.teachers import register\n\nregister('custom')(dict)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        import_plugins(["custom_plugin"])
+        assert registry["custom"] is dict
+    finally:
+        registry.remove("custom")
+    (tmp_path / "broken_plugin.py").write_text("1 / 0")
+    for name in ("broken_plugin", "no_such_plugin"):
+        with pytest.raises(ValueError, match=f"cannot import the plugin '{name}' .*; install it"):
+            import_plugins([name])
+
+
+def test_families_are_built_on_the_meta_device_and_packaged_networks_are_not():
+    assert outline_arguments("wan") == {"meta": True}
+    assert outline_arguments("mixture") == {}
+    with pytest.raises(ValueError, match="unknown teacher"):
+        outline_arguments("nothing")

@@ -1,4 +1,4 @@
-"""Change of schedule: exact against closed forms, there and back, sampling, guidance, students."""
+"""Change of schedule: closed forms, inversion, sampling, guidance and students."""
 
 import json
 import math
@@ -30,7 +30,7 @@ from pdmd.diffusion.solvers import ode_step
 from pdmd.teachers import QwenImageTeacher, WithSchedule
 from pdmd.teachers.guided import unguided
 from pdmd.teachers.packaged.digits import DigitsTeacher
-from pdmd.teachers.with_schedule import on_schedule, own_time, schedules
+from pdmd.teachers.with_schedule import equal_snr_time, on_schedule, schedules
 from tests.helpers.distilling import distill
 from tests.helpers.strategies import ddpm_levels, mixtures, teacher_of
 from tests.helpers.strategies import schedules as any_schedule
@@ -39,48 +39,48 @@ from tests.helpers.tiny_families import QWEN, close, noise
 from tests.helpers.tiny_flows import flow
 
 SD = DiscreteVP(torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0))
-KNOWN = st.sampled_from(KINDS)
+KINDS_OF_PREDICTION = st.sampled_from(KINDS)
 
 
-def exact(left, right):
+def assert_exact(left, right):
     scale = 1 + right.abs().max()
     assert float((left - right).abs().max() / scale) < 1e-10
 
 
-def common(schedule, other, t):
-    """A time at which both have the same noise, or the example is dropped."""
+def assume_common_snr(schedule, other, t):
+    """Discards examples whose log-SNR is outside the range of the other schedule."""
     value = float(schedule.log_snr(t))
     assume(float(other.log_snr(0.998)) < value < float(other.log_snr(0.002)))
 
 
-@given(mixtures(), any_schedule, any_schedule, any_time, KNOWN, KNOWN)
+@given(mixtures(), any_schedule, any_schedule, any_time, KINDS_OF_PREDICTION, KINDS_OF_PREDICTION)
 @settings(max_examples=150)
-def test_every_kind_is_the_exact_one_of_the_other_schedule(data, own, other, t, kind, wanted):
-    common(other, own, t)
-    teacher = WithSchedule(teacher_of(data, own, kind), other, kind=wanted)
-    truth = teacher_of(data, other, wanted)
+def test_every_kind_is_exact_on_the_other_schedule(data, own, other, t, kind, other_kind):
+    assume_common_snr(other, own, t)
+    teacher = WithSchedule(teacher_of(data, own, kind), other, kind=other_kind)
+    truth = teacher_of(data, other, other_kind)
     x = torch.randn(
         4, teacher.latent_shape[0], generator=torch.Generator().manual_seed(0)
     ).double()
     alpha, sigma = other(t)
     x = (alpha * truth.sample(4).double() + sigma * x).double()
-    exact(teacher(x, t).value, truth(x, t).value)
-    exact(teacher(x, t).to("score"), truth(x, t).to("score"))
+    assert_exact(teacher(x, t).value, truth(x, t).value)
+    assert_exact(teacher(x, t).to("score"), truth(x, t).to("score"))
 
 
 @given(mixtures(), any_schedule, any_schedule, any_time)
-def test_there_and_back_is_where_one_was(data, own, other, t):
-    common(own, other, t)
+def test_a_change_of_schedule_and_back_is_the_identity(data, own, other, t):
+    assume_common_snr(own, other, t)
     teacher = teacher_of(data, own, "velocity")
     back = WithSchedule(WithSchedule(teacher, other, kind="v_prediction"), own)
     x = torch.randn(3, teacher.latent_shape[0]).double()
-    exact(back(x, t).value, teacher(x, t).value)
+    assert_exact(back(x, t).value, teacher(x, t).value)
     low, high = back.time_range
     assert low <= t <= high
 
 
 @given(any_schedule, any_schedule)
-def test_the_time_range_is_what_both_reach(own, other):
+def test_the_time_range_is_the_common_range_of_log_snr(own, other):
     teacher = WithSchedule(MixtureTeacher(torch.ones(1, 2), schedule=own), other)
     low, high = teacher.time_range
     if high < 1:
@@ -91,27 +91,27 @@ def test_the_time_range_is_what_both_reach(own, other):
         assert float(other.log_snr(low)) == pytest.approx(float(own.log_snr(0.0)), abs=1e-6)
     x = torch.ones(1, 2).double()
     for t in (max(low, 1e-6), high):
-        assert math.isfinite(float(own_time(t, other, own)))
+        assert math.isfinite(float(equal_snr_time(t, other, own)))
         if float(other(t)[0]) > 0:
             assert teacher(x, t).value.isfinite().all()
 
 
-def test_a_narrower_range_is_carried_over():
+def test_a_narrower_time_range_is_mapped_by_log_snr():
     own, other = CosineVP(), RectifiedFlow()
     teacher = MixtureTeacher(torch.ones(1, 2), schedule=own)
     teacher.time_range = (0.2, 0.7)
     low, high = WithSchedule(teacher, other).time_range
-    for t, there in ((0.2, low), (0.7, high)):
+    for t, mapped in ((0.2, low), (0.7, high)):
         tangent = math.tan(math.pi / 2 * t)
-        assert there == pytest.approx(tangent / (1 + tangent), abs=1e-12)
+        assert mapped == pytest.approx(tangent / (1 + tangent), abs=1e-12)
     back = WithSchedule(WithSchedule(teacher, other), own)
     assert back.time_range == pytest.approx((0.2, 0.7), abs=1e-12)
 
 
-def test_schedules_without_common_noise_are_refused():
+def test_schedules_without_a_common_log_snr_raise():
     teacher = MixtureTeacher(torch.ones(1, 2), schedule=Truncated(RectifiedFlow(), 0.1))
     clean = Shifted(VarianceExploding(80.0, 50.0), 1.0)
-    with pytest.raises(ValueError, match="has none of them"):
+    with pytest.raises(ValueError, match="does not contain"):
         WithSchedule(teacher, clean)
 
 
@@ -124,53 +124,53 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("own", "other", "kind"), PAIRS)
-def test_steps_through_equal_noise_make_equal_samples(own, other, kind):
-    """A DDIM step commutes with the change of schedule, so whole trajectories agree."""
+def test_ddim_commutes_with_the_change_of_schedule(own, other, kind):
+    """Steps through equal log-SNRs give equal trajectories, up to scale."""
     teacher = MixtureTeacher.random(dim=3, classes=0, schedule=own)
-    there = WithSchedule(teacher, other, kind=kind)
+    converted = WithSchedule(teacher, other, kind=kind)
     times = [0.98, 0.9, 0.7, 0.4, 0.2, 0.05]
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(1)).double()
-    t = float(own_time(times[0], other, own))
+    t = float(equal_snr_time(times[0], other, own))
     y = x * torch.hypot(*own(t)) / torch.hypot(*other(times[0]))
     for t, s in zip(times, times[1:], strict=False):
-        x = ode_step(there(x, t), s)
-        own_t, own_s = (float(own_time(v, other, own)) for v in (t, s))
-        y = ode_step(teacher(y, own_t), own_s)
-    exact(y, x * torch.hypot(*own(own_s)) / torch.hypot(*other(s)))
+        x = ode_step(converted(x, t), s)
+        inner_t, inner_s = (float(equal_snr_time(v, other, own)) for v in (t, s))
+        y = ode_step(teacher(y, inner_t), inner_s)
+    assert_exact(y, x * torch.hypot(*own(inner_s)) / torch.hypot(*other(s)))
 
 
 def test_samples_of_both_schedules_agree_in_the_limit():
     teacher = MixtureTeacher.random(dim=2, classes=0, modes=2, schedule=CosineVP(), seed=1)
-    there = WithSchedule(teacher, RectifiedFlow())
+    converted = WithSchedule(teacher, RectifiedFlow())
 
     def draw(denoiser, steps):
         return sample_ode(
             denoiser, batch=32, steps=steps, generator=torch.Generator().manual_seed(0)
         )
 
-    errors = [float((draw(teacher, n) - draw(there, n)).abs().mean()) for n in (10, 40, 160)]
+    errors = [float((draw(teacher, n) - draw(converted, n)).abs().mean()) for n in (10, 40, 160)]
     assert errors[0] > 5e-3 and errors[2] < 2e-3
     assert errors[1] < 0.5 * errors[0] and errors[2] < 0.5 * errors[1]
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.5])
-def test_guidance_within_and_without_agree(scale):
+def test_standard_guidance_commutes_with_the_change_of_schedule(scale):
     teacher = MixtureTeacher.random(dim=4, classes=3, schedule=LinearVP())
     teacher.kind = "epsilon"
     condition = teacher.encode([0, 1, 2, None])
     x, t = torch.randn(4, 4).double(), torch.tensor([0.3, 0.6, 0.8, 0.9]).double()
-    within = WithSchedule(Guided(teacher, scale), RectifiedFlow())
-    without = Guided(WithSchedule(teacher, RectifiedFlow()), scale)
-    exact(within(x, t, condition).value, without(x, t, condition).value)
-    assert within.evaluations == without.evaluations == (1 if scale == 1 else 2)
-    assert unguided(within) is unguided(without) is teacher
+    inside = WithSchedule(Guided(teacher, scale), RectifiedFlow())
+    outside = Guided(WithSchedule(teacher, RectifiedFlow()), scale)
+    assert_exact(inside(x, t, condition).value, outside(x, t, condition).value)
+    assert inside.evaluations == outside.evaluations == (1 if scale == 1 else 2)
+    assert unguided(inside) is unguided(outside) is teacher
 
 
-def test_a_familys_own_guidance_is_refused_outside():
+def test_another_guidance_rule_must_be_applied_inside():
     teacher = QwenImageTeacher.from_config(**QWEN)
     x, condition = torch.randn(2, *teacher.latent_shape), teacher.encode(["random 0", None])
     outside = Guided(WithSchedule(teacher, CosineVP(), kind="v_prediction"), 3.0)
-    with pytest.raises(ValueError, match="guide within: WithSchedule"):
+    with pytest.raises(ValueError, match="apply it inside: WithSchedule"):
         outside(x, 0.5, condition)
     inside = WithSchedule(Guided(teacher, 3.0), CosineVP())
     own = Guided(teacher, 3.0)
@@ -180,22 +180,22 @@ def test_a_familys_own_guidance_is_refused_outside():
         close(inside(x, 0.5, condition).to("x0"), value.to("x0"), 1e-5)
 
 
-def test_a_first_image_is_kept_under_guidance_outside():
+def test_guidance_outside_keeps_the_first_image():
     teacher = flow("wan_i2v")
     condition = teacher.encode(teacher.prompts[:2])
     x, t = noise(teacher, 2), torch.tensor([0.3, 0.9])
-    within = WithSchedule(Guided(teacher, 3.0), CosineVP(), kind="v_prediction")
-    without = Guided(WithSchedule(teacher, CosineVP(), kind="v_prediction"), 3.0)
+    inside = WithSchedule(Guided(teacher, 3.0), CosineVP(), kind="v_prediction")
+    outside = Guided(WithSchedule(teacher, CosineVP(), kind="v_prediction"), 3.0)
     with torch.no_grad():
-        close(without(x, t, condition).value, within(x, t, condition).value)
-    assert within.conditions(teacher.prompts[:2]).keys() == condition.keys()
+        close(outside(x, t, condition).value, inside(x, t, condition).value)
+    assert inside.conditions(teacher.prompts[:2]).keys() == condition.keys()
 
 
-def test_copies_train_on_the_schedule_wanted():
+def test_trainable_copies_are_on_the_new_schedule():
     teacher = DigitsTeacher.from_package()
-    there = WithSchedule(Guided(teacher, 2.0), CosineVP(), kind="v_prediction")
+    converted = WithSchedule(Guided(teacher, 2.0), CosineVP(), kind="v_prediction")
     x, condition = torch.randn(2, 1, 8, 8), teacher.encode([3, None])
-    part = there.trainable_part(0.8, 0.5)
+    part = converted.trainable_part(0.8, 0.5)
     assert same_process(part.schedule, CosineVP()) and part.kind == "v_prediction"
     value = part(x, 0.6, condition).value
     close(
@@ -207,7 +207,7 @@ def test_copies_train_on_the_schedule_wanted():
     close(WithSchedule(teacher, CosineVP()).decode(x), teacher.decode(x), 0)
 
 
-def test_the_last_level_of_stable_diffusion_is_the_end_of_what_it_serves():
+def test_the_time_range_of_stable_diffusion_ends_at_its_noisiest_level():
     teacher = MixtureTeacher.random(dim=2, classes=0, schedule=SD)
     teacher.kind, teacher.time_range = "epsilon", (1e-3, 1.0)
     flow = WithSchedule(teacher, RectifiedFlow())
@@ -220,13 +220,13 @@ def test_the_last_level_of_stable_diffusion_is_the_end_of_what_it_serves():
     reached = WithSchedule.reach(teacher, RectifiedFlow())
     assert reached.time_range[1] == 1.0
     alpha, sigma = reached.schedule(1.0)
-    own_alpha, own_sigma = SD(1.0)
-    assert float(sigma / alpha) == pytest.approx(float(own_sigma / own_alpha), rel=1e-9)
+    teacher_alpha, teacher_sigma = SD(1.0)
+    assert float(sigma / alpha) == pytest.approx(float(teacher_sigma / teacher_alpha), rel=1e-9)
     assert float(alpha + sigma) == pytest.approx(1.0)
     times = [*torch.linspace(1, 0.031, 200).tolist(), 0.0]
     with pytest.raises(ValueError, match=r"at t = 0.02, outside its range \[0.03"):
         sample_ode(reached, batch=1, steps=50)
-    # both start from one noise, and in the limit end at one sample
+    # both start from the same noise, and in the limit end at the same sample
     draws = [
         sample_ode(d, batch=64, times=times, generator=torch.Generator().manual_seed(0))
         for d in (teacher, reached)
@@ -235,7 +235,7 @@ def test_the_last_level_of_stable_diffusion_is_the_end_of_what_it_serves():
     assert WithSchedule.reach(MixtureTeacher.random(), CosineVP()).time_range == (0.0, 1.0)
 
 
-def test_what_lies_beyond_the_teachers_noise_is_never_asked():
+def test_times_beyond_the_noise_of_the_teacher_raise():
     flow = WithSchedule(MixtureTeacher.random(dim=2, classes=0, schedule=SD), RectifiedFlow())
     with pytest.raises(ValueError, match="outside the range of this schedule"):
         flow(torch.zeros(1, 2), 0.95)
@@ -244,7 +244,7 @@ def test_what_lies_beyond_the_teachers_noise_is_never_asked():
 
 
 @given(st.floats(0.05, 1.0), st.floats(0.001, 1.0))
-def test_a_truncated_schedule_is_its_base_up_to_its_end(t_max, t):
+def test_a_truncated_schedule_equals_its_base_up_to_its_end(t_max, t):
     base = CosineVP()
     cut = Truncated(base, t_max)
     for own, whole in zip(cut(t), base(t_max * t), strict=True):
@@ -261,12 +261,12 @@ def test_a_truncated_schedule_is_its_base_up_to_its_end(t_max, t):
 
 
 @pytest.mark.parametrize("t_max", [0.0, -1.0, 1.1, math.nan])
-def test_a_truncation_outside_time_is_refused(t_max):
+def test_a_truncation_outside_the_unit_interval_raises(t_max):
     with pytest.raises(ValueError, match="t_max must be in"):
         Truncated(RectifiedFlow(), t_max)
 
 
-def test_the_noise_that_sampling_starts_from():
+def test_the_standard_deviation_of_the_prior():
     assert RectifiedFlow().prior_std() == 1.0
     assert Shifted(RectifiedFlow(), 3.0).prior_std() == 1.0
     assert SD.prior_std() == pytest.approx(1.0, abs=1e-12)
@@ -288,7 +288,7 @@ TINY = [
 
 
 @pytest.mark.parametrize("name", ["digits", "mixture"])
-def test_a_schedule_is_chosen_and_kept_by_plain_arguments(tmp_path, name, capsys):
+def test_a_schedule_is_chosen_by_a_flag_and_recorded_in_the_student(tmp_path, name, capsys):
     words = ["--teacher.schedule", "cosine", "--teacher.guidance", "2", "--out"]
     assert main(["distill", name, *words, str(tmp_path / "run"), *TINY]) == 0
     source = json.loads((tmp_path / "run" / "student" / "student.json").read_text())["source"]
@@ -309,7 +309,7 @@ def test_a_schedule_is_chosen_and_kept_by_plain_arguments(tmp_path, name, capsys
         Student.load(path.parent)
 
 
-def test_evaluation_on_the_schedule_differs_from_that_on_the_teachers(tmp_path):
+def test_few_steps_on_another_schedule_give_other_samples():
     teacher = MixtureTeacher.random(dim=2, classes=2)
     few = dict(steps=3, condition=teacher.encode([0, 1] * 8))
     draws = [
@@ -326,16 +326,16 @@ def test_evaluation_on_the_schedule_differs_from_that_on_the_teachers(tmp_path):
         (["--teacher.schedule-end", "teacher"], "needs a schedule"),
     ],
 )
-def test_bad_schedules_are_named(tmp_path, capsys, words, named):
+def test_invalid_schedules_are_one_line(tmp_path, capsys, words, named):
     assert main(["distill", "digits", "--out", str(tmp_path / "run"), *TINY, *words]) == 2
     error = capsys.readouterr().err.strip()
     assert named in error and "\n" not in error and not any(tmp_path.iterdir())
 
 
-def test_a_schedule_of_ones_own_is_registered():
-    schedules.register("mine")(lambda: Shifted(CosineVP(), 2.0))
+def test_a_custom_schedule_is_registered():
+    schedules.register("custom")(lambda: Shifted(CosineVP(), 2.0))
     try:
-        teacher = on_schedule(MixtureTeacher.random(), "mine")
+        teacher = on_schedule(MixtureTeacher.random(), "custom")
         assert same_process(teacher.schedule, Shifted(CosineVP(), 2.0))
     finally:
-        schedules.remove("mine")
+        schedules.remove("custom")

@@ -1,1 +1,1 @@
-"""Conditioning: prompts, images and stored embeddings."""
+"""Conditioning: prompts, first images and stored embeddings."""

@@ -1,10 +1,10 @@
-"""Fingerprints: whether two folders hold the same text encoder.
+"""Fingerprints of text encoders: do two pipelines have the same one?
 
-A fingerprint is a digest of a pipeline's class, which decides how a prompt is put, and of all
-that is in its folders ``text_encoder*`` and ``tokenizer*``: of configurations, less what only says
-where they were saved, of every weight's name, type and shape, and of up to 4 KiB of its values. It
-reads megabytes of the gigabytes that an encoder has, and does not depend on how weights are spread
-over files. What it cannot see is a weight that differs only where it does not look.
+A fingerprint is a digest of the class of a pipeline, which determines the prompt template, and of
+its folders ``text_encoder*`` and ``tokenizer*``: the configurations without provenance, and the
+name, dtype, shape and up to 4 KiB of the values of every weight. It reads megabytes of an encoder
+of gigabytes, and is independent of how the weights are sharded over files. It misses changes of
+weights outside the sampled bytes.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ PARTS = ("text_encoder*", "tokenizer*")
 IMAGE_PARTS = ("feature_extractor", "image_encoder", "image_processor", "vae")
 SAMPLE = 4096
 PROVENANCE = {"dtype", "torch_dtype", "transformers_version", "name_or_path"}
-"""Entries of configurations that say where and how a folder was saved; so do those that begin
-with an underscore."""
+"""Keys of configurations that record how a folder was saved; so do keys with a leading
+underscore."""
 
 
 def encoder_fingerprint(folder: str | Path, *, images: bool = False) -> str | None:
-    """Returns the fingerprint of a pipeline's text encoders and tokenizers.
+    """Returns the fingerprint of the text encoders and tokenizers of a pipeline.
 
     Args:
-        folder: The pipeline's folder or hub name; of the latter what was downloaded before.
-        images: Whether what encodes images belongs to it: the VAE and, where there is one, CLIP.
+        folder: Folder or hub name of the pipeline; hub files are read from the local cache only.
+        images: Whether to include the image encoders: the VAE and, if there is one, CLIP.
 
     Returns:
-        Hexadecimal digits; ``None`` where an encoder is not at hand.
+        A SHA-256 in hexadecimal; ``None`` if the weights of an encoder are not available locally.
 
     Raises:
-        ValueError: If a file of weights is damaged.
+        ValueError: If a file is damaged.
     """
-    place = _local(folder)
-    if place is None:
+    local = _local(folder)
+    if local is None:
         return None
-    index = place / "model_index.json"
-    known = json.loads(index.read_text()) if index.is_file() else {}
-    digest = hashlib.sha256(f"{known.get('_class_name', '')}\n".encode())
+    index_file = local / "model_index.json"
+    index = json.loads(index_file.read_text()) if index_file.is_file() else {}
+    digest = hashlib.sha256(f"{index.get('_class_name', '')}\n".encode())
     weights: set[str] = set()
     patterns = (*PARTS, *IMAGE_PARTS) if images else PARTS
-    for part in sorted({path for pattern in patterns for path in place.glob(pattern)}):
+    for part in sorted({path for pattern in patterns for path in local.glob(pattern)}):
         lines: list[tuple[str, str]] = []
         for path in sorted(part.iterdir()):
             if path.suffix == ".safetensors":
@@ -60,8 +60,8 @@ def encoder_fingerprint(folder: str | Path, *, images: bool = False) -> str | No
         for name, content in sorted(lines):
             digest.update(f"{part.name}/{name} {content}\n".encode())
     if images:
-        seeing = (part for part in IMAGE_PARTS if part in ("image_encoder", "vae"))
-        if any((known.get(part) or [None])[0] and part not in weights for part in seeing):
+        networks = (part for part in IMAGE_PARTS if part in ("image_encoder", "vae"))
+        if any((index.get(part) or [None])[0] and part not in weights for part in networks):
             return None
     return digest.hexdigest() if any(part.startswith("text") for part in weights) else None
 
@@ -79,18 +79,18 @@ def _local(folder: str | Path) -> Path | None:
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, str]]:
-    """Names every tensor of a file, with a digest of its form and of bytes from its middle."""
+    """Yields the name of every tensor, with its dtype, shape and a digest of its middle bytes."""
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
             header.pop("__metadata__", None)
-            for name, entry in header.items():
-                begin, end = entry["data_offsets"]
+            for name, tensor in header.items():
+                begin, end = tensor["data_offsets"]
                 middle = max(begin, (begin + end - SAMPLE) // 2)
                 file.seek(8 + size + middle)
                 sha256 = hashlib.sha256(file.read(min(SAMPLE, end - begin)))
-                yield name, f"{entry['dtype']} {entry['shape']} {sha256.hexdigest()}"
+                yield name, f"{tensor['dtype']} {tensor['shape']} {sha256.hexdigest()}"
     except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):
         raise ValueError(f"{path} is damaged; download or save the folder again") from None
 

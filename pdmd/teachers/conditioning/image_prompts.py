@@ -1,4 +1,4 @@
-"""Prompts of a text and a first image, for families that go on from an image."""
+"""Prompts of a text and a first image, for image-to-video families."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ __all__ = [
 ]
 
 TOLERANCE = 0.02
-"""How far proportions may be from a video's: as those of a picture that was cut to even sizes."""
+"""Largest relative difference of aspect ratios: an image cropped to even sizes passes."""
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image of which a store holds what encoders made, and not the image.
+    """An image known by its digest only: a store keeps its embeddings and not its pixels.
 
-    Attributes:
-        sha256: The digest of its pixels.
+    Args:
+        sha256: The digest of its pixels, in hexadecimal.
     """
 
     sha256: str
@@ -47,23 +47,23 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class ImagePrompt:
-    """A text and the image that its video begins with.
+    """A text and the first image of its video.
 
-    Attributes:
+    Args:
         text: The text.
-        image: A file's path or URL, its bytes, an image of PIL, or a tensor of shape
-            :math:`(3, H, W)` in [0, 1], which is rounded to 8 bits as files are. It is stretched
-            to the video's size.
+        image: The path or URL of a file, its bytes, a PIL image, or a floating-point tensor of
+            shape :math:`(3, H, W)` in [0, 1], which is rounded to 8 bits. It is resized to the
+            video, without keeping its aspect ratio.
     """
 
     text: str
     image: Any
 
     def picture(self) -> Any:
-        """Returns the image as PIL's, in colours.
+        """Returns the image as an RGB image of PIL.
 
         Raises:
-            ValueError: If it cannot be read or is none.
+            ValueError: If the image cannot be read, or is not of a supported type.
         """
         from PIL import Image, UnidentifiedImageError
 
@@ -75,38 +75,42 @@ class ImagePrompt:
                     return opened.convert("RGB")
             except UnidentifiedImageError as error:
                 raise ValueError(
-                    f"cannot read the image {called} (it is of no format that is known)"
+                    f"cannot read the image {called} (unknown image format)"
                 ) from error
-            except Exception as error:  # file systems raise of any class
+            except Exception as error:  # file systems raise any class
                 raise ValueError(f"cannot read the image {called} ({say(error)})") from error
         if isinstance(image, Tensor):
             if image.ndim != 3 or len(image) != 3 or not image.is_floating_point():
                 raise ValueError(
-                    "an image is a floating-point tensor of shape (3, H, W) in [0, 1], got "
-                    f"{image.dtype} of {tuple(image.shape)}"
+                    "an image tensor must be floating point with shape (3, H, W) in [0, 1], got "
+                    f"{image.dtype} of shape {tuple(image.shape)}"
                 )
             low, high = image.min().item(), image.max().item()
             if not (low >= 0 and high <= 1):
-                raise ValueError(f"an image's values are in [0, 1], got {low:.4g} to {high:.4g}")
-            levels = (255 * image.float().cpu()).round().to(torch.uint8)
-            return Image.fromarray(levels.permute(1, 2, 0).numpy())
+                raise ValueError(
+                    f"the values of an image must be in [0, 1], got {low:.4g} to {high:.4g}"
+                )
+            pixels = (255 * image.float().cpu()).round().to(torch.uint8)
+            return Image.fromarray(pixels.permute(1, 2, 0).numpy())
         if isinstance(image, Image.Image):
             return image.convert("RGB")
         if isinstance(image, EncodedImage):
             raise ValueError(
-                f"the image of {self.text!r} is not stored, only what encoders made of it; name "
-                "the image to encode it again"
+                f"only the embeddings of the image of {self.text!r} are stored, not the image; "
+                "pass an ImagePrompt with the image to encode it again"
             )
         raise ValueError(
-            f"an image is a path, an image of PIL or a tensor, got a {type(image).__name__}"
+            f"an image must be a path, a PIL image or a tensor, got a {type(image).__name__}"
         )
 
     @functools.cached_property
     def name(self) -> str:
-        """What tells it from other prompts wherever its image lies: its text and pixels, as JSON.
+        """The identity of the prompt, independent of the location of its image.
+
+        Its text and the digest of the pixels, as JSON.
 
         Raises:
-            ValueError: If its image cannot be read or is none.
+            ValueError: If the image cannot be read, or is not of a supported type.
         """
         if isinstance(self.image, EncodedImage):
             sha256 = self.image.sha256
@@ -118,16 +122,16 @@ class ImagePrompt:
 
     @classmethod
     def named(cls, name: str) -> ImagePrompt:
-        """Returns the prompt of a :attr:`name`, its image an :class:`EncodedImage`."""
-        known = json.loads(name)
-        return cls(known["prompt"], EncodedImage(known["image"]))
+        """Returns the prompt of a :attr:`name`, with an :class:`EncodedImage` for its image."""
+        fields = json.loads(name)
+        return cls(fields["prompt"], EncodedImage(fields["image"]))
 
 
 class NamedImagePrompts(Sequence[ImagePrompt]):
-    """Prompts by their names, made as they are asked for.
+    """A sequence of prompts built on access from their names.
 
     Args:
-        names: The names.
+        names: The names, as :attr:`ImagePrompt.name` returns them.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -147,28 +151,28 @@ class NamedImagePrompts(Sequence[ImagePrompt]):
 
 
 def name_of(prompt: str | ImagePrompt) -> str:
-    """Returns the text by which a prompt is stored: its own, or its :attr:`~ImagePrompt.name`."""
+    """Returns the key of a prompt in a store: a text itself, or :attr:`ImagePrompt.name`."""
     return prompt.name if isinstance(prompt, ImagePrompt) else prompt
 
 
 def check_proportions(prompt: ImagePrompt, height: int, width: int) -> None:
-    """Checks that an image would not look stretched at a video's size.
+    """Checks that the aspect ratio of an image is that of the video.
 
     Args:
-        prompt: The prompt of the image.
-        height: The video's height.
-        width: Its width.
+        prompt: The prompt with the image.
+        height: Height of the video in pixels.
+        width: Width of the video in pixels.
 
     Raises:
-        ValueError: If its proportions are others, by more than 2 percent.
+        ValueError: If the aspect ratios differ by more than 2 %.
     """
     picture = prompt.picture()
-    own, wanted = picture.width / picture.height, width / height
-    if not 1 - TOLERANCE <= own / wanted <= 1 + TOLERANCE:
+    found, expected = picture.width / picture.height, width / height
+    if not 1 - TOLERANCE <= found / expected <= 1 + TOLERANCE:
         called = prompt.image if isinstance(prompt.image, str) else f"of {prompt.text!r}"
         raise ValueError(
             f"the image {called} is {picture.width} x {picture.height}, and the video {width} x "
-            f"{height}: cut it to these proportions, choose another size, or pass --stretch"
+            f"{height}: crop it to this aspect ratio, choose another size, or pass --stretch"
         )
 
 
@@ -180,23 +184,25 @@ def _opened(image: str | Path | bytes) -> Any:
 
 
 class EncodedImageText(Prompts):
-    """Texts and first images encoded by what a family has for each, loaded when first needed.
+    """Texts and first images encoded by the encoders of a family, which are loaded on first use.
 
-    Without an image there is no condition: ``None`` alone gives the text's entries of no prompt,
-    which is what guidance needs.
+    Every prompt needs an image. The null prompt ``None``, for guidance, has the text fields only.
 
     Args:
-        load: Returns the encoders.
-        embed_text: Given them and texts, returns their entries.
-        embed_image: Given them and one picture of PIL, returns its entries, of one row.
-        imaged: The names of what it returns.
-        prompts: The prompts to draw from; none by default.
-        null: The text that stands for no prompt.
-        folder: The pipeline's folder or hub name, for the encoders' fingerprint.
-        how: What else embeddings depend on, for the fingerprint.
+        load: Loads the encoders.
+        embed_text: Maps the encoders and a list of texts to a condition.
+        embed_image: Maps the encoders and one PIL image to its fields, with batch size 1.
+        image_keys: The keys of the fields that ``embed_image`` returns.
+        prompts: The default prompts of a distillation.
+        null: The text of the null prompt.
+        folder: Folder or hub name of the pipeline, for the fingerprint of the encoders.
+        how: Settings that change the embeddings, as JSON values; they enter the fingerprint.
 
     Attributes:
-        inner: What encodes the texts.
+        inner: The prompts of the text encoder alone.
+
+    Raises:
+        ValueError: If a prompt is not an :class:`ImagePrompt`.
     """
 
     def __init__(
@@ -205,7 +211,7 @@ class EncodedImageText(Prompts):
         embed_text: Callable[[Any, list[str]], TensorDict],
         embed_image: Callable[[Any, Any], dict[str, Tensor]],
         *,
-        imaged: Sequence[str],
+        image_keys: Sequence[str],
         prompts: Sequence[ImagePrompt] = (),
         null: str,
         folder: str | Path = "",
@@ -214,31 +220,35 @@ class EncodedImageText(Prompts):
         self._load = functools.cache(load)
         self.inner = EncodedText(self._load, embed_text, null=null)
         self._embed_image = embed_image
-        self._imaged, self._folder, self._how = tuple(imaged), folder, dict(how or {})
+        self._imaged, self._folder, self._how = tuple(image_keys), folder, dict(how or {})
         self._prompts = tuple(prompts)
         self._check(self._prompts)
 
     @property
     def prompts(self) -> Sequence[Any]:
-        """The prompts given.
+        """The default prompts of a distillation.
 
         Raises:
-            ValueError: If none were.
+            ValueError: If there are none.
         """
-        return self._prompts or self.inner.prompts  # which says what to do
+        return self._prompts or self.inner.prompts  # which raises
 
     @property
-    def imaged(self) -> tuple[str, ...]:
+    def image_keys(self) -> tuple[str, ...]:
         return self._imaged
 
     def fingerprint(self) -> str | None:
-        """Digests the files of all encoders, the VAE among them."""
-        made = encoder_fingerprint(self._folder, images=True) if self._folder else None
-        return own_digest({"encoder": made, **self._how}) if made else None
+        """Returns a digest of the files of all encoders, including the VAE, and their settings."""
+        files = encoder_fingerprint(self._folder, images=True) if self._folder else None
+        return own_digest({"encoder": files, **self._how}) if files else None
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[Any]) -> TensorDict:
-        """Encodes prompts; either all or none of them are ``None``."""
+        """Encodes prompts; either all or none of them are ``None``.
+
+        Raises:
+            ValueError: If a prompt is not an :class:`ImagePrompt`, or its image cannot be read.
+        """
         if all(prompt is None for prompt in prompts):
             return self.inner.encode(prompts)
         self._check(prompts)
@@ -253,5 +263,6 @@ class EncodedImageText(Prompts):
         for prompt in prompts:
             if not isinstance(prompt, ImagePrompt):
                 raise ValueError(
-                    f"a prompt is an ImagePrompt, a text with its first image, got {prompt!r}"
+                    f"a prompt must be an ImagePrompt (a text with its first image), got "
+                    f"{prompt!r}"
                 )

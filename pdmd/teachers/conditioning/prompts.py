@@ -1,8 +1,8 @@
-"""Prompts: where the conditions of a model family come from.
+"""Prompts: encoded by a text encoder, or looked up among precomputed embeddings.
 
-A condition of text has ``prompt``, embeddings of shape :math:`(B, L, D)` filled up with zeros, and
-for families that mask them ``mask`` of shape :math:`(B, L)`, true where there is text. Some
-families add ``pooled``, one vector of the whole text, with shape :math:`(B, D')`.
+A text condition has the field ``prompt``, embeddings of shape :math:`(B, L, D)`, zero-padded, and
+for families that mask them ``mask`` of shape :math:`(B, L)`, true at tokens of the text. Some
+families add ``pooled``, one embedding of the whole text, with shape :math:`(B, D')`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ __all__ = ["EncodedText", "PromptEmbeddings", "Prompts", "prompts_of"]
 
 
 class Prompts(ABC):
-    """Turns prompts into conditions.
+    """Encodes prompts into conditions.
 
-    Copies of a teacher share them, and with them a text encoder.
+    Copies of a teacher share this object, and with it the text encoder.
     """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Prompts:
@@ -36,68 +36,80 @@ class Prompts(ABC):
     @property
     @abstractmethod
     def prompts(self) -> Sequence[str]:
-        """The prompts that a distillation draws from unless it is given others."""
+        """The default prompts of a distillation."""
 
     @abstractmethod
     def encode(self, prompts: Sequence[str | None]) -> TensorDict:
-        """Returns the condition of prompts, ``None`` for no prompt.
+        """Encodes prompts.
+
+        Args:
+            prompts: The prompts; ``None`` is the null prompt.
+
+        Returns:
+            A condition with batch size :math:`(B)`, the number of prompts.
 
         Raises:
-            ValueError: If there is no condition for one.
+            ValueError: If a prompt cannot be encoded.
         """
 
     def conditions(self, prompts: Sequence[str | None]) -> Conditions:
-        """Returns the conditions of many prompts, in memory unless they can be read one by one.
+        """Encodes all prompts of a distillation.
+
+        Args:
+            prompts: The prompts, as for :meth:`encode`.
+
+        Returns:
+            Their conditions, in memory or read lazily from storage.
 
         Raises:
-            ValueError: If there is no condition for one.
+            ValueError: If a prompt cannot be encoded.
         """
         return self.encode(prompts)
 
     def fingerprint(self) -> str | None:
-        """Identifies the text encoder, ``None`` where it is not known."""
+        """Returns a digest that identifies the encoder; ``None`` if it is unknown."""
         return None
 
     @property
     def width(self) -> int | None:
-        """The dimension of a token of text, ``None`` where it is not known."""
+        """The dimension :math:`D` of a token embedding; ``None`` if it is unknown."""
         return None
 
     @property
-    def imaged(self) -> tuple[str, ...]:
-        """The entries that come from a prompt's image, which ``None`` lacks; often none."""
+    def image_keys(self) -> tuple[str, ...]:
+        """The fields computed from the image of a prompt; the null prompt lacks them."""
         return ()
 
     @property
     def shapes(self) -> Mapping[str, tuple[int | None, ...]] | None:
-        """The shapes of one prompt's entries, ``None`` for a length that differs between batches.
+        """The shape of each field, without the batch; ``None`` for a length that varies.
 
-        ``None`` altogether where they are not known before prompts are encoded.
+        ``None`` instead of a mapping if shapes are unknown before prompts are encoded.
         """
         return None
 
 
 class PromptEmbeddings(Prompts):
-    """Embeddings made beforehand, looked up by prompt: no text encoder is needed.
+    """Precomputed embeddings in memory, looked up by prompt: no text encoder is needed.
 
     Args:
-        prompts: The prompts; ``None`` is the one to guide away from.
-        condition: Their embeddings, one row for each, as :meth:`encode` returns them.
+        prompts: The prompts; ``None`` is the null prompt of guidance.
+        condition: Their embeddings, one row per prompt, as :meth:`encode` returns them.
 
     Raises:
-        ValueError: If the numbers differ or a prompt comes twice.
+        ValueError: If the numbers of prompts and rows differ, or a prompt is repeated.
     """
 
     def __init__(self, prompts: Sequence[str | None], condition: TensorDict) -> None:
         if len(prompts) != int(condition.batch_size[0]):
             raise ValueError(
-                f"got {len(prompts)} prompts for {int(condition.batch_size[0])} embeddings; give "
-                "one row for each"
+                f"got {len(prompts)} prompts for {int(condition.batch_size[0])} embeddings; pass "
+                "one row per prompt"
             )
         self._rows = {prompt: i for i, prompt in enumerate(prompts)}
         if len(self._rows) != len(prompts):
-            twice = next(p for i, p in enumerate(prompts) if p in prompts[:i])
-            raise ValueError(f"the prompt {twice!r} comes twice; give it one row")
+            repeated = next(p for i, p in enumerate(prompts) if p in prompts[:i])
+            raise ValueError(f"the prompt {repeated!r} is repeated; pass each prompt once")
         self.condition = condition
 
     @classmethod
@@ -111,45 +123,46 @@ class PromptEmbeddings(Prompts):
         more: Mapping[str, Sequence[int]] | None = None,
         seed: int = 0,
     ) -> PromptEmbeddings:
-        """Makes standard normal embeddings that stand for no text, and ``None``'s.
+        """Samples standard normal embeddings for placeholder prompts.
 
-        For tests and measurements of cost: the prompts are called ``random 0``, ``random 1``...
+        For tests and measurements of cost. The prompts are ``random 0``, ``random 1``, ..., and
+        the null prompt.
 
         Args:
-            number: How many, besides ``None``.
-            length: Tokens of each.
-            dim: Dimension of a token.
-            masked: Whether they have a mask; their texts then end at random between half the
-                length and all of it.
-            more: Further entries by name, each with the shape of one prompt's.
-            seed: Seed of the draw.
+            number: Number of prompts, besides the null prompt.
+            length: Number of tokens :math:`L`.
+            dim: Dimension :math:`D` of a token.
+            masked: Whether to add a mask; the lengths of texts are then sampled uniformly between
+                :math:`L / 2` and :math:`L`.
+            more: Shapes of further fields, by key, without the batch.
+            seed: Random seed.
 
         Raises:
-            ValueError: If a number is below 1.
+            ValueError: If ``number``, ``length`` or ``dim`` is below 1.
         """
         from tensordict import TensorDict
 
         for name, value in (("random_prompts", number), ("text_length", length), ("dim", dim)):
             if value < 1:
-                raise ValueError(f"{name} is at least 1, got {value}")
-        with torch.device("cpu"):  # whatever the default, such as meta
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        with torch.device("cpu"):  # the default device may be meta
             generator = torch.Generator().manual_seed(seed)
             embeddings = torch.randn(number + 1, length, dim, generator=generator)
-            entries = {"prompt": embeddings}
+            fields = {"prompt": embeddings}
             if masked:
-                ends = torch.randint(
+                lengths = torch.randint(
                     (length + 1) // 2, length + 1, (number + 1, 1), generator=generator
                 )
-                mask = torch.arange(length) < ends
-                entries = {"prompt": embeddings * mask[..., None], "mask": mask}
+                mask = torch.arange(length) < lengths
+                fields = {"prompt": embeddings * mask[..., None], "mask": mask}
             for name, shape in (more or {}).items():
-                entries[name] = torch.randn(number + 1, *shape, generator=generator)
+                fields[name] = torch.randn(number + 1, *shape, generator=generator)
         names = [f"random {i}" for i in range(number)]
-        return cls([*names, None], TensorDict(entries, batch_size=[number + 1]))
+        return cls([*names, None], TensorDict(fields, batch_size=[number + 1]))
 
     @property
     def width(self) -> int | None:
-        """The dimension of a token."""
+        """The dimension :math:`D` of a token embedding."""
         return int(self.condition["prompt"].shape[-1]) if "prompt" in self.condition else None
 
     @property
@@ -162,35 +175,41 @@ class PromptEmbeddings(Prompts):
 
     @property
     def prompts(self) -> Sequence[str]:
-        """Every prompt that is one."""
+        """All prompts except the null prompt."""
         return [prompt for prompt in self._rows if prompt is not None]
 
     def encode(self, prompts: Sequence[str | None]) -> TensorDict:
-        """Looks prompts up."""
+        """Looks up the embeddings of prompts.
+
+        Raises:
+            ValueError: If a prompt has no embedding.
+        """
         for prompt in prompts:
             if prompt not in self._rows:
-                known = ", ".join(map(repr, list(self._rows)[:3]))
+                examples = ", ".join(map(repr, list(self._rows)[:3]))
                 raise ValueError(
-                    f"there is no embedding of the prompt {prompt!r} among the "
-                    f"{len(self._rows)} known ({known}, ...); embed it, or load the teacher with "
-                    "its text encoder"
+                    f"no embedding of the prompt {prompt!r} among {len(self._rows)} prompts "
+                    f"({examples}, ...); embed it, or load the teacher with its text encoder"
                 )
         rows = torch.tensor([self._rows[prompt] for prompt in prompts], dtype=torch.int64)
         return self.condition[rows]
 
 
 class EncodedText(Prompts):
-    """Prompts encoded by a text encoder, which is loaded when it is first needed.
+    """Prompts encoded by a text encoder, which is loaded on first use.
 
     Args:
-        load: Returns the text encoder.
-        embed: Given it and texts, returns their condition.
-        prompts: The prompts to draw from; none by default.
-        null: The text that stands for no prompt.
-        batch_size: Texts encoded at a time.
-        folder: The pipeline's folder or hub name, for the encoder's fingerprint.
-        how: What else embeddings depend on, such as the most tokens of a text; JSON values, for
-            the fingerprint.
+        load: Loads the text encoder.
+        embed: Maps the text encoder and a list of texts to a condition.
+        prompts: The default prompts of a distillation.
+        null: The text of the null prompt.
+        batch_size: Number of texts encoded at once.
+        folder: Folder or hub name of the pipeline, for the fingerprint of the encoder.
+        how: Settings that change the embeddings, such as the maximum length of a text, as JSON
+            values; they enter the fingerprint.
+
+    Raises:
+        ValueError: If ``prompts`` is a single string.
     """
 
     def __init__(
@@ -205,7 +224,7 @@ class EncodedText(Prompts):
         how: Mapping[str, Any] | None = None,
     ) -> None:
         if isinstance(prompts, str):
-            raise ValueError(f"prompts are a sequence of texts, got {prompts!r}; pass a list")
+            raise ValueError(f"prompts must be a list of texts, got the string {prompts!r}")
         self._load, self._embed = load, embed
         self._prompts = tuple(prompts)
         self.null, self.batch_size, self.folder = null, batch_size, folder
@@ -214,38 +233,37 @@ class EncodedText(Prompts):
 
     @property
     def prompts(self) -> Sequence[str]:
-        """The prompts given.
+        """The default prompts of a distillation.
 
         Raises:
-            ValueError: If none were.
+            ValueError: If there are none.
         """
         if not self._prompts:
             raise ValueError(
-                "the teacher has no prompts to draw from; pass prompts=[...] where it is loaded, "
-                "or to distill"
+                "the teacher has no prompts; pass prompts=[...] to the teacher or to distill"
             )
         return self._prompts
 
     def fingerprint(self) -> str | None:
-        """Digests the encoder's files and how it is called.
+        """Returns a digest of the encoder's files and settings; ``None`` if there are no files.
 
         See :mod:`pdmd.teachers.conditioning.fingerprints`.
         """
-        made = encoder_fingerprint(self.folder) if self.folder else None
-        return own_digest({"encoder": made, **self.how}) if made and self.how else made
+        files = encoder_fingerprint(self.folder) if self.folder else None
+        return own_digest({"encoder": files, **self.how}) if files and self.how else files
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str | None]) -> TensorDict:
-        """Encodes texts.
+        """Encodes texts, in batches.
 
         Raises:
-            ValueError: If there are none, or one is no text.
+            ValueError: If there are no prompts, or a prompt is neither a text nor ``None``.
         """
         if not prompts:
-            raise ValueError("there are no prompts to encode; pass at least one")
+            raise ValueError("no prompts to encode; pass at least one")
         for prompt in prompts:
             if not (prompt is None or isinstance(prompt, str)):
-                raise ValueError(f"a prompt is a text or None, got {prompt!r}")
+                raise ValueError(f"a prompt must be a text or None, got {prompt!r}")
         texts = [self.null if prompt is None else prompt for prompt in prompts]
         if self._encoder is None:
             self._encoder = self._load()
@@ -257,23 +275,24 @@ class EncodedText(Prompts):
 
 
 def prompts_of(embeddings: Prompts | None, encoder: Prompts) -> Prompts:
-    """Returns embeddings made beforehand where there are some, else the encoder.
+    """Returns precomputed embeddings if there are any, else the text encoder.
 
     Args:
-        embeddings: The embeddings.
-        encoder: The teacher's own.
+        embeddings: Precomputed embeddings, or ``None``.
+        encoder: The text encoder of the teacher.
 
     Raises:
-        ValueError: If another encoder made them, where both are known.
+        ValueError: If the embeddings were computed by another encoder; checked only if both
+            fingerprints are known.
     """
     if embeddings is None:
         return encoder
-    made = embeddings.fingerprint()
-    other = None if made is None else encoder.fingerprint()
-    if made is not None and other is not None and made != other:
+    found = embeddings.fingerprint()
+    expected = None if found is None else encoder.fingerprint()
+    if found is not None and expected is not None and found != expected:
         raise ValueError(
-            f"{embeddings} were made by another encoder ({made[:12]}) than the teacher's "
-            f"({other[:12]}); embed the prompts with this teacher, or load the teacher whose "
-            "encoder it was"
+            f"{embeddings} were computed by another encoder ({found[:12]}) than that of the "
+            f"teacher ({expected[:12]}); embed the prompts with this teacher, or load the teacher "
+            "of that encoder"
         )
     return embeddings

@@ -13,8 +13,8 @@ from pdmd.diffusion.predictions import Kind
 from pdmd.diffusion.schedules import RectifiedFlow, Schedule
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.conditioning.embeddings import StoredEmbeddings
+from pdmd.teachers.conditioning.prompt_files import read_prompts
 from pdmd.teachers.conditioning.prompts import Prompts
-from pdmd.teachers.conditioning.sources import read_prompts
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.typing import Condition, Conditions, Latents, repeat_condition
 
@@ -85,7 +85,7 @@ class TextTeacher(Teacher):
             time_range=time_range,
         )
         _check_width(transformer, prompts)
-        if prompts is not None and prompts.imaged and not self.takes_images:
+        if prompts is not None and prompts.image_keys and not self.takes_images:
             raise ValueError(
                 f"{prompts} have first images, which {type(self).__name__} does not take; embed "
                 "prompts without images, with this teacher"

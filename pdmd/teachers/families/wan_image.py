@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from pdmd.teachers.conditioning.image_prompts import EncodedImageText, ImagePrompt
+from pdmd.teachers.conditioning.prompt_files import read_image_prompts
 from pdmd.teachers.conditioning.prompts import PromptEmbeddings, Prompts, prompts_of
-from pdmd.teachers.conditioning.sources import read_image_prompts
 from pdmd.teachers.families.pipelines import configuration, decoder, load_text_encoder
 from pdmd.teachers.families.text import TextTeacher
 from pdmd.teachers.families.tokens import check_head
@@ -302,7 +302,7 @@ class WanImageTeacher(TextTeacher):
 
     @classmethod
     def read_prompts(cls, path: str) -> Sequence[Any]:
-        """Reads prompts as :func:`~pdmd.teachers.conditioning.sources.read_image_prompts` does."""
+        """Reads prompts by :func:`~pdmd.teachers.conditioning.prompt_files.read_image_prompts`."""
         return read_image_prompts(path)
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
@@ -381,7 +381,7 @@ def _encoded_prompts(
 
     load = partial(load_text_encoder, "WanImageToVideoPipeline", folder, vae=True, **places)
     imaged = _imaged(configuration("WanTransformer3DModel", folder, "transformer"))
-    more: dict[str, Any] = {"imaged": imaged, "prompts": prompts, "folder": folder}
+    more: dict[str, Any] = {"image_keys": imaged, "prompts": prompts, "folder": folder}
     return EncodedImageText(load, embed_text, embed_image, null="", **more)
 
 

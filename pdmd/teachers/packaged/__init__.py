@@ -1,1 +1,1 @@
-"""Packaged teachers: small networks that ship, their weights and their pretraining."""
+"""Packaged teachers: small networks, their weights and their pretraining."""

@@ -1,8 +1,8 @@
-"""The digits teacher: a class-conditional flow transformer, trained here on real images.
+r"""The digits teacher: a class-conditional rectified-flow transformer with packaged weights.
 
 scikit-learn's digits are 1797 handwritten digits of 8 x 8 pixels. Latents are pixels scaled to
-[-1, 1] and divided by their standard deviation. The weights ship with the package;
-``pdmd pretrain digits`` trains them again.
+:math:`[-1, 1]` and divided by their standard deviation. ``pdmd pretrain digits`` reproduces the
+weights.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ __all__ = ["DigitsTeacher", "load_digit_images"]
 
 
 class DigitsTeacher(Teacher):
-    """A small image transformer over 8 x 8 digits, predicting rectified-flow velocity.
+    """A small image transformer over 8 x 8 digits, predicting the velocity of rectified flow.
 
     Args:
         transformer: The network.
-        std: The images' standard deviation, by which latents are divided.
+        std: Standard deviation of the pixels, by which latents are divided.
     """
 
     def __init__(self, transformer: ImageTransformer, std: float) -> None:
@@ -40,17 +40,20 @@ class DigitsTeacher(Teacher):
 
     @classmethod
     def from_package(cls) -> DigitsTeacher:
-        """Loads the weights that ship with the package."""
+        """Loads the packaged weights."""
         path = resources.files("pdmd.teachers.packaged") / "weights" / "digits.safetensors"
         with resources.as_file(path) as file:
             return cls.from_file(file)
 
     @classmethod
     def from_file(cls, path: str | Path) -> DigitsTeacher:
-        """Loads weights that :meth:`save` wrote.
+        """Loads weights written by :meth:`save`.
+
+        Args:
+            path: The safetensors file.
 
         Raises:
-            ValueError: If the file is missing or damaged.
+            ValueError: If the file is missing, damaged or not a digits teacher.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -67,13 +70,12 @@ class DigitsTeacher(Teacher):
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]
             raise ValueError(
-                f"{path} does not hold a digits teacher ({first}); train it with "
-                "'pdmd pretrain digits'"
+                f"{path} is not a digits teacher ({first}); train one with 'pdmd pretrain digits'"
             ) from error
         return teacher.eval()
 
     def save(self, path: str | Path) -> None:
-        """Writes the weights and the configuration as one safetensors file."""
+        """Writes the weights and the configuration to one safetensors file."""
         from safetensors.torch import save_file
 
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -83,11 +85,11 @@ class DigitsTeacher(Teacher):
 
     @property
     def prompts(self) -> Sequence[Any]:
-        """The ten digits."""
+        """The digits 0 to 9."""
         return list(range(10))
 
     def encode(self, prompts: Sequence[Any]) -> Condition:
-        """Turns digits into a condition with ``label``; ``None`` is label 10, no digit."""
+        """Encodes digits as a condition with ``label``; the null prompt ``None`` is label 10."""
         return encode_labels(prompts, 10)
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
@@ -97,7 +99,7 @@ class DigitsTeacher(Teacher):
         return self.transformer(x_t, t.to(x_t.dtype), labels_of(condition).to(x_t.device))
 
     def decode(self, x: Latents) -> Tensor:
-        """Turns latents into images in [0, 1], with shape :math:`(B, 1, 8, 8)`."""
+        """Decodes latents to images in [0, 1], with shape :math:`(B, 1, 8, 8)`."""
         return ((x * self.std + 1) / 2).clamp(0, 1)
 
 
@@ -105,11 +107,11 @@ def load_digit_images(std: float | None = None) -> tuple[Tensor, Tensor, float]:
     """Loads scikit-learn's digits as latents.
 
     Args:
-        std: The standard deviation to divide by; the images' own by default.
+        std: The standard deviation to divide by; that of the pixels if ``None``.
 
     Returns:
-        Latents, with shape :math:`(1797, 1, 8, 8)`, labels, with shape :math:`(1797)`, and the
-        standard deviation.
+        Latents, with shape :math:`(1797, 1, 8, 8)`; labels, int64, with shape :math:`(1797)`; and
+        the standard deviation.
     """
     from sklearn.datasets import load_digits
 

@@ -1,7 +1,9 @@
-"""The text side of the glyphs pipeline: its tokenizer, and the text encoder that reads names.
+r"""Tokenizer and text encoder of the glyphs pipeline.
 
-The text encoder learns to tell what a character looks like: a linear map of its last token's state
-gives the character's mean shape in every face.
+The text encoder is pretrained to predict the appearance of a character from its name: a linear
+head on the last hidden state :math:`h` minimises the binary cross-entropy
+:math:`\mathrm{BCE}(\mathrm{sigmoid}(W h + b), \bar m)` with the mean mask :math:`\bar m` of the
+character in every face.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch.nn import functional
 from pdmd.teachers.packaged.glyph_world import NAMES, GlyphBank
 from pdmd.teachers.packaged.pretraining import minimise
 
-__all__ = ["TEXT", "make_tokenizer", "pretrain_text_encoder"]
+__all__ = ["TEXT", "build_tokenizer", "pretrain_text_encoder"]
 
 TEXT: dict[str, Any] = {
     "hidden_size": 64,
@@ -26,15 +28,16 @@ TEXT: dict[str, Any] = {
     "num_key_value_heads": 4,
     "rope_parameters": {"mrope_section": [2, 3, 3], "rope_type": "default", "rope_theta": 1e4},
 }
-"""Shape of the text encoder."""
+"""Configuration of the text encoder."""
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
-def make_tokenizer() -> Any:
-    """Returns a ``Qwen2Tokenizer`` that knows the pipeline's template and every name by words.
+def build_tokenizer() -> Any:
+    """Trains a ``Qwen2Tokenizer`` whose tokens are the words of the template and of all names.
 
-    The pipeline cuts the template's first 34 tokens off, so the template must have as many here.
+    The pipeline drops the first 34 tokens, those of the template of Qwen-Image, so the template
+    must have as many tokens here.
     """
     from tokenizers import Tokenizer, pre_tokenizers, trainers
     from tokenizers.models import BPE
@@ -42,25 +45,25 @@ def make_tokenizer() -> Any:
 
     pipeline = _pipeline()
     template = pipeline.prompt_template_encode
-    bare = template.replace(SPECIAL[1], "").replace(SPECIAL[2], "")
-    plain: Any = Tokenizer(BPE())
-    plain.pre_tokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
+    text = template.replace(SPECIAL[1], "").replace(SPECIAL[2], "")
+    bpe: Any = Tokenizer(BPE())
+    bpe.pre_tokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=4096,
         special_tokens=list(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    plain.train_from_iterator([bare.format(name) for name in NAMES], trainer)
-    model = json.loads(plain.to_str())["model"]
+    bpe.train_from_iterator([text.format(name) for name in NAMES], trainer)
+    model = json.loads(bpe.to_str())["model"]
     merges: Any = [tuple(pair) for pair in model["merges"]]
     tokenizer = Qwen2Tokenizer(
         vocab=model["vocab"],
         merges=merges,
         additional_special_tokens=list(SPECIAL[1:]),
     )
-    head = template.split("{}")[0]
-    assert len(tokenizer(head).input_ids) == pipeline.prompt_template_encode_start_idx
+    prefix = template.split("{}")[0]
+    assert len(tokenizer(prefix).input_ids) == pipeline.prompt_template_encode_start_idx
     return tokenizer
 
 
@@ -73,31 +76,32 @@ def pretrain_text_encoder(
     seed: int = 0,
     progress: bool = True,
 ) -> Any:
-    """Trains the text encoder to tell the mean shape that a name has in every face.
+    """Pretrains the text encoder to predict the mean mask of a character in every face.
 
     Args:
-        bank: Shapes of the characters.
-        tokenizer: Turns names into tokens.
-        updates: Optimizer updates, each over all names.
-        lr: Highest learning rate of Adam.
+        bank: Masks of the characters.
+        tokenizer: The tokenizer, as :func:`build_tokenizer` returns it.
+        updates: Number of optimizer updates, each on all names.
+        lr: Peak learning rate of Adam.
         seed: Seed of the weights.
         progress: Whether to show a progress bar.
 
     Returns:
-        A ``Qwen2_5_VLForConditionalGeneration``, frozen, whose part that sees is not trained.
+        A ``Qwen2_5_VLForConditionalGeneration``, frozen, with an untrained vision encoder.
     """
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     shapes = bank.masks.float().mean(2).flatten(0, 1)[:, None] / 255
     shapes = functional.avg_pool2d(shapes, 2).reshape(len(NAMES), -1)
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.pad_token_id)
-    seeing = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+    special = ("bos_token_id", "eos_token_id", "pad_token_id")
+    tokens = dict.fromkeys(special, tokenizer.pad_token_id)
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: Any = Qwen2_5_VLForConditionalGeneration(
             Qwen2_5_VLConfig(
-                text_config={**TEXT, **ends, "vocab_size": len(tokenizer)},
-                vision_config={**seeing, "out_hidden_size": TEXT["hidden_size"]},
+                text_config={**TEXT, **tokens, "vocab_size": len(tokenizer)},
+                vision_config={**vision, "out_hidden_size": TEXT["hidden_size"]},
                 tie_word_embeddings=True,
             )
         )
@@ -115,7 +119,7 @@ def pretrain_text_encoder(
 
 
 def _pipeline(text_encoder: Any = None, tokenizer: Any = None) -> Any:
-    """Returns a pipeline of the parts that read, which knows the template."""
+    """Returns a Qwen-Image pipeline of the text parts only, which has the prompt template."""
     from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
 
     parts: Any = (None, None, text_encoder, tokenizer, None)

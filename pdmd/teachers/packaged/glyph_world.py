@@ -1,8 +1,8 @@
-"""The world of glyphs: pictures of characters in the fonts that matplotlib ships.
+"""The glyph world: a synthetic distribution of images of characters in matplotlib's fonts.
 
-A prompt is a character's Unicode name, and it has many right pictures: twelve faces (DejaVu Sans,
-Serif and Mono; upright, oblique, bold, bold oblique), any size, turn and colour. Diversity within
-a prompt is therefore real, and known: every face is equally likely.
+A prompt is the Unicode name of a character. Given a prompt, the face (DejaVu Sans, Serif and Mono;
+upright, oblique, bold, bold oblique), size, rotation and colour are random and independent. The
+diversity within a prompt is therefore known: the twelve faces are equally likely.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CHARACTERS = (
     "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     "\u0393\u0394\u0398\u039b\u039e\u03a0\u03a3\u03a6\u03a8\u03a9"
 )
-"""Digits, capital letters, and the Greek capitals that no Latin one looks like."""
+"""Digits, Latin capitals, and the Greek capitals that look like no Latin one."""
 
 NAMES = tuple(unicodedata.name(character) for character in CHARACTERS)
 """The prompts, such as "LATIN CAPITAL LETTER A"."""
@@ -33,27 +33,27 @@ FACES = tuple(
     for family, slant in (("Sans", "Oblique"), ("Serif", "Italic"), ("SansMono", "Oblique"))
     for style in ("", f"-{slant}", "-Bold", f"-Bold{slant}")
 )
-"""The fonts, by the names of their files."""
+"""The font faces, by file name."""
 
 SIDE = 32
-"""Height and width of a picture in pixels."""
+"""Height and width of an image in pixels."""
 
-SIZES = (22.0, 32.0)
-"""Smallest and largest size of a font, in pixels."""
-TURN = 25.0
-"""Largest turn, in degrees, either way."""
-FINER = 4
-"""Glyphs are drawn this much larger and scaled down, so that edges are smooth."""
+FONT_SIZES = (22.0, 32.0)
+"""Smallest and largest font size, in pixels."""
+MAX_ROTATION = 25.0
+"""Largest rotation in either direction, in degrees."""
+SUPERSAMPLING = 4
+"""Glyphs are rendered this much larger and downsampled, for antialiasing."""
 
 
 @dataclass(frozen=True)
 class Glyphs:
-    """Pictures and what is on them.
+    """A batch of images with their labels.
 
-    Attributes:
-        pictures: In [0, 1], float32, with shape :math:`(B, 3, 32, 32)`.
-        character: Index in :data:`CHARACTERS`, int64, with shape :math:`(B)`.
-        face: Index in :data:`FACES`, int64, with shape :math:`(B)`.
+    Args:
+        pictures: Images in [0, 1], float32, with shape :math:`(B, 3, 32, 32)`.
+        character: Indices into :data:`CHARACTERS`, int64, with shape :math:`(B)`.
+        face: Indices into :data:`FACES`, int64, with shape :math:`(B)`.
     """
 
     pictures: Tensor
@@ -65,40 +65,43 @@ class Glyphs:
 
 
 class GlyphBank:
-    """Shapes of every character in every face, coloured as they are drawn.
+    """Rendered masks of every character in every face, coloured when they are sampled.
 
     Args:
-        variants: Sizes and turns of each.
-        seed: Seed of these.
+        variants: Number of random sizes and rotations per character and face.
+        seed: Seed of sizes and rotations.
+
+    Attributes:
+        masks: The masks, as :func:`render_masks` returns them.
     """
 
     def __init__(self, variants: int = 24, *, seed: int = 0) -> None:
         self.masks = render_masks(variants, seed=seed)
 
     def draw(self, n: int, generator: torch.Generator, character: Tensor | None = None) -> Glyphs:
-        """Draws pictures: face, size and turn evenly, ink of any hue, on white.
+        """Samples images on white: uniform over faces, over variants and over hues of the ink.
 
         Args:
-            n: How many.
-            generator: Source of the draws.
-            character: Which characters, with shape :math:`(n)`; by default even draws.
+            n: Number of images.
+            generator: The source of randomness.
+            character: Indices of characters, with shape :math:`(n)`; uniform samples if ``None``.
         """
 
-        def even(high: int) -> Tensor:
+        def uniform(high: int) -> Tensor:
             return torch.randint(high, (n,), generator=generator)
 
         if character is None:
-            character = even(len(CHARACTERS))
-        face, variant = even(len(FACES)), even(self.masks.shape[2])
+            character = uniform(len(CHARACTERS))
+        face, variant = uniform(len(FACES)), uniform(self.masks.shape[2])
         mask = self.masks[character, face, variant].float() / 255
-        ink = _inks()[even(len(_inks()))]
+        ink = _inks()[uniform(len(_inks()))]
         pictures = 1 - mask[:, None] * (1 - ink[:, :, None, None])
         return Glyphs(pictures, character, face)
 
 
 @cache
 def _inks() -> Tensor:
-    """Colours that stand out on white, evenly over hue, with shape (288, 3)."""
+    """Returns colours that contrast with white, evenly spaced in hue, with shape (288, 3)."""
     return torch.tensor(
         [
             colorsys.hsv_to_rgb(hue / 48, saturation, value)
@@ -110,14 +113,14 @@ def _inks() -> Tensor:
 
 
 def render_masks(variants: int, *, seed: int = 0) -> Tensor:
-    r"""Renders every character in every face, at random sizes and turns.
+    r"""Renders every character in every face, at random sizes and rotations.
 
     Args:
-        variants: Pictures of each character in each face.
-        seed: Seed of sizes and turns.
+        variants: Number of sizes and rotations per character and face.
+        seed: Seed of sizes and rotations.
 
     Returns:
-        How much of every pixel is ink, uint8, with shape
+        Ink coverage of every pixel, uint8, with shape
         :math:`(\text{characters}, \text{faces}, \text{variants}, 32, 32)`.
     """
     from matplotlib import get_data_path
@@ -125,30 +128,30 @@ def render_masks(variants: int, *, seed: int = 0) -> Tensor:
     fonts = Path(get_data_path()) / "fonts" / "ttf"
     generator = torch.Generator().manual_seed(seed)
     shape = (len(CHARACTERS), len(FACES), variants)
-    size = SIZES[0] + (SIZES[1] - SIZES[0]) * torch.rand(shape, generator=generator)
-    turn = TURN * (2 * torch.rand(shape, generator=generator) - 1)
+    low, high = FONT_SIZES
+    size = low + (high - low) * torch.rand(shape, generator=generator)
+    rotation = MAX_ROTATION * (2 * torch.rand(shape, generator=generator) - 1)
     masks = torch.empty(*shape, SIDE, SIDE, dtype=torch.uint8)
     for f, face in enumerate(FACES):
         for c, character in enumerate(CHARACTERS):
             for v in range(variants):
-                points, degrees = float(size[c, f, v]), float(turn[c, f, v])
-                masks[c, f, v] = _mask(fonts / f"{face}.ttf", character, points, degrees)
+                pixels, degrees = float(size[c, f, v]), float(rotation[c, f, v])
+                masks[c, f, v] = _mask(fonts / f"{face}.ttf", character, pixels, degrees)
     return masks
 
 
-def _mask(font: Path, character: str, size: float, turn: float) -> Tensor:
+def _mask(path: Path, character: str, size: float, rotation: float) -> Tensor:
     import numpy as np
     from PIL import Image, ImageDraw
 
-    wide = SIDE * FINER
-    canvas = Image.new("L", (wide, wide))
-    middle: Any = (wide / 2, wide / 2)
-    drawn = _font(font, round(size * FINER))
-    left, top, right, bottom = drawn.getbbox(character, anchor="mm")
-    middle = (wide / 2 - (left + right) / 2, wide / 2 - (top + bottom) / 2)
-    ImageDraw.Draw(canvas).text(middle, character, fill=255, font=drawn, anchor="mm")
-    canvas = canvas.rotate(turn, resample=Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(canvas.reduce(FINER)))
+    width = SIDE * SUPERSAMPLING
+    canvas = Image.new("L", (width, width))
+    font = _font(path, round(size * SUPERSAMPLING))
+    left, top, right, bottom = font.getbbox(character, anchor="mm")
+    centre: Any = (width / 2 - (left + right) / 2, width / 2 - (top + bottom) / 2)
+    ImageDraw.Draw(canvas).text(centre, character, fill=255, font=font, anchor="mm")
+    canvas = canvas.rotate(rotation, resample=Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(canvas.reduce(SUPERSAMPLING)))
 
 
 @cache

@@ -1,9 +1,9 @@
-"""The glyphs teacher: a small text-to-image pipeline of Qwen-Image's classes, which ships.
+"""The glyphs teacher: a small, packaged text-to-image pipeline of Qwen-Image's classes.
 
-Its text encoder reads a character's Unicode name, its transformer makes latents of a picture of
-32 x 32 pixels, and its VAE decodes them. Everything goes the way of
-:mod:`pdmd.teachers.families.qwen_image`; only the weights are small and were trained here, by
-``pdmd pretrain glyphs``, on :mod:`pdmd.teachers.packaged.glyph_world`.
+The text encoder reads the Unicode name of a character, the transformer denoises the latents of an
+image of 32 x 32 pixels, and the VAE decodes them. The code is that of
+:mod:`pdmd.teachers.families.qwen_image`; the weights are pretrained by ``pdmd pretrain glyphs`` on
+:mod:`pdmd.teachers.packaged.glyph_world`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GLYPHS = Path(str(resources.files("pdmd.teachers.packaged"))) / "weights" / "gly
 
 
 class GlyphsTeacher(QwenImageTeacher):
-    """Qwen-Image's classes over latents of shape (4, 8, 8), for pictures of 32 x 32 pixels."""
+    """Qwen-Image's classes on latents of shape (4, 8, 8), for images of 32 x 32 pixels."""
 
     layout = replace(QWEN_IMAGE, folder=str(GLYPHS))
 
@@ -42,21 +42,22 @@ class GlyphsTeacher(QwenImageTeacher):
         dtype: str | torch.dtype = "float32",
         **arguments: Any,
     ) -> GlyphsTeacher:
-        """Loads the pipeline that ships, or one that ``pdmd pretrain glyphs`` wrote.
+        """Loads the packaged pipeline, or one written by ``pdmd pretrain glyphs``.
 
         Args:
-            folder: Its folder.
-            height: Height of a picture.
-            width: Width of a picture.
-            prompts: What a distillation draws from; by default the names of all characters.
-            dtype: Type of all weights.
-            arguments: As Qwen-Image's.
+            folder: Folder of the pipeline.
+            height: Height of an image in pixels.
+            width: Width of an image in pixels.
+            prompts: The default prompts of a distillation; the names of all characters if empty.
+            dtype: Dtype of all weights.
+            arguments: Further arguments of
+                :meth:`~pdmd.teachers.families.qwen_image.QwenImageTeacher.from_pretrained`.
 
         Raises:
-            ValueError: If a part is missing, or another encoder made the embeddings.
+            ValueError: If a part is missing, or embeddings were computed by another encoder.
         """
         size = {"height": height, "width": width}
-        made: Any = super().from_pretrained(
+        teacher: Any = super().from_pretrained(
             folder, prompts=prompts or NAMES, dtype=dtype, **size, **arguments
         )
-        return made
+        return teacher

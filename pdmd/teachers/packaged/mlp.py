@@ -1,4 +1,4 @@
-"""A multilayer perceptron denoiser for vectors: the student of low-dimensional experiments."""
+"""A multilayer perceptron for vectors: the student network of low-dimensional experiments."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["MlpDenoiser"]
 
 
 class MlpDenoiser(Denoiser):
-    """A class-conditional MLP over vectors.
+    """An MLP over vectors, optionally class-conditional.
 
     Args:
-        dim: The dimension of a sample.
-        classes: Number of classes; 0 for none. Conditions carry ``label`` of shape :math:`(B)`,
-            where the value ``classes`` means no label.
+        dim: Dimension :math:`D` of a sample.
+        schedule: The forward process.
+        kind: The kind of prediction.
+        classes: Number of classes; 0 for an unconditional network. Conditions have ``label`` of
+            shape :math:`(B)`, where the value ``classes`` is the null class.
         width: Hidden width.
         depth: Number of hidden layers.
-        frequencies: Number of time frequencies.
-        schedule: The forward process.
-        kind: What it predicts.
+        frequencies: Number of frequencies of the time embedding.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class MlpDenoiser(Denoiser):
     def rectified_flow(
         cls, *, dim: int, classes: int = 0, width: int = 64, depth: int = 3
     ) -> MlpDenoiser:
-        """Makes a velocity network on rectified flow, from plain values."""
+        """Builds a velocity network on rectified flow."""
         return cls(dim=dim, classes=classes, width=width, depth=depth, schedule=RectifiedFlow())
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
-        """Evaluates the perceptron on latents, time features and the label's embedding."""
+        """Evaluates the MLP on latents, time features and the embedding of the label."""
         time = t[:, None].to(x_t.dtype)
         phase = time * self.frequencies.to(x_t.dtype)
         features = [x_t, time, phase.sin(), phase.cos()]

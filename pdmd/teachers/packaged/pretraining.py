@@ -1,7 +1,14 @@
-r"""Teaching: flow matching of a denoiser, on images or on another denoiser.
+r"""Pretraining of denoisers on images or on samples of another denoiser.
 
-The loss is :math:`\| f_\theta(x_t, t, c) - y^* \|^2` with :math:`y^*` the target of the network's
-kind, given :math:`x_0` and :math:`\varepsilon`.
+.. math:: \min_\theta \; \mathbb E_{t, x_0, \varepsilon}
+    \| f_\theta(x_t, t, c) - (c_x x_0 + c_\varepsilon \varepsilon) \|^2,
+    \qquad t \sim \mathcal U(0, 1)
+
+with the coefficients of the network's kind of prediction; for the velocity of rectified flow this
+is flow matching.
+
+References:
+    Lipman et al., Flow Matching, arXiv:2210.02747, Eq. 9.
 """
 
 from __future__ import annotations
@@ -29,14 +36,15 @@ __all__ = [
     "digit_source",
     "minimise",
     "network_arguments",
-    "pretrained_network",
     "pretrain",
     "pretrain_digits",
+    "pretrained_network",
 ]
 
 D = TypeVar("D", bound=Denoiser)
 
 Source = Callable[[int, torch.Generator], tuple[Latents, Condition]]
+"""Samples clean data and its condition, given the number of samples and a generator."""
 
 
 def pretrain(
@@ -50,20 +58,20 @@ def pretrain(
     seed: int = 0,
     progress: bool = True,
 ) -> D:
-    """Trains a denoiser by denoising score matching.
+    """Trains a denoiser by regression on clean samples.
 
     Args:
-        denoiser: The network to train, in place.
-        source: Draws clean samples and their conditions, given their number and a generator.
-        updates: Optimizer updates; the rate falls as a cosine.
-        batch_size: Samples in each.
-        lr: Highest learning rate of Adam.
-        ema: Decay of the average that is returned.
-        seed: Seed of every draw.
+        denoiser: The network, trained in place.
+        source: Samples clean data and its conditions, given their number and a generator.
+        updates: Number of optimizer updates; the learning rate has a cosine schedule.
+        batch_size: Number of samples per update.
+        lr: Peak learning rate of Adam.
+        ema: Decay of the exponential moving average of the weights.
+        seed: Random seed.
         progress: Whether to show a progress bar.
 
     Returns:
-        The average of the network's weights, frozen.
+        The network with averaged weights, frozen.
     """
     from tqdm import tqdm
 
@@ -98,15 +106,15 @@ def minimise(
     name: str,
     progress: bool = True,
 ) -> None:
-    """Minimises a loss by Adam at a rate that rises over 2 % of the updates and falls to 0.
+    """Minimises a loss by Adam, with linear warmup over 2 % of the updates and cosine decay to 0.
 
     Args:
-        loss: Draws a batch and returns its loss, a scalar.
-        network: The network to train, in place; its gradient is held to a norm of 1.
-        updates: Optimizer updates.
-        lr: Highest learning rate.
-        name: What the progress bar says.
-        progress: Whether to show one.
+        loss: Samples a batch and returns its loss, a scalar.
+        network: The network, trained in place; gradients are clipped to a norm of 1.
+        updates: Number of optimizer updates.
+        lr: Peak learning rate.
+        name: Label of the progress bar.
+        progress: Whether to show a progress bar.
     """
     from tqdm import tqdm
 
@@ -126,34 +134,33 @@ def minimise(
 def network_arguments(
     teacher: Teacher, condition: Condition, *, teacher_name: str, name: str, width: int, depth: int
 ) -> dict[str, Any]:
-    """Returns what a registered network is made with, in the place of a teacher without weights.
+    """Returns the arguments of the student network for a teacher without weights.
 
     Args:
         teacher: The teacher, guided or not.
-        condition: A condition of its.
-        teacher_name: The teacher's registered name, for errors.
-        name: The network's.
-        width: Its hidden width.
-        depth: Its hidden layers.
+        condition: A condition of the teacher.
+        teacher_name: Registered name of the teacher, for error messages.
+        name: Registered name of the network, for error messages.
+        width: Hidden width of the network.
+        depth: Number of hidden layers of the network.
 
     Raises:
-        ValueError: If the network cannot take the teacher's latents or conditions.
+        ValueError: If the network does not support the teacher's latents or conditions.
     """
     remedy = "give the teacher parameters, or distill it in Python with init=FromDenoiser(network)"
     if len(teacher.latent_shape) != 1:
         raise ValueError(
-            f"{teacher_name} has no weights, and the network {name!r} in their place takes "
-            f"vectors, not latents of shape {teacher.latent_shape}; {remedy}"
+            f"{teacher_name} has no weights to copy, and the network {name!r} takes vectors, not "
+            f"latents of shape {teacher.latent_shape}; {remedy}"
         )
     labelled = condition is not None and "label" in condition
     if condition is not None and not (labelled and hasattr(unguided(teacher), "classes")):
         raise ValueError(
-            f"{teacher_name} has no weights, and the network {name!r} in their place knows "
-            "prompts by a condition 'label' and the teacher's number of 'classes' alone; "
-            f"{remedy}"
+            f"{teacher_name} has no weights to copy, and the network {name!r} requires a "
+            f"condition 'label' and a teacher with a number of 'classes'; {remedy}"
         )
     return {
-        "kind": "x0" if teacher.kind == "score" else teacher.kind,  # it diverges at clean data
+        "kind": "x0" if teacher.kind == "score" else teacher.kind,  # scores diverge at t = 0
         "dim": teacher.latent_shape[0],
         "classes": getattr(unguided(teacher), "classes", 0),
         "width": width,
@@ -170,14 +177,14 @@ def pretrained_network(
     seed: int,
     progress: bool,
 ) -> Any:
-    """Teaches a registered network on a teacher's exact samples.
+    """Pretrains a registered network on exact samples of a teacher.
 
     Args:
         teacher: A teacher with a ``sample`` method, guided or not.
-        name: The network's registered name.
-        arguments: Its arguments; the teacher's schedule is added.
-        updates: Flow-matching updates.
-        seed: Seed of the weights and of every draw.
+        name: Registered name of the network.
+        arguments: Arguments of the network, without the schedule, which is the teacher's.
+        updates: Number of optimizer updates.
+        seed: Seed of the weights and of the samples.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -199,10 +206,10 @@ def pretrained_network(
 
 
 def digit_source(dropout: float = 0.1) -> tuple[Source, float]:
-    """Returns what draws scikit-learn's digits with their labels, and their standard deviation.
+    """Returns a source of scikit-learn's digits with labels, and their standard deviation.
 
     Args:
-        dropout: The share of labels that are left out, for guidance.
+        dropout: Probability of replacing a label by the null class, for guidance.
     """
     from pdmd.teachers.packaged.digits import load_digit_images
 
@@ -227,13 +234,20 @@ def pretrain_digits(
     seed: int = 0,
     progress: bool = True,
 ) -> DigitsTeacher:
-    """Trains the digits teacher from scikit-learn's images.
+    """Pretrains the digits teacher on scikit-learn's images.
 
-    Arguments are those of :func:`teach`; the network and the label dropout of 0.1 are those of the
-    weights that ship.
+    With default arguments, the network, the label dropout of 0.1 and the training are those of
+    the packaged weights.
+
+    Args:
+        updates: Number of optimizer updates.
+        batch_size: Number of images per update.
+        lr: Peak learning rate of Adam.
+        seed: Seed of the weights and of the samples.
+        progress: Whether to show a progress bar.
 
     Returns:
-        A :class:`~pdmd.teachers.packaged.digits.DigitsTeacher`.
+        The teacher, frozen.
     """
     from pdmd.teachers.packaged.digits import DigitsTeacher
     from pdmd.teachers.packaged.transformer import ImageTransformer

@@ -1,15 +1,16 @@
-r"""Teaching the glyphs pipeline: a VAE, a text encoder and a transformer of Qwen-Image's classes.
+r"""Pretraining of the glyphs pipeline: a VAE, a text encoder and a transformer.
 
-Each is trained on pictures of :mod:`pdmd.teachers.packaged.glyph_world` and written into a folder
-as ``save_pretrained`` would. The VAE minimises
+The classes are Qwen-Image's. Each part is trained on images of
+:mod:`pdmd.teachers.packaged.glyph_world` and written in the layout of ``save_pretrained``. The VAE
+minimises
 
 .. math::
     \| \hat x - x \|_1 / N + \| \hat x - x \|_2^2 / N
     + \beta \, \mathrm{KL}(q(z \mid x) \,\|\, \mathcal N(0, 1)) / M
 
-with N pixels and M latents. The text encoder is that of :mod:`pdmd.teachers.packaged.glyph_text`,
-and the transformer is then taught by flow matching on latents, through
-:class:`~pdmd.teachers.families.qwen_image.QwenImageTeacher`.
+with :math:`N` pixel values and :math:`M` latent values. The text encoder is that of
+:mod:`pdmd.teachers.packaged.glyph_text`, and the transformer is then trained by flow matching on
+latents, through :class:`~pdmd.teachers.families.qwen_image.QwenImageTeacher`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pdmd.teachers.packaged.glyph_text import TEXT, make_tokenizer, pretrain_text_encoder
+from pdmd.teachers.packaged.glyph_text import TEXT, build_tokenizer, pretrain_text_encoder
 from pdmd.teachers.packaged.glyph_world import NAMES, GlyphBank
 from pdmd.teachers.packaged.pretraining import minimise
 
@@ -37,7 +38,7 @@ VAE: dict[str, Any] = {
     "num_res_blocks": 1,
     "temperal_downsample": [False, True],
 }
-"""Shape of the VAE: latents have 4 channels and a quarter of a picture's height and width."""
+"""Configuration of the VAE: 4 latent channels, downsampling by 4 in height and width."""
 
 TRANSFORMER: dict[str, Any] = {
     "in_channels": 4 * VAE["z_dim"],
@@ -48,7 +49,7 @@ TRANSFORMER: dict[str, Any] = {
     "joint_attention_dim": TEXT["hidden_size"],
     "axes_dims_rope": (4, 14, 14),
 }
-"""Shape of the transformer: 16 tokens of a picture and 9 of text, 128 numbers wide."""
+"""Configuration of the transformer: 16 image tokens and 9 text tokens, 128 wide."""
 
 PARTS = {
     "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
@@ -70,26 +71,27 @@ def pretrain_vae(
     seed: int = 0,
     progress: bool = True,
 ) -> Any:
-    """Trains the VAE.
+    r"""Pretrains the VAE.
 
     Args:
-        bank: Shapes to draw pictures of.
-        updates: Optimizer updates; the rate falls as a cosine.
-        batch_size: Pictures in each.
-        lr: Highest learning rate of Adam.
-        kl: Weight of the divergence of the posterior from a unit normal.
-        seed: Seed of weights and draws.
+        bank: Masks to sample images from.
+        updates: Number of optimizer updates; the learning rate has a cosine schedule.
+        batch_size: Number of images per update.
+        lr: Peak learning rate of Adam.
+        kl: Weight :math:`\beta` of the KL divergence of the posterior from the standard normal.
+        seed: Seed of the weights and of the samples.
         progress: Whether to show a progress bar.
 
     Returns:
-        An ``AutoencoderKLQwenImage``, frozen, which knows the moments of its latents.
+        An ``AutoencoderKLQwenImage``, frozen, with the mean and standard deviation of its latents
+        in its configuration.
     """
     generator = torch.Generator().manual_seed(seed)
     unit = {"latents_mean": [0.0] * VAE["z_dim"], "latents_std": [1.0] * VAE["z_dim"]}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         vae: Any = _diffusers().AutoencoderKLQwenImage(**VAE, **unit)
-    _drop_past(vae)
+    _zero_past_kernels(vae)
 
     def loss() -> Tensor:
         x = 2 * bank.draw(batch_size, generator).pictures[:, :, None] - 1
@@ -97,18 +99,18 @@ def pretrain_vae(
         mean, logvar = posterior.mean, posterior.logvar
         z = mean + torch.randn(mean.shape, generator=generator) * (logvar / 2).exp()
         divergence = (mean.square() + logvar.exp() - 1 - logvar).mean() / 2
-        error = vae.decoder(vae.post_quant_conv(z)) - x  # decode() would clip, and learn nothing
+        error = vae.decoder(vae.post_quant_conv(z)) - x  # decode() clamps, which stops gradients
         return error.abs().mean() + error.square().mean() + kl * divergence
 
-    with _still(vae):
+    with _planar_convolutions(vae):
         minimise(loss, vae, updates=updates, lr=lr, name="vae", progress=progress)
         with torch.no_grad():
             x = 2 * bank.draw(2048, generator).pictures[:, :, None] - 1
-            found = [vae.encode(part).latent_dist for part in x.split(128)]
-    mean = torch.cat([posterior.mean for posterior in found])
-    noise = torch.cat([posterior.var for posterior in found])
+            posteriors = [vae.encode(part).latent_dist for part in x.split(128)]
+    mean = torch.cat([posterior.mean for posterior in posteriors])
+    noise = torch.cat([posterior.var for posterior in posteriors])
     variance, mean = torch.var_mean(mean, dim=(0, 2, 3, 4))
-    std = (variance + noise.mean((0, 2, 3, 4))).sqrt()  # of what it is taught to decode
+    std = (variance + noise.mean((0, 2, 3, 4))).sqrt()  # of posterior samples, which it decodes
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     return vae.eval().requires_grad_(False)
 
@@ -124,16 +126,17 @@ def pretrain_transformer(
     seed: int = 0,
     progress: bool = True,
 ) -> Any:
-    """Teaches the transformer by flow matching on latents of the folder's VAE.
+    """Pretrains the transformer by flow matching on latents of the pipeline's VAE.
 
     Args:
-        folder: The pipeline's folder, which has every other part.
-        bank: Shapes to draw pictures of.
-        updates: Optimizer updates.
-        batch_size: Latents in each; a tenth have no prompt, so that the teacher can be guided.
-        lr: Highest learning rate of Adam.
-        pictures: How many pictures are drawn and encoded, once.
-        seed: Seed of weights and draws.
+        folder: Folder of the pipeline, with all other parts.
+        bank: Masks to sample images from.
+        updates: Number of optimizer updates.
+        batch_size: Number of latents per update; the prompt is dropped with probability 0.1, for
+            guidance.
+        lr: Peak learning rate of Adam.
+        pictures: Number of images sampled and encoded, once.
+        seed: Seed of the weights and of the samples.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -147,7 +150,7 @@ def pretrain_transformer(
 
     vae: Any = _diffusers().AutoencoderKLQwenImage.from_pretrained(folder / "vae").float()
     transformer = build_part("QwenImageTransformer2DModel", TRANSFORMER, seed=seed)
-    transformer.save_config(folder / "transformer")  # which the teacher below is made by
+    transformer.save_config(folder / "transformer")  # from which the teacher below is built
     teacher = GlyphsTeacher.from_pretrained(folder, meta=True)
     condition: Any = teacher.encode([*NAMES, None])
     denoiser = teacher.around(transformer).requires_grad_(True).train()
@@ -157,7 +160,7 @@ def pretrain_transformer(
         torch.tensor(vae.config[key])[:, None, None] for key in ("latents_mean", "latents_std")
     )
     latents, characters = [], []
-    with _still(vae), torch.no_grad():
+    with _planar_convolutions(vae), torch.no_grad():
         parts = range(0, pictures, 512)
         for i in tqdm(parts, "latents", disable=not progress, dynamic_ncols=True):
             glyphs = bank.draw(min(512, pictures - i), generator)
@@ -166,12 +169,12 @@ def pretrain_transformer(
             characters.append(glyphs.character)
     data, character = torch.cat(latents), torch.cat(characters)
 
-    def source(n: int, draws: torch.Generator) -> tuple[Tensor, Any]:
-        rows = torch.randint(len(data), (n,), generator=draws)
-        dropped = torch.rand(n, generator=draws) < 0.1
+    def source(n: int, generator: torch.Generator) -> tuple[Tensor, Any]:
+        rows = torch.randint(len(data), (n,), generator=generator)
+        dropped = torch.rand(n, generator=generator) < 0.1
         return data[rows], condition[character[rows].masked_fill(dropped, len(NAMES))]
 
-    taught: Any = pretrain(
+    pretrained: Any = pretrain(
         denoiser,
         source,
         updates=updates,
@@ -181,7 +184,7 @@ def pretrain_transformer(
         seed=seed,
         progress=progress,
     )
-    return taught.transformer.eval().requires_grad_(False)
+    return pretrained.transformer.eval().requires_grad_(False)
 
 
 def pretrain_glyphs(
@@ -193,34 +196,34 @@ def pretrain_glyphs(
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Trains every part of the glyphs pipeline and writes its folder.
+    """Pretrains all parts of the glyphs pipeline and writes its folder.
 
-    A part that the folder has already is kept, so that an interrupted call goes on.
+    Parts that the folder has are kept, so a call resumes an interrupted one.
 
     Args:
-        folder: The folder.
-        updates: Updates of the transformer, half as many of the VAE, and a tenth as many of the
-            text encoder.
-        variants: Sizes and turns of each character in each face.
-        pictures: How many pictures' latents the transformer is taught on.
-        seed: Seed of all weights and draws.
+        folder: Folder of the pipeline.
+        updates: Number of updates of the transformer; the VAE is trained for half as many, and the
+            text encoder for a tenth.
+        variants: Number of sizes and rotations per character and face.
+        pictures: Number of images that the transformer is trained on.
+        seed: Seed of all weights and samples.
         progress: Whether to show progress bars.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: If the folder holds something else.
+        ValueError: If the folder has files that are not part of the pipeline.
     """
     folder = Path(folder)
     for path in sorted(folder.glob("*")):
         if path.name not in (*PARTS, "model_index.json", "README.md"):
             raise ValueError(
-                f"{folder} holds {path.name}, which is no part of the pipeline; choose another "
+                f"{folder} has {path.name}, which is not part of the pipeline; choose another "
                 "--out"
             )
     bank = GlyphBank(variants, seed=seed)
-    more: dict[str, Any] = {"seed": seed, "progress": progress}
+    common: dict[str, Any] = {"seed": seed, "progress": progress}
     folder.mkdir(parents=True, exist_ok=True)
     index = {"_class_name": "QwenImagePipeline", "_diffusers_version": _diffusers().__version__}
     (folder / "model_index.json").write_text(json.dumps(index | PARTS, indent=2) + "\n")
@@ -228,15 +231,15 @@ def pretrain_glyphs(
         use_dynamic_shifting=True, base_shift=0.0, max_shift=0.0
     ).save_pretrained(folder / "scheduler")
     if not _has(folder / "vae"):
-        _save(pretrain_vae(bank, updates=max(1, updates // 2), **more), folder / "vae")
+        _save(pretrain_vae(bank, updates=max(1, updates // 2), **common), folder / "vae")
     if not _has(folder / "text_encoder"):
-        tokenizer = make_tokenizer()
+        tokenizer = build_tokenizer()
         tokenizer.save_pretrained(folder / "tokenizer")
-        encoder = pretrain_text_encoder(bank, tokenizer, updates=max(1, updates // 10), **more)
+        encoder = pretrain_text_encoder(bank, tokenizer, updates=max(1, updates // 10), **common)
         _save(encoder, folder / "text_encoder", wide=True)
     if not _has(folder / "transformer"):
         transformer = pretrain_transformer(
-            folder, bank, updates=updates, pictures=pictures, **more
+            folder, bank, updates=updates, pictures=pictures, **common
         )
         _save(transformer, folder / "transformer")
     return folder
@@ -253,16 +256,16 @@ def _has(part: Path) -> bool:
 
 
 def _save(model: Any, folder: Path, *, wide: bool = False) -> None:
-    """Writes a part, its weights rounded to half precision; ``wide`` holds these in float32.
+    """Writes a part with weights rounded to float16; ``wide`` stores these as float32.
 
-    transformers loads models in the type that they are written in, diffusers in float32.
+    transformers loads models in the dtype of the file, diffusers in float32.
     """
     model = model.half()
     (model.float() if wide else model).save_pretrained(folder)
 
 
-def _drop_past(vae: Any) -> None:
-    """Zeroes what the convolutions weigh earlier frames by: a picture has none."""
+def _zero_past_kernels(vae: Any) -> None:
+    """Zeroes the kernel slices of earlier frames: an image is a video of one frame."""
     for module in vae.modules():
         if isinstance(module, torch.nn.Conv3d):
             with torch.no_grad():
@@ -270,10 +273,11 @@ def _drop_past(vae: Any) -> None:
 
 
 @contextlib.contextmanager
-def _still(vae: Any) -> Iterator[None]:
-    """Computes the VAE's causal convolutions in the picture's plane, a third of the work.
+def _planar_convolutions(vae: Any) -> Iterator[None]:
+    """Replaces the causal 3D convolutions of the VAE by 2D ones, for a third of the cost.
 
-    A video of one frame meets the last slice of a causal kernel alone; the others see padding.
+    For a video of one frame only the last temporal slice of a causal kernel meets data; the others
+    meet padding.
     """
     from types import MethodType
 

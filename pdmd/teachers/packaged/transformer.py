@@ -1,7 +1,8 @@
 r"""A small class-conditional diffusion transformer for images.
 
-Patches become tokens; every block is modulated (adaLN) by one shared projection of time and class
-plus a learned offset per block, as in PixArt-alpha, which keeps it small.
+Patches are embedded as tokens. Every block is modulated (adaLN-single) by one shared projection of
+the time and class embedding plus a learned offset per block, as in PixArt-alpha, which keeps the
+network small.
 
 References:
     Peebles and Xie, DiT, arXiv:2212.09748; Chen et al., PixArt-alpha, arXiv:2310.00426, Sec. 2.3.
@@ -32,7 +33,7 @@ class ImageTransformer(nn.Module):
         width: Token width.
         depth: Number of blocks.
         heads: Attention heads.
-        classes: Number of classes; the label ``classes`` means none.
+        classes: Number of classes; the label ``classes`` is the null class.
 
     Raises:
         ValueError: If the patches do not tile the image or the heads do not divide the width.
@@ -107,7 +108,7 @@ class ImageTransformer(nn.Module):
         return functional.pixel_shuffle(h.transpose(1, 2).unflatten(2, (height // p, -1)), p)
 
     def parallel_plan(self) -> ParallelPlan:
-        """States how the transformer is split over ranks."""
+        """Returns how the transformer is parallelized over ranks."""
         from pdmd.distributed import (
             Columnwise,
             ContextPlan,

@@ -195,7 +195,7 @@ def test_shards_load_and_what_is_missing_is_named(tmp_path):
     loaded = QwenImageTeacher.from_pretrained(tmp_path, **size)
     for key, weight in teacher.state_dict().items():
         assert torch.equal(weight, loaded.state_dict()[key])
-    with pytest.raises(ValueError, match=r"no prompts to draw from; pass prompts="):
+    with pytest.raises(ValueError, match=r"no prompts; pass prompts="):
         _ = loaded.prompts
     whole = shards[1].read_bytes()
     shards[1].write_bytes(whole[: len(whole) // 2])
@@ -219,7 +219,7 @@ def test_a_missing_folder_is_named(tmp_path, name):
         ("qwen_image", {"attention_head_dim": 7}, "even and at least 8, got 7"),
         ("qwen_image", {"dtype": "int8"}, "float32, bfloat16 or float16, got 'int8'"),
         ("qwen_image", {"prompts": "file.txt"}, "need a text encoder"),
-        ("qwen_image", {"random_prompts": 0}, "random_prompts is at least 1, got 0"),
+        ("qwen_image", {"random_prompts": 0}, "random_prompts must be at least 1, got 0"),
         ("wan", {"frames": 8}, "frames are a multiple of 4 and one, got 8"),
         ("wan", {"width": 24}, "width is a multiple of 16, got 24"),
         ("wan", {"boundary_ratio": 1.5}, r"in \(0, 1\), got 1.5"),
@@ -247,7 +247,7 @@ def test_unknown_prompts_are_named():
     with pytest.raises(ValueError, match="no embedding of the prompt 'a cat'"):
         teacher.encode(["a cat"])
     rows = TensorDict({"prompt": torch.zeros(2, 3, 4)}, batch_size=[2])
-    with pytest.raises(ValueError, match="comes twice"):
+    with pytest.raises(ValueError, match="is repeated"):
         PromptEmbeddings(["a", "a"], rows)
     with pytest.raises(ValueError, match="1 prompts for 2 embeddings"):
         PromptEmbeddings(["a"], rows)

@@ -1,4 +1,4 @@
-"""The digits teacher that ships: what it is, how good it is, and that it can be made again."""
+"""The digits teacher: packaged weights, quality, and reproducible pretraining."""
 
 from importlib import resources
 
@@ -10,13 +10,12 @@ from pdmd.cli.main import main
 from pdmd.evaluation.classifier import DigitsClassifier
 from pdmd.evaluation.metrics import frechet_distance
 from pdmd.teachers.packaged.digits import DigitsTeacher, load_digit_images
-from pdmd.typing import labels_of
 
 WEIGHTS = resources.files("pdmd.teachers.packaged") / "weights"
 
 
 def quality(teacher, n=1500):
-    """Returns the share of samples recognised, and their feature distance to real images."""
+    """Returns the accuracy of the classifier on samples, and their Frechet distance."""
     prompts = [i % 10 for i in range(n)]
     x = sample_ode(
         teacher,
@@ -44,12 +43,12 @@ def test_real_images_are_recognised():
     assert float((classifier(images).argmax(1) == labels).float().mean()) > 0.97
 
 
-def test_the_teacher_draws_digits():
+def test_the_teacher_generates_digits():
     accuracy, distance = quality(teachers.get("digits")())
     assert accuracy > 0.96 and distance < 0.8
 
 
-def test_saved_weights_load_again_and_damaged_ones_are_named(tmp_path):
+def test_weights_round_trip_and_damaged_files_raise(tmp_path):
     teacher, path = teachers.get("digits")(), tmp_path / "digits.safetensors"
     teacher.save(path)
     again = DigitsTeacher.from_file(path)
@@ -62,23 +61,18 @@ def test_saved_weights_load_again_and_damaged_ones_are_named(tmp_path):
         DigitsTeacher.from_file(tmp_path / "none.safetensors")
 
 
-def test_teaching_heeds_its_seed(tmp_path):
+def test_pretraining_depends_on_its_seed(tmp_path):
     written = {}
-    for name, seed in (("default", []), ("shipped", ["--seed", "1"]), ("other", ["--seed", "5"])):
+    for name, seed in (("default", []), ("explicit", ["--seed", "1"]), ("other", ["--seed", "5"])):
         path = tmp_path / f"{name}.safetensors"
         words = ["pretrain", "digits-classifier", "--updates", "2", "--out", str(path)]
         assert main([*words, *seed]) == 0
         written[name] = path.read_bytes()
-    assert written["default"] == written["shipped"] != written["other"]
-
-
-def test_a_condition_without_labels_is_named():
-    with pytest.raises(ValueError, match="no 'label'"):
-        labels_of(None)
+    assert written["default"] == written["explicit"] != written["other"]
 
 
 @pytest.mark.slow
-def test_teaching_again_reaches_the_same_quality(tmp_path):
+def test_pretraining_again_reaches_the_same_quality(tmp_path):
     path = tmp_path / "digits.safetensors"
     assert main(["pretrain", "digits", "--out", str(path)]) == 0
     accuracy, distance = quality(DigitsTeacher.from_file(path))
@@ -88,7 +82,7 @@ def test_teaching_again_reaches_the_same_quality(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_keeps_its_promise(tmp_path, capsys):
+def test_the_student_of_the_demo_is_better_than_four_euler_steps(tmp_path, capsys):
     import json
 
     assert main(["distill", "digits", "--out", str(tmp_path / "digits"), "--no-progress"]) == 0

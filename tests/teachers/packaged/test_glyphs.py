@@ -1,4 +1,4 @@
-"""The glyphs teacher: the pipeline that ships, what it draws, and how it is measured."""
+"""The glyphs teacher: the packaged pipeline, its quality, and its evaluator."""
 
 import filecmp
 import json
@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from pdmd import sample_ode
 from pdmd.cli.main import main
 from pdmd.evaluation.evaluators import GlyphsEvaluator, LatentEvaluator, evaluator_for
-from pdmd.teachers.packaged.glyph_text import make_tokenizer
+from pdmd.teachers.packaged.glyph_text import build_tokenizer
 from pdmd.teachers.packaged.glyph_world import NAMES, GlyphBank
 from pdmd.teachers.packaged.glyphs import GLYPHS, GlyphsTeacher
 from pdmd.teachers.packaged.pretraining_glyphs import pretrain_glyphs
@@ -23,7 +23,7 @@ def teacher():
     return GlyphsTeacher.from_arguments()
 
 
-def test_the_pipeline_is_small_and_plain_diffusers_loads_it(teacher):
+def test_the_pipeline_is_small_and_loads_in_diffusers(teacher):
     from diffusers import QwenImagePipeline
 
     size = sum(path.stat().st_size for path in GLYPHS.rglob("*") if path.is_file())
@@ -38,19 +38,19 @@ def test_the_pipeline_is_small_and_plain_diffusers_loads_it(teacher):
     assert shown.isfinite().all()
 
 
-def test_its_template_is_cut_off_where_the_pipeline_cuts_it():
-    tokenizer = make_tokenizer()
+def test_the_tokenizer_has_the_template_length_of_the_pipeline():
+    tokenizer = build_tokenizer()
     words = tokenizer.convert_ids_to_tokens(tokenizer(NAMES[10]).input_ids)
     assert words == ["LATIN", "ĠCAPITAL", "ĠLETTER", "ĠA"]
     shipped = json.loads((GLYPHS / "tokenizer" / "tokenizer.json").read_text())
     assert shipped["model"]["vocab"] == dict(tokenizer.get_vocab())
 
 
-def test_it_is_the_teacher_that_its_check_wants(capsys):
+def test_it_passes_the_conformance_check(capsys):
     assert main(["check", "glyphs"]) == 0
 
 
-def test_it_draws_what_is_asked_in_many_faces(teacher):
+def test_samples_match_their_prompts_in_many_faces(teacher):
     prompts = [NAMES[i % 46] for i in range(184)]
     drawn = sample_ode(
         teacher,
@@ -65,8 +65,8 @@ def test_it_draws_what_is_asked_in_many_faces(teacher):
     assert row["faces"] > 0.8 * real["faces"] and row["vendi"] > 0.7 * real["vendi"]
 
 
-def test_sameness_within_a_prompt_is_seen():
-    """One picture for each prompt is right, and not diverse."""
+def test_the_evaluator_detects_mode_collapse_within_a_prompt():
+    """One image per prompt is accurate, and not diverse."""
     bank, prompts = GlyphBank(2, seed=5), [NAMES[i % 46] for i in range(276)]
     character = torch.tensor([NAMES.index(prompt) for prompt in prompts])
 
@@ -74,7 +74,7 @@ def test_sameness_within_a_prompt_is_seen():
         return bank.draw(276, torch.Generator().manual_seed(seed), character).pictures
 
     reference = pictures(1)
-    plain = SimpleNamespace(decode=lambda x: x)  # measured as they are
+    plain = SimpleNamespace(decode=lambda x: x)  # images are their own latents
     measure = GlyphsEvaluator(plain, prompts, reference, seed=3)
     many, one = measure(pictures(2)), measure(pictures(2)[:46].repeat(6, 1, 1, 1))
     assert many["accuracy"] > 0.98 and one["accuracy"] > 0.95
@@ -84,7 +84,7 @@ def test_sameness_within_a_prompt_is_seen():
     assert one["coverage"] < many["coverage"]
 
 
-def test_other_prompts_are_measured_in_latents(teacher):
+def test_other_prompts_are_evaluated_in_latent_space(teacher):
     x, condition = torch.randn(8, 4, 8, 8), teacher.encode(["a cat"] * 8)
     other = evaluator_for(teacher, condition, x, 0, prompts=["a cat"] * 8)
     assert isinstance(other, LatentEvaluator)
@@ -92,7 +92,7 @@ def test_other_prompts_are_measured_in_latents(teacher):
     assert isinstance(own, GlyphsEvaluator)
 
 
-def test_teaching_writes_the_pipeline_and_keeps_what_is_done(tmp_path):
+def test_pretraining_writes_the_pipeline_and_resumes(tmp_path):
     few = {"updates": 2, "variants": 1, "pictures": 100, "progress": False}
     folder = pretrain_glyphs(tmp_path / "one", **few)
     assert {p.name for p in folder.iterdir()} == {p.name for p in GLYPHS.iterdir()} - {"README.md"}
@@ -110,8 +110,8 @@ def test_teaching_writes_the_pipeline_and_keeps_what_is_done(tmp_path):
     assert GlyphsTeacher.from_pretrained(folder).encode([NAMES[0]])["prompt"].shape[-1] == 64
 
 
-def test_teaching_spares_a_folder_of_something_else(tmp_path):
+def test_pretraining_rejects_a_folder_with_other_files(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds thesis.tex.*choose another --out"):
+    with pytest.raises(ValueError, match=r"has thesis.tex.*choose another --out"):
         pretrain_glyphs(tmp_path)
     assert main(["pretrain", "glyphs", "--out", str(tmp_path)]) == 2

@@ -378,8 +378,8 @@ def flip(path):
     ("harm", "told"),
     [
         (truncate, r"is truncated to \d+ of \d+ bytes"),
-        (extend, r"holds \d+ bytes instead of \d+"),
-        (flip, "holds other bytes than were written"),
+        (extend, r"has \d+ bytes instead of \d+"),
+        (flip, "does not match its SHA-256"),
         (Path.unlink, "is missing"),
     ],
 )
@@ -542,7 +542,7 @@ def test_an_error_in_the_background_surfaces_once(tmp_path, where):
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("nowhere://x", "nowhere://x is on no file system that is known .*give a path, or a URL"),
+        ("nowhere://x", "nowhere://x is on an unknown file system .*give a path, or a URL"),
         ("/proc/nobody/store", "checkpoints can't be kept in /proc/nobody/store .*give a folder"),
         (f"{__file__}/store", "NotADirectoryError"),
     ],

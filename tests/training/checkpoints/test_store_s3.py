@@ -9,7 +9,7 @@ import torch
 
 from pdmd import Student
 from pdmd.cli.main import main
-from pdmd.teachers.conditioning.embeddings.index import Place
+from pdmd.teachers.conditioning.embeddings.index import StoreFolder
 from pdmd.training.checkpoints.store import DamagedCheckpoint, Store
 from pdmd.training.monitoring.recorder import RunRecorder
 from tests.teachers.conditioning.test_embeddings import Encoder, names, opened, quiet, same
@@ -84,7 +84,7 @@ def test_checkpoints_in_a_bucket(bucket, asynchronous):
     data = bytearray(fs.cat_file(path))
     data[len(data) // 2] ^= 1
     fs.pipe_file(path, bytes(data))
-    with pytest.raises(DamagedCheckpoint, match="__0_0.distcp holds other bytes.*whole is 2"):
+    with pytest.raises(DamagedCheckpoint, match="distcp does not match its SHA-256.*whole is 2"):
         again.verify("3")
     store.clear()
     assert store.names() == [] and fs.find(bucket, refresh=True) == []
@@ -188,9 +188,9 @@ def test_embeddings_in_a_bucket_go_on_where_they_stopped(bucket, tmp_path):
     encoder.fails_at = None
     quiet(encoder, prompts, url, batch_size=1)
     assert encoder.evaluated_at == [*prompts[:5], *prompts[4:], None]
-    assert Place.of(url).shards() == [f"embeddings-0000{i}.safetensors" for i in range(3)]
+    assert StoreFolder.of(url).shards() == [f"embeddings-0000{i}.safetensors" for i in range(3)]
     same(opened(url, tmp_path).encode([*prompts, None]), Encoder().encode([*prompts, None]))
     quiet(Encoder(), names(3), url, overwrite=True)
-    assert Place.of(url).shards() == ["embeddings-00000.safetensors"]
+    assert StoreFolder.of(url).shards() == ["embeddings-00000.safetensors"]
     with pytest.raises((OSError, ValueError), match="no-such-bucket"):
         quiet(Encoder(), prompts, "s3://no-such-bucket/prompts")

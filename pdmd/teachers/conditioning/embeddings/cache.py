@@ -1,12 +1,12 @@
-"""The local copy of a store: a TensorDict in memory-mapped files, from which rows are read.
+"""The local copy of a store: a TensorDict in memory-mapped files.
 
-It is flat, entry after entry: ``rows.ENTRY`` holds tokens or rows one after the other,
-``starts.ENTRY`` where each row's tokens begin; ``text`` and ``starts.text`` hold the prompts, and
-``digests`` with ``order`` find them. The system reads of these files what is asked for and may
-drop it again, so memory does not grow with the number of prompts.
+For each field of a condition, ``rows.KEY`` has the concatenated tokens or rows, and
+``starts.KEY`` the index of the first token of each row; ``text`` and ``starts.text`` have the
+prompts, and ``digests`` with ``order`` is an index of them. The operating system reads the pages
+that are accessed and may evict them, so memory does not grow with the number of prompts.
 
-A copy is named by its store's digest and made once, by one process while others wait; it is there
-whole or not at all.
+A copy is named by the digest of its store, and written once and atomically, by one process while
+others wait.
 """
 
 from __future__ import annotations
@@ -21,32 +21,35 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
-from pdmd.teachers.conditioning.embeddings.index import Index, Place
+from pdmd.teachers.conditioning.embeddings.index import Index, StoreFolder
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
 
-__all__ = ["StoredTexts", "default_cache", "find", "open_cache"]
+__all__ = ["StoredTexts", "default_cache", "find_rows", "open_cache"]
 
 
 def default_cache() -> Path:
-    """Returns the folder of local copies, under ``XDG_CACHE_HOME`` or ``~/.cache``."""
+    """Returns the default folder of local copies, in ``XDG_CACHE_HOME`` or ``~/.cache``."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "pdmd" / "embeddings"
 
 
-def open_cache(place: Place, index: Index, folder: Path, *, progress: bool) -> TensorDict:
-    """Opens a store's local copy, made first if there is none.
+def open_cache(store: StoreFolder, index: Index, folder: Path, *, progress: bool) -> TensorDict:
+    """Opens the local copy of a store; creates it if it does not exist.
 
     Args:
-        place: The store.
-        index: What it holds.
-        folder: Where local copies are kept.
-        progress: Whether to show a progress bar where one is made.
+        store: The store.
+        index: Its index.
+        folder: The folder of local copies.
+        progress: Whether to show a progress bar while a copy is created.
+
+    Returns:
+        The local copy.
 
     Raises:
         ValueError: If a shard is damaged.
-        OSError: If the store can't be read, or the copy not written.
+        OSError: If the store cannot be read, or the copy cannot be written.
     """
     from filelock import FileLock
     from tensordict import TensorDict
@@ -55,78 +58,86 @@ def open_cache(place: Place, index: Index, folder: Path, *, progress: bool) -> T
     if not path.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{index.digest}.lock"):
-            if not path.is_dir():  # another process may have made it meanwhile
-                draft = folder / f"{index.digest}.partial"
-                shutil.rmtree(draft, ignore_errors=True)
-                _fill(place, index, draft, progress)
-                draft.rename(path)
+            if not path.is_dir():  # another process may have created it while this one waited
+                partial = folder / f"{index.digest}.partial"
+                shutil.rmtree(partial, ignore_errors=True)
+                _copy(store, index, partial, progress)
+                partial.rename(path)
     return TensorDict.load_memmap(path)
 
 
-def _fill(place: Place, index: Index, folder: Path, progress: bool) -> None:
+def _copy(store: StoreFolder, index: Index, folder: Path, progress: bool) -> None:
     from tensordict import TensorDict
     from tqdm import tqdm
 
-    made = TensorDict({}, batch_size=[]).memmap_(folder)
+    copy = TensorDict({}, batch_size=[]).memmap_(folder)
 
-    def room(key: str, dtype: torch.dtype, *shape: int) -> Any:
-        return made.make_memmap(key, torch.Size(shape), dtype=dtype)
+    def allocate(key: str, dtype: torch.dtype, *shape: int) -> Any:
+        return copy.make_memmap(key, torch.Size(shape), dtype=dtype)
 
     flat: dict[str, Any] = {}
-    starts: dict[str, Any] = {"text": room("starts.text", torch.int64, index.rows + 1)}
-    for key, form in index.forms.items():
+    starts: dict[str, Any] = {"text": allocate("starts.text", torch.int64, index.rows + 1)}
+    for key, spec in index.specs.items():
         size = index.rows
-        if form.packed:
+        if spec.packed:
             size = sum(shard.tokens[key] for shard in index.shards)
-            starts[key] = room(f"starts.{key}", torch.int64, index.rows + 1)
-        flat[key] = room(f"rows.{key}", form.torch_dtype, size, *form.rest)
-    text = room("text", torch.uint8, sum(shard.text for shard in index.shards))
+            starts[key] = allocate(f"starts.{key}", torch.int64, index.rows + 1)
+        flat[key] = allocate(f"rows.{key}", spec.torch_dtype, size, *spec.rest)
+    text = allocate("text", torch.uint8, sum(shard.text for shard in index.shards))
     digests = torch.zeros(index.rows - 1, dtype=torch.int64)
     for first in starts.values():
         first[0] = 0
     row, ends = 0, dict.fromkeys([*flat, "text"], 0)
     bar = tqdm(
         total=index.rows - 1,
-        desc=f"copying {place.url}",
+        desc=f"copying {store.url}",
         unit="prompt",
-        disable=None if progress else True,  # none where nobody watches
+        disable=None if progress else True,  # None: on a terminal only
         dynamic_ncols=True,
     )
-    for entry in index.shards:
-        shard = entry.read(place)
+    for info in index.shards:
+        shard = info.read(store)
         for key, value in shard.tensors.items():
             flat[key][ends[key] : ends[key] + len(value)] = value
             if key in starts:
-                through = ends[key] + shard.lengths[key].cumsum(0)
-                starts[key][row + 1 : row + 1 + entry.rows] = through
+                stops = ends[key] + shard.lengths[key].cumsum(0)
+                starts[key][row + 1 : row + 1 + info.rows] = stops
             ends[key] += len(value)
         encoded = [(prompt or "").encode() for prompt in shard.prompts]
         joined = torch.frombuffer(bytearray(b"".join(encoded)) or bytearray(1), dtype=torch.uint8)
-        text[ends["text"] : ends["text"] + entry.text] = joined[: entry.text]
-        sizes = torch.tensor([len(one) for one in encoded])
-        starts["text"][row + 1 : row + 1 + entry.rows] = ends["text"] + sizes.cumsum(0)
-        ends["text"] += entry.text
-        named = [_digest(p) for p in shard.prompts if p is not None]
-        digests[row : row + len(named)] = torch.tensor(named, dtype=torch.int64)
-        row += entry.rows
-        bar.update(len(named))
+        sizes = torch.tensor([len(prompt) for prompt in encoded])
+        text[ends["text"] : ends["text"] + info.text] = joined[: info.text]
+        starts["text"][row + 1 : row + 1 + info.rows] = ends["text"] + sizes.cumsum(0)
+        ends["text"] += info.text
+        found = [_digest(prompt) for prompt in shard.prompts if prompt is not None]
+        digests[row : row + len(found)] = torch.tensor(found, dtype=torch.int64)
+        row += info.rows
+        bar.update(len(found))
     bar.close()
     ordered, order = digests.sort()
-    room("digests", torch.int64, len(digests))[:] = ordered
-    room("order", torch.int64, len(digests))[:] = order
+    allocate("digests", torch.int64, len(digests))[:] = ordered
+    allocate("order", torch.int64, len(digests))[:] = order
 
 
-def find(cache: TensorDict, prompts: Sequence[str]) -> list[int | None]:
-    """Returns the rows of prompts, ``None`` for one that is not there."""
+def find_rows(cache: TensorDict, prompts: Sequence[str]) -> list[int | None]:
+    """Looks prompts up in a local copy.
+
+    Args:
+        cache: The local copy of a store.
+        prompts: The prompts, by the keys they are stored by.
+
+    Returns:
+        The row of each prompt; ``None`` if the store does not have it.
+    """
     texts = StoredTexts(cache)
     digests, order = cache["digests"], cache["order"]
-    asked = torch.tensor([_digest(prompt) for prompt in prompts], dtype=torch.int64)
+    queries = torch.tensor([_digest(prompt) for prompt in prompts], dtype=torch.int64)
     found: list[int | None] = []
     for prompt, digest, i in zip(
-        prompts, asked.tolist(), torch.searchsorted(digests, asked).tolist(), strict=True
+        prompts, queries.tolist(), torch.searchsorted(digests, queries).tolist(), strict=True
     ):
         row = None
-        while i < len(digests) and int(digests[i]) == digest:  # two may share a digest
+        while i < len(digests) and int(digests[i]) == digest:  # digests may collide
             if texts[int(order[i])] == prompt:
                 row = int(order[i])
                 break
@@ -136,10 +147,10 @@ def find(cache: TensorDict, prompts: Sequence[str]) -> list[int | None]:
 
 
 class StoredTexts(Sequence[str]):
-    """The prompts of a store, read one by one.
+    """The prompts of a store, read on access.
 
     Args:
-        cache: The store's local copy.
+        cache: The local copy of the store.
     """
 
     def __init__(self, cache: TensorDict) -> None:
@@ -147,7 +158,7 @@ class StoredTexts(Sequence[str]):
         self._starts: Tensor = cache["starts.text"]
 
     def __len__(self) -> int:
-        return len(self._starts) - 2  # the last row is that of no prompt
+        return len(self._starts) - 2  # without the null prompt, the last row
 
     @overload
     def __getitem__(self, index: int) -> str: ...

@@ -1,11 +1,11 @@
-"""The files of a store of embeddings: shards, and the index that is written last.
+"""The files of a store of embeddings: shards, and the index, which is written last.
 
-A shard is a safetensors file, ``embeddings-00000.safetensors`` and so on. It has one tensor for
-each entry of a condition and, for sequences, ``ENTRY.lengths`` (:mod:`.rows`); its metadata holds,
-as JSON under ``pdmd``, the prompts, the encoder's fingerprint, the entries' forms, the format's
-version and a digest of the tensors, so that a shard can be verified on its own. The last row of
-the last shard is that of no prompt, ``null``. ``index.json`` names the shards with their digests;
-a store without it is unfinished.
+A shard is a safetensors file: ``embeddings-00000.safetensors`` and so on. It has one tensor per
+field of a condition and, for sequences, ``KEY.lengths`` (:mod:`.packing`). Its metadata has, as
+JSON under ``pdmd``, the prompts, the fingerprint of the encoder, the specs of the fields, the
+version of the format and a digest of the tensors, so that a shard can be verified alone. The last
+row of the last shard is the null prompt. ``index.json`` lists the shards with their digests; a
+store without it is incomplete.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from pdmd.files import FileDigest, locate, own_digest, put, telling, write_whole
-from pdmd.teachers.conditioning.embeddings.rows import Form
+from pdmd.teachers.conditioning.embeddings.packing import FieldSpec
 
-__all__ = ["Index", "Place", "Shard", "ShardEntry"]
+__all__ = ["Index", "Shard", "ShardInfo", "StoreFolder", "shard_name"]
 
 FORMAT = 1
 INDEX = "index.json"
@@ -30,13 +30,13 @@ STEM = "embeddings-"
 
 
 @dataclass(frozen=True)
-class Place:
-    """A folder on any file system.
+class StoreFolder:
+    """The folder of a store, on any fsspec file system.
 
     Args:
-        url: The folder.
+        url: URL of the folder.
         fs: Its file system.
-        root: Its path there.
+        root: Its path on the file system.
     """
 
     url: str
@@ -44,19 +44,19 @@ class Place:
     root: str
 
     @classmethod
-    def of(cls, url: str) -> Place:
-        """Finds a folder by its URL.
+    def of(cls, url: str) -> StoreFolder:
+        """Locates a folder by its URL.
 
         Raises:
-            ValueError: If no file system is known for the URL.
+            ValueError: If the file system of the URL is unknown.
         """
         return cls(url.rstrip("/") or url, *locate(url))
 
     def read(self, file: str) -> bytes | None:
-        """Reads a file, ``None`` if there is none.
+        """Reads a file; returns ``None`` if it does not exist.
 
         Raises:
-            OSError: If reading fails otherwise.
+            OSError: If reading fails for another reason.
         """
         with telling(self.url, f"{file} could not be read"):
             try:
@@ -65,25 +65,25 @@ class Place:
                 return None
 
     def write(self, file: str, data: bytes) -> None:
-        """Writes a file: there whole from one moment to the next.
+        """Writes a file atomically.
 
         Raises:
             OSError: If writing fails.
         """
         path = f"{self.root}/{file}"
         with telling(self.url, f"{file} could not be written"):
-            put(self.fs, f"{path}.tmp")  # makes the folder
+            put(self.fs, f"{path}.tmp")  # creates the folder
             write_whole(self.fs, path, data)
 
     def shards(self) -> list[str]:
-        """Lists the shards that are there."""
+        """Lists the file names of all shards, in order."""
         with telling(self.url, "shards could not be listed"):
             self.fs.invalidate_cache()
             found = self.fs.glob(f"{self.root}/{STEM}*.safetensors")
         return sorted(str(path).rsplit("/", 1)[-1] for path in found)
 
     def clear(self) -> None:
-        """Removes a store's files, the index first; nothing else."""
+        """Removes the files of the store and no others; the index first."""
         files = [INDEX] if self.read(INDEX) is not None else []
         with telling(self.url, "earlier embeddings could not be removed"):
             for file in [*files, *self.shards()]:
@@ -92,24 +92,24 @@ class Place:
 
 @dataclass(frozen=True)
 class Shard:
-    """Some rows of a store.
+    """Consecutive rows of a store.
 
     Args:
-        prompts: The prompts, ``None`` for no prompt.
-        encoder: The encoder's fingerprint, ``None`` where it is not known.
-        forms: The forms of entries.
-        tensors: Their tensors, as :func:`~.rows.pack` returns them.
-        lengths: The lengths of sequences.
+        prompts: The prompts of the rows; ``None`` is the null prompt.
+        encoder: Fingerprint of the encoder; ``None`` if it is unknown.
+        specs: Specs of the fields, by key.
+        tensors: Packed tensors by key, as :func:`~.packing.pack` returns them.
+        lengths: Lengths of sequences by key, int64, with shape :math:`(B)`.
     """
 
     prompts: tuple[str | None, ...]
     encoder: str | None
-    forms: Mapping[str, Form]
+    specs: Mapping[str, FieldSpec]
     tensors: Mapping[str, Tensor]
     lengths: Mapping[str, Tensor]
 
     def dumps(self) -> bytes:
-        """Writes the file's bytes."""
+        """Serializes the shard to the bytes of its file."""
         from safetensors.torch import save
 
         tensors = {**self.tensors, **{f"{k}.lengths": v.clone() for k, v in self.lengths.items()}}
@@ -117,17 +117,18 @@ class Shard:
             "format": FORMAT,
             "prompts": list(self.prompts),
             "encoder": self.encoder,
-            "entries": {key: form.describe() for key, form in self.forms.items()},
+            "entries": {key: spec.describe() for key, spec in self.specs.items()},
             "content": _content(tensors),
         }
         return save(tensors, {"pdmd": json.dumps(about)})
 
     @classmethod
     def loads(cls, data: bytes) -> Shard:
-        """Reads a file's bytes, and verifies them.
+        """Deserializes and verifies the bytes of a file.
 
         Raises:
-            ValueError: If they are not a shard's, or not what was written; says what is wrong.
+            ValueError: If they are not a shard, of another format, or damaged. The message is a
+                predicate: the caller prepends the name of the file.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load
@@ -136,25 +137,30 @@ class Shard:
             size = int.from_bytes(data[:8], "little")
             about = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["pdmd"])
             number, tensors = about["format"], load(data)
-            whole = number != FORMAT or about["content"] == _content(tensors)
+            intact = number != FORMAT or about["content"] == _content(tensors)
         except (ValueError, KeyError, TypeError, SafetensorError):
-            raise ValueError("is no shard of embeddings, or truncated") from None
+            raise ValueError("is not a shard of embeddings, or is truncated") from None
         if number != FORMAT:
             raise ValueError(f"has format {number}, and this version of pdmd reads {FORMAT}")
-        if not whole:
-            raise ValueError("holds other bytes than were written")
-        forms = {key: Form.read(value) for key, value in about["entries"].items()}
+        if not intact:
+            raise ValueError("does not match its digest")
+        specs = {key: FieldSpec.read(value) for key, value in about["entries"].items()}
         return cls(
             tuple(about["prompts"]),
             about["encoder"],
-            forms,
-            {key: tensors[key] for key in forms},
-            {key: tensors[f"{key}.lengths"] for key, form in forms.items() if form.packed},
+            specs,
+            {key: tensors[key] for key in specs},
+            {key: tensors[f"{key}.lengths"] for key, spec in specs.items() if spec.packed},
         )
 
-    def entry(self, number: int, data: bytes) -> ShardEntry:
-        """Returns what the index says of the shard."""
-        return ShardEntry(
+    def info(self, number: int, data: bytes) -> ShardInfo:
+        """Returns the record of the shard in the index.
+
+        Args:
+            number: Number of the shard, counted from 0.
+            data: The bytes of its file.
+        """
+        return ShardInfo(
             file=shard_name(number),
             rows=len(self.prompts),
             tokens={key: len(self.tensors[key]) for key in self.lengths},
@@ -164,16 +170,16 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardEntry:
-    """A shard in the index.
+class ShardInfo:
+    """The record of a shard in the index.
 
     Args:
-        file: Its name.
-        rows: Its rows.
-        tokens: The tokens of each of its sequences, by entry.
-        text: Bytes of its prompts, in UTF-8.
-        size: Bytes of the file.
-        sha256: The file's digest.
+        file: File name.
+        rows: Number of rows.
+        tokens: Total number of tokens of each sequence, by key.
+        text: Size of the prompts in bytes, in UTF-8.
+        size: Size of the file in bytes.
+        sha256: Digest of the file.
     """
 
     file: str
@@ -183,52 +189,52 @@ class ShardEntry:
     size: int
     sha256: str
 
-    def read(self, place: Place) -> Shard:
-        """Reads the shard from its store.
+    def read(self, store: StoreFolder) -> Shard:
+        """Reads and verifies the shard.
 
         Raises:
-            ValueError: If it is missing or not what was written; says which it is.
+            ValueError: If the file is missing or damaged.
         """
-        data = place.read(self.file)
+        data = store.read(self.file)
         damage = "is missing"
         if data is not None:
             damage = FileDigest(self.size, self.sha256).damage(FileDigest.of(data))
         if data is None or damage is not None:
             raise ValueError(
-                f"the embeddings in {place.url} are damaged: {self.file} {damage}; run the same "
-                "`pdmd embed` again, which keeps what is whole"
+                f"the embeddings in {store.url} are damaged: {self.file} {damage}; run the same "
+                "`pdmd embed` again, which keeps intact shards"
             )
         return Shard.loads(data)
 
 
 @dataclass(frozen=True)
 class Index:
-    """What a store holds.
+    """The index of a store.
 
     Args:
-        teacher: The registered name of the teacher whose encoder it was, or nothing.
-        encoder: The encoder's fingerprint, ``None`` where it is not known.
-        forms: The forms of a condition's entries.
-        shards: The shards, in order.
-        imaged: The entries that come from images. Prompts then are an image's and a text's, by
-            their :attr:`~pdmd.teachers.conditioning.image_prompts.ImagePrompt.name`, and the row
-            of no prompt holds zeros for these entries, which it has not.
+        teacher: Registered name of the teacher whose encoder computed the embeddings, or empty.
+        encoder: Fingerprint of the encoder; ``None`` if it is unknown.
+        specs: Specs of the fields of a condition, by key.
+        shards: Records of the shards, in order.
+        image_keys: Keys of the fields computed from images. If there are any, prompts are stored
+            by :attr:`~pdmd.teachers.conditioning.image_prompts.ImagePrompt.name`, and these
+            fields are zero in the row of the null prompt.
     """
 
     teacher: str
     encoder: str | None
-    forms: Mapping[str, Form]
-    shards: tuple[ShardEntry, ...]
-    imaged: tuple[str, ...] = ()
+    specs: Mapping[str, FieldSpec]
+    shards: tuple[ShardInfo, ...]
+    image_keys: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
-        """The number of rows; one more than there are prompts."""
+        """The number of rows: the prompts and the null prompt."""
         return sum(shard.rows for shard in self.shards)
 
     @property
     def digest(self) -> str:
-        """What tells this store's content from any other's."""
+        """The SHA-256 of the content of the store."""
         return own_digest(self._body())
 
     def _body(self) -> dict[str, Any]:
@@ -237,61 +243,62 @@ class Index:
             "teacher": self.teacher,
             "encoder": self.encoder,
             "prompts": self.rows - 1,
-            "entries": {key: form.describe() for key, form in self.forms.items()},
+            "entries": {key: spec.describe() for key, spec in self.specs.items()},
             "shards": [asdict(shard) for shard in self.shards],
-            **({"imaged": list(self.imaged)} if self.imaged else {}),
+            **({"imaged": list(self.image_keys)} if self.image_keys else {}),
         }
 
-    def write(self, place: Place) -> None:
+    def write(self, store: StoreFolder) -> None:
         """Writes ``index.json``, after all shards.
 
         Raises:
             OSError: If writing fails.
         """
         body = {**self._body(), "sha256": self.digest}
-        place.write(INDEX, json.dumps(body, indent=1).encode() + b"\n")
+        store.write(INDEX, json.dumps(body, indent=1).encode() + b"\n")
 
     @classmethod
-    def read(cls, place: Place) -> Index:
-        """Reads a store's index.
+    def read(cls, store: StoreFolder) -> Index:
+        """Reads the index of a store.
 
         Raises:
-            ValueError: If it is missing, damaged or another version's.
+            ValueError: If it is missing, damaged or of another format.
         """
-        data = place.read(INDEX)
+        data = store.read(INDEX)
         if data is None:
             raise ValueError(
-                f"{place.url} has no {INDEX}, so it holds no prompt embeddings or unfinished "
-                f"ones; make them with `pdmd embed PROMPTS --out {place.url}`, which goes on "
-                "where it stopped"
+                f"{store.url} has no {INDEX}: its prompt embeddings are missing or incomplete; "
+                f"compute them with `pdmd embed PROMPTS --out {store.url}`, which resumes an "
+                "interrupted run"
             )
         try:
             body = json.loads(data)
-            whole, number = body.pop("sha256") == own_digest(body), body["format"]
-            if whole and number == FORMAT:
-                forms = {key: Form.read(value) for key, value in body["entries"].items()}
-                shards = tuple(ShardEntry(**entry) for entry in body["shards"])
-                imaged = tuple(body.get("imaged", ()))
-                return cls(body["teacher"], body["encoder"], forms, shards, imaged)
+            intact, number = body.pop("sha256") == own_digest(body), body["format"]
+            if intact and number == FORMAT:
+                specs = {key: FieldSpec.read(value) for key, value in body["entries"].items()}
+                shards = tuple(ShardInfo(**record) for record in body["shards"])
+                image_keys = tuple(body.get("imaged", ()))
+                return cls(body["teacher"], body["encoder"], specs, shards, image_keys)
         except (ValueError, LookupError, TypeError, AttributeError):
-            whole, number = False, None
-        if whole:
+            intact, number = False, None
+        if intact:
             raise ValueError(
-                f"{place.url}/{INDEX} has format {number}, and this version of pdmd reads "
-                f"{FORMAT}; upgrade pdmd, or make the embeddings again"
+                f"{store.url}/{INDEX} has format {number}, and this version of pdmd reads "
+                f"{FORMAT}; upgrade pdmd, or compute the embeddings again"
             )
         raise ValueError(
-            f"{place.url}/{INDEX} is damaged; run the same `pdmd embed` again, which keeps what "
-            "is whole"
+            f"{store.url}/{INDEX} is damaged; run the same `pdmd embed` again, which keeps intact "
+            "shards"
         )
 
 
 def shard_name(number: int) -> str:
-    """Returns a shard's file name."""
+    """Returns the file name of a shard, counted from 0."""
     return f"{STEM}{number:05}.safetensors"
 
 
 def _content(tensors: Mapping[str, Tensor]) -> str:
+    """Digests tensors with their keys, dtypes and shapes."""
     sha256 = hashlib.sha256()
     for key in sorted(tensors):
         value = tensors[key]

@@ -1,4 +1,4 @@
-"""Embeddings from a store: prompts without a text encoder."""
+"""Prompts looked up in a store of embeddings, without a text encoder."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from torch import Tensor
 from pdmd.teachers.conditioning.embeddings.cache import (
     StoredTexts,
     default_cache,
-    find,
+    find_rows,
     open_cache,
 )
-from pdmd.teachers.conditioning.embeddings.index import Index, Place
-from pdmd.teachers.conditioning.embeddings.rows import unpack
+from pdmd.teachers.conditioning.embeddings.index import Index, StoreFolder
+from pdmd.teachers.conditioning.embeddings.packing import unpack
 from pdmd.teachers.conditioning.image_prompts import ImagePrompt, NamedImagePrompts, name_of
 from pdmd.teachers.conditioning.prompts import Prompts
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
 
-__all__ = ["StoredEmbeddings", "StoredRows"]
+__all__ = ["StoredConditions", "StoredEmbeddings"]
 
 
 class StoredEmbeddings(Prompts):
-    """Embeddings that ``pdmd embed`` made, read as they are asked for.
+    """Embeddings computed by ``pdmd embed``, read on access.
 
-    Making one reads the store's index alone. What is in the shards is copied once, when prompts
-    or embeddings are first asked for, to memory-mapped files on a local disk.
+    The constructor reads the index only. The shards are copied to memory-mapped files on a local
+    disk when prompts or embeddings are first accessed.
 
     Args:
-        url: The store, on any file system that fsspec knows.
-        prompts: The prompts that a distillation draws from; all of the store's by default.
-        cache: Where local copies are kept; ``pdmd/embeddings`` in the user's cache by default.
-        progress: Whether to show a progress bar, on a terminal, while a copy is made.
+        url: URL or path of the store, on any fsspec file system.
+        prompts: The default prompts of a distillation; all prompts of the store if empty.
+        cache: Folder of local copies; ``pdmd/embeddings`` in the user's cache folder if empty.
+        progress: Whether to show a progress bar, on a terminal, while the shards are copied.
 
     Attributes:
-        index: What the store holds.
+        index: The index of the store.
 
     Raises:
-        ValueError: If there is no whole store at the URL.
+        ValueError: If the index is missing or damaged, or ``prompts`` is a single string.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class StoredEmbeddings(Prompts):
         progress: bool = True,
     ) -> None:
         if isinstance(prompts, str):
-            raise ValueError(f"prompts are a sequence of texts, got {prompts!r}; pass a list")
-        self.place = Place.of(str(url))
-        self.index = Index.read(self.place)
+            raise ValueError(f"prompts must be a list of texts, got the string {prompts!r}")
+        self.store = StoreFolder.of(str(url))
+        self.index = Index.read(self.store)
         self._chosen = tuple(prompts)
         self._folder, self._progress = Path(cache or default_cache()), progress
         self._opened: TensorDict | None = None
@@ -64,91 +64,101 @@ class StoredEmbeddings(Prompts):
 
     @property
     def url(self) -> str:
-        """The store."""
-        return self.place.url
+        """URL of the store."""
+        return self.store.url
 
     def fingerprint(self) -> str | None:
-        """The fingerprint of the encoder that made them."""
+        """Returns the fingerprint of the encoder; ``None`` if it is unknown."""
         return self.index.encoder
 
     @property
     def width(self) -> int | None:
-        """The dimension of a token."""
-        form = self.index.forms.get("prompt")
-        return form.shape[-1] if form is not None and form.packed else None
+        """The dimension :math:`D` of a token embedding; ``None`` without token embeddings."""
+        spec = self.index.specs.get("prompt")
+        return spec.shape[-1] if spec is not None and spec.packed else None
 
     @property
-    def imaged(self) -> tuple[str, ...]:
-        return self.index.imaged
+    def image_keys(self) -> tuple[str, ...]:
+        return self.index.image_keys
 
     @property
     def shapes(self) -> Mapping[str, tuple[int | None, ...]]:
-        return {key: form.shape for key, form in self.index.forms.items()}
+        return {key: spec.shape for key, spec in self.index.specs.items()}
 
     def __repr__(self) -> str:
         return f"the embeddings in {self.url}"
 
     @property
     def prompts(self) -> Sequence[Any]:
-        """The prompts given, or all of the store's."""
+        """The default prompts of a distillation."""
         return self._chosen or self._texts()
 
     def encode(self, prompts: Sequence[Any]) -> TensorDict:
-        """Looks prompts up; where they have images, either all or none of them are ``None``."""
+        """Looks up the embeddings of prompts, in memory.
+
+        If the store has images, either all or none of the prompts are ``None``.
+
+        Raises:
+            ValueError: If a prompt has no embedding, or is not of the type of the store.
+        """
         condition = self.conditions(prompts)[:]
-        if self.imaged and all(prompt is None for prompt in prompts):
-            return condition.exclude(*self.imaged)
+        if self.image_keys and all(prompt is None for prompt in prompts):
+            return condition.exclude(*self.image_keys)
         return condition
 
-    def conditions(self, prompts: Sequence[Any]) -> StoredRows:
-        """Looks prompts up and leaves their embeddings on disk."""
+    def conditions(self, prompts: Sequence[Any]) -> StoredConditions:
+        """Looks up the embeddings of prompts, on disk.
+
+        Raises:
+            ValueError: If a prompt has no embedding, or is not of the type of the store.
+        """
         cache, index = self._cache(), self.index
         if prompts is self._all:
-            return StoredRows(cache, index, torch.arange(len(prompts)))
-        nothing = not index.imaged or all(prompt is None for prompt in prompts)
+            return StoredConditions(cache, index, torch.arange(len(prompts)))
+        takes_null = not index.image_keys or all(prompt is None for prompt in prompts)
         for prompt in prompts:
-            kind = ImagePrompt if index.imaged else str
-            if not ((prompt is None and nothing) or isinstance(prompt, kind)):
-                what = "an ImagePrompt, a text with its first image"
-                what = what if index.imaged else "a text or None"
-                raise ValueError(f"a prompt of {self.url} is {what}, got {prompt!r}")
-        found = find(cache, [name_of(prompt or "") for prompt in prompts])
+            kind = ImagePrompt if index.image_keys else str
+            if not ((prompt is None and takes_null) or isinstance(prompt, kind)):
+                expected = "an ImagePrompt (a text with its first image)"
+                expected = expected if index.image_keys else "a text or None"
+                raise ValueError(f"a prompt of {self.url} must be {expected}, got {prompt!r}")
+        found = find_rows(cache, [name_of(prompt or "") for prompt in prompts])
         rows = [
             index.rows - 1 if prompt is None else row
             for prompt, row in zip(prompts, found, strict=True)
         ]
         if None in rows:
             raise ValueError(
-                f"there is no embedding of the prompt {prompts[rows.index(None)]!r} in "
-                f"{self.url}; embed it, or load the teacher with its text encoder"
+                f"no embedding of the prompt {prompts[rows.index(None)]!r} in {self.url}; embed "
+                "it, or load the teacher with its text encoder"
             )
-        return StoredRows(cache, index, torch.tensor(rows, dtype=torch.int64))
+        return StoredConditions(cache, index, torch.tensor(rows, dtype=torch.int64))
 
     def _texts(self) -> StoredTexts | NamedImagePrompts:
         if self._all is None:
             texts = StoredTexts(self._cache())
-            self._all = NamedImagePrompts(texts) if self.imaged else texts
+            self._all = NamedImagePrompts(texts) if self.image_keys else texts
         return self._all
 
     def _cache(self) -> TensorDict:
         if self._opened is None:
             self._opened = open_cache(
-                self.place, self.index, self._folder, progress=self._progress
+                self.store, self.index, self._folder, progress=self._progress
             )
         return self._opened
 
 
-class StoredRows:
-    """Conditions on disk, indexed as a TensorDict of them would be.
+class StoredConditions:
+    """Conditions on disk, indexed like a TensorDict.
 
-    Sequences are as long as the longest of all the rows, so that a draw has the shape and the
-    bits of one from memory.
+    Sequences are padded to the longest of all rows, so that a batch has the shape and the bits of
+    one indexed in memory.
 
     Args:
-        cache: The store's local copy.
-        index: What the store holds.
-        rows: The rows of the store, int64, with shape :math:`(N)`.
-        device: Where conditions go.
+        cache: The local copy of the store.
+        index: The index of the store.
+        rows: Indices of the rows in the store, int64, with shape :math:`(N)`.
+        device: Device of the conditions that are read.
     """
 
     def __init__(
@@ -160,8 +170,8 @@ class StoredRows:
     ) -> None:
         self._cache, self._index, self._rows, self._device = cache, index, rows, device
         self._length = 0
-        for key, form in index.forms.items():
-            if form.ragged and len(rows):
+        for key, spec in index.specs.items():
+            if spec.ragged and len(rows):
                 starts = cache[f"starts.{key}"]
                 self._length = int((starts[rows + 1] - starts[rows]).max())
 
@@ -170,15 +180,15 @@ class StoredRows:
         """The number of rows :math:`(N)`."""
         return torch.Size([len(self._rows)])
 
-    def to(self, device: torch.device | str) -> StoredRows:
-        """Returns the rows with their conditions on a device."""
-        return StoredRows(self._cache, self._index, self._rows, device)
+    def to(self, device: torch.device | str) -> StoredConditions:
+        """Returns the same rows, placed on ``device`` when they are read."""
+        return StoredConditions(self._cache, self._index, self._rows, device)
 
     def __getitem__(self, chosen: Tensor | slice) -> TensorDict:
         """Reads rows.
 
         Args:
-            chosen: Their numbers, int64, with shape :math:`(B)`, or a slice.
+            chosen: Indices into the rows, int64, with shape :math:`(B)`, or a slice.
 
         Returns:
             A condition with batch size :math:`(B)`.
@@ -186,15 +196,15 @@ class StoredRows:
         from tensordict import TensorDict
 
         rows = self._rows[chosen]
-        entries: dict[str, Any] = {}
-        for key, form in self._index.forms.items():
+        fields: dict[str, Any] = {}
+        for key, spec in self._index.specs.items():
             flat = self._cache[f"rows.{key}"]
-            if not form.packed:
-                entries[key] = torch.as_tensor(flat[rows])
+            if not spec.packed:
+                fields[key] = torch.as_tensor(flat[rows])
                 continue
             starts = self._cache[f"starts.{key}"]
             begin, end = torch.as_tensor(starts[rows]), torch.as_tensor(starts[rows + 1])
-            length = self._length if form.ragged else int(form.shape[0] or 0)
-            entries[key] = unpack(flat, begin, end - begin, length)
-        condition = TensorDict(entries, batch_size=[len(rows)])
+            length = self._length if spec.ragged else int(spec.shape[0] or 0)
+            fields[key] = unpack(flat, begin, end - begin, length)
+        condition = TensorDict(fields, batch_size=[len(rows)])
         return condition if self._device is None else condition.to(self._device)

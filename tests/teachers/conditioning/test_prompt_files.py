@@ -1,10 +1,10 @@
-"""Where prompts come from."""
+"""Reading prompts from text files, JSON lines, tables and data sets."""
 
 import json
 
 import pytest
 
-from pdmd.teachers.conditioning.sources import read_prompts
+from pdmd.teachers.conditioning.prompt_files import read_prompts
 
 
 def write(path, rows):
@@ -12,7 +12,7 @@ def write(path, rows):
     return str(path)
 
 
-def test_text_and_json_lines(tmp_path):
+def test_text_files_and_json_lines(tmp_path):
     text = tmp_path / "prompts.txt"
     text.write_text("a cat\n\n  a dog \r\n猫\n", encoding="utf-8")
     assert read_prompts(str(text)) == ["a cat", "a dog", "猫"]
@@ -55,19 +55,19 @@ def test_data_sets_and_tables(tmp_path, monkeypatch, limit):
 @pytest.mark.parametrize(
     ("name", "content", "more", "named"),
     [
-        ("p.txt", "\n \n", {}, "p.txt holds no prompts"),
-        ("p.txt", b"\xff\xfe", {}, "is not text in UTF-8"),
-        ("p.jsonl", '{"prompt": "a"}\n"b"\n', {}, "line 2 of .* is no JSON object"),
-        ("p.jsonl", "{", {}, "line 1 of .* is no JSON object"),
+        ("p.txt", "\n \n", {}, "p.txt has no prompts"),
+        ("p.txt", b"\xff\xfe", {}, "is not UTF-8 text"),
+        ("p.jsonl", '{"prompt": "a"}\n"b"\n', {}, "line 2 of .* is not a JSON object"),
+        ("p.jsonl", "{", {}, "line 1 of .* is not a JSON object"),
         ("p.jsonl", '{"a": 1, "b": 2}', {}, "row 1 .* neither 'prompt' nor 'text' but 'a', 'b'"),
         ("p.jsonl", '{"a": 1}', {"column": "b"}, "no column 'b' but 'a'; name one .*--column"),
-        ("p.jsonl", '{"text": 5}', {}, "prompt 1 of .* is no text but 5"),
+        ("p.jsonl", '{"text": 5}', {}, "prompt 1 of .* must be a text, got 5"),
         ("gone.txt", None, {}, "gone.txt does not exist"),
         ("gone", None, {}, "gone could not be read as a data set"),
         ("p.csv", "text\na\n", {"split": "test"}, "p.csv could not be read as a data set .*test"),
     ],
 )
-def test_bad_sources_are_named(tmp_path, monkeypatch, name, content, more, named):
+def test_invalid_sources_raise(tmp_path, monkeypatch, name, content, more, named):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     path = tmp_path / name
     if content is not None:
@@ -76,7 +76,7 @@ def test_bad_sources_are_named(tmp_path, monkeypatch, name, content, more, named
         read_prompts(str(path), **more)
 
 
-def test_a_file_of_any_other_ending_is_lines(tmp_path):
+def test_a_file_with_another_suffix_is_a_text_file(tmp_path):
     path = tmp_path / "my.list"
     path.write_text("one\n\ntwo\n")
     assert read_prompts(str(path)) == ["one", "two"]

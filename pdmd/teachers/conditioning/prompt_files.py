@@ -1,4 +1,4 @@
-"""Sources of prompts, with first images or without: text, JSON lines, tables and data sets."""
+"""Reading prompts and first images from text files, JSON lines, tables and data sets."""
 
 from __future__ import annotations
 
@@ -21,20 +21,23 @@ TABLES = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
 def read_prompts(
     source: str, *, column: str = "", split: str = "train", limit: int = 0
 ) -> list[str]:
-    """Reads prompts, in order; empty ones are left out.
+    """Reads prompts, in order, without empty ones.
 
     Args:
-        source: A path or URL of a text file, a prompt per line; of JSON lines
-            (``.jsonl``), an object per line; of a table (``.json``, ``.csv``, ``.parquet``); or
-            the name or folder of a data set, for the ``datasets`` package.
-        column: The key of an object, or the column of a table; by default ``prompt`` or ``text``,
-            whichever is there.
-        split: Which part of a data set.
-        limit: How many to read at most; 0 reads all.
+        source: Path or URL of a text file (one prompt per line), of JSON lines (``.jsonl``, one
+            object per line) or of a table (``.json``, ``.csv``, ``.parquet``); or the name or
+            folder of a data set, for the ``datasets`` package.
+        column: Key of the object, or column of the table; if empty, ``prompt`` or ``text``,
+            whichever exists.
+        split: Split of the data set.
+        limit: Maximum number of prompts; 0 for all.
+
+    Returns:
+        The prompts.
 
     Raises:
-        ValueError: If the source or column is missing, there are no prompts, one is no text, or
-            JSON lines have first images and no column is named.
+        ValueError: If the source or the column does not exist, there are no prompts, a prompt is
+            not a text, or JSON lines have first images and no column is named.
     """
     suffix = _suffix(source)
     if suffix == ".txt":
@@ -44,30 +47,33 @@ def read_prompts(
     else:
         found = _column(_rows(source, TABLES.get(suffix), split, bool(limit)), column, source)
     prompts = (prompt for prompt in _texts(found, source) if prompt)
-    return _some(itertools.islice(prompts, limit or None), source)
+    return _nonempty(itertools.islice(prompts, limit or None), source)
 
 
 def read_image_prompts(
     source: str, *, column: str = "", image_column: str = "", split: str = "train", limit: int = 0
 ) -> list[ImagePrompt]:
-    """Reads prompts with their first images, in order.
+    """Reads prompts with their first images, in order. Images are not opened.
 
     Args:
-        source: JSON lines, a table or a data set, as :func:`read_prompts` takes them.
-        column: The texts' key or column; by default ``prompt`` or ``text``.
-        image_column: The images', by default ``image``. An image is a path, relative to where the
-            source lies, or a URL; in a data set it may be a feature that holds images.
-        split: Which part of a data set.
-        limit: How many to read at most; 0 reads all.
+        source: JSON lines, a table or a data set, as for :func:`read_prompts`.
+        column: Key or column of the texts; if empty, ``prompt`` or ``text``.
+        image_column: Key or column of the images; ``image`` if empty. An image is a path relative
+            to the folder of the source, or a URL; in a data set it may also be an image feature.
+        split: Split of the data set.
+        limit: Maximum number of prompts; 0 for all.
+
+    Returns:
+        The prompts.
 
     Raises:
-        ValueError: If the source or a column is missing, there are no prompts, or a row has no
-            text or no image. Images are not opened.
+        ValueError: If the source or a column does not exist, there are no prompts, or a row has
+            no text or no image.
     """
     suffix = _suffix(source)
     if suffix == ".txt":
         raise ValueError(
-            f"{source} is a file of texts alone, and this teacher's prompts have first images; "
+            f"{source} has no images, and the prompts of this teacher need first images; "
             'give JSON lines (.jsonl) such as {"prompt": "...", "image": "file.png"}'
         )
     if suffix == ".jsonl":
@@ -75,21 +81,21 @@ def read_image_prompts(
     else:
         rows = _rows(source, TABLES.get(suffix), split, bool(limit), image_column or IMAGE)
     pairs = _with_images(rows, column, image_column or IMAGE, source)
-    return _some(itertools.islice(pairs, limit or None), source)
+    return _nonempty(itertools.islice(pairs, limit or None), source)
 
 
-def _some(found: Iterable[Any], source: str) -> list[Any]:
-    read = list(found)
-    if not read:
-        raise ValueError(f"{source} holds no prompts; write one per line, or name their --column")
-    return read
+def _nonempty(found: Iterable[Any], source: str) -> list[Any]:
+    prompts = list(found)
+    if not prompts:
+        raise ValueError(f"{source} has no prompts; write one per line, or name their --column")
+    return prompts
 
 
 def _suffix(source: str) -> str:
     suffix = PurePosixPath(str(source)).suffix.lower()
     if suffix in (".txt", ".jsonl") or suffix in TABLES:
         return suffix
-    return ".txt" if _is_file(source) else ""  # a data set, whatever follows a dot in its name
+    return ".txt" if _is_file(source) else ""  # a data set, whose name may have a dot
 
 
 def _without_images(
@@ -98,8 +104,8 @@ def _without_images(
     for number, row in enumerate(rows, 1):
         if IMAGE in row and not column:
             raise ValueError(
-                f"row {number} of {source} has a first image, which this teacher does not take; "
-                "leave images out, or name the texts' key with --column to read texts alone"
+                f"row {number} of {source} has a first image, which this teacher does not accept; "
+                "remove the images, or name the key of the texts with --column to ignore them"
             )
         yield row
 
@@ -111,25 +117,25 @@ def _with_images(
     texts = _texts(_column(again, column, source), source)
     for number, (row, text) in enumerate(zip(rows, texts, strict=True), 1):
         image = row.get(image_column)
-        if isinstance(image, Mapping):  # as data sets hold them
+        if isinstance(image, Mapping):  # an undecoded image feature
             image = image.get("bytes") or image.get("path")
         if not image or not isinstance(image, str | bytes):
             raise ValueError(
-                f"row {number} of {source} has no image in {image_column!r}, and this teacher's "
-                "prompts have first images; give a path or URL there, or name another key with "
-                "--image-column"
+                f"row {number} of {source} has no image in {image_column!r}, and the prompts of "
+                "this teacher need first images; give a path or URL there, or name another key "
+                "with --image-column"
             )
-        yield ImagePrompt(text, _beside(source, image) if isinstance(image, str) else image)
+        yield ImagePrompt(text, _resolve(source, image) if isinstance(image, str) else image)
 
 
-def _beside(source: str, image: str) -> str:
-    """Returns where an image is that a source names, relative to the source's folder."""
+def _resolve(source: str, image: str) -> str:
+    """Resolves the path of an image relative to the folder of its source."""
     if "://" in image or image.startswith("/"):
         return image
-    if not _suffix(source):  # a data set's own folder
+    if not _suffix(source):  # the source is the folder of a data set
         return f"{str(source).rstrip('/')}/{image}"
-    folder, parted, _ = str(source).rpartition("/")
-    return f"{folder}{parted}{image}"
+    folder, slash, _ = str(source).rpartition("/")
+    return f"{folder}{slash}{image}"
 
 
 def _is_file(source: str) -> bool:
@@ -141,12 +147,12 @@ def _lines(source: str) -> Iterator[str]:
     fs, path = locate(str(source))
     with telling(str(source), "prompts could not be read"):
         if not fs.isfile(path):
-            raise ValueError(f"the file of prompts {source} does not exist")
+            raise ValueError(f"the prompt file {source} does not exist")
         with fs.open(path, "r", encoding="utf-8") as file:
             try:
                 yield from file
             except UnicodeDecodeError as error:
-                raise ValueError(f"{source} is not text in UTF-8 ({error})") from None
+                raise ValueError(f"{source} is not UTF-8 text ({error})") from None
 
 
 def _objects(source: str) -> Iterator[Mapping[str, Any]]:
@@ -159,28 +165,30 @@ def _objects(source: str) -> Iterator[Mapping[str, Any]]:
             row = None
         if not isinstance(row, dict):
             raise ValueError(
-                f'line {number} of {source} is no JSON object; write {{"prompt": "..."}}'
+                f'line {number} of {source} is not a JSON object; write {{"prompt": "..."}}'
             )
         yield row
 
 
-def _rows(source: str, kind: str | None, split: str, few: bool, image: str = "") -> Any:
+def _rows(source: str, kind: str | None, split: str, streaming: bool, image: str = "") -> Any:
     try:
         from datasets import Image, load_dataset
     except ImportError as error:
         raise ValueError(
-            f"{source} needs the package datasets, which is not installed ({error}); run `pip "
-            "install 'pdmd[datasets]'`, or give a .txt or .jsonl file"
+            f"reading {source} needs the package datasets, which is not installed ({error}); run "
+            "`pip install 'pdmd[datasets]'`, or give a .txt or .jsonl file"
         ) from error
 
     try:
         if kind is not None:
-            rows: Any = load_dataset(kind, data_files=str(source), split=split, streaming=few)
+            rows: Any = load_dataset(
+                kind, data_files=str(source), split=split, streaming=streaming
+            )
         else:
-            rows = load_dataset(str(source), split=split, streaming=few)
-        held = isinstance((rows.features or {}).get(image), Image)
-        return rows.cast_column(image, Image(decode=False)) if held else rows
-    except Exception as error:  # of many classes, some of them others' own
+            rows = load_dataset(str(source), split=split, streaming=streaming)
+        is_feature = isinstance((rows.features or {}).get(image), Image)
+        return rows.cast_column(image, Image(decode=False)) if is_feature else rows
+    except Exception as error:  # datasets and its readers raise many classes
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(
             f"{source} could not be read as a data set ({first}); give a .txt or .jsonl file, or "
@@ -203,5 +211,5 @@ def _column(rows: Iterable[Mapping[str, Any]], column: str, source: str) -> Iter
 def _texts(found: Iterable[Any], source: str) -> Iterator[str]:
     for number, value in enumerate(found, 1):
         if not isinstance(value, str):
-            raise ValueError(f"prompt {number} of {source} is no text but {value!r:.80}")
+            raise ValueError(f"prompt {number} of {source} must be a text, got {value!r:.80}")
         yield value.strip()

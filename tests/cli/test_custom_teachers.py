@@ -1,4 +1,4 @@
-"""Teachers of one's own, through the library and the command line."""
+"""Custom teachers, through the library and the command line."""
 
 import pytest
 import torch
@@ -6,7 +6,6 @@ import torch
 from pdmd import (
     CosineVP,
     FromDenoiser,
-    Guided,
     LinearVP,
     MixtureTeacher,
     MlpDenoiser,
@@ -35,8 +34,8 @@ TINY = [
 ]
 
 
-class Own(Teacher):
-    """An exact mixture in disguise: it has samples but no weights."""
+class Custom(Teacher):
+    """An exact mixture: it has samples, but no weights."""
 
     def __init__(self, schedule=None, kind="velocity", time_range=(0.0, 1.0)):
         schedule = schedule or RectifiedFlow()
@@ -57,19 +56,21 @@ class Own(Teacher):
 
 @pytest.fixture
 def register():
-    entered = []
+    registered = []
 
-    def enter(make):
-        teachers.register("own")(make)
-        entered.append("own")
+    def register_custom(make):
+        teachers.register("custom")(make)
+        registered.append("custom")
 
-    yield enter
-    for name in entered:
+    yield register_custom
+    for name in registered:
         teachers.remove(name)
 
 
 def run(folder, *words):
-    return main(["distill", "mixture", "--teacher.name=own", "--out", str(folder), *TINY, *words])
+    return main(
+        ["distill", "mixture", "--teacher.name=custom", "--out", str(folder), *TINY, *words]
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,10 +82,10 @@ def run(folder, *words):
         (LinearVP(), "score"),
     ],
 )
-def test_a_network_in_place_of_weights_runs_on_the_teachers_schedule(
+def test_a_network_for_a_teacher_without_weights_is_on_its_schedule(
     tmp_path, register, schedule, kind
 ):
-    register(lambda: Own(schedule, kind))
+    register(lambda: Custom(schedule, kind))
     assert run(tmp_path / "run") == 0
     student = Student.load(tmp_path / "run" / "student")
     assert same_process(student.schedule, schedule)
@@ -92,13 +93,13 @@ def test_a_network_in_place_of_weights_runs_on_the_teachers_schedule(
     assert sample(student, batch=3).isfinite().all()
 
 
-def test_a_network_on_another_schedule_is_refused():
+def test_a_network_on_another_schedule_raises():
     network = MlpDenoiser(dim=2, schedule=RectifiedFlow(), width=8)
     with pytest.raises(ValueError, match="schedule=teacher.schedule"):
-        distill(Own(LinearVP(), "x0"), PhasePlan.uniform(2), init=FromDenoiser(network))
+        distill(Custom(LinearVP(), "x0"), PhasePlan.uniform(2), init=FromDenoiser(network))
 
 
-class Image(Own):
+class Image(Custom):
     def __init__(self):
         super().__init__()
         self.latent_shape = (1, 4, 4)
@@ -107,7 +108,7 @@ class Image(Own):
         return x_t
 
 
-class Captioned(Own):
+class Captioned(Custom):
     def encode(self, prompts):
         from tensordict import TensorDict
 
@@ -117,12 +118,12 @@ class Captioned(Own):
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: Own(kind="epsilon"), "no step can be made from a prediction of epsilon"),
+        (lambda: Custom(kind="epsilon"), "no step can be made from a prediction of epsilon"),
         (Image, "latents of shape (1, 4, 4)"),
         (Captioned, "condition 'label'"),
     ],
 )
-def test_teachers_that_cannot_be_distilled_are_refused_before_work(
+def test_teachers_that_cannot_be_distilled_fail_before_training(
     tmp_path, register, capsys, make, named
 ):
     register(make)
@@ -132,8 +133,8 @@ def test_teachers_that_cannot_be_distilled_are_refused_before_work(
     assert not any(tmp_path.iterdir())
 
 
-def test_times_outside_the_teachers_range_are_refused_before_work(tmp_path, register, capsys):
-    register(lambda: Own(time_range=(0.05, 1.0)))
+def test_times_outside_the_time_range_fail_before_training(tmp_path, register, capsys):
+    register(lambda: Custom(time_range=(0.05, 1.0)))
     words = ["--objective.margin=0.1", "--evaluate.teacher-steps"]
     assert run(tmp_path / "run", *words, "30") == 2
     error = capsys.readouterr().err.strip()
@@ -141,30 +142,24 @@ def test_times_outside_the_teachers_range_are_refused_before_work(tmp_path, regi
     assert not any(tmp_path.iterdir())
     assert run(tmp_path / "run", *words, "20") == 0
     with pytest.raises(ValueError, match="take fewer steps"):
-        sample_ode(Own(time_range=(0.05, 1.0)), steps=21, batch=1)
+        sample_ode(Custom(time_range=(0.05, 1.0)), steps=21, batch=1)
 
 
-class Hole(Own):
-    """Its output is not finite at some times that no check asks for."""
+class NotFinite(Custom):
+    """A teacher whose output is not finite at times that no check evaluates."""
 
     def __init__(self):
         super().__init__()
         self.gain = torch.nn.Parameter(torch.ones(()))
 
     def network(self, x_t, t, condition):
-        hole = ((t > 0.6) & (t < 0.9))[:, None]
-        return self.gain * super().network(x_t, t, condition).masked_fill(hole, torch.nan)
+        bad = ((t > 0.6) & (t < 0.9))[:, None]
+        return self.gain * super().network(x_t, t, condition).masked_fill(bad, torch.nan)
 
 
-def test_an_output_that_becomes_non_finite_stops_the_run_in_one_line(tmp_path, register, capsys):
-    register(Hole)
+def test_a_non_finite_output_ends_the_run_with_one_line(tmp_path, register, capsys):
+    register(NotFinite)
     assert run(tmp_path / "run", "--train.max-consecutive-skips", "0") == 1
     error = capsys.readouterr().err.strip()
     assert "phase 1, update 1" in error and "not finite" in error
     assert error.splitlines()[-1].startswith("pdmd: error: ") and "(no checkpoint" in error
-
-
-def test_guidance_without_a_condition_is_the_teacher_without_one():
-    teacher = MixtureTeacher.random(dim=2, classes=3)
-    x = torch.randn(5, 2)
-    torch.testing.assert_close(Guided(teacher, 2.0)(x, 0.5).value, teacher(x, 0.5).value)

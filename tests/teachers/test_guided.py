@@ -1,0 +1,81 @@
+"""Classifier-free guidance: extrapolation from the unconditional prediction."""
+
+import math
+
+import pytest
+import torch
+
+from pdmd import Guided, MixtureTeacher, RectifiedFlow, teachers
+from pdmd.teachers import WithSchedule
+from pdmd.teachers.guided import guided, unguided
+
+
+@pytest.mark.parametrize("name", ["digits", "mixture"])
+def test_guidance_extrapolates_from_the_unconditional_prediction(name):
+    teacher = teachers.get(name)()
+    condition = teacher.encode([1, 2, 3])
+    x = torch.randn(3, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        conditional = teacher(x, 0.6, condition).value
+        unconditional = teacher(x, 0.6, teacher.encode([None] * 3)).value
+        assert torch.equal(Guided(teacher, 1.0)(x, 0.6, condition).value, conditional)
+        guided = Guided(teacher, 3.0)(x, 0.6, condition).value
+    expected = unconditional + 3 * (conditional - unconditional)
+    torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(guided, conditional, atol=1e-3)
+
+
+def test_without_a_condition_guidance_returns_the_unconditional_prediction():
+    teacher = MixtureTeacher.random(dim=2, classes=3)
+    x = torch.randn(5, 2)
+    torch.testing.assert_close(Guided(teacher, 2.0)(x, 0.5).value, teacher(x, 0.5).value)
+
+
+def test_both_predictions_are_one_batch_and_a_scale_of_one_is_one_evaluation():
+    teacher = MixtureTeacher.random(dim=2, classes=3)
+    batches, network = [], teacher.network
+    teacher.network = lambda x, t, condition: batches.append(len(x)) or network(x, t, condition)
+    x, condition = torch.randn(5, 2), teacher.encode([0, 1, 2, 0, 1])
+    for scale in (1.0, 2.0):
+        wrapped = Guided(teacher, scale)
+        wrapped(x, 0.5, condition)
+        assert wrapped.evaluations == scale
+    assert batches == [5, 10]
+
+
+def test_the_student_is_a_copy_without_guidance():
+    teacher = teachers.get("digits")()
+    wrapped = Guided(teacher, 2.0)
+    x, condition = torch.randn(2, 1, 8, 8), teacher.encode([3, None])
+    copy = wrapped.trainable_copy()
+    assert torch.equal(copy(x, 0.5, condition).value, teacher(x, 0.5, condition).value)
+    assert wrapped.part(1.0, 0.5) is teacher
+
+
+def test_wrappers_are_added_only_for_guidance_and_removed_in_any_order():
+    teacher = MixtureTeacher.random(dim=2, classes=3)
+    assert guided(teacher, 1.0) is guided(teacher, (1.0,)) is teacher
+    assert isinstance(guided(teacher, 2.0), Guided)
+    assert unguided(WithSchedule(Guided(teacher, 2.0), RectifiedFlow())) is teacher
+    assert unguided(Guided(WithSchedule(teacher, RectifiedFlow()), 2.0)) is teacher
+
+
+@pytest.mark.parametrize(
+    ("scale", "named"),
+    [
+        (math.inf, "must be finite, got inf"),
+        (math.nan, "must be finite, got nan"),
+        ((1.0, 2.0), "2 guidance scales for a MixtureTeacher of 1 networks"),
+    ],
+)
+def test_invalid_scales_raise(scale, named):
+    with pytest.raises(ValueError, match=named):
+        Guided(MixtureTeacher.random(classes=3), scale)
+
+
+def test_an_unconditional_teacher_cannot_be_guided():
+    teacher = MixtureTeacher.random(classes=0)
+    with pytest.raises(ValueError, match="MixtureTeacher takes no conditions"):
+        Guided(teacher, 2.0)
+    x = torch.randn(3, 16)
+    assert torch.equal(Guided(teacher, 1.0)(x, 0.5).value, teacher(x, 0.5).value)
