@@ -39,7 +39,7 @@ from pdmd.benchmarks.memory import allocated
 from pdmd.distillation.experts import OdeExpert
 from pdmd.distributed.runtime import OneProcess
 from pdmd.objectives.base import Objective
-from pdmd.planning import Degrees, Precision, Work, measure_roles, memory_of
+from pdmd.planning import Degrees, Precision, Workload, measure_roles, memory_of
 from pdmd.planning.traffic import flops_of
 from pdmd.teachers import QwenImageTeacher, WanTeacher
 from pdmd.teachers.guided import Guided
@@ -197,7 +197,7 @@ def measure_cycle(model, kind, frames, options):
     """Measures one model with one kind of roles; raises where it does not fit."""
     device, init = torch.device(options.device), ROLES_OF[kind]
     plan = plan_of(model)
-    work = Work(
+    work = Workload(
         plan=plan,
         truncation=StochasticTruncation(),
         batch_size=options.batch,

@@ -1,11 +1,10 @@
 """The cost benchmark: the network evaluations of a cycle, counted.
 
-Real trainings on the exact mixture, every call of which is counted by the
-:class:`~pdmd.training.monitoring.accounting.Account`. Stops are taken in turn rather than drawn,
-so that averages are met exactly. Figures are for one sample: a forward is one, a backward two,
-and a guided teacher's call two. :func:`pdmd.planning.calls` has the closed form. Where the number
-of fake updates follows the fake score's relative error, it is that of a training of the
-benchmark's length on the mixture.
+Each method is trained on the exact mixture and its calls are counted by an
+:class:`~pdmd.training.monitoring.accounting.Account`. Exit steps cycle through all values instead
+of being drawn, so that averages are exact. Costs are per sample: a forward counts one, a backward
+two, a guided teacher's call two. :func:`pdmd.planning.cycle_passes` has the closed form. Adaptive
+fake updates are averaged over a run of the benchmark's length.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from pdmd.benchmarks import BenchConfig
 from pdmd.benchmarks.cost import CYCLES, CostBenchmark
 from pdmd.benchmarks.efficiency import EFFICIENCY_SETTINGS
 from pdmd.benchmarks.schemes import SCHEMES
-from pdmd.planning import Work, calls
+from pdmd.planning import Workload, cycle_passes
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_a_cycle_asks_what_the_closed_form_says(count, method, least, most, mean
     scheme = SCHEMES[method if method in SCHEMES else "phased"]
     efficiency = EFFICIENCY_SETTINGS[method if method in EFFICIENCY_SETTINGS else "boundary"]
     plan = scheme.plan()
-    work = Work(
+    work = Workload(
         plan=plan,
         truncation=scheme.truncation,
         batch_size=1,
@@ -57,7 +57,7 @@ def test_a_cycle_asks_what_the_closed_form_says(count, method, least, most, mean
         updates=CYCLES,
         evaluations=2,
     )
-    phases = [calls(work, index) for index in range(len(plan))]
+    phases = [cycle_passes(work, index) for index in range(len(plan))]
     totals = [sum(p.forward.values()) + 2 * sum(p.backward.values()) for p in phases]
     assert (min(totals), max(totals)) == pytest.approx((least, most))
     assert sum(totals) / len(totals) == pytest.approx(mean)

@@ -1,4 +1,4 @@
-"""Exports: pipelines that plain diffusers loads and that sample as the student does."""
+"""Exported pipelines, loaded by diffusers alone, sample as the student does."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from tests.helpers.exporting import (
     Case,
     flow_folder,
     qwen_folder,
-    run_elsewhere,
+    run_in_subprocess,
     student_of,
     wan_folder,
 )
@@ -98,7 +98,7 @@ def cases(bases, tmp_path_factory):
     ]
     lines = re.findall(r"```python\n(.*?)```", cards(made[2]), re.S)[1]
     made.append(replace(made[2], name="two_experts_exactly", before=lines, card=False))
-    run_elsewhere(made, place)
+    run_in_subprocess(made, place)
     return {case.name: case for case in made}
 
 
@@ -145,18 +145,18 @@ def test_plain_diffusers_samples_as_the_student_does(cases, name, pipeline, tran
     assert case.expected.abs().max() > 0.5
     assert case.error() < 1e-5
     facts = case.facts()
-    # the card's own lines ran too
+    # the card's lines ran too
     results = {"results": 1} if case.card else {}
     assert facts == {"class": pipeline, "transformer": transformer, **results}
 
 
 @pytest.mark.parametrize("name", ["two_halves", "four_halves", "qwen_halves"])
-def test_exports_of_bfloat16_are_off_by_its_rounding(cases, name):
+def test_bfloat16_exports_differ_by_rounding_only(cases, name):
     case = cases[name]
     assert case.error() < 2**-7 * float(case.expected.abs().max())
 
 
-def test_the_card_names_the_type_that_most_weights_have(cases):
+def test_the_card_states_the_dtype_of_the_weights(cases):
     assert "torch_dtype=torch.bfloat16" in cards(cases["two_halves"])
     assert "torch_dtype=torch.float32" in cards(cases["two_experts"])
 
@@ -165,25 +165,25 @@ def cards(case):
     return (case.folder / "README.md").read_text()
 
 
-def test_a_stock_scheduler_walks_equal_steps_under_a_shift(cases):
+def test_a_stock_scheduler_is_exact_for_shifted_uniform_timesteps(cases):
     case = cases["two_experts_stock"]
     index = json.loads((case.folder / "model_index.json").read_text())
     assert index["scheduler"] == ["diffusers", "FlowMatchEulerDiscreteScheduler"]
     assert not list(case.folder.rglob("*.py"))
-    assert float(re.search(r"times are off by (\S+) at most", cards(case))[1]) < 1e-7
+    assert float(re.search(r"timesteps differ by at most (\S+);", cards(case))[1]) < 1e-7
 
 
-def test_a_stock_schedulers_error_is_on_the_card(cases):
+def test_the_card_states_the_stock_schedulers_error(cases):
     case = cases["two_experts_near"]
     stated = re.search(
-        r"times are off by (\S+) at most; samples of two Gaussians, whose flow is known, are off "
-        r"by (\S+) of their deviation \(root mean square\), and the student's own by (\S+) of "
-        r"theirs",
+        r"timesteps differ by at most (\S+); samples of a mixture of two Gaussians with "
+        r"closed-form velocity differ by (\S+) of the data's standard deviation \(root mean "
+        r"square\); samples of this student's networks differ by (\S+?)\. ",
         cards(case),
     )
     times, known, own = (float(number) for number in stated.groups())
     out = case.result()
     error = float((out - case.expected).square().mean().sqrt() / case.expected.std())
-    assert own == pytest.approx(error, rel=0.06) and own > 1e-3  # two digits are written
+    assert own == pytest.approx(error, rel=0.06) and own > 1e-3  # two digits are stated
     assert times == pytest.approx(0.0142, rel=0.05) and 1e-4 < known < times
-    assert cases["two_experts_exactly"].error() < 1e-5  # with the lines that the card adds
+    assert cases["two_experts_exactly"].error() < 1e-5  # with the card's lines

@@ -17,8 +17,8 @@ from pdmd.distributed.runtime import OneProcess
 from pdmd.planning import (
     Degrees,
     Precision,
-    Work,
-    measure,
+    Workload,
+    measure_footprint,
     measure_roles,
     memory_of,
 )
@@ -87,7 +87,7 @@ def test_memory_is_what_a_run_allocates(name, network, batch, activation_checkpo
         "fake_updates": 1,
         "activation_checkpointing": activation_checkpointing,
     }
-    work = Work(**{"plan": plan, "truncation": truncation, **usual, **more})
+    work = Workload(**{"plan": plan, "truncation": truncation, **usual, **more})
 
     def make():
         phase_inputs = copy.deepcopy(work.phase_inputs)
@@ -111,7 +111,7 @@ ADAPTERS = {
 @pytest.mark.parametrize("name", list(ADAPTERS))
 def test_memory_with_adapters_is_what_a_run_allocates(name, activation_checkpointing):
     init, index = ADAPTERS[name], 2
-    work = Work(
+    work = Workload(
         plan=PhasePlan.uniform(4),
         truncation=StochasticTruncation(),
         batch_size=16,
@@ -137,7 +137,7 @@ DEEP = {"image_size": 8, "patch_size": 2, "width": 256, "depth": 24, "heads": 4}
 def test_three_roles_with_adapters_need_little_more_than_one_network(activation_checkpointing):
     """Guided, with both averages and moments: against one adapted network's gradient."""
     init = LowRankRoles(LowRank(rank=4), LowRank(rank=4))
-    work = Work(
+    work = Workload(
         plan=PhasePlan.uniform(1),
         truncation=StochasticTruncation(),
         batch_size=16,
@@ -163,7 +163,7 @@ def test_three_roles_with_adapters_need_little_more_than_one_network(activation_
 def test_a_whole_distillation_needs_what_its_dearest_phase_does():
     """Networks of a phase are released before those of the next are made."""
     network = {**SMALL, "width": 256}  # whose states outweigh its activations
-    work = Work(
+    work = Workload(
         plan=PhasePlan.uniform(3),
         truncation=StochasticTruncation(),
         batch_size=2,
@@ -193,15 +193,15 @@ def test_a_split_network_needs_what_its_half_measures():
     condition = whole.encode([1])
     for activation_checkpointing in (False, True):
         settings = {"train": True, "activation_checkpointing": activation_checkpointing}
-        planned = measure(whole, condition, **settings)
-        built = measure(half, condition, **settings)
+        planned = measure_footprint(whole, condition, **settings)
+        built = measure_footprint(half, condition, **settings)
         assert planned.local(2) == built.parameters
         for batch in (1, 7):
-            for course in ("quiet", "recorded"):
-                left = getattr(planned, course).bytes(batch, (1, 1, 1 / 2, 1, 1 / 2))
-                right = getattr(built, course).bytes(batch, (1, 1, 1, 1, 1))
+            for timeline in ("inference_memory", "training_memory"):
+                left = getattr(planned, timeline).bytes(batch, (1, 1, 1 / 2, 1, 1 / 2))
+                right = getattr(built, timeline).bytes(batch, (1, 1, 1, 1, 1))
                 assert left.max() == pytest.approx(right.max(), rel=1e-6)
-                turn = getattr(planned, course).turn
+                turn = getattr(planned, timeline).forward_end
                 assert left[turn] == pytest.approx(right[turn], rel=1e-6)
 
 
@@ -209,7 +209,7 @@ def test_a_part_of_the_sequence_needs_its_part_of_the_memory():
     """Units of a quarter of the tokens keep a quarter, modulation apart, which has no tokens."""
     many, few = (Images(**{**MEDIUM, "patch_size": p}) for p in (2, 4))
     condition = many.encode([1])
-    a, b = (measure(n, condition, train=True).recorded for n in (many, few))
+    a, b = (measure_footprint(n, condition, train=True).training_memory for n in (many, few))
     inside = (0, 1, 1, 0, 0)
     kept = [float(c.bytes(4, inside)[c.turn]) for c in (a, b)]
     assert kept[0] / 4 == pytest.approx(kept[1], rel=0.1)

@@ -18,12 +18,12 @@ from pdmd.distillation.experts import Truncation
 from pdmd.planning import (
     Degrees,
     Precision,
-    Work,
-    calls,
-    measure,
+    Workload,
+    cycle_passes,
+    format_plan,
+    measure_footprint,
     memory_of,
     plan_roles,
-    tables,
     traffic_of,
 )
 from pdmd.planning.search import degrees_for
@@ -87,7 +87,7 @@ def test_evaluations_are_those_that_a_run_counts(
     )
     for index in range(len(plan)):
         rows.clear()
-        work = Work(
+        work = Workload(
             plan=plan,
             truncation=truncation(),
             batch_size=batch,
@@ -97,7 +97,7 @@ def test_evaluations_are_those_that_a_run_counts(
             evaluations=1 if guidance == 1 else 2,
             activation_checkpointing=activation_checkpointing,
         )
-        expected = calls(work, index)
+        expected = cycle_passes(work, index)
         trainer = trainer_of(teacher, work, index, guidance=guidance)
         for _ in range(cycles):
             trainer.cycle()
@@ -119,7 +119,9 @@ def test_operations_are_the_closed_form():
     block = 2 * 12 * width**2 * tokens + 4 * tokens**2 * width
     ends = 2 * (4 * width + width * 4) * tokens
     once = 2 * (2 * width**2 + 6 * width**2 + 2 * width**2)
-    cost = measure(network, network.encode([1]), train=True, activation_checkpointing=True)
+    cost = measure_footprint(
+        network, network.encode([1]), train=True, activation_checkpointing=True
+    )
     assert cost.flops == depth * block + ends + once
     assert cost.recomputed_flops == depth * block
     # Twice the products, of which the first layers need no gradient of their input; fused
@@ -149,7 +151,7 @@ def test_operations_are_those_of_a_run():
 def small_plan(**changes):
     network = Images(**SMALL)
     settings = {"plan": PhasePlan.uniform(2), "truncation": StochasticTruncation()}
-    work = Work(**{**settings, "batch_size": 16, "fake_updates": 2, **changes})
+    work = Workload(**{**settings, "batch_size": 16, "fake_updates": 2, **changes})
     return [roles_of(network, work, k) for k in range(2)], work
 
 
@@ -222,7 +224,7 @@ def test_what_fits_comes_first_and_more_memory_fits_more():
     assert sent == sorted(sent)
     none = plan_roles(roles, work, memory=sizes[0] / 2**31, **settings)
     assert not none.fitting and none.least.memory.total == sizes[0]
-    assert "nothing fits: the least that any choice needs is" in tables(none)
+    assert "nothing fits: the smallest memory of any choice is" in format_plan(none)
 
 
 # -------------------------------------------------------------------------------------- a plan
@@ -230,7 +232,7 @@ def test_what_fits_comes_first_and_more_memory_fits_more():
 
 def test_no_weight_is_loaded_where_that_can_be_helped(monkeypatch):
     seen = []
-    real = measure
+    real = measure_footprint
 
     def watched(denoiser, *args, **settings):
         seen.append({p.device.type for p in denoiser.parameters()})
@@ -249,8 +251,8 @@ def test_a_plan_is_that_of_the_configuration():
     config.teacher.guidance = (3.0,)
     config.train.accumulate = 2
     plan = plan_run(config, gpus=2)
-    assert [c.forward["teacher"] for c in plan.calls] == [4] * 4
-    assert [c.forward["frozen"] for c in plan.calls] == [0, 4, 8, 12]
+    assert [c.forward["teacher"] for c in plan.passes] == [4] * 4
+    assert [c.forward["frozen"] for c in plan.passes] == [0, 4, 8, 12]
     parameters = sum(p.numel() for p in ImageTransformer().parameters())
     assert {r.generator.parameters for r in plan.roles} == {parameters}
     config.parallel.activation_checkpointing = "full"
@@ -272,7 +274,7 @@ def test_the_command_prints_the_plan_and_writes_its_figures(preset, tmp_path, ca
     assert math.isclose(sum(best["memory"].values()), best["bytes"])
     assert "evaluations" in printed and "memory of a GPU at replicate" in printed
     assert (
-        f"of {len(figures['choices'])} choices of degrees {len(figures['choices'])} fit" in printed
+        f"{len(figures['choices'])} of {len(figures['choices'])} choices of degrees fit" in printed
     )
     assert main(["plan", preset, "--memory", "1e-6"]) == 0
     assert "nothing fits" in capsys.readouterr().out
@@ -315,9 +317,9 @@ def test_of_a_routed_network_all_parameters_count_and_the_work_of_one():
     network = Images(**SMALL)
     pair = RoutedDenoiser([network, network.trainable_copy()], IntervalRouter((1.0, 0.5, 0.0)))
     condition = network.encode([1])
-    one, two = (measure(n, condition, train=True) for n in (network, pair))
+    one, two = (measure_footprint(n, condition, train=True) for n in (network, pair))
     assert two.parameters == 2 * one.parameters and len(two.units) == 2 * len(one.units)
     assert (two.flops, two.backward_flops) == (one.flops, one.backward_flops)
-    for course in ("quiet", "recorded"):
-        a, b = (getattr(n, course).bytes(4, (1, 1, 1, 1, 1)) for n in (one, two))
+    for timeline in ("inference_memory", "training_memory"):
+        a, b = (getattr(n, timeline).bytes(4, (1, 1, 1, 1, 1)) for n in (one, two))
         assert a.tolist() == b.tolist()

@@ -16,7 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pdmd import PhasePlan, StochasticTruncation
-from pdmd.planning import Degrees, Precision, Roles, Work, measure, memory_of
+from pdmd.planning import (
+    Degrees,
+    PhaseFootprints,
+    Precision,
+    Workload,
+    measure_footprint,
+    memory_of,
+)
 from pdmd.planning.units import units_of
 from tests.helpers.trainings import Images, trainer_of
 
@@ -27,7 +34,7 @@ CASES = {
 
 
 def work_of(batch):
-    return Work(
+    return Workload(
         plan=PhasePlan.uniform(2),
         truncation=StochasticTruncation(),
         batch_size=batch,
@@ -112,8 +119,8 @@ def test_a_rank_of_two_holds_what_is_planned(name):
     results = multiprocessing.get_context("spawn").Manager().dict()
     multiprocessing.spawn(run_rank, (port, settings, batch, results), nprocs=2)
     network = Images(**settings)
-    one = measure(network, network.encode([1]), train=True)
-    roles = Roles(teacher=one, generator=one, fake=one, frozen=(one,))
+    one = measure_footprint(network, network.encode([1]), train=True)
+    roles = PhaseFootprints(teacher=one, generator=one, fake=one, frozen=(one,))
     planned = memory_of(roles, work_of(batch), Degrees(dp_shard=2), Precision())
     for rank in range(2):
         assert planned.total == pytest.approx(results[rank], rel=0.06)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from pdmd import FromDenoiser, MixtureTeacher, MlpDenoiser, PhasePlan, distill
 from pdmd.distillation.experts import OdeExpert, RenoisingExpert
-from pdmd.planning import Work, calls
+from pdmd.planning import Workload, cycle_passes
 from pdmd.randomness import RankGenerator
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 from pdmd.training.conditions import ConditionStream
@@ -189,7 +189,7 @@ def test_evaluations_with_rings_and_anchors_are_the_closed_form(fake_updates_per
     phase_inputs = PhaseInputBuffer(ring[0], uses=ring[1], window=ring[2]) if ring else None
     teacher, carried = Images(**SMALL), None
     for index, cycles in enumerate(updates):
-        work = Work(
+        work = Workload(
             plan=plan,
             truncation=lambda phase, generator: 0,
             batch_size=batch,
@@ -204,7 +204,7 @@ def test_evaluations_with_rings_and_anchors_are_the_closed_form(fake_updates_per
         for _ in range(cycles):
             trainer.cycle()
         trainer.account.close()
-        expected, counted = calls(work, index), trainer.account.state()
+        expected, counted = cycle_passes(work, index), trainer.account.state()
         for way in WAYS:
             planned = {k: n * cycles * batch for k, n in getattr(expected, way).items()}
             assert planned == pytest.approx(counted[way])
