@@ -12,7 +12,7 @@ from pdmd import (
     StochasticTruncation,
     distill,
 )
-from pdmd.benchmarks.memory import allocated
+from pdmd.benchmarks.memory import peak_allocated
 from pdmd.distributed.runtime import OneProcess
 from pdmd.planning import (
     Degrees,
@@ -98,7 +98,7 @@ def test_memory_is_what_a_run_allocates(name, network, batch, activation_checkpo
 
     roles = roles_of(Images(**network), work, index)
     planned = memory_of(roles, work, Degrees(), Precision())
-    assert planned.total == pytest.approx(allocated(lambda: two_cycles(make)), rel=0.02)
+    assert planned.total == pytest.approx(peak_allocated(lambda: two_cycles(make)), rel=0.02)
 
 
 ADAPTERS = {
@@ -127,7 +127,7 @@ def test_memory_with_adapters_is_what_a_run_allocates(name, activation_checkpoin
     roles = measure_roles(teacher, init, teacher.encode([1]), work, precision=Precision())[index]
     assert roles.generator.parameters < 0.2 * roles.teacher.parameters
     planned = memory_of(roles, work, Degrees(), Precision())
-    assert planned.total == pytest.approx(allocated(lambda: two_cycles(make)), rel=0.02)
+    assert planned.total == pytest.approx(peak_allocated(lambda: two_cycles(make)), rel=0.02)
 
 
 DEEP = {"image_size": 8, "patch_size": 2, "width": 256, "depth": 24, "heads": 4}
@@ -154,10 +154,10 @@ def test_three_roles_with_adapters_need_little_more_than_one_network(activation_
         x = torch.randn(work.batch_size, *teacher.latent_shape)
         network(x, 0.5, teacher.encode([0] * len(x))).value.square().mean().backward()
 
-    roles = allocated(
+    roles = peak_allocated(
         lambda: two_cycles(lambda: trainer_of(Images(**DEEP), work, 0, guidance=3.0, init=init))
     )
-    assert roles <= 1.15 * allocated(one)
+    assert roles <= 1.15 * peak_allocated(one)
 
 
 def test_a_whole_distillation_needs_what_its_dearest_phase_does():
@@ -174,7 +174,7 @@ def test_a_whole_distillation_needs_what_its_dearest_phase_does():
         for k in range(3)
     ]
     settings = {"updates": 2, "fake_updates": 1, "batch_size": 2}
-    whole = allocated(lambda: distill(Images(**network), work.plan, **settings))
+    whole = peak_allocated(lambda: distill(Images(**network), work.plan, **settings))
     assert max(phases) == phases[-1] == pytest.approx(whole, rel=0.02)
 
 
