@@ -95,96 +95,77 @@ def regressed(weight):
 
 
 def adaptive(more, *args, **kwargs):
-    return trial(fake_updates=lambda: AdaptiveUpdates(*args, **kwargs), update_factor=more)
+    return trial(fake_updates=lambda: AdaptiveUpdates(*args, **kwargs), more=more)
 
 
 FAST, MIXED = (2e-3, 2e-3), (2e-3, 1e-3)
-FOUR = dict(learning_rates=FAST, generator_objective=matching(timestep_samples=4))
-B = dict(plan=cuts(0.55, 0.35, 0.18), update_shares=(1, 1, 2, 2))
+FOUR = dict(rates=FAST, generator=matching(timestep_samples=4))
+B = dict(plan=cuts(0.55, 0.35, 0.18), share=(1, 1, 2, 2))
 
 TRIALS = {
-    "ratio": trial(fake_objective=ratio),
+    "ratio": trial(fake_score=ratio),
     "log_snr": trial(
-        generator_objective=matching(times=LogSnrTimes()),
-        fake_objective=lambda: SubintervalScoreMatching(times=LogSnrTimes()),
+        generator=matching(times=LogSnrTimes()),
+        fake_score=lambda: SubintervalScoreMatching(times=LogSnrTimes()),
     ),
-    "exact_kl": trial(generator_objective=matching(ExactKL())),
-    "posterior": trial(generator_objective=matching(PosteriorDifference())),
-    "regression_1": trial(generator_objective=regressed(1.0)),
-    "regression_.2": trial(generator_objective=regressed(0.2)),
+    "exact_kl": trial(generator=matching(ExactKL())),
+    "posterior": trial(generator=matching(PosteriorDifference())),
+    "regression_1": trial(generator=regressed(1.0)),
+    "regression_.2": trial(generator=regressed(0.2)),
     "shift_1.5": trial(plan=lambda: PhasePlan.uniform(4, shift=1.5)),
     "shift_.7": trial(plan=lambda: PhasePlan.uniform(4, shift=0.7)),
-    "rates_1e-3": trial(learning_rates=(1e-3, 2e-3)),
-    "rates_2e-3": trial(learning_rates=FAST),
-    "rates_3e-3": trial(learning_rates=(3e-3, 3e-3)),
+    "rates_1e-3": trial(rates=(1e-3, 2e-3)),
+    "rates_2e-3": trial(rates=FAST),
+    "rates_3e-3": trial(rates=(3e-3, 3e-3)),
     "draws": trial(**FOUR),
     "correction": trial(init=CorrectedFake),
-    "correction_1e-3": trial(init=CorrectedFake, learning_rates=(1e-3, 2e-3)),
-    "correction_zeroed": trial(init=lambda i: CorrectedFake(i, True), learning_rates=(1e-3, 2e-3)),
+    "correction_1e-3": trial(init=CorrectedFake, rates=(1e-3, 2e-3)),
+    "correction_zeroed": trial(init=lambda i: CorrectedFake(i, True), rates=(1e-3, 2e-3)),
     "2x2": trial(**FOUR, plan=halves),
     "2x2_per_step": trial(**FOUR, plan=halves, init=PerStep),
     "2x2_per_stop": trial(
         **FOUR, plan=halves, init=PerStep, fake_scores=OneFakeScorePerExitStep()
     ),
-    "cuts_a": trial(**FOUR, plan=cuts(0.6, 0.4, 0.2), update_shares=(1, 1, 2, 2)),
+    "cuts_a": trial(**FOUR, plan=cuts(0.6, 0.4, 0.2), share=(1, 1, 2, 2)),
     "cuts_b": trial(**FOUR, **B),
-    "cuts_c": trial(**FOUR, plan=cuts(0.6, 0.45, 0.3), update_shares=(1, 1, 2, 2)),
+    "cuts_c": trial(**FOUR, plan=cuts(0.6, 0.45, 0.3), share=(1, 1, 2, 2)),
     "cuts_d": trial(**FOUR, plan=cuts(0.5, 0.35, 0.2)),
     "b_log_snr": trial(
-        learning_rates=FAST,
-        **B,
-        generator_objective=matching(timestep_samples=4, times=LogSnrTimes()),
+        rates=FAST, **B, generator=matching(timestep_samples=4, times=LogSnrTimes())
     ),
     "b_posterior": trial(
-        learning_rates=FAST,
-        **B,
-        generator_objective=matching(PosteriorDifference(), timestep_samples=4),
+        rates=FAST, **B, generator=matching(PosteriorDifference(), timestep_samples=4)
     ),
     "b_fake_10": trial(**FOUR, **B, fake_updates=lambda: FixedUpdates(10)),
-    "b_fake_rate": trial(
-        learning_rates=MIXED, **B, generator_objective=matching(timestep_samples=4)
-    ),
-    "b_ratio": trial(
-        learning_rates=FAST,
-        **B,
-        generator_objective=matching(timestep_samples=8),
-        fake_objective=ratio,
-    ),
+    "b_fake_rate": trial(rates=MIXED, **B, generator=matching(timestep_samples=4)),
+    "b_ratio": trial(rates=FAST, **B, generator=matching(timestep_samples=8), fake_score=ratio),
     "b_1331": trial(
-        learning_rates=MIXED,
-        plan=B["plan"],
-        update_shares=(1, 3, 3, 1),
-        generator_objective=matching(timestep_samples=4),
+        rates=MIXED, plan=B["plan"], share=(1, 3, 3, 1), generator=matching(timestep_samples=4)
     ),
     "b_1221": trial(
-        learning_rates=(2e-3, 5e-4),
+        rates=(2e-3, 5e-4),
         plan=B["plan"],
-        update_shares=(1, 2, 2, 1),
-        generator_objective=matching(timestep_samples=4),
+        share=(1, 2, 2, 1),
+        generator=matching(timestep_samples=4),
     ),
-    "b_4_rollouts": trial(learning_rates=MIXED, **B, accumulate=4),
-    "b_4_rollouts_4e-3": trial(learning_rates=(4e-3, 1e-3), **B, accumulate=4),
+    "b_4_rollouts": trial(rates=MIXED, **B, accumulate=4),
+    "b_4_rollouts_4e-3": trial(rates=(4e-3, 1e-3), **B, accumulate=4),
     "b_4_rollouts_1331": trial(
-        learning_rates=(3e-3, 1e-3),
+        rates=(3e-3, 1e-3),
         plan=B["plan"],
-        update_shares=(1, 3, 3, 1),
+        share=(1, 3, 3, 1),
         accumulate=4,
-        generator_objective=matching(timestep_samples=2),
+        generator=matching(timestep_samples=2),
     ),
-    "b_8_rollouts": trial(
-        learning_rates=MIXED, plan=B["plan"], update_shares=(1, 1, 2, 3), accumulate=8
-    ),
+    "b_8_rollouts": trial(rates=MIXED, plan=B["plan"], share=(1, 1, 2, 3), accumulate=8),
     "a_8_rollouts_3e-3": trial(
-        learning_rates=(3e-3, 1e-3),
-        plan=cuts(0.6, 0.4, 0.2),
-        update_shares=(1, 1, 2, 3),
-        accumulate=8,
+        rates=(3e-3, 1e-3), plan=cuts(0.6, 0.4, 0.2), share=(1, 1, 2, 3), accumulate=8
     ),
     "b_8_rollouts_4e-3": trial(
-        learning_rates=(4e-3, 1e-3),
+        rates=(4e-3, 1e-3),
         **B,
         accumulate=8,
-        generator_objective=matching(timestep_samples=2),
+        generator=matching(timestep_samples=2),
         fake_updates=lambda: FixedUpdates(8),
     ),
     "adaptive_.05": adaptive(1.0, 0.05),
@@ -199,33 +180,30 @@ TRIALS = {
     "adaptive_.05_anchored": replace(adaptive(1.0, 0.05), fake_updates_per_rollout=5),
     "adaptive_.06_anchored": replace(adaptive(1.15, 0.06), fake_updates_per_rollout=5),
     "adaptive_.08_anchored": replace(adaptive(1.3, 0.08), fake_updates_per_rollout=5),
-    "one_to_one_1.4": trial(fake_updates=lambda: FixedUpdates(1), update_factor=1.4),
+    "one_to_one_1.4": trial(fake_updates=lambda: FixedUpdates(1), more=1.4),
 }
-TOP = dict(plan=cuts(0.97, 0.92, 0.85), update_shares=(1, 1, 1, 7))
+TOP = dict(plan=cuts(0.97, 0.92, 0.85), share=(1, 1, 1, 7))
 # what each adds to phased; `start` is the benchmark's own rates and fake updates
 DIGITS = {
     "start": trial(),
-    "draws": trial(generator_objective=matching(timestep_samples=4)),
-    "rollouts": trial(accumulate=4, learning_rates=(6e-4, 6e-4)),
+    "draws": trial(generator=matching(timestep_samples=4)),
+    "rollouts": trial(accumulate=4, rates=(6e-4, 6e-4)),
     "fake_5": trial(fake_updates=lambda: FixedUpdates(5)),
     "2x2": trial(plan=halves),
-    "low_cuts": trial(plan=cuts(0.55, 0.35, 0.18), update_shares=(1, 1, 2, 2)),
-    "high_cuts": trial(plan=cuts(0.9, 0.75, 0.5), update_shares=(1, 1, 2, 4)),
-    "higher_cuts": trial(plan=cuts(0.95, 0.85, 0.7), update_shares=(1, 1, 1, 5)),
+    "low_cuts": trial(plan=cuts(0.55, 0.35, 0.18), share=(1, 1, 2, 2)),
+    "high_cuts": trial(plan=cuts(0.9, 0.75, 0.5), share=(1, 1, 2, 4)),
+    "higher_cuts": trial(plan=cuts(0.95, 0.85, 0.7), share=(1, 1, 1, 5)),
     "highest_cuts": trial(**TOP),
-    "highest_cuts_draws": trial(**TOP, generator_objective=matching(timestep_samples=4)),
-    "highest_cuts_rollouts": trial(**TOP, accumulate=4, learning_rates=(6e-4, 6e-4)),
+    "highest_cuts_draws": trial(**TOP, generator=matching(timestep_samples=4)),
+    "highest_cuts_rollouts": trial(**TOP, accumulate=4, rates=(6e-4, 6e-4)),
     "highest_cuts_fake_4": trial(**TOP, fake_updates=lambda: FixedUpdates(4)),
     "highest_cuts_fake_8": trial(**TOP, fake_updates=lambda: FixedUpdates(8)),
     "one_step_fake_4": trial(
         plan=lambda: PhasePlan.uniform(1), fake_updates=lambda: FixedUpdates(4)
     ),
-    "extreme_cuts": trial(plan=cuts(0.97, 0.94, 0.9), update_shares=(1, 1, 1, 12)),
+    "extreme_cuts": trial(plan=cuts(0.97, 0.94, 0.9), share=(1, 1, 1, 12)),
     "extreme_cuts_rollouts": trial(
-        plan=cuts(0.97, 0.94, 0.9),
-        update_shares=(1, 1, 1, 12),
-        accumulate=4,
-        learning_rates=(6e-4, 6e-4),
+        plan=cuts(0.97, 0.94, 0.9), share=(1, 1, 1, 12), accumulate=4, rates=(6e-4, 6e-4)
     ),
 }
 
@@ -237,7 +215,7 @@ def run(name, benchmark, seeds):
         condition = benchmark.condition(teacher)
         student, cost = benchmark.distill(TRIALS[name], teacher, seed)
         generator = torch.Generator().manual_seed(10_000 + seed)
-        x = trajectory(student, condition, generator_objective=generator)[-1]
+        x = trajectory(student, condition, generator=generator)[-1]
         measure = benchmark.evaluator(teacher, condition, benchmark.measure_seed)
         rows.append({**measure(x), **cost})
     mean = {k: statistics.fmean(row[k] for row in rows) for k in ("klh", "sw2", "forwards")}
@@ -250,10 +228,10 @@ def boundaries(benchmark):
     student, _ = benchmark.distill(TRIALS["draws"], teacher, 0)
     condition = benchmark.condition(teacher)
     generator = torch.Generator().manual_seed(1)
-    states = trajectory(student, condition, generator_objective=generator)
+    states = trajectory(student, condition, generator=generator)
 
     def exact(s):
-        x = teacher.sample(len(states[0]), condition, generator_objective=generator)
+        x = teacher.sample(len(states[0]), condition, generator=generator)
         return renoise_step(x, 0.0, s, teacher.schedule, generator) if s else x
 
     for phase, x in zip(student.plan, states[1:], strict=True):
@@ -270,9 +248,7 @@ def digits(name, seed=0):
     teacher = benchmark.teacher()
     condition = benchmark.condition(teacher)
     student, cost = benchmark.distill(DIGITS[name], teacher, seed)
-    x = trajectory(
-        student, condition, generator_objective=torch.Generator().manual_seed(10_000 + seed)
-    )[-1]
+    x = trajectory(student, condition, generator=torch.Generator().manual_seed(10_000 + seed))[-1]
     values = benchmark.evaluator(teacher, condition, benchmark.measure_seed)(x)
     print(f"{name:22s} fidT {values['feature_distance']:.4f}  {cost['forwards']:,}")
 

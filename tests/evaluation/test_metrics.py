@@ -95,7 +95,7 @@ def test_kernel_distance_is_unbiased():
     assert mean(p, q) == pytest.approx(population)
 
 
-def test_kernel_distance_of_equal_laws_is_centred():
+def test_kernel_distance_of_equal_distributions_is_centred():
     values = torch.tensor(
         [kernel_distance(normal(40, 4, seed=i), normal(30, 4, seed=1000 + i)) for i in range(200)]
     )
@@ -178,7 +178,7 @@ def test_density_exceeds_one_where_all_balls_meet():
     assert (s.precision, s.recall, s.coverage) == (1, 0, 1)
 
 
-def test_an_outlier_lifts_precision_but_not_density():
+def test_an_outlier_raises_precision_but_not_density():
     reference = torch.cat([normal(100, 2), torch.tensor([[1000.0, 0.0]])])
     samples = normal(100, 2, seed=1) + torch.tensor([500.0, 0.0])
     s = density_coverage_precision_recall(reference, samples, k=5)
@@ -212,7 +212,7 @@ def test_vendi_score_in_closed_form():
     assert vendi_score(two) == pytest.approx(float(torch.special.entr(p).sum().exp()))
 
 
-def test_rows_of_zeros_resemble_only_themselves():
+def test_rows_of_zeros_are_similar_only_to_themselves():
     f = torch.cat([torch.eye(4), torch.zeros(2, 4)])
     assert vendi_score(f) == pytest.approx(6)
     assert vendi_score(f[:5]) == pytest.approx(5)
@@ -273,7 +273,7 @@ def test_different_prompts_hide_collapse_from_the_overall_score():
         lambda f, g: similarity_within_prompts(g, torch.zeros(len(g), dtype=torch.int64)),
     ],
 )
-def test_metrics_refuse_what_they_cannot_measure(call):
+def test_invalid_features_raise(call):
     good, bad = normal(20, 3), normal(20, 3)
     bad[4, 1] = torch.nan
     with pytest.raises(ValueError, match="1 of 20 rows are not finite"):
@@ -286,7 +286,7 @@ def test_metrics_refuse_what_they_cannot_measure(call):
         call(good, good[:0])
 
 
-def test_metrics_name_what_does_not_fit():
+def test_mismatched_arguments_raise():
     x = normal(10, 3)
     for call in (frechet_distance, kernel_distance, coverage_and_precision, sliced_wasserstein):
         with pytest.raises(ValueError, match="dimension 3 and .* 2"):

@@ -1,8 +1,11 @@
+"""Planned memory equals what a run allocates."""
+
 import copy
+import dataclasses
 
 import pytest
 import torch
-from torch import nn
+from hypothesis import given
 
 from pdmd import (
     FullGradient,
@@ -18,11 +21,11 @@ from pdmd.planning import (
     Degrees,
     Precision,
     Workload,
-    measure_footprint,
     measure_roles,
     memory_of,
 )
 from pdmd.training.phase_inputs import PhaseInputBuffer
+from tests.helpers.plans import DEGREES, PHASES, WORK
 from tests.helpers.trainings import MEDIUM, SMALL, Images, roles_of, trainer_of
 
 
@@ -80,7 +83,7 @@ CASES += [(name, WIDE, 128, False) for name in SETTINGS]  # whose latents outwei
 
 
 @pytest.mark.parametrize(("name", "network", "batch", "activation_checkpointing"), CASES)
-def test_memory_is_what_a_run_allocates(name, network, batch, activation_checkpointing):
+def test_memory_equals_what_a_run_allocates(name, network, batch, activation_checkpointing):
     plan, truncation, index, more = SETTINGS[name]
     usual = {
         "batch_size": batch,
@@ -109,7 +112,7 @@ ADAPTERS = {
 
 @pytest.mark.parametrize("activation_checkpointing", [False, True])
 @pytest.mark.parametrize("name", list(ADAPTERS))
-def test_memory_with_adapters_is_what_a_run_allocates(name, activation_checkpointing):
+def test_memory_with_adapters_equals_what_a_run_allocates(name, activation_checkpointing):
     init, index = ADAPTERS[name], 2
     work = Workload(
         plan=PhasePlan.uniform(4),
@@ -160,9 +163,9 @@ def test_three_roles_with_adapters_need_little_more_than_one_network(activation_
     assert roles <= 1.15 * peak_allocated(one)
 
 
-def test_a_whole_distillation_needs_what_its_dearest_phase_does():
-    """Networks of a phase are released before those of the next are made."""
-    network = {**SMALL, "width": 256}  # whose states outweigh its activations
+def test_a_distillation_needs_the_memory_of_its_largest_phase():
+    """The networks of a phase are released before those of the next are built."""
+    network = {**SMALL, "width": 256}  # optimizer states outweigh activations
     work = Workload(
         plan=PhasePlan.uniform(3),
         truncation=StochasticTruncation(),
@@ -178,39 +181,19 @@ def test_a_whole_distillation_needs_what_its_dearest_phase_does():
     assert max(phases) == phases[-1] == pytest.approx(whole, rel=0.02)
 
 
-def test_a_split_network_needs_what_its_half_measures():
-    """Half of every split layer, built by hand, keeps what the plan of two ranks says."""
-    whole = Images(**MEDIUM)
-    half = copy.deepcopy(whole)
-    width = MEDIUM["width"]
-    for block in half.net.blocks:
-        block.heads //= 2
-        block.qkv = nn.Linear(width, 3 * width // 2)
-        block.proj = nn.Linear(width // 2, width)
-        block.mlp = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
-        )
-    condition = whole.encode([1])
-    for activation_checkpointing in (False, True):
-        settings = {"train": True, "activation_checkpointing": activation_checkpointing}
-        planned = measure_footprint(whole, condition, **settings)
-        built = measure_footprint(half, condition, **settings)
-        assert planned.local(2) == built.parameters
-        for batch in (1, 7):
-            for timeline in ("inference_memory", "training_memory"):
-                left = getattr(planned, timeline).bytes(batch, (1, 1, 1 / 2, 1, 1 / 2))
-                right = getattr(built, timeline).bytes(batch, (1, 1, 1, 1, 1))
-                assert left.max() == pytest.approx(right.max(), rel=1e-6)
-                turn = getattr(planned, timeline).forward_end
-                assert left[turn] == pytest.approx(right[turn], rel=1e-6)
-
-
-def test_a_part_of_the_sequence_needs_its_part_of_the_memory():
-    """Units of a quarter of the tokens keep a quarter, modulation apart, which has no tokens."""
-    many, few = (Images(**{**MEDIUM, "patch_size": p}) for p in (2, 4))
-    condition = many.encode([1])
-    a, b = (measure_footprint(n, condition, train=True).training_memory for n in (many, few))
-    inside = (0, 1, 1, 0, 0)
-    kept = [float(c.bytes(4, inside)[c.turn]) for c in (a, b)]
-    assert kept[0] / 4 == pytest.approx(kept[1], rel=0.1)
-    assert a.bytes(4, (1, 0, 0, 0, 0))[a.turn] < 0.2 * kept[0]  # what is not divided is small
+@given(degrees=DEGREES)
+def test_optimizer_states_are_sharded(degrees):
+    single = memory_of(PHASES[1], WORK, Degrees(), Precision())
+    memory = memory_of(PHASES[1], WORK, degrees, Precision())
+    network = PHASES[1].generator
+    share = network.local(degrees.tp) / network.parameters / degrees.shards
+    for item in ("generator_optimizer", "fake_optimizer"):
+        assert memory.items[item] == pytest.approx(share * single.items[item])
+    assert share >= 1 / (degrees.shards * degrees.tp) - 1e-12
+    assert memory.total == pytest.approx(sum(memory.items.values()))
+    copies = dataclasses.replace(degrees, dp_replicate=1)
+    assert copies.gpus == degrees.gpus // degrees.dp_replicate
+    kept = memory_of(PHASES[1], WORK, copies, Precision())
+    for item in ("generator", "frozen", "average", "in_flight"):
+        if kept.moment == memory.moment:
+            assert kept.items[item] == pytest.approx(memory.items[item])

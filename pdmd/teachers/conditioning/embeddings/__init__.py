@@ -4,7 +4,7 @@ A store is a folder of safetensors shards with an index (:mod:`.index`), read th
 memory-mapped copy (:mod:`.cache`).
 """
 
-from pdmd.teachers.conditioning.embeddings.embed import embed
+from pdmd.teachers.conditioning.embeddings.embedding import embed
 from pdmd.teachers.conditioning.embeddings.stored import StoredEmbeddings
 
 __all__ = ["StoredEmbeddings", "embed"]
