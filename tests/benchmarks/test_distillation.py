@@ -110,12 +110,6 @@ def test_damaged_results_raise(tmp_path):
             read_results(path)
 
 
-def test_summaries_are_means_and_deviations():
-    rows = [{"method": "a", "seed": i, "x": float(x), "nfe": 4} for i, x in enumerate((1, 3))]
-    (entry,) = summarise(rows)
-    assert entry["x"] == (2.0, pytest.approx(2**0.5)) and entry["n"] == 2
-
-
 def test_the_documented_methods_are_registered():
     promised = "one_step vanilla vanilla_experts sgts sgts_per_exit_step phased phased_2x2"
     assert set(promised.split()) | {"phased_disjoint"} <= set(SCHEMES)
