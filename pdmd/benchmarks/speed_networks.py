@@ -54,7 +54,7 @@ class Case:
 
     Attributes:
         summary: A description.
-        build: Makes one, from the digits' standard deviation.
+        build: Builds a teacher, from the digits' standard deviation.
         core: Returns the part of one that every evaluation runs through.
         batch: Samples in a rollout.
         cycles: Cycles of each contestant at equal work.
@@ -128,7 +128,7 @@ class EvaluationCounter:
 
 
 def pretrained_digits(name: str, folder: Path, seed: int) -> Any:
-    """Returns a frozen network of a size, taught the digits once and kept in a folder.
+    """Returns a frozen teacher of a size, pretrained on digits once and cached in a folder.
 
     Args:
         name: One of :data:`CASES`.

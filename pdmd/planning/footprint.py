@@ -26,7 +26,7 @@ from pdmd.typing import Condition, repeat_condition
 
 __all__ = ["Footprint", "ParameterGroup", "measure_footprint"]
 
-_BATCHES = (2, 4)  # a dimension of one has no stride of its own, which changes what is copied
+_BATCHES = (2, 4)  # a batch of one has other strides, which changes the copies
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,14 +50,14 @@ def cases(bases, tmp_path_factory):
         return student_of(base, plan, bases[base], **arguments)
 
     def case(name, base, plan, *, make=None, more=None, **arguments):
-        made = student(base, plan, **(make or {}))
-        folder = export_diffusers(made, place / name, **(more or {}))
-        return Case(name, folder, made, **arguments)
+        built = student(base, plan, **(make or {}))
+        folder = export_diffusers(built, place / name, **(more or {}))
+        return Case(name, folder, built, **arguments)
 
     def files(name, base, plan, adapter=RANK, **arguments):
-        made = student(base, plan, adapter=adapter)
-        folder = export_lora(made, place / name)
-        kept = Case(f"{name}_files", folder, made, files="diffusers", **arguments)
+        built = student(base, plan, adapter=adapter)
+        folder = export_lora(built, place / name)
+        kept = Case(f"{name}_files", folder, built, files="diffusers", **arguments)
         return [kept, replace(kept, name=f"{name}_comfyui", files="comfyui", card=False)]
 
     adapted = {"adapter": RANK}
@@ -65,7 +65,7 @@ def cases(bases, tmp_path_factory):
     half = {"make": {"half": True}, "dtype": "bfloat16", "card": False}
     near = {**STOCK, "measure": 3}
     blocks = replace(RANK, targets=("*transformer_blocks.*",))
-    made = [
+    cases = [
         case("two_experts", "wan_2.2_a14b", BOUNDARY_ON_GRID),
         case("two_experts_stock", "wan_2.2_a14b", SHIFTED, more=STOCK, trust=False),
         case("two_experts_near", "wan_2.2_a14b", BOUNDARY_ON_GRID, more=near, trust=False),
@@ -96,10 +96,10 @@ def cases(bases, tmp_path_factory):
         case("four_halves", "wan_2.1", FOUR, **half),
         case("qwen_halves", "qwen_image", FOUR, **half),
     ]
-    lines = re.findall(r"```python\n(.*?)```", cards(made[2]), re.S)[1]
-    made.append(replace(made[2], name="two_experts_exactly", before=lines, card=False))
-    run_in_subprocess(made, place)
-    return {case.name: case for case in made}
+    lines = re.findall(r"```python\n(.*?)```", cards(cases[2]), re.S)[1]
+    cases.append(replace(cases[2], name="two_experts_exactly", before=lines, card=False))
+    run_in_subprocess(cases, place)
+    return {case.name: case for case in cases}
 
 
 WAN, QWEN = "WanTransformer3DModel", "QwenImageTransformer2DModel"

@@ -58,7 +58,7 @@ def student_of(name, plan, folder, *, expert=OdeExpert, adapter=None, half=False
     """Returns a student whose experts all differ from their teacher."""
     teacher = teacher_of(name)
     generator = torch.Generator().manual_seed(len(plan))
-    made = []
+    experts = []
     for phase in plan:
         if adapter is None:
             part = teacher.trainable_part(phase.t_start, phase.t_end)
@@ -71,13 +71,13 @@ def student_of(name, plan, folder, *, expert=OdeExpert, adapter=None, half=False
             drawn = torch.randn(parameter.shape, generator=generator)
             scale = parameter.std(correction=0) if adapter is None else 1.0
             parameter.add_(0.1 * scale * drawn)
-        made.append(expert(halved(part) if half else part, phase))
+        experts.append(expert(halved(part) if half else part, phase))
     registered = FLOWS[name].registered if name in FLOWS else name.removesuffix("_image")
     source = {
         "teacher": {"qwen": "qwen_image"}.get(registered, registered.split("_2")[0]),
         "arguments": {"folder": str(folder)},
     }
-    student = Student(made, encode=teacher.encode, prompts=teacher.prompts, source=source)
+    student = Student(experts, encode=teacher.encode, prompts=teacher.prompts, source=source)
     return student.eval()
 
 

@@ -48,7 +48,7 @@ SETTINGS = {
         0,
         {"fake_updates_per_rollout": 2, "evaluations": 2},
     ),
-    "two anchors": (
+    "two reused rollouts": (
         PhasePlan.uniform(4),
         StochasticTruncation(),
         3,
@@ -66,7 +66,7 @@ SETTINGS = {
         3,
         {"phase_inputs": PhaseInputBuffer(40, together=4), "evaluations": 2, "updates": 2},
     ),
-    "large ring": (
+    "large buffer": (
         PhasePlan.uniform(4),
         StochasticTruncation(),
         3,
