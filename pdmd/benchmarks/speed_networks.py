@@ -55,10 +55,10 @@ class Case:
     Attributes:
         summary: A description.
         build: Builds a teacher, from the digits' standard deviation.
-        core: Returns the part of one that every evaluation runs through.
-        batch: Samples in a rollout.
-        cycles: Cycles of each contestant at equal work.
-        rounds: Timings of each setting in each of the four phases.
+        core: Returns the module whose calls are counted.
+        batch: Batch size of a rollout.
+        cycles: Cycles of each implementation at equal work.
+        rounds: Turns of each efficiency setting in each of the four phases.
     """
 
     summary: str
@@ -132,8 +132,8 @@ def pretrained_digits(name: str, folder: Path, seed: int) -> Any:
 
     Args:
         name: One of :data:`CASES`.
-        folder: Where its weights are kept.
-        seed: Seed of its first weights.
+        folder: The folder of the cached weights.
+        seed: The seed of the initial weights.
     """
     from safetensors.torch import load_file, save_file
 
