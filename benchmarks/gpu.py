@@ -1,15 +1,15 @@
-"""Measures a full-size cycle on an accelerator: seconds and operations by role, and memory.
+"""Measures a full-size cycle on a GPU: seconds and FLOPs by role, and memory.
 
     python benchmarks/gpu.py qwen_image wan_a14b --out docs/evidence/gpu.json
 
-Qwen-Image (20 B, 1024 x 1024) and Wan 2.2 A14B (480p, as many frames as fit), of random weights,
-guided, each with its three roles as adapters over one network, and where they fit as adapters over
-copies of their own. What is timed is a cycle of the last phase: the frozen expert's rollouts, the
-fake updates and the expert's update, in bfloat16, with blocks computed again.
+Qwen-Image (20 B, 1024 x 1024) and Wan 2.2 A14B (480p, as many frames as fit), with random weights
+and guidance. The three roles are adapters over one base network and, if they fit, adapters over
+separate copies. One cycle of the last phase is timed: the frozen expert's rollouts, the fake
+updates and the expert update, in bfloat16 with activation checkpointing.
 
-Operations are those that ``pdmd plan`` counts; utilisation is of the card's nominal rate, where
-it is known, else of the fastest matrix product measured. The roofline is the longer of computing a
-role's operations at that rate and of reading its weights once for every pass.
+FLOPs are those of ``pdmd plan``. Utilisation is relative to the GPU's nominal rate if known, else
+to the fastest measured matrix product. The roofline of a role is the larger of the time to compute
+its FLOPs at that rate and the time to read its weights once per pass.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from pdmd import (
     StochasticTruncation,
     SubintervalScoreMatching,
 )
-from pdmd.benchmarks.memory import allocated
+from pdmd.benchmarks.memory import peak_allocated
 from pdmd.distillation.experts import OdeExpert
 from pdmd.distributed.runtime import OneProcess
 from pdmd.objectives.base import Objective
-from pdmd.planning import Degrees, Precision, Work, measure_roles, memory_of
+from pdmd.planning import Degrees, Precision, Workload, measure_roles, memory_of
 from pdmd.planning.traffic import flops_of
 from pdmd.teachers import QwenImageTeacher, WanTeacher
 from pdmd.teachers.guided import Guided
@@ -65,7 +65,7 @@ TINY_OF = {
 
 
 class Copies(LowRankRoles):
-    """The same adapters, each role's over a copy of the network of its own."""
+    """The same adapters, each role's over its own copy of the network."""
 
     def expert(self, teacher, phase, finished):
         return super().expert(copy.deepcopy(teacher), phase, [])
@@ -81,7 +81,7 @@ ROLES_OF = {
 }
 
 
-def make_teacher(model, frames, tiny, **where):
+def build_teacher(model, frames, tiny, **where):
     sizes = TINY_OF[model] if tiny else {}
     if model == "qwen_image":
         return QwenImageTeacher.from_config(**sizes, dtype="bfloat16", **where)
@@ -94,8 +94,8 @@ def plan_of(model):
     return PhasePlan.from_timesteps((1.0, 0.9375, 0.875, 0.5, 0.0), steps=2)
 
 
-class Marked(Objective):
-    """Another objective, which tells a clock when its losses are there."""
+class TimedObjective(Objective):
+    """Wraps an objective and marks on a clock when its losses are computed."""
 
     def __init__(self, inner, clock):
         self.inner, self.clock = inner, clock
@@ -107,7 +107,7 @@ class Marked(Objective):
 
 
 class Clock:
-    """Marks moments on the device's own time line, and sums what lies between them by role."""
+    """Marks events on the device and sums the time between them by role."""
 
     def __init__(self, device):
         self.device, self.marks = device, []
@@ -120,12 +120,12 @@ class Clock:
             event = time.perf_counter()
         self.marks.append((name, event))
 
-    def watch(self, role, denoiser):
+    def time_role(self, role, denoiser):
         denoiser.register_forward_pre_hook(lambda *_: self.mark(f"{role} begins"))
         denoiser.register_forward_hook(lambda *_: self.mark(f"{role} forward"))
 
     def seconds(self):
-        """Returns seconds by role and way since the first mark, and all of them."""
+        """Returns seconds by role and pass since the first mark, and their total."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -134,12 +134,12 @@ class Clock:
 
         out, opened = {}, {}
         for name, event in self.marks:
-            role, _, way = name.partition(" ")
-            if way == "begins" or name == "losses":
+            role, _, kind = name.partition(" ")
+            if kind == "begins" or name == "losses":
                 opened[role] = event
-            elif way == "forward":
+            elif kind == "forward":
                 out[name] = out.get(name, 0.0) + between(opened.pop(role), event)
-            elif way == "backward":
+            elif kind == "backward":
                 out[name] = out.get(name, 0.0) + between(opened.pop("losses"), event)
         out["all"] = between(self.marks[0][1], self.marks[-1][1])
         out["rest"] = out["all"] - sum(v for k, v in out.items() if k != "all")
@@ -153,12 +153,12 @@ class Seldom(Recorder):
     interval = 10**6
 
 
-def make_trainer(teacher, init, work, device, clock):
-    """Makes the trainer of the plan's last phase, whose roles a clock watches."""
+def build_trainer(teacher, init, work, device, clock):
+    """Builds the trainer of the plan's last phase, whose roles are timed by a clock."""
     runtime = OneProcess(device, torch.bfloat16, activation_checkpointing=True)
     teacher = teacher.eval().requires_grad_(False)
     *before, last = work.plan
-    shared = ROLES_OF["one base"]  # three roles have copies, and not what came before
+    shared = ROLES_OF["one base"]  # only the three roles have copies
     earlier = [OdeExpert(shared.expert(teacher, phase, []), phase) for phase in before]
     for expert in earlier:
         runtime.placement.frozen(expert.denoiser).requires_grad_(False).eval()
@@ -169,8 +169,8 @@ def make_trainer(teacher, init, work, device, clock):
         earlier=earlier,
         teacher=guided,
         fakes=[[init.fake(teacher, last)]],
-        generator_objective=Marked(DistributionMatching(), clock),
-        fake_objective=Marked(SubintervalScoreMatching(), clock),
+        generator_objective=TimedObjective(DistributionMatching(), clock),
+        fake_objective=TimedObjective(SubintervalScoreMatching(), clock),
         conditions=ConditionStream(conditions.to(device)),
         updates=10**6,
         generator=torch.Generator().manual_seed(0),
@@ -188,11 +188,11 @@ def make_trainer(teacher, init, work, device, clock):
         ),
         session=Session(runtime=runtime, recorder=Seldom(), max_consecutive_skips=0),
     )
-    clock.watch("teacher", trainer.teacher)
-    clock.watch("generator", trainer.experts[0].denoiser)
-    clock.watch("fake", trainer.fakes[0][0])
+    clock.time_role("teacher", trainer.teacher)
+    clock.time_role("generator", trainer.experts[0].denoiser)
+    clock.time_role("fake", trainer.fakes[0][0])
     for expert in earlier:
-        clock.watch("frozen", expert.denoiser)
+        clock.time_role("frozen", expert.denoiser)
     clip = runtime.optimization.clip_gradients
 
     def clipped(network, max_grad_norm):
@@ -205,38 +205,38 @@ def make_trainer(teacher, init, work, device, clock):
 
 
 def measure_cycle(model, kind, frames, options):
-    """Measures one model with one kind of roles; raises where it does not fit."""
+    """Measures one model with one kind of roles; raises if it does not fit."""
     device, init = torch.device(options.device), ROLES_OF[kind]
     plan = plan_of(model)
-    work = Work(
+    work = Workload(
         plan=plan,
         truncation=StochasticTruncation(),
         batch_size=options.batch,
         fake_updates=options.fake_updates,
         evaluations=2,
         fake_updates_per_rollout=options.fake_updates_per_rollout,
-        phase_inputs=PhaseInputBuffer(64) if options.ring else FreshPhaseInputs(),
+        phase_inputs=PhaseInputBuffer(64) if options.buffer else FreshPhaseInputs(),
         updates=1 + options.cycles,
         activation_checkpointing=True,
     )
     precision = Precision(compute=torch.bfloat16, frozen=torch.bfloat16)
-    outline = make_teacher(model, frames, options.tiny, meta=True)
+    outline = build_teacher(model, frames, options.tiny, meta=True)
     condition = outline.encode(list(outline.prompts)[:1])
     roles = measure_roles(outline, ROLES_OF["one base"], condition, work, precision=precision)
     last = len(plan) - 1
     parameters = sum(p.numel() for p in outline.parameters())
     del outline
-    clock, made = Clock(device), []
+    clock, trainers = Clock(device), []
 
     def first():
-        teacher = make_teacher(model, frames, options.tiny, device=device)
-        made.append(make_trainer(teacher, init, work, device, clock))
-        made[0].cycle()
+        teacher = build_teacher(model, frames, options.tiny, device=device)
+        trainers.append(build_trainer(teacher, init, work, device, clock))
+        trainers[0].cycle()
 
-    peak = allocated(first, device)
+    peak = peak_allocated(first, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    trainer, seconds = made[0], []
+    trainer, seconds = trainers[0], []
     before = dict(trainer.session.account.equivalents)
     clock.marks.clear()
     for i in range(options.cycles):
@@ -244,8 +244,8 @@ def measure_cycle(model, kind, frames, options):
         trainer.cycle()
         clock.mark("end")
         seconds.append(clock.seconds())
-        told = f"{model}, {kind}: cycle {i + 1} of {options.cycles}, {seconds[-1]['all']:.2f} s"
-        print(told, file=sys.stderr, flush=True)
+        message = f"{model}, {kind}: cycle {i + 1} of {options.cycles}, {seconds[-1]['all']:.2f} s"
+        print(message, file=sys.stderr, flush=True)
     if device.type == "cuda":
         peak = max(peak, torch.cuda.max_memory_allocated(device))
     trainer.settle()
@@ -263,7 +263,7 @@ def measure_cycle(model, kind, frames, options):
         "batch": options.batch,
         "fake_updates": options.fake_updates,
         "reuse": options.fake_updates_per_rollout,
-        "buffer": options.ring,
+        "buffer": options.buffer,
         "phase": last + 1,
         "cycles": options.cycles,
         "equivalents": {r: (counted[r] - before[r]) / samples for r in ROLES},
@@ -278,28 +278,28 @@ def measure_cycle(model, kind, frames, options):
     }
 
 
-def against(row, card):
-    """Sets a row against the card: utilisation, and the roofline by role."""
+def compare_with_roofline(row, card):
+    """Adds utilisation and the roofline by role to a row."""
     rate = card["nominal_flops"] or card["matmul_flops"]
     seconds = row["seconds"]["all"]
-    useful, again = sum(row["flops"].values()), sum(row["flops_recomputed"].values())
+    useful, recomputed = sum(row["flops"].values()), sum(row["flops_recomputed"].values())
     roofline = {}
     for role in ROLES:
         computing = (row["flops"][role] + row["flops_recomputed"][role]) / rate
-        passes = row["equivalents"][role]  # a pass reads the weights once, whatever its rows
+        passes = row["equivalents"][role]  # a pass reads the weights once, at any batch size
         reading = passes * row["weight_bytes"] / card["bytes_per_second"]
         roofline[role] = max(computing, reading)
     return {
         **row,
         "model_flops_utilisation": useful / seconds / rate,
-        "hardware_flops_utilisation": (useful + again) / seconds / rate,
+        "hardware_flops_utilisation": (useful + recomputed) / seconds / rate,
         "roofline_seconds": roofline,
         "of_roofline": sum(roofline.values()) / seconds,
     }
 
 
 def card_of(device):
-    """Measures a card's fastest matrix product and its memory's rate."""
+    """Measures a GPU's fastest matrix product and memory bandwidth."""
     cuda = device.type == "cuda"
     size, times = (8192, 20) if cuda else (512, 3)
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
@@ -339,23 +339,27 @@ def main(arguments=None):
     parser.add_argument("models", nargs="+", choices=list(TINY_OF), metavar="MODEL")
     parser.add_argument("--out", type=Path, required=True, help="the JSON to write")
     parser.add_argument("--roles", nargs="+", choices=list(ROLES_OF), default=list(ROLES_OF))
-    parser.add_argument("--cycles", type=int, default=3, help="cycles that are timed (3)")
-    parser.add_argument("--batch", type=int, default=1, help="samples in a rollout (1)")
-    parser.add_argument("--fake-updates", type=int, default=5, help="in a cycle (5)")
+    parser.add_argument("--cycles", type=int, default=3, help="timed cycles (3)")
+    parser.add_argument("--batch", type=int, default=1, help="batch size of a rollout (1)")
+    parser.add_argument("--fake-updates", type=int, default=5, help="fake updates per cycle (5)")
     parser.add_argument(
-        "--fake_updates_per_rollout", type=int, default=1, help="fake updates of a rollout (1)"
+        "--fake-updates-per-rollout", type=int, default=1, help="rollout reuse (1)"
     )
-    parser.add_argument("--ring", action="store_true", help="phase inputs from a ring")
-    parser.add_argument("--frames", type=int, nargs="+", default=FRAMES, help="of videos, in turn")
+    parser.add_argument("--buffer", action="store_true", help="phase inputs from a buffer")
+    parser.add_argument(
+        "--frames", type=int, nargs="+", default=FRAMES, help="video lengths to try, in order"
+    )
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="networks of two blocks, for a trial")
+    parser.add_argument("--tiny", action="store_true", help="networks of two blocks, for testing")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no CUDA here; try --device cpu --tiny")
+        parser.error("CUDA is not available; try --device cpu --tiny")
     for name in ("cycles", "batch", "fake_updates_per_rollout"):
         if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+            parser.error(
+                f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}"
+            )
     out = {"machine": card_of(device), "rows": [], "left_out": {}}
     for model in options.models:
         for kind in options.roles:
@@ -370,7 +374,7 @@ def main(arguments=None):
                     out["left_out"][name] = "does not fit"
                     print(f"{name}: does not fit", file=sys.stderr, flush=True)
                     continue
-                out["rows"].append(against(row, out["machine"]))
+                out["rows"].append(compare_with_roofline(row, out["machine"]))
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 options.out.write_text(json.dumps(out, indent=2) + "\n")
                 break

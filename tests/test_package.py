@@ -1,13 +1,84 @@
+"""The package: public names, imports, and the examples' output."""
+
+import importlib
+import pkgutil
+import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
+from types import ModuleType
 
 import pdmd
 
 ROOT = Path(__file__).parents[1]
+
+PUBLIC = """
+    AdamRecipe
+    AdaptedDenoiser
+    AdaptiveUpdates
+    CosineVP
+    Denoiser
+    DiscreteVP
+    Disjoint
+    DistributionMatching
+    Expert
+    FromDenoiser
+    FromPrevious
+    FromTeacher
+    FullGradient
+    Guided
+    Initializer
+    IntervalRouter
+    Joint
+    LinearVP
+    LowRank
+    LowRankRoles
+    MixtureTeacher
+    MlpDenoiser
+    Models
+    Nested
+    Objective
+    OdeExpert
+    OneFakeScore
+    OneFakeScorePerExitStep
+    PerStep
+    Phase
+    PhasePlan
+    Prediction
+    Progressive
+    RectifiedFlow
+    RenoisingExpert
+    Rollout
+    RoutedDenoiser
+    Router
+    Schedule
+    Shifted
+    StochasticTruncation
+    Student
+    SubintervalScoreMatching
+    Teacher
+    Truncation
+    VarianceExploding
+    VariancePreserving
+    WeightedSum
+    distill
+    experts
+    objectives
+    ode_step
+    renoise_step
+    routers
+    sample
+    sample_ode
+    subinterval_target
+    teachers
+    trajectory
+"""
+
+
+def test_public_names():
+    assert sorted(pdmd.__all__) == PUBLIC.split()
+    assert all(hasattr(pdmd, name) for name in pdmd.__all__)
 
 
 def test_importing_loads_no_heavy_package():
@@ -22,19 +93,85 @@ def test_importing_loads_no_heavy_package():
     assert done.stdout.strip() == "[]"
 
 
-def test_public_names_are_there():
-    assert sorted(pdmd.__all__) == list(pdmd.__all__)
-    assert all(hasattr(pdmd, name) for name in pdmd.__all__)
+def modules():
+    """Yields every module of the library, by name."""
+    yield "pdmd"
+    for info in pkgutil.walk_packages(pdmd.__path__, "pdmd."):
+        if info.name != "pdmd.__main__":
+            yield info.name
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
-def test_examples_run(path, capsys):
+def test_no_name_hides_a_module():
+    hidden = []
+    for name in modules():
+        importlib.import_module(name)
+        package, _, last = name.rpartition(".")
+        if package and not isinstance(getattr(sys.modules[package], last), ModuleType):
+            hidden.append(name)
+    assert hidden == []
+
+
+def test_every_module_lists_its_public_names():
+    for name in modules():
+        module = importlib.import_module(name)
+        content = Path(str(module.__file__)).read_text().split('"""', 2)[2].strip()
+        if content and not content.startswith("#"):
+            public = getattr(module, "__all__", None)
+            assert public is not None, name
+            assert [n for n in public if not hasattr(module, n)] == [], name
+
+
+def run_example(name, capsys):
+    """Runs an example and returns the lines it prints."""
+    (path,) = (ROOT / "examples").glob(f"{name}_*.py")
+    runpy.run_path(str(path), run_name="__main__")
+    return capsys.readouterr().out.splitlines()
+
+
+def test_example_1_distills_a_mixture(capsys):
+    distance, nfe = run_example("01", capsys)
+    assert distance.startswith("sliced Wasserstein distance to the ")
+    assert float(distance.split(": ")[1]) < 0.3  # 1.07 for samples at the origin
+    assert nfe.endswith(": 2")
+
+
+def test_example_2_distills_a_custom_teacher(capsys):
     from pdmd.teachers.base import teachers
 
-    runpy.run_path(str(path), run_name="__main__")
-    if "line" in teachers:
-        teachers.remove("line")
-    assert capsys.readouterr().out
+    try:
+        (line,) = run_example("02", capsys)
+    finally:
+        if "line" in teachers:
+            teachers.remove("line")
+    long, short = map(float, re.findall(r"\[(.*?)\]", line)[0].split(", "))
+    assert 0.5 < long < 1.1 and 0 < short < 0.1  # of 1 and 0.1
+
+
+def test_example_3_composes_objectives(capsys):
+    objective, experts = run_example("03", capsys)
+    assert re.fullmatch(
+        r"DistributionMatching\(.*PosteriorDifference\(\).*\) \+ 0\.05 \* Repulsion\(\)", objective
+    )
+    assert experts.startswith("2 experts, 2 ")
+
+
+def test_example_4_restricts_an_objective_to_a_phase(capsys):
+    objective, nfe = run_example("04", capsys)
+    assert re.fullmatch(
+        r"DistributionMatching\(.*\) \+ 0\.1 \* \(Variance\(std=1\.0\)\)\.only\(\d,?\)", objective
+    )
+    assert nfe.startswith("2 ")
+
+
+def test_example_5_parallelizes_a_transformer(capsys):
+    lines = run_example("05", capsys)
+    errors = {line.split()[0]: float(line.split()[-1]) for line in lines}
+    assert set(errors) == {"tp", "cp"} and max(errors.values()) < 1e-9
+
+
+def test_every_example_is_run():
+    numbers = [path.name[:2] for path in sorted((ROOT / "examples").glob("*.py"))]
+    assert numbers == ["01", "02", "03", "04", "05"]
 
 
 def test_the_readme_runs(tmp_path, monkeypatch):

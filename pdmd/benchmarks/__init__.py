@@ -1,4 +1,4 @@
-"""Benchmarks: methods compared on equal terms, from one command."""
+"""Benchmarks: few-step methods compared at equal budgets."""
 
 from pdmd.benchmarks.base import BenchConfig, Benchmark, read_results, run_benchmark
 from pdmd.benchmarks.schemes import SCHEMES, Scheme

@@ -1,8 +1,8 @@
-"""A cycle written by hand: what one would write for one teacher on rectified flow, and no more.
+"""A hand-written DMD cycle for one teacher on rectified flow, as a baseline for the trainer.
 
-It calls the networks and nothing else of ours, and does what a cycle of the trainer does: the
-fake updates and the generator's update of one phase from noise, guidance, clipping, the check that
-updates are finite, and the average of the weights.
+It calls the networks and nothing else of the library, and does the work of a trainer's cycle: the
+fake updates and the generator update of one phase from noise, guidance, gradient clipping, skipped
+non-finite updates, and an EMA of the weights.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def labels(values: torch.Tensor | Sequence[int]) -> Condition:
 
 
 def apply_update(network: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    """Moves a network down a loss, clipped; not where loss or gradient are not finite."""
+    """Takes an optimizer step with a clipped gradient, unless loss or gradient is not finite."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(network.parameters(), MAX_GRAD_NORM)
@@ -51,19 +51,19 @@ def bare_cycle(
     classes: int = 10,
     seed: int = 1,
 ) -> Callable[[], None]:
-    """Returns a cycle that trains a generator and a fake score, copies of the teacher.
+    """Returns a cycle that trains a generator and a fake score, both copies of the teacher.
 
     Args:
-        teacher: A frozen network that predicts velocity on rectified flow and takes labels;
-            ``classes`` means none.
+        teacher: A frozen network that predicts velocity on rectified flow from class labels; the
+            label ``classes`` is unconditional.
         phase: A phase of one step from noise.
-        fake_updates: Fake updates before the generator's update.
-        batch: Samples in a rollout.
-        lr: The generator's learning rate.
-        fake_lr: The fake score's.
+        fake_updates: Fake updates before the generator update.
+        batch: Batch size of a rollout.
+        lr: The learning rate of the generator.
+        fake_lr: The learning rate of the fake score.
         guidance: The teacher's guidance scale; both evaluations run as one batch.
         classes: The number of classes.
-        seed: The seed of every draw.
+        seed: The seed of all random numbers.
     """
     device = teacher.device
     generator, fake = (copy.deepcopy(teacher).requires_grad_(True) for _ in range(2))
@@ -84,8 +84,8 @@ def bare_cycle(
             return teacher.network(x, t, condition)
         assert condition is not None
         both = labels(torch.cat([null, condition["label"]]))
-        without, given = teacher.network(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        return without + guidance * (given - without)
+        uncond, cond = teacher.network(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        return uncond + guidance * (cond - uncond)
 
     def rollout() -> tuple[torch.Tensor, Condition]:
         condition = labels(torch.randint(classes, (batch,), generator=rng, device=device))
@@ -119,8 +119,8 @@ def bare_cycle(
             m_fake = x_t - (t_x - s) * fake.network(x_t, t, condition)
             m_real = x_t - (t_x - s) * real(x_t, t, condition)
             scale = (x_s - m_real).abs().flatten(1).mean(1).reshape(column) + 1e-3
-            goal = x_s - (m_fake - m_real) / scale
-        apply_update(generator, optimizers[0], 0.5 * (x_s - goal).square().mean())
+            target = x_s - (m_fake - m_real) / scale
+        apply_update(generator, optimizers[0], 0.5 * (x_s - target).square().mean())
         fake.requires_grad_(True)
         with torch.no_grad():
             torch._foreach_lerp_([*average.parameters()], [*generator.parameters()], 1 - DECAY)  # pyright: ignore[reportPrivateImportUsage]

@@ -1,12 +1,12 @@
-"""What benchmarks share: their configuration, the results file, and running in parallel.
+"""The base of benchmarks: configuration, results file, parallel runs.
 
 A results file is JSON: ``{"rows": [{"method", "seed", metrics..., "nfe", "forwards",
-"cpu_seconds", "saved_mib"}], "config", "version"}``. ``nfe`` counts network evaluations a sample;
-``forwards`` the training's forward equivalents of one batch (a backward counts two);
-``cpu_seconds`` the training's processor time on one thread; ``saved_mib`` the activations that a
-generator update keeps for its backward. ``machine`` says what computed, ``left_out`` which methods
-could not run there and why. A run that compares several methods has a row for each; ``run`` is its
-name.
+"cpu_seconds", "saved_mib"}], "config", "version"}``. ``nfe`` is the network evaluations per
+sample; ``forwards`` the cost of training in forward passes of one batch (a backward counts two);
+``cpu_seconds`` the processor time of training on one thread; ``saved_mib`` the activations that a
+generator update saves for its backward pass. ``machine`` describes the hardware, ``left_out`` maps
+methods that could not run on it to the reason. A run that compares several methods has one row per
+method, and ``run`` is its name.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("lr", "fake_lr"), (0, 10)),
     "data_seed": (0, 2**62),
 }
-"""What the numbers of a configuration may be."""
+"""The valid ranges of a configuration's numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """What a benchmark is run with; 0 takes the benchmark's own number."""
+    """Options of a benchmark; 0 selects the benchmark's default."""
 
     name: tyro.conf.SuppressFixed[str]
     """The benchmark."""
     updates: int = 0
-    """Generator updates in all; 0 takes the benchmark's."""
+    """Generator updates over all phases; 0 selects the benchmark's default."""
     fake_updates: int = 0
-    """Fake updates before each of them, for methods that set none; 0 takes the benchmark's."""
+    """Fake updates per generator update, unless the method sets them; 0 selects the default."""
     batch_size: int = 0
-    """Samples in each update; 0 takes the benchmark's."""
+    """Batch size of a rollout; 0 selects the benchmark's default."""
     lr: float = 0.0
-    """The generator's learning rate; 0 takes the benchmark's."""
+    """Learning rate of the generator; 0 selects the benchmark's default."""
     fake_lr: float = 0.0
-    """The fake score's learning rate; 0 takes the benchmark's."""
+    """Learning rate of the fake score; 0 selects the benchmark's default."""
     samples: int = 0
-    """Samples measured; 0 takes the benchmark's."""
+    """Samples to evaluate; 0 selects the benchmark's default."""
     data_seed: int = 7
     """Seed of the data: the mixture's means, the split of the digits."""
     dim: int = 16
@@ -68,26 +68,26 @@ class BenchConfig:
     classes: int = 8
     """Classes of the mixture."""
     device: str = "cpu"
-    """Where speed computes: cpu or cuda."""
+    """Device of the speed benchmark: cpu or cuda."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high:
-                raise ValueError(f"{name} is from {low:,} to {high:,}, got {value}")
+                raise ValueError(f"{name} must be from {low:,} to {high:,}, got {value}")
 
 
 class Benchmark(ABC):
-    """Runs a method with a seed and measures what came out.
+    """Runs methods with seeds and measures their results.
 
     Args:
-        config: The configuration.
-        folder: Where :meth:`prepare` keeps what all runs share.
+        config: The options.
+        folder: The folder of files that all runs share, written by :meth:`prepare`.
     """
 
     methods: Sequence[str]
-    alone: bool = False  # whether its runs would disturb each other
-    devices: Sequence[str] = ("cpu",)  # the types of device on which it runs
+    exclusive: bool = False  # whether parallel runs would distort its timings
+    devices: Sequence[str] = ("cpu",)  # the supported device types
 
     def __init__(self, config: BenchConfig, folder: Path) -> None:
         if config.device.split(":")[0] not in self.devices:
@@ -101,21 +101,21 @@ class Benchmark(ABC):
     def run(
         self, method: str, seed: int
     ) -> tuple[dict[str, Any] | list[dict[str, Any]], str | None]:
-        """Returns a row without its method and seed, and a picture as a data URI or ``None``.
+        """Returns a row without method and seed, and a picture as a data URI or ``None``.
 
-        A run that compares several methods returns a row for each, with its ``method``.
+        A run that compares several methods returns a list of rows, each with its ``method``.
         """
 
-    def about(self) -> dict[str, str]:
-        """Returns what the methods are, in a sentence each."""
+    def descriptions(self) -> dict[str, str]:
+        """Returns a one-sentence description of each method."""
         return {}
 
     def left_out(self) -> dict[str, str]:
-        """Returns what of the runs cannot be measured here, and in a line why."""
+        """Returns the parts of runs that cannot be measured on this machine, with the reason."""
         return {}
 
     def prepare(self, progress: bool) -> None:
-        """Makes what all runs share, once, before they start."""
+        """Writes the files that all runs share, before they start."""
         return
 
 
@@ -133,7 +133,7 @@ benchmarks: Registry[type[Benchmark]] = Registry(
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """Says what computes: processor, threads of a run, device and version of torch."""
+    """Describes the hardware: processor, threads per run, device and torch version."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -146,7 +146,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     return out
 
 
-def _work(
+def _run_task(
     config: BenchConfig, folder: Path, method: str, seed: int
 ) -> tuple[list[dict[str, Any]], str | None]:
     torch.set_num_threads(1)
@@ -169,21 +169,21 @@ def run_benchmark(
     """Runs methods over seeds and writes the results file after every run.
 
     Args:
-        config: The benchmark and its numbers.
-        out: The results file. Rows that it already holds of the same configuration are kept, so a
-            run that was stopped goes on.
+        config: The benchmark and its options.
+        out: The results file. Its rows with the same configuration are kept, so an interrupted
+            run resumes.
         seeds: The seeds.
         methods: The methods; all by default.
-        workers: Runs at a time, each on one thread; by default one for every core. A benchmark
-            of speed runs one at a time.
+        workers: Parallel runs, each on one thread; by default one per core. Benchmarks of speed
+            run one at a time.
         progress: Whether to show a progress bar.
 
     Returns:
         The content of the results file.
 
     Raises:
-        ValueError: If a method or the benchmark is unknown, or the file is of another
-            configuration or, for a benchmark of speed, of another machine.
+        ValueError: If a method or the benchmark is unknown, or the file has another configuration
+            or, for a benchmark of speed, is from another machine.
     """
     from tqdm import tqdm
 
@@ -201,12 +201,12 @@ def run_benchmark(
                 f"{', '.join(benchmark.methods)}"
             )
     if not seeds or min(seeds) < 0:
-        raise ValueError(f"give at least one seed, none negative, got {list(seeds)}")
+        raise ValueError(f"expected at least one seed, none negative, got {list(seeds)}")
     content: dict[str, Any] = {
         "rows": [],
         "config": dataclasses.asdict(config),
         "version": __version__,
-        "methods": benchmark.about(),
+        "methods": benchmark.descriptions(),
         "machine": machine(config.device),
         "left_out": benchmark.left_out(),
         "samples": {},
@@ -214,7 +214,7 @@ def run_benchmark(
     if out.exists():
         old = read_results(out)
         defaults = dataclasses.asdict(BenchConfig(name=config.name))
-        old["config"] = {**defaults, **old["config"]}  # of a version with fewer settings
+        old["config"] = {**defaults, **old["config"]}  # older versions have fewer options
         if old["config"] != content["config"]:
             changed = {
                 k: (old["config"].get(k), v)
@@ -222,10 +222,10 @@ def run_benchmark(
                 if old["config"].get(k) != v
             }
             raise ValueError(
-                f"{out} holds results of another configuration ({changed}); choose another --out"
+                f"{out} has results of another configuration ({changed}); choose another --out"
             )
         for name in ("machine", "left_out"):
-            if benchmark.alone and old.get(name, content[name]) != content[name]:
+            if benchmark.exclusive and old.get(name, content[name]) != content[name]:
                 raise ValueError(
                     f"{out} was measured elsewhere ({name.replace('_', ' ')}: {old[name]}, here "
                     f"{content[name]}); choose another --out"
@@ -237,11 +237,11 @@ def run_benchmark(
     if tasks:
         benchmark.prepare(progress)
     order = {m: i for i, m in enumerate(benchmark.methods)}
-    workers = 1 if benchmark.alone else workers or os.cpu_count() or 1
+    workers = 1 if benchmark.exclusive else workers or os.cpu_count() or 1
     workers = min(workers, max(len(tasks), 1))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = {pool.submit(_work, config, folder, m, s): (m, s) for m, s in tasks}
+        futures = {pool.submit(_run_task, config, folder, m, s): (m, s) for m, s in tasks}
         bar = tqdm(total=len(tasks), desc=config.name, disable=not progress, dynamic_ncols=True)
         try:
             for future in as_completed(futures):

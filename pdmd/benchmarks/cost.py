@@ -1,11 +1,10 @@
 """The cost benchmark: the network evaluations of a cycle, counted.
 
-Real trainings on the exact mixture, every call of which is counted by the
-:class:`~pdmd.training.monitoring.accounting.Account`. Stops are taken in turn rather than drawn,
-so that averages are met exactly. Figures are for one sample: a forward is one, a backward two,
-and a guided teacher's call two. :func:`pdmd.planning.calls` has the closed form. Where the number
-of fake updates follows the fake score's relative error, it is that of a training of the
-benchmark's length on the mixture.
+Each method is trained on the exact mixture and its calls are counted by an
+:class:`~pdmd.training.monitoring.accounting.Account`. Exit steps cycle through all values instead
+of being drawn, so that averages are exact. Costs are per sample: a forward counts one, a backward
+two, a guided teacher's call two. :func:`pdmd.planning.cycle_passes` has the closed form. Adaptive
+fake updates are averaged over a run of the benchmark's length.
 """
 
 from __future__ import annotations
@@ -29,32 +28,32 @@ from pdmd.training.monitoring.recorder import Recorder
 from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
 
-__all__ = ["CostBenchmark", "InTurn"]
+__all__ = ["CostBenchmark", "CyclingTruncation"]
 
 CYCLES = 64
-"""Cycles that are counted, where every cycle asks the same."""
+"""Cycles that are counted if the number of fake updates is fixed."""
 
 
-class InTurn(Truncation):
-    r"""Stops at every step of a phase as often as at another, in every role.
+class CyclingTruncation(Truncation):
+    r"""Exits at every step of a phase equally often, for both networks.
 
-    With :math:`n` steps the i-th stop is :math:`i + \lfloor i / n \rfloor` modulo :math:`n`, so
-    that every sixth rollout, the generator's, meets all stops too.
+    With :math:`n` steps the i-th exit step is :math:`i + \lfloor i / n \rfloor` modulo :math:`n`,
+    so that every sixth rollout, the generator's, has all exit steps too.
     """
 
     def __init__(self) -> None:
         self._calls: dict[int, int] = {}
 
     def __call__(self, phase: Phase, generator: torch.Generator) -> int | None:
-        calls = self._calls.get(phase.index, -1)  # a distillation asks once before it begins
+        calls = self._calls.get(phase.index, -1)  # distill calls it once before training
         self._calls[phase.index] = calls + 1
         i = max(calls, 0)
         return (i + i // phase.steps) % phase.steps
 
 
 @dataclass(kw_only=True)
-class _Phases(Recorder):
-    """Keeps the forward equivalents by role, up to the last update of every phase."""
+class _CostRecorder(Recorder):
+    """Records the cumulative cost by role at the last update of every phase."""
 
     account: Account
     cycles: int
@@ -66,16 +65,16 @@ class _Phases(Recorder):
 
 
 class CostBenchmark(MixtureBenchmark):
-    """Counts the evaluations of a cycle; its methods are efficiency settings, then schemes."""
+    """Counts the network evaluations of a cycle; methods are efficiency settings and schemes."""
 
     methods = (
         "full_rollout_2x2",
         *EFFICIENCY_SETTINGS,
-        # phased_NAME is NAME, an efficiency
+        # phased_NAME has the efficiency setting NAME
         *(n for n in SCHEMES if n != "vanilla_wide" and n[7:] not in EFFICIENCY_SETTINGS),
     )
 
-    def about(self) -> dict[str, str]:
+    def descriptions(self) -> dict[str, str]:
         out = {"full_rollout_2x2": "As full_rollout, of two phases of two steps."}
         out.update({name: efficiency.summary for name, efficiency in EFFICIENCY_SETTINGS.items()})
         out.update({name: SCHEMES[name].summary for name in self.methods if name in SCHEMES})
@@ -95,13 +94,13 @@ class CostBenchmark(MixtureBenchmark):
         plan, batch = scheme.plan(), self.config.batch_size or self.batch_size
         most = self.config.fake_updates or self.fake_updates
         fake_updates = efficiency.fake_updates(most)
-        follows = isinstance(fake_updates, AdaptiveUpdates)
-        cycles = (self.config.updates or self.updates) // len(plan) if follows else CYCLES
+        adaptive = isinstance(fake_updates, AdaptiveUpdates)
+        cycles = (self.config.updates or self.updates) // len(plan) if adaptive else CYCLES
         account = Account()
-        phases = _Phases(account=account, cycles=cycles)
+        recorder = _CostRecorder(account=account, cycles=cycles)
         truncation = scheme.truncation
         if isinstance(truncation, StochasticTruncation):
-            truncation = InTurn()
+            truncation = CyclingTruncation()
         together = len(scheme.curriculum.groups(plan)) < len(plan)
         distill(
             Guided(self.teacher(), 3.0),
@@ -110,7 +109,7 @@ class CostBenchmark(MixtureBenchmark):
             fake_objective=scheme.fake_objective(),
             updates=cycles // len(plan) if together else cycles,
             experts=ExpertTraining(
-                initializer=scheme.init(self.start(scheme.widen)),
+                initializer=scheme.init(self.start(scheme.width_factor)),
                 expert=full_rollout(plan, scheme.expert) if efficiency.full else scheme.expert,
                 curriculum=scheme.curriculum,
                 optimizer=self.optimizers[0],
@@ -127,10 +126,10 @@ class CostBenchmark(MixtureBenchmark):
                 scores=scheme.fake_scores,
                 optimizer=self.optimizers[1],
             ),
-            session=Session(recorder=phases, account=account),
+            session=Session(recorder=recorder, account=account),
             seed=seed,
         )
-        return _row(phases.states, plan, batch * cycles)
+        return _row(recorder.states, plan, batch * cycles)
 
 
 def _row(states: list[dict[str, int]], plan: PhasePlan, samples: int) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Distillation benchmarks: every scheme on the exact mixture, and on digits.
 
-Methods differ by their :class:`~pdmd.benchmarks.schemes.Scheme` alone. They share the initial
-network, the number of generator updates (shared out over the phases), the batch, the optimizers
-and their rates; nothing is tuned for one of them.
+Methods differ only in their :class:`~pdmd.benchmarks.schemes.Scheme`. They share the initial
+network, the number of generator updates (split over the phases), the batch size, the optimizers
+and the learning rates; nothing is tuned per method.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TEACHER_ROWS = ("teacher", "teacher_euler_4")
 
 
 class DistillationBenchmark(Benchmark):
-    """A teacher, a shared start, and a evaluator."""
+    """A teacher, an initializer that all methods share, and an evaluator."""
 
     methods: Sequence[str] = (*TEACHER_ROWS, *SCHEMES)
     updates: int
@@ -60,20 +60,20 @@ class DistillationBenchmark(Benchmark):
         """Returns the teacher."""
 
     @abstractmethod
-    def start(self, widen: float) -> Initializer:
-        """Returns the shared start, for networks ``widen`` times as wide."""
+    def start(self, width_factor: float) -> Initializer:
+        """Returns the shared initializer, for networks ``width_factor`` times as wide."""
 
     @abstractmethod
     def evaluator(self, teacher: Teacher, condition: Condition, seed: int) -> Evaluator:
-        """Returns what samples of these conditions are measured by."""
+        """Returns the evaluator of samples of these conditions."""
 
     @abstractmethod
     def picture(self, teacher: Teacher, x: Latents, condition: Condition) -> Any:
         """Draws samples, as a matplotlib figure."""
 
-    def about(self) -> dict[str, str]:
+    def descriptions(self) -> dict[str, str]:
         return {
-            "teacher": f"The teacher's own sampling, in {self.teacher_steps} steps.",
+            "teacher": f"The teacher in {self.teacher_steps} steps.",
             "teacher_euler_4": "The teacher in 4 Euler steps.",
             **{name: scheme.summary for name, scheme in SCHEMES.items()},
         }
@@ -97,7 +97,7 @@ class DistillationBenchmark(Benchmark):
 
     @property
     def measure_seed(self) -> int:
-        """The seed of what samples are measured against."""
+        """The seed of the reference samples."""
         return 1234 + self.config.data_seed
 
     def condition(self, teacher: Teacher) -> Condition:
@@ -109,15 +109,15 @@ class DistillationBenchmark(Benchmark):
     def distill(
         self, scheme: Scheme, teacher: Teacher, seed: int
     ) -> tuple[Student, dict[str, Any]]:
-        """Distills by a scheme and says what it cost."""
+        """Distills with a scheme and returns the student and the cost of training."""
         plan, config, account = scheme.plan(), self.config, Account()
         batch, efficiency = config.batch_size or self.batch_size, scheme.efficiency
         most = config.fake_updates or self.fake_updates
-        init = scheme.init(self.start(scheme.widen))
-        total = round((config.updates or self.updates) * scheme.more)
-        updates = split_updates(total, scheme.share or (1.0,) * len(plan))
+        init = scheme.init(self.start(scheme.width_factor))
+        total = round((config.updates or self.updates) * scheme.update_factor)
+        updates = split_updates(total, scheme.update_shares or (1.0,) * len(plan))
         optimizer, fake_optimizer = self.optimizers
-        rates = scheme.rates or (config.lr, config.fake_lr)
+        rates = scheme.learning_rates or (config.lr, config.fake_lr)
         optimizer = replace(optimizer, lr=rates[0] or optimizer.lr)
         fake_optimizer = replace(fake_optimizer, lr=rates[1] or fake_optimizer.lr)
         started = time.process_time()
@@ -158,7 +158,7 @@ class DistillationBenchmark(Benchmark):
 
 
 class MixtureBenchmark(DistillationBenchmark):
-    """An exact class-conditional mixture into perceptrons that are too small on purpose."""
+    """An exact class-conditional mixture, distilled into MLPs that are deliberately too small."""
 
     updates, fake_updates, samples, teacher_steps = 800, 5, 6000, 100
     optimizers = (AdamRecipe(lr=5e-4), AdamRecipe(lr=1e-3, decay_from=1.0))
@@ -168,11 +168,11 @@ class MixtureBenchmark(DistillationBenchmark):
         return MixtureTeacher.random(dim=c.dim, classes=c.classes, modes=c.modes, seed=c.data_seed)
 
     def prepare(self, progress: bool) -> None:
-        for widen in sorted({scheme.widen for scheme in SCHEMES.values()}):
-            self._network(widen, progress)
+        for width_factor in sorted({scheme.width_factor for scheme in SCHEMES.values()}):
+            self._network(width_factor, progress)
 
-    def start(self, widen: float) -> Initializer:
-        return FromDenoiser(self._network(widen, False))
+    def start(self, width_factor: float) -> Initializer:
+        return FromDenoiser(self._network(width_factor, False))
 
     def evaluator(self, teacher: Teacher, condition: Condition, seed: int) -> Evaluator:
         assert isinstance(teacher, MixtureTeacher)
@@ -181,34 +181,34 @@ class MixtureBenchmark(DistillationBenchmark):
     def picture(self, teacher: Teacher, x: Latents, condition: Condition) -> Any:
         return vector_scatter({"": x[:1500]}, labels_of(condition)[:1500])
 
-    def _network(self, widen: float, progress: bool) -> Denoiser:
+    def _network(self, width_factor: float, progress: bool) -> Denoiser:
         from safetensors.torch import load_file, save_file
 
         arguments = {
             "dim": self.config.dim,
             "classes": self.config.classes,
-            "width": round(64 * widen),
+            "width": round(64 * width_factor),
         }
         teacher = self.teacher()
-        path = self.folder / f"start_{widen:g}.safetensors"
+        path = self.folder / f"start_{width_factor:g}.safetensors"
         if path.exists():
             network = networks["mlp"](**arguments, schedule=teacher.schedule)
             network.load_state_dict(load_file(path))
             return network
-        taught = pretrained_network(
+        network = pretrained_network(
             teacher, "mlp", arguments, updates=3000, seed=0, progress=progress
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".partial")
-        save_file(taught.state_dict(), draft)
+        save_file(network.state_dict(), draft)
         draft.replace(path)
-        return taught
+        return network
 
 
 class DigitsBenchmark(DistillationBenchmark):
     """The digits teacher, trained on real images."""
 
-    # one width of the shipped weights, and no search on these images
+    # the packaged weights have one width, and no scheme is tuned on digits
     methods = tuple(
         m for m in (*TEACHER_ROWS, *SCHEMES) if m not in ("vanilla_wide", "phased_tuned")
     )
@@ -218,7 +218,7 @@ class DigitsBenchmark(DistillationBenchmark):
     def teacher(self) -> DigitsTeacher:
         return DigitsTeacher.from_package()
 
-    def start(self, widen: float) -> Initializer:
+    def start(self, width_factor: float) -> Initializer:
         return FromTeacher()
 
     def prepare(self, progress: bool) -> None:

@@ -1,8 +1,8 @@
-"""Economies: the ways of a cycle to ask its networks less, each as a setting of the trainer.
+"""Efficiency settings: trainer settings that reduce the network evaluations of a cycle.
 
-All are the same plan of phases. ``full_rollout`` is how the trainer of the paper's authors makes
-the samples of its fake updates: through every step of the student, past the phase's end; what
-lies behind it is thrown away.
+All use the same phase plan. ``full_rollout`` is the baseline of the paper's reference
+implementation: the rollouts of fake updates run through every step of the student, past the
+phase's end, and the part after it is discarded.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ __all__ = ["EFFICIENCY_SETTINGS", "EfficiencySetting", "full_rollout"]
 
 @dataclass(frozen=True, kw_only=True)
 class EfficiencySetting:
-    """A way to run a cycle.
+    """Settings of a cycle.
 
     Attributes:
-        summary: What it is, in a sentence.
-        phase_inputs: Makes where rollouts start, from the number of rollouts in a phase.
-        fake_updates_per_rollout: Fake updates that one rollout serves.
-        fake_updates: Makes what decides the number of fake updates, from the most of them.
-        full: Whether the rollouts of fake updates go through every step of the student.
+        summary: A one-sentence description.
+        phase_inputs: Builds the phase inputs, from the number of rollouts in a phase.
+        fake_updates_per_rollout: Fake updates that reuse one rollout.
+        fake_updates: Builds the schedule of fake updates, from their maximum.
+        full: Whether the rollouts of fake updates run through every step of the student.
     """
 
     summary: str
@@ -46,57 +46,57 @@ EFFICIENCY_SETTINGS: dict[str, EfficiencySetting] = {
         full=True,
     ),
     "boundary": EfficiencySetting(
-        summary="Rollouts stop at the phase's end; each starts at noise. The library's default.",
+        summary="Rollouts end at the phase's end and start from noise. The default.",
     ),
     "reuse": EfficiencySetting(
-        summary="As boundary, one rollout for the generator's update and its fake updates.",
+        summary="As boundary, one rollout reused by all updates of a cycle.",
         fake_updates_per_rollout=10**4,
     ),
     "reuse_2": EfficiencySetting(
-        summary="As boundary, each rollout for two fake updates.",
+        summary="As boundary, each rollout reused by two fake updates.",
         fake_updates_per_rollout=2,
     ),
     "buffer": EfficiencySetting(
-        summary="Phase inputs are made once in large batches and carried from phase to phase.",
+        summary="Phase inputs are computed in large batches and advanced from phase to phase.",
         phase_inputs=lambda rollouts: PhaseInputBuffer(rollouts),
     ),
     "buffer_4": EfficiencySetting(
-        summary="As ring, each state used four times.",
+        summary="As buffer, each phase input used four times.",
         phase_inputs=lambda rollouts: PhaseInputBuffer(-(-rollouts // 4), uses=4),
     ),
     "buffer_reuse": EfficiencySetting(
-        summary="As ring, one rollout for the generator's update and its fake updates.",
+        summary="As buffer, one rollout reused by all updates of a cycle.",
         phase_inputs=lambda rollouts: PhaseInputBuffer(rollouts),
         fake_updates_per_rollout=10**4,
     ),
     "adaptive": EfficiencySetting(
-        summary="Rollouts stop at the phase's end; fake updates follow the fake score's error.",
+        summary="As boundary, fake updates adapt to the relative fake-score error.",
         fake_updates=lambda most: AdaptiveUpdates(0.25, most=most),
     ),
     "buffer_adaptive": EfficiencySetting(
-        summary="As ring, fake updates as the fake score's relative error asks.",
+        summary="As buffer, fake updates adapt to the relative fake-score error.",
         phase_inputs=lambda rollouts: PhaseInputBuffer(rollouts),
         fake_updates=lambda most: AdaptiveUpdates(0.25, most=most),
     ),
     "buffer_reuse_adaptive": EfficiencySetting(
-        summary="As buffer_reuse, fake updates as the fake score's relative error asks.",
+        summary="As buffer_reuse, fake updates adapt to the relative fake-score error.",
         phase_inputs=lambda rollouts: PhaseInputBuffer(rollouts),
         fake_updates_per_rollout=10**4,
         fake_updates=lambda most: AdaptiveUpdates(0.25, most=most),
     ),
 }
-"""Every efficiency by name."""
+"""The efficiency settings by name."""
 
 
 def full_rollout(plan: PhasePlan, expert: type[Expert] = OdeExpert) -> type[Expert]:
-    """Returns experts whose unrecorded rollouts walk through every step of the student.
+    """Returns a class of experts whose rollouts without gradient run through all later steps too.
 
-    The steps after the phase's end are those of the expert in training: what they make is thrown
-    away, so they change the cost alone.
+    The steps after the phase's end evaluate the expert in training and are discarded, so they
+    change only the cost.
 
     Args:
         plan: The student's phases.
-        expert: How an expert walks through its phase.
+        expert: The class of experts, which defines their steps.
     """
 
     class FullRollout(expert):
@@ -112,9 +112,10 @@ def full_rollout(plan: PhasePlan, expert: type[Expert] = OdeExpert) -> type[Expe
             if torch.is_grad_enabled() or not self.training:
                 return x
             taken = self.phase.steps if exit_step is None else exit_step + 1
-            left = [*self.phase.timesteps[taken:]]
-            left += [t for later in plan.phases[self.phase.index + 1 :] for t in later.timesteps]
-            for t in left:
+            later = [*self.phase.timesteps[taken:]]
+            phases = plan.phases[self.phase.index + 1 :]
+            later += [t for phase in phases for t in phase.timesteps]
+            for t in later:
                 self.denoiser(x, t, condition)
             return x
 

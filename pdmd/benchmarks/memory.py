@@ -1,4 +1,4 @@
-"""Memory, measured: what a computation keeps for its backward, and what it allocates in all."""
+"""Measured memory: tensors saved for the backward pass, and peak allocation."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from pdmd.distillation.initializers import Initializer
 from pdmd.distillation.phases import PhasePlan
 from pdmd.teachers.base import Teacher
 
-__all__ = ["allocated", "rollout_mib", "saved_mib"]
+__all__ = ["peak_allocated", "rollout_mib", "saved_mib"]
 
 
-def allocated(run: Callable[[], object], device: torch.device | str = "cpu") -> int:
-    """Measures the most memory that the allocator has given out while something runs.
+def peak_allocated(run: Callable[[], object], device: torch.device | str = "cpu") -> int:
+    """Measures the peak memory that a function allocates.
 
-    On the CPU it counts torch's allocations through the profiler, which slows the run: nothing is
-    to be timed in it.
+    On the CPU, allocations are counted by the torch profiler, which slows the function: do not
+    time it.
 
     Args:
-        run: What to run. What it makes itself is counted, what was there before is not.
+        run: The function. Memory allocated before is not counted.
         device: The device whose memory is measured.
 
     Returns:
         The peak, in bytes.
     """
     device = torch.device(device)
-    gc.collect()  # what is freed while it runs would count as its own
+    gc.collect()  # memory freed during the run would distort the count
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -41,7 +41,7 @@ def allocated(run: Callable[[], object], device: torch.device | str = "cpu") -> 
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports every start and stop otherwise
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # do not log every start and stop
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     kineto: Any = profiler.profiler
@@ -55,11 +55,11 @@ def allocated(run: Callable[[], object], device: torch.device | str = "cpu") -> 
 
 
 def saved_mib(compute: Callable[[], object], network: nn.Module) -> float:
-    """Measures the storages that autograd saves, the network's parameters left out.
+    """Measures the storages that autograd saves, excluding the network's parameters.
 
     Args:
-        compute: What to record; its result is kept until all is counted.
-        network: The network it runs.
+        compute: The computation; its result is kept alive meanwhile.
+        network: The network that it evaluates.
 
     Returns:
         Their size, in MiB.
@@ -83,17 +83,17 @@ def saved_mib(compute: Callable[[], object], network: nn.Module) -> float:
 def rollout_mib(
     scheme: Scheme, plan: PhasePlan, init: Initializer, teacher: Teacher, batch: int
 ) -> float:
-    """Measures a scheme's recorded rollout.
+    """Measures the activations saved by a scheme's rollout with gradient.
 
     Args:
         scheme: The scheme.
         plan: Its plan.
-        init: Where its networks start.
+        init: The initializer of its networks.
         teacher: The teacher.
-        batch: Samples in the rollout.
+        batch: Batch size of the rollout.
 
     Returns:
-        The most over the plan's phases, in MiB.
+        The maximum over the phases, in MiB.
     """
     generator = torch.Generator().manual_seed(0)
     condition = teacher.encode([teacher.prompts[i % len(teacher.prompts)] for i in range(batch)])

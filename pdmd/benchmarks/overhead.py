@@ -1,9 +1,9 @@
-"""The overhead benchmark: a trainer's cycle against a loop written by hand.
+"""The overhead benchmark: a trainer's cycle against a hand-written loop.
 
-Both make one generator update and the same number of fake updates of the same networks, batch and
-clipping. The loop calls the networks and nothing of ours: it is what one would write for this
-teacher alone. Cycles of the two take turns in one process, so that a machine that slows down
-slows both; the figure is the median of the ratios of neighbours.
+Both take one generator update and the same number of fake updates, with the same networks, batch
+size and clipping; :mod:`pdmd.benchmarks.bare` is the loop. Their cycles alternate in one process,
+so that a slowdown of the machine affects both; the result is the median of the ratios of adjacent
+cycles.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class Case:
     """Networks of one size.
 
     Attributes:
-        summary: What they are.
-        make: Makes one.
-        batch: Samples in a rollout.
-        cycles: Cycles of each side.
+        summary: A description.
+        build: Builds a network.
+        batch: Batch size of a rollout.
+        cycles: Cycles of each loop.
     """
 
     summary: str
-    make: Callable[[], Denoiser]
+    build: Callable[[], Denoiser]
     batch: int
     cycles: int
 
@@ -61,20 +61,22 @@ def _transformer(width: int, depth: int) -> Callable[[], Denoiser]:
 
 CASES = {
     "mlp": Case(
-        summary="A perceptron of 3 hidden layers of 256, on 64 dimensions.",
-        make=lambda: MlpDenoiser(dim=64, classes=10, width=256, depth=3, schedule=RectifiedFlow()),
+        summary="An MLP of 3 hidden layers of 256, on 64 dimensions.",
+        build=lambda: MlpDenoiser(
+            dim=64, classes=10, width=256, depth=3, schedule=RectifiedFlow()
+        ),
         batch=256,
         cycles=200,
     ),
     "transformer_small": Case(
         summary="The digits teacher's transformer: 3 blocks of width 64, 16 tokens.",
-        make=_transformer(64, 3),
+        build=_transformer(64, 3),
         batch=128,
         cycles=60,
     ),
     "transformer_medium": Case(
         summary="An image transformer of 6 blocks of width 256, 16 tokens.",
-        make=_transformer(256, 6),
+        build=_transformer(256, 6),
         batch=64,
         cycles=24,
     ),
@@ -82,37 +84,37 @@ CASES = {
 
 
 class OverheadBenchmark(Benchmark):
-    """Measures what the trainer adds to a cycle of the networks; its methods are network sizes."""
+    """Measures the trainer's overhead per cycle; methods are network sizes."""
 
     methods = tuple(CASES)
-    alone = True
+    exclusive = True
 
-    def about(self) -> dict[str, str]:
+    def descriptions(self) -> dict[str, str]:
         return {name: case.summary for name, case in CASES.items()}
 
     def run(self, method: str, seed: int) -> tuple[dict[str, Any], str | None]:
         case = CASES[method]
         torch.manual_seed(seed)
-        teacher = case.make()
+        teacher = case.build()
         with torch.no_grad():
-            for parameter in teacher.parameters():  # no layer's output is zero
+            for parameter in teacher.parameters():  # no layer has zero output
                 parameter.add_(0.02 * torch.randn_like(parameter))
         teacher.requires_grad_(False)
         phase = PhasePlan.uniform(4)[0]
         fakes, batch = self.config.fake_updates or 5, self.config.batch_size or case.batch
         cycles = self.config.updates or case.cycles
-        sides = {
+        loops = {
             "pdmd": _trainer(teacher, phase, fakes, batch, seed).cycle,
             "bare": bare_cycle(
                 teacher, phase, fake_updates=fakes, batch=batch, lr=1e-5, fake_lr=1e-5
             ),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        seconds: dict[str, list[float]] = {name: [] for name in loops}
         for i in range(cycles + 2):
-            order = list(sides) if i % 2 else list(sides)[::-1]
+            order = list(loops) if i % 2 else list(loops)[::-1]
             for name in order:
                 started = time.process_time()
-                sides[name]()
+                loops[name]()
                 if i >= 2:  # the first ones warm up
                     seconds[name].append(time.process_time() - started)
         ratios = sorted(p / b for p, b in zip(seconds["pdmd"], seconds["bare"], strict=True))

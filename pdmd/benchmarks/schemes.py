@@ -1,7 +1,7 @@
-"""Schemes: the few-step methods of the field, each as a plan and a way of rolling out.
+"""Schemes: few-step methods of the field, as settings of the distillation loop.
 
-All of them run through the one distillation loop. Four network evaluations a sample, except
-one-step DMD; what differs is stated here and nowhere else.
+A scheme is a phase plan, a truncation, objectives and an efficiency setting. All have an NFE of 4,
+except one-step DMD.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def biased_target(
         ValueError: If the kind is not velocity.
     """
     if kind != "velocity":
-        raise ValueError(f"the biased target is one of velocity, got {kind!r}")
+        raise ValueError(
+            f"the biased target is defined for velocity, got {kind!r}; pass a velocity network"
+        )
     return epsilon - x_s
 
 
@@ -61,23 +63,22 @@ class Scheme:
     """A few-step method.
 
     Attributes:
-        summary: What it is, in a sentence.
-        plan: Makes its phases.
+        summary: A one-sentence description.
+        plan: Builds the phase plan.
         init: Wraps the initializer that all methods share.
-        expert: How an expert walks through a phase.
-        truncation: Where a rollout stops.
-        curriculum: Which phases train together.
-        fake_scores: How many fake scores a phase has.
-        generator_objective: Builds what the generator minimises.
-        fake_objective: Builds what the fake score minimises.
-        efficiency: How a cycle asks its networks: where rollouts start, how many fake updates each
-            serves, and how many there are.
-        more: Multiplies the number of generator updates, for a scheme that spends less on each.
-        share: The share of the generator updates that each phase gets; equal by default.
-        accumulate: Rollouts whose gradients make one generator update.
-        rates: The generator's and the fake score's learning rates, for a scheme tuned on its own;
-            the benchmark's by default.
-        widen: Multiplies the network's width, for a control at equal parameters.
+        expert: The class of experts.
+        truncation: The exit step of a rollout.
+        curriculum: The order in which phases train.
+        fake_scores: The fake scores of a phase.
+        generator_objective: Builds the generator objective.
+        fake_objective: Builds the fake objective.
+        efficiency: Phase inputs, rollout reuse and number of fake updates.
+        update_factor: Multiplies the number of generator updates, for cheaper cycles.
+        update_shares: The relative numbers of generator updates by phase; equal by default.
+        accumulate: Rollouts whose gradients are summed for one generator update.
+        learning_rates: Of generator and fake score, for a tuned scheme; the benchmark's by
+            default.
+        width_factor: Multiplies the network's width, for a control at equal parameters.
     """
 
     summary: str
@@ -90,11 +91,11 @@ class Scheme:
     generator_objective: Callable[[], Objective] = DistributionMatching
     fake_objective: Callable[[], Objective] = SubintervalScoreMatching
     efficiency: EfficiencySetting = EFFICIENCY_SETTINGS["boundary"]
-    more: float = 1.0
-    share: tuple[float, ...] = ()
+    update_factor: float = 1.0
+    update_shares: tuple[float, ...] = ()
     accumulate: int = 1
-    rates: tuple[float, float] | None = None
-    widen: float = 1.0
+    learning_rates: tuple[float, float] | None = None
+    width_factor: float = 1.0
 
 
 def _whole() -> PhasePlan:
@@ -135,10 +136,10 @@ SCHEMES: dict[str, Scheme] = {
         summary="As vanilla, with one network of the four experts' parameters together.",
         plan=_whole,
         truncation=FullGradient(),
-        widen=2.0,
+        width_factor=2.0,
     ),
     "sgts": Scheme(
-        summary="Four renoising steps, stopped at a random one with its gradient alone (DMD2).",
+        summary="Four renoising steps, exit at a random one, gradient through it alone (DMD2).",
         plan=_whole,
         expert=RenoisingExpert,
     ),
@@ -146,12 +147,12 @@ SCHEMES: dict[str, Scheme] = {
         summary="As sgts, with deterministic steps.",
         plan=_whole,
     ),
-    "sgts_per_stop": Scheme(
+    "sgts_per_exit_step": Scheme(
         summary="As sgts_ode, with a fake score for every exit step.",
         plan=_whole,
         fake_scores=OneFakeScorePerExitStep(),
     ),
-    "sgts_per_stop_renoise": Scheme(
+    "sgts_per_exit_step_renoise": Scheme(
         summary="As sgts, with a fake score for every exit step.",
         plan=_whole,
         expert=RenoisingExpert,
@@ -167,11 +168,11 @@ SCHEMES: dict[str, Scheme] = {
         plan=_disjoint,
     ),
     "phased_shared": Scheme(
-        summary="As phased, one network for all phases, trained on all of them at once.",
+        summary="As phased, one network for all phases, trained jointly.",
         curriculum=Joint(shared=True),
     ),
     "phased_joint": Scheme(
-        summary="As phased, the four experts trained at once rather than in turn.",
+        summary="As phased, the four experts trained jointly.",
         curriculum=Joint(),
     ),
     "phased_biased": Scheme(
@@ -183,48 +184,47 @@ SCHEMES: dict[str, Scheme] = {
         efficiency=_fakes(1),
     ),
     "phased_adaptive": Scheme(
-        summary="As phased, fake updates set by the fake score's error, and the generator updates "
-        "that this saves: a third more.",
+        summary="As phased, adaptive fake updates, and 36% more generator updates at equal cost.",
         efficiency=EFFICIENCY_SETTINGS["adaptive"],
-        more=1.36,
+        update_factor=1.36,
     ),
     "phased_reuse": Scheme(
-        summary="As phased, one rollout for the generator's update and its fake updates.",
+        summary="As phased, one rollout reused by all updates of a cycle.",
         efficiency=EFFICIENCY_SETTINGS["reuse"],
     ),
     "phased_reuse_2": Scheme(
-        summary="As phased, each rollout for two updates of the fake score.",
+        summary="As phased, each rollout reused by two fake updates.",
         efficiency=EFFICIENCY_SETTINGS["reuse_2"],
     ),
     "phased_buffer": Scheme(
-        summary="As phased, phase inputs made once and carried from phase to phase.",
+        summary="As phased, phase inputs from a buffer, advanced from phase to phase.",
         efficiency=EFFICIENCY_SETTINGS["buffer"],
     ),
     "phased_buffer_4": Scheme(
-        summary="As phased_buffer, each state used four times.",
+        summary="As phased_buffer, each phase input used four times.",
         efficiency=EFFICIENCY_SETTINGS["buffer_4"],
     ),
     "phased_buffer_reuse": Scheme(
-        summary="As phased_buffer, one rollout for the generator's update and its fake updates.",
+        summary="As phased_buffer, one rollout reused by all updates of a cycle.",
         efficiency=EFFICIENCY_SETTINGS["buffer_reuse"],
     ),
     "phased_buffer_adaptive": Scheme(
-        summary="As phased_buffer, fake updates set by the fake score's relative error.",
+        summary="As phased_buffer, adaptive fake updates.",
         efficiency=EFFICIENCY_SETTINGS["buffer_adaptive"],
     ),
     "phased_buffer_reuse_adaptive": Scheme(
-        summary="As phased_buffer_reuse, fake updates set by the fake score's relative error.",
+        summary="As phased_buffer_reuse, adaptive fake updates.",
         efficiency=EFFICIENCY_SETTINGS["buffer_reuse_adaptive"],
     ),
     "phased_late": Scheme(
         summary="As phased, half of the generator updates in the last phase.",
-        share=(1, 1, 1, 3),
+        update_shares=(1, 1, 1, 3),
     ),
     "phased_high_4_fakes": Scheme(
-        summary="Phased DMD as searched for on the digits: cuts near noise, most updates in the "
-        "last phase, four fake updates.",
+        summary="Phased DMD tuned on the digits: boundaries near noise, most updates in the last "
+        "phase, four fake updates.",
         plan=lambda: PhasePlan.from_timesteps([1, 0.97, 0.92, 0.85, 0]),
-        share=(1, 1, 1, 7),
+        update_shares=(1, 1, 1, 7),
         efficiency=_fakes(4),
     ),
     "one_step_4_fakes": Scheme(
@@ -233,12 +233,12 @@ SCHEMES: dict[str, Scheme] = {
         efficiency=_fakes(4),
     ),
     "phased_tuned": Scheme(
-        summary="Phased DMD as searched for on the mixture: cuts where modes are decided, updates "
-        "where errors arise, eight rollouts an update, higher rates.",
+        summary="Phased DMD tuned on the mixture: boundaries where modes are decided, updates "
+        "where errors arise, eight rollouts per update, higher learning rates.",
         plan=lambda: PhasePlan.from_timesteps([1, 0.55, 0.35, 0.18, 0]),
-        share=(1, 1, 2, 3),
+        update_shares=(1, 1, 2, 3),
         accumulate=8,
-        rates=(3e-3, 1e-3),
+        learning_rates=(3e-3, 1e-3),
     ),
 }
-"""Every scheme by name."""
+"""The schemes by name."""

@@ -1,20 +1,18 @@
-r"""The speed benchmark: cycles per second and peak memory, beside a loop by hand and a peer.
+r"""The speed benchmark: cycles per second and peak memory, against other implementations.
 
-Two comparisons are made on every network, each of contestants that take turns in one process, so
-that a machine that slows down slows all of them:
+Each network has two comparisons. The runs of a comparison alternate in one process, so that a
+slowdown of the machine affects all of them:
 
-- *equal work*: one phase of one step, by the library, by a loop written by hand, and by
+- *equal work*: one phase of one step, by the library, by a hand-written loop, and by
   ``modelopt.torch.fastgen`` (:mod:`pdmd.benchmarks.speed_peers`), relative to the library;
-- *efficiency_settings*: the library's four phases, trained one after the other, by settings that
-ask the
-  networks less (:mod:`pdmd.benchmarks.efficiency`), relative to rolling out every student step for
+- *efficiency*: four phases of the library, trained progressively with different efficiency
+  settings (:mod:`pdmd.benchmarks.efficiency`), relative to rolling out every student step for
   every fake update.
 
-``speed`` is how many times as many cycles a second a contestant makes as what it is measured
-against. It is the median over rounds; ``speed_low`` and ``speed_high`` are the quartiles,
-``median_low`` and ``median_high`` the ends of the median's own 95% interval, or the extremes
-where rounds are too few for one. Memory is measured in a pass of its own; in four phases it is
-that of the last.
+``speed`` is the ratio of cycles per second to the reference's. It is the median over rounds;
+``speed_low`` and ``speed_high`` are the quartiles, ``median_low`` and ``median_high`` the 95%
+confidence interval of the median, or the extremes if there are too few rounds. Memory is measured
+in a separate pass; for four phases it is that of the last.
 """
 
 from __future__ import annotations
@@ -32,41 +30,41 @@ import torch
 
 from pdmd.benchmarks.base import BenchConfig, Benchmark
 from pdmd.benchmarks.efficiency import EFFICIENCY_SETTINGS, EfficiencySetting, full_rollout
-from pdmd.benchmarks.memory import allocated
-from pdmd.benchmarks.speed_networks import CASES, Tally, pretrained_digits
-from pdmd.benchmarks.speed_peers import MISSING, PEERS, Cycle, Task, has_modelopt, make_trainer
+from pdmd.benchmarks.memory import peak_allocated
+from pdmd.benchmarks.speed_networks import CASES, EvaluationCounter, pretrained_digits
+from pdmd.benchmarks.speed_peers import MISSING, PEERS, Cycle, Task, build_trainer, has_modelopt
 from pdmd.distillation.experts import Expert, OdeExpert
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distributed.runtime import pick_device
 from pdmd.training.fake_scores import FixedUpdates
 from pdmd.training.trainer import PhaseTrainer
 
-__all__ = ["SETTINGS", "Course", "SpeedBenchmark"]
+__all__ = ["SETTINGS", "PhasedTraining", "SpeedBenchmark"]
 
 PHASES = 4
-TURN = 4  # cycles in a turn, as many as the batches that a ring makes together
+CYCLES_PER_TURN = 4  # cycles in a turn, the batches that a buffer computes together
 GUIDANCE = 3.0
 
 SETTINGS: dict[str, EfficiencySetting] = {
     **{name: EFFICIENCY_SETTINGS[name] for name in ("full_rollout", "boundary", "buffer_reuse")},
     "buffer_reuse_2": replace(
         EFFICIENCY_SETTINGS["buffer_reuse"],
-        summary="As buffer_reuse, two fake updates in a cycle: adaptive's number on the mixture.",
+        summary="As buffer_reuse, two fake updates per cycle, the adaptive mean on the mixture.",
         fake_updates=lambda most: FixedUpdates(2),
     ),
     "buffer_reuse_adaptive": EFFICIENCY_SETTINGS["buffer_reuse_adaptive"],
 }
-"""The efficiency_settings by name; the first is what the others are measured against."""
+"""The efficiency settings by name; the first is the reference."""
 
 
 @dataclass
-class Turns:
-    """What a contestant's turns took, by round.
+class Timings:
+    """The timings of one run, by round.
 
     Attributes:
         seconds: Seconds per cycle.
-        forwards: Forward equivalents of one sample per cycle.
-        fake_updates: Fake updates per cycle, where the contestant says.
+        forwards: Cost per cycle and sample, in forward passes.
+        fake_updates: Fake updates per cycle.
     """
 
     seconds: list[float]
@@ -74,13 +72,13 @@ class Turns:
     fake_updates: list[float]
 
 
-class Course:
-    """The phases of one setting, trained one after the other, a cycle at a time.
+class PhasedTraining:
+    """Progressive training of four phases with one efficiency setting, a cycle at a time.
 
     Args:
-        task: The networks and numbers.
-        efficiency: The setting.
-        cycles: Cycles in each phase.
+        task: The task.
+        efficiency: The efficiency setting.
+        cycles: Cycles per phase.
     """
 
     def __init__(self, task: Task, efficiency: EfficiencySetting, cycles: int) -> None:
@@ -93,23 +91,23 @@ class Course:
         self.trainer: PhaseTrainer | None = None
 
     def advance(self) -> PhaseTrainer:
-        """Freezes the expert in training, if there is one, and begins the next phase."""
+        """Freezes the expert in training, if any, and starts the next phase."""
         if self.trainer is not None:
             self.trainer.session.account.close()
             self.finished += self.trainer.finished()
-        return self._begin()
+        return self._start_phase()
 
     def skip(self) -> PhaseTrainer:
-        """Begins the last phase, the teacher's copies in the place of the experts before it."""
+        """Starts the last phase, with copies of the teacher as the earlier experts."""
         self.finished = [
             self.expert(self.task.teacher.trainable_copy(), phase) for phase in self.plan
         ][:-1]
-        return self._begin()
+        return self._start_phase()
 
-    def _begin(self) -> PhaseTrainer:
+    def _start_phase(self) -> PhaseTrainer:
         for expert in self.finished:
             expert.requires_grad_(False).eval()
-        self.trainer = make_trainer(
+        self.trainer = build_trainer(
             self.task,
             self.expert,
             self.plan,
@@ -122,20 +120,20 @@ class Course:
 
 
 class SpeedBenchmark(Benchmark):
-    """Measures cycles per second and peak memory; its methods are sizes of networks."""
+    """Measures cycles per second and peak memory; methods are network sizes."""
 
     methods = tuple(CASES)
-    alone = True
+    exclusive = True
     devices = ("cpu", "cuda")
 
     def __init__(self, config: BenchConfig, folder: Path) -> None:
         super().__init__(config, folder)
         self.device = pick_device(config.device)
 
-    def about(self) -> dict[str, str]:
+    def descriptions(self) -> dict[str, str]:
         peers = {
-            "pdmd": "One phase of one step by the library: what its peers are measured against.",
-            "bare": "The same work by a loop written by hand.",
+            "pdmd": "One phase of one step by the library: the reference.",
+            "bare": "The same work by a hand-written loop.",
             "modelopt": "The same work through modelopt.torch.fastgen's DMDPipeline.",
         }
         settings = {name: f"Four phases: {e.summary}" for name, e in SETTINGS.items()}
@@ -149,9 +147,9 @@ class SpeedBenchmark(Benchmark):
         return {} if has_modelopt() else {"modelopt": MISSING}
 
     def run(self, method: str, seed: int) -> tuple[list[dict[str, Any]], None]:
-        case, tally = CASES[method], Tally()
+        case, counter = CASES[method], EvaluationCounter()
         teacher = pretrained_digits(method, self.folder, self.config.data_seed).to(self.device)
-        case.core(teacher).register_forward_hook(tally)
+        case.core(teacher).register_forward_hook(counter)
         task = Task(
             teacher=teacher,
             guidance=GUIDANCE,
@@ -161,89 +159,105 @@ class SpeedBenchmark(Benchmark):
             fake_lr=self.config.fake_lr or 6e-4,
             seed=seed,
         )
-        out = self._equal_work(task, tally, self.config.updates or case.cycles)
-        rounds = -(-self.config.updates // (PHASES * TURN)) or case.rounds
-        out += self._economies(task, tally, rounds)
+        out = self._equal_work(task, counter, self.config.updates or case.cycles)
+        rounds = -(-self.config.updates // (PHASES * CYCLES_PER_TURN)) or case.rounds
+        out += self._efficiency(task, counter, rounds)
         return [{**row, "method": f"{method}/{row['method']}"} for row in out], None
 
-    def _equal_work(self, task: Task, tally: Tally, cycles: int) -> list[dict[str, Any]]:
-        peers = {n: make for n, make in PEERS.items() if n != "modelopt" or has_modelopt()}
-        sides = {name: make(task) for name, make in peers.items()}
-        turns = _interleave(sides, task, tally, rounds=cycles, warm=2, cycles=1)
+    def _equal_work(
+        self, task: Task, counter: EvaluationCounter, cycles: int
+    ) -> list[dict[str, Any]]:
+        peers = {n: build for n, build in PEERS.items() if n != "modelopt" or has_modelopt()}
+        runs = {name: build(task) for name, build in peers.items()}
+        turns = _interleave(runs, task, counter, rounds=cycles, warm=2, cycles=1)
 
-        def twice(make: Callable[[Task], Cycle]) -> None:
-            cycle = make(replace(task, teacher=copy.deepcopy(task.teacher)))
+        def twice(build: Callable[[Task], Cycle]) -> None:
+            cycle = build(replace(task, teacher=copy.deepcopy(task.teacher)))
             for _ in range(2):
                 cycle()
 
-        peaks = {n: allocated(lambda m=m: twice(m), task.teacher.device) for n, m in peers.items()}
+        peaks = {
+            n: peak_allocated(lambda b=b: twice(b), task.teacher.device) for n, b in peers.items()
+        }
         return _rows(turns, peaks, nfe=1)
 
-    def _economies(self, task: Task, tally: Tally, rounds: int) -> list[dict[str, Any]]:
+    def _efficiency(
+        self, task: Task, counter: EvaluationCounter, rounds: int
+    ) -> list[dict[str, Any]]:
         warm = 1
-        courses = {n: Course(task, e, (rounds + warm) * TURN) for n, e in SETTINGS.items()}
+        trainings = {
+            n: PhasedTraining(task, e, (rounds + warm) * CYCLES_PER_TURN)
+            for n, e in SETTINGS.items()
+        }
         phases = [
             _interleave(
-                {name: course.advance().cycle for name, course in courses.items()},
+                {name: training.advance().cycle for name, training in trainings.items()},
                 task,
-                tally,
+                counter,
                 rounds=rounds,
                 warm=warm,
-                cycles=TURN,
+                cycles=CYCLES_PER_TURN,
             )
             for _ in range(PHASES)
         ]
-        turns = {name: _mean_of([phase[name] for phase in phases]) for name in courses}
-        del courses
+        turns = {name: _mean_of([phase[name] for phase in phases]) for name in trainings}
+        del trainings
 
         def twice(efficiency: EfficiencySetting) -> None:
             own = replace(task, teacher=copy.deepcopy(task.teacher))
-            trainer = Course(own, efficiency, 2).skip()
+            trainer = PhasedTraining(own, efficiency, 2).skip()
             for _ in range(2):
                 trainer.cycle()
 
         peaks = {
-            n: allocated(lambda e=e: twice(e), task.teacher.device) for n, e in SETTINGS.items()
+            n: peak_allocated(lambda e=e: twice(e), task.teacher.device)
+            for n, e in SETTINGS.items()
         }
         return _rows(turns, peaks, nfe=PHASES)
 
 
 def _interleave(
-    sides: Mapping[str, Cycle], task: Task, tally: Tally, *, rounds: int, warm: int, cycles: int
-) -> dict[str, Turns]:
-    """Lets sides take turns of some cycles.
+    runs: Mapping[str, Cycle],
+    task: Task,
+    counter: EvaluationCounter,
+    *,
+    rounds: int,
+    warm: int,
+    cycles: int,
+) -> dict[str, Timings]:
+    """Alternates the runs in turns of some cycles.
 
-    Each round is begun by another, and every other time that all have begun one, they go
-    backwards: what a side leaves behind, in caches or in the allocator, meets all others.
+    The order rotates every round and reverses every full rotation, so that the state a run leaves
+    in caches and the allocator affects all others equally.
     """
-    device, names = task.teacher.device, list(sides)
-    out = {name: Turns([], [], []) for name in names}
+    device, names = task.teacher.device, list(runs)
+    out = {name: Timings([], [], []) for name in names}
     for i in range(warm + rounds):
         passed, first = divmod(i, len(names))
         order = [*names[first:], *names[:first]]
         for name in order[::-1] if passed % 2 else order:
-            made, before = 0.0, tally.forwards
+            fake_updates, before = 0.0, counter.forwards
             _wait(device)
             started = time.perf_counter()
             for _ in range(cycles):
-                scalars = sides[name]()
+                scalars = runs[name]()
                 if isinstance(scalars, dict):
-                    made += float(scalars["fake_updates"])
+                    fake_updates += float(scalars["fake_updates"])
                 else:
-                    made += task.fake_updates
+                    fake_updates += task.fake_updates
             _wait(device)
             seconds = time.perf_counter() - started
             if i >= warm:
                 out[name].seconds.append(seconds / cycles)
-                out[name].forwards.append((tally.forwards - before) / (cycles * task.batch))
-                out[name].fake_updates.append(made / cycles)
+                out[name].forwards.append((counter.forwards - before) / (cycles * task.batch))
+                out[name].fake_updates.append(fake_updates / cycles)
     return out
 
 
-def _aside(n: int) -> int:
-    """Returns how many of n sorted values lie outside a 95% interval of their median, each side.
+def _median_rank(n: int) -> int:
+    """Returns how many of n sorted values lie below the median's 95% confidence interval.
 
-    The number of values below the true median is binomial, whatever their distribution.
+    The number of values below the true median is binomial for any distribution.
     """
     outside, below = 0.0, -1
     while outside <= 0.025:
@@ -257,9 +271,9 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _mean_of(phases: Sequence[Turns]) -> Turns:
+def _mean_of(phases: Sequence[Timings]) -> Timings:
     """Returns the means over phases, round by round."""
-    return Turns(
+    return Timings(
         *(
             [statistics.fmean(values) for values in zip(*parts, strict=True)]
             for parts in (
@@ -272,29 +286,29 @@ def _mean_of(phases: Sequence[Turns]) -> Turns:
 
 
 def _rows(
-    turns: Mapping[str, Turns], peaks: Mapping[str, int], *, nfe: int
+    turns: Mapping[str, Timings], peaks: Mapping[str, int], *, nfe: int
 ) -> list[dict[str, Any]]:
-    """Returns a row for each contestant, relative to the first."""
+    """Returns a row for each run, relative to the first."""
     reference = next(iter(turns))
     out = []
-    for name, own in turns.items():
-        pairs = zip(turns[reference].seconds, own.seconds, strict=True)
+    for name, timings in turns.items():
+        pairs = zip(turns[reference].seconds, timings.seconds, strict=True)
         speeds = sorted(theirs / ours for theirs, ours in pairs)
         quarter = len(speeds) // 4
-        aside = _aside(len(speeds))
+        rank = _median_rank(len(speeds))
         out.append(
             {
                 "method": name,
-                "cycles_per_second": round(1 / statistics.median(own.seconds), 4),
+                "cycles_per_second": round(1 / statistics.median(timings.seconds), 4),
                 "speed": round(statistics.median(speeds), 4),
                 "speed_low": round(speeds[quarter], 4),
                 "speed_high": round(speeds[-1 - quarter], 4),
-                "median_low": round(speeds[aside], 4),
-                "median_high": round(speeds[-1 - aside], 4),
+                "median_low": round(speeds[rank], 4),
+                "median_high": round(speeds[-1 - rank], 4),
                 "peak_mib": round(peaks[name] / 2**20, 3),
                 "memory": round(peaks[name] / peaks[reference], 4),
-                "evaluations": round(statistics.fmean(own.forwards), 3),
-                "fake_updates": round(statistics.fmean(own.fake_updates), 3),
+                "evaluations": round(statistics.fmean(timings.forwards), 3),
+                "fake_updates": round(statistics.fmean(timings.fake_updates), 3),
                 "nfe": nfe,
             }
         )

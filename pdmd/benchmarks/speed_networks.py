@@ -1,7 +1,7 @@
-"""The networks of the speed benchmark: three sizes, taught the digits for a moment, and counted.
+"""The networks of the speed benchmark: three sizes, briefly pretrained on digits.
 
-The fake score's relative_error, which adaptive updates follow, is that of a network that has
-learned something; of random weights it would say nothing.
+The pretraining makes the relative fake-score error, which sets the adaptive fake updates,
+representative; random weights would not.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pdmd.teachers.packaged.pretraining import digit_source, pretrain
 from pdmd.teachers.packaged.transformer import ImageTransformer
 from pdmd.typing import Condition, Latents
 
-__all__ = ["CASES", "Case", "FlatDigits", "Tally", "pretrained_digits"]
+__all__ = ["CASES", "Case", "FlatDigits", "EvaluationCounter", "pretrained_digits"]
 
-TEACHING = 300
+PRETRAINING_UPDATES = 300
 
 
 class FlatDigits(Teacher):
-    """A perceptron over the digits' 64 pixels."""
+    """An MLP over the digits' 64 pixels."""
 
     def __init__(self, width: int, depth: int) -> None:
         super().__init__(schedule=RectifiedFlow(), kind="velocity", latent_shape=(1, 8, 8))
@@ -53,16 +53,16 @@ class Case:
     """Networks of one size.
 
     Attributes:
-        summary: What they are.
-        make: Makes one, from the digits' standard deviation.
-        core: Returns the part of one that every evaluation runs through.
-        batch: Samples in a rollout.
-        cycles: Cycles of each contestant at equal work.
-        rounds: Turns of each setting in each of the four phases.
+        summary: A description.
+        build: Builds a teacher, from the digits' standard deviation.
+        core: Returns the module whose calls are counted.
+        batch: Batch size of a rollout.
+        cycles: Cycles of each implementation at equal work.
+        rounds: Turns of each efficiency setting in each of the four phases.
     """
 
     summary: str
-    make: Callable[[float], Any]
+    build: Callable[[float], Any]
     core: Callable[[Any], nn.Module]
     batch: int
     cycles: int
@@ -75,8 +75,8 @@ def _transformer(width: int, depth: int) -> Callable[[float], DigitsTeacher]:
 
 CASES = {
     "mlp": Case(
-        summary="a perceptron of 3 hidden layers of 256",
-        make=lambda std: FlatDigits(width=256, depth=3),
+        summary="an MLP of 3 hidden layers of 256",
+        build=lambda std: FlatDigits(width=256, depth=3),
         core=lambda teacher: teacher.mlp.layers,
         batch=256,
         cycles=200,
@@ -84,7 +84,7 @@ CASES = {
     ),
     "transformer_small": Case(
         summary="a transformer of 3 blocks of width 64, 16 tokens",
-        make=_transformer(64, 3),
+        build=_transformer(64, 3),
         core=lambda teacher: teacher.transformer,
         batch=128,
         cycles=120,
@@ -92,7 +92,7 @@ CASES = {
     ),
     "transformer_medium": Case(
         summary="a transformer of 6 blocks of width 256, 16 tokens",
-        make=_transformer(256, 6),
+        build=_transformer(256, 6),
         core=lambda teacher: teacher.transformer,
         batch=64,
         cycles=72,
@@ -102,12 +102,12 @@ CASES = {
 
 
 @dataclass
-class Tally:
-    """Counts evaluations of a network and of all its copies, whoever makes them.
+class EvaluationCounter:
+    """Counts the evaluations of a network and all its copies, as a forward hook.
 
     Attributes:
-        forward: Rows evaluated.
-        backward: Rows evaluated with the gradient recorded.
+        forward: Samples evaluated.
+        backward: Samples evaluated with gradient.
     """
 
     forward: int = 0
@@ -118,22 +118,22 @@ class Tally:
         if torch.is_grad_enabled() and output.requires_grad:
             self.backward += len(output)
 
-    def __deepcopy__(self, memo: Any) -> Tally:
-        return self  # a network's copies take along its hooks, and count here
+    def __deepcopy__(self, memo: Any) -> EvaluationCounter:
+        return self  # copies of a network share its hooks
 
     @property
     def forwards(self) -> int:
-        """Forward equivalents: a backward counts as two."""
+        """The cost in forward passes: a backward counts as two."""
         return self.forward + 2 * self.backward
 
 
 def pretrained_digits(name: str, folder: Path, seed: int) -> Any:
-    """Returns a frozen network of a size, taught the digits once and kept in a folder.
+    """Returns a frozen teacher of a size, pretrained on digits once and cached in a folder.
 
     Args:
         name: One of :data:`CASES`.
-        folder: Where its weights are kept.
-        seed: Seed of its first weights.
+        folder: The folder of the cached weights.
+        seed: The seed of the initial weights.
     """
     from safetensors.torch import load_file, save_file
 
@@ -141,12 +141,12 @@ def pretrained_digits(name: str, folder: Path, seed: int) -> Any:
     path = folder / f"{name}.safetensors"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        teacher = CASES[name].make(std)
+        teacher = CASES[name].build(std)
     if path.exists():
         teacher.load_state_dict(load_file(path))
     else:
         teacher = pretrain(
-            teacher, source, updates=TEACHING, batch_size=64, lr=1e-3, progress=False
+            teacher, source, updates=PRETRAINING_UPDATES, batch_size=64, lr=1e-3, progress=False
         )
         folder.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".partial")

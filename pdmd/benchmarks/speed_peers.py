@@ -1,11 +1,10 @@
-"""Equal work, three ways: one phase of one step, trained by the library and by its peers.
+"""Equal work: DMD with one phase of one step, by the library and two other implementations.
 
-The cycle is DMD's: a number of fake updates on fresh rollouts from noise to clean samples, then
-the generator's update against a guided teacher. Each peer has copies of the same teacher, the same
-batch, rates, Adam (one fused kernel for all parameters), clipping and average of the weights, and
-asks its networks as often as the others. Every peer is written as its own documentation would have
-it: the loop by hand and the library evaluate guidance as one batch of twice the rows,
-``modelopt.torch.fastgen`` as two calls.
+A cycle is a number of fake updates on fresh rollouts from noise to clean samples, then a generator
+update against a guided teacher. Each implementation has copies of the same teacher, the same batch
+size, learning rates, Adam (fused), clipping and EMA, and the same number of network evaluations.
+Each is written as its documentation recommends: the library and the hand-written loop evaluate
+guidance as one batch of twice the size, ``modelopt.torch.fastgen`` as two calls.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
 from pdmd.training.trainer import PhaseTrainer
 
-__all__ = ["MISSING", "PEERS", "Cycle", "Task", "has_modelopt", "make_trainer"]
+__all__ = ["MISSING", "PEERS", "Cycle", "Task", "has_modelopt", "build_trainer"]
 
 MISSING = (
     "nvidia-modelopt is not installed, so its rows are left out; "
@@ -50,16 +49,16 @@ Cycle = Callable[[], object]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
-    """What all contestants are given.
+    """The task of all implementations.
 
     Attributes:
-        teacher: The teacher, frozen, unguided, on its device; its labels are 0 to 9.
-        guidance: Its guidance scale.
-        fake_updates: Fake updates before each of the generator's.
-        batch: Samples in a rollout.
-        lr: The generator's learning rate.
-        fake_lr: The fake score's.
-        seed: The seed of every draw.
+        teacher: The teacher, frozen, without guidance, on its device; its labels are 0 to 9.
+        guidance: The guidance scale.
+        fake_updates: Fake updates per generator update.
+        batch: Batch size of a rollout.
+        lr: The learning rate of the generator.
+        fake_lr: The learning rate of the fake score.
+        seed: The seed of all random numbers.
     """
 
     teacher: Teacher
@@ -71,7 +70,7 @@ class Task:
     seed: int
 
 
-def make_trainer(
+def build_trainer(
     task: Task,
     expert: type[Expert],
     plan: PhasePlan,
@@ -81,15 +80,15 @@ def make_trainer(
     fake_updates_per_rollout: int = 1,
     phase_inputs: PhaseInputs | None = None,
 ) -> PhaseTrainer:
-    """Makes the library's trainer of the phase after the earlier ones.
+    """Builds the library's trainer of the next phase.
 
     Args:
-        task: The networks and numbers.
-        expert: How experts walk through a phase.
+        task: The task.
+        expert: The class of experts.
         plan: The phases.
-        earlier: The frozen experts before the one in training.
-        fake_updates: Decides the number of fake updates; fixed by default.
-        fake_updates_per_rollout: Fake updates that one rollout serves.
+        earlier: The frozen experts of earlier phases.
+        fake_updates: The number of fake updates; fixed by default.
+        fake_updates_per_rollout: Fake updates that reuse one rollout.
         phase_inputs: Where rollouts start.
     """
     teacher = task.teacher
@@ -121,7 +120,7 @@ def make_trainer(
 
 
 def _pdmd(task: Task) -> Cycle:
-    return make_trainer(task, OdeExpert, PhasePlan.uniform(1), []).cycle
+    return build_trainer(task, OdeExpert, PhasePlan.uniform(1), []).cycle
 
 
 def _bare(task: Task) -> Cycle:
@@ -138,13 +137,13 @@ def _bare(task: Task) -> Cycle:
 
 
 def has_modelopt() -> bool:
-    """Says whether ``nvidia-modelopt`` is installed, without importing it."""
+    """Returns whether ``nvidia-modelopt`` is installed, without importing it."""
     return importlib.util.find_spec("modelopt") is not None
 
 
 def _modelopt(task: Task) -> Cycle:
     try:
-        with warnings.catch_warnings():  # of other libraries' versions, which it does not use
+        with warnings.catch_warnings():  # about versions of libraries that it does not use
             warnings.simplefilter("ignore")
             fastgen: Any = importlib.import_module("modelopt.torch.fastgen")
     except ModuleNotFoundError as error:
@@ -153,7 +152,7 @@ def _modelopt(task: Task) -> Cycle:
         ) from error
 
     class Pipeline(fastgen.DMDPipeline):
-        """Calls networks as this library has them: on latents, times and conditions."""
+        """Calls networks with this library's signature: latents, times, condition."""
 
         def _call_model(
             self,
@@ -183,7 +182,7 @@ def _modelopt(task: Task) -> Cycle:
         for n, rate in ((student, task.lr), (fake, task.fake_lr))
     ]
     rng = torch.Generator(device).manual_seed(task.seed)
-    clean = torch.zeros(shape, device=device)  # of a one-step student only the shape counts
+    clean = torch.zeros(shape, device=device)  # a one-step student uses only the shape
     null = labels(torch.full((batch,), 10, device=device))
 
     def draw() -> tuple[torch.Tensor, Any]:
@@ -206,4 +205,4 @@ def _modelopt(task: Task) -> Cycle:
 
 
 PEERS: dict[str, Callable[[Task], Cycle]] = {"pdmd": _pdmd, "bare": _bare, "modelopt": _modelopt}
-"""Who does the same work; the first is what the others are measured against."""
+"""The implementations; the first is the reference."""

@@ -1,10 +1,10 @@
 r"""The paper's toy: score matching on :math:`(s, 1]` when only :math:`x_s` is known.
 
-:math:`x_0` is one of -1, 0, 1, 2, and :math:`s = 0.5`. A perceptron of four layers learns the
-velocity from :math:`x_s` alone, by the unbiased target with each weighting, or by a biased one;
-``full`` learns it from clean samples on the whole interval. The figure is the root mean square
-distance between the trajectories, from 1 to :math:`s`, of 100 Euler steps under the network and
-under the exact velocity.
+:math:`x_0` is one of -1, 0, 1, 2, and :math:`s = 0.5`. An MLP of four layers learns the
+velocity from :math:`x_s` alone, with the unbiased target and each weighting, or a biased target;
+``full`` learns it from clean samples on the whole interval. The result is the root mean
+square distance between the trajectories, from 1 to :math:`s`, of 100 Euler steps under the
+network and under the exact velocity.
 
 References:
     Fan et al., Phased DMD, arXiv:2510.27684, the toy of Section 3.2.
@@ -66,7 +66,7 @@ def _rescaled(
 
 
 class _Times(TimeSampler):
-    """Uniform from just above the phase's end to pure noise, as the paper's toy draws them."""
+    """Uniform times from just above the phase's end to pure noise, as in the paper's toy."""
 
     def __call__(
         self, n: int, phase: Phase, schedule: Schedule, generator: torch.Generator
@@ -83,7 +83,7 @@ TARGETS = {"biased": biased_target, "biased_rescaled": _rescaled}
 
 
 class Toy1d(Benchmark):
-    """Trains one network per method and seed and compares trajectories."""
+    """Trains one network per method and seed and compares its trajectories with the exact ones."""
 
     methods = tuple(WEIGHTINGS)
 

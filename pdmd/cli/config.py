@@ -19,8 +19,8 @@ from pdmd.objectives import (
     SubintervalScoreMatching,
     UniformTimes,
     score_difference_weightings,
-    weightings,
 )
+from pdmd.objectives.weightings import weightings
 from pdmd.teachers.base import Teacher, import_plugins, networks, teachers
 from pdmd.teachers.guided import guided
 from pdmd.teachers.with_schedule import on_schedule, schedules

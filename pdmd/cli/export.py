@@ -79,14 +79,14 @@ def _export(name: str, out: Path, options: ExportOptions) -> int:
     from pdmd.distillation.student_folders import source_teacher
     from pdmd.distillation.students import Student
     from pdmd.export import export_diffusers, export_lora
-    from pdmd.export.atomic_export import check_place
+    from pdmd.export.atomic_export import check_destination
     from pdmd.teachers.base import import_plugins
 
     import_plugins(options.plugins)
     path = Path(name)
     if not (path / "student.json").exists() and (path / "student" / "student.json").exists():
         path = path / "student"
-    check_place(out, overwrite=options.overwrite)
+    check_destination(out, overwrite=options.overwrite)
     moved = {"folder": options.base} if options.base else None
     student = Student.load(path, teacher=source_teacher(path, moved))
     chosen: dict[str, Any] = {

@@ -16,8 +16,9 @@ def objectives_command(words: list[str]) -> int:
     Returns:
         The exit code.
     """
-    from pdmd.objectives import score_difference_weightings, weightings
+    from pdmd.objectives import score_difference_weightings
     from pdmd.objectives.base import objectives
+    from pdmd.objectives.weightings import weightings
 
     if {"-h", "--help"} & set(words):
         print("usage: pdmd objectives\n\nLists the registered objectives and their weights.")

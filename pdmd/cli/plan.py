@@ -13,7 +13,7 @@ from pdmd.cli.arguments import parse_config
 from pdmd.cli.config import DistillConfig, TeacherConfig
 from pdmd.cli.parallel_config import PRECISIONS
 from pdmd.distillation.initializers import FromDenoiser, FromTeacher, Initializer, LowRankRoles
-from pdmd.planning.evaluations import Work
+from pdmd.planning.evaluations import Workload
 from pdmd.planning.memory import Precision
 from pdmd.planning.run_plan import RunPlan, check_cluster, measure_roles, plan_roles
 from pdmd.teachers.base import Teacher, import_plugins, networks, outline_arguments
@@ -40,7 +40,7 @@ def plan_command(words: list[str]) -> int:
     """Builds the networks without their weights, and prints what a run would take."""
     import json
 
-    from pdmd.planning import tables
+    from pdmd.planning import format_plan
 
     parsed = parse_config(words, "plan", PlanOptions(), plan_command.__doc__)
     options: PlanOptions = parsed.options
@@ -56,8 +56,8 @@ def plan_command(words: list[str]) -> int:
     if options.json:
         out = Path(options.json)
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(plan.figures(), indent=2) + "\n")
-    print(tables(plan, show=options.show))
+        out.write_text(json.dumps(plan.to_dict(), indent=2) + "\n")
+    print(format_plan(plan, show=options.show))
     return 0
 
 
@@ -96,7 +96,7 @@ def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> R
             "teacher.guidance = 1"
         )
     plan = config.plan.build()
-    work = Work(
+    work = Workload(
         plan=plan,
         truncation=config.train.build_truncation(),
         batch_size=config.train.batch_size,

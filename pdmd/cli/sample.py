@@ -60,12 +60,12 @@ def sample_command(words: list[str]) -> int:
         options.n = len(options.prompts) or 100
     check_numbers(options, n=(1, 10**6), batch_size=(0, 10**6), seed=(0, 2**63 - 1))
     from pdmd.distributed.runtime import pick_device
-    from pdmd.evaluation.pictures import caption_of, pictures_to
+    from pdmd.evaluation.pictures import caption, sample_writer
 
     out, device = Path(options.out), pick_device(options.device)
     latents = out.suffix == ".safetensors"
     if not latents:
-        pictures_to(options.out, fps=options.fps)  # for its errors, before any work
+        sample_writer(options.out, fps=options.fps)  # for its errors, before any work
     student, teacher = load_student(
         name, options.plugins, arguments=options.arguments, device=device
     )
@@ -73,7 +73,7 @@ def sample_command(words: list[str]) -> int:
     if decode is None and not latents:
         raise ValueError("this student does not make images; use --out samples.safetensors")
     video = len(student.latent_shape) == 4
-    writer = None if latents else pictures_to(options.out, video=video, fps=options.fps)
+    writer = None if latents else sample_writer(options.out, video=video, fps=options.fps)
     source = options.prompts or teacher.prompts
     prompts = [source[i % len(source)] for i in range(options.n)]
     kept = []
@@ -83,13 +83,13 @@ def sample_command(words: list[str]) -> int:
         else:
             kept.append(x.cpu())
     if writer is not None:
-        writer.finish()
+        writer.close()
     else:
         import torch
         from safetensors.torch import save_file
 
         out.parent.mkdir(parents=True, exist_ok=True)
-        texts = [p if isinstance(p, str | int | None) else caption_of(p) for p in prompts]
+        texts = [p if isinstance(p, str | int | None) else caption(p) for p in prompts]
         save_file({"latents": torch.cat(kept)}, out, metadata={"prompts": json.dumps(texts)})
     print(f"{options.n} samples in {student.plan.nfe} evaluations each -> {out}")
     return 0

@@ -1,13 +1,13 @@
-r"""Conformance: whether a teacher keeps what distillation takes for granted.
+r"""Conformance: checks that a teacher satisfies the assumptions of distillation.
 
-Every check asks the teacher itself, with random latents of the scale that its schedule gives them
-and prompts of its own. What a check cannot see is whether the weights are good, or a time or a
-sign is off inside a network that was never trained; for a teacher with exact samples (a method
-``sample``) that is seen too, since :math:`\mathbb E[x_0 \cdot \hat x_0] = \mathbb E[\hat x_0 \cdot
+Every check evaluates the teacher on random latents, scaled by its schedule, and its own prompts.
+The checks do not measure the quality of the weights, and miss a wrong sign or time inside an
+untrained network; for a teacher with exact samples (a method ``sample``) these are detected too,
+since :math:`\mathbb E[x_0 \cdot \hat x_0] = \mathbb E[\hat x_0 \cdot
 \hat x_0]` for :math:`\hat x_0 = \mathbb E[x_0 | x_t]`.
 
-Networks are evaluated in rows of three and copied twice, so a teacher's weights must fit three
-times where it is.
+Networks are evaluated on batches of three and copied twice, so the teacher's device needs memory
+for three copies of its weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ from pdmd.conformance.evaluations import (
     check_range,
     check_rows,
 )
-from pdmd.conformance.harness import ROWS, Failed, Harness, NotApplicable, Outcome, Report
+from pdmd.conformance.harness import (
+    BATCH,
+    CheckFailed,
+    NotApplicable,
+    Outcome,
+    Report,
+    TeacherHarness,
+)
 from pdmd.conformance.processes import check_oracle, check_plans, check_samples, check_schedule
 from pdmd.teachers.base import Teacher
 
@@ -32,46 +39,46 @@ __all__ = ["CHECKS", "Outcome", "Report", "check"]
 
 
 def check(teacher: Teacher, prompts: Sequence[Any] | None = None, *, seed: int = 0) -> Report:
-    """Checks a teacher against all of :data:`CHECKS`.
-
-    It is left as it was.
+    """Runs all of :data:`CHECKS` on a teacher, which is not modified.
 
     Args:
         teacher: The teacher, guided or not, on any device.
-        prompts: Prompts to ask it with; its own by default. A few are enough, of different
-            lengths if they are texts.
-        seed: Seed of every draw.
+        prompts: Prompts to evaluate it on; its own by default. A few suffice, of different lengths
+            if they are texts.
+        seed: The seed of all random numbers.
 
     Returns:
         The report.
 
     Raises:
-        ValueError: If there are no prompts, or one that was given is none of the teacher's.
+        ValueError: If there are no prompts, or the teacher cannot encode one.
     """
     if isinstance(prompts, str):
-        raise ValueError(f"prompts are a sequence of prompts, got the text {prompts!r}")
-    known = list(teacher.prompts[:ROWS] if prompts is None else prompts)
+        raise ValueError(
+            f"expected a sequence of prompts, got the string {prompts!r}; pass [{prompts!r}]"
+        )
+    known = list(teacher.prompts[:BATCH] if prompts is None else prompts)
     if not known:
-        raise ValueError("there are no prompts to ask the teacher with; give prompts=[...]")
+        raise ValueError("the teacher has no prompts; pass prompts=[...]")
     if prompts is not None:
-        teacher.encode(known)  # for its errors
+        teacher.encode(known)  # raises for unknown prompts
     flags = [(p, p.requires_grad) for p in teacher.parameters()]
     modes = [(module, module.training) for module in teacher.modules()]
     teacher.requires_grad_(False).eval()
     outcomes = []
     try:
         for name, run in CHECKS.items():
-            harness = Harness(teacher, [known[i % len(known)] for i in range(ROWS)], seed)
+            harness = TeacherHarness(teacher, [known[i % len(known)] for i in range(BATCH)], seed)
             try:
-                passed, figures = True, run(harness)
+                passed, detail = True, run(harness)
             except NotApplicable as reason:
-                passed, figures = None, str(reason)
-            except Failed as finding:
-                passed, figures = False, str(finding)
-            except Exception as error:  # whatever the teacher's own code raises
+                passed, detail = None, str(reason)
+            except CheckFailed as finding:
+                passed, detail = False, str(finding)
+            except Exception as error:  # the teacher's code may raise any class
                 first = (str(error).strip().splitlines() or [""])[0][:200]
-                passed, figures = False, f"raised {type(error).__name__}: {first}"
-            outcomes.append(Outcome(name=name, passed=passed, figures=figures))
+                passed, detail = False, f"raised {type(error).__name__}: {first}"
+            outcomes.append(Outcome(name=name, passed=passed, detail=detail))
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
@@ -80,7 +87,7 @@ def check(teacher: Teacher, prompts: Sequence[Any] | None = None, *, seed: int =
     return Report(tuple(outcomes))
 
 
-CHECKS: dict[str, Callable[[Harness], str]] = {
+CHECKS: dict[str, Callable[[TeacherHarness], str]] = {
     "range": check_range,
     "deterministic": check_deterministic,
     "rows": check_rows,

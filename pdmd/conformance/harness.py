@@ -1,4 +1,4 @@
-"""What a check works on, and what it found."""
+"""The harness of conformance checks: a teacher with its inputs, and the outcomes."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from pdmd.randomness import randn
 from pdmd.teachers.base import Teacher
 from pdmd.typing import Condition, Latents, expand
 
-__all__ = ["ROWS", "Failed", "NotApplicable", "Outcome", "Report", "Harness"]
+__all__ = ["BATCH", "CheckFailed", "NotApplicable", "Outcome", "Report", "TeacherHarness"]
 
-ROWS = 3
-"""Rows of a batch that a check asks at."""
+BATCH = 3
+"""Batch size of the checks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one check found.
+    """The outcome of one check.
 
     Attributes:
-        name: The check's.
-        passed: Whether the teacher keeps to it; ``None`` where the check does not apply.
-        figures: What was measured, or why not.
+        name: The name of the check.
+        passed: Whether it passed; ``None`` if it does not apply.
+        detail: What was measured, or why it does not apply.
     """
 
     name: str
     passed: bool | None
-    figures: str
+    detail: str
 
     def __str__(self) -> str:
         word = {True: "PASS", False: "FAIL", None: "n/a "}[self.passed]
-        return f"{word}  {self.name:<14} {self.figures}"
+        return f"{word}  {self.name:<14} {self.detail}"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What all checks found; as text, one line each.
+    """The outcomes of all checks; as a string, one line each.
 
     Attributes:
-        outcomes: One for each check, in order.
+        outcomes: The outcomes, in the order of the checks.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -61,16 +61,22 @@ class Report:
         return "\n".join(map(str, self.outcomes))
 
 
-class Failed(Exception):
-    """The teacher does not keep to a check; says what was found."""
+class CheckFailed(Exception):
+    """A check failed; the message states what was found."""
 
 
 class NotApplicable(Exception):
-    """The check does not apply to the teacher; says why."""
+    """A check does not apply to the teacher; the message states why."""
 
 
-class Harness:
-    """A teacher with inputs to ask it at."""
+class TeacherHarness:
+    """A teacher with random inputs on which checks evaluate it.
+
+    Args:
+        teacher: The teacher.
+        prompts: The prompts of a batch.
+        seed: The seed of all random numbers.
+    """
 
     def __init__(self, teacher: Teacher, prompts: list[Any], seed: int) -> None:
         self.teacher, self.prompts = teacher, prompts
@@ -80,34 +86,40 @@ class Harness:
         self.t = torch.tensor(
             [self.times[1], self.times[2], self.times[3]], dtype=torch.float64
         ).to(teacher.device)
-        self.narrow = any(p.is_floating_point() and p.itemsize < 4 for p in teacher.parameters())
-        self.tolerance = 5e-2 if self.narrow else 2e-4
+        self.half_precision = any(
+            p.is_floating_point() and p.itemsize < 4 for p in teacher.parameters()
+        )
+        self.tolerance = 5e-2 if self.half_precision else 2e-4
 
-    def noise(self, rows: int = ROWS) -> Tensor:
+    def noise(self, rows: int = BATCH) -> Tensor:
+        """Returns standard normal noise, with shape :math:`(B, *)`."""
         shape = (rows, *self.teacher.latent_shape)
         return randn(shape, self.generator, device=self.teacher.device)
 
-    def latents(self, t: Tensor | float, rows: int = ROWS) -> Latents:
+    def latents(self, t: Tensor | float, rows: int = BATCH) -> Latents:
+        """Returns noise at the scale of latents at time t, with shape :math:`(B, *)`."""
         alpha, sigma = self.teacher.schedule(t)
         x = self.noise(rows)
         return expand(torch.hypot(alpha, sigma), x) * x
 
     def condition(self) -> Condition:
-        return self.placed(self.teacher.encode(self.prompts))
+        """Returns the encoded prompts, on the teacher's device."""
+        return self.to_device(self.teacher.encode(self.prompts))
 
-    def placed(self, condition: Condition) -> Condition:
+    def to_device(self, condition: Condition) -> Condition:
+        """Moves a condition to the teacher's device."""
         return None if condition is None else condition.to(self.teacher.device)
 
-    def same(self, found: Tensor, expected: Tensor, what: str) -> float:
-        """Returns how far two are apart, relative to the second's largest value.
+    def assert_close(self, found: Tensor, expected: Tensor, what: str) -> float:
+        """Returns the largest difference, relative to the largest expected value.
 
         Raises:
-            Failed: If it is more than the tolerance.
+            CheckFailed: If it exceeds the tolerance.
         """
         if found.shape != expected.shape:
-            raise Failed(f"{what}: shape {tuple(found.shape)}, not {tuple(expected.shape)}")
+            raise CheckFailed(f"{what}: shape {tuple(found.shape)}, not {tuple(expected.shape)}")
         scale = float(expected.abs().max()) or 1.0
-        apart = float((found - expected).abs().max()) / scale
-        if not apart <= self.tolerance:
-            raise Failed(f"{what}: {apart:.2g} apart, allowed is {self.tolerance:g}")
-        return apart
+        error = float((found - expected).abs().max()) / scale
+        if not error <= self.tolerance:
+            raise CheckFailed(f"{what}: relative error {error:.2g}, tolerance {self.tolerance:g}")
+        return error

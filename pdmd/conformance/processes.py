@@ -1,4 +1,4 @@
-"""Checks of the forward process: schedule, steps, plans, and predictions of exact samples."""
+"""Checks of the process: schedule, ODE steps, phase plans, predictions of exact samples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pdmd.conformance.copies import without_guidance
-from pdmd.conformance.harness import ROWS, Failed, Harness, NotApplicable
+from pdmd.conformance.harness import BATCH, CheckFailed, NotApplicable, TeacherHarness
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import combination
 from pdmd.diffusion.sampling import sample_ode
@@ -22,22 +22,24 @@ from pdmd.typing import Condition, Latents, expand
 
 __all__ = ["check_oracle", "check_plans", "check_samples", "check_schedule"]
 
-SAMPLES = 1024
-"""Exact samples that are drawn where a teacher has some."""
+EXACT_SAMPLES = 1024
+"""Exact samples drawn from a teacher that has them."""
 
 
 @torch.no_grad()
-def check_schedule(harness: Harness) -> str:
-    """The schedule falls in log-SNR, inverts, and its derivatives are those of its values."""
+def check_schedule(harness: TeacherHarness) -> str:
+    """The log-SNR decreases and inverts, and the derivatives agree with finite differences."""
     schedule = harness.teacher.schedule
-    t = torch.linspace(0.01037, 0.99037, 99, dtype=torch.float64)  # off the knots of levels
+    t = torch.linspace(
+        0.01037, 0.99037, 99, dtype=torch.float64
+    )  # between the knots of discrete schedules
     log_snr = schedule.log_snr(t)
     if not bool((log_snr.diff() < 0).all()):
         i = int((~(log_snr.diff() < 0)).nonzero()[0])
-        raise Failed(f"the log-SNR does not fall from t = {float(t[i]):.2f}")
+        raise CheckFailed(f"the log-SNR does not decrease at t = {float(t[i]):.2f}")
     back = float((schedule.t_from_log_snr(log_snr) - t).abs().max())
     if not back < 1e-6:
-        raise Failed(f"t_from_log_snr is {back:.2g} off the time")
+        raise CheckFailed(f"t_from_log_snr(log_snr(t)) differs from t by {back:.2g}")
     h = 1e-6
     worst = 0.0
     for found, ahead, behind in zip(
@@ -47,26 +49,28 @@ def check_schedule(harness: Harness) -> str:
         off = (found - slope).abs() / (1 + slope.abs())
         worst = max(worst, float(off.max()))
     if not worst < 1e-4:
-        raise Failed(f"derivatives are {worst:.2g} off the differences of the values")
+        raise CheckFailed(f"derivatives differ from finite differences by {worst:.2g}")
     low, high = float(schedule.log_snr(1.0)), float(schedule.log_snr(0.0))
-    return f"log-SNR from {high:.4g} down to {low:.4g}, inverted to {back:.1g}"
+    return f"log-SNR from {high:.4g} to {low:.4g}, inverted to {back:.1g}"
 
 
 @torch.no_grad()
-def check_oracle(harness: Harness) -> str:
-    """With a network that knows x_0, steps from noise on its schedule and kind end at x_0."""
+def check_oracle(harness: TeacherHarness) -> str:
+    """ODE steps with an oracle for x_0, in the teacher's schedule and kind, end at x_0."""
     teacher = harness.teacher
-    x0, times = harness.noise(ROWS), plan_of(teacher).timesteps
-    knows = Oracle(teacher, x0)
-    found = sample_ode(knows, batch=ROWS, times=times, generator=harness.generator)
-    off = float((found - x0).abs().max())
-    if not off < 2e-3:
-        raise Failed(f"steps of {teacher.kind} end {off:.2g} from the data; check schedule, kind")
-    return f"{len(times) - 1} steps of {teacher.kind} end {off:.1g} from the data"
+    x0, times = harness.noise(BATCH), two_step_plan(teacher).timesteps
+    oracle = Oracle(teacher, x0)
+    found = sample_ode(oracle, batch=BATCH, times=times, generator=harness.generator)
+    error = float((found - x0).abs().max())
+    if not error < 2e-3:
+        raise CheckFailed(
+            f"steps of {teacher.kind} end {error:.2g} from x_0; check schedule and kind"
+        )
+    return f"{len(times) - 1} steps of {teacher.kind} end {error:.1g} from x_0"
 
 
 class Oracle(Denoiser):
-    """Predicts from the data; the velocity by differences of the schedule."""
+    """Predicts from the known x_0; the velocity by finite differences of the schedule."""
 
     def __init__(self, teacher: Teacher, x0: Latents) -> None:
         super().__init__(
@@ -83,21 +87,21 @@ class Oracle(Denoiser):
         epsilon = (x_t - expand(alpha, x_t) * x0) / expand(sigma, x_t)
         if self.kind == "velocity":
             ahead, behind = (t + 1e-7).clamp(max=1), (t - 1e-7).clamp(min=0)
-            p, q = (
+            c_x, c_eps = (
                 (a - b) / (ahead - behind)
                 for a, b in zip(self.schedule(ahead), self.schedule(behind), strict=True)
             )
         else:
-            p, q = combination(self.kind, t, self.schedule)
-        return expand(p, x0) * x0 + expand(q, x0) * epsilon
+            c_x, c_eps = combination(self.kind, t, self.schedule)
+        return expand(c_x, x0) * x0 + expand(c_eps, x0) * epsilon
 
 
 @torch.no_grad()
-def check_plans(harness: Harness) -> str:
-    """A plan from noise to data can be made, and one outside the time range is refused."""
+def check_plans(harness: TeacherHarness) -> str:
+    """A phase plan within the time range is valid, and one outside it is rejected."""
     teacher = harness.teacher
     low, high = teacher.time_range
-    plan, condition = plan_of(teacher), harness.condition()
+    plan, condition = two_step_plan(teacher), harness.condition()
     objective = DistributionMatching(times=UniformTimes(min(0.45, max(0.02, 1.01 * low))))
     check_teacher(teacher, plan, objective, condition)
     steps = ", ".join(f"{t:.4g}" for t in plan.timesteps)
@@ -107,35 +111,35 @@ def check_plans(harness: Harness) -> str:
     try:
         check_teacher(teacher, outside, objective, condition)
     except ValueError:
-        return f"steps through {steps}; {low / 2:.4g} is refused"
-    raise Failed(f"a step from t = {low / 2:.4g}, outside the time range, is not refused")
+        return f"steps through {steps}; {low / 2:.4g} is rejected"
+    raise CheckFailed(f"a step from t = {low / 2:.4g}, outside the time range, is not rejected")
 
 
 @torch.no_grad()
-def check_samples(harness: Harness) -> str:
-    """Predictions of the teacher's own exact samples have no bias along themselves."""
+def check_samples(harness: TeacherHarness) -> str:
+    r"""Regressing exact samples :math:`x_0` on predictions :math:`\hat x_0` has slope 1."""
     teacher, base = harness.teacher, unguided(harness.teacher)
     if not hasattr(base, "sample"):
-        raise NotApplicable("has no exact samples")
+        raise NotApplicable("the teacher has no exact samples")
     if without_guidance(teacher) is not teacher:
-        raise NotApplicable("samples are those without guidance")
-    count = SAMPLES // len(harness.prompts) * len(harness.prompts)
+        raise NotApplicable("exact samples are those without guidance")
+    count = EXACT_SAMPLES // len(harness.prompts) * len(harness.prompts)
     prompts = harness.prompts * (count // len(harness.prompts))
-    condition = harness.placed(teacher.encode(prompts))
-    draw: Any = base
-    x0 = draw.sample(count, condition, generator=harness.generator).to(teacher.device)
+    condition = harness.to_device(teacher.encode(prompts))
+    exact: Any = base
+    x0 = exact.sample(count, condition, generator=harness.generator).to(teacher.device)
     slopes = []
     for t in (0.3, 0.5, 0.7):
         alpha, sigma = teacher.schedule(t)
         x_t = expand(alpha, x0) * x0 + expand(sigma, x0) * harness.noise(count)
-        said = teacher(x_t, t, condition).to("x0").double()
-        slopes.append(float((said * x0).sum() / said.square().sum()))
+        predicted = teacher(x_t, t, condition).to("x0").double()
+        slopes.append(float((predicted * x0).sum() / predicted.square().sum()))
     text = ", ".join(f"{slope:.3f}" for slope in slopes)
     if not all(abs(slope - 1) < 0.1 for slope in slopes):
-        raise Failed(f"data against prediction has slopes {text}, not 1")
-    return f"data against prediction has slopes {text}"
+        raise CheckFailed(f"the regression of x_0 on predictions has slopes {text}, expected 1")
+    return f"the regression of x_0 on predictions has slopes {text}"
 
 
-def plan_of(teacher: Teacher) -> PhasePlan:
-    """Returns two steps that a teacher can take, whatever its range."""
+def two_step_plan(teacher: Teacher) -> PhasePlan:
+    """Returns a plan of two steps within a teacher's time range."""
     return PhasePlan.from_timesteps([1.0, (1 + teacher.time_range[0]) / 2, 0.0], steps=2)

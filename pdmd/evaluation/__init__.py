@@ -1,1 +1,1 @@
-"""Evaluation: metrics, figures and the report."""
+"""Evaluation: metrics, evaluators, figures and reports."""

@@ -1,4 +1,4 @@
-"""The report of a benchmark: one self-contained HTML page of a results file."""
+"""The report of a benchmark: a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ QUALITY = {
     "mixture": ("sw2", "klh"),
     "digits": ("feature_distance", "coverage", "cosine"),
 }
-"""What the trade-off plots show, by benchmark: quality first."""
+"""The metrics of the trade-off plots, by benchmark; quality first."""
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the mean, standard deviation and number of every figure, by method.
+    """Returns the mean and standard deviation of every metric, by method.
 
     Args:
         rows: Rows of a results file.
 
     Returns:
         For each method, in the order of the rows, ``{"method", "n", name: (mean, std), ...}``;
-        the deviation is the sample's, 0 for one seed.
+        the sample standard deviation, 0 for one seed, and the number of rows ``n``.
     """
     out = []
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -46,23 +46,23 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def tradeoff_figures(summary: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Any:
-    """Draws figures of merit against evaluations a sample and against the cost of training.
+    """Plots metrics against the NFE and against the cost of training.
 
     Args:
-        summary: What :func:`summarise` returned.
-        names: The figures of merit.
+        summary: The result of :func:`summarise`.
+        names: The metrics.
 
     Returns:
         A matplotlib figure.
     """
     from matplotlib import colormaps
 
-    from pdmd.evaluation.figures import new_figure, tidy
+    from pdmd.evaluation.figures import new_figure, style_axes
 
     figure = new_figure(10.5, 3.1 * len(names) + 0.3)
     costs = {
         "nfe": "network evaluations per sample",
-        "forwards": "training cost, forward equivalents of one batch",
+        "forwards": "training cost, forward passes of one batch",
     }
     colours = colormaps["tab20"]
     handles: dict[str, Any] = {}
@@ -84,7 +84,7 @@ def tradeoff_figures(summary: Sequence[Mapping[str, Any]], names: Sequence[str])
             axes.set_xscale("log")
             axes.set_xlabel(label, fontsize=8)
             axes.set_ylabel(name.replace("_", " "), fontsize=9)
-            tidy(axes)
+            style_axes(axes)
     figure.legend(
         list(handles.values()), list(handles), loc="outside right upper", fontsize=7, frameon=False
     )
@@ -92,7 +92,7 @@ def tradeoff_figures(summary: Sequence[Mapping[str, Any]], names: Sequence[str])
 
 
 def write_bench_report(results: Mapping[str, Any], out: str | Path) -> Path:
-    """Writes the page.
+    """Writes the report.
 
     Args:
         results: The content of a results file.
@@ -108,7 +108,7 @@ def write_bench_report(results: Mapping[str, Any], out: str | Path) -> Path:
     name = results["config"]["name"]
     summary = summarise(results["rows"])
     metrics = [k for k in (summary[0] if summary else {}) if k not in ("method", "n", *COST)]
-    merits = [k for k in QUALITY.get(name, ()) if k in metrics]
+    plotted = [k for k in QUALITY.get(name, ()) if k in metrics]
     environment = Environment(
         loader=PackageLoader("pdmd.evaluation", "."), autoescape=select_autoescape(["j2", "html"])
     )
@@ -119,7 +119,7 @@ def write_bench_report(results: Mapping[str, Any], out: str | Path) -> Path:
         summary=summary,
         metrics=metrics,
         cost=[c for c in COST if summary and c in summary[0]],
-        tradeoff=data_uri(tradeoff_figures(summary, merits)) if merits else None,
+        tradeoff=data_uri(tradeoff_figures(summary, plotted)) if plotted else None,
         samples=results.get("samples", {}),
         about=results.get("methods", {}),
         number=_number,

@@ -1,4 +1,4 @@
-"""The small classifier of digits, whose hidden layer gives the features digits are measured in."""
+"""A small classifier of digits, whose hidden layer gives the features of digit metrics."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def train_digits_classifier(*, updates: int = 1500, seed: int = 1) -> DigitsClas
 
     Args:
         updates: Optimizer updates.
-        seed: Seed of the split, the start and every draw.
+        seed: The seed of the split, the initial weights and the noise.
 
     Returns:
         The classifier, frozen.

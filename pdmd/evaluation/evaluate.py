@@ -1,4 +1,4 @@
-"""Comparison of a student with its teacher."""
+"""Evaluation of a student against its teacher."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pdmd.typing import Latents
 
 __all__ = ["evaluate", "format_table"]
 
-Draw = Callable[[torch.Generator], Latents]
+Sampler = Callable[[torch.Generator], Latents]
 
 
 def evaluate(
@@ -28,52 +28,56 @@ def evaluate(
     teacher_steps: int = 50,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Measures the student against the teacher's many-step and few-step samples.
+    """Evaluates a student against its teacher's many-step and few-step samples.
 
     Args:
         student: The student.
-        teacher: Its teacher, guided or not. Digits, glyphs and mixtures are measured by what is
-            known of them, any other teacher in latents (:mod:`pdmd.evaluation.evaluators`).
-        samples: Samples of each method, spread evenly over the prompts.
-        seed: Seed of every draw.
-        teacher_steps: Steps of the teacher's own sampling.
+        teacher: Its teacher, guided or not, which selects the evaluator
+            (:mod:`pdmd.evaluation.evaluators`).
+        samples: Samples of each method, distributed evenly over the prompts.
+        seed: The seed of all random numbers.
+        teacher_steps: Steps of the teacher's samples.
         progress: Whether to show a progress bar.
 
     Returns:
-        ``{"rows": [{"method": ..., "nfe": ..., metrics}, ...]}`` with the methods ``real`` (where
+        ``{"rows": [{"method": ..., "nfe": ..., metrics}, ...]}`` with the methods ``real`` (if
         there are real data), ``teacher``, ``teacher_euler_N`` at the student's N steps, and
-        ``student``; beside it ``quality`` and ``diversity``, the names of the metrics that a
-        report plots. Distances are to a reference draw of the teacher; on digits, coverage and
-        precision of ``real`` are one half of the images against the other.
+        ``student``, and ``quality`` and ``diversity``, the names of the metrics that a report
+        plots. Distances are to reference samples of the teacher; on digits, coverage and
+        precision of ``real`` compare one half of the images with the other.
 
     Raises:
-        ValueError: If the teacher would be asked outside its time range.
+        ValueError: If the steps leave the teacher's time range.
     """
     from tqdm import tqdm
 
     few = student.plan.nfe
     for steps in (teacher_steps, few):
-        ode_times(teacher, steps)  # for its errors, before any work
+        ode_times(teacher, steps)  # raises before any work
     prompts = [teacher.prompts[i % len(teacher.prompts)] for i in range(samples)]
     condition = teacher.encode(prompts)
 
-    def ode(steps: int) -> Draw:
+    def ode(steps: int) -> Sampler:
         return lambda g: sample_ode(teacher, condition, steps=steps, batch=samples, generator=g)
 
-    draws: dict[str, tuple[int, Draw]] = {
+    samplers: dict[str, tuple[int, Sampler]] = {
         "reference": (teacher_steps * teacher.evaluations, ode(teacher_steps)),
         "teacher": (teacher_steps * teacher.evaluations, ode(teacher_steps)),
         f"teacher_euler_{few}": (few * teacher.evaluations, ode(few)),
         "student": (few, lambda g: sample(student, condition, batch=samples, generator=g)),
     }
-    drawn = {}
-    for i, (name, (_, draw)) in enumerate(tqdm(draws.items(), "evaluate", disable=not progress)):
-        drawn[name] = draw(torch.Generator().manual_seed(seed + i))
-    measure = evaluator_for(teacher, condition, drawn.pop("reference"), seed, prompts=prompts)
-    real = measure.real()
+    sampled = {}
+    for i, (name, (_, draw)) in enumerate(
+        tqdm(samplers.items(), "evaluate", disable=not progress)
+    ):
+        sampled[name] = draw(torch.Generator().manual_seed(seed + i))
+    evaluator = evaluator_for(teacher, condition, sampled.pop("reference"), seed, prompts=prompts)
+    real = evaluator.real()
     rows = [] if real is None else [{"method": "real", "nfe": 0, **real}]
-    rows += [{"method": name, "nfe": draws[name][0], **measure(x)} for name, x in drawn.items()]
-    return {"rows": rows, "quality": measure.quality, "diversity": measure.diversity}
+    rows += [
+        {"method": name, "nfe": samplers[name][0], **evaluator(x)} for name, x in sampled.items()
+    ]
+    return {"rows": rows, "quality": evaluator.quality, "diversity": evaluator.diversity}
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -1,8 +1,8 @@
-"""Yardsticks: what a teacher's samples and its student's are measured by.
+"""Evaluators: the metric suites that compare samples of a teacher and its student.
 
-Each knows the conditions that were asked for and turns samples into named figures. Digits and
-glyphs are measured in a classifier's features, mixtures against their known law, anything else in
-latents.
+An evaluator is built for given conditions and maps their samples to named metrics. Digits and
+glyphs are compared in a classifier's features, mixtures with their exact distribution, other
+teachers in latents.
 """
 
 from __future__ import annotations
@@ -44,30 +44,30 @@ __all__ = [
 
 
 class Evaluator(ABC):
-    """Measures samples of given conditions."""
+    """Computes the metrics of samples with given conditions."""
 
     quality: str
-    """The figure of quality that reports plot; lower is better."""
+    """The name of the quality metric in reports; lower is better."""
     diversity: str
-    """The figure of diversity that reports plot."""
+    """The name of the diversity metric in reports."""
 
     @abstractmethod
     def __call__(self, x: Latents) -> dict[str, float]:
-        """Returns the figures of samples, one for each condition, with shape :math:`(B, *)`."""
+        """Returns the metrics of samples with shape :math:`(B, *)`, one per condition."""
 
     def real(self) -> dict[str, float] | None:
-        """Returns the figures of real data, ``None`` where there is none."""
+        """Returns the metrics of real data, or ``None`` without real data."""
         return None
 
 
 class DigitsEvaluator(Evaluator):
-    """Measures digits in a small classifier's features and, within a class, in pixels.
+    """Compares digits in a small classifier's features and, within a class, in pixels.
 
     Args:
         teacher: The digits teacher, for its scale.
         condition: The conditions, with ``label`` of shape :math:`(B)`.
-        reference: The teacher's samples of the same conditions, with shape :math:`(B, 1, 8, 8)`.
-        seed: Seed of the split of the real images.
+        reference: The teacher's samples with the same conditions, with shape :math:`(B, 1, 8, 8)`.
+        seed: The seed of the split of the real images.
     """
 
     quality, diversity = "feature_distance", "coverage"
@@ -84,19 +84,19 @@ class DigitsEvaluator(Evaluator):
 
     def __call__(self, x: Latents) -> dict[str, float]:
         real = self.classifier.features(self.images)
-        return self._measure(x, self.label, self.reference, self.label, real)
+        return self._metrics(x, self.label, self.reference, self.label, real)
 
     def real(self) -> dict[str, float]:
-        """Returns the figures of a random half of the images against the other."""
-        order = torch.randperm(
+        """Returns the metrics of a random half of the images against the other."""
+        permutation = torch.randperm(
             len(self.images), generator=torch.Generator().manual_seed(self.seed)
         )
-        half, rest = order[: len(order) // 2], order[len(order) // 2 :]
+        half, rest = permutation[: len(permutation) // 2], permutation[len(permutation) // 2 :]
         images, labels = self.images, self.labels
         real = self.classifier.features(images[rest])
-        return self._measure(images[half], labels[half], images[rest], labels[rest], real)
+        return self._metrics(images[half], labels[half], images[rest], labels[rest], real)
 
-    def _measure(
+    def _metrics(
         self, x: Latents, label: Tensor, other: Latents, other_label: Tensor, real: Tensor
     ) -> dict[str, float]:
         features = self.classifier.features(x)
@@ -118,19 +118,19 @@ class DigitsEvaluator(Evaluator):
 
 
 class GlyphsEvaluator(Evaluator):
-    """Measures pictures of glyphs in a small classifier's features and answers.
+    """Compares glyphs in a small classifier's features and predictions.
 
-    Beside the share that shows the character asked for and distances to the teacher, it measures
-    how different the pictures of one prompt are: their mean cosine, their Vendi score, and the
-    effective number of faces (the exponential of the entropy of the classifier's answers), all
-    averaged over prompts. That number is at most 12, and less with few samples of a prompt: the
-    row of real pictures tells how much less.
+    Accuracy is the share of samples that show their prompt's character. Distances are to the
+    teacher. The diversity within a prompt is measured by the mean cosine, the Vendi score, and the
+    effective number of typefaces (the exponential of the entropy of the predicted typefaces), each
+    averaged over prompts. The effective number is at most 12, and lower with few samples per
+    prompt: compare it with that of real pictures.
 
     Args:
         teacher: The glyphs teacher, for its decoder.
         prompts: The prompts, names of characters.
-        reference: The teacher's samples of these, with shape :math:`(B, 4, 8, 8)`.
-        seed: Seed of the real pictures.
+        reference: The teacher's samples with these prompts, with shape :math:`(B, 4, 8, 8)`.
+        seed: The seed of the real pictures.
     """
 
     quality, diversity = "feature_distance", "faces"
@@ -147,17 +147,17 @@ class GlyphsEvaluator(Evaluator):
         self.truth = self.classifier.features(glyphs.pictures)
 
     def __call__(self, x: Latents) -> dict[str, float]:
-        return self._measure(self._features(x))
+        return self._metrics(self._features(x))
 
     def real(self) -> dict[str, float]:
-        """Returns the figures of pictures of the world itself."""
-        return self._measure(self.truth)
+        """Returns the metrics of real pictures."""
+        return self._metrics(self.truth)
 
     def _features(self, x: Latents) -> Tensor:
         parts = [self.classifier.features(self.decode(part)) for part in x.split(128)]
         return torch.cat(parts)
 
-    def _measure(self, features: Tensor) -> dict[str, float]:
+    def _metrics(self, features: Tensor) -> dict[str, float]:
         character, face = self.classifier(features)
         face = face.argmax(1)
         entropies = []
@@ -178,13 +178,13 @@ class GlyphsEvaluator(Evaluator):
 
 
 class MixtureEvaluator(Evaluator):
-    """Measures samples of a mixture against its exact law.
+    """Compares samples of a mixture with its exact distribution.
 
     Args:
         teacher: The mixture.
         condition: The conditions, or ``None``, for samples of all classes.
-        samples: How many samples there are.
-        seed: Seed of the exact samples.
+        samples: The number of samples.
+        seed: The seed of the exact samples.
     """
 
     quality, diversity = "sw2", "klh"
@@ -217,17 +217,17 @@ class MixtureEvaluator(Evaluator):
         }
 
     def real(self) -> dict[str, float]:
-        """Returns the figures of a fresh exact draw."""
+        """Returns the metrics of other exact samples."""
         return self(self.fresh)
 
 
 class LatentEvaluator(Evaluator):
-    """Measures any teacher's samples in latents, projected where these are long.
+    """Compares samples of any teacher in latents, randomly projected if they are large.
 
     Args:
         reference: The teacher's samples, with shape :math:`(B, *)`.
-        seed: Seed of the projection.
-        limit: Latents of more dimensions are projected to as many.
+        seed: The seed of the projection.
+        limit: The largest dimension; larger latents are projected to it.
     """
 
     quality, diversity = "sw2", "coverage"
@@ -263,16 +263,16 @@ def evaluator_for(
     *,
     prompts: Sequence[Any] = (),
 ) -> Evaluator:
-    """Returns the evaluator that suits a teacher.
+    """Returns the evaluator of a teacher.
 
-    Glyphs are measured as such where every prompt is the name of a character of their world.
+    :class:`GlyphsEvaluator` requires that every prompt is the name of a character.
 
     Args:
         teacher: The teacher, guided or not.
-        condition: The conditions of the samples to measure, or ``None``.
-        reference: The teacher's samples of these conditions.
-        seed: Seed of what the evaluator draws.
-        prompts: The prompts that the conditions were made of.
+        condition: The conditions of the samples, or ``None``.
+        reference: The teacher's samples with these conditions.
+        seed: The seed of the evaluator's random numbers.
+        prompts: The prompts of the conditions.
     """
     base = unguided(teacher)
     if isinstance(base, GlyphsTeacher) and prompts and set(prompts) <= set(NAMES):

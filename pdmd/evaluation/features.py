@@ -1,4 +1,4 @@
-r"""Feature extractors: what image metrics see.
+r"""Feature extractors of image metrics.
 
 An extractor is any callable that maps a batch of images :math:`(B, C, H, W)` with values in
 :math:`[0, 1]` to features :math:`(B, D)`, the rows that :mod:`pdmd.evaluation.metrics` compares:
@@ -45,13 +45,13 @@ _FILTERS = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}
 
 @dataclass(frozen=True)
 class FlatFeatures:
-    """Takes the values themselves as features: right for vectors and tiny images."""
+    """Flattens samples into features, for vectors and tiny images."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Returns a batch of shape :math:`(B, *)` as rows of shape :math:`(B, D)`.
 
         Raises:
-            ValueError: If the batch has no dimension but its first.
+            ValueError: If the batch has only one dimension.
         """
         if x.ndim < 2:
             raise ValueError(f"expected shape (B, *), got {tuple(x.shape)}; stack the samples")
@@ -65,8 +65,8 @@ class Preprocessing:
     Args:
         mean: The mean of every channel, of images in [0, 1].
         std: The standard deviation of every channel.
-        size: Height and width to resize to; or the length of the shorter side, which keeps the
-            aspect; or ``None`` to leave the size alone.
+        size: Height and width to resize to; or the length of the shorter side, keeping the
+            aspect ratio; or ``None`` not to resize.
         crop: Height and width of the central crop, or ``None``.
         mode: The filter of :func:`torch.nn.functional.interpolate`: bilinear, bicubic or
             nearest-exact. The first two are antialiased.
@@ -100,51 +100,50 @@ class Preprocessing:
             config: The configuration, as transformers writes it.
 
         Raises:
-            ValueError: If it asks for something this class can't do, or leaves a constant to the
-                processor's own class.
+            ValueError: If it requires an unsupported operation, or a constant is missing.
         """
 
-        def refuse(key: str) -> ValueError:
+        def unsupported(key: str) -> ValueError:
             return ValueError(
-                f"can't read {key} = {config.get(key)!r} of an image processor's configuration; "
-                "build Preprocessing(...) by hand and pass it"
+                f"unsupported {key} = {config.get(key)!r} in an image processor's configuration; "
+                "build Preprocessing(...) and pass it"
             )
 
         if config.get("do_rescale") is False:
-            raise refuse("do_rescale")
+            raise unsupported("do_rescale")
         factor = config.get("rescale_factor")
         if factor is not None and abs(255 * factor - 1) > 1e-3:
-            raise refuse("rescale_factor")
+            raise unsupported("rescale_factor")
         for key in ("crop_pct", "do_pad", "rescale_offset"):
             if config.get(key):
-                raise refuse(key)
+                raise unsupported(key)
         mean, std = config.get("image_mean"), config.get("image_std")
         if config.get("do_normalize") is False:
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         if mean is None or std is None:
-            raise refuse("image_mean" if mean is None else "image_std")
+            raise unsupported("image_mean" if mean is None else "image_std")
         cropped = bool(config.get("do_center_crop"))
         size, mode = None, "bilinear"
         if config.get("do_resize") is not False:
-            # Old configurations hold one number: the shorter side where a crop follows.
+            # Old configurations have one number: the shorter side if a crop follows.
             square = config.get("default_to_square")
             size = _size(config.get("size"), square=not cropped if square is None else square)
             if size is None:
-                raise refuse("size")
+                raise unsupported("size")
             mode = _FILTERS.get(config.get("resample", -1))
             if mode is None:
-                raise refuse("resample")
+                raise unsupported("resample")
         crop = None
         if cropped:
             crop = _size(config.get("crop_size"), square=True)
             if not isinstance(crop, tuple):
-                raise refuse("crop_size")
+                raise unsupported("crop_size")
         return cls(mean=tuple(mean), std=tuple(std), size=size, crop=crop, mode=mode)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Returns the network's input.
 
-        Where bicubic interpolation overshoots [0, 1] it is clamped.
+        Bicubic overshoot outside [0, 1] is clamped.
 
         Args:
             images: Images in [0, 1], with shape :math:`(B, C, H, W)`. One channel is repeated.
@@ -161,7 +160,7 @@ class Preprocessing:
         if not (low >= -1e-6 and high <= 1 + 1e-6):
             raise ValueError(
                 f"expected images in [0, 1], got values from {low:.3g} to {high:.3g}; decode the "
-                "latents and clamp what is left"
+                "latents and clamp the pictures"
             )
         images = images.float()
         size, (height, width) = self.size, images.shape[2:]
@@ -185,7 +184,7 @@ class Preprocessing:
 
 
 def pooled(output: Any) -> Tensor:
-    """Takes the network's own summary of the image, ``pooler_output``."""
+    """Returns the network's ``pooler_output``."""
     value = getattr(output, "pooler_output", None)
     if value is None:
         raise ValueError(
@@ -195,7 +194,7 @@ def pooled(output: Any) -> Tensor:
 
 
 def class_token(output: Any) -> Tensor:
-    """Takes the first token. A network without a class token has a patch there: don't use it."""
+    """Returns the first token; only for networks with a class token."""
     if output.last_hidden_state.ndim != 3:
         raise ValueError(
             "class_token needs tokens of shape (B, N, D), got "
@@ -205,7 +204,7 @@ def class_token(output: Any) -> Tensor:
 
 
 def mean_token(output: Any) -> Tensor:
-    """Takes the mean of all tokens (class and register tokens included), or of all pixels."""
+    """Returns the mean of all tokens (with class and register tokens), or of all pixels."""
     hidden = output.last_hidden_state
     return hidden.mean(1) if hidden.ndim == 3 else hidden.flatten(2).mean(2)
 
@@ -217,7 +216,7 @@ class TransformersFeatures(nn.Module):
         model: The network; takes ``pixel_values``. It is frozen and put in evaluation mode.
         preprocessing: Maps images in [0, 1] to ``pixel_values``.
         pool: Maps the network's output to features of shape :math:`(B, D)`.
-        batch_size: Images the network sees at once.
+        batch_size: Batch size of the network.
 
     Raises:
         ValueError: If ``batch_size`` is not positive.
@@ -243,13 +242,13 @@ class TransformersFeatures(nn.Module):
     ) -> Self:
         """Loads a network and its preprocessing from the hub or a folder.
 
-        Of a model of images and text, such as CLIP, the vision half is kept.
+        Of an image-text model such as CLIP, the vision network is used.
 
         Args:
             name_or_folder: A repository such as ``facebook/dinov2-small``, or a folder with
                 ``config.json``, weights and ``preprocessor_config.json``.
             pool: Maps the network's output to features.
-            batch_size: Images the network sees at once.
+            batch_size: Batch size of the network.
 
         Raises:
             ValueError: If it can't be loaded, lacks weights, or its preprocessing can't be read.
@@ -267,7 +266,7 @@ class TransformersFeatures(nn.Module):
                 f"can't load a vision model from {name!r} ({reason}); pass a repository of the "
                 "hub or a folder that save_pretrained wrote"
             ) from error
-        # Missing weights are drawn at random; features must not rest on them.
+        # Missing weights are initialized at random; features must not depend on them.
         missing = [k for k in sorted(found["missing_keys"]) if pool is pooled or "pooler" not in k]
         if missing:
             raise ValueError(
@@ -306,7 +305,7 @@ class TransformersFeatures(nn.Module):
 
 
 def _size(value: Any, *, square: bool) -> tuple[int, int] | int | None:
-    """Reads a size of an image processor's configuration; ``None`` if it isn't one of ours."""
+    """Reads a size in an image processor's configuration; ``None`` if it is not supported."""
     if isinstance(value, int):
         return (value, value) if square else value
     if isinstance(value, Mapping):

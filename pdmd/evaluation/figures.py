@@ -29,10 +29,10 @@ COLOURS = ("#3b6ea8", "#d9822b", "#4d9a57", "#a8485f", "#7a5ea8", "#8a7340", "#3
 
 
 PIXELS = 416
-"""Pixels across a panel as it is drawn; more are averaged."""
+"""Width of a panel in pixels; wider ones are averaged."""
 
 LONGEST = 36
-"""Characters of a prompt that are shown beside its pictures."""
+"""Maximum characters of a prompt beside its pictures."""
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -46,7 +46,7 @@ def data_uri(picture: Figure | bytes, dpi: float | None = None) -> str:
 
     Args:
         picture: The figure or the content.
-        dpi: A figure's resolution; its own by default.
+        dpi: A figure's resolution; by default the figure's.
     """
     if isinstance(picture, Figure):
         buffer = io.BytesIO()
@@ -55,7 +55,7 @@ def data_uri(picture: Figure | bytes, dpi: float | None = None) -> str:
     return "data:image/png;base64," + base64.b64encode(picture).decode()
 
 
-def tidy(axes: Any) -> None:
+def style_axes(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
 
@@ -66,7 +66,7 @@ def image_grid(images: Tensor, *, columns: int, title: str = "") -> Figure:
 
 
 def side_by_side(panels: Mapping[str, Tensor], *, columns: int) -> Figure:
-    """Draws one grid of images per panel, next to each other; of videos the middle frame."""
+    """Draws one grid of images per panel, with the middle frame of videos."""
     panels = {k: x[:, :, x.shape[2] // 2] if x.ndim == 5 else x for k, x in panels.items()}
     n, _, height, width = next(iter(panels.values())).shape
     rows = math.ceil(n / columns)
@@ -93,11 +93,11 @@ def side_by_side(panels: Mapping[str, Tensor], *, columns: int) -> Figure:
 
 
 def prompt_rows(panels: Mapping[str, Tensor], prompts: Sequence[str]) -> Figure:
-    """Draws pictures of one prompt in a row, one panel next to the other.
+    """Draws the pictures of each prompt in a row, one panel per method.
 
     Args:
-        panels: Pictures in [0, 1], with shape :math:`(PN, C, H, W)`, those of one prompt together.
-        prompts: The P prompts, which stand at the left.
+        panels: Pictures in [0, 1], with shape :math:`(PN, C, H, W)`, grouped by prompt.
+        prompts: The P prompts, drawn at the left.
     """
     rows = len(prompts)
     longest = 0.085 * min(LONGEST, max(map(len, prompts)))
@@ -105,7 +105,7 @@ def prompt_rows(panels: Mapping[str, Tensor], prompts: Sequence[str]) -> Figure:
     figure = side_by_side(panels, columns=len(pictures) // rows)
     width, height = figure.get_size_inches()
     figure.set_size_inches(width + longest, height)
-    axes, tall = figure.axes[0], pictures.shape[-2] + 1  # a line lies between two rows
+    axes, tall = figure.axes[0], pictures.shape[-2] + 1  # one pixel between rows
     for i, prompt in enumerate(prompts):
         shown = prompt if len(prompt) <= LONGEST else prompt[: LONGEST - 1] + "\u2026"
         where = {"xy": (0, (i + 0.5) * tall), "xytext": (-6, 0), "ha": "right"}
@@ -114,7 +114,7 @@ def prompt_rows(panels: Mapping[str, Tensor], prompts: Sequence[str]) -> Figure:
 
 
 def vector_scatter(panels: Mapping[str, Tensor], labels: Tensor | None = None) -> Figure:
-    """Draws the first two dimensions of vectors, one panel each on common axes."""
+    """Draws the first two dimensions of vectors, one panel per method with shared limits."""
     figure = new_figure(3.2 * len(panels), 3.3)
     limit = 1.05 * max(float(x[:, :2].abs().quantile(0.995)) for x in panels.values())
     for i, (title, x) in enumerate(panels.items()):
@@ -126,7 +126,7 @@ def vector_scatter(panels: Mapping[str, Tensor], labels: Tensor | None = None) -
         axes.scatter(x[:, 0].numpy(), second.numpy(), s=3, alpha=0.5, **colour)
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
         axes.set_title(title, fontsize=10)
-        tidy(axes)
+        style_axes(axes)
     return figure
 
 
@@ -167,13 +167,13 @@ def plan_figure(phases: Sequence[Mapping[str, Any]]) -> Figure:
         [-i for i in range(len(phases))], [f"phase {i + 1}" for i in range(len(phases))]
     )
     axes.set(xlim=(low, high), xlabel="log-SNR   (noise on the left, data on the right)")
-    axes.set_title("dark: what the expert carries    light: where scores are compared", fontsize=9)
-    tidy(axes)
+    axes.set_title("dark: subinterval of the expert    light: score range", fontsize=9)
+    style_axes(axes)
     return figure
 
 
 def loss_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draws every scalar but counts against the update, phases one after the other."""
+    """Draws every scalar, except counts, against the update, with phases concatenated."""
     seen: dict[str, set[float]] = {}
     for row in history:
         for name, value in row["scalars"].items():
@@ -199,7 +199,7 @@ def loss_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
             start += ends[phase]
         axes.set_title(name.replace("_", " ").replace("/", ": "), fontsize=9)
         axes.set_xlabel("update", fontsize=8)
-        tidy(axes)
+        style_axes(axes)
         if i == 0:
             axes.legend(fontsize=7, frameon=False)
     return figure
@@ -208,7 +208,7 @@ def loss_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
 def calibration_figure(curves: Sequence[Mapping[str, Any]]) -> Figure:
     """Draws the slopes of fake and real scores on the student's samples; 1 is calibrated."""
     figure = new_figure(9, 3.0)
-    titles = {"fake": "fake score: knows the student", "real": "teacher: the student matches it"}
+    titles = {"fake": "fake score", "real": "teacher"}
     for i, (role, title) in enumerate(titles.items()):
         axes = figure.add_subplot(1, 2, i + 1)
         axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
@@ -225,13 +225,13 @@ def calibration_figure(curves: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("t")
         axes.set_ylabel("slope")
-        tidy(axes)
+        style_axes(axes)
         axes.legend(fontsize=7, frameon=False)
     return figure
 
 
 def tradeoff_figure(rows: Sequence[Mapping[str, Any]], quality: str, diversity: str) -> Figure:
-    """Draws a quality and a diversity metric against network evaluations."""
+    """Draws a quality and a diversity metric against the NFE."""
     figure = new_figure(9, 3.0)
     shown = [row for row in rows if row["nfe"]]
     for i, name in enumerate((quality, diversity)):
@@ -244,6 +244,6 @@ def tradeoff_figure(rows: Sequence[Mapping[str, Any]], quality: str, diversity: 
         axes.set_xticks([], minor=True)
         axes.set_xlim(ticks[0] / 1.6, ticks[-1] * 1.6)
         axes.set(xlabel="network evaluations per sample", ylabel=name.replace("_", " "))
-        tidy(axes)
+        style_axes(axes)
         axes.legend(fontsize=7, frameon=False)
     return figure

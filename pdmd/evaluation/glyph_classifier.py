@@ -1,7 +1,7 @@
-"""The small classifier of glyphs: which character a picture shows, and in which face.
+"""A small classifier of glyphs: which character a picture shows, and in which typeface.
 
-Its hidden layer gives the features that glyphs are measured in, and its answers tell whether a
-student draws what was asked, and in how many of the twelve faces.
+Its hidden layer gives the features of glyph metrics. Its predictions measure whether samples show
+the prompt, and how many of the twelve typefaces.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class GlyphClassifier(nn.Module):
         """Returns features, with shape :math:`(B, 64)`.
 
         Args:
-            pictures: In [0, 1], with shape :math:`(B, 3, 32, 32)`.
+            pictures: Pictures in [0, 1], with shape :math:`(B, 3, 32, 32)`.
         """
         return torch.cat([self.body(2 * part - 1) for part in pictures.split(512)])
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns logits of characters and of faces, of :meth:`features`."""
+        """Returns the logits of characters and of typefaces, given :meth:`features`."""
         hidden = features.relu()
         return self.character(hidden), self.face(hidden)
 
@@ -72,8 +72,8 @@ def train_glyph_classifier(
 
     Args:
         updates: Optimizer updates.
-        variants: Sizes and turns of each character in each face.
-        seed: Seed of the start and of every draw.
+        variants: Sizes and rotations of each character in each typeface.
+        seed: The seed of the initial weights and all random numbers.
         progress: Whether to show a progress bar.
 
     Returns:

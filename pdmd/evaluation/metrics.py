@@ -1,17 +1,17 @@
 r"""Metrics of quality and diversity, as functions of samples or features.
 
-Let :math:`f_i`, of dimension :math:`d`, be the features of samples of one law and :math:`g_j`
-those of another. Three views of the two sets:
+Let :math:`f_i`, of dimension :math:`d`, be the features of samples of one distribution and
+:math:`g_j` those of another. There are three kinds of metrics:
 
-- *laws*: the Frechet distance compares fitted Gaussians; the kernel distance is the squared
-  maximum mean discrepancy, :math:`\|E\phi(f) - E\phi(g)\|^2`, of the features of a cubic kernel;
-  the sliced Wasserstein distance averages one-dimensional transport over directions;
+- *distributions*: the Frechet distance compares fitted Gaussians; the kernel distance is the
+  squared maximum mean discrepancy, :math:`\|E\phi(f) - E\phi(g)\|^2`, of the features of a cubic
+  kernel; the sliced Wasserstein distance averages one-dimensional transport over directions;
 - *supports*: with :math:`B(f_i)` the open ball at :math:`f_i` that reaches to its k-th neighbour,
-  precision, recall, density and coverage count which points fall in which balls;
+  precision, recall, density and coverage count the points in these balls;
 - *diversity of one set*: the mean cosine between pairs, over all samples or those of one prompt,
   and the Vendi score, the exponential of the entropy of the similarity matrix's eigenvalues.
 
-Everything is computed in float64, and matrices between samples are built a few rows at a time.
+Everything is computed in float64, and matrices between samples are computed a few rows at a time.
 A row of zeros, which has no direction, has cosine 1 with itself and 0 with every other.
 """
 
@@ -37,20 +37,20 @@ __all__ = [
 ]
 
 # A point as far as the k-th neighbour lies outside the open ball, whatever the rounding of the
-# two distances, which reach us through different matrix products.
+# two distances, which come from different matrix products.
 _OPEN = 1 - 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupportScores:
-    """How two supports overlap; higher is better, 1 is full overlap.
+    """The overlap of two supports; higher is better, 1 is full overlap.
 
     Args:
         precision: Share of the samples within the reference's support.
         recall: Share of the reference points within the samples' support.
-        density: Mean number of reference balls around a sample, over k; above 1 where samples
-            crowd where the reference is dense.
-        coverage: Share of the reference points whose ball holds a sample.
+        density: Mean number of reference balls around a sample, over k; above 1 if samples
+            concentrate where the reference is dense.
+        coverage: Share of the reference points whose ball contains a sample.
     """
 
     precision: float
@@ -64,7 +64,7 @@ def frechet_distance(f: Tensor, g: Tensor) -> float:
 
     .. math:: \|\mu_f - \mu_g\|^2 + \mathrm{tr}(C_f + C_g - 2 (C_f^{1/2} C_g C_f^{1/2})^{1/2})
 
-    It is biased upwards for few samples: compare figures of one size only.
+    It is biased upwards for few samples: compare only values at equal sample sizes.
 
     Args:
         f: Features, with shape :math:`(N, D)`, N > 1.
@@ -96,13 +96,13 @@ def kernel_distance(f: Tensor, g: Tensor, *, rows: int = 1024) -> float:
         \qquad k(a, b) = (a \cdot b / D + 1)^3
 
     This is the unbiased estimate of the squared maximum mean discrepancy, on all pairs rather
-    than on subsets: its mean doesn't depend on N and M, it is zero for equal laws, and single
-    values may be negative.
+    than on subsets: its mean does not depend on N and M and is zero for equal distributions;
+    single values may be negative.
 
     Args:
         f: Features, with shape :math:`(N, D)`, N > 1.
         g: Features, with shape :math:`(M, D)`, M > 1.
-        rows: Rows of the kernel matrix that are built at once.
+        rows: Rows of the kernel matrix that are computed at once.
 
     Raises:
         ValueError: If a set is too small, not finite, or of another dimension.
@@ -135,14 +135,14 @@ def density_coverage_precision_recall(
         & \text{coverage} &= \tfrac{1}{N} \textstyle\sum_i 1[\exists j: g_j \in B(f_i)]
 
     for reference points :math:`f_i` and samples :math:`g_j`. One outlier of the reference has a
-    huge ball and lifts precision; one outlier of the samples lifts recall. Density and coverage
-    don't suffer from it. Coverage grows with M: compare figures of one size only.
+    large ball and raises precision; one outlier of the samples raises recall. Density and coverage
+    are robust to outliers. Coverage grows with M: compare only values at equal sample sizes.
 
     Args:
         reference: Reference points, with shape :math:`(N, D)`, N > k.
         samples: Samples, with shape :math:`(M, D)`, M > k.
-        k: Neighbours that set a ball's radius.
-        rows: Rows of the distance matrices that are built at once.
+        k: The neighbour that sets a ball's radius.
+        rows: Rows of the distance matrices that are computed at once.
 
     Raises:
         ValueError: If k is not positive, or a set is too small, not finite, or of another
@@ -157,25 +157,25 @@ def density_coverage_precision_recall(
         raise ValueError(
             f"recall needs more than k = {k} samples, got {len(samples)}; draw more or lower k"
         )
-    held, holders = _balls(reference, samples, k, rows)
+    covered, holders = _balls(reference, samples, k, rows)
     _, sample_holders = _balls(samples, reference, k, rows)
     return SupportScores(
         precision=_share(holders),
         recall=_share(sample_holders),
         density=float(holders.double().mean() / k),
-        coverage=_share(held),
+        coverage=_share(covered),
     )
 
 
 def coverage_and_precision(reference: Tensor, samples: Tensor, k: int = 5) -> tuple[float, float]:
     """Returns the share of reference points covered, and of samples within the reference.
 
-    These are two of :func:`density_coverage_precision_recall`; any number of samples will do.
+    These are two of :func:`density_coverage_precision_recall`, for any number of samples.
 
     Args:
         reference: Reference points, with shape :math:`(N, D)`, N > k.
         samples: Samples, with shape :math:`(M, D)`.
-        k: Neighbours that set a ball's radius.
+        k: The neighbour that sets a ball's radius.
 
     Raises:
         ValueError: If k is not positive, there are not more than k reference points, or a set is
@@ -184,8 +184,8 @@ def coverage_and_precision(reference: Tensor, samples: Tensor, k: int = 5) -> tu
     References:
         Naeem et al., arXiv:2002.09797, Eq. 4 (coverage); Kynkaanniemi et al., arXiv:1904.06991.
     """
-    held, holders = _balls(*_supports(reference, samples, k), k, rows=1024)
-    return _share(held), _share(holders)
+    covered, holders = _balls(*_supports(reference, samples, k), k, rows=1024)
+    return _share(covered), _share(holders)
 
 
 def pairwise_cosine(features: Tensor) -> float:
@@ -205,13 +205,13 @@ def pairwise_cosine(features: Tensor) -> float:
 def similarity_within_prompts(features: Tensor, prompt_index: Tensor) -> float:
     """Returns the mean cosine between samples of one prompt, averaged over prompts.
 
-    Lower is more diverse. Unlike :func:`pairwise_cosine` it doesn't reward prompts for differing
-    from each other. A student that fails may be diverse too: read it next to a distance.
+    Lower is more diverse. Unlike :func:`pairwise_cosine`, it ignores the differences between
+    prompts. Poor samples may be diverse too: report it together with a distance.
 
     Args:
         features: Features, with shape :math:`(N, D)`.
-        prompt_index: The prompt of every sample, int64, with shape :math:`(N)`; two samples or
-            more of each.
+        prompt_index: The prompt of every sample, int64, with shape :math:`(N)`; at least
+            two of each.
 
     Raises:
         ValueError: If a prompt has one sample only, or shapes or values are wrong.
@@ -229,13 +229,13 @@ def vendi_score(features: Tensor, prompt_index: Tensor | None = None) -> float:
     .. math:: \exp\Big(-\sum_i \lambda_i \log \lambda_i\Big), \qquad
         \lambda = \mathrm{eig}(K / N), \quad K_{ij} = \cos(f_i, f_j)
 
-    It runs from 1, all rows parallel, to N, all rows orthogonal. No reference is needed, and none
-    is consulted: noise scores high.
+    It ranges from 1, all rows parallel, to N, all rows orthogonal. It uses no reference: noise
+    scores high.
 
     Args:
         features: Features, with shape :math:`(N, D)`.
-        prompt_index: The prompt of every sample, int64, with shape :math:`(N)`. If given, each
-            prompt is scored by itself and the scores are averaged.
+        prompt_index: The prompt of every sample, int64, with shape :math:`(N)`. If given, the
+            score is averaged over prompts.
 
     Raises:
         ValueError: If shapes or values are wrong.
@@ -279,8 +279,8 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 200, seed: int =
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(x.shape[1], projections, generator=generator).to(x)
     directions = directions / directions.norm(dim=0)
-    gap = (x @ directions).sort(0).values - (y @ directions).sort(0).values
-    return float(gap.square().mean().sqrt())
+    difference = (x @ directions).sort(0).values - (y @ directions).sort(0).values
+    return float(difference.square().mean().sqrt())
 
 
 def mode_histogram_kl(modes: Tensor, number: int) -> float:
@@ -288,7 +288,7 @@ def mode_histogram_kl(modes: Tensor, number: int) -> float:
 
     Args:
         modes: The mode of every sample, int64, with shape :math:`(N)`.
-        number: How many modes there are.
+        number: The number of modes.
 
     Raises:
         ValueError: If a mode is negative or not below ``number``.
@@ -308,8 +308,8 @@ def _cubic(products: Tensor, features: Tensor) -> Tensor:
 
 
 def _balls(centres: Tensor, points: Tensor, k: int, rows: int) -> tuple[Tensor, Tensor]:
-    """Counts the points in every centre's ball, and the balls around every point."""
-    # Distances come from the expanded square, which loses digits far from the origin.
+    """Counts the points in each centre's ball, and the balls that contain each point."""
+    # cdist expands the square, which loses precision far from the origin.
     mean = centres.mean(0)
     centres, points = centres - mean, points - mean
     held = []
@@ -329,7 +329,7 @@ def _share(counts: Tensor) -> float:
 def _supports(reference: Tensor, samples: Tensor, k: int) -> tuple[Tensor, Tensor]:
     reference, samples = _pair(reference, samples, least=1, names=("reference", "samples"))
     if k < 1:
-        raise ValueError(f"a ball reaches to its k-th neighbour, got k = {k}; pass k >= 1")
+        raise ValueError(f"expected k >= 1 neighbours, got k = {k}")
     if len(reference) <= k:
         raise ValueError(
             f"coverage needs more than k = {k} reference points, got {len(reference)}; "
@@ -342,7 +342,7 @@ def _groups(features: Tensor, prompt_index: Tensor, least: int) -> list[Tensor]:
     features = _checked(features, "features", least=least)
     if prompt_index.shape != features.shape[:1] or prompt_index.is_floating_point():
         raise ValueError(
-            f"prompt_index must hold one integer for each of {len(features)} rows, got shape "
+            f"prompt_index must have one integer for each of {len(features)} rows, got shape "
             f"{tuple(prompt_index.shape)} of {prompt_index.dtype}"
         )
     prompts, counts = prompt_index.unique(return_counts=True)
@@ -381,6 +381,6 @@ def _checked(features: Tensor, name: str, *, least: int) -> Tensor:
     if not finite.all():
         raise ValueError(
             f"{name}: {int((~finite).sum())} of {len(features)} rows are not finite; drop them "
-            "and report their share, or look at the samples"
+            "and report their share, or inspect the samples"
         )
     return features.double()

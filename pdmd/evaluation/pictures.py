@@ -1,9 +1,9 @@
-"""Pictures: samples as files, one for each or all in a grid.
+"""Samples as picture files: one file per sample, or a grid.
 
 Pictures are images of shape :math:`(B, C, H, W)` or videos of shape :math:`(B, C, F, H, W)`, with
-one or three channels in [0, 1]. A value becomes the byte nearest to 255 times it, and PNG keeps
-that; H.264 and GIF, for videos, lose some. A still grid shows a video's first, middle and last
-frame.
+one or three channels in [0, 1]. Values are rounded to bytes, which PNG stores
+losslessly; H.264 and GIF, for videos, are lossy. A PNG grid shows the first, middle and last frame
+of a video.
 """
 
 from __future__ import annotations
@@ -20,20 +20,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Album", "Grid", "PictureFolder", "Pictures", "caption_of", "pictures_to", "to_bytes"]
+__all__ = [
+    "GridWriter",
+    "ImageGrid",
+    "FolderWriter",
+    "SampleWriter",
+    "caption",
+    "sample_writer",
+    "to_uint8",
+]
 
 GAP = 2
 SMALLEST = 64
-"""Pixels that a grid's picture has at least; smaller ones are magnified by a whole number."""
+"""Minimum size of a picture in a grid, in pixels; smaller ones are scaled by an integer."""
 CAPTIONED = 16
-"""Pictures of a grid that has captions, at most."""
+"""Maximum number of pictures in a grid with captions."""
 
 
-def to_bytes(pictures: Tensor) -> np.ndarray:
-    """Returns pictures as bytes in colours.
+def to_uint8(pictures: Tensor) -> np.ndarray:
+    """Converts pictures to RGB bytes.
 
     Args:
-        pictures: Images or videos in [0, 1]; values outside are cut off.
+        pictures: Images or videos in [0, 1]; values outside are clamped.
 
     Returns:
         An array of shape :math:`(B, H, W, 3)` or :math:`(B, F, H, W, 3)`.
@@ -52,34 +60,34 @@ def to_bytes(pictures: Tensor) -> np.ndarray:
     return levels.movedim(1, -1).contiguous().numpy()
 
 
-def caption_of(prompt: Any) -> str:
-    """Returns a prompt as text: of one with an image its text, of none nothing."""
+def caption(prompt: Any) -> str:
+    """Returns the text of a prompt, which is empty for ``None``."""
     return "" if prompt is None else str(getattr(prompt, "text", prompt))
 
 
-class Pictures(ABC):
-    """Takes pictures as they are made and writes them."""
+class SampleWriter(ABC):
+    """Writes pictures as they are sampled."""
 
     @abstractmethod
     def add(self, pictures: Tensor, prompts: Sequence[Any]) -> None:
-        """Takes some pictures with the prompts that they are of."""
+        """Adds a batch of pictures with their prompts."""
 
     @abstractmethod
-    def finish(self) -> None:
-        """Writes what is not written yet."""
+    def close(self) -> None:
+        """Writes the remaining files."""
 
 
-class PictureFolder(Pictures):
-    """One file for each picture, ``0000.png`` or ``0000.mp4``, and ``prompts.json``.
+class FolderWriter(SampleWriter):
+    """Writes one file per picture, ``0000.png`` or ``0000.mp4``, and ``prompts.json``.
 
-    Earlier samples in the folder are replaced; it must hold nothing else.
+    Earlier samples in the folder are replaced; it must contain nothing else.
 
     Args:
         folder: The folder.
-        fps: Frames of a video in a second.
+        fps: Frames per second of videos.
 
     Raises:
-        ValueError: If the folder holds something else, or is a file.
+        ValueError: If the folder contains other files, or is a file.
     """
 
     def __init__(self, folder: Path, *, fps: float) -> None:
@@ -90,7 +98,7 @@ class PictureFolder(Pictures):
         for path in sorted(folder.glob("*")):
             if not re.fullmatch(r"\d{4,}\.(png|mp4)|prompts\.json", path.name):
                 raise ValueError(
-                    f"{folder} holds {path.name}, which is no sample; choose another --out"
+                    f"{folder} contains {path.name}, which is not a sample; choose another --out"
                 )
 
     def add(self, pictures: Tensor, prompts: Sequence[Any]) -> None:
@@ -98,27 +106,27 @@ class PictureFolder(Pictures):
 
         if not self.listed:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self.folder.iterdir():  # samples of earlier, see the constructor
+            for path in self.folder.iterdir():  # earlier samples, see the constructor
                 path.unlink()
-        for picture, prompt in zip(to_bytes(pictures), prompts, strict=True):
+        for picture, prompt in zip(to_uint8(pictures), prompts, strict=True):
             name = f"{len(self.listed):04}.{'png' if picture.ndim == 3 else 'mp4'}"
             if picture.ndim == 3:
                 Image.fromarray(picture).save(self.folder / name)
             else:
                 _write_mp4(self.folder / name, picture, self.fps)
-            self.listed.append({"file": name, "prompt": caption_of(prompt)})
+            self.listed.append({"file": name, "prompt": caption(prompt)})
 
-    def finish(self) -> None:
+    def close(self) -> None:
         text = json.dumps(self.listed, indent=1, ensure_ascii=False)
         (self.folder / "prompts.json").write_text(text + "\n", encoding="utf-8")
 
 
-class Album(Pictures):
-    """All pictures in one file, as a grid: ``.png`` for stills, ``.mp4`` or ``.gif`` for videos.
+class GridWriter(SampleWriter):
+    """Writes all pictures to one file as a grid: ``.png``, or ``.mp4`` or ``.gif`` for videos.
 
     Args:
         path: The file.
-        fps: Frames of a video in a second.
+        fps: Frames per second of videos.
     """
 
     def __init__(self, path: Path, *, fps: float) -> None:
@@ -127,18 +135,18 @@ class Album(Pictures):
         self.captions: list[str] = []
 
     def add(self, pictures: Tensor, prompts: Sequence[Any]) -> None:
-        made = to_bytes(pictures)
-        if made.ndim == 5 and self.path.suffix == ".png":
-            made = _strips(made)
-        self.parts.append(made)
-        self.captions += [caption_of(prompt) for prompt in prompts]
+        frames = to_uint8(pictures)
+        if frames.ndim == 5 and self.path.suffix == ".png":
+            frames = _strips(frames)
+        self.parts.append(frames)
+        self.captions += [caption(prompt) for prompt in prompts]
 
-    def finish(self) -> None:
+    def close(self) -> None:
         from PIL import Image
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
         pictures = np.concatenate(self.parts)
-        grid = Grid(len(pictures), *pictures.shape[-3:-1], captions=self.captions)
+        grid = ImageGrid(len(pictures), *pictures.shape[-3:-1], captions=self.captions)
         if pictures.ndim == 4:
             Image.fromarray(grid.draw(pictures)).save(self.path)
             return
@@ -151,14 +159,14 @@ class Album(Pictures):
         first.save(self.path, save_all=True, append_images=rest, duration=length, loop=0)
 
 
-class Grid:
-    """Where pictures of one size stand side by side, on white and with captions if they are few.
+class ImageGrid:
+    """The layout of a grid of equal-sized pictures, with captions if they are few.
 
     Args:
-        number: How many.
-        height: Pixels of each.
-        width: Pixels of each.
-        captions: One text for each.
+        number: The number of pictures.
+        height: The height of a picture, in pixels.
+        width: The width of a picture, in pixels.
+        captions: The text of each picture.
     """
 
     def __init__(self, number: int, height: int, width: int, *, captions: Sequence[str]) -> None:
@@ -176,7 +184,7 @@ class Grid:
         self.line = math.ceil(1.3 * self.size)
         self.step = self.height + GAP + (lines * self.line + GAP if lines else 0)
 
-    def place(self, i: int) -> tuple[int, int]:
+    def position(self, i: int) -> tuple[int, int]:
         """Returns the top and left pixel of a picture."""
         row, column = divmod(i, self.columns)
         return GAP + row * self.step, GAP + column * (self.width + GAP)
@@ -188,7 +196,7 @@ class Grid:
         shape = (GAP + self.rows * self.step, GAP + self.columns * (self.width + GAP), 3)
         canvas = np.full(shape, 255, np.uint8)
         for i, picture in enumerate(pictures):
-            top, left = self.place(i)
+            top, left = self.position(i)
             enlarged = picture.repeat(self.scale, 0).repeat(self.scale, 1)
             canvas[top : top + self.height, left : left + self.width] = enlarged
         if not self.texts:
@@ -196,14 +204,14 @@ class Grid:
         image = Image.fromarray(canvas)
         pen = ImageDraw.Draw(image)
         for i, lines in enumerate(self.texts):
-            top, left = self.place(i)
+            top, left = self.position(i)
             for j, line in enumerate(lines):
                 at = (left + GAP, top + self.height + GAP + j * self.line)
                 pen.text(at, line, fill=(40, 40, 40), font=self.font)
         return np.asarray(image)
 
     def _wrapped(self, caption: str, most: int = 3) -> list[str]:
-        """Breaks a caption into lines as wide as a picture; what does not fit is left out."""
+        """Wraps a caption to the width of a picture and truncates it."""
         lines: list[str] = []
         rest = " ".join(caption.split())
         while rest and len(lines) < most:
@@ -221,32 +229,31 @@ class Grid:
         return lines
 
 
-def pictures_to(out: str, *, video: bool | None = None, fps: float = 16.0) -> Pictures:
-    """Returns what writes pictures to a path.
+def sample_writer(out: str, *, video: bool | None = None, fps: float = 16.0) -> SampleWriter:
+    """Returns the writer for a path.
 
     Args:
-        out: A folder, for a file each, or the file of a grid: ``.png``, or ``.mp4`` and ``.gif``
-            for videos.
-        video: Whether the pictures are videos, if it is known.
-        fps: Frames of a video in a second.
+        out: A folder, for one file per picture, or the file of a grid: ``.png``, or ``.mp4`` and
+            ``.gif`` for videos.
+        video: Whether the pictures are videos, if known.
+        fps: Frames per second of videos.
 
     Raises:
-        ValueError: If the path's suffix is none of these or does not suit, or what writes it is
-            not installed.
+        ValueError: If the suffix is not supported, or a package is not installed.
     """
     path = Path(out)
     folder = not path.suffix or out.endswith("/") or path.is_dir()
     if not folder and path.suffix not in (".png", ".mp4", ".gif"):
         raise ValueError(
-            f"--out is a folder, or ends in .png, .mp4, .gif or .safetensors; got {out!r}"
+            f"--out must be a folder or end in .png, .mp4, .gif or .safetensors, got {out!r}"
         )
     if path.suffix in (".mp4", ".gif") and not folder and video is False:
-        raise ValueError(f"this student makes images, not videos; use .png in place of {out!r}")
+        raise ValueError(f"this student samples images, not videos; use .png instead of {out!r}")
     if not 0 < fps <= 1000:
-        raise ValueError(f"--fps is above 0 and up to 1000, got {fps:g}")
+        raise ValueError(f"--fps must be above 0 and at most 1000, got {fps:g}")
     if video and (folder or path.suffix == ".mp4"):
         _video_writer()
-    return PictureFolder(path, fps=fps) if folder else Album(path, fps=fps)
+    return FolderWriter(path, fps=fps) if folder else GridWriter(path, fps=fps)
 
 
 def _strips(videos: np.ndarray) -> np.ndarray:
@@ -263,17 +270,17 @@ def _strips(videos: np.ndarray) -> np.ndarray:
 def _video_writer() -> Any:
     try:
         import imageio.v2 as imageio
-        import imageio_ffmpeg  # noqa: F401  (imageio finds it by itself)
+        import imageio_ffmpeg  # noqa: F401  (a plugin of imageio)
     except ImportError as error:
         raise ValueError(
-            f"videos need a package that is not installed ({error}); it comes with "
-            "`pip install 'pdmd[video]'`, and --out samples.gif does without"
+            f"videos need a package that is not installed ({error}); run "
+            "`pip install 'pdmd[video]'`, or use --out samples.gif"
         ) from error
     return imageio.get_writer
 
 
 def _write_mp4(path: Path, frames: Sequence[Any] | Iterator[Any] | np.ndarray, fps: float) -> None:
-    """Writes frames; H.264 wants even sizes, so the last row or column may come twice."""
+    """Writes frames as H.264; odd sizes are padded to even by repeating the last row or column."""
     writer = _video_writer()(
         path,
         format="FFMPEG",

@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML page, and the grids it shows."""
+"""The report of a run: a self-contained HTML page, and its sample grids."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from pdmd.typing import Latents
 __all__ = ["write_grids", "write_report"]
 
 SMALL = 4096
-"""Numbers of a latent of which many fit on a page and in a moment."""
+"""Maximum size of a latent for grids of many samples."""
 ROWS, EACH = 8, 10
-"""Prompts that are shown, and pictures of each."""
+"""Prompts in ``prompts.png``, and pictures per prompt."""
 TOGETHER = 2**16
-"""Numbers of latents that are decoded together."""
+"""Maximum size of a batch of latents to decode."""
 
 
 def write_grids(
@@ -49,16 +49,16 @@ def write_grids(
     teacher_steps: int = 50,
     seed: int = 0,
 ) -> None:
-    """Draws teacher and student side by side: final samples, and the state after every phase.
+    """Draws samples of teacher and student side by side, at the end and after every phase.
 
     Args:
-        folder: The run folder; gets ``grids/*.png``. Where prompts are texts, ``prompts.png`` has
-            several pictures of each of a few.
+        folder: The run folder; the grids are written to ``grids/*.png``. If prompts are texts,
+            ``prompts.png`` has several pictures of each of a few prompts.
         student: The student.
-        teacher: Its teacher. Where it decodes, pictures are drawn: 100 of small latents, 9 of
-            others, of videos the middle frame; else the first two dimensions of vectors.
-        teacher_steps: Steps of the teacher's own sampling.
-        seed: Seed of every draw.
+        teacher: Its teacher. If it has ``decode``, pictures are drawn: 100 for small latents, else
+            9, with the middle frame of videos. Otherwise the first two dimensions are plotted.
+        teacher_steps: Steps of the teacher's samples.
+        seed: The seed of all random numbers.
     """
     grids = Path(folder) / "grids"
     grids.mkdir(parents=True, exist_ok=True)
@@ -91,13 +91,13 @@ def write_grids(
         shown = min(ROWS, len(teacher.prompts))
         texts = [teacher.prompts[i * len(teacher.prompts) // shown] for i in range(shown)]
         each = EACH if small else 3
-        asked = teacher.encode([text for text in texts for _ in range(each)])
+        repeated = teacher.encode([text for text in texts for _ in range(each)])
         batch = shown * each
         rows = {
             f"teacher, {teacher_steps} steps": sample_ode(
-                teacher, asked, steps=teacher_steps, batch=batch, generator=generator()
+                teacher, repeated, steps=teacher_steps, batch=batch, generator=generator()
             ),
-            f"student, {n} steps": sample(student, asked, batch=batch, generator=generator()),
+            f"student, {n} steps": sample(student, repeated, batch=batch, generator=generator()),
         }
         figure = prompt_rows({k: _decoded(decode, x) for k, x in rows.items()}, texts)
         figure.savefig(grids / "prompts.png", bbox_inches="tight", pad_inches=0.05)
@@ -119,7 +119,7 @@ def write_grids(
 
 
 def _decoded(decode: Callable[[Latents], Tensor], x: Latents) -> Tensor:
-    """Decodes few samples at a time, as a decoder takes more memory than a network."""
+    """Decodes in small batches, as a decoder needs more memory than a network."""
     few = max(1, TOGETHER // x[0].numel())
     pictures = [decode(x[i : i + few]).float().cpu() for i in range(0, len(x), few)]
     return torch.cat([p[:, :, p.shape[2] // 2] if p.ndim == 5 else p for p in pictures])
@@ -129,7 +129,7 @@ def write_report(folder: str | Path) -> Path:
     """Writes ``report.html`` from the other files of a run folder.
 
     Args:
-        folder: A run folder; what is missing in it is said to be so in the page.
+        folder: A run folder; the page states which files are missing.
 
     Returns:
         The page's path.
@@ -185,7 +185,9 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text()) if path.exists() else None
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it to do without it") from error
+        raise ValueError(
+            f"{path} is damaged ({error}); remove it to leave it out of the report"
+        ) from error
 
 
 def _settings(path: Path) -> tuple[str, dict[str, Any]]:

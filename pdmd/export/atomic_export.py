@@ -1,7 +1,7 @@
-"""Drafts: folders that appear whole or not at all, and replace only what an export wrote.
+"""Atomic exports: a folder is written completely or not at all.
 
-An export lists its files in ``pdmd_export.json``. A folder is replaced if it holds those and no
-others; until the new one is whole, the old one stands.
+An export lists its files in ``pdmd_export.json``. An existing folder is replaced only if it
+contains no other files, and only once the new export is complete.
 """
 
 from __future__ import annotations
@@ -12,65 +12,65 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["LISTING", "check_place", "drafted"]
+__all__ = ["LISTING", "check_destination", "atomic_folder"]
 
 LISTING = "pdmd_export.json"
 
 
-def check_place(folder: Path, *, overwrite: bool) -> None:
+def check_destination(folder: Path, *, overwrite: bool) -> None:
     """Checks that an export may be written to a folder.
 
     Args:
         folder: The folder, which need not exist.
-        overwrite: Whether an earlier export there may be replaced.
+        overwrite: Whether to replace an earlier export.
 
     Raises:
-        ValueError: If it is a file or a URL, holds anything that is not to be replaced, or an
-            export was interrupted there.
+        ValueError: If it is a file or a URL, contains files that no export wrote or an earlier
+            export without ``overwrite``, or if an export was interrupted there.
     """
     scheme = folder.parts[0] if folder.parts else ""
     if len(scheme) > 2 and scheme.endswith(":"):
         raise ValueError(f"{folder} is a URL; export to a local folder, and copy that")
-    old = _beside(folder, "replaced")
+    old = _sibling(folder, "replaced")
     if old.exists():
-        raise ValueError(f"{old} is what an interrupted export left; move it away")
+        raise ValueError(f"{old} was left by an interrupted export; move or remove it")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; choose another folder")
-    held = _files(folder) if folder.exists() else set()
-    if not held:
+    present = _files(folder) if folder.exists() else set()
+    if not present:
         return
     ours = _listed(folder)
     if ours is None:
         raise ValueError(
-            f"{folder} is not empty and no export wrote it, so it is not replaced; choose another "
-            "folder"
+            f"{folder} is not empty and was not written by an export, so it is not replaced; "
+            "choose another folder"
         )
-    more = sorted(held - ours)
-    if more:
+    foreign = sorted(present - ours)
+    if foreign:
         raise ValueError(
-            f"{folder} holds {more[0]}, which no export wrote, so it is not replaced; move it "
-            "away or choose another folder"
+            f"{folder} contains {foreign[0]}, which no export wrote, so it is not replaced; "
+            "move that file or choose another folder"
         )
     if not overwrite:
-        raise ValueError(f"{folder} holds an export; choose another folder or pass --overwrite")
+        raise ValueError(f"{folder} contains an export; choose another folder or pass --overwrite")
 
 
 @contextlib.contextmanager
-def drafted(folder: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yields a folder to write to, which takes its place once the block has ended well.
+def atomic_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yields a temporary folder, which is moved to ``folder`` if the block succeeds.
 
     Args:
-        folder: Where the export goes in the end.
-        overwrite: Whether an earlier export there may be replaced.
+        folder: The folder of the export.
+        overwrite: Whether to replace an earlier export.
 
     Raises:
-        ValueError: As :func:`check_place`.
+        ValueError: As in :func:`check_destination`.
     """
-    check_place(folder, overwrite=overwrite)
+    check_destination(folder, overwrite=overwrite)
     folder = folder.resolve()
-    draft = _beside(folder, "partial")
+    draft = _sibling(folder, "partial")
     if draft.exists() and _listed(draft) is None:
-        raise ValueError(f"{draft} is in the way; move it away")
+        raise ValueError(f"{draft} exists and was not written by an export; move it")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     listing = draft / LISTING
@@ -79,7 +79,7 @@ def drafted(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         yield draft
         content = {"format": 1, "files": sorted(_files(draft))}
         listing.write_text(json.dumps(content, indent=2) + "\n")
-        old = _beside(folder, "replaced")
+        old = _sibling(folder, "replaced")
         replaced = folder.exists()
         if replaced:
             folder.rename(old)
@@ -96,9 +96,9 @@ def drafted(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         raise
 
 
-def _beside(folder: Path, ending: str) -> Path:
+def _sibling(folder: Path, suffix: str) -> Path:
     folder = folder.resolve()
-    return folder.with_name(f"{folder.name}.{ending}")
+    return folder.with_name(f"{folder.name}.{suffix}")
 
 
 def _listed(folder: Path) -> set[str] | None:

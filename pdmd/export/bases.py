@@ -1,4 +1,4 @@
-"""Bases: the pipeline that a student was distilled from, whose other parts exports take over."""
+"""The base pipeline of a student, whose other components an export copies."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from pathlib import Path
 from typing import Any
 
 from pdmd.distillation.students import Student
-from pdmd.export.network_schedule import Stage
+from pdmd.export.network_schedule import NetworkInterval
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.pipelines import configuration
 
-__all__ = ["Base", "check_networks", "open_base"]
+__all__ = ["BasePipeline", "check_networks", "open_base_pipeline"]
 
 REPLACED = ("scheduler",)
-"""Parts that an export brings itself, beside the networks."""
+"""Components that an export writes itself, beside the networks."""
 
-FACTS = ("model_index.json", "README.md", "LICEN[CS]E*", "*/config.json")
-"""Files that say what a pipeline is, some of a few kilobytes."""
+METADATA = ("model_index.json", "README.md", "LICEN[CS]E*", "*/config.json")
+"""Files of a few kilobytes that describe a pipeline."""
 
-OTHERS = ("*.bin", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.*.safetensors")
+EXCLUDED = ("*.bin", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.*.safetensors")
 """Weights in other formats, and variants such as ``model.fp16.safetensors``."""
 
 
 @dataclass(frozen=True)
-class Base:
-    """A pipeline's folder on this disk.
+class BasePipeline:
+    """A pipeline's folder on the local disk.
 
     Attributes:
-        name: The folder or hub name that the student names.
-        folder: Where it is.
-        index: Its ``model_index.json``.
-        licence: What its model card says of its licence, by the card's own keys.
-        remote: Whether the folder is a download, of :data:`FACTS` alone until :meth:`fetch`.
+        name: The folder or hub name given by the student.
+        folder: The local folder.
+        index: The content of its ``model_index.json``.
+        licence: The licence fields of its model card, under the card's keys.
+        remote: Whether the folder is a download; until :meth:`fetch` it contains only
+            :data:`METADATA`.
     """
 
     name: str
@@ -46,22 +47,24 @@ class Base:
 
     @property
     def model(self) -> str:
-        """What a model card calls it: its hub name if that is known."""
+        """The name in a model card: the hub name if it is known."""
         if not Path(self.name).exists():
             return self.name
         known = str(self.index.get("_name_or_path", ""))
         return known if known.count("/") == 1 and not Path(known).exists() else self.folder.name
 
     def parts(self, layout: PipelineLayout) -> list[str]:
-        """Returns the parts that an export takes over as they are.
+        """Returns the components that an export copies unchanged.
 
         Raises:
-            ValueError: If the name of one leads out of the pipeline's folder.
+            ValueError: If a component's name is a path outside the pipeline's folder.
         """
         ours = {*layout.slots, *REPLACED}
         for name in self.index:
             if name != Path(name).name or name == "..":
-                raise ValueError(f"{self.name} has a part called {name!r}, which is no folder")
+                raise ValueError(
+                    f"{self.name} has a component {name!r}, which is not a folder name"
+                )
         return [
             name
             for name, value in self.index.items()
@@ -69,14 +72,14 @@ class Base:
         ]
 
     def fetch(self, layout: PipelineLayout) -> None:
-        """Downloads the parts that an export takes over, if the pipeline is on the hub.
+        """Downloads the components that an export copies, if the pipeline is on the hub.
 
         Raises:
-            ValueError: If a part is missing or not to be had.
+            ValueError: If a component is missing or cannot be downloaded.
         """
         if self.remote:
-            wanted = [f"{part}/*" for part in self.parts(layout)]
-            _download(self.name, wanted, revision=self.folder.name)
+            patterns = [f"{part}/*" for part in self.parts(layout)]
+            _download(self.name, patterns, revision=self.folder.name)
         for part in self.parts(layout):
             if not any((self.folder / part).glob("*")):
                 raise ValueError(
@@ -84,7 +87,7 @@ class Base:
                 )
 
     def copy(self, layout: PipelineLayout, to: Path, tell: Callable[[int], object]) -> None:
-        """Copies the other parts, and licences that stand beside the model card."""
+        """Copies components and licence files; calls ``tell`` with the bytes copied."""
         for source in self.files(layout):
             target = to / source.relative_to(self.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -92,24 +95,24 @@ class Base:
             tell(source.stat().st_size)
 
     def files(self, layout: PipelineLayout) -> list[Path]:
-        """Returns what :meth:`copy` copies."""
+        """Returns the files that :meth:`copy` copies."""
         found = [p for p in sorted(self.folder.glob("LICEN[CS]E*")) if p.is_file()]
         for part in self.parts(layout):
             found += [p for p in sorted((self.folder / part).rglob("*")) if p.is_file()]
         return found
 
 
-def open_base(student: Student, layout: PipelineLayout, folder: str = "") -> Base:
-    """Finds the pipeline that a student was distilled from, and what it says of itself.
+def open_base_pipeline(student: Student, layout: PipelineLayout, folder: str = "") -> BasePipeline:
+    """Opens the pipeline that a student was distilled from.
 
     Args:
         student: The student.
-        layout: Its family's layout.
-        folder: The pipeline's folder or hub name, in place of the one that the student names.
+        layout: The layout of its family.
+        folder: The pipeline's folder or hub name; by default the one given by the student.
 
     Raises:
-        ValueError: If there is none, it is of another class, its VAE makes other latents, or its
-            model card is damaged.
+        ValueError: If no pipeline is known, or it has another class, a VAE with other latents, or
+            a damaged model card.
     """
     source: Mapping[str, Any] = student.source or {}
     name = folder or str(source.get("arguments", {}).get("folder", "")) or layout.folder
@@ -121,13 +124,13 @@ def open_base(student: Student, layout: PipelineLayout, folder: str = "") -> Bas
     place = Path(name)
     remote = not place.is_dir()
     if remote:
-        place = _download(name, FACTS)
+        place = _download(name, METADATA)
     path = place / "model_index.json"
     try:
         index = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{place} is no pipeline's folder: its model_index.json cannot be read "
+            f"{place} is not a pipeline's folder: its model_index.json cannot be read "
             f"({type(error).__name__}); name another with --base FOLDER"
         ) from error
     if index.get("_class_name") != layout.pipeline:
@@ -135,19 +138,21 @@ def open_base(student: Student, layout: PipelineLayout, folder: str = "") -> Bas
             f"{name} is a {index.get('_class_name')}, and this student's family needs a "
             f"{layout.pipeline}; name another with --base FOLDER"
         )
-    base = Base(name, place, index, _licence(place), remote)
-    base.parts(layout)  # for its errors
+    base = BasePipeline(name, place, index, _read_licence(place), remote)
+    base.parts(layout)  # raises for invalid names
     _check_vae(base, student)
     return base
 
 
-def check_networks(found: Sequence[Stage], layout: PipelineLayout, base: Base) -> None:
-    """Checks that a pipeline's network is of the student's make.
+def check_networks(
+    intervals: Sequence[NetworkInterval], layout: PipelineLayout, base: BasePipeline
+) -> None:
+    """Checks that a pipeline's network has the student's configuration.
 
     Raises:
-        ValueError: If its configuration differs, or is missing.
+        ValueError: If the configuration differs or is missing.
     """
-    own = json.loads(json.dumps(dict(found[0].network.transformer.config)))
+    own = json.loads(json.dumps(dict(intervals[0].network.transformer.config)))
     theirs = json.loads(json.dumps(configuration(layout.network, base.folder, layout.slots[0])))
     for key in sorted(own.keys() & theirs.keys()):
         if not key.startswith("_") and own[key] != theirs[key]:
@@ -157,21 +162,21 @@ def check_networks(found: Sequence[Stage], layout: PipelineLayout, base: Base) -
             )
 
 
-def _download(name: str, wanted: Sequence[str], revision: str | None = None) -> Path:
+def _download(name: str, patterns: Sequence[str], revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
-    only: dict[str, Any] = {"allow_patterns": list(wanted), "ignore_patterns": list(OTHERS)}
+    only: dict[str, Any] = {"allow_patterns": list(patterns), "ignore_patterns": list(EXCLUDED)}
     try:
         return Path(snapshot_download(name, revision=revision, **only))
-    except Exception as error:  # the hub's client raises of any class
+    except Exception as error:  # the hub's client raises many classes
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(
-            f"{name} is neither a folder nor to be had from the hub ({first}); name the "
+            f"{name} is no folder and cannot be downloaded from the hub ({first}); name the "
             "pipeline's folder with --base FOLDER"
         ) from error
 
 
-def _check_vae(base: Base, student: Student) -> None:
+def _check_vae(base: BasePipeline, student: Student) -> None:
     path = base.folder / "vae" / "config.json"
     if not path.is_file():
         return
@@ -180,12 +185,12 @@ def _check_vae(base: Base, student: Student) -> None:
     own = student.latent_shape[0]
     if channels is not None and channels != own:
         raise ValueError(
-            f"the VAE of {base.name} makes latents of {channels} channels, and this student's "
-            f"have {own}; name the pipeline it was distilled from with --base FOLDER"
+            f"the VAE of {base.name} has latents of {channels} channels, and this student's have "
+            f"{own}; name the pipeline it was distilled from with --base FOLDER"
         )
 
 
-def _licence(folder: Path) -> dict[str, str]:
+def _read_licence(folder: Path) -> dict[str, str]:
     from huggingface_hub import ModelCard
 
     path = folder / "README.md"
@@ -193,10 +198,10 @@ def _licence(folder: Path) -> dict[str, str]:
         return {}
     try:
         data = ModelCard(path.read_text(), ignore_metadata_errors=True).data.to_dict()
-    except Exception as error:  # the parser's own classes
+    except Exception as error:  # the parser raises classes of its own
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(
-            f"the header of {path}, which states the licence, cannot be read ({first}); mend it"
+            f"the header of {path}, which states the licence, cannot be parsed ({first}); fix it"
         ) from error
     keys = ("license", "license_name", "license_link")
     return {key: str(data[key]) for key in keys if data.get(key)}

@@ -1,4 +1,4 @@
-"""The model card of an export: what the student is, and how to load it."""
+"""The model card of an exported pipeline."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pdmd.distillation.students import Student
-from pdmd.export.bases import Base
-from pdmd.export.network_schedule import Stage, bases, layout_of, midpoints
+from pdmd.export.bases import BasePipeline
+from pdmd.export.network_schedule import NetworkInterval, base_networks, midpoints, pipeline_layout
 from pdmd.export.schedulers import StockScheduler
 from pdmd.teachers.families.layouts import PipelineLayout
 
@@ -17,34 +17,34 @@ __all__ = ["Card"]
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """A model card of a pipeline's folder.
+    """The model card of a pipeline's folder.
 
     Attributes:
         student: The student.
-        stages: Its stages.
-        layout: Its family's layout.
+        intervals: The time intervals of its networks.
+        layout: The layout of its family.
         base: The pipeline that it was distilled from.
-        stock: The stock scheduler, if the export has one.
-        own_code: Whether the export ships code.
+        stock: The stock scheduler, if the export uses one.
+        ships_code: Whether the export contains code.
         renoises: Whether steps draw noise.
-        dtype: Type of the weights.
-        measured: The stock scheduler's error with the student's own networks, if measured.
+        dtype: The dtype of the weights.
+        measured: The stock scheduler's error with the student's networks, if measured.
     """
 
     student: Student
-    stages: Sequence[Stage]
+    intervals: Sequence[NetworkInterval]
     layout: PipelineLayout
-    base: Base
+    base: BasePipeline
     stock: StockScheduler | None
-    own_code: bool
+    ships_code: bool
     renoises: bool
     dtype: str
     measured: float | None = None
 
     @property
     def adapted(self) -> bool:
-        """Whether the student is adapters over its base."""
-        return any(stage.adapter is not None for stage in self.stages)
+        """Whether the student consists of adapters over its base."""
+        return any(interval.adapter is not None for interval in self.intervals)
 
     def text(self) -> str:
         """Returns the card, in Markdown with a YAML header."""
@@ -54,20 +54,20 @@ class Card:
                 header(self.layout, self.base),
                 f"# {self.base.model} in {plan.nfe} steps",
                 f"A student of {self.base.model}, distilled by Phased DMD "
-                f"({_count(len(plan), 'phase')}, {_count(plan.nfe, 'evaluation')} a sample). It "
-                "takes no guidance: what guidance its teacher had, it has learnt.",
+                f"({_count(len(plan), 'phase')}, {plan.nfe} NFE). Use it without guidance: the "
+                "guidance of its teacher is distilled into it.",
                 "## Load",
                 f"```python\n{self.snippet()}\n```",
                 *self.notes(),
                 "## Grid",
-                grid_table(self.student, self.stages),
+                grid_table(self.student, self.intervals),
                 licence(self.base),
             ]
         )
 
     def snippet(self) -> str:
-        """Returns the lines that load the folder and draw a sample."""
-        trust = ", trust_remote_code=True" if self.own_code else ""
+        """Returns the lines that load the folder and sample."""
+        trust = ", trust_remote_code=True" if self.ships_code else ""
         grid = list(self.student.plan.timesteps[:-1])
         steps = f"num_inference_steps={len(grid)}"
         if self.stock is not None and self.layout.takes_sigmas:
@@ -81,86 +81,86 @@ class Card:
                 "pipe = DiffusionPipeline.from_pretrained(",
                 f"    folder, torch_dtype={self.dtype}{trust}",
                 ")",
-                *call(self.student, self.stages, steps),
+                *call_lines(self.student, self.intervals, steps),
             ]
         )
 
     def notes(self) -> list[str]:
-        """Returns what to know about scheduler and networks."""
-        layout, cuts = self.layout, midpoints(self.stages)
-        found = []
+        """Returns the notes on scheduler and networks."""
+        layout, cuts = self.layout, midpoints(self.intervals)
+        notes = []
         if self.stock is None:
-            found.append(
-                "The scheduler walks the student's own grid, and refuses another number of steps. "
-                "Its code is `scheduler/phased_scheduler.py`, which `trust_remote_code=True` lets "
-                "run."
+            notes.append(
+                "The scheduler uses the student's timesteps and rejects another number of "
+                "steps. Its code, `scheduler/phased_scheduler.py`, needs `trust_remote_code=True`."
             )
         elif layout.takes_sigmas:
-            found.append(
-                "The scheduler is a stock one without a shift, so the grid must be passed as "
-                "`sigmas`: then it is exact, and without, the times are wrong."
+            notes.append(
+                "The scheduler is a stock one without a shift. Pass the student's timesteps as "
+                "`sigmas`: with them it is exact, without them its timesteps are wrong."
             )
         else:
-            found += self._stock_notes(self.stock)
+            notes += self._stock_notes(self.stock)
         if self.renoises:
-            found.append(
-                "Its steps draw noise, from the global generator where the pipeline does not hand "
-                "one on: seed with `torch.manual_seed`."
+            notes.append(
+                "Its steps draw noise, from the global generator if the pipeline does not pass "
+                "one: seed with `torch.manual_seed`."
             )
-        if len(self.stages) > len(layout.slots):
-            held = _count(len(bases(self.stages)), "network")
+        if len(self.intervals) > len(layout.slots):
+            networks = _count(len(base_networks(self.intervals)), "network")
             if self.adapted:
-                held += f" and {_count(len(self.stages), 'adapter')}"
-            found.append(
-                f"`{layout.slots[0]}` holds {held}, and the time chooses among them "
+                networks += f" and {_count(len(self.intervals), 'adapter')}"
+            notes.append(
+                f"`{layout.slots[0]}` contains {networks}, selected by time "
                 f"(`{layout.slots[0]}/phased_transformer.py`)."
             )
-        if self.adapted and len(self.stages) <= len(layout.slots):
-            found.append("The student's adapters are merged into the weights.")
-        if 1 < len(self.stages) <= len(layout.slots):
-            found.append(
-                f"`boundary_ratio` is {cuts[0]}, midway between the times around the boundary, so "
-                "that no rounding sends a step to the wrong network."
+        if self.adapted and len(self.intervals) <= len(layout.slots):
+            notes.append("The student's adapters are merged into the weights.")
+        if 1 < len(self.intervals) <= len(layout.slots):
+            notes.append(
+                f"`boundary_ratio` is {cuts[0]}, the midpoint of the timesteps around the "
+                "boundary, so that rounding never selects the wrong network."
             )
-        return found
+        return notes
 
     def _stock_notes(self, stock: StockScheduler) -> list[str]:
         grid = list(self.student.plan.timesteps[:-1])
         own = ""
         if self.measured is not None:
-            own = f", and the student's own by {self.measured:.1e} of theirs"
-        found = [
-            "The scheduler is a stock one, configured to walk the student's grid as nearly as it "
-            f"can. Its times are off by {stock.off:.1e} at most; samples of two Gaussians, whose "
-            f"flow is known, are off by {stock.error:.1e} of their deviation (root mean square)"
-            f"{own}. Another number of steps than {len(grid)} makes other times."
+            own = f"; samples of this student's networks differ by {self.measured:.1e}"
+        notes = [
+            "The scheduler is a stock one, configured to approximate the student's timesteps. Its "
+            f"timesteps differ by at most {stock.max_error:.1e}; samples of a mixture of two "
+            f"Gaussians with closed-form velocity differ by {stock.error:.1e} of the data's "
+            f"standard deviation (root mean square){own}. Another number of steps than "
+            f"{len(grid)} changes the timesteps."
         ]
-        if stock.off > 1e-6:
-            lines = "\n".join(walking(grid))
-            found.append(f"These lines make it exact:\n\n```python\n{lines}\n```")
-        return found
+        if stock.max_error > 1e-6:
+            lines = "\n".join(scheduler_lines(grid))
+            notes.append(f"With these lines it is exact:\n\n```python\n{lines}\n```")
+        return notes
 
 
-def walking(grid: Sequence[float]) -> list[str]:
-    """Returns the lines that make a pipeline named ``pipe`` walk a grid by stock classes."""
+def scheduler_lines(grid: Sequence[float]) -> list[str]:
+    """Returns the lines that set the timesteps of a pipeline ``pipe`` with stock classes."""
     return [
         "from diffusers import FlowMatchEulerDiscreteScheduler",
         "",
         "",
-        "def walk(num_inference_steps=None, device=None, sigmas=None, mu=None):",
+        "def set_timesteps(num_inference_steps=None, device=None, sigmas=None, mu=None):",
         f"    euler(sigmas={list(grid)}, device=device)",
         "",
         "",
         "pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)",
         "euler = pipe.scheduler.set_timesteps",
-        "pipe.scheduler.set_timesteps = walk",
+        "pipe.scheduler.set_timesteps = set_timesteps",
     ]
 
 
-def call(student: Student, found: Sequence[Stage], steps: str) -> list[str]:
-    """Returns the lines that call a pipeline named ``pipe``."""
-    layout, source = layout_of(found), student.source or {}
-    arguments = {**found[0].network.call_arguments, **layout.unguided}
+def call_lines(student: Student, intervals: Sequence[NetworkInterval], steps: str) -> list[str]:
+    """Returns the lines that call a pipeline ``pipe``."""
+    layout, source = pipeline_layout(intervals), student.source or {}
+    arguments = {**intervals[0].network.call_arguments, **layout.unguided}
     length = source.get("arguments", {}).get("text_length")
     if length is not None:
         arguments["max_sequence_length"] = length
@@ -174,7 +174,7 @@ def call(student: Student, found: Sequence[Stage], steps: str) -> list[str]:
     ]
 
 
-def header(layout: PipelineLayout, base: Base, *tags: str) -> str:
+def header(layout: PipelineLayout, base: BasePipeline, *tags: str) -> str:
     """Returns a card's YAML."""
     from huggingface_hub import ModelCardData
 
@@ -189,24 +189,24 @@ def header(layout: PipelineLayout, base: Base, *tags: str) -> str:
     return f"---\n{data.to_yaml()}\n---"
 
 
-def grid_table(student: Student, found: Sequence[Stage]) -> str:
-    """Returns the plan as a table: every step, its phase and the network asked."""
-    rows = ["| step | time | to | phase | network |", "| --- | --- | --- | --- | --- |"]
+def grid_table(student: Student, intervals: Sequence[NetworkInterval]) -> str:
+    """Returns the plan as a table: the times, phase and network of every step."""
+    rows = ["| step | t | s | phase | network |", "| --- | --- | --- | --- | --- |"]
     times = student.plan.timesteps
     phases = [phase.index + 1 for phase in student.plan for _ in phase.timesteps]
-    networks = [i + 1 for i, stage in enumerate(found) for _ in stage.times]
+    networks = [i + 1 for i, interval in enumerate(intervals) for _ in interval.times]
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
         rows.append(f"| {i + 1} | {t:.6g} | {s:.6g} | {phases[i]} | {networks[i]} |")
     return "\n".join(rows)
 
 
-def licence(base: Base) -> str:
+def licence(base: BasePipeline) -> str:
     """Returns the paragraph on the licence."""
     name = base.licence.get("license_name", base.licence.get("license", ""))
     if name:
-        return f"## Licence\n\n{name}, as {base.model}: its terms hold for these weights too."
+        return f"## Licence\n\n{name}, as {base.model}: its terms apply to these weights too."
     return (
-        f"## Licence\n\nUnknown: the folder of {base.model} names none. Its terms hold for these "
+        f"## Licence\n\nUnknown: the folder of {base.model} states none. Its terms apply to these "
         "weights too, so look them up before sharing."
     )
 

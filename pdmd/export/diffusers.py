@@ -1,9 +1,9 @@
-"""A student as a pipeline's folder, of its teacher's own class.
+"""Export of a student as a diffusers pipeline of its teacher's class.
 
-The networks go where the pipeline looks for them: one stage as the stock transformer, two stages
-of a family with two places as two stock transformers and their boundary, and anything else into
-one transformer of ours that routes by time, whose code stands beside its weights. The scheduler
-walks the student's grid: ours exactly, or a stock one, with an error that the model card states.
+One network becomes the pipeline's transformer. Two networks of a family with two transformers
+become these, with their boundary. Any other number goes into one ``PhasedTransformer`` that routes
+by time, whose code is exported beside its weights. The scheduler is a ``PhasedScheduler`` with the
+student's exact timesteps, or a stock one, whose error the model card states.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from torch import Tensor
 from pdmd.diffusion.sampling import initial_noise
 from pdmd.diffusion.solvers import ode_step
 from pdmd.distillation.students import Student
-from pdmd.export.atomic_export import check_place, drafted
-from pdmd.export.bases import check_networks, open_base
+from pdmd.export.atomic_export import atomic_folder, check_destination
+from pdmd.export.bases import check_networks, open_base_pipeline
 from pdmd.export.card import Card
 from pdmd.export.network_schedule import (
-    Stage,
-    bases,
-    jumps,
-    layout_of,
+    NetworkInterval,
+    base_networks,
     midpoints,
-    stages,
+    network_intervals,
+    pipeline_layout,
+    renoise_times,
     weight_type,
 )
 from pdmd.export.schedulers import STOCK, StockScheduler, fit_stock
-from pdmd.export.weights import size_of, write_weights
+from pdmd.export.weights import parse_size, write_weights
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.pipelines import dtype_of
 
@@ -57,20 +57,20 @@ def export_diffusers(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Writes a student as a pipeline's folder that plain diffusers loads.
+    """Writes a student as a pipeline folder that diffusers loads.
 
     Args:
-        student: A student of a family with a layout, with the source that its folder has.
-        folder: Where to write; it appears whole or not at all.
-        scheduler: ``"exact"`` ships a scheduler that walks the student's grid and needs
-            ``trust_remote_code=True``; ``"stock"`` takes one of diffusers.
-        dtype: Type of the networks' weights; the student's own by default. Weights that the
-            family keeps in float32 stay so.
-        base: The pipeline whose other parts are taken over; by default the one that the student's
-            teacher was loaded from.
-        max_shard_size: The largest file of weights, such as ``"10GB"``.
-        measure: Samples on which to measure a stock scheduler's error with the student's own
-            networks, for the model card; none by default.
+        student: A student of a family with a pipeline layout, with its source.
+        folder: The destination, written atomically.
+        scheduler: ``"exact"`` exports a scheduler with the student's timesteps, which needs
+            ``trust_remote_code=True``; ``"stock"`` uses one of diffusers.
+        dtype: The dtype of the networks' weights; the student's by default. Weights that the
+            family keeps in float32 stay in float32.
+        base: The pipeline whose other components are copied; by default the one that the
+            student's teacher was loaded from.
+        max_shard_size: The maximum size of a weights file, such as ``"10GB"``.
+        measure: Samples on which to measure a stock scheduler's error with the student's
+            networks, for the model card; 0 measures nothing.
         overwrite: Whether to replace an earlier export.
         progress: Whether to show a progress bar.
 
@@ -78,35 +78,35 @@ def export_diffusers(
         The folder.
 
     Raises:
-        ValueError: If the student has no pipeline in diffusers, its pipeline is missing or of
-            another kind, the folder is in the way, or no stock scheduler asks every network at
-            its own times.
+        ValueError: If the student has no pipeline in diffusers, its base pipeline is missing or of
+            another class, the folder cannot be replaced, or the stock scheduler would evaluate
+            a network outside its interval.
     """
     folder = Path(folder)
-    check_place(folder, overwrite=overwrite)
-    shard = size_of(max_shard_size)
-    found = stages(student)
-    layout = layout_of(found)
-    parts = _Parts(student, found, layout, scheduler)
+    check_destination(folder, overwrite=overwrite)
+    shard = parse_size(max_shard_size)
+    intervals = network_intervals(student)
+    layout = pipeline_layout(intervals)
+    parts = _Components(student, intervals, layout, scheduler)
     if measure:
         parts.check_measurable(measure)
-    chosen = open_base(student, layout, base)
-    check_networks(found, layout, chosen)
+    chosen = open_base_pipeline(student, layout, base)
+    check_networks(intervals, layout, chosen)
     chosen.fetch(layout)
-    types = partial(_type_of, dtype_of(dtype) if dtype else None, found[0])
+    types = partial(_dtype_of, dtype_of(dtype) if dtype else None, intervals[0])
     card = Card(
         student=student,
-        stages=found,
+        intervals=intervals,
         layout=layout,
         base=chosen,
         stock=parts.stock,
-        own_code=parts.own_code,
-        renoises=parts.jumps is not None,
+        ships_code=parts.ships_code,
+        renoises=parts.renoise_from is not None,
         measured=parts.measure(measure) if measure else None,
-        dtype=str(dtype_of(dtype) if dtype else weight_type(found[0].network)),
+        dtype=str(dtype_of(dtype) if dtype else weight_type(intervals[0].network)),
     )
     size = sum(path.stat().st_size for path in chosen.files(layout)) + parts.size(types)
-    with drafted(folder, overwrite=overwrite) as draft, _bar(size, progress) as tell:
+    with atomic_folder(folder, overwrite=overwrite) as draft, _bar(size, progress) as tell:
         chosen.copy(layout, draft, tell)
         index = {**chosen.index, **parts.write(draft, types, shard, tell)}
         (draft / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
@@ -115,31 +115,31 @@ def export_diffusers(
 
 
 @dataclass
-class _Parts:
-    """What an export brings itself: networks and scheduler."""
+class _Components:
+    """The components that an export writes itself: networks and scheduler."""
 
     student: Student
-    stages: Sequence[Stage]
+    intervals: Sequence[NetworkInterval]
     layout: PipelineLayout
     scheduler: str
 
     def __post_init__(self) -> None:
         self.grid = self.student.plan.timesteps[:-1]
-        self.jumps = jumps(self.student)
+        self.renoise_from = renoise_times(self.student)
         self.stock: StockScheduler | None = None
         if self.scheduler not in ("exact", "stock"):
-            raise ValueError(f"a scheduler is 'exact' or 'stock', got {self.scheduler!r}")
+            raise ValueError(f"expected the scheduler 'exact' or 'stock', got {self.scheduler!r}")
         if self.scheduler == "stock":
             self.stock = self._fit()
 
     @property
     def routed(self) -> bool:
-        """Whether the networks are more than the pipeline has places for."""
-        return len(self.stages) > len(self.layout.slots)
+        """Whether there are more networks than the pipeline has transformers."""
+        return len(self.intervals) > len(self.layout.slots)
 
     @property
-    def own_code(self) -> bool:
-        """Whether the export ships code."""
+    def ships_code(self) -> bool:
+        """Whether the export contains code."""
         return self.routed or self.stock is None
 
     def size(self, types: Callable[[str, Tensor], torch.dtype]) -> int:
@@ -147,7 +147,7 @@ class _Parts:
         if self.routed:
             written = [self._routed_weights()]
         else:
-            written = [stage.weights() for stage in self.stages]
+            written = [interval.weights() for interval in self.intervals]
         return sum(
             value.numel() * types(name, value).itemsize
             for weights in written
@@ -155,59 +155,59 @@ class _Parts:
         )
 
     def _fit(self) -> StockScheduler:
-        if self.jumps is not None:
+        if self.renoise_from is not None:
             raise ValueError(
-                "this student renoises between steps, which no stock scheduler does as it does; "
-                "export with --scheduler exact"
+                "this student renoises between steps, which no stock scheduler supports; export "
+                "with --scheduler exact"
             )
         if self.layout.takes_sigmas:
             return StockScheduler({"shift": 1.0}, tuple(self.grid), 0.0, 0.0)
         stock = fit_stock(self.grid, proposed=self.layout.proposes)
-        cuts = midpoints(self.stages)
-        for own, walked in zip(self.grid, stock.grid, strict=True):
-            if any((own < cut) != (walked < cut) for cut in cuts):
+        cuts = midpoints(self.intervals)
+        for own, fitted in zip(self.grid, stock.grid, strict=True):
+            if any((own < cut) != (fitted < cut) for cut in cuts):
                 raise ValueError(
-                    f"the nearest stock scheduler walks {_short(stock.grid)} in place of "
-                    f"{_short(self.grid)}, and asks another network than the student at t = "
+                    f"the nearest stock scheduler has timesteps {_short(stock.grid)} instead of "
+                    f"{_short(self.grid)} and selects another network than the student at t = "
                     f"{own:.4g}; export with --scheduler exact"
                 )
         return stock
 
     def check_measurable(self, samples: int) -> None:
-        """Checks that a stock scheduler has an error, and that it can be measured.
+        """Checks that a stock scheduler's error can be measured.
 
         Raises:
-            ValueError: If not.
+            ValueError: If the scheduler is exact, or there are no samples or prompts.
         """
         if self.stock is None:
-            raise ValueError("only a stock scheduler's error is measured; leave --measure out")
+            raise ValueError("the exact scheduler has no error to measure; remove --measure")
         if self.layout.takes_sigmas:
             raise ValueError(
-                f"a call of a {self.layout.pipeline} is told the student's own times, so its "
-                "stock scheduler has no error to measure; leave --measure out"
+                f"a {self.layout.pipeline} is called with the student's timesteps, so its stock "
+                "scheduler has no error to measure; remove --measure"
             )
         if samples < 1:
-            raise ValueError(f"a measurement takes at least 1 sample, got {samples}")
+            raise ValueError(f"expected --measure of at least 1 sample, got {samples}")
         if all(prompt is None for prompt in self.student.prompts):
             raise ValueError(
-                "there are no prompts to measure on; load the student with a teacher that has some"
+                "the student has no prompts to measure on; load it with a teacher that has prompts"
             )
 
     def measure(self, samples: int) -> float:
-        """Returns the stock scheduler's error, relative to the samples' deviation."""
+        """Returns the stock scheduler's error, relative to the samples' standard deviation."""
         assert self.stock is not None
         prompts = list(islice(cycle(self.student.prompts), samples))
         condition = self.student.encode(prompts)
         noise = initial_noise(self.student, samples, torch.Generator().manual_seed(0))
-        exact, walked = (self._walk(noise, condition, t) for t in (self.grid, self.stock.grid))
-        return float((walked - exact).square().mean().sqrt() / exact.std())
+        exact, stock = (self._sample(noise, condition, t) for t in (self.grid, self.stock.grid))
+        return float((stock - exact).square().mean().sqrt() / exact.std())
 
     @torch.no_grad()
-    def _walk(self, x: Tensor, condition: Any, times: Sequence[float]) -> Tensor:
-        cuts = midpoints(self.stages)
+    def _sample(self, x: Tensor, condition: Any, times: Sequence[float]) -> Tensor:
+        cuts = midpoints(self.intervals)
         for t, s in zip(times, [*times[1:], 0.0], strict=True):
-            stage = self.stages[sum(t < cut for cut in cuts)]
-            x = ode_step((stage.adapter or stage.network)(x, t, condition), s)
+            interval = self.intervals[sum(t < cut for cut in cuts)]
+            x = ode_step((interval.adapter or interval.network)(x, t, condition), s)
         return x
 
     def write(
@@ -217,50 +217,54 @@ class _Parts:
         shard: int,
         tell: Callable[[int], object],
     ) -> dict[str, Any]:
-        """Writes networks and scheduler; returns their entries of ``model_index.json``."""
-        entries: dict[str, Any] = {"scheduler": self._write_scheduler(draft / "scheduler")}
+        """Writes networks and scheduler; returns their fields of ``model_index.json``."""
+        fields: dict[str, Any] = {"scheduler": self._write_scheduler(draft / "scheduler")}
         write = partial(write_weights, types=types, shard=shard, tell=tell)
         slots = self.layout.slots
         if self.routed:
-            entries[slots[0]] = self._write_routed(draft / slots[0], write)
-            entries.update(dict.fromkeys(slots[1:], [None, None]))
+            fields[slots[0]] = self._write_routed(draft / slots[0], write)
+            fields.update(dict.fromkeys(slots[1:], [None, None]))
         else:
-            for slot, stage in zip(slots, self.stages, strict=False):
-                stage.network.transformer.save_config(draft / slot)
-                write(draft / slot, stage.weights(), changes=stage.changes())
-                entries[slot] = ["diffusers", self.layout.network]
-            entries.update(dict.fromkeys(slots[len(self.stages) :], [None, None]))
+            for slot, interval in zip(slots, self.intervals, strict=False):
+                interval.network.transformer.save_config(draft / slot)
+                write(draft / slot, interval.weights(), changes=interval.changes())
+                fields[slot] = ["diffusers", self.layout.network]
+            fields.update(dict.fromkeys(slots[len(self.intervals) :], [None, None]))
         if len(slots) > 1:
-            cuts = [] if self.routed else midpoints(self.stages)
-            entries["boundary_ratio"] = cuts[0] if cuts else None
-        return entries
+            cuts = [] if self.routed else midpoints(self.intervals)
+            fields["boundary_ratio"] = cuts[0] if cuts else None
+        return fields
 
     def _write_scheduler(self, folder: Path) -> list[str]:
         folder.mkdir()
         if self.stock is not None:
-            self.stock.make().save_pretrained(folder)
+            self.stock.build().save_pretrained(folder)
             return ["diffusers", STOCK]
-        content = {"grid": list(self.grid), "jumps": self.jumps, "num_train_timesteps": 1000}
+        content = {
+            "grid": list(self.grid),
+            "renoise_from": self.renoise_from,
+            "num_train_timesteps": 1000,
+        }
         _write_config(folder / "scheduler_config.json", "PhasedScheduler", content)
-        return _ship("phased_scheduler", "PhasedScheduler", folder)
+        return _copy_module("phased_scheduler", "PhasedScheduler", folder)
 
     def _write_routed(self, folder: Path, write: Callable[..., None]) -> list[str]:
         folder.mkdir()
-        transformer = self.stages[0].network.transformer
+        transformer = self.intervals[0].network.transformer
         known = {k: v for k, v in transformer.config.items() if not k.startswith("_")}
-        networks = bases(self.stages)
+        networks = base_networks(self.intervals)
         adapters = [
             {
                 path: [factors.lora_A.weight.shape[0], factors.scale]
-                for path, factors in stage.factors().items()
+                for path, factors in interval.factors().items()
             }
-            for stage in self.stages
+            for interval in self.intervals
         ]
         content = {
             "network_class": self.layout.network,
             "network_config": known,
-            "boundaries": midpoints(self.stages),
-            "networks_of": [_place(networks, stage) for stage in self.stages],
+            "boundaries": midpoints(self.intervals),
+            "networks_of": [_network_index(networks, interval) for interval in self.intervals],
             "time_scale": self.layout.time_scale,
             "time_offset": self.layout.time_offset,
             "time_argument": self.layout.time_argument,
@@ -268,25 +272,25 @@ class _Parts:
         }
         _write_config(folder / "config.json", "PhasedTransformer", content)
         write(folder, self._routed_weights())
-        return _ship("phased_transformer", "PhasedTransformer", folder)
+        return _copy_module("phased_transformer", "PhasedTransformer", folder)
 
     def _routed_weights(self) -> dict[str, Tensor]:
-        networks = bases(self.stages)
+        networks = base_networks(self.intervals)
         weights = {
             f"networks.{i}.{name}": value
             for i, network in enumerate(networks)
             for name, value in network.transformer.state_dict().items()
         }
-        for phase, stage in enumerate(self.stages):
-            at = f"networks.{_place(networks, stage)}"
-            for path, factors in stage.factors().items():
+        for phase, interval in enumerate(self.intervals):
+            at = f"networks.{_network_index(networks, interval)}"
+            for path, factors in interval.factors().items():
                 weights[f"{at}.{path}.lora_A.{phase}"] = factors.lora_A.weight
                 weights[f"{at}.{path}.lora_B.{phase}"] = factors.lora_B.weight
         return weights
 
 
-def _place(networks: Sequence[Any], stage: Stage) -> int:
-    return [id(network) for network in networks].index(id(stage.network))
+def _network_index(networks: Sequence[Any], interval: NetworkInterval) -> int:
+    return [id(network) for network in networks].index(id(interval.network))
 
 
 def _write_config(path: Path, name: str, content: Mapping[str, Any]) -> None:
@@ -296,17 +300,19 @@ def _write_config(path: Path, name: str, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(whole, indent=2) + "\n")
 
 
-def _ship(module: str, name: str, folder: Path) -> list[str]:
+def _copy_module(module: str, name: str, folder: Path) -> list[str]:
     source = resources.files("pdmd.export.modules").joinpath(f"{module}.py")
     with resources.as_file(source) as path:
         shutil.copyfile(path, folder / f"{module}.py")
     return [module, name]
 
 
-def _type_of(dtype: torch.dtype | None, stage: Stage, name: str, value: Tensor) -> torch.dtype:
+def _dtype_of(
+    dtype: torch.dtype | None, interval: NetworkInterval, name: str, value: Tensor
+) -> torch.dtype:
     if dtype is None or not value.is_floating_point():
         return value.dtype
-    kept = {*(stage.network.transformer._keep_in_fp32_modules or ()), "lora_A", "lora_B"}
+    kept = {*(interval.network.transformer._keep_in_fp32_modules or ()), "lora_A", "lora_B"}
     return torch.float32 if kept & set(name.split(".")) else dtype
 
 
@@ -314,9 +320,7 @@ def _type_of(dtype: torch.dtype | None, stage: Stage, name: str, value: Tensor) 
 def _bar(size: int, progress: bool) -> Iterator[Callable[[int], object]]:
     from tqdm import tqdm
 
-    with tqdm(
-        total=size, unit="B", unit_scale=True, desc="exporting", disable=not progress
-    ) as bar:
+    with tqdm(total=size, unit="B", unit_scale=True, desc="export", disable=not progress) as bar:
         yield bar.update
 
 

@@ -1,4 +1,4 @@
-"""The model card of adapter files: which goes where, and how to load them."""
+"""The model card of exported LoRA files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pdmd.distillation.students import Student
-from pdmd.export.bases import Base
-from pdmd.export.card import call, grid_table, header, licence, walking
-from pdmd.export.network_schedule import Stage, bases, midpoints, weight_type
+from pdmd.export.bases import BasePipeline
+from pdmd.export.card import call_lines, grid_table, header, licence, scheduler_lines
+from pdmd.export.network_schedule import NetworkInterval, base_networks, midpoints, weight_type
 from pdmd.teachers.families.layouts import PipelineLayout
 
 __all__ = ["LoraCard"]
@@ -17,22 +17,22 @@ __all__ = ["LoraCard"]
 
 @dataclass(frozen=True, kw_only=True)
 class LoraCard:
-    """A model card of a folder of adapters.
+    """The model card of a folder of adapters.
 
     Attributes:
         student: The student.
-        stages: Its stages, all adapters.
-        layout: Its family's layout.
+        intervals: The time intervals of its networks, all adapters.
+        layout: The layout of its family.
         base: The pipeline that it was distilled from.
-        names: The file of each stage.
-        folders: Where the files of each format are.
+        names: The file of each interval.
+        folders: The folder of each format.
         renoises: Whether steps draw noise.
     """
 
     student: Student
-    stages: Sequence[Stage]
+    intervals: Sequence[NetworkInterval]
     layout: PipelineLayout
-    base: Base
+    base: BasePipeline
     names: Sequence[str]
     folders: Mapping[str, str]
     renoises: bool
@@ -43,8 +43,8 @@ class LoraCard:
         parts = [
             header(self.layout, self.base, "lora"),
             f"# Adapters of {self.base.model} for {plan.nfe} steps",
-            f"Low-rank adapters of {self.base.model}, distilled by Phased DMD. They take no "
-            "guidance: what guidance their teacher had, they have learnt.",
+            f"Low-rank adapters of {self.base.model}, distilled by Phased DMD. Use them without "
+            "guidance: the guidance of their teacher is distilled into them.",
             "## Files",
             self._files(),
         ]
@@ -54,22 +54,22 @@ class LoraCard:
             parts += ["## In ComfyUI", self._comfyui()]
         if self.renoises:
             parts.append(
-                "Within a phase this student renoises between steps, which the scheduler above "
-                "does not do: `pdmd export --to diffusers` writes one that does."
+                "This student renoises between the steps of a phase, which the scheduler above "
+                "does not: `pdmd export --to diffusers` writes one that does."
             )
-        parts += ["## Grid", grid_table(self.student, self.stages), licence(self.base)]
+        parts += ["## Grid", grid_table(self.student, self.intervals), licence(self.base)]
         return "\n\n".join(parts)
 
-    def slot(self, stage: Stage) -> str:
-        """Returns the pipeline's place of the network that a stage adapts."""
-        networks = [id(network) for network in bases(self.stages)]
-        return self.layout.slots[networks.index(id(stage.network))]
+    def slot(self, interval: NetworkInterval) -> str:
+        """Returns the pipeline's component whose network an interval adapts."""
+        networks = [id(network) for network in base_networks(self.intervals)]
+        return self.layout.slots[networks.index(id(interval.network))]
 
     def snippet(self) -> str:
-        """Returns the lines that load the base and the adapters, and draw a sample."""
+        """Returns the lines that load the base and the adapters, and sample."""
         folder, own = self.folders["diffusers"], self.base
         name = str(own.folder.resolve()) if Path(own.name).exists() else own.name
-        dtype = weight_type(self.stages[0].network)
+        dtype = weight_type(self.intervals[0].network)
         lines = [
             "import torch",
             "from diffusers import DiffusionPipeline",
@@ -77,57 +77,61 @@ class LoraCard:
             f'folder = "{folder}"  # of these files, or their name on the hub',
             f'pipe = DiffusionPipeline.from_pretrained("{name}", torch_dtype={dtype})',
         ]
-        for stage, file in zip(self.stages, self.names, strict=True):
-            more = ", load_into_transformer_2=True" if self.slot(stage) != "transformer" else ""
+        for interval, file in zip(self.intervals, self.names, strict=True):
+            more = ", load_into_transformer_2=True" if self.slot(interval) != "transformer" else ""
             given = f'weight_name="{file}", adapter_name="{Path(file).stem}"{more}'
             lines.append(f"pipe.load_lora_weights(folder, {given})")
-        if len(bases(self.stages)) > 1:
-            cut = midpoints(self.stages)[self._first_of_second() - 1]
+        if len(base_networks(self.intervals)) > 1:
+            cut = midpoints(self.intervals)[self._first_of_second() - 1]
             lines.append(f"pipe.register_to_config(boundary_ratio={cut})")
         for slot in self.layout.slots:
             lines += self._routing(slot)
         steps = f"num_inference_steps={self.student.plan.nfe}"
-        lines += walking(self.student.plan.timesteps[:-1])
-        return "\n".join([*lines, *call(self.student, self.stages, steps)])
+        lines += scheduler_lines(self.student.plan.timesteps[:-1])
+        return "\n".join([*lines, *call_lines(self.student, self.intervals, steps)])
 
     def _routing(self, slot: str) -> list[str]:
-        """Returns the lines that switch among several adapters of one network."""
-        mine = [i for i, stage in enumerate(self.stages) if self.slot(stage) == slot]
+        """Returns the lines that select among several adapters of one network."""
+        mine = [i for i, interval in enumerate(self.intervals) if self.slot(interval) == slot]
         if len(mine) < 2:
             return []
-        cuts = midpoints([self.stages[i] for i in mine])
+        cuts = midpoints([self.intervals[i] for i in mine])
         argument, layout = self.layout.time_argument, self.layout
         return [
             "",
             "",
-            f"def choose(network, args, more):  # the adapter of the time, for {slot}",
+            f"def select(network, args, more):  # the adapter of the time, for {slot}",
             f'    time = more["{argument}"] if "{argument}" in more else args[1]',
             f"    t = (float(time.flatten()[0]) - {layout.time_offset}) / {layout.time_scale}",
             f"    names = {[Path(self.names[i]).stem for i in mine]}",
             f"    network.set_adapter(names[sum(t < cut for cut in {cuts})])",
             "",
             "",
-            f"pipe.{slot}.register_forward_pre_hook(choose, with_kwargs=True)",
+            f"pipe.{slot}.register_forward_pre_hook(select, with_kwargs=True)",
         ]
 
     def _first_of_second(self) -> int:
-        return [self.slot(stage) for stage in self.stages].index(self.layout.slots[1])
+        return [self.slot(interval) for interval in self.intervals].index(self.layout.slots[1])
 
     def _files(self) -> str:
         rows = ["| file | of | times |", "| --- | --- | --- |"]
-        ends = [stage.times[0] for stage in self.stages[1:]] + [0.0]
-        for stage, name, end in zip(self.stages, self.names, ends, strict=True):
-            rows.append(f"| `{name}` | `{self.slot(stage)}` | {stage.times[0]:.6g} to {end:.6g} |")
-        assert self.stages[0].adapter is not None
-        spec = self.stages[0].adapter.spec
+        ends = [interval.times[0] for interval in self.intervals[1:]] + [0.0]
+        for interval, name, end in zip(self.intervals, self.names, ends, strict=True):
+            rows.append(
+                f"| `{name}` | `{self.slot(interval)}` | {interval.times[0]:.6g} to {end:.6g} |"
+            )
+        assert self.intervals[0].adapter is not None
+        spec = self.intervals[0].adapter.spec
         places = ", ".join(f"`{place}/`: names of {kind}" for kind, place in self.folders.items())
         return "\n".join(rows) + f"\n\nRank {spec.rank}, alpha {spec.alpha:g}. {places}."
 
     def _comfyui(self) -> str:
         grid = ", ".join(f"{t:.6g}" for t in self.student.plan.timesteps)
-        after = [sum(len(s.times) for s in self.stages[: i + 1]) for i in range(len(self.stages))]
-        words = f"Load each file at strength 1, sample with `euler` at CFG 1 and the sigmas {grid}"
-        if len(self.stages) > 1:
+        after = [
+            sum(len(s.times) for s in self.intervals[: i + 1]) for i in range(len(self.intervals))
+        ]
+        text = f"Load each file at strength 1, sample with `euler` at CFG 1 and the sigmas {grid}"
+        if len(self.intervals) > 1:
             cuts = " and ".join(str(step) for step in after[:-1])
-            words += f"; go over to the next file after step {cuts}"
-        return words + "."
+            text += f"; switch to the next file after step {cuts}"
+        return text + "."

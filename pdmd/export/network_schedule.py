@@ -1,9 +1,9 @@
-"""Stages: which network a student asks at each time of its grid.
+"""The network schedule of a student: which network is evaluated at each timestep.
 
-Phases, and routed networks within a phase, come down to one list: a falling grid, cut where the
-network changes. Between the last time of one stage and the first of the next any time serves as
-their boundary, and the midpoint :math:`(t + s) / 2` is the safest: no rounding of a time on the
-grid reaches it, while a boundary on the grid belongs to the noisier side in some pipelines and to
+Phases, and routed networks within a phase, reduce to one list: decreasing timesteps, split where
+the network changes. Any time between the last timestep :math:`t` of an interval and the first
+timestep :math:`s` of the next is a valid boundary. The midpoint :math:`(t + s) / 2` is robust to
+rounding, while a boundary on a timestep belongs to the noisier interval in some pipelines and to
 the cleaner one in others.
 """
 
@@ -26,17 +26,25 @@ from pdmd.distillation.students import Student
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.text import TextTeacher
 
-__all__ = ["Stage", "bases", "jumps", "layout_of", "midpoints", "stages", "weight_type"]
+__all__ = [
+    "NetworkInterval",
+    "base_networks",
+    "pipeline_layout",
+    "renoise_times",
+    "midpoints",
+    "network_intervals",
+    "weight_type",
+]
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
-    """A run of times that one network serves.
+class NetworkInterval:
+    """An interval of times and its network.
 
     Attributes:
-        network: The network, of a family with a layout.
-        times: The times of the grid at which it is asked, falling.
-        adapter: The adapter over it, if it has one.
+        network: The network, of a family with a pipeline layout.
+        times: The timesteps at which it is evaluated, decreasing.
+        adapter: The adapter over it, if any.
     """
 
     network: TextTeacher
@@ -57,18 +65,19 @@ class Stage:
         return self.network.transformer.state_dict()
 
     def changes(self) -> dict[str, Callable[[], Tensor]]:
-        """Returns what makes the adapter's change of each weight that it changes."""
+        """Returns functions that compute the adapter's change of each adapted weight."""
         return {f"{path}.weight": factors.change for path, factors in self.factors().items()}
 
 
-def stages(student: Student) -> tuple[Stage, ...]:
-    """Returns a student's stages, noisiest first.
+def network_intervals(student: Student) -> tuple[NetworkInterval, ...]:
+    """Returns the intervals of a student's networks, noisiest first.
 
     Args:
-        student: A student whose networks are those of a family with a layout.
+        student: A student on rectified flow, whose networks are of a family with a pipeline
+            layout.
 
     Raises:
-        ValueError: If they are not, or the student's process is not rectified flow.
+        ValueError: If its networks or its schedule are others.
     """
     found: list[tuple[Denoiser, list[float]]] = []
     for expert in cast("list[Expert]", list(student.experts)):
@@ -80,33 +89,33 @@ def stages(student: Student) -> tuple[Stage, ...]:
                 found[-1][1].append(t)
             else:
                 found.append((leaf, [t]))
-    made = tuple(_stage(leaf, tuple(times)) for leaf, times in found)
+    intervals = tuple(_interval(leaf, tuple(times)) for leaf, times in found)
     if not isinstance(student.schedule, RectifiedFlow):
         raise ValueError(
-            f"pipelines of flow families are written, and this student is of "
-            f"{student.schedule!r}; sample it with pdmd"
+            f"only students on RectifiedFlow are exported to pipelines, got {student.schedule!r}; "
+            "sample this student with pdmd"
         )
-    return made
+    return intervals
 
 
-def _stage(leaf: Denoiser, times: tuple[float, ...]) -> Stage:
+def _interval(leaf: Denoiser, times: tuple[float, ...]) -> NetworkInterval:
     adapter = leaf if isinstance(leaf, AdaptedDenoiser) else None
     network: Any = leaf if adapter is None else adapter.base
     if not isinstance(network, TextTeacher) or network.layout is None:
         raise ValueError(
-            f"a {type(network).__name__} has no pipeline in diffusers, so its students are not "
-            "exported; those of model families are, such as qwen_image and wan"
+            f"a {type(network).__name__} has no pipeline in diffusers, so its students cannot be "
+            "exported; export students of a model family such as qwen_image or wan"
         )
-    return Stage(network, times, adapter)
+    return NetworkInterval(network, times, adapter)
 
 
-def bases(found: Sequence[Stage]) -> list[TextTeacher]:
-    """Returns the networks of stages, each once; several stages may adapt one."""
-    return list({id(stage.network): stage.network for stage in found}.values())
+def base_networks(intervals: Sequence[NetworkInterval]) -> list[TextTeacher]:
+    """Returns the distinct networks of the intervals; several intervals may adapt one."""
+    return list({id(interval.network): interval.network for interval in intervals}.values())
 
 
 def weight_type(network: TextTeacher) -> torch.dtype:
-    """Returns the type of a network's weights, but for those that its family keeps in float32."""
+    """Returns the dtype of a network's weights, ignoring those its family keeps in float32."""
     transformer = network.transformer
     kept = set(transformer._keep_in_fp32_modules or ())
     types = [
@@ -117,23 +126,26 @@ def weight_type(network: TextTeacher) -> torch.dtype:
     return types[0] if types else torch.float32
 
 
-def midpoints(found: Sequence[Stage]) -> list[float]:
-    """Returns the boundaries between stages."""
-    return [(a.times[-1] + b.times[0]) / 2 for a, b in zip(found, list(found)[1:], strict=False)]
+def midpoints(intervals: Sequence[NetworkInterval]) -> list[float]:
+    """Returns the boundaries between intervals: midpoints of the adjacent timesteps."""
+    return [
+        (a.times[-1] + b.times[0]) / 2
+        for a, b in zip(intervals, list(intervals)[1:], strict=False)
+    ]
 
 
-def layout_of(found: Sequence[Stage]) -> PipelineLayout:
-    """Returns the layout of stages, which are all of one family."""
-    layout = found[0].network.layout
+def pipeline_layout(intervals: Sequence[NetworkInterval]) -> PipelineLayout:
+    """Returns the pipeline layout of the intervals' family."""
+    layout = intervals[0].network.layout
     assert layout is not None
     return layout
 
 
-def jumps(student: Student) -> list[float | None] | None:
-    """Returns for each step where it jumps before it diffuses back, or ``None`` if no step does.
+def renoise_times(student: Student) -> list[float | None] | None:
+    """Returns for each step the time it renoises from, or ``None`` if no step renoises.
 
     Raises:
-        ValueError: If an expert steps in a way of its own.
+        ValueError: If an expert has another sampler.
     """
     found: list[float | None] = []
     for expert in cast("list[Expert]", list(student.experts)):
@@ -144,7 +156,7 @@ def jumps(student: Student) -> list[float | None] | None:
             found += [None] * steps
         else:
             raise ValueError(
-                f"pipelines take the steps of an 'ode' or a 'renoising' expert, not of a "
-                f"{type(expert).__name__}; sample this student with pdmd"
+                f"expected 'ode' or 'renoising' experts, got {type(expert).__name__}, whose steps "
+                "no pipeline takes; sample this student with pdmd"
             )
     return found if any(end is not None for end in found) else None

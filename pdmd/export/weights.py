@@ -1,4 +1,4 @@
-"""Weights on disk as diffusers keeps them: shards of safetensors with an index."""
+"""Sharded safetensors weights in the layout of diffusers."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["size_of", "write_weights"]
+__all__ = ["parse_size", "write_weights"]
 
 STEM = "diffusion_pytorch_model"
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
-def size_of(text: str) -> int:
-    """Reads a size such as ``"10GB"`` in bytes.
+def parse_size(text: str) -> int:
+    """Parses a size such as ``"10GB"``, in bytes.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not a size.
     """
     found = re.fullmatch(r"([0-9]*\.?[0-9]+) ?([KMG]?)B?", text.strip(), re.IGNORECASE)
     size = int(float(found[1]) * UNITS[found[2].upper()]) if found else 0
     if size < 1:
-        raise ValueError(f"a size is a number of bytes such as 10GB or 500MB, got {text!r}")
+        raise ValueError(f"expected a size such as 10GB or 500MB, got {text!r}")
     return size
 
 
@@ -38,15 +38,15 @@ def write_weights(
     tell: Callable[[int], object] = lambda written: None,
     changes: Mapping[str, Callable[[], Tensor]] | None = None,
 ) -> None:
-    """Writes weights in shards, one in memory at a time.
+    """Writes weights in shards, with one shard in memory at a time.
 
     Args:
-        folder: Where to write; it exists.
+        folder: The destination, which must exist.
         weights: The weights by name.
-        types: The type to write one in.
-        shard: The bytes of a shard at most, unless one weight alone is larger.
-        tell: Called with the bytes of each shard once it is written.
-        changes: What is added to some weights, in float32; made when the weight is written.
+        types: Returns the dtype of a weight on disk.
+        shard: The maximum bytes of a shard; a larger weight gets its own shard.
+        tell: Called with the bytes of each written shard.
+        changes: Functions that compute what is added to some weights, in float32.
     """
     from safetensors.torch import save_file
 

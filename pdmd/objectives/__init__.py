@@ -36,7 +36,6 @@ from pdmd.objectives.divergences import (
     ReverseKL,
     SoftenedReverseKL,
     SquaredHellinger,
-    divergences,
 )
 from pdmd.objectives.diversity import (
     CleanMeans,
@@ -84,7 +83,6 @@ from pdmd.objectives.weightings import (
     RatioWeighting,
     Unweighted,
     Weighting,
-    weightings,
 )
 
 __all__ = [
@@ -153,7 +151,6 @@ __all__ = [
     "WeightedSum",
     "Weighting",
     "average_prediction",
-    "divergences",
     "fisher_weightings",
     "flow",
     "get",
@@ -165,7 +162,6 @@ __all__ = [
     "same_condition",
     "score_difference_weightings",
     "subinterval_target",
-    "weightings",
 ]
 
 register, get, names = _registry.register, _registry.get, _registry.names

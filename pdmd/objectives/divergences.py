@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 divergences: Registry[type[Divergence]] = Registry("divergence")
+register, get, names = divergences.register, divergences.get, divergences.names
 
 
 class Divergence(ABC):

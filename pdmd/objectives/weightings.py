@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 weightings: Registry[type[Weighting]] = Registry("weighting")
+register, get, names = weightings.register, weightings.get, weightings.names
 
 
 class Weighting(ABC):

@@ -1,36 +1,36 @@
-"""Planning: what a run costs and where it fits, before anything is rented.
+"""Planning: memory, FLOPs and traffic of a distillation, without running it.
 
 Networks are built on the meta device, where tensors have shapes and no contents, and their
-computation is recorded there. Everything else is arithmetic.
+computation is recorded there. The rest is closed-form arithmetic.
 """
 
 from pdmd.distributed.degrees import Degrees
-from pdmd.planning.evaluations import Calls, Work, calls
-from pdmd.planning.footprint import Footprint, measure
-from pdmd.planning.memory import Precision, RankMemory, Roles, memory_of
+from pdmd.planning.evaluations import CyclePasses, Workload, cycle_passes
+from pdmd.planning.footprint import Footprint, measure_footprint
+from pdmd.planning.memory import PhaseFootprints, Precision, RankMemory, memory_of
 from pdmd.planning.run_plan import RunPlan, measure_roles, plan_roles
-from pdmd.planning.search import Choice, search
-from pdmd.planning.tables import tables
+from pdmd.planning.search import Choice, search_degrees
+from pdmd.planning.tables import format_plan
 from pdmd.planning.traffic import Traffic, flops_of, traffic_of
 
 __all__ = [
-    "Calls",
+    "CyclePasses",
     "Choice",
     "Degrees",
     "Footprint",
     "Precision",
     "RankMemory",
-    "Roles",
+    "PhaseFootprints",
     "RunPlan",
     "Traffic",
-    "Work",
-    "calls",
+    "Workload",
+    "cycle_passes",
     "flops_of",
-    "measure",
+    "measure_footprint",
     "measure_roles",
     "memory_of",
     "plan_roles",
-    "search",
-    "tables",
+    "search_degrees",
+    "format_plan",
     "traffic_of",
 ]

@@ -1,14 +1,15 @@
 r"""Network evaluations of one cycle, in closed form.
 
-With :math:`m` fake updates and :math:`a` accumulated rollouts, a cycle makes :math:`r = m + a`
-rollouts, or :math:`r = \max(1, \lceil m / b \rceil) + a - 1` where each serves :math:`b > 1` fake
-updates and the expert's serves the first of them. A rollout takes :math:`(n_k + 1) / 2` steps of
-its own on average where it stops at a uniformly drawn step, :math:`n_k` where it takes all. The
-teacher is asked only in the expert's update.
+A cycle is :math:`m` fake updates and one expert update over :math:`a` accumulated rollouts. It has
+:math:`r = m + a` rollouts, or :math:`r = \max(1, \lceil m / b \rceil) + a - 1` if a rollout is
+reused for :math:`b > 1` fake updates (the expert's rollout serves the first :math:`b`). A rollout
+takes :math:`(n_k + 1) / 2` steps of expert :math:`k` on average if its exit step is uniform, and
+:math:`n_k` without truncation. The teacher is evaluated in the expert's update only.
 
-A rollout that starts afresh first passes the :math:`n_1 + \dots + n_{k-1}` steps of the frozen
-experts. One that starts at a state of a ring passes none, but the ring's batches are made, one for
-:math:`u` uses: a batch carried on from the phase before by :math:`n_{k-1}` steps, others by all.
+With fresh phase inputs, a rollout first takes the :math:`n_1 + \dots + n_{k-1}` steps of the
+frozen experts. With a phase-input buffer it takes none, but the buffer is filled: one batch for
+every :math:`u` uses, advanced from the previous phase's batch by :math:`n_{k-1}` steps if there is
+one, and from noise by all :math:`n_1 + \dots + n_{k-1}` otherwise.
 """
 
 from __future__ import annotations
@@ -22,27 +23,27 @@ from pdmd.distillation.experts import Truncation
 from pdmd.distillation.phases import PhasePlan
 from pdmd.training.phase_inputs import PhaseInputBuffer, PhaseInputs
 
-__all__ = ["Calls", "Work", "calls"]
+__all__ = ["CyclePasses", "Workload", "cycle_passes"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """What a training does, apart from its networks.
+class Workload:
+    """The settings of a training cycle that determine its cost, networks apart.
 
     Attributes:
         plan: The phases.
-        truncation: Where a rollout stops inside a phase; a exit_step is taken to be drawn
-            uniformly.
+        truncation: The exit step of a rollout; if it is random, it is assumed uniform.
         batch_size: Samples in each rollout, over all ranks.
         fake_updates: Fake updates in every cycle.
-        accumulate: Rollouts whose gradients make one update of the expert.
-        timestep_samples: Times at which the expert's objective compares each sample.
-        evaluations: Network evaluations of one call of the teacher; 2 under guidance.
-        fake_updates_per_rollout: Fake updates that one rollout serves.
-        phase_inputs: Where rollouts start; each at a state of its own by default.
-        updates: Updates of each expert, one number for all or one per phase, which say how often
-            a ring is filled.
-        activation_checkpointing: Whether the backward pass computes the networks' units again.
+        accumulate: Rollouts whose gradients are summed for one expert update.
+        timestep_samples: Times :math:`t` per sample at which the generator objective evaluates the
+            scores.
+        evaluations: NFE of one call of the teacher; 2 with classifier-free guidance.
+        fake_updates_per_rollout: Fake updates that reuse one rollout.
+        phase_inputs: Where rollouts start; fresh phase inputs by default.
+        updates: Updates of each expert, one number for all or one per phase; they determine how
+            often a phase-input buffer is filled.
+        activation_checkpointing: Whether the networks' units are recomputed in the backward pass.
     """
 
     plan: PhasePlan
@@ -80,14 +81,14 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calls:
-    """Calls of the networks in one cycle, by role, for each sample of the batch.
+class CyclePasses:
+    """Forward and backward passes of one cycle by role, per sample of the batch.
 
     Attributes:
-        forward: Forward passes; the teacher's count its evaluations.
-        backward: Forward passes that record a gradient, each followed by a backward pass.
-        recomputed: Of these, those whose units the backward pass computes again.
-        frozen: Of the forward passes, those of every frozen expert.
+        forward: Forward passes; for the teacher, its NFE.
+        backward: Backward passes.
+        recomputed: Forward passes recomputed by activation checkpointing.
+        frozen: Forward passes of each frozen expert.
     """
 
     forward: dict[str, float]
@@ -96,30 +97,31 @@ class Calls:
     frozen: tuple[float, ...] = ()
 
 
-def calls(work: Work, index: int) -> Calls:
-    """Returns a cycle's calls in a phase; on average where rollouts stop at random.
+def cycle_passes(work: Workload, index: int) -> CyclePasses:
+    """Returns the passes of one cycle of a phase, averaged over random exit steps.
 
-    Times the batch they are what an :class:`~pdmd.training.monitoring.accounting.Account` counts.
+    Times the batch size, they are what an :class:`~pdmd.training.monitoring.accounting.Account`
+    counts.
 
     Args:
-        work: What the training does.
+        work: The settings of the cycle.
         index: The phase, from 0.
     """
     steps = work.plan[index].steps
     recorded = work.recorded_steps(index)
     own = steps if recorded == steps else (steps + 1) / 2
     frozen = _frozen(work, index)
-    asked = work.accumulate * work.timestep_samples
+    scored = work.accumulate * work.timestep_samples
     backward: dict[str, float] = {
         "teacher": 0,
         "fake": work.fake_updates,
         "generator": work.accumulate * recorded,
         "frozen": 0,
     }
-    return Calls(
+    return CyclePasses(
         forward={
-            "teacher": asked * work.evaluations,
-            "fake": work.fake_updates + asked,
+            "teacher": scored * work.evaluations,
+            "fake": work.fake_updates + scored,
             "generator": work.rollouts * own,
             "frozen": sum(frozen),
         },
@@ -129,23 +131,23 @@ def calls(work: Work, index: int) -> Calls:
     )
 
 
-def _frozen(work: Work, index: int) -> tuple[float, ...]:
-    """Returns a cycle's forward passes through each frozen expert, on average."""
+def _frozen(work: Workload, index: int) -> tuple[float, ...]:
+    """Returns the mean forward passes of a cycle through each frozen expert."""
     steps = [phase.steps for phase in work.plan.phases[:index]]
-    ring = work.phase_inputs
-    if not isinstance(ring, PhaseInputBuffer):
+    buffer = work.phase_inputs
+    if not isinstance(buffer, PhaseInputBuffer):
         return tuple(float(work.rollouts * n) for n in steps)
-    made = [0] * (index + 1)  # batches that the last fill made in every phase
+    computed = [0] * (index + 1)  # batches of the last fill in every phase
     passes: list[int] = []
     for k in range(index + 1):
-        fills, rest = divmod(work.updates_of(k) * work.rollouts, ring.batches * ring.uses)
+        fills, rest = divmod(work.updates_of(k) * work.rollouts, buffer.batches * buffer.uses)
         passes = [0] * index
-        needs = [ring.batches] * fills + ([ring.needed(rest)] if rest else [])
+        needs = [buffer.batches] * fills + ([buffer.needed(rest)] if rest else [])
         for n, need in enumerate(needs):
-            if n:  # used up: a new fill begins at noise
-                made = [0] * (index + 1)
+            if n:  # exhausted: a new fill starts from noise
+                computed = [0] * (index + 1)
             for i in range(k):
-                passes[i] += max(need - max(made[i + 1 : k + 1]), 0)
-            made[k] = max(made[k], need)
+                passes[i] += max(need - max(computed[i + 1 : k + 1]), 0)
+            computed[k] = max(computed[k], need)
     per_cycle = work.updates_of(index)
     return tuple(p * n / per_cycle for p, n in zip(passes, steps, strict=True))

@@ -1,7 +1,6 @@
-"""Footprints: what one network costs, measured on the meta device.
+"""Footprints: parameters, FLOPs and activation memory of one network, on the meta device.
 
-Nothing is computed and no weight is loaded: parameters, operations and live bytes follow from
-shapes alone.
+No value is computed and no weight is loaded: everything follows from shapes.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ from torch.utils.checkpoint import checkpoint
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.distillation.adapters import AdaptedDenoiser, checkpoint_contexts
-from pdmd.planning.recording import Course, FusedAttention, Recorder, Recording, fit
+from pdmd.planning.recording import FusedAttention, MemoryRecorder, MemoryTimeline, Recording, fit
 from pdmd.planning.units import Split, heads_of, split_of, units_of
 from pdmd.typing import Condition, repeat_condition
 
-__all__ = ["Footprint", "Group", "measure"]
+__all__ = ["Footprint", "ParameterGroup", "measure_footprint"]
 
-_BATCHES = (2, 4)  # a dimension of one has no stride of its own, which changes what is copied
+_BATCHES = (2, 4)  # a batch of one has other strides, which changes the copies
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
-    """Parameters that are gathered together.
+class ParameterGroup:
+    """Parameters that are all-gathered together.
 
     Attributes:
-        whole: Parameters that tensor parallelism repeats on every rank.
-        split: Parameters that it splits.
+        whole: Parameters that tensor parallelism replicates.
+        split: Parameters that tensor parallelism shards.
     """
 
     whole: int
@@ -49,48 +48,48 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Footprint:
-    """What one network costs.
+    """Parameters, FLOPs and memory of one network.
 
     Attributes:
-        root: Its parameters outside the units.
-        units: Those of every unit.
-        trained: Whether it was measured with its backward pass.
-        buffers: Bytes of its buffers.
-        quiet: Live bytes in the course of a forward pass without gradient.
-        recorded: Those of a forward and backward pass; the gradients are made on the way.
-        flops: Operations of one forward pass for one sample.
-        backward_flops: Those of its backward pass, recomputation apart.
-        recomputed_flops: Those of recomputing the units.
+        root: Parameters outside the units.
+        units: Parameters of each unit.
+        trained: Whether the backward pass was measured too.
+        buffers: Bytes of buffers.
+        inference_memory: Live bytes during a forward pass without gradient.
+        training_memory: Live bytes during a forward and backward pass, gradients included.
+        flops: FLOPs of one forward pass for one sample.
+        backward_flops: FLOPs of its backward pass, without recomputation.
+        recomputed_flops: FLOPs of recomputing the units.
         attention: Bytes of query, key, value and output in all units, for one sample.
-        reduced: Bytes of the outputs of row-wise layers, for one sample.
-        entering: Bytes of the inputs of column-wise layers, for one sample.
+        row_outputs: Bytes of the outputs of row-wise layers, for one sample.
+        column_inputs: Bytes of the inputs of column-wise layers, for one sample.
         tokens: The length of the units' sequence; 0 without units.
         heads: Attention heads; 0 without attention.
         latents: Bytes of one sample in float32.
         condition: Bytes of one condition.
-        under: Of an adapter, the units of the frozen network that it runs over. They are held as
-            the teacher's, and gathered whenever the adapter is called.
-        under_root: That network's parameters outside the units.
+        base_units: For an adapter, the units of its frozen base network. Their memory counts as
+            the teacher's; they are gathered whenever the adapter is called.
+        base_root: For an adapter, the base network's parameters outside the units.
     """
 
-    root: Group
-    units: tuple[Group, ...]
+    root: ParameterGroup
+    units: tuple[ParameterGroup, ...]
     trained: bool
     buffers: int
-    quiet: Course
-    recorded: Course
+    inference_memory: MemoryTimeline
+    training_memory: MemoryTimeline
     flops: float
     backward_flops: float
     recomputed_flops: float
     attention: float
-    reduced: float
-    entering: float
+    row_outputs: float
+    column_inputs: float
     tokens: int
     heads: int
     latents: int
     condition: int
-    under: tuple[Group, ...] = ()
-    under_root: Group = Group(whole=0, split=0)
+    base_units: tuple[ParameterGroup, ...] = ()
+    base_root: ParameterGroup = ParameterGroup(whole=0, split=0)
 
     @property
     def parameters(self) -> int:
@@ -103,20 +102,20 @@ class Footprint:
 
     def largest(self, tp: int) -> float:
         """Returns the parameters of the largest unit; of all where there are no units."""
-        units = self.under or self.units
+        units = self.base_units or self.units
         return max((g.local(tp) for g in units), default=self.root.local(tp))
 
-    def reduced_at_once(self, tp: int) -> float:
+    def reduced_together(self, tp: int) -> float:
         """Returns the parameters whose gradients are reduced together: a unit's, an adapter's."""
-        return self.local(tp) if self.under else self.largest(tp)
+        return self.local(tp) if self.base_units else self.largest(tp)
 
     def gathered(self, tp: int) -> tuple[float, float]:
-        """Returns what one call gathers: the parameters of all units, and those outside."""
-        units = sum(g.local(tp) for g in (*self.units, *self.under))
-        return units, self.root.local(tp) + self.under_root.local(tp)
+        """Returns the parameters that one call gathers: of all units, and outside them."""
+        units = sum(g.local(tp) for g in (*self.units, *self.base_units))
+        return units, self.root.local(tp) + self.base_root.local(tp)
 
 
-def measure(
+def measure_footprint(
     denoiser: Denoiser,
     condition: Condition = None,
     *,
@@ -128,13 +127,14 @@ def measure(
     """Measures a denoiser on the meta device.
 
     Args:
-        denoiser: The network, on any device; it is left as it is. Of one that routes, or wraps
-            one that does, the first network's work counts and the parameters of all.
+        denoiser: The network, on any device; it is not modified. For a routed denoiser, FLOPs and
+            activations are those of its first network, parameters those of all.
         condition: A condition of batch size 1, or ``None``.
-        train: Whether to measure its training too; without, the recorded course is the quiet one.
-        steps: Evaluations in a row that the backward pass goes through.
-        dtype: What it computes in.
-        activation_checkpointing: Whether the units keep their inputs alone and are computed again.
+        train: Whether to measure the backward pass too; if not, ``training_memory`` equals
+            ``inference_memory``.
+        steps: Consecutive evaluations that the backward pass goes through.
+        dtype: The dtype of the computation.
+        activation_checkpointing: Whether the units keep only their inputs and are recomputed.
 
     Returns:
         The footprint.
@@ -145,7 +145,7 @@ def measure(
     network, device = copy.deepcopy(denoiser), "cpu"
     if isinstance(network, AdaptedDenoiser):
         network.over(copy.deepcopy(network.base).to("meta").to(dtype))
-    if any(True for _ in network.parameters()):  # a closed form runs as it is
+    if any(True for _ in network.parameters()):  # a closed-form denoiser runs on the CPU
         network, device = network.to("meta").to(dtype), "meta"
     else:
         train = False
@@ -155,7 +155,7 @@ def measure(
     if condition is not None:
         condition = _placed(condition, device)
 
-    marked = _marked(network, carrier, split)
+    sharded = _sharded(network, carrier, split)
 
     def chained(batch: int, chain: int) -> Callable[[], Tensor]:
         x = torch.zeros(batch, *denoiser.latent_shape, device=device, dtype=dtype)
@@ -170,34 +170,34 @@ def measure(
 
         return forward
 
-    def record(batch: int, *, backward: bool, again: bool, chain: int) -> Recording:
-        recorder = Recorder(list(units.values()), split)
-        with torch.set_grad_enabled(backward), _recomputed(units if again else {}):
+    def record(batch: int, *, backward: bool, checkpointing: bool, chain: int) -> Recording:
+        recorder = MemoryRecorder(list(units.values()), split)
+        with torch.set_grad_enabled(backward), _recomputed(units if checkpointing else {}):
             forward = chained(batch, chain)
-            return recorder.run(network, forward, backward=backward, split=marked)
+            return recorder.run(network, forward, backward=backward, split=sharded)
 
     few, many = _BATCHES
     with torch.no_grad():
-        chained(few, 1)()  # what a network makes once and keeps is made before it counts
-    quiet = record(few, backward=False, again=False, chain=1)
-    course = fit(quiet, record(many, backward=False, again=False, chain=1), _BATCHES)
-    recorded, backward_flops, recomputed = course, 0.0, 0
+        chained(few, 1)()  # fill the network's caches first
+    forward = record(few, backward=False, checkpointing=False, chain=1)
+    timeline = fit(forward, record(many, backward=False, checkpointing=False, chain=1), _BATCHES)
+    training_memory, backward_flops, recomputed = timeline, 0.0, 0
     if train:
-        first = record(few, backward=True, again=activation_checkpointing, chain=steps)
-        second = record(many, backward=True, again=activation_checkpointing, chain=steps)
-        recorded = fit(first, second, _BATCHES)
-        recomputed = quiet.unit_flops if activation_checkpointing else 0
+        first = record(few, backward=True, checkpointing=activation_checkpointing, chain=steps)
+        second = record(many, backward=True, checkpointing=activation_checkpointing, chain=steps)
+        training_memory = fit(first, second, _BATCHES)
+        recomputed = forward.unit_flops if activation_checkpointing else 0
         backward_flops = first.flops[1] / steps - recomputed
-    groups = tuple(_group(list(unit.parameters()), marked) for unit in units.values())
-    everything = _group(list(carrier.parameters()), marked)
-    root = Group(
+    groups = tuple(_group(list(unit.parameters()), sharded) for unit in units.values())
+    everything = _group(list(carrier.parameters()), sharded)
+    root = ParameterGroup(
         whole=everything.whole - sum(g.whole for g in groups),
         split=everything.split - sum(g.split for g in groups),
     )
     own: dict[str, Any] = {"root": root, "units": groups}
     if carrier is not network:
-        factors = _group(list(network.parameters()), marked)
-        own = {"root": factors, "units": (), "under": groups, "under_root": root}
+        factors = _group(list(network.parameters()), sharded)
+        own = {"root": factors, "units": (), "base_units": groups, "base_root": root}
     size = 1
     for n in denoiser.latent_shape:
         size *= n
@@ -205,15 +205,15 @@ def measure(
         **own,
         trained=train,
         buffers=sum(b.nbytes for b in network.buffers()),
-        quiet=course,
-        recorded=recorded,
-        flops=quiet.flops[0] / few,
+        inference_memory=timeline,
+        training_memory=training_memory,
+        flops=forward.flops[0] / few,
         backward_flops=backward_flops / few,
         recomputed_flops=recomputed / few,
-        attention=quiet.attention / few,
-        reduced=quiet.reduced / few,
-        entering=quiet.entering / few,
-        tokens=quiet.tokens,
+        attention=forward.attention / few,
+        row_outputs=forward.row_outputs / few,
+        column_inputs=forward.column_inputs / few,
+        tokens=forward.tokens,
         heads=heads_of(carrier),
         latents=4 * size,
         condition=_size(condition),
@@ -229,7 +229,7 @@ def _routed(
     activation_checkpointing: bool,
 ) -> Footprint:
     parts = [
-        measure(
+        measure_footprint(
             part,  # type: ignore[arg-type]
             condition,
             train=train and not i,
@@ -241,43 +241,45 @@ def _routed(
     ]
     return dataclasses.replace(
         parts[0],
-        root=Group(whole=sum(p.root.whole for p in parts), split=sum(p.root.split for p in parts)),
+        root=ParameterGroup(
+            whole=sum(p.root.whole for p in parts), split=sum(p.root.split for p in parts)
+        ),
         units=tuple(unit for p in parts for unit in p.units),
-        under=tuple(unit for p in parts for unit in p.under),
+        base_units=tuple(unit for p in parts for unit in p.base_units),
         buffers=sum(p.buffers for p in parts),
     )
 
 
-def _marked(network: nn.Module, carrier: nn.Module, split: Split) -> set[int]:
-    """Returns the parameters that tensor parallelism splits, factors beside its layers too."""
-    marked = {id(layer.weight) for layer in (*split.column_wise, *split.row_wise)}
-    marked |= {id(layer.bias) for layer in split.column_wise if layer.bias is not None}
+def _sharded(network: nn.Module, carrier: nn.Module, split: Split) -> set[int]:
+    """Returns the parameters that tensor parallelism shards, low-rank factors included."""
+    sharded = {id(layer.weight) for layer in (*split.column_wise, *split.row_wise)}
+    sharded |= {id(layer.bias) for layer in split.column_wise if layer.bias is not None}
     if isinstance(network, AdaptedDenoiser):
         layers = dict(carrier.named_modules())
         for path, factors in network.factors().items():
             if layers[path] in split.column_wise:
-                marked.add(id(factors.lora_B.weight))
+                sharded.add(id(factors.lora_B.weight))
             elif layers[path] in split.row_wise:
-                marked.add(id(factors.lora_A.weight))
-    return marked
+                sharded.add(id(factors.lora_A.weight))
+    return sharded
 
 
-def _group(parameters: list[nn.Parameter], marked: set[int]) -> Group:
-    split = sum(p.numel() for p in parameters if id(p) in marked)
-    return Group(whole=sum(p.numel() for p in parameters) - split, split=split)
+def _group(parameters: list[nn.Parameter], sharded: set[int]) -> ParameterGroup:
+    split = sum(p.numel() for p in parameters if id(p) in sharded)
+    return ParameterGroup(whole=sum(p.numel() for p in parameters) - split, split=split)
 
 
 def _placed(condition: Any, device: str) -> Any:
-    """Moves a condition. Masks become full and keep their contents: networks may ask for them."""
+    """Moves a condition; masks become all true and stay on the CPU, as networks may read them."""
     from tensordict import TensorDict
 
-    entries = {
+    fields = {
         key: torch.ones_like(value, device="cpu")
         if value.dtype == torch.bool
         else value.to(device)
         for key, value in condition.items(True, True)
     }
-    return TensorDict(entries, batch_size=condition.batch_size)
+    return TensorDict(fields, batch_size=condition.batch_size)
 
 
 def _size(condition: Condition) -> int:
@@ -288,7 +290,7 @@ def _size(condition: Condition) -> int:
 
 @contextmanager
 def _recomputed(units: dict[str, nn.Module]) -> Iterator[None]:
-    """Lets modules keep their inputs alone, and compute again what their backward pass needs."""
+    """Checkpoints the units: they keep their inputs and are recomputed in the backward pass."""
 
     def contexts() -> tuple[Any, Any]:
         return nullcontext(), FusedAttention(lambda *tensors: None)

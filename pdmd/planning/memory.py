@@ -1,7 +1,7 @@
-"""Memory of one rank, item by item, at the moment when it is highest.
+"""Peak memory of one rank, by item.
 
-A cycle has six moments at which memory may peak; gradients are released when the next update of
-the same role begins, so that those of the other role are alive too.
+Memory may peak at six moments of a cycle. A role's gradients are released when its next update
+begins, so during the other role's update they are alive too.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ import numpy as np
 import torch
 
 from pdmd.distributed.degrees import Degrees
-from pdmd.planning.evaluations import Work
+from pdmd.planning.evaluations import Workload
 from pdmd.planning.footprint import Footprint
-from pdmd.planning.recording import Course
+from pdmd.planning.recording import MemoryTimeline
 from pdmd.training.phase_inputs import PhaseInputBuffer
 
-__all__ = ["Precision", "RankMemory", "Roles", "memory_of"]
+__all__ = ["Precision", "PhaseFootprints", "RankMemory", "memory_of"]
 
-_MASTER = 4  # bytes of a parameter that trains, of its gradient, its moments and its average
-# Latents of a batch that are held beside the networks' own while scores are compared:
-_COMPARED = 6  # the entry, noise, noisy latents, the fake score's answer; two in working them out
-_LAST = 5  # of the last fake update: entry, output, noise, noisy latents, answer
-_FIRST = 2  # where rollouts accumulate: entry and output of the first
-_STEPPED = 2  # of the batches of a ring that pass through an expert together: before and after
-_SHARED = 2  # entry and output of a rollout that both roles are served by
+_MASTER = 4  # bytes of a trained parameter, its gradient, each of its moments, its average
+# Latents of a batch that are alive, beside activations, while scores are compared:
+_COMPARED = 6  # phase input, noise, noisy latents, fake score's prediction; two temporaries
+_LAST = 5  # of the last fake update: phase input, x_s, noise, noisy latents, prediction
+_FIRST = 2  # with accumulation: phase input and x_s of the first rollout
+_STEPPED = 2  # of the buffer's batches in one call of an expert: before and after
+_SHARED = 2  # phase input and x_s of a rollout that both roles reuse
 
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """In how many bytes parameters are held and computed with.
+    """The dtypes of computation and storage.
 
     Attributes:
-        compute: What networks compute in, and parameters are gathered in.
-        frozen: What frozen networks are held in.
+        compute: The dtype of computation and of gathered parameters.
+        frozen: The dtype in which frozen networks are stored.
     """
 
     compute: torch.dtype = torch.float32
@@ -43,20 +43,19 @@ class Precision:
 
     @property
     def mixed(self) -> bool:
-        """Whether parameters are held in more bytes than they are computed in."""
+        """Whether the computation is in a narrower dtype than the master weights."""
         return self.compute.itemsize < _MASTER
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Roles:
-    """The footprints of the networks in a phase's training.
+class PhaseFootprints:
+    """The footprints of the networks that train one phase.
 
     Attributes:
         teacher: The teacher, without guidance.
-        generator: The expert in training, measured through the steps that its gradient goes
-            through.
+        generator: The expert in training, measured through all steps with gradient.
         fake: The fake score.
-        frozen: The experts of the phases before.
+        frozen: The experts of earlier phases.
     """
 
     teacher: Footprint
@@ -67,22 +66,22 @@ class Roles:
 
 @dataclass(frozen=True, kw_only=True)
 class RankMemory:
-    """Bytes of one rank when its memory is highest.
+    """Bytes of one rank at its peak memory.
 
     Attributes:
         teacher: The teacher's parameters and buffers.
-        frozen: Those of the experts of earlier phases.
+        frozen: Parameters and buffers of the experts of earlier phases.
         generator: The generator's parameters.
-        average: The average of its weights.
+        average: The EMA of its weights.
         fake: The fake score's parameters.
         generator_optimizer: The two moments of the generator's parameters.
-        fake_optimizer: Those of the fake score's.
+        fake_optimizer: The two moments of the fake score's parameters.
         generator_gradients: The generator's gradients.
-        fake_gradients: The fake score's.
-        activations: What the networks' computation keeps.
-        in_flight: Parameters that are gathered, and gradients that are being reduced.
+        fake_gradients: The fake score's gradients.
+        activations: Activations of the networks.
+        in_flight: Gathered parameters, and gradients being reduced.
         data: Latents and conditions.
-        moment: When this is.
+        moment: When in the cycle memory peaks.
     """
 
     teacher: float
@@ -111,19 +110,23 @@ class RankMemory:
         return sum(self.items.values())
 
 
-def memory_of(roles: Roles, work: Work, degrees: Degrees, precision: Precision) -> RankMemory:
-    """Returns the memory of one rank in a phase, at its highest.
+def memory_of(
+    roles: PhaseFootprints, work: Workload, degrees: Degrees, precision: Precision
+) -> RankMemory:
+    """Returns the peak memory of one rank in a phase.
 
     Args:
         roles: The phase's networks.
-        work: What the training does.
-        degrees: How the ranks share it.
-        precision: What is held and computed in how many bytes.
+        work: The settings of the cycle.
+        degrees: The degrees of parallelism.
+        precision: The dtypes of computation and storage.
     """
     return max(_moments(roles, work, degrees, precision), key=lambda m: m.total)
 
 
-def _moments(roles: Roles, work: Work, degrees: Degrees, precision: Precision) -> list[RankMemory]:
+def _moments(
+    roles: PhaseFootprints, work: Workload, degrees: Degrees, precision: Precision
+) -> list[RankMemory]:
     teacher, own, fake = roles.teacher, roles.generator, roles.fake
     tp, shards = degrees.tp, degrees.shards
     batch = work.batch_size / degrees.batches
@@ -131,23 +134,23 @@ def _moments(roles: Roles, work: Work, degrees: Degrees, precision: Precision) -
     def master(network: Footprint) -> float:
         return _MASTER * network.local(tp) / shards
 
-    def held(network: Footprint) -> float:
+    def stored_frozen(network: Footprint) -> float:
         return precision.frozen.itemsize * network.local(tp) / shards + network.buffers
 
     learns = work.fake_updates > 0
-    ring = work.phase_inputs if isinstance(work.phase_inputs, PhaseInputBuffer) else None
+    buffer = work.phase_inputs if isinstance(work.phase_inputs, PhaseInputBuffer) else None
     phases = range(len(roles.frozen) + 1)
-    stored = max(ring.held(work.updates_of(k) * work.rollouts) for k in phases) if ring else 0
-    anchors = learns and work.fake_updates_per_rollout > 1
-    alone = anchors and work.fake_updates <= work.fake_updates_per_rollout
-    latents = _COMPARED + _LAST * learns + _FIRST * (work.accumulate > 1) - _SHARED * alone
+    stored = max(buffer.held(work.updates_of(k) * work.rollouts) for k in phases) if buffer else 0
+    reused = learns and work.fake_updates_per_rollout > 1
+    one_rollout = reused and work.fake_updates <= work.fake_updates_per_rollout
+    latents = _COMPARED + _LAST * learns + _FIRST * (work.accumulate > 1) - _SHARED * one_rollout
 
     def data(latents: int) -> float:
         return batch * ((latents + stored) * own.latents + 2 * own.condition)
 
     base = RankMemory(
-        teacher=held(teacher),
-        frozen=sum(held(network) for network in roles.frozen),
+        teacher=stored_frozen(teacher),
+        frozen=sum(stored_frozen(network) for network in roles.frozen),
         generator=master(own) + own.buffers,
         average=master(own) + own.buffers,
         fake=master(fake) + fake.buffers,
@@ -161,23 +164,23 @@ def _moments(roles: Roles, work: Work, degrees: Degrees, precision: Precision) -
         moment="",
     )
 
-    def live(course: Course, rows: float) -> np.ndarray:
+    def live(timeline: MemoryTimeline, rows: float) -> np.ndarray:
         cp = degrees.cp
-        return course.bytes(rows, (1, 1 / cp, 1 / cp / tp, 0, 0))
+        return timeline.bytes(rows, (1, 1 / cp, 1 / cp / tp, 0, 0))
 
-    def made(course: Course) -> np.ndarray:
-        """The bytes of gradients that a backward pass has made so far, held as masters."""
+    def gradients_of(timeline: MemoryTimeline) -> np.ndarray:
+        """The bytes of the gradients computed so far, in float32."""
         scale = _MASTER / precision.compute.itemsize / shards
-        return course.bytes(0, (0, 0, 0, scale, scale / tp))
+        return timeline.bytes(0, (0, 0, 0, scale, scale / tp))
 
-    def quiet(network: Footprint, rows: float) -> float:
-        return float(live(network.quiet, rows).max())
+    def inference(network: Footprint, rows: float) -> float:
+        return float(live(network.inference_memory, rows).max())
 
     def moment(name: str, **changes: float) -> RankMemory:
         return dataclasses.replace(base, moment=name, **changes)
 
     gathering = shards > 1 or precision.mixed
-    # what lies under an adapter is the teacher's
+    # an adapter's base network is the teacher's
     roots = sum(n.root.local(tp) for n in (teacher, own, fake, *roles.frozen))
 
     def in_flight(network: Footprint, *, backward: bool = False) -> float:
@@ -185,16 +188,19 @@ def _moments(roles: Roles, work: Work, degrees: Degrees, precision: Precision) -
         if not gathering:
             return 0.0
         size, unit = precision.compute.itemsize, network.largest(tp)
-        gathered = size * (roots + (2 if network.units or network.under else 1) * unit)
-        together = network.reduced_at_once(tp)
-        reduced = _MASTER * together  # held until the next gradients are reduced
+        gathered = size * (roots + (2 if network.units or network.base_units else 1) * unit)
+        together = network.reduced_together(tp)
+        reduced = _MASTER * together  # alive until the next gradients are reduced
         return gathered + reduced + (size * together if backward else 0.0)
 
     def backward(role: str, network: Footprint, *, added: bool = False) -> RankMemory:
-        course = network.recorded
-        gradients = np.full(len(course.fixed), master(network)) if added else made(course)
-        activations = live(course, batch)
-        best = course.turn + int((activations + gradients)[course.turn :].argmax())
+        timeline = network.training_memory
+        gradients = gradients_of(timeline)
+        if added:
+            gradients = np.full(len(timeline.fixed), master(network))
+        activations = live(timeline, batch)
+        end = timeline.forward_end
+        best = end + int((activations + gradients)[end:].argmax())
         return moment(
             {"generator": "generator's backward", "fake": "fake score's backward"}[role],
             activations=float(activations[best]),
@@ -202,40 +208,41 @@ def _moments(roles: Roles, work: Work, degrees: Degrees, precision: Precision) -
             **{f"{role}_gradients": float(gradients[best])},
         )
 
-    course = live(own.recorded, batch)[: own.recorded.turn + 1]
-    kept = float(course[-1])
+    timeline = live(own.training_memory, batch)[: own.training_memory.forward_end + 1]
+    kept = float(timeline[-1])
     rows = work.evaluations * batch
-    asked = quiet(teacher, rows)
-    if work.evaluations > 1:  # both evaluations run as one batch, which is put together
-        asked += rows * teacher.condition
-    together = ring.together * batch if ring else batch
-    walk = max(quiet(own, batch), *(quiet(network, together) for network in roles.frozen), 0.0)
-    # An anchor is kept through the fake updates it serves, and those that it does not.
+    scored = inference(teacher, rows)
+    if work.evaluations > 1:  # both evaluations run as one concatenated batch
+        scored += rows * teacher.condition
+    together = buffer.together * batch if buffer else batch
+    frozen = (inference(network, together) for network in roles.frozen)
+    rollout = max(inference(own, batch), *frozen, 0.0)
+    # The activations of a reused rollout are kept through all fake updates.
     filling: dict[str, float] = {}
-    if ring:
-        amid = learns and ring.together % work.rollouts > 0  # not always at a cycle's start
-        filling["data"] = data(_STEPPED * ring.together + _LAST * amid)
-    anchor = kept if anchors else 0.0
-    beside = 0.0 if alone else anchor
+    if buffer:
+        amid = learns and buffer.together % work.rollouts > 0  # a fill may fall inside a cycle
+        filling["data"] = data(_STEPPED * buffer.together + _LAST * amid)
+    shared = kept if reused else 0.0
+    beside = 0.0 if one_rollout else shared
     # Gradients are released when their role's next update begins, after its rollout.
     released = {} if work.accumulate > 1 else {"generator_gradients": 0.0}
     moments = [
         moment(
             "rollout without gradient",
-            activations=walk + beside,
+            activations=rollout + beside,
             in_flight=in_flight(own),
             **filling,
         ),
-        moment("recorded rollout", activations=float(course.max()), in_flight=in_flight(own)),
+        moment("recorded rollout", activations=float(timeline.max()), in_flight=in_flight(own)),
         moment(
             "teacher's scores",
-            activations=kept + asked,
+            activations=kept + scored,
             in_flight=in_flight(teacher),
             **released,
         ),
         moment(
             "fake score's scores",
-            activations=kept + quiet(fake, batch),
+            activations=kept + inference(fake, batch),
             in_flight=in_flight(fake),
             **released,
         ),
@@ -244,10 +251,10 @@ def _moments(roles: Roles, work: Work, degrees: Degrees, precision: Precision) -
     if not learns:
         return moments
     last = backward("fake", fake)
-    if anchors:
+    if reused:
         last = dataclasses.replace(
             last,
-            activations=last.activations + anchor,
-            data=data(_LAST + _SHARED * (not alone)),
+            activations=last.activations + shared,
+            data=data(_LAST + _SHARED * (not one_rollout)),
         )
     return [*moments, last]

@@ -1,14 +1,14 @@
-r"""Recording a computation on the meta device: which bytes are alive after every operation.
+r"""Live bytes after every operation of a computation, recorded on the meta device.
 
-A storage counts from the operation that makes it until its last reference goes, as an allocator
-sees it. Shapes are linear in the batch, so two recordings of the same computation, at two batches,
-give every operation's bytes at any batch.
+A storage is alive from the operation that allocates it until its last reference is dropped. Live
+bytes are affine in the batch size, so two recordings of one computation, at two batch sizes,
+determine them at any batch size.
 
-Bytes are told apart by how parallelism divides them. Inside a network's units, tensor parallelism
-splits what lies between a column-wise and a row-wise layer. Weights of both are marked, and marks
-spread: a matrix product is split if *one* of its factors is (a product over the split dimension is
-whole again), any other operation's result if *any* of its inputs is. The same rule holds of the
-backward pass.
+Bytes are counted by how parallelism shards them. Inside a network's units, tensor parallelism
+shards the activations between a column-wise and a row-wise layer. The weights of both are marked
+as sharded, and the mark propagates: a matrix product is sharded if *exactly one* of its factors is
+(the product over the sharded dimension is whole again), the result of any other operation if *any*
+of its inputs is. The same rule applies to the backward pass.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from pdmd.planning.units import Split
 
-__all__ = ["KINDS", "Course", "FusedAttention", "Recorder", "Recording", "fit"]
+__all__ = ["KINDS", "MemoryTimeline", "FusedAttention", "MemoryRecorder", "Recording", "fit"]
 
 KINDS = ("outside", "units", "units_split", "gradients", "gradients_split")
-"""How live bytes are told apart: outside the units; inside them, whole or split by tensor
-parallelism; parameters' gradients, whole or split."""
+"""The kinds of live bytes: outside the units; inside the units, replicated or sharded by tensor
+parallelism; gradients of parameters, replicated or sharded."""
 
 _aten = torch.ops.aten
 _PRODUCTS = {_aten.mm.default: (0, 1), _aten.addmm.default: (1, 2)}
@@ -45,25 +45,25 @@ _FUSED_BACKWARD = _aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Course:
-    """Bytes alive in the course of a computation, for any batch.
+class MemoryTimeline:
+    """Live bytes during a computation, for any batch size.
 
     Attributes:
-        fixed: Bytes that do not grow with the batch, with shape ``(moments, kinds)``.
-        slope: Bytes for every sample, likewise.
-        turn: The moment at which the forward pass ended; the last one of a forward alone.
+        fixed: Bytes independent of the batch size, with shape ``(moments, kinds)``.
+        slope: Bytes per sample, with shape ``(moments, kinds)``.
+        forward_end: The moment at which the forward pass ended; the last without a backward pass.
     """
 
     fixed: np.ndarray
     slope: np.ndarray
-    turn: int
+    forward_end: int
 
     def bytes(self, batch: float, weights: Sequence[float]) -> np.ndarray:
-        """Returns the bytes at every moment.
+        """Returns the weighted live bytes at every moment.
 
         Args:
-            batch: Samples.
-            weights: What to count of a byte of every kind.
+            batch: Batch size.
+            weights: The weight of a byte of each kind.
 
         Returns:
             Bytes, with shape ``(moments,)``.
@@ -78,82 +78,83 @@ class Recording:
     Attributes:
         bytes: Bytes alive after every allocation or release, by kind, with shape
             ``(moments, kinds)``.
-        turn: The moment at which the forward pass ended.
-        flops: Floating point operations of the forward and of the backward pass; recomputation
-            counts as backward.
-        unit_flops: Those of the units' forward pass.
+        forward_end: The moment at which the forward pass ended.
+        flops: FLOPs of the forward and of the backward pass; recomputation counts as backward.
+        unit_flops: FLOPs of the units' forward pass.
         attention: Bytes of query, key, value and output of the units' self-attention, forward.
-        reduced: Bytes of the outputs of row-wise layers, forward.
-        entering: Bytes of the distinct inputs of column-wise layers, forward.
-        tokens: The length of the sequence that the units see; 0 without units.
+        row_outputs: Bytes of the outputs of row-wise layers, forward.
+        column_inputs: Bytes of the distinct inputs of column-wise layers, forward.
+        tokens: The sequence length in the units; 0 without units.
     """
 
     bytes: np.ndarray
-    turn: int
+    forward_end: int
     flops: tuple[int, int]
     unit_flops: int
     attention: int
-    reduced: int
-    entering: int
+    row_outputs: int
+    column_inputs: int
     tokens: int
 
 
-def fit(few: Recording, many: Recording, batches: tuple[int, int]) -> Course:
-    """Fits bytes linear in the batch to two recordings.
+def fit(few: Recording, many: Recording, batches: tuple[int, int]) -> MemoryTimeline:
+    """Fits live bytes, affine in the batch size, to two recordings.
 
-    A network that goes through its samples one by one runs more operations for more of them, so
-    that their moments do not pair; the peaks of either pass do, and are then all that is told.
+    A network that loops over its samples runs more operations for a larger batch, so moments do
+    not correspond; then only the peaks of the forward and of the backward pass are kept.
 
     Args:
         few: The recording of the smaller batch.
-        many: That of the larger one.
-        batches: The samples of either.
+        many: The recording of the larger batch.
+        batches: The two batch sizes.
     """
-    if few.bytes.shape != many.bytes.shape or few.turn != many.turn:
+    if few.bytes.shape != many.bytes.shape or few.forward_end != many.forward_end:
         few, many = _peaks(few), _peaks(many)
     slope = (many.bytes - few.bytes) / (batches[1] - batches[0])
-    return Course(fixed=few.bytes - batches[0] * slope, slope=slope, turn=few.turn)
+    return MemoryTimeline(
+        fixed=few.bytes - batches[0] * slope, slope=slope, forward_end=few.forward_end
+    )
 
 
 def _peaks(recording: Recording) -> Recording:
-    """Keeps the moments of most bytes: of the forward pass, at its end, and of the backward pass
-    with its gradients and without.
+    """Keeps four moments: the peak of the forward pass, its end, and the peaks of the backward
+    pass without and with gradients.
     """
-    live, turn = recording.bytes, recording.turn
-    made = len(KINDS) - 2  # gradients, which come last
-    back = live[turn:]
+    live, forward_end = recording.bytes, recording.forward_end
+    first_gradient = len(KINDS) - 2
+    back = live[forward_end:]
     kept = [
-        int(live[: turn + 1].sum(1).argmax()),
-        turn,
-        turn + int(back[:, :made].sum(1).argmax()),
-        turn + int(back.sum(1).argmax()),
+        int(live[: forward_end + 1].sum(1).argmax()),
+        forward_end,
+        forward_end + int(back[:, :first_gradient].sum(1).argmax()),
+        forward_end + int(back.sum(1).argmax()),
     ]
-    return dataclasses.replace(recording, bytes=live[kept], turn=1)
+    return dataclasses.replace(recording, bytes=live[kept], forward_end=1)
 
 
-class Recorder(TorchDispatchMode):
-    """Records live storages, operations and what passes between ranks.
+class MemoryRecorder(TorchDispatchMode):
+    """Records live storages, FLOPs and the tensors that ranks communicate.
 
-    What a backward pass makes counts as inside the units, where nearly all of it is.
+    Storages allocated by a backward pass count as inside the units, where nearly all of them are.
 
     Args:
         units: The network's units.
-        split: The layers that tensor parallelism splits.
+        split: The layers that tensor parallelism shards.
     """
 
     def __init__(self, units: Sequence[nn.Module], split: Split) -> None:
         super().__init__()
         self._units, self._split = units, split
-        self._log: list[tuple[int, int]] = []  # (storage's number, bytes made or released)
+        self._log: list[tuple[int, int]] = []  # (storage's number, bytes allocated or released)
         self._numbers: dict[int, int] = {}  # of live storages, by id
         self._inside: list[bool] = []
         self._marked: list[bool] = []
-        self._foreign: dict[int, tuple[Any, bool]] = {}  # storages from before, and their marks
+        self._existing: dict[int, tuple[Any, bool]] = {}  # earlier ones, marked or not
         self._depth = 0
         self._flops = [0, 0]
         self._unit_flops = 0
-        self._turn: int | None = None
-        self.attention = self.reduced = self.entering = self.tokens = 0
+        self._forward_end: int | None = None
+        self.attention = self.row_outputs = self.column_inputs = self.tokens = 0
 
     def run(
         self,
@@ -169,20 +170,20 @@ class Recorder(TorchDispatchMode):
             network: The network, whose gradients are ``None``.
             forward: Computes the output.
             backward: Whether to run backward too.
-            split: The parameters that tensor parallelism splits, by ``id``.
+            split: The parameters that tensor parallelism shards, by ``id``.
         """
         enabled = gc.isenabled()
         gc.collect()
-        gc.disable()  # cycles are released at chance moments
+        gc.disable()  # collections would release cycles at arbitrary moments
         layers = (*self._split.column_wise, *self._split.row_wise)
-        under = (layer.weight for layer in layers)  # an adapter's network is none of its own
-        for tensor in (*network.parameters(), *network.buffers(), *under):
-            self._know(tensor, tensor.ndim > 1 and id(tensor) in split)
+        base_weights = (layer.weight for layer in layers)  # an adapter does not own its base
+        for tensor in (*network.parameters(), *network.buffers(), *base_weights):
+            self._register(tensor, tensor.ndim > 1 and id(tensor) in split)
         try:
             with self._hooks(), self:
-                with FusedAttention(self._attended):
+                with FusedAttention(self._record_attention):
                     out = forward()
-                self._turn = len(self._log)
+                self._forward_end = len(self._log)
                 if backward:
                     out.backward(torch.ones_like(out))
             gradients = {
@@ -202,21 +203,21 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        backward = self._turn is not None
+        backward = self._forward_end is not None
         flops = _flops(func, args, kwargs, out)
         self._flops[backward] += flops
         if self._depth and not backward:
             self._unit_flops += flops
-        marks = [self._known(tensor) for tensor in _tensors((args, kwargs))]
+        marks = [self._mark_of(tensor) for tensor in _tensors((args, kwargs))]
         if func in _PRODUCTS:
-            left, right = (self._known(args[i]) for i in _PRODUCTS[func])
+            left, right = (self._mark_of(args[i]) for i in _PRODUCTS[func])
             mark = left != right
         else:
             mark = any(marks)
         for tensor in _tensors(out):
             storage = tensor.untyped_storage()
             key = id(storage)
-            if key in self._foreign or key in self._numbers:
+            if key in self._existing or key in self._numbers:
                 continue
             self._numbers[key] = number = len(self._inside)
             self._inside.append(self._depth > 0 or backward and bool(self._units))
@@ -229,23 +230,23 @@ class Recorder(TorchDispatchMode):
         del self._numbers[key]
         self._log.append((number, -size))
 
-    def _know(self, tensor: Tensor, mark: bool) -> None:
+    def _register(self, tensor: Tensor, mark: bool) -> None:
         storage = tensor.untyped_storage()
-        self._foreign[id(storage)] = (storage, mark)
+        self._existing[id(storage)] = (storage, mark)
 
-    def _known(self, tensor: Tensor) -> bool:
-        """Returns a tensor's mark; one from before the recording is known from here on."""
+    def _mark_of(self, tensor: Tensor) -> bool:
+        """Returns a tensor's mark; registers a tensor allocated before the recording."""
         key = id(tensor.untyped_storage())
         number = self._numbers.get(key)
         if number is not None:
             return self._marked[number]
-        if key not in self._foreign:
-            self._know(tensor, False)
-        return self._foreign[key][1]
+        if key not in self._existing:
+            self._register(tensor, False)
+        return self._existing[key][1]
 
-    def _attended(self, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
-        """Hears of an attention; that over the units' own sequence passes between ranks."""
-        if self._turn is None and self._depth and query.shape[-2] == key.shape[-2]:
+    def _record_attention(self, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
+        """Counts the tensors of a unit's self-attention, which context parallelism exchanges."""
+        if self._forward_end is None and self._depth and query.shape[-2] == key.shape[-2]:
             self.attention += sum(x.nbytes for x in (query, key, value, out))
 
     @contextmanager
@@ -264,13 +265,13 @@ class Recorder(TorchDispatchMode):
 
         def column(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             key = self._numbers.get(id(args[0].untyped_storage()), -1)
-            if self._turn is None and key not in entered:
+            if self._forward_end is None and key not in entered:
                 entered.add(key)
-                self.entering += args[0].nbytes
+                self.column_inputs += args[0].nbytes
 
         def row(module: nn.Module, args: Any, output: Tensor) -> None:
-            if self._turn is None:
-                self.reduced += output.nbytes
+            if self._forward_end is None:
+                self.row_outputs += output.nbytes
 
         for unit in self._units:
             handles.append(unit.register_forward_pre_hook(enter, with_kwargs=True))
@@ -296,29 +297,29 @@ class Recorder(TorchDispatchMode):
         deltas = np.zeros((len(self._log), len(KINDS)))
         for i, (number, size) in enumerate(self._log):
             deltas[i, columns[number]] = size
-        turn = len(self._log) if self._turn is None else self._turn
+        forward_end = len(self._log) if self._forward_end is None else self._forward_end
         return Recording(
             bytes=np.concatenate([np.zeros((1, len(KINDS))), deltas.cumsum(0)]),
-            turn=turn,
+            forward_end=forward_end,
             flops=(self._flops[0], self._flops[1]),
             unit_flops=self._unit_flops,
             attention=self.attention,
-            reduced=self.reduced,
-            entering=self.entering,
+            row_outputs=self.row_outputs,
+            column_inputs=self.column_inputs,
             tokens=self.tokens,
         )
 
 
 class FusedAttention(TorchFunctionMode):
-    """Attends as fused kernels do, which keep no matrix of weights, on the meta device too.
+    """Runs attention as a fused kernel, which stores no attention matrix, on the meta device too.
 
     Args:
-        heard: Hears query, key, value and output of every attention.
+        on_attention: Called with the query, key, value and output of every attention.
     """
 
-    def __init__(self, heard: Callable[[Tensor, Tensor, Tensor, Tensor], None]) -> None:
+    def __init__(self, on_attention: Callable[[Tensor, Tensor, Tensor, Tensor], None]) -> None:
         super().__init__()
-        self._heard = heard
+        self._on_attention = on_attention
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -346,7 +347,7 @@ class FusedAttention(TorchFunctionMode):
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
         out = _FUSED(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
-        self._heard(query, key, value, out)
+        self._on_attention(query, key, value, out)
         return out
 
 

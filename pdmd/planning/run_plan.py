@@ -1,4 +1,4 @@
-"""The plan of a run: what a configuration costs and where it fits, before anything is rented."""
+"""The plan of a run: its cost in passes, FLOPs, memory and traffic, and the degrees that fit."""
 
 from __future__ import annotations
 
@@ -10,40 +10,38 @@ from typing import Any
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.initializers import Initializer
-from pdmd.planning.evaluations import Calls, Work, calls
-from pdmd.planning.footprint import Footprint, measure
-from pdmd.planning.memory import Precision, Roles
-from pdmd.planning.search import Choice, search
+from pdmd.planning.evaluations import CyclePasses, Workload, cycle_passes
+from pdmd.planning.footprint import Footprint, measure_footprint
+from pdmd.planning.memory import PhaseFootprints, Precision
+from pdmd.planning.search import Choice, search_degrees
 from pdmd.planning.traffic import flops_of
 from pdmd.typing import Condition
 
 __all__ = ["RunPlan", "measure_roles", "check_cluster", "plan_roles"]
 
-"""The types that networks compute in, by name."""
-
-MOST_GPUS = 100_000
+MAX_GPUS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunPlan:
-    """What a run costs and where it fits.
+    """The cost of a run, and the degrees of parallelism at which it fits.
 
     Attributes:
-        name: What is distilled.
-        work: What the training does.
-        roles: The footprints of every phase's networks.
-        calls: Calls of the networks in a cycle of every phase, for each sample.
-        flops: Operations in a cycle of every phase, by role, over all ranks.
-        choices: All degrees of parallelism; those that fit first, by what a rank sends.
+        name: The teacher's name.
+        work: The settings of a cycle.
+        roles: The footprints of the networks, by phase.
+        passes: Network passes in a cycle of each phase, per sample.
+        flops: FLOPs of a cycle of each phase, by role, over all ranks.
+        choices: All degrees of parallelism; those that fit first, sorted by traffic.
         gpus: The number of ranks.
         memory: The memory of each, in bytes.
-        precision: In how many bytes parameters are held and computed with.
+        precision: The dtypes of computation and storage.
     """
 
     name: str
-    work: Work
-    roles: tuple[Roles, ...]
-    calls: tuple[Calls, ...]
+    work: Workload
+    roles: tuple[PhaseFootprints, ...]
+    passes: tuple[CyclePasses, ...]
     flops: tuple[dict[str, float], ...]
     choices: tuple[Choice, ...]
     gpus: int
@@ -52,16 +50,16 @@ class RunPlan:
 
     @property
     def fitting(self) -> tuple[Choice, ...]:
-        """The choices that fit, the one that sends least first."""
+        """The choices that fit, sorted by traffic."""
         return tuple(choice for choice in self.choices if choice.fits)
 
     @property
-    def least(self) -> Choice:
-        """The choice that needs least memory."""
+    def smallest(self) -> Choice:
+        """The choice with the least memory."""
         return min(self.choices, key=lambda choice: choice.memory.total)
 
-    def figures(self) -> dict[str, Any]:
-        """Returns all figures as plain values, in bytes and operations, for JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the plan as plain values, in bytes and FLOPs, for JSON."""
         return {
             "name": self.name,
             "gpus": self.gpus,
@@ -72,15 +70,15 @@ class RunPlan:
             "batch_size": self.work.batch_size,
             "phases": [
                 {
-                    "teacher": _figures(roles.teacher),
-                    "generator": _figures(roles.generator),
-                    "fake": _figures(roles.fake),
-                    "forward": number.forward,
-                    "backward": number.backward,
-                    "recomputed": number.recomputed,
+                    "teacher": _summary(roles.teacher),
+                    "generator": _summary(roles.generator),
+                    "fake": _summary(roles.fake),
+                    "forward": passes.forward,
+                    "backward": passes.backward,
+                    "recomputed": passes.recomputed,
                     "flops": flops,
                 }
-                for roles, number, flops in zip(self.roles, self.calls, self.flops, strict=True)
+                for roles, passes, flops in zip(self.roles, self.passes, self.flops, strict=True)
             ],
             "choices": [
                 {
@@ -102,21 +100,21 @@ def measure_roles(
     teacher: Denoiser,
     init: Initializer,
     condition: Condition,
-    work: Work,
+    work: Workload,
     *,
     precision: Precision,
-) -> tuple[Roles, ...]:
-    """Measures the networks of every phase; those that are alike are measured once.
+) -> tuple[PhaseFootprints, ...]:
+    """Measures the networks of every phase; identical networks are measured once.
 
     Args:
-        teacher: The teacher, without guidance, best on the meta device.
-        init: Where a phase's networks start, and so what they are.
+        teacher: The teacher, without guidance, preferably on the meta device.
+        init: The initializer of a phase's networks, which determines their architecture.
         condition: A condition of batch size 1, or ``None``.
-        work: What the training does; its batch does not matter.
-        precision: In how many bytes parameters are held and computed with.
+        work: The settings of a cycle; the batch size has no effect.
+        precision: The dtypes of computation and storage.
 
     Returns:
-        The footprints by role, of every phase.
+        The footprints of the networks, by phase.
     """
     measured: dict[Any, Footprint] = {}
 
@@ -124,7 +122,7 @@ def measure_roles(
         parts = tuple((n, tuple(p.shape)) for n, p in network.named_parameters())
         key = (steps, type(network), parts)
         if key not in measured:
-            measured[key] = measure(
+            measured[key] = measure_footprint(
                 network,
                 condition,
                 train=True,
@@ -134,49 +132,51 @@ def measure_roles(
             )
         return measured[key]
 
-    asked = measure(teacher, condition, train=False, dtype=precision.compute)
-    roles: list[Roles] = []
+    frozen_teacher = measure_footprint(teacher, condition, train=False, dtype=precision.compute)
+    roles: list[PhaseFootprints] = []
     for k, phase in enumerate(work.plan):
         generator = trained(init.expert(teacher, phase, []), work.recorded_steps(k))
         fake = trained(init.fake(teacher, phase), 1)
         frozen = tuple(r.generator for r in roles)
-        roles.append(Roles(teacher=asked, generator=generator, fake=fake, frozen=frozen))
+        roles.append(
+            PhaseFootprints(teacher=frozen_teacher, generator=generator, fake=fake, frozen=frozen)
+        )
     return tuple(roles)
 
 
 def plan_roles(
-    roles: Sequence[Roles],
-    work: Work,
+    roles: Sequence[PhaseFootprints],
+    work: Workload,
     *,
     name: str = "",
     gpus: int = 1,
     memory: float = 80.0,
     precision: Precision,
 ) -> RunPlan:
-    """Plans a training whose networks are measured.
+    """Plans a run from the footprints of its networks.
 
     Args:
-        roles: The footprints of every phase's networks.
-        work: What the training does, as they were measured for.
-        name: What is distilled, as tables call it.
+        roles: The footprints of the networks, by phase.
+        work: The settings of a cycle, as the networks were measured.
+        name: The name in the tables.
         gpus: The number of ranks.
         memory: The memory of each, in GiB.
-        precision: The precision that they were measured with.
+        precision: The precision at which the networks were measured.
 
     Returns:
         The plan.
 
     Raises:
-        ValueError: If a number is out of its range, or no degrees divide the work.
+        ValueError: If a number is out of range, or no degrees divide batch, heads and tokens.
     """
     check_cluster(gpus, memory)
-    choices = search(roles, work, gpus=gpus, memory=memory * 2**30, precision=precision)
+    choices = search_degrees(roles, work, gpus=gpus, memory=memory * 2**30, precision=precision)
     phases = range(len(work.plan))
     return RunPlan(
         name=name,
         work=work,
         roles=tuple(roles),
-        calls=tuple(calls(work, k) for k in phases),
+        passes=tuple(cycle_passes(work, k) for k in phases),
         flops=tuple(flops_of(roles[k], work, k) for k in phases),
         choices=tuple(choices),
         gpus=gpus,
@@ -191,13 +191,13 @@ def check_cluster(gpus: int, memory: float) -> None:
     Raises:
         ValueError: If one is out of range.
     """
-    if not 1 <= gpus <= MOST_GPUS:
-        raise ValueError(f"the number of GPUs is from 1 to {MOST_GPUS:,}, got {gpus}")
+    if not 1 <= gpus <= MAX_GPUS:
+        raise ValueError(f"expected 1 to {MAX_GPUS:,} GPUs, got {gpus}; change --gpus")
     if not (memory > 0 and math.isfinite(memory)):
-        raise ValueError(f"the memory of a GPU is positive, in GiB, got {memory}")
+        raise ValueError(f"expected a positive GPU memory in GiB, got {memory}; change --memory")
 
 
-def _figures(network: Footprint) -> dict[str, Any]:
+def _summary(network: Footprint) -> dict[str, Any]:
     return {
         "parameters": network.parameters,
         "units": len(network.units),

@@ -6,23 +6,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pdmd.distributed.degrees import Degrees
-from pdmd.planning.evaluations import Work
-from pdmd.planning.memory import Precision, RankMemory, Roles, memory_of
+from pdmd.planning.evaluations import Workload
+from pdmd.planning.memory import PhaseFootprints, Precision, RankMemory, memory_of
 from pdmd.planning.traffic import Traffic, traffic_of
 
-__all__ = ["Choice", "degrees_for", "search"]
+__all__ = ["Choice", "degrees_for", "search_degrees"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One way to share the work, in the phase that needs most.
+    """One choice of degrees, with its memory and traffic.
 
     Attributes:
         degrees: The degrees of parallelism.
-        memory: The memory of a rank.
-        traffic: What a rank sends in a cycle.
-        phase: The phase whose memory is highest, from 0.
-        fits: Whether the memory is enough.
+        memory: The peak memory of a rank, in the phase with the highest.
+        traffic: The bytes a rank sends in a cycle, in the phase with the most.
+        phase: The phase with the highest peak memory, from 0.
+        fits: Whether the peak memory fits in the GPU.
     """
 
     degrees: Degrees
@@ -33,14 +33,13 @@ class Choice:
 
 
 def degrees_for(gpus: int, *, batch_size: int, heads: int, tokens: int) -> Iterator[Degrees]:
-    """Yields all degrees whose product is the number of ranks and that divide what they share.
+    """Yields all degrees whose product is the number of ranks and that divide their dimension.
 
     Args:
         gpus: The number of ranks.
-        batch_size: Samples in each rollout, which data parallelism divides.
-        heads: Attention heads, which tensor and context parallelism divide; 0 where they do not
-            apply.
-        tokens: The length of the sequence, which context parallelism divides.
+        batch_size: Samples in each rollout, sharded by data parallelism.
+        heads: Attention heads, sharded by tensor and context parallelism; 0 disables both.
+        tokens: The sequence length, sharded by context parallelism.
     """
     for tp in _divisors(gpus):
         for cp in _divisors(gpus // tp):
@@ -52,31 +51,31 @@ def degrees_for(gpus: int, *, batch_size: int, heads: int, tokens: int) -> Itera
                     yield Degrees(dp_replicate=dp_replicate, dp_shard=dp_shard, cp=cp, tp=tp)
 
 
-def search(
-    roles: Sequence[Roles],
-    work: Work,
+def search_degrees(
+    roles: Sequence[PhaseFootprints],
+    work: Workload,
     *,
     gpus: int,
     memory: float,
     precision: Precision,
 ) -> list[Choice]:
-    """Finds what fits.
+    """Evaluates all degrees of parallelism and sorts them.
 
     Args:
-        roles: The networks of every phase.
-        work: What the training does.
+        roles: The footprints of the networks, by phase.
+        work: The settings of a cycle.
         gpus: The number of ranks.
         memory: The memory of each, in bytes.
-        precision: In how many bytes parameters are held and computed with.
+        precision: The dtypes of computation and storage.
 
     Returns:
-        Every choice of degrees; those that fit first, by what a rank sends and then by memory.
+        Every choice of degrees; those that fit first, sorted by traffic and then by memory.
 
     Raises:
-        ValueError: If no degrees divide the work.
+        ValueError: If no degrees divide batch, heads and tokens.
     """
     network = roles[0].generator
-    splits = any(unit.split for unit in (*network.units, *network.under))
+    splits = any(unit.split for unit in (*network.units, *network.base_units))
     choices = []
     for degrees in degrees_for(
         gpus,
@@ -100,9 +99,9 @@ def search(
         )
     if not choices:
         raise ValueError(
-            f"{gpus} ranks cannot share batches of {work.batch_size} samples, "
-            f"{network.heads} heads and a sequence of {network.tokens}: none of their products "
-            "divides these; choose another number of ranks or batch size"
+            f"no degrees of parallelism for {gpus} ranks divide a batch of {work.batch_size} "
+            f"samples, {network.heads} heads and {network.tokens} tokens; choose another number "
+            "of ranks or batch size"
         )
     return sorted(choices, key=lambda c: (not c.fits, c.traffic.total, c.memory.total))
 

@@ -1,4 +1,4 @@
-"""The tables of a plan, for reading."""
+"""A run plan, formatted as tables."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from collections.abc import Sequence
 from pdmd.planning.run_plan import RunPlan
 from pdmd.planning.search import Choice
 
-__all__ = ["amount", "size", "tables"]
+__all__ = ["format_count", "format_bytes", "format_plan"]
 
 _ITEMS = {
     "teacher": "teacher, parameters",
     "frozen": "frozen experts, parameters",
     "generator": "generator, parameters",
-    "average": "generator, average of weights",
+    "average": "generator, EMA weights",
     "fake": "fake score, parameters",
     "generator_optimizer": "generator, optimizer states",
     "fake_optimizer": "fake score, optimizer states",
     "generator_gradients": "generator, gradients",
     "fake_gradients": "fake score, gradients",
     "activations": "activations",
-    "in_flight": "gathered and reduced in flight",
+    "in_flight": "gathered parameters, gradients in flight",
     "data": "latents and conditions",
 }
 
 
-def size(value: float) -> str:
-    """Writes bytes in the unit that suits them."""
+def format_bytes(value: float) -> str:
+    """Formats bytes with a binary unit."""
     return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"))
 
 
-def amount(value: float) -> str:
-    """Writes a number, such as of operations, in the unit that suits it."""
+def format_count(value: float) -> str:
+    """Formats a count with a decimal unit."""
     return _scaled(value, 1000, ("", "k", "M", "G", "T", "P", "E")).strip()
 
 
-def tables(plan: RunPlan, *, show: int = 10) -> str:
-    """Writes a plan's tables.
+def format_plan(plan: RunPlan, *, show: int = 10) -> str:
+    """Formats a plan as tables.
 
     Args:
         plan: The plan.
-        show: Choices of degrees to list.
+        show: Rows of the table of degrees.
     """
     parts = [_head(plan), _cycles(plan), _choices(plan, show), _rank(plan)]
     return "\n\n".join(parts)
@@ -56,16 +56,16 @@ def _head(plan: RunPlan) -> str:
     )
     steps = "+".join(str(phase.steps) for phase in work.plan)
     where = f"in {len(expert.units)} units"
-    if expert.under:
-        where = f"over its {len(expert.under)} units"
+    if expert.base_units:
+        where = f"over {len(expert.base_units)} base units"
     lines = [
-        f"{plan.name}: teacher of {amount(roles.teacher.parameters)} parameters, experts of "
-        f"{amount(expert.parameters)} {where}"
+        f"{plan.name}: teacher of {format_count(roles.teacher.parameters)} parameters, experts of "
+        f"{format_count(expert.parameters)} {where}"
         + (f", sequence {expert.tokens}, {expert.heads} heads" if expert.heads else ""),
         f"{len(work.plan)} phases of {steps} steps, batch {work.batch_size}, "
-        f"{work.fake_updates} fake updates, rollouts in an update: {work.accumulate}, "
-        f"evaluations in a call of the teacher: {work.evaluations}",
-        f"computed in {compute}, frozen networks held in {frozen}, units "
+        f"{work.fake_updates} fake updates, accumulate {work.accumulate}, "
+        f"NFE per teacher call: {work.evaluations}",
+        f"compute in {compute}, frozen networks in {frozen}, "
         f"activation checkpointing {'on' if work.activation_checkpointing else 'off'}",
     ]
     return "\n".join(lines)
@@ -73,39 +73,39 @@ def _head(plan: RunPlan) -> str:
 
 def _cycles(plan: RunPlan) -> str:
     roles = ("teacher", "fake", "generator", "frozen")
-    again = ("fake", "generator") if plan.work.activation_checkpointing else ()
+    recomputed = ("fake", "generator") if plan.work.activation_checkpointing else ()
     head = ["phase", *(f"{r} fwd" for r in roles), "fake bwd", "generator bwd"]
-    head += [*(f"{r} again" for r in again), "FLOPs", "a GPU"]
+    head += [*(f"{r} recomputed" for r in recomputed), "FLOPs", "per GPU"]
     rows = []
     batch = plan.work.batch_size
-    for k, (number, flops) in enumerate(zip(plan.calls, plan.flops, strict=True)):
+    for k, (passes, flops) in enumerate(zip(plan.passes, plan.flops, strict=True)):
         total = sum(flops.values())
         rows.append(
             [
                 str(k + 1),
-                *(f"{batch * number.forward[r]:,.0f}" for r in roles),
-                *(f"{batch * number.backward[r]:,.0f}" for r in ("fake", "generator")),
-                *(f"{batch * number.recomputed[r]:,.0f}" for r in again),
-                amount(total),
-                amount(total / plan.gpus),
+                *(f"{batch * passes.forward[r]:,.0f}" for r in roles),
+                *(f"{batch * passes.backward[r]:,.0f}" for r in ("fake", "generator")),
+                *(f"{batch * passes.recomputed[r]:,.0f}" for r in recomputed),
+                format_count(total),
+                format_count(total / plan.gpus),
             ]
         )
-    return "network evaluations and operations in a cycle\n" + _table(head, rows)
+    return "network evaluations and FLOPs per cycle\n" + _table(head, rows)
 
 
 def _choices(plan: RunPlan, show: int) -> str:
     head = ["replicate", "shard", "cp", "tp", "memory", "fits", "sent", "gather", "reduce"]
-    head += ["tp sums", "cp swaps"]
+    head += ["tp all-reduce", "cp all-to-all"]
     rows = []
     for choice in plan.choices[:show]:
         d, t = choice.degrees, choice.traffic
         rows.append(
             [
                 *map(str, (d.dp_replicate, d.dp_shard, d.cp, d.tp)),
-                size(choice.memory.total),
+                format_bytes(choice.memory.total),
                 "yes" if choice.fits else "no",
                 *(
-                    size(value) if value else "-"
+                    format_bytes(value) if value else "-"
                     for value in (
                         t.total,
                         t.all_gather,
@@ -117,8 +117,8 @@ def _choices(plan: RunPlan, show: int) -> str:
             ]
         )
     title = (
-        f"{plan.gpus} GPUs of {size(plan.memory)}: of {len(plan.choices)} choices of degrees "
-        f"{len(plan.fitting)} fit; bytes that a GPU holds, and sends in a cycle"
+        f"{plan.gpus} GPUs of {format_bytes(plan.memory)}: {len(plan.fitting)} of "
+        f"{len(plan.choices)} choices of degrees fit; memory per GPU, and bytes sent per cycle"
     )
     text = f"{title}\n{_table(head, rows)}"
     if not plan.fitting:
@@ -127,27 +127,27 @@ def _choices(plan: RunPlan, show: int) -> str:
 
 
 def _nothing_fits(plan: RunPlan) -> str:
-    least = plan.least
+    smallest = plan.smallest
     line = (
-        f"nothing fits: the least that any choice needs is {size(least.memory.total)} "
-        f"({_degrees(least)})"
+        f"nothing fits: the smallest memory of any choice is "
+        f"{format_bytes(smallest.memory.total)} "
+        f"({_degrees(smallest)})"
     )
     if (
         not plan.work.activation_checkpointing
-        and least.memory.activations > 0.3 * least.memory.total
+        and smallest.memory.activations > 0.3 * smallest.memory.total
     ):
-        line += "; --parallel.activation-checkpointing full keeps fewer activations"
+        line += "; --parallel.activation-checkpointing full saves activations"
     return line
 
 
 def _rank(plan: RunPlan) -> str:
-    choice = plan.choices[0] if plan.fitting else plan.least
+    choice = plan.choices[0] if plan.fitting else plan.smallest
     memory = choice.memory
-    rows = [[_ITEMS[name], size(value)] for name, value in memory.items.items() if value]
-    rows.append(["all", size(memory.total)])
+    rows = [[_ITEMS[name], format_bytes(value)] for name, value in memory.items.items() if value]
+    rows.append(["total", format_bytes(memory.total)])
     title = (
-        f"memory of a GPU at {_degrees(choice)}: highest in phase {choice.phase + 1}, "
-        f"{memory.moment}"
+        f"peak memory of a GPU at {_degrees(choice)}: phase {choice.phase + 1}, {memory.moment}"
     )
     return f"{title}\n{_table(['item', 'bytes'], rows)}"
 

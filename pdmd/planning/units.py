@@ -1,6 +1,6 @@
-"""What a network is cut into, by the parallel plans that it states.
+"""The units and sharded layers of a network, from its parallel plans.
 
-The one place where the planner looks inside a network.
+This is the only module of the planner that depends on the structure of a network.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ def units_of(network: nn.Module) -> dict[str, nn.Module]:
         network: The network.
 
     Returns:
-        The blocks; none for a network that states no plan, which is sharded as a whole.
+        The blocks; empty for a network without a parallel plan, which is sharded as a whole.
     """
     return dict(stated_units(network))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The linear layers that tensor parallelism splits.
+    """The linear layers that tensor parallelism shards.
 
     Attributes:
-        column_wise: Those whose outputs are split.
-        row_wise: Those whose inputs are split and whose outputs are summed over ranks.
+        column_wise: Layers whose outputs are sharded.
+        row_wise: Layers whose inputs are sharded and whose outputs are summed over ranks.
     """
 
     column_wise: tuple[nn.Linear, ...]
@@ -42,13 +42,13 @@ class Split:
 
 
 def split_of(network: nn.Module) -> Split:
-    """Finds the linear layers that tensor parallelism splits.
+    """Returns the linear layers that tensor parallelism shards.
 
     Args:
         network: The network.
 
     Returns:
-        The split; empty for a network that states none.
+        The layers; empty for a network without a tensor plan.
     """
     columns: list[nn.Linear] = []
     rows: list[nn.Linear] = []
@@ -64,7 +64,7 @@ def split_of(network: nn.Module) -> Split:
 
 
 def heads_of(network: nn.Module) -> int:
-    """Returns the attention heads of the units, 0 where no plan splits weights or tokens."""
+    """Returns the attention heads of the units; 0 without a tensor or context plan."""
     for path, plan in plans_of(network).items():
         if plan.tensor is None and plan.context is None:
             continue

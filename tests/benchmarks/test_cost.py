@@ -1,4 +1,4 @@
-"""What a cycle costs, counted: the figures that the documentation states."""
+"""Counted network evaluations of a cycle: the numbers in the documentation, in closed form."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from pdmd.benchmarks import BenchConfig
 from pdmd.benchmarks.cost import CYCLES, CostBenchmark
 from pdmd.benchmarks.efficiency import EFFICIENCY_SETTINGS
 from pdmd.benchmarks.schemes import SCHEMES
-from pdmd.planning import Work, calls
+from pdmd.planning import Workload, cycle_passes
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def count(tmp_path_factory):
         ("one_step", 26, 26, 26),
     ],
 )
-def test_a_cycle_asks_what_the_closed_form_says(count, method, least, most, mean):
+def test_counted_evaluations_equal_the_closed_form(count, method, least, most, mean):
     row = count(method)
     assert (row["least"], row["most"], row["a_cycle"]) == (least, most, mean)
     if "full_rollout" in method:
@@ -47,7 +47,7 @@ def test_a_cycle_asks_what_the_closed_form_says(count, method, least, most, mean
     scheme = SCHEMES[method if method in SCHEMES else "phased"]
     efficiency = EFFICIENCY_SETTINGS[method if method in EFFICIENCY_SETTINGS else "boundary"]
     plan = scheme.plan()
-    work = Work(
+    work = Workload(
         plan=plan,
         truncation=scheme.truncation,
         batch_size=1,
@@ -57,14 +57,14 @@ def test_a_cycle_asks_what_the_closed_form_says(count, method, least, most, mean
         updates=CYCLES,
         evaluations=2,
     )
-    phases = [calls(work, index) for index in range(len(plan))]
+    phases = [cycle_passes(work, index) for index in range(len(plan))]
     totals = [sum(p.forward.values()) + 2 * sum(p.backward.values()) for p in phases]
     assert (min(totals), max(totals)) == pytest.approx((least, most))
     assert sum(totals) / len(totals) == pytest.approx(mean)
     assert row["a_cycle"] == sum(row[role] for role in ("teacher", "fake", "generator", "frozen"))
 
 
-def test_without_what_fills_it_a_ring_leaves_the_cycle_of_a_first_phase(count):
+def test_a_buffer_costs_only_its_filling_beyond_a_first_phase(count):
     for method, own in (("buffer", 26), ("buffer_4", 26), ("buffer_reuse", 21)):
         row = count(method)
         assert row["a_cycle"] - row["frozen"] == own

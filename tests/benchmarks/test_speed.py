@@ -1,4 +1,4 @@
-"""The speed benchmark: equal work for its contestants, rows that add up, peers left out."""
+"""The speed benchmark: equal work, closed-form costs, statistics and missing packages."""
 
 import importlib.util
 import json
@@ -8,9 +8,9 @@ import torch
 
 from pdmd.benchmarks import BenchConfig, efficiency, speed, speed_networks
 from pdmd.benchmarks.base import read_results, run_benchmark
-from pdmd.benchmarks.memory import allocated
-from pdmd.benchmarks.speed import SETTINGS, Course, SpeedBenchmark, Turns
-from pdmd.benchmarks.speed_networks import FlatDigits, Tally
+from pdmd.benchmarks.memory import peak_allocated
+from pdmd.benchmarks.speed import SETTINGS, PhasedTraining, SpeedBenchmark, Timings
+from pdmd.benchmarks.speed_networks import EvaluationCounter, FlatDigits
 from pdmd.benchmarks.speed_peers import PEERS, Task
 from pdmd.cli.main import main
 
@@ -19,28 +19,31 @@ PRESENT = [name for name in PEERS if name != "modelopt" or HERE]
 
 
 @pytest.fixture(autouse=True)
-def quickly_taught(monkeypatch):
-    monkeypatch.setattr(speed_networks, "TEACHING", 2)
+def few_pretraining_updates(monkeypatch):
+    monkeypatch.setattr(speed_networks, "PRETRAINING_UPDATES", 2)
 
 
 def make_task(**changes):
     torch.manual_seed(0)
-    teacher, tally = FlatDigits(width=8, depth=1).requires_grad_(False).eval(), Tally()
-    teacher.mlp.layers.register_forward_hook(tally)
+    teacher, counter = (
+        FlatDigits(width=8, depth=1).requires_grad_(False).eval(),
+        EvaluationCounter(),
+    )
+    teacher.mlp.layers.register_forward_hook(counter)
     numbers = dict(guidance=3.0, fake_updates=3, batch=4, lr=1e-3, fake_lr=1e-3, seed=0)
-    return Task(teacher=teacher, **{**numbers, **changes}), tally
+    return Task(teacher=teacher, **{**numbers, **changes}), counter
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     config = BenchConfig(name="speed", updates=2, fake_updates=3, batch_size=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speed_networks, "TEACHING", 2)
+        patch.setattr(speed_networks, "PRETRAINING_UPDATES", 2)
         found, _ = SpeedBenchmark(config, tmp_path_factory.mktemp("speed")).run("mlp", 0)
     return {row["method"].removeprefix("mlp/"): row for row in found}
 
 
-def test_every_contestant_has_a_row(rows):
+def test_every_implementation_and_setting_has_a_row(rows):
     assert list(rows) == [*PRESENT, *SETTINGS]
     for row in rows.values():
         assert row["cycles_per_second"] > 0 and row["peak_mib"] > 0
@@ -50,7 +53,7 @@ def test_every_contestant_has_a_row(rows):
     assert all(set(row) == set(rows["pdmd"]) for row in rows.values())
 
 
-def test_peers_ask_their_networks_as_often(rows):
+def test_implementations_have_equal_evaluations(rows):
     # a fake update: a rollout, a score and its backward; the generator's: a rollout with its
     # backward, the fake score, and the teacher twice
     expected = 3 * (1 + 1 + 2) + (1 + 2) + 1 + 2
@@ -59,12 +62,12 @@ def test_peers_ask_their_networks_as_often(rows):
     )
 
 
-def test_economies_ask_what_their_closed_form_says(rows):
-    entry = (0 + 1 + 2 + 3) / 4  # steps before the phase, on average over phases
+def test_efficiency_settings_have_their_closed_form_cost(rows):
+    inputs = (0 + 1 + 2 + 3) / 4  # steps before the phase, on average over phases
     update, score = 3 + 1 + 2, 1 + 2
     expected = {
-        "full_rollout": entry + update + 3 * (4 + score),
-        "boundary": 4 * entry + update + 3 * (1 + score),
+        "full_rollout": inputs + update + 3 * (4 + score),
+        "boundary": 4 * inputs + update + 3 * (1 + score),
         "buffer_reuse": 3 / 4 + update + 3 * score,
         "buffer_reuse_2": 3 / 4 + update + 2 * score,
     }
@@ -72,13 +75,13 @@ def test_economies_ask_what_their_closed_form_says(rows):
         assert rows[name]["evaluations"] == evaluations, name
     adaptive = rows["buffer_reuse_adaptive"]
     assert 1 <= adaptive["fake_updates"] <= 3
-    made = adaptive["fake_updates"]
-    assert adaptive["evaluations"] == pytest.approx(3 / 4 + update + made * score, abs=2e-3)
+    updates = adaptive["fake_updates"]
+    assert adaptive["evaluations"] == pytest.approx(3 / 4 + update + updates * score, abs=2e-3)
 
 
 @pytest.mark.parametrize("name", PRESENT)
-def test_peers_train(name):
-    task, tally = make_task()
+def test_implementations_train(name):
+    task, counter = make_task()
     networks = []
     step = torch.optim.AdamW.step
 
@@ -101,8 +104,8 @@ def test_peers_train(name):
     assert all(torch.equal(before[k], v) for k, v in task.teacher.state_dict().items())
 
 
-def test_modelopt_is_given_the_same_problem():
-    """Its losses at our networks are the ones that our own formulas give."""
+def test_modelopt_has_the_same_loss():
+    """Its loss at our networks equals our formula."""
     pytest.importorskip("modelopt")
     task, _ = make_task(fake_updates=1)
     import modelopt.torch.fastgen as fastgen
@@ -141,22 +144,22 @@ def test_modelopt_is_given_the_same_problem():
     assert seen["loss"] == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_a_course_carries_its_ring_through_the_phases():
+def test_a_phased_training_advances_its_buffer():
     task, _ = make_task()
-    course = Course(task, SETTINGS["buffer_reuse"], 4)
+    training = PhasedTraining(task, SETTINGS["buffer_reuse"], 4)
     for index in range(4):
-        trainer = course.advance()
-        assert trainer.phase.index == index and len(course.finished) == index
+        trainer = training.advance()
+        assert trainer.phase.index == index and len(training.finished) == index
         for _ in range(4):
             trainer.cycle()
         frozen = trainer.session.account.forward["frozen"] / task.batch
         assert frozen == (4 if index else 0)  # one step of one expert for each batch
 
 
-def test_ratios_are_those_of_neighbours_in_a_round():
+def test_ratios_are_taken_within_rounds():
     turns = {
-        "a": Turns([1.0, 10.0, 2.0], [1.0] * 3, [0.0] * 3),
-        "b": Turns([0.5, 5.0, 0.5], [1.0] * 3, [0.0] * 3),
+        "a": Timings([1.0, 10.0, 2.0], [1.0] * 3, [0.0] * 3),
+        "b": Timings([0.5, 5.0, 0.5], [1.0] * 3, [0.0] * 3),
     }
     (one, two) = speed._rows(turns, {"a": 2**20, "b": 2**21}, nfe=1)
     assert one["speed"] == 1 and two["cycles_per_second"] == 2
@@ -164,28 +167,28 @@ def test_ratios_are_those_of_neighbours_in_a_round():
     assert (two["peak_mib"], two["memory"]) == (2, 2)
 
 
-def test_sides_take_turns():
-    task, tally = make_task()
+def test_runs_alternate():
+    task, counter = make_task()
     order = []
     sides = {name: lambda name=name: order.append(name) for name in "abc"}
-    turns = speed._interleave(sides, task, tally, rounds=5, warm=1, cycles=2)
+    turns = speed._interleave(sides, task, counter, rounds=5, warm=1, cycles=2)
     rounds = ["".join(order[i : i + 6 : 2]) for i in range(0, 36, 6)]
     assert order[::2] == order[1::2] and set(rounds) == {"abc", "bca", "cab", "cba", "acb", "bac"}
     assert all(len(side.seconds) == 5 for side in turns.values())
 
 
 @pytest.mark.parametrize("n", [1, 5, 6, 24, 72, 200])
-def test_the_interval_of_a_median_holds_it_as_often_as_it_says(n):
-    aside = speed._aside(n)
+def test_the_confidence_interval_of_a_median_has_its_coverage(n):
+    rank = speed._median_rank(n)
     draws = torch.rand(4000, n, generator=torch.Generator().manual_seed(n)).sort(1).values
-    missed = float(((draws[:, aside] > 0.5) | (draws[:, n - 1 - aside] < 0.5)).float().mean())
-    assert missed < 0.06 if n > 5 else aside == 0
-    if n > 5:  # one value less would miss too often
-        missed = (draws[:, aside + 1] > 0.5) | (draws[:, n - 2 - aside] < 0.5)
+    missed = float(((draws[:, rank] > 0.5) | (draws[:, n - 1 - rank] < 0.5)).float().mean())
+    assert missed < 0.06 if n > 5 else rank == 0
+    if n > 5:  # a narrower interval would miss too often
+        missed = (draws[:, rank + 1] > 0.5) | (draws[:, n - 2 - rank] < 0.5)
         assert float(missed.float().mean()) > 0.045
 
 
-def test_memory_is_what_is_allocated_and_not_what_was_there():
+def test_peak_memory_excludes_earlier_allocations():
     before = torch.ones(2**20)
 
     def run():
@@ -194,10 +197,10 @@ def test_memory_is_what_is_allocated_and_not_what_was_there():
         del x
         return y + 1
 
-    assert allocated(run) == pytest.approx(2 * 4 * 2**20, rel=1e-4)
+    assert peak_allocated(run) == pytest.approx(2 * 4 * 2**20, rel=1e-4)
 
 
-def test_without_modelopt_its_rows_are_left_out_in_one_line(monkeypatch, tmp_path, capsys):
+def test_without_modelopt_its_rows_are_left_out_with_one_warning(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(speed, "has_modelopt", lambda: False)
     config = BenchConfig(name="speed", updates=1, fake_updates=1, batch_size=2)
     benchmark = SpeedBenchmark(config, tmp_path)
@@ -206,7 +209,7 @@ def test_without_modelopt_its_rows_are_left_out_in_one_line(monkeypatch, tmp_pat
     assert not [row for row in found if "modelopt" in row["method"]]
     out = tmp_path / "speed.json"
     words = ["bench", "speed", "--methods", "mlp", "--seeds", "0", "--out", str(out)]
-    monkeypatch.setattr("pdmd.benchmarks.base._work", lambda *a: 1 / 0)
+    monkeypatch.setattr("pdmd.benchmarks.base._run_task", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         _inline(monkeypatch)
         main([*words, "--no-progress"])
@@ -215,7 +218,7 @@ def test_without_modelopt_its_rows_are_left_out_in_one_line(monkeypatch, tmp_pat
 
 
 def _inline(monkeypatch):
-    """Lets a benchmark work in this process."""
+    """Runs benchmarks in this process."""
     from concurrent.futures import Future
 
     class Inline:
@@ -253,7 +256,7 @@ def test_results_and_table(monkeypatch, tmp_path, capsys):
     assert content["machine"]["torch"] == torch.__version__
     assert set(content["left_out"]) == (set() if HERE else {"modelopt"})
     assert "speed low" in out.with_suffix(".html").read_text()
-    monkeypatch.setattr("pdmd.benchmarks.base._work", lambda *a: pytest.fail("ran again"))
+    monkeypatch.setattr("pdmd.benchmarks.base._run_task", lambda *a: pytest.fail("ran again"))
     assert main(words) == 0 and read_results(out) == content
     capsys.readouterr()
     content["machine"]["processor"] = "another"
@@ -271,7 +274,7 @@ def test_devices_are_checked(tmp_path):
             run_benchmark(BenchConfig(name="speed", device="cuda"), out=tmp_path / "r.json")
 
 
-def test_the_settings_are_the_economies():
+def test_the_settings_are_efficiency_settings():
     for name in set(SETTINGS) - {"buffer_reuse_2"}:
         assert SETTINGS[name] is efficiency.EFFICIENCY_SETTINGS[name]
     assert list(SETTINGS)[0] == "full_rollout"

@@ -69,7 +69,7 @@ def test_flat_features_keep_values():
 
 @pytest.mark.parametrize("resample", [0, 2, 3])
 @pytest.mark.parametrize("shape", [(3, 40, 50), (3, 33, 21), (3, 28, 90)])
-def test_preprocessing_agrees_with_the_model_s_own_processor(tmp_path, resample, shape):
+def test_preprocessing_agrees_with_the_processor_of_transformers(tmp_path, resample, shape):
     from transformers import AutoImageProcessor
 
     settings = config(resample=resample)
@@ -106,7 +106,7 @@ def test_preprocessing_normalises_and_repeats_gray():
         ({"do_resize": False}, None, (28, 28)),
     ],
 )
-def test_sizes_are_read_as_transformers_means_them(changes, size, crop):
+def test_sizes_are_read_as_in_transformers(changes, size, crop):
     p = Preprocessing.from_config(config(**changes))
     assert (p.size, p.crop) == (size, crop)
 
@@ -123,13 +123,13 @@ def test_sizes_are_read_as_transformers_means_them(changes, size, crop):
         {"crop_size": None},
     ],
 )
-def test_preprocessing_refuses_what_it_cannot_do(changes):
+def test_unsupported_configurations_raise(changes):
     (key,) = changes
-    with pytest.raises(ValueError, match=f"{key} = .*by hand"):
+    with pytest.raises(ValueError, match=f"{key} = .*build Preprocessing"):
         Preprocessing.from_config(config(**changes))
 
 
-def test_preprocessing_refuses_other_values():
+def test_invalid_images_raise():
     p = Preprocessing.from_config(config())
     with pytest.raises(ValueError, match=r"\[0, 1\], got values from -1 to"):
         p(2 * pixels(1, 3, 40, 40) - 1)
@@ -145,7 +145,7 @@ def test_preprocessing_refuses_other_values():
         Preprocessing(mean=GRAY, std=GRAY, size=8, mode="lanczos")
 
 
-def test_features_are_the_model_s(folder):
+def test_features_equal_the_networks_output(folder):
     from transformers import AutoModel
 
     extract = TransformersFeatures.from_pretrained(folder, batch_size=2)
@@ -169,7 +169,7 @@ def test_features_are_the_model_s(folder):
     torch.testing.assert_close(extract(x[order]), features[order])
 
 
-def test_features_keep_float32_from_half_networks(folder):
+def test_features_of_half_precision_networks_are_float32(folder):
     full = TransformersFeatures.from_pretrained(folder)
     half = TransformersFeatures.from_pretrained(folder).to(torch.bfloat16)
     x = pixels(2, 3, 32, 32)
@@ -191,7 +191,7 @@ def test_features_of_a_convolutional_network():
         TransformersFeatures(model, p, batch_size=0)
 
 
-def test_a_pooler_without_weights_is_refused(tmp_path):
+def test_a_pooler_without_weights_raises(tmp_path):
     from transformers import ViTConfig, ViTModel
 
     settings = ViTConfig(
@@ -212,7 +212,7 @@ def test_a_pooler_without_weights_is_refused(tmp_path):
     assert features(pixels(2, 3, 28, 28)).shape == (2, 16)
 
 
-def test_the_vision_half_of_a_two_sided_model_is_kept(tmp_path):
+def test_the_vision_network_of_an_image_text_model_is_used(tmp_path):
     from transformers import CLIPConfig, CLIPModel
 
     small = {
@@ -231,7 +231,7 @@ def test_the_vision_half_of_a_two_sided_model_is_kept(tmp_path):
     torch.testing.assert_close(extract(x), expected)
 
 
-def test_a_missing_folder_is_one_line(tmp_path):
+def test_a_missing_folder_is_a_one_line_error(tmp_path):
     with pytest.raises(ValueError, match="can't load a vision model.*pass a repository") as error:
         TransformersFeatures.from_pretrained(tmp_path / "nowhere")
     assert "\n" not in str(error.value) and "nowhere" in str(error.value)

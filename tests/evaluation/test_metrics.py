@@ -1,3 +1,5 @@
+"""Metrics: closed forms, naive double loops, invariances and errors."""
+
 import itertools
 import math
 
@@ -67,7 +69,7 @@ def scores(reference, samples, **settings):
     return s.precision, s.recall, s.density, s.coverage
 
 
-# Distances between laws
+# Distances between distributions
 
 
 @given(st.integers(2, 6), st.integers(2, 6), st.integers(1, 4), seeds)
@@ -79,7 +81,7 @@ def test_kernel_distance_is_the_double_loop(n, m, dim, seed):
 
 
 def test_kernel_distance_is_unbiased():
-    # All draws of two from each of two laws on two points: the mean is exact.
+    # All pairs from each of two distributions on two points: the mean is exact.
     p, q = normal(2, 3), normal(2, 3, seed=1)
 
     def mean(p, q):
@@ -95,7 +97,7 @@ def test_kernel_distance_is_unbiased():
     assert mean(p, q) == pytest.approx(population)
 
 
-def test_kernel_distance_of_equal_laws_is_centred():
+def test_kernel_distance_of_equal_distributions_is_centred():
     values = torch.tensor(
         [kernel_distance(normal(40, 4, seed=i), normal(30, 4, seed=1000 + i)) for i in range(200)]
     )
@@ -163,14 +165,14 @@ def test_supports_are_invariant(seed):
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 def test_a_set_against_itself_has_density_one(offset):
-    # Each open ball holds its centre and k - 1 neighbours; the k-th lies on the rim.
+    # Each open ball contains its centre and k - 1 neighbours; the k-th lies on its boundary.
     x = normal(200, 16) + offset
     assert scores(x, x, k=4) == (1, 1, 1, 1)
     assert scores(x, x, k=4, rows=7) == (1, 1, 1, 1)
 
 
 def test_density_exceeds_one_where_all_balls_meet():
-    # Twelve points on the unit circle reach past its centre at their 5th neighbour, a quarter on.
+    # Balls to the 5th of twelve neighbours on the unit circle contain the circle's centre.
     angle = torch.arange(12, dtype=torch.float64) * (2 * math.pi / 12)
     reference = torch.stack([angle.cos(), angle.sin()], 1)
     s = density_coverage_precision_recall(reference, 0.001 * normal(40, 2), k=5)
@@ -178,7 +180,7 @@ def test_density_exceeds_one_where_all_balls_meet():
     assert (s.precision, s.recall, s.coverage) == (1, 0, 1)
 
 
-def test_an_outlier_lifts_precision_but_not_density():
+def test_an_outlier_raises_precision_but_not_density():
     reference = torch.cat([normal(100, 2), torch.tensor([[1000.0, 0.0]])])
     samples = normal(100, 2, seed=1) + torch.tensor([500.0, 0.0])
     s = density_coverage_precision_recall(reference, samples, k=5)
@@ -212,7 +214,7 @@ def test_vendi_score_in_closed_form():
     assert vendi_score(two) == pytest.approx(float(torch.special.entr(p).sum().exp()))
 
 
-def test_rows_of_zeros_resemble_only_themselves():
+def test_rows_of_zeros_are_similar_only_to_themselves():
     f = torch.cat([torch.eye(4), torch.zeros(2, 4)])
     assert vendi_score(f) == pytest.approx(6)
     assert vendi_score(f[:5]) == pytest.approx(5)
@@ -235,7 +237,7 @@ def test_pairwise_cosine_is_the_double_loop(n, dim, seed):
 def test_scores_within_prompts_ignore_other_prompts(seed):
     f, prompt = normal(12, 5, seed=seed), torch.tensor([7, 7, 7, 7, 2, 2, 2, 2, 2, 4, 4, 4])
     groups = [f[prompt == p] for p in (2, 4, 7)]
-    # A rotation of one prompt's samples moves them against the others, never within.
+    # A rotation of one prompt's samples changes cosines between prompts, not within.
     moved = torch.where((prompt == 2)[:, None], f @ rotation(5, seed), f)
     order = torch.randperm(12)
     for score, alone in (
@@ -257,7 +259,7 @@ def test_different_prompts_hide_collapse_from_the_overall_score():
     assert pairwise_cosine(f) < 0.2 and vendi_score(f) == pytest.approx(5)
 
 
-# Refusals
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -273,7 +275,7 @@ def test_different_prompts_hide_collapse_from_the_overall_score():
         lambda f, g: similarity_within_prompts(g, torch.zeros(len(g), dtype=torch.int64)),
     ],
 )
-def test_metrics_refuse_what_they_cannot_measure(call):
+def test_invalid_features_raise(call):
     good, bad = normal(20, 3), normal(20, 3)
     bad[4, 1] = torch.nan
     with pytest.raises(ValueError, match="1 of 20 rows are not finite"):
@@ -286,7 +288,7 @@ def test_metrics_refuse_what_they_cannot_measure(call):
         call(good, good[:0])
 
 
-def test_metrics_name_what_does_not_fit():
+def test_mismatched_arguments_raise():
     x = normal(10, 3)
     for call in (frechet_distance, kernel_distance, coverage_and_precision, sliced_wasserstein):
         with pytest.raises(ValueError, match="dimension 3 and .* 2"):
@@ -304,3 +306,36 @@ def test_metrics_name_what_does_not_fit():
         similarity_within_prompts(x, torch.zeros(9, dtype=torch.int64))
     with pytest.raises(ValueError, match="from 0 to 3, got 4"):
         mode_histogram_kl(torch.tensor([0, 4]), 4)
+
+
+# Closed forms
+
+
+def test_frechet_distance_of_gaussians():
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(20_000, 3, generator=generator, dtype=torch.float64)
+    z = (z - z.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(z.T))).T
+    shift = torch.tensor([1.0, 2.0, 0.0])
+    assert frechet_distance(z, 2 * z + shift) == pytest.approx(5 + 3, rel=1e-6)
+    assert frechet_distance(z, z) == pytest.approx(0, abs=1e-6)
+
+
+def test_coverage_and_precision_at_their_extremes():
+    x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+    assert coverage_and_precision(x, x) == (1.0, 1.0)
+    assert coverage_and_precision(x, x + 100) == (0.0, 0.0)
+    coverage, precision = coverage_and_precision(x, x[:1].repeat(100, 1))
+    assert coverage < 0.2 and precision == 1.0
+    with pytest.raises(ValueError, match="more than k"):
+        coverage_and_precision(x[:5], x)
+
+
+def test_other_metrics_in_closed_form():
+    x = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    assert sliced_wasserstein(x, x) == 0
+    one = x[:, :1]
+    assert sliced_wasserstein(one, one + 3) == pytest.approx(3, rel=1e-5)
+    assert mode_histogram_kl(torch.arange(8).repeat(5), 8) == pytest.approx(0, abs=1e-12)
+    assert mode_histogram_kl(torch.zeros(10_000, dtype=torch.int64), 8) > 2
+    assert pairwise_cosine(torch.ones(5, 3)) == pytest.approx(1)
+    assert pairwise_cosine(torch.eye(4)) == pytest.approx(0)

@@ -1,4 +1,4 @@
-"""Samples as pictures: what decode makes is what the files hold."""
+"""Picture files contain the decoded samples."""
 
 import json
 import sys
@@ -8,24 +8,24 @@ import pytest
 import torch
 from PIL import Image
 
-from pdmd.evaluation.pictures import Grid, pictures_to, to_bytes
+from pdmd.evaluation.pictures import ImageGrid, sample_writer, to_uint8
 
 IMAGES = torch.rand(5, 3, 10, 14, generator=torch.Generator().manual_seed(0))
 VIDEOS = torch.rand(3, 3, 5, 32, 48, generator=torch.Generator().manual_seed(1))
 
 
 def write(out, pictures, prompts, *, parts=2, **more):
-    writer = pictures_to(str(out), video=pictures.ndim == 5, **more)
+    writer = sample_writer(str(out), video=pictures.ndim == 5, **more)
     for i in range(0, len(pictures), parts):
         writer.add(pictures[i : i + parts], prompts[i : i + parts])
-    writer.finish()
+    writer.close()
 
 
 def bytes_of(pictures):
     return (255 * pictures.double() + 0.5).floor().to(torch.uint8).movedim(1, -1).numpy()
 
 
-def test_a_folder_holds_every_picture_to_the_byte(tmp_path):
+def test_a_folder_contains_every_picture_losslessly(tmp_path):
     prompts = ["a cat", "猫", None, 3, "last"]
     write(tmp_path / "samples", IMAGES, prompts)
     for i, expected in enumerate(bytes_of(IMAGES)):
@@ -37,19 +37,19 @@ def test_a_folder_holds_every_picture_to_the_byte(tmp_path):
     write(tmp_path / "samples", IMAGES[:2], prompts[:2])  # replaces
     assert len(list((tmp_path / "samples").iterdir())) == 3
     grey = torch.rand(1, 1, 8, 8)
-    assert np.array_equal(to_bytes(grey)[..., 1], bytes_of(grey)[..., 0])
+    assert np.array_equal(to_uint8(grey)[..., 1], bytes_of(grey)[..., 0])
 
 
 @pytest.mark.parametrize("number", [1, 4, 5, 20])
-def test_a_grid_holds_every_picture_magnified(tmp_path, number):
+def test_a_grid_contains_every_picture_scaled(tmp_path, number):
     pictures = IMAGES.repeat(4, 1, 1, 1)[:number]
     write(tmp_path / "grid.png", pictures, [f"prompt {i}" for i in range(number)], parts=3)
     found = np.asarray(Image.open(tmp_path / "grid.png"))
     texts = [f"prompt {i}" for i in range(number)]
-    grid = Grid(number, 10, 14, captions=texts)
+    grid = ImageGrid(number, 10, 14, captions=texts)
     assert grid.scale == 7
     for i, expected in enumerate(bytes_of(pictures)):
-        top, left = grid.place(i)
+        top, left = grid.position(i)
         tile = found[top : top + grid.height, left : left + grid.width]
         assert np.array_equal(tile[::7, ::7], expected) and np.array_equal(
             tile[6::7, 6::7], expected
@@ -64,7 +64,7 @@ def test_a_grid_holds_every_picture_magnified(tmp_path, number):
 
 def test_captions_are_wrapped_to_their_picture():
     long = "a very long prompt that goes on and on " * 6
-    grid = Grid(2, 64, 160, captions=[long, "Donaudampfschifffahrtsgesellschaft" * 2])
+    grid = ImageGrid(2, 64, 160, captions=[long, "Donaudampfschifffahrtsgesellschaft" * 2])
     for lines, text in zip(
         grid.texts, (long, "Donaudampfschifffahrtsgesellschaft" * 2), strict=True
     ):
@@ -75,7 +75,7 @@ def test_captions_are_wrapped_to_their_picture():
     assert grid.texts[0][-1].endswith("…")
 
 
-def test_videos_have_their_frames_and_size(tmp_path):
+def test_videos_keep_frames_and_size(tmp_path):
     iio = pytest.importorskip("imageio.v3")
     smooth = torch.nn.functional.interpolate(VIDEOS, size=(5, 4, 4)).repeat_interleave(8, 3)
     smooth = smooth.repeat_interleave(12, 4)
@@ -88,7 +88,7 @@ def test_videos_have_their_frames_and_size(tmp_path):
         centre = (slice(None), slice(4, None, 8), slice(6, None, 12))  # away from edges' colours
         assert np.abs(frames[centre].mean(-1) - expected[centre].mean(-1)).mean() < 8
     write(tmp_path / "grid.mp4", smooth, ["a", "b", "c"])
-    grid = Grid(3, 32, 48, captions=["a", "b", "c"])
+    grid = ImageGrid(3, 32, 48, captions=["a", "b", "c"])
     frames = iio.imread(tmp_path / "grid.mp4")
     height, width = 2 + grid.step, 2 + 3 * (96 + 2)
     assert frames.shape == (5, height + height % 2, width + width % 2, 3)
@@ -99,12 +99,12 @@ def test_videos_have_their_frames_and_size(tmp_path):
     assert iio.imread(tmp_path / "odd.mp4").shape == (4, 70, 70, 3)  # 65, gaps and an even end
 
 
-def test_a_still_of_videos_shows_first_middle_and_last(tmp_path):
+def test_a_png_grid_of_videos_shows_first_middle_and_last_frame(tmp_path):
     write(tmp_path / "stills.png", VIDEOS, ["a", "b", "c"])
     found = np.asarray(Image.open(tmp_path / "stills.png"))
-    grid = Grid(3, 32, 3 * 48 + 2, captions=["a", "b", "c"])
+    grid = ImageGrid(3, 32, 3 * 48 + 2, captions=["a", "b", "c"])
     for i, video in enumerate(bytes_of(VIDEOS)):
-        top, left = grid.place(i)
+        top, left = grid.position(i)
         tile = found[top : top + grid.height : grid.scale, left : left + grid.width : grid.scale]
         for j, frame in enumerate((0, 2, 4)):
             assert np.array_equal(tile[:, j * 49 : j * 49 + 48], video[frame])
@@ -113,29 +113,29 @@ def test_a_still_of_videos_shows_first_middle_and_last(tmp_path):
 @pytest.mark.parametrize(
     ("out", "video", "named"),
     [
-        ("x.jpg", False, "ends in .png, .mp4, .gif or .safetensors; got '.*x.jpg'"),
-        ("x.mp4", False, "makes images, not videos; use .png"),
-        ("x.gif", False, "makes images, not videos; use .png"),
+        ("x.jpg", False, "end in .png, .mp4, .gif or .safetensors, got '.*x.jpg'"),
+        ("x.mp4", False, "samples images, not videos; use .png"),
+        ("x.gif", False, "samples images, not videos; use .png"),
         ("taken", False, "taken is a file"),
-        ("full", False, "full holds notes.txt, which is no sample"),
+        ("full", False, "full contains notes.txt, which is not a sample"),
     ],
 )
-def test_bad_places_are_named(tmp_path, out, video, named):
+def test_invalid_destinations_raise(tmp_path, out, video, named):
     (tmp_path / "taken").write_text("")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=named):
-        pictures_to(str(tmp_path / out), video=video)
+        sample_writer(str(tmp_path / out), video=video)
 
 
-def test_what_is_missing_or_no_picture_is_named(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"--fps is above 0 and up to 1000, got 0"):
-        pictures_to("x.png", fps=0)
+def test_invalid_pictures_and_missing_packages_raise(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"--fps must be above 0 and at most 1000, got 0"):
+        sample_writer("x.png", fps=0)
     for shape in ((2, 4, 8, 8), (3, 8, 8)):
         with pytest.raises(ValueError, match="1 or 3 channels, got"):
-            to_bytes(torch.zeros(shape))
+            to_uint8(torch.zeros(shape))
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     for out in ("x.mp4", "folder/"):
         with pytest.raises(ValueError, match=r"pip install 'pdmd\[video\]'"):
-            pictures_to(str(tmp_path / out), video=True)
-    pictures_to(str(tmp_path / "x.gif"), video=True)
+            sample_writer(str(tmp_path / out), video=True)
+    sample_writer(str(tmp_path / "x.gif"), video=True)

@@ -1,17 +1,17 @@
-"""Folders of exports: whole or not there, and nobody else's files are touched."""
+"""Exports are atomic, and never replace files that no export wrote."""
 
 from pathlib import Path
 
 import pytest
 
 from pdmd.cli.main import main
-from pdmd.export.atomic_export import LISTING, check_place, drafted
-from pdmd.export.bases import Base
+from pdmd.export.atomic_export import LISTING, atomic_folder, check_destination
+from pdmd.export.bases import BasePipeline
 from pdmd.teachers.families.layouts import WAN
 
 
 def write(folder, text, **more):
-    with drafted(folder, **{"overwrite": False, **more}) as draft:
+    with atomic_folder(folder, **{"overwrite": False, **more}) as draft:
         (draft / "part").mkdir()
         (draft / "part" / "file").write_text(text)
 
@@ -20,20 +20,20 @@ def content(folder):
     return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_an_export_is_replaced_only_when_told(tmp_path):
+def test_an_export_is_replaced_only_with_overwrite(tmp_path):
     folder = tmp_path / "x"
     write(folder, "one")
     assert set(content(folder)) == {LISTING, "part/file"}
-    with pytest.raises(ValueError, match="holds an export; .*--overwrite"):
+    with pytest.raises(ValueError, match="contains an export; .*--overwrite"):
         write(folder, "two")
     write(folder, "two", overwrite=True)
     assert content(folder)["part/file"] == "two" and [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
-def test_what_others_wrote_is_never_replaced(tmp_path):
+def test_foreign_files_are_never_replaced(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "mine").write_text("mine")
-    with pytest.raises(ValueError, match="no export wrote it"):
+    with pytest.raises(ValueError, match="was not written by an export"):
         write(tmp_path / "x", "one", overwrite=True)
     write(tmp_path / "y", "one")
     (tmp_path / "y" / "part" / "mine").write_text("mine")
@@ -43,7 +43,7 @@ def test_what_others_wrote_is_never_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("fails", ["writing", "renaming"])
-def test_an_export_that_fails_leaves_the_old_one(tmp_path, monkeypatch, fails):
+def test_a_failed_export_keeps_the_old_one(tmp_path, monkeypatch, fails):
     folder = tmp_path / "x"
     write(folder, "one")
     rename = Path.rename
@@ -56,7 +56,7 @@ def test_an_export_that_fails_leaves_the_old_one(tmp_path, monkeypatch, fails):
     if fails == "renaming":
         monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(OSError, match="the disk is gone"):
-        with drafted(folder, overwrite=True) as draft:
+        with atomic_folder(folder, overwrite=True) as draft:
             (draft / "file").write_text("two")
             if fails == "writing":
                 raise OSError("the disk is gone")
@@ -64,15 +64,15 @@ def test_an_export_that_fails_leaves_the_old_one(tmp_path, monkeypatch, fails):
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
-def test_what_an_interrupted_export_left_is_named_before_any_work(tmp_path):
+def test_the_remains_of_an_interrupted_export_raise(tmp_path):
     write(tmp_path / "x", "one")
     (tmp_path / "x").rename(tmp_path / "x.replaced")
-    with pytest.raises(ValueError, match="x.replaced is what an interrupted export left"):
-        check_place(tmp_path / "x", overwrite=True)
+    with pytest.raises(ValueError, match="x.replaced was left by an interrupted export"):
+        check_destination(tmp_path / "x", overwrite=True)
     assert content(tmp_path / "x.replaced")["part/file"] == "one"
 
 
-def test_the_folder_one_is_in_can_be_written_to(tmp_path, monkeypatch):
+def test_the_working_directory_can_be_the_destination(tmp_path, monkeypatch):
     (tmp_path / "x").mkdir()
     monkeypatch.chdir(tmp_path / "x")
     write(Path("."), "one")
@@ -80,7 +80,7 @@ def test_the_folder_one_is_in_can_be_written_to(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/x", "memory://x"])
-def test_urls_are_refused_and_no_folder_is_made_of_them(tmp_path, monkeypatch, capsys, url):
+def test_urls_are_rejected_and_create_no_folder(tmp_path, monkeypatch, capsys, url):
     monkeypatch.chdir(tmp_path)
     assert main(["export", "nowhere", url]) == 2
     assert "is a URL; export to a local folder" in capsys.readouterr().err
@@ -89,6 +89,6 @@ def test_urls_are_refused_and_no_folder_is_made_of_them(tmp_path, monkeypatch, c
 
 def test_parts_stay_within_the_pipelines_folder(tmp_path):
     for name in ("../outside", "a/b", ".."):
-        base = Base("x", tmp_path, {name: ["transformers", "T5"]}, {})
-        with pytest.raises(ValueError, match="which is no folder"):
+        base = BasePipeline("x", tmp_path, {name: ["transformers", "T5"]}, {})
+        with pytest.raises(ValueError, match="which is not a folder name"):
             base.parts(WAN)

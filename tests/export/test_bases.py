@@ -1,4 +1,4 @@
-"""Pipelines that exports take parts from: what is downloaded, and refused before it is."""
+"""Base pipelines: the components that are downloaded, and errors raised before that."""
 
 import fnmatch
 import json
@@ -19,7 +19,7 @@ def base(tmp_path_factory):
 
 
 class Hub:
-    """A hub of one pipeline, which writes down the files that are asked of it."""
+    """A hub of one pipeline, which records the requested files."""
 
     def __init__(self, source, place):
         self.source, self.place, self.calls = source, place / ("c0ffee" * 7)[:40], []
@@ -54,7 +54,7 @@ def hub(base, tmp_path, monkeypatch):
     return found
 
 
-def test_only_the_parts_that_are_taken_over_are_downloaded(hub, base, tmp_path):
+def test_only_the_copied_components_are_downloaded(hub, base, tmp_path):
     student = student_of("qwen_image", TWO, base)
     folder = export_diffusers(student, tmp_path / "out", base="someone/qwen")
     facts, parts = hub.calls
@@ -69,7 +69,7 @@ def test_only_the_parts_that_are_taken_over_are_downloaded(hub, base, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["diffusers", "lora"])
-def test_another_pipeline_is_refused_before_its_weights_are_downloaded(hub, base, tmp_path, kind):
+def test_another_pipeline_is_rejected_before_its_weights_are_downloaded(hub, base, tmp_path, kind):
     path = hub.source / "transformer" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_layers": 5}))
     student = student_of("qwen_image", TWO, base, adapter=RANK)
@@ -79,14 +79,14 @@ def test_another_pipeline_is_refused_before_its_weights_are_downloaded(hub, base
     assert len(hub.calls) == 1 and not (tmp_path / "out").exists()
 
 
-def test_adapter_files_need_no_weights_of_the_pipeline(hub, base, tmp_path):
+def test_lora_exports_download_no_weights(hub, base, tmp_path):
     student = student_of("qwen_image", TWO, base, adapter=RANK)
     export_lora(student, tmp_path / "out", base="someone/qwen")
     assert len(hub.calls) == 1
 
 
 @pytest.mark.parametrize("header", ["license: [", "license: 'a", "- one\n- two"])
-def test_a_damaged_model_card_is_named(base, tmp_path, header):
+def test_a_damaged_model_card_raises(base, tmp_path, header):
     folder = tmp_path / "pipeline"
     shutil.copytree(base, folder)
     (folder / "README.md").write_text(f"---\n{header}\n---\n\n# A model\n")
@@ -106,13 +106,17 @@ def test_a_damaged_model_card_is_named(base, tmp_path, header):
         (
             "stock",
             4,
-            "a call of a QwenImagePipeline is told the student's own times, so its stock",
+            "a QwenImagePipeline is called with the student's timesteps, so its stock",
         ),
-        ("exact", 4, "only a stock scheduler's error is measured; leave --measure out"),
+        ("exact", 4, "the exact scheduler has no error to measure; remove --measure"),
     ],
 )
-def test_what_has_no_error_is_not_measured(base, tmp_path, monkeypatch, scheduler, samples, named):
-    monkeypatch.setattr("pdmd.export.diffusers.open_base", lambda *a: pytest.fail("work began"))
+def test_measuring_without_a_stock_error_raises(
+    base, tmp_path, monkeypatch, scheduler, samples, named
+):
+    monkeypatch.setattr(
+        "pdmd.export.diffusers.open_base_pipeline", lambda *a: pytest.fail("work began")
+    )
     student = student_of("qwen_image", TWO, base)
     with pytest.raises(ValueError, match=named):
         export_diffusers(student, tmp_path / "out", scheduler=scheduler, measure=samples)

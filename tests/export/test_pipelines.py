@@ -1,4 +1,4 @@
-"""Exports: pipelines that plain diffusers loads and that sample as the student does."""
+"""Exported pipelines, loaded by diffusers alone, sample as the student does."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from tests.helpers.exporting import (
     Case,
     flow_folder,
     qwen_folder,
-    run_elsewhere,
+    run_in_subprocess,
     student_of,
     wan_folder,
 )
@@ -50,14 +50,14 @@ def cases(bases, tmp_path_factory):
         return student_of(base, plan, bases[base], **arguments)
 
     def case(name, base, plan, *, make=None, more=None, **arguments):
-        made = student(base, plan, **(make or {}))
-        folder = export_diffusers(made, place / name, **(more or {}))
-        return Case(name, folder, made, **arguments)
+        built = student(base, plan, **(make or {}))
+        folder = export_diffusers(built, place / name, **(more or {}))
+        return Case(name, folder, built, **arguments)
 
     def files(name, base, plan, adapter=RANK, **arguments):
-        made = student(base, plan, adapter=adapter)
-        folder = export_lora(made, place / name)
-        kept = Case(f"{name}_files", folder, made, files="diffusers", **arguments)
+        built = student(base, plan, adapter=adapter)
+        folder = export_lora(built, place / name)
+        kept = Case(f"{name}_files", folder, built, files="diffusers", **arguments)
         return [kept, replace(kept, name=f"{name}_comfyui", files="comfyui", card=False)]
 
     adapted = {"adapter": RANK}
@@ -65,7 +65,7 @@ def cases(bases, tmp_path_factory):
     half = {"make": {"half": True}, "dtype": "bfloat16", "card": False}
     near = {**STOCK, "measure": 3}
     blocks = replace(RANK, targets=("*transformer_blocks.*",))
-    made = [
+    cases = [
         case("two_experts", "wan_2.2_a14b", BOUNDARY_ON_GRID),
         case("two_experts_stock", "wan_2.2_a14b", SHIFTED, more=STOCK, trust=False),
         case("two_experts_near", "wan_2.2_a14b", BOUNDARY_ON_GRID, more=near, trust=False),
@@ -96,10 +96,10 @@ def cases(bases, tmp_path_factory):
         case("four_halves", "wan_2.1", FOUR, **half),
         case("qwen_halves", "qwen_image", FOUR, **half),
     ]
-    lines = re.findall(r"```python\n(.*?)```", cards(made[2]), re.S)[1]
-    made.append(replace(made[2], name="two_experts_exactly", before=lines, card=False))
-    run_elsewhere(made, place)
-    return {case.name: case for case in made}
+    lines = re.findall(r"```python\n(.*?)```", cards(cases[2]), re.S)[1]
+    cases.append(replace(cases[2], name="two_experts_exactly", before=lines, card=False))
+    run_in_subprocess(cases, place)
+    return {case.name: case for case in cases}
 
 
 WAN, QWEN = "WanTransformer3DModel", "QwenImageTransformer2DModel"
@@ -145,18 +145,18 @@ def test_plain_diffusers_samples_as_the_student_does(cases, name, pipeline, tran
     assert case.expected.abs().max() > 0.5
     assert case.error() < 1e-5
     facts = case.facts()
-    # the card's own lines ran too
+    # the card's lines ran too
     results = {"results": 1} if case.card else {}
     assert facts == {"class": pipeline, "transformer": transformer, **results}
 
 
 @pytest.mark.parametrize("name", ["two_halves", "four_halves", "qwen_halves"])
-def test_exports_of_bfloat16_are_off_by_its_rounding(cases, name):
+def test_bfloat16_exports_differ_by_rounding_only(cases, name):
     case = cases[name]
     assert case.error() < 2**-7 * float(case.expected.abs().max())
 
 
-def test_the_card_names_the_type_that_most_weights_have(cases):
+def test_the_card_states_the_dtype_of_the_weights(cases):
     assert "torch_dtype=torch.bfloat16" in cards(cases["two_halves"])
     assert "torch_dtype=torch.float32" in cards(cases["two_experts"])
 
@@ -165,25 +165,25 @@ def cards(case):
     return (case.folder / "README.md").read_text()
 
 
-def test_a_stock_scheduler_walks_equal_steps_under_a_shift(cases):
+def test_a_stock_scheduler_is_exact_for_shifted_uniform_timesteps(cases):
     case = cases["two_experts_stock"]
     index = json.loads((case.folder / "model_index.json").read_text())
     assert index["scheduler"] == ["diffusers", "FlowMatchEulerDiscreteScheduler"]
     assert not list(case.folder.rglob("*.py"))
-    assert float(re.search(r"times are off by (\S+) at most", cards(case))[1]) < 1e-7
+    assert float(re.search(r"timesteps differ by at most (\S+);", cards(case))[1]) < 1e-7
 
 
-def test_a_stock_schedulers_error_is_on_the_card(cases):
+def test_the_card_states_the_stock_schedulers_error(cases):
     case = cases["two_experts_near"]
     stated = re.search(
-        r"times are off by (\S+) at most; samples of two Gaussians, whose flow is known, are off "
-        r"by (\S+) of their deviation \(root mean square\), and the student's own by (\S+) of "
-        r"theirs",
+        r"timesteps differ by at most (\S+); samples of a mixture of two Gaussians with "
+        r"closed-form velocity differ by (\S+) of the data's standard deviation \(root mean "
+        r"square\); samples of this student's networks differ by (\S+?)\. ",
         cards(case),
     )
     times, known, own = (float(number) for number in stated.groups())
     out = case.result()
     error = float((out - case.expected).square().mean().sqrt() / case.expected.std())
-    assert own == pytest.approx(error, rel=0.06) and own > 1e-3  # two digits are written
+    assert own == pytest.approx(error, rel=0.06) and own > 1e-3  # two digits are stated
     assert times == pytest.approx(0.0142, rel=0.05) and 1e-4 < known < times
-    assert cases["two_experts_exactly"].error() < 1e-5  # with the lines that the card adds
+    assert cases["two_experts_exactly"].error() < 1e-5  # with the card's lines

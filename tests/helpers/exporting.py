@@ -1,4 +1,4 @@
-"""Students to export, their pipelines' folders, and a process that has diffusers alone."""
+"""Students to export, their base pipelines, and a subprocess with diffusers alone."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def teacher_of(name):
 
 
 def halved(part):
-    """Holds a network in bfloat16, but for what its family keeps in float32."""
+    """Casts a network to bfloat16, except the weights its family keeps in float32."""
     kept = set(part.transformer._keep_in_fp32_modules or ())
     for name, parameter in part.transformer.named_parameters():
         if not kept & set(name.split(".")):
@@ -55,10 +55,10 @@ def halved(part):
 
 
 def student_of(name, plan, folder, *, expert=OdeExpert, adapter=None, half=False):
-    """Returns a student whose experts have all left their teacher, each its own way."""
+    """Returns a student whose experts all differ from their teacher."""
     teacher = teacher_of(name)
     generator = torch.Generator().manual_seed(len(plan))
-    made = []
+    experts = []
     for phase in plan:
         if adapter is None:
             part = teacher.trainable_part(phase.t_start, phase.t_end)
@@ -71,13 +71,13 @@ def student_of(name, plan, folder, *, expert=OdeExpert, adapter=None, half=False
             drawn = torch.randn(parameter.shape, generator=generator)
             scale = parameter.std(correction=0) if adapter is None else 1.0
             parameter.add_(0.1 * scale * drawn)
-        made.append(expert(halved(part) if half else part, phase))
+        experts.append(expert(halved(part) if half else part, phase))
     registered = FLOWS[name].registered if name in FLOWS else name.removesuffix("_image")
     source = {
         "teacher": {"qwen": "qwen_image"}.get(registered, registered.split("_2")[0]),
         "arguments": {"folder": str(folder)},
     }
-    student = Student(made, encode=teacher.encode, prompts=teacher.prompts, source=source)
+    student = Student(experts, encode=teacher.encode, prompts=teacher.prompts, source=source)
     return student.eval()
 
 
@@ -86,7 +86,7 @@ RANK = LowRank(rank=3, alpha=6.0)
 
 @dataclass
 class Case:
-    """A pipeline's folder to call elsewhere, and what must come out."""
+    """A pipeline's folder to call in a subprocess, and the expected samples."""
 
     name: str
     folder: Path
@@ -99,7 +99,7 @@ class Case:
     dtype: str = "float32"
     before: str = ""
     files: str = ""
-    """The folder of adapters that the card's lines are told to load, for adapter files."""
+    """The folder of LoRA files that the card's lines load, for LoRA exports."""
 
     def write(self, place):
         student, teacher = self.student, self.student.experts[0].denoiser
@@ -124,7 +124,7 @@ class Case:
             for expert in student.experts:
                 x = expert(x, condition)
         self.expected = self.arranged(layout, x)
-        if layout.pipeline == "QwenImagePipeline":  # it takes them as they come
+        if layout.pipeline == "QwenImagePipeline":  # it does not cast them
             for key in ("latents", "prompt_embeds"):
                 tensors[key] = tensors[key].to(getattr(torch, self.dtype))
         save_file({k: v.contiguous() for k, v in tensors.items()}, place / f"{self.name}.in")
@@ -145,7 +145,7 @@ class Case:
 
     @staticmethod
     def arranged(layout, x):
-        """Arranges latents as the pipeline hands them to its network."""
+        """Arranges latents as the pipeline passes them to its network."""
         from diffusers import QwenImagePipeline
 
         if layout.pipeline in ("QwenImagePipeline", "FluxPipeline"):
@@ -163,8 +163,8 @@ class Case:
         return json.loads(self.place.with_suffix(".json").read_text())
 
 
-def run_elsewhere(cases, place):
-    """Calls every case's pipeline in a process that cannot import this library."""
+def run_in_subprocess(cases, place):
+    """Runs every case's pipeline in a process that cannot import this library."""
     path = place / "cases.json"
     path.write_text(json.dumps([case.write(place) for case in cases]))
     script = Path(__file__).with_name("plain_diffusers.py")

@@ -1,4 +1,4 @@
-"""Runs pipelines in a process that has diffusers and not this library.
+"""Runs pipelines in a process with diffusers and without this library.
 
 ``python plain_diffusers.py CASES.json``: loads every case's folder, calls the pipeline with the
 case's tensors and writes the result beside them; then runs the lines of its model card.
@@ -26,7 +26,7 @@ def snippet(folder):
 
 
 def run_lines(lines, folder):
-    """Runs a card's lines in its folder and returns what they name."""
+    """Runs a card's lines in its folder and returns their variables."""
     here = os.getcwd()
     os.chdir(folder)
     try:
@@ -38,7 +38,7 @@ def run_lines(lines, folder):
 
 
 def absent(folder):
-    """Returns the parts that tiny pipelines lack, as the released ones do not."""
+    """Returns the components that the tiny pipelines lack and the released ones have."""
     index = json.loads((Path(folder) / "model_index.json").read_text())
     return {name: None for name, value in index.items() if value == [None, None]}
 
@@ -46,7 +46,7 @@ def absent(folder):
 def load(case, torch):
     from diffusers import DiffusionPipeline
 
-    if case["files"]:  # of adapters: the card's lines, but for the call and the place
+    if case["files"]:  # LoRA files: the card's lines, except the call and the folder
         lines = re.sub(r"\n(images|frames) = pipe\(.*", "", snippet(case["folder"]), flags=re.S)
         lines = re.sub(r'folder = "\S+"', f'folder = "{case["files"]}"', lines)
         base = re.search(r'from_pretrained\("(\S+)", ', lines)[1]

@@ -15,7 +15,7 @@ from pdmd import (
 )
 from pdmd.distillation.initializers import FromTeacher
 from pdmd.distributed.runtime import OneProcess
-from pdmd.planning import Roles, measure
+from pdmd.planning import PhaseFootprints, measure_footprint
 from pdmd.teachers.mixture import encode_labels
 from pdmd.teachers.packaged.transformer import ImageTransformer
 from pdmd.training.conditions import ConditionStream
@@ -100,6 +100,6 @@ def trainer_of(
 def roles_of(network, work, index):
     condition, steps = network.encode([1]), work.recorded_steps(index)
     settings = {"train": True, "activation_checkpointing": work.activation_checkpointing}
-    one = measure(network, condition, **settings)
-    many = one if steps == 1 else measure(network, condition, steps=steps, **settings)
-    return Roles(teacher=one, generator=many, fake=one, frozen=(one,) * index)
+    one = measure_footprint(network, condition, **settings)
+    many = one if steps == 1 else measure_footprint(network, condition, steps=steps, **settings)
+    return PhaseFootprints(teacher=one, generator=many, fake=one, frozen=(one,) * index)

@@ -1,8 +1,11 @@
+"""Planned memory equals what a run allocates."""
+
 import copy
+import dataclasses
 
 import pytest
 import torch
-from torch import nn
+from hypothesis import given
 
 from pdmd import (
     FullGradient,
@@ -11,18 +14,18 @@ from pdmd import (
     PhasePlan,
     StochasticTruncation,
 )
-from pdmd.benchmarks.memory import allocated
+from pdmd.benchmarks.memory import peak_allocated
 from pdmd.distributed.runtime import OneProcess
 from pdmd.planning import (
     Degrees,
     Precision,
-    Work,
-    measure,
+    Workload,
     measure_roles,
     memory_of,
 )
 from pdmd.training.phase_inputs import PhaseInputBuffer
 from tests.helpers.distilling import distill
+from tests.helpers.plans import DEGREES, PHASES, WORK
 from tests.helpers.trainings import MEDIUM, SMALL, Images, roles_of, trainer_of
 
 
@@ -45,7 +48,7 @@ SETTINGS = {
         0,
         {"fake_updates_per_rollout": 2, "evaluations": 2},
     ),
-    "two anchors": (
+    "two reused rollouts": (
         PhasePlan.uniform(4),
         StochasticTruncation(),
         3,
@@ -63,7 +66,7 @@ SETTINGS = {
         3,
         {"phase_inputs": PhaseInputBuffer(40, together=4), "evaluations": 2, "updates": 2},
     ),
-    "large ring": (
+    "large buffer": (
         PhasePlan.uniform(4),
         StochasticTruncation(),
         3,
@@ -80,14 +83,14 @@ CASES += [(name, WIDE, 128, False) for name in SETTINGS]  # whose latents outwei
 
 
 @pytest.mark.parametrize(("name", "network", "batch", "activation_checkpointing"), CASES)
-def test_memory_is_what_a_run_allocates(name, network, batch, activation_checkpointing):
+def test_memory_equals_what_a_run_allocates(name, network, batch, activation_checkpointing):
     plan, truncation, index, more = SETTINGS[name]
     usual = {
         "batch_size": batch,
         "fake_updates": 1,
         "activation_checkpointing": activation_checkpointing,
     }
-    work = Work(**{"plan": plan, "truncation": truncation, **usual, **more})
+    work = Workload(**{"plan": plan, "truncation": truncation, **usual, **more})
 
     def make():
         phase_inputs = copy.deepcopy(work.phase_inputs)
@@ -98,7 +101,7 @@ def test_memory_is_what_a_run_allocates(name, network, batch, activation_checkpo
 
     roles = roles_of(Images(**network), work, index)
     planned = memory_of(roles, work, Degrees(), Precision())
-    assert planned.total == pytest.approx(allocated(lambda: two_cycles(make)), rel=0.02)
+    assert planned.total == pytest.approx(peak_allocated(lambda: two_cycles(make)), rel=0.02)
 
 
 ADAPTERS = {
@@ -109,9 +112,9 @@ ADAPTERS = {
 
 @pytest.mark.parametrize("activation_checkpointing", [False, True])
 @pytest.mark.parametrize("name", list(ADAPTERS))
-def test_memory_with_adapters_is_what_a_run_allocates(name, activation_checkpointing):
+def test_memory_with_adapters_equals_what_a_run_allocates(name, activation_checkpointing):
     init, index = ADAPTERS[name], 2
-    work = Work(
+    work = Workload(
         plan=PhasePlan.uniform(4),
         truncation=StochasticTruncation(),
         batch_size=16,
@@ -127,7 +130,7 @@ def test_memory_with_adapters_is_what_a_run_allocates(name, activation_checkpoin
     roles = measure_roles(teacher, init, teacher.encode([1]), work, precision=Precision())[index]
     assert roles.generator.parameters < 0.2 * roles.teacher.parameters
     planned = memory_of(roles, work, Degrees(), Precision())
-    assert planned.total == pytest.approx(allocated(lambda: two_cycles(make)), rel=0.02)
+    assert planned.total == pytest.approx(peak_allocated(lambda: two_cycles(make)), rel=0.02)
 
 
 DEEP = {"image_size": 8, "patch_size": 2, "width": 256, "depth": 24, "heads": 4}
@@ -137,7 +140,7 @@ DEEP = {"image_size": 8, "patch_size": 2, "width": 256, "depth": 24, "heads": 4}
 def test_three_roles_with_adapters_need_little_more_than_one_network(activation_checkpointing):
     """Guided, with both averages and moments: against one adapted network's gradient."""
     init = LowRankRoles(LowRank(rank=4), LowRank(rank=4))
-    work = Work(
+    work = Workload(
         plan=PhasePlan.uniform(1),
         truncation=StochasticTruncation(),
         batch_size=16,
@@ -154,16 +157,16 @@ def test_three_roles_with_adapters_need_little_more_than_one_network(activation_
         x = torch.randn(work.batch_size, *teacher.latent_shape)
         network(x, 0.5, teacher.encode([0] * len(x))).value.square().mean().backward()
 
-    roles = allocated(
+    roles = peak_allocated(
         lambda: two_cycles(lambda: trainer_of(Images(**DEEP), work, 0, guidance=3.0, init=init))
     )
-    assert roles <= 1.15 * allocated(one)
+    assert roles <= 1.15 * peak_allocated(one)
 
 
-def test_a_whole_distillation_needs_what_its_dearest_phase_does():
-    """Networks of a phase are released before those of the next are made."""
-    network = {**SMALL, "width": 256}  # whose states outweigh its activations
-    work = Work(
+def test_a_distillation_needs_the_memory_of_its_largest_phase():
+    """The networks of a phase are released before those of the next are built."""
+    network = {**SMALL, "width": 256}  # optimizer states outweigh activations
+    work = Workload(
         plan=PhasePlan.uniform(3),
         truncation=StochasticTruncation(),
         batch_size=2,
@@ -174,43 +177,23 @@ def test_a_whole_distillation_needs_what_its_dearest_phase_does():
         for k in range(3)
     ]
     settings = {"updates": 2, "fake_updates": 1, "batch_size": 2}
-    whole = allocated(lambda: distill(Images(**network), work.plan, **settings))
+    whole = peak_allocated(lambda: distill(Images(**network), work.plan, **settings))
     assert max(phases) == phases[-1] == pytest.approx(whole, rel=0.02)
 
 
-def test_a_split_network_needs_what_its_half_measures():
-    """Half of every split layer, built by hand, keeps what the plan of two ranks says."""
-    whole = Images(**MEDIUM)
-    half = copy.deepcopy(whole)
-    width = MEDIUM["width"]
-    for block in half.net.blocks:
-        block.heads //= 2
-        block.qkv = nn.Linear(width, 3 * width // 2)
-        block.proj = nn.Linear(width // 2, width)
-        block.mlp = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
-        )
-    condition = whole.encode([1])
-    for activation_checkpointing in (False, True):
-        settings = {"train": True, "activation_checkpointing": activation_checkpointing}
-        planned = measure(whole, condition, **settings)
-        built = measure(half, condition, **settings)
-        assert planned.local(2) == built.parameters
-        for batch in (1, 7):
-            for course in ("quiet", "recorded"):
-                left = getattr(planned, course).bytes(batch, (1, 1, 1 / 2, 1, 1 / 2))
-                right = getattr(built, course).bytes(batch, (1, 1, 1, 1, 1))
-                assert left.max() == pytest.approx(right.max(), rel=1e-6)
-                turn = getattr(planned, course).turn
-                assert left[turn] == pytest.approx(right[turn], rel=1e-6)
-
-
-def test_a_part_of_the_sequence_needs_its_part_of_the_memory():
-    """Units of a quarter of the tokens keep a quarter, modulation apart, which has no tokens."""
-    many, few = (Images(**{**MEDIUM, "patch_size": p}) for p in (2, 4))
-    condition = many.encode([1])
-    a, b = (measure(n, condition, train=True).recorded for n in (many, few))
-    inside = (0, 1, 1, 0, 0)
-    kept = [float(c.bytes(4, inside)[c.turn]) for c in (a, b)]
-    assert kept[0] / 4 == pytest.approx(kept[1], rel=0.1)
-    assert a.bytes(4, (1, 0, 0, 0, 0))[a.turn] < 0.2 * kept[0]  # what is not divided is small
+@given(degrees=DEGREES)
+def test_optimizer_states_are_sharded(degrees):
+    single = memory_of(PHASES[1], WORK, Degrees(), Precision())
+    memory = memory_of(PHASES[1], WORK, degrees, Precision())
+    network = PHASES[1].generator
+    share = network.local(degrees.tp) / network.parameters / degrees.shards
+    for item in ("generator_optimizer", "fake_optimizer"):
+        assert memory.items[item] == pytest.approx(share * single.items[item])
+    assert share >= 1 / (degrees.shards * degrees.tp) - 1e-12
+    assert memory.total == pytest.approx(sum(memory.items.values()))
+    copies = dataclasses.replace(degrees, dp_replicate=1)
+    assert copies.ranks == degrees.ranks // degrees.dp_replicate
+    kept = memory_of(PHASES[1], WORK, copies, Precision())
+    for item in ("generator", "frozen", "average", "in_flight"):
+        if kept.moment == memory.moment:
+            assert kept.items[item] == pytest.approx(memory.items[item])

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from pdmd import FromDenoiser, MixtureTeacher, MlpDenoiser, PhasePlan
 from pdmd.distillation.experts import OdeExpert, RenoisingExpert
-from pdmd.planning import Work, calls
+from pdmd.planning import Workload, cycle_passes
 from pdmd.randomness import RankGenerator
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 from pdmd.training.conditions import ConditionStream
@@ -196,7 +196,7 @@ def test_evaluations_with_buffers_and_reused_rollouts_are_the_closed_form(
     )
     teacher, carried = Images(**SMALL), None
     for index, cycles in enumerate(updates):
-        work = Work(
+        work = Workload(
             plan=plan,
             truncation=lambda phase, generator: 0,
             batch_size=batch,
@@ -211,7 +211,7 @@ def test_evaluations_with_buffers_and_reused_rollouts_are_the_closed_form(
         for _ in range(cycles):
             trainer.cycle()
         trainer.session.account.close()
-        expected, counted = calls(work, index), trainer.session.account.state()
+        expected, counted = cycle_passes(work, index), trainer.session.account.state()
         for way in WAYS:
             planned = {k: n * cycles * batch for k, n in getattr(expected, way).items()}
             assert planned == pytest.approx(counted[way])

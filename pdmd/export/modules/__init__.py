@@ -1,3 +1,3 @@
-"""Modules that exports ship: they import diffusers and nothing of this library."""
+"""Modules copied into exports: they import diffusers and nothing of this library."""
 
 __all__: list[str] = []

@@ -1,8 +1,8 @@
-"""The networks of a student's phases behind the one transformer of a pipeline.
+"""The networks of a student's phases as one transformer of a pipeline.
 
-It stands beside the weights of an exported student and needs diffusers alone. The time of a call
-chooses the phase, and the phase the network. Phases may also share a network and differ in what
-they add to some of its linear maps: :math:`s B A`, a product of low rank.
+This file is exported beside a student's weights and depends on diffusers only. The time of a call
+selects the phase, and the phase its network. Phases may share a network and differ in low-rank
+additions :math:`s B A` to some of its linear maps.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from torch import nn
 
 __all__ = ["PhasedLinear", "PhasedTransformer"]
 
-TAKEN_OVER = (
+INHERITED = (
     "_keep_in_fp32_modules",
     "_keys_to_ignore_on_load_unexpected",
     "_no_split_modules",
@@ -31,9 +31,9 @@ class PhasedLinear(nn.Linear):
     """A linear map with a low-rank addition in some phases.
 
     Args:
-        features: Its inputs and outputs.
-        bias: Whether it adds one.
-        additions: The rank of each phase's addition and what it is multiplied by.
+        features: The numbers of input and output features.
+        bias: Whether there is a bias.
+        additions: The rank and scale of each phase's addition.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class PhasedLinear(nn.Linear):
         )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Maps and adds."""
+        """Applies the linear map and the current phase's addition."""
         out = super().forward(input)
         scale = self.scales.get(self.phase)
         if scale is None:
@@ -61,24 +61,25 @@ class PhasedLinear(nn.Linear):
 
 
 class PhasedTransformer(ModelMixin, ConfigMixin):
-    """A pipeline's transformer that is another network, or another adapter, at another time.
+    """A pipeline's transformer that routes each call to a network or adapter by its time.
 
-    The network takes ``time_scale * t + time_offset``. A call belongs to the phase of the
-    noisiest time in it.
+    A network takes the time ``time_scale * t + time_offset``. A call with several times belongs to
+    the phase of the noisiest.
 
     Args:
         network_class: The networks' class in diffusers.
         network_config: Their configuration.
-        boundaries: Times between phases, falling; none of them is ever asked.
-        networks_of: The network of each phase.
-        time_scale: The network's time per ours.
-        time_offset: The network's time at our 0.
-        time_argument: The name of the time among the network's arguments.
+        boundaries: Times between phases, decreasing; no timestep is equal to one.
+        networks_of: The index of each phase's network.
+        time_scale: The scale of the network's time.
+        time_offset: The network's time at t = 0.
+        time_argument: The name of the network's time argument.
         adapters: For each phase the linear maps with an addition, each with its rank and scale;
             none by default.
     """
 
-    __module__ = __name__.rpartition(".")[2]  # saved again, it is found by this file's name
+    # A saved copy is found under this file's name.
+    __module__ = __name__.rpartition(".")[2]
 
     @register_to_config
     def __init__(
@@ -94,7 +95,7 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         cls = getattr(diffusers, network_class)
-        _take_over(type(self), cls)
+        _inherit(type(self), cls)
         count = max(networks_of) + 1
         self.networks = nn.ModuleList([cls.from_config(network_config) for _ in range(count)])
         additions: dict[tuple[int, str], dict[int, tuple[int, float]]] = {}
@@ -106,10 +107,10 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
             _adapt(self.networks[network], path, chosen)
             for (network, path), chosen in sorted(additions.items())
         ]
-        self._place = list(inspect.signature(cls.forward).parameters).index(time_argument) - 1
+        self._time_index = list(inspect.signature(cls.forward).parameters).index(time_argument) - 1
 
     def __getattr__(self, name: str) -> Any:
-        """Looks up what pipelines ask of a network, such as ``in_channels``."""
+        """Returns attributes of the networks that pipelines read, such as ``in_channels``."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -120,20 +121,20 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
 
     @property
     def config(self) -> Any:
-        """The networks' configuration, which pipelines read, and its own."""
+        """The networks' configuration, which pipelines read, merged with this one."""
         own = self._internal_dict
         return FrozenDict({**own["network_config"], **own})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **more: Any) -> Any:
-        """Loads, with the types that the networks' class keeps."""
+        """Loads the networks, with the float32 modules of their class."""
         places = {k: more[k] for k in ("subfolder", "revision", "token") if k in more}
         config: Any = cls.load_config(pretrained_model_name_or_path, **places)
-        _take_over(cls, getattr(diffusers, config["network_class"]))
+        _inherit(cls, getattr(diffusers, config["network_class"]))
         return super().from_pretrained(pretrained_model_name_or_path, **more)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **more: Any) -> None:
-        """Saves with this file, so that the copy loads too."""
+        """Saves the networks and this file, so that the copy can be loaded."""
         super().save_pretrained(save_directory, *args, **more)
         shutil.copy(__file__, Path(save_directory) / f"{type(self).__module__}.py")
 
@@ -145,16 +146,16 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
         return sum(noisiest < boundary for boundary in own["boundaries"])
 
     def forward(self, *args: Any, **more: Any) -> Any:
-        """Evaluates the network of the time, which takes all arguments."""
+        """Evaluates the network of the call's phase with all arguments."""
         name = self._internal_dict["time_argument"]
-        phase = self.phase_of(more[name] if name in more else args[self._place])
+        phase = self.phase_of(more[name] if name in more else args[self._time_index])
         for layer in self.adapted:
             layer.phase = phase
         return self.networks[self._internal_dict["networks_of"][phase]](*args, **more)
 
     @contextlib.contextmanager
     def cache_context(self, *args: Any, **more: Any) -> Any:
-        """Enters the context of every network."""
+        """Enters the cache context of every network."""
         with contextlib.ExitStack() as stack:
             for network in self.networks:
                 context: Any = network
@@ -162,8 +163,8 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
             yield
 
 
-def _take_over(cls: Any, network_class: Any) -> None:
-    for name in TAKEN_OVER:
+def _inherit(cls: Any, network_class: Any) -> None:
+    for name in INHERITED:
         setattr(cls, name, getattr(network_class, name, None))
     cls._keep_in_fp32_modules = [*(cls._keep_in_fp32_modules or ()), "lora_A", "lora_B"]
 
