@@ -1,6 +1,6 @@
-"""States how a transformer of one's own is split over ranks, and compares it with one process.
+"""Parallelizes a custom transformer over ranks and compares its gradients with one process.
 
-Runs on one rank as it stands, and on several as
+Runs on one rank as is, and on several with
 ``torchrun --nproc-per-node 2 examples/05_parallel_plan.py``.
 """
 
@@ -117,6 +117,6 @@ for axis, parallelize in (("tp", tensor_parallelize), ("cp", context_parallelize
         value = whole(gradient, name, mesh if axis == "cp" else None)
         error = max(error, float((value - alone[name]).abs().max() / alone[name].abs().max()))
     if dist.get_rank() == 0:
-        print(f"{axis} on {ranks} ranks: the largest relative error is {error:.1e}")
+        print(f"{axis} on {ranks} rank(s): largest relative error {error:.1e}")
     assert error < 1e-9
 dist.destroy_process_group()
