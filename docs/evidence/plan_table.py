@@ -247,9 +247,7 @@ def main():
         FIGURES.write_text(json.dumps(measured()) + "\n")
     if "--check" in sys.argv:
         if PAGE.read_text() != page():
-            sys.exit(
-                "docs/planning.md does not match plans.json; run docs/evidence/plan_table.py"
-            )
+            sys.exit("docs/planning.md does not match plans.json; run docs/evidence/plan_table.py")
         return
     PAGE.write_text(page())
 
