@@ -57,7 +57,7 @@ def test_the_commands_of_a_page_are_valid(page, line, capsys, monkeypatch, tmp_p
     command, *words = line.split("  #")[0].split()[1:]
     if command == "distill":  # parsed as written, without the run
         seen = []
-        monkeypatch.setattr("pdmd.cli.main._run", lambda config, options: seen.append(config) or 0)
+        monkeypatch.setattr("pdmd.cli.distill._run", lambda config, options: seen.append(config) or 0)
         toml = [i for i, word in enumerate(words) if word.endswith(".toml")]
         for i in toml:
             (tmp_path / "my.toml").write_text("[plan]\nphases = 2\n")
@@ -92,7 +92,7 @@ def test_the_searches_list_the_trials_that_their_notes_name():
 
 def test_the_api_page_has_every_module_once():
     listed = re.findall(r"automodule:: ([\w.]+)", (DOCS / "api.md").read_text())
-    packages = {"pdmd.conformance"}  # defines what it exports
+    packages = {"pdmd.conformance"}  # defines `check`
     excluded = ROOT / "pdmd/export/modules"  # templates that exported pipelines contain
     modules = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
