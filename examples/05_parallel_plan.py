@@ -90,7 +90,7 @@ def run(network, x):
     return {"loss": loss.detach(), "x": x.grad} | gradients
 
 
-def whole(gradient, name, partial_over=None):
+def full(gradient, name, partial_over=None):
     if hasattr(gradient, "full_tensor"):
         gradient = gradient.full_tensor()
     if partial_over is not None and name not in ("loss", "x"):
@@ -114,7 +114,7 @@ for axis, parallelize in (("tp", tensor_parallelize), ("cp", context_parallelize
     parallelize(split, mesh)
     error = 0.0
     for name, gradient in run(split, x).items():
-        value = whole(gradient, name, mesh if axis == "cp" else None)
+        value = full(gradient, name, mesh if axis == "cp" else None)
         error = max(error, float((value - alone[name]).abs().max() / alone[name].abs().max()))
     if dist.get_rank() == 0:
         print(f"{axis} on {ranks} rank(s): largest relative error {error:.1e}")

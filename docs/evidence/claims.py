@@ -278,7 +278,7 @@ def speed_claims(results):
             f"The medium transformer trains at least {least} times as fast with {words} as with "
             "a full rollout for every fake update",
             medium(name)["speed"][0] >= least,
-            f"{spread(name)}, {medium(name)['fake_updates'][0]:.2f} fake updates a cycle",
+            f"{spread(name)}, {medium(name)['fake_updates'][0]:.2f} fake updates per cycle",
         )
     claims.add(
         "The hand-written loop is at most 3% faster at equal work, on the medium transformer",
