@@ -57,7 +57,9 @@ def test_the_commands_of_a_page_are_valid(page, line, capsys, monkeypatch, tmp_p
     command, *words = line.split("  #")[0].split()[1:]
     if command == "distill":  # parsed as written, without the run
         seen = []
-        monkeypatch.setattr("pdmd.cli.distill._run", lambda config, options: seen.append(config) or 0)
+        monkeypatch.setattr(
+            "pdmd.cli.distill._run", lambda config, options: seen.append(config) or 0
+        )
         toml = [i for i, word in enumerate(words) if word.endswith(".toml")]
         for i in toml:
             (tmp_path / "my.toml").write_text("[plan]\nphases = 2\n")
