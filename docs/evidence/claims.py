@@ -31,7 +31,7 @@ PUBLISHED = {  # method: (klh, sw2) in the first small study
     "vanilla": (0.035, 0.095),
     "vanilla_experts": (0.037, 0.079),
     "sgts": (0.052, 0.126),
-    "sgts_per_stop": (0.032, 0.101),
+    "sgts_per_exit_step": (0.032, 0.101),
     "phased": (0.026, 0.108),
     "phased_2x2": (0.031, 0.104),
     "phased_disjoint": (0.239, 0.231),
@@ -106,10 +106,10 @@ def mixture_claims(results):
         "Deterministic steps recover most of the balance that SGTS loses (klh), and a fake score "
         "per exit step brings it closer to the exact law (sw2)",
         v("sgts_ode", "klh") < 0.7 * v("sgts", "klh")
-        and v("sgts_per_stop", "sw2") < v("sgts_ode", "sw2"),
+        and v("sgts_per_exit_step", "sw2") < v("sgts_ode", "sw2"),
         f"renoising {v('sgts', 'klh'):.3f} / {v('sgts', 'sw2'):.3f}; deterministic "
         f"{v('sgts_ode', 'klh'):.3f} / {v('sgts_ode', 'sw2'):.3f}; and a score per exit step "
-        f"{v('sgts_per_stop', 'klh'):.3f} / {v('sgts_per_stop', 'sw2'):.3f}",
+        f"{v('sgts_per_exit_step', 'klh'):.3f} / {v('sgts_per_exit_step', 'sw2'):.3f}",
     )
     claims.add(
         "Phased beats the gradient through all steps (klh / sw2)",

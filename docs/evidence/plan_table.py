@@ -22,8 +22,8 @@ from pdmd import (
     StochasticTruncation,
 )
 from pdmd.diffusion.denoisers import Denoiser
-from pdmd.planning import Precision, Work, measure_roles, plan_roles
-from pdmd.planning.tables import amount, size
+from pdmd.planning import Precision, Workload, measure_roles, plan_roles
+from pdmd.planning.tables import format_bytes, format_count
 
 HERE = Path(__file__).parent
 FIGURES, PAGE = HERE / "plans.json", HERE.parent / "planning.md"
@@ -105,7 +105,7 @@ def measured():
         condition = TensorDict({"text": text}, batch_size=[1])
 
         def work(gpus, plan=model["plan"]):
-            return Work(
+            return Workload(
                 plan=plan,
                 truncation=StochasticTruncation(),
                 batch_size=gpus,
@@ -123,7 +123,7 @@ def measured():
         plans = [
             plan_roles(roles, work(n), name=name, gpus=n, memory=MEMORY, **settings) for n in GPUS
         ]
-        out[name + kind] = [plan.figures() for plan in plans]
+        out[name + kind] = [plan.to_dict() for plan in plans]
     return out
 
 
@@ -152,13 +152,15 @@ def table(plans):
     head = ["per GPU", *(f"{f['gpus']} GPU{'s' * (f['gpus'] > 1)}" for f in plans)]
     rows = [["degrees", *(degrees(c) or "none" for c in chosen)]]
     for word, items in ROWS.items():
-        rows.append([word, *(size(sum(c["memory"][i] for i in items)) for c in chosen)])
-    rows.append(["**all**", *(f"**{size(c['bytes'])}**" for c in chosen)])
+        rows.append([word, *(format_bytes(sum(c["memory"][i] for i in items)) for c in chosen)])
+    rows.append(["**all**", *(f"**{format_bytes(c['bytes'])}**" for c in chosen)])
     rows.append(["fits 72 of 80 GiB", *("yes" if c["fits"] else "no" for c in chosen)])
     fits = [sum(c["fits"] for c in f["choices"]) for f in plans]
     counts = [f"{n} of {len(f['choices'])}" for n, f in zip(fits, plans, strict=True)]
     rows.append(["choices of degrees that fit", *counts])
-    rows.append(["sent per cycle", *(size(c["sent"]) if c["sent"] else "-" for c in chosen)])
+    rows.append(
+        ["sent per cycle", *(format_bytes(c["sent"]) if c["sent"] else "-" for c in chosen)]
+    )
     last = [f["phases"][-1] for f in plans]
     rows.append(
         [
@@ -182,7 +184,7 @@ def table(plans):
         [
             "FLOPs per cycle and GPU",
             *(
-                amount(sum(p["flops"].values()) / f["gpus"])
+                format_count(sum(p["flops"].values()) / f["gpus"])
                 for f, p in zip(plans, last, strict=True)
             ),
         ]
@@ -200,9 +202,9 @@ def degrees_table(figures, most=8):
         rows.append(
             [
                 degrees(c),
-                size(c["bytes"]),
+                format_bytes(c["bytes"]),
                 "yes" if c["fits"] else "no",
-                *(size(v) if v else "-" for v in (c["sent"], *sent)),
+                *(format_bytes(v) if v else "-" for v in (c["sent"], *sent)),
             ]
         )
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
@@ -222,7 +224,7 @@ def text():
             continue
         network = plans[-1]["phases"][-1]["generator"]
         forward, backward, recomputed = (
-            amount(network[f"{way}_flops"]) + "FLOPs"
+            format_count(network[f"{way}_flops"]) + "FLOPs"
             for way in ("forward", "backward", "recomputed")
         )
         parts += [

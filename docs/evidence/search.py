@@ -103,19 +103,19 @@ def fixed(number):
     return EfficiencySetting(summary="", fake_updates=lambda most: FixedUpdates(number))
 
 
-def adaptive(more, *args, per_rollout=1, **kwargs):
-    """Returns a trial with adaptive fake updates and `more` times the generator updates."""
+def adaptive(factor, *args, per_rollout=1, **kwargs):
+    """Returns a trial with adaptive fake updates and `factor` times the generator updates."""
     setting = EfficiencySetting(
         summary="",
         fake_updates=lambda most: AdaptiveUpdates(*args, **kwargs),
         fake_updates_per_rollout=per_rollout,
     )
-    return trial(efficiency=setting, more=more)
+    return trial(efficiency=setting, update_factor=factor)
 
 
 FAST, MIXED = (2e-3, 2e-3), (2e-3, 1e-3)
-FOUR = dict(rates=FAST, **matching(timestep_samples=4))
-B = dict(plan=cuts(0.55, 0.35, 0.18), share=(1, 1, 2, 2))
+FOUR = dict(learning_rates=FAST, **matching(timestep_samples=4))
+B = dict(plan=cuts(0.55, 0.35, 0.18), update_shares=(1, 1, 2, 2))
 
 TRIALS = {
     "ratio": trial(fake_objective=ratio),
@@ -129,54 +129,65 @@ TRIALS = {
     "regression_.2": trial(generator_objective=regressed(0.2)),
     "shift_1.5": trial(plan=lambda: PhasePlan.uniform(4, shift=1.5)),
     "shift_.7": trial(plan=lambda: PhasePlan.uniform(4, shift=0.7)),
-    "rates_1e-3": trial(rates=(1e-3, 2e-3)),
-    "rates_2e-3": trial(rates=FAST),
-    "rates_3e-3": trial(rates=(3e-3, 3e-3)),
+    "rates_1e-3": trial(learning_rates=(1e-3, 2e-3)),
+    "rates_2e-3": trial(learning_rates=FAST),
+    "rates_3e-3": trial(learning_rates=(3e-3, 3e-3)),
     "timestep_samples": trial(**FOUR),
     "correction": trial(init=CorrectedFake),
-    "correction_1e-3": trial(init=CorrectedFake, rates=(1e-3, 2e-3)),
-    "correction_zeroed": trial(init=lambda i: CorrectedFake(i, True), rates=(1e-3, 2e-3)),
+    "correction_1e-3": trial(init=CorrectedFake, learning_rates=(1e-3, 2e-3)),
+    "correction_zeroed": trial(init=lambda i: CorrectedFake(i, True), learning_rates=(1e-3, 2e-3)),
     "2x2": trial(**FOUR, plan=halves),
     "2x2_per_step": trial(**FOUR, plan=halves, init=PerStep),
     "2x2_per_exit_step": trial(
         **FOUR, plan=halves, init=PerStep, fake_scores=OneFakeScorePerExitStep()
     ),
-    "cuts_a": trial(**FOUR, plan=cuts(0.6, 0.4, 0.2), share=(1, 1, 2, 2)),
+    "cuts_a": trial(**FOUR, plan=cuts(0.6, 0.4, 0.2), update_shares=(1, 1, 2, 2)),
     "cuts_b": trial(**FOUR, **B),
-    "cuts_c": trial(**FOUR, plan=cuts(0.6, 0.45, 0.3), share=(1, 1, 2, 2)),
+    "cuts_c": trial(**FOUR, plan=cuts(0.6, 0.45, 0.3), update_shares=(1, 1, 2, 2)),
     "cuts_d": trial(**FOUR, plan=cuts(0.5, 0.35, 0.2)),
-    "b_log_snr": trial(rates=FAST, **B, **matching(timestep_samples=4, times=LogSnrTimes())),
-    "b_posterior": trial(rates=FAST, **B, **matching(PosteriorDifference(), timestep_samples=4)),
+    "b_log_snr": trial(
+        learning_rates=FAST, **B, **matching(timestep_samples=4, times=LogSnrTimes())
+    ),
+    "b_posterior": trial(
+        learning_rates=FAST, **B, **matching(PosteriorDifference(), timestep_samples=4)
+    ),
     "b_fake_10": trial(**FOUR, **B, efficiency=fixed(10)),
-    "b_fake_rate": trial(rates=MIXED, **B, **matching(timestep_samples=4)),
-    "b_ratio": trial(rates=FAST, **B, **matching(timestep_samples=8), fake_objective=ratio),
+    "b_fake_rate": trial(learning_rates=MIXED, **B, **matching(timestep_samples=4)),
+    "b_ratio": trial(
+        learning_rates=FAST, **B, **matching(timestep_samples=8), fake_objective=ratio
+    ),
     "b_1331": trial(
-        rates=MIXED,
+        learning_rates=MIXED,
         plan=B["plan"],
-        share=(1, 3, 3, 1),
+        update_shares=(1, 3, 3, 1),
         **matching(timestep_samples=4),
     ),
     "b_1221": trial(
-        rates=(2e-3, 5e-4),
+        learning_rates=(2e-3, 5e-4),
         plan=B["plan"],
-        share=(1, 2, 2, 1),
+        update_shares=(1, 2, 2, 1),
         **matching(timestep_samples=4),
     ),
-    "b_4_rollouts": trial(rates=MIXED, **B, accumulate=4),
-    "b_4_rollouts_4e-3": trial(rates=(4e-3, 1e-3), **B, accumulate=4),
+    "b_4_rollouts": trial(learning_rates=MIXED, **B, accumulate=4),
+    "b_4_rollouts_4e-3": trial(learning_rates=(4e-3, 1e-3), **B, accumulate=4),
     "b_4_rollouts_1331": trial(
-        rates=(3e-3, 1e-3),
+        learning_rates=(3e-3, 1e-3),
         plan=B["plan"],
-        share=(1, 3, 3, 1),
+        update_shares=(1, 3, 3, 1),
         accumulate=4,
         **matching(timestep_samples=2),
     ),
-    "b_8_rollouts": trial(rates=MIXED, plan=B["plan"], share=(1, 1, 2, 3), accumulate=8),
+    "b_8_rollouts": trial(
+        learning_rates=MIXED, plan=B["plan"], update_shares=(1, 1, 2, 3), accumulate=8
+    ),
     "a_8_rollouts_3e-3": trial(
-        rates=(3e-3, 1e-3), plan=cuts(0.6, 0.4, 0.2), share=(1, 1, 2, 3), accumulate=8
+        learning_rates=(3e-3, 1e-3),
+        plan=cuts(0.6, 0.4, 0.2),
+        update_shares=(1, 1, 2, 3),
+        accumulate=8,
     ),
     "b_8_rollouts_4e-3": trial(
-        rates=(4e-3, 1e-3),
+        learning_rates=(4e-3, 1e-3),
         **B,
         accumulate=8,
         **matching(timestep_samples=2),
@@ -194,28 +205,31 @@ TRIALS = {
     "adaptive_.05_reuse": adaptive(1.0, 0.05, per_rollout=5),
     "adaptive_.06_reuse": adaptive(1.15, 0.06, per_rollout=5),
     "adaptive_.08_reuse": adaptive(1.3, 0.08, per_rollout=5),
-    "one_to_one_1.4": trial(efficiency=fixed(1), more=1.4),
+    "one_to_one_1.4": trial(efficiency=fixed(1), update_factor=1.4),
 }
-TOP = dict(plan=cuts(0.97, 0.92, 0.85), share=(1, 1, 1, 7))
+TOP = dict(plan=cuts(0.97, 0.92, 0.85), update_shares=(1, 1, 1, 7))
 # changes to phased; `start` has the benchmark's own rates and fake updates
 DIGITS = {
     "start": trial(),
     "timestep_samples": trial(**matching(timestep_samples=4)),
-    "rollouts": trial(accumulate=4, rates=(6e-4, 6e-4)),
+    "rollouts": trial(accumulate=4, learning_rates=(6e-4, 6e-4)),
     "fake_5": trial(efficiency=fixed(5)),
     "2x2": trial(plan=halves),
-    "low_cuts": trial(plan=cuts(0.55, 0.35, 0.18), share=(1, 1, 2, 2)),
-    "high_cuts": trial(plan=cuts(0.9, 0.75, 0.5), share=(1, 1, 2, 4)),
-    "higher_cuts": trial(plan=cuts(0.95, 0.85, 0.7), share=(1, 1, 1, 5)),
+    "low_cuts": trial(plan=cuts(0.55, 0.35, 0.18), update_shares=(1, 1, 2, 2)),
+    "high_cuts": trial(plan=cuts(0.9, 0.75, 0.5), update_shares=(1, 1, 2, 4)),
+    "higher_cuts": trial(plan=cuts(0.95, 0.85, 0.7), update_shares=(1, 1, 1, 5)),
     "highest_cuts": trial(**TOP),
     "highest_cuts_timestep_samples": trial(**TOP, **matching(timestep_samples=4)),
-    "highest_cuts_rollouts": trial(**TOP, accumulate=4, rates=(6e-4, 6e-4)),
+    "highest_cuts_rollouts": trial(**TOP, accumulate=4, learning_rates=(6e-4, 6e-4)),
     "highest_cuts_fake_4": trial(**TOP, efficiency=fixed(4)),
     "highest_cuts_fake_8": trial(**TOP, efficiency=fixed(8)),
     "one_step_fake_4": trial(plan=lambda: PhasePlan.uniform(1), efficiency=fixed(4)),
-    "extreme_cuts": trial(plan=cuts(0.97, 0.94, 0.9), share=(1, 1, 1, 12)),
+    "extreme_cuts": trial(plan=cuts(0.97, 0.94, 0.9), update_shares=(1, 1, 1, 12)),
     "extreme_cuts_rollouts": trial(
-        plan=cuts(0.97, 0.94, 0.9), share=(1, 1, 1, 12), accumulate=4, rates=(6e-4, 6e-4)
+        plan=cuts(0.97, 0.94, 0.9),
+        update_shares=(1, 1, 1, 12),
+        accumulate=4,
+        learning_rates=(6e-4, 6e-4),
     ),
 }
 
