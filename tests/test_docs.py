@@ -72,6 +72,23 @@ def test_the_commands_of_a_page_are_valid(page, line, capsys, monkeypatch, tmp_p
         assert all(option in printed for option in options)
 
 
+CONFIGS = [
+    (page, block)
+    for page in sorted(DOCS.rglob("*.md"))
+    for block in re.findall(r"^```toml\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize(("page", "block"), CONFIGS, ids=lambda v: getattr(v, "stem", None))
+def test_the_configurations_of_a_page_are_valid(page, block, monkeypatch, tmp_path):
+    from pdmd.cli.main import main
+
+    seen = []
+    monkeypatch.setattr("pdmd.cli.distill._run", lambda config, options: seen.append(config) or 0)
+    (tmp_path / "my.toml").write_text(block)
+    assert main(["distill", str(tmp_path / "my.toml")]) == 0 and len(seen) == 1
+
+
 def run_script(*words):
     command = [sys.executable, *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
