@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -148,6 +149,7 @@ def distill(
             calibrate(trainer)
             finished.gather(group, trainer.finished())
             del trainer  # before the next phase's networks are built
+            gc.collect()  # sharded modules refer to themselves
             save_training(session, finished.experts, generator, rollouts.phase_inputs)
         checkpointer.wait()
 

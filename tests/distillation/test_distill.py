@@ -1,4 +1,6 @@
+import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from pdmd.training.monitoring.accounting import Account
 from pdmd.training.monitoring.recorder import Recorder
 from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
+from pdmd.training.trainer import PhaseTrainer
 from tests.helpers.distilling import distill
 
 SOURCE = {
@@ -98,7 +101,6 @@ def test_resuming_with_other_settings_is_refused(tmp_path):
 def test_gradients_reach_the_trained_expert_and_nothing_else():
     from pdmd.distillation.experts import OdeExpert
     from pdmd.training.conditions import ConditionStream
-    from pdmd.training.trainer import PhaseTrainer
 
     torch.manual_seed(0)
     teacher, earlier, own, fake = (MlpDenoiser.rectified_flow(dim=2, width=8) for _ in range(4))
@@ -285,3 +287,28 @@ def test_sums_within_sums_are_told_apart_by_what_is_in_them():
     assert total.names == ("a", "b", "c", "d")
     with pytest.raises(ValueError, match="two objectives are named 'b'"):
         (a + b).only(0) + b
+
+
+class Networks(Recorder):
+    """Keeps weak references to the networks in training, by phase."""
+
+    def __init__(self, monkeypatch):
+        self.left, self.now = [], []
+        start = PhaseTrainer.__init__
+
+        def watched(trainer, **arguments):
+            self.left.append(sum(reference() is not None for reference in self.now))
+            start(trainer, **arguments)
+            self.now = [weakref.ref(p) for n in trainer.networks.values() for p in n.parameters()]
+
+        monkeypatch.setattr(PhaseTrainer, "__init__", watched)
+
+
+def test_the_networks_of_a_phase_are_freed_before_the_next_is_built(monkeypatch):
+    gc.disable()
+    try:
+        networks = Networks(monkeypatch)
+        small(plan=PhasePlan.uniform(3))
+    finally:
+        gc.enable()
+    assert networks.left == [0, 0, 0]

@@ -161,7 +161,7 @@ DEGREES = st.sampled_from(list(degrees_for(16, batch_size=16, heads=4, tokens=16
 def test_degrees_divide_what_they_share(gpus, batch, heads):
     found = list(degrees_for(gpus, batch_size=batch, heads=heads, tokens=24))
     for d in found:
-        assert d.gpus == gpus and batch % d.batches == 0 and 24 % d.cp == 0
+        assert d.ranks == gpus and batch % d.batches == 0 and 24 % d.cp == 0
         assert d.tp * d.cp == 1 or heads % (d.tp * d.cp) == 0
     assert len(set(found)) == len(found)
     if batch % gpus == 0:
@@ -179,7 +179,7 @@ def test_states_are_shared_out_over_the_shards(degrees):
     assert share >= 1 / (degrees.shards * degrees.tp) - 1e-12
     assert memory.total == pytest.approx(sum(memory.items.values()))
     copies = dataclasses.replace(degrees, dp_replicate=1)
-    assert copies.gpus == degrees.gpus // degrees.dp_replicate
+    assert copies.ranks == degrees.ranks // degrees.dp_replicate
     kept = memory_of(ROLES[1], WORK, copies, Precision())
     for item in ("generator", "frozen", "average", "in_flight"):
         if kept.moment == memory.moment:
