@@ -2,7 +2,7 @@
 
 python docs/evidence/plan_table.py [--check | --measure]
 
-Without an option the tables are written from plans.json, which --measure makes again.
+Without an option the tables are written from plans.json, which --measure regenerates.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ from pdmd import (
     StochasticTruncation,
 )
 from pdmd.diffusion.denoisers import Denoiser
-from pdmd.planning import Precision, Work, measure_roles, plan_roles
-from pdmd.planning.tables import amount, size
+from pdmd.planning import Precision, Workload, measure_roles, plan_roles
+from pdmd.planning.tables import format_bytes, format_count
 
 HERE = Path(__file__).parent
 FIGURES, PAGE = HERE / "plans.json", HERE.parent / "planning.md"
 BEGIN, END = "<!-- tables: plan_table.py -->", "<!-- end of tables -->"
 GPUS = (1, 8, 64)
-MEMORY = 72.0  # GiB of a GPU's 80; what is not counted gets the rest
+MEMORY = 72.0  # of a GPU's 80 GiB; the rest is for memory that is not counted
 SAMPLES = 64  # in an update of the expert
 
 
@@ -63,7 +63,7 @@ class Wan(Denoiser):
 
 
 def twice(footprint):
-    """The footprint of two networks of which one runs."""
+    """Returns the footprint of two networks of which one is evaluated."""
     root = dataclasses.replace(
         footprint.root, whole=2 * footprint.root.whole, split=2 * footprint.root.split
     )
@@ -105,7 +105,7 @@ def measured():
         condition = TensorDict({"text": text}, batch_size=[1])
 
         def work(gpus, plan=model["plan"]):
-            return Work(
+            return Workload(
                 plan=plan,
                 truncation=StochasticTruncation(),
                 batch_size=gpus,
@@ -116,14 +116,14 @@ def measured():
             )
 
         roles = measure_roles(network, init, condition, work(1), **settings)
-        if model["pair"]:  # the second phase's scores are compared at the times of both
+        if model["pair"]:  # the second phase's score range covers both networks
             pairs = [{"teacher": twice(r.teacher)} for r in roles]
             pairs[1]["fake"] = twice(roles[1].fake)
             roles = [dataclasses.replace(r, **pair) for r, pair in zip(roles, pairs, strict=True)]
         plans = [
             plan_roles(roles, work(n), name=name, gpus=n, memory=MEMORY, **settings) for n in GPUS
         ]
-        out[name + kind] = [plan.figures() for plan in plans]
+        out[name + kind] = [plan.to_dict() for plan in plans]
     return out
 
 
@@ -142,27 +142,29 @@ def degrees(choice):
 
 
 def best(figures):
-    """The choice that fits and sends least, or else the one that needs least memory."""
+    """Returns the choice that fits and sends least, or else the one of least memory."""
     fitting = [c for c in figures["choices"] if c["fits"]]
     return fitting[0] if fitting else min(figures["choices"], key=lambda c: c["bytes"])
 
 
 def table(plans):
     chosen = [best(figures) for figures in plans]
-    head = ["a GPU's share", *(f"{f['gpus']} GPU{'s' * (f['gpus'] > 1)}" for f in plans)]
+    head = ["per GPU", *(f"{f['gpus']} GPU{'s' * (f['gpus'] > 1)}" for f in plans)]
     rows = [["degrees", *(degrees(c) or "none" for c in chosen)]]
     for word, items in ROWS.items():
-        rows.append([word, *(size(sum(c["memory"][i] for i in items)) for c in chosen)])
-    rows.append(["**all**", *(f"**{size(c['bytes'])}**" for c in chosen)])
+        rows.append([word, *(format_bytes(sum(c["memory"][i] for i in items)) for c in chosen)])
+    rows.append(["**all**", *(f"**{format_bytes(c['bytes'])}**" for c in chosen)])
     rows.append(["fits 72 of 80 GiB", *("yes" if c["fits"] else "no" for c in chosen)])
     fits = [sum(c["fits"] for c in f["choices"]) for f in plans]
     counts = [f"{n} of {len(f['choices'])}" for n, f in zip(fits, plans, strict=True)]
     rows.append(["choices of degrees that fit", *counts])
-    rows.append(["sent in a cycle", *(size(c["sent"]) if c["sent"] else "-" for c in chosen)])
+    rows.append(
+        ["sent per cycle", *(format_bytes(c["sent"]) if c["sent"] else "-" for c in chosen)]
+    )
     last = [f["phases"][-1] for f in plans]
     rows.append(
         [
-            "forward evaluations in a cycle, all GPUs",
+            "forward evaluations per cycle, all GPUs",
             *(
                 f"{f['batch_size'] * sum(p['forward'].values()):,.0f}"
                 for f, p in zip(plans, last, strict=True)
@@ -171,7 +173,7 @@ def table(plans):
     )
     rows.append(
         [
-            "of them with a backward pass",
+            "of these, with a backward pass",
             *(
                 f"{f['batch_size'] * sum(p['backward'].values()):,.0f}"
                 for f, p in zip(plans, last, strict=True)
@@ -180,9 +182,9 @@ def table(plans):
     )
     rows.append(
         [
-            "FLOPs in a cycle, a GPU",
+            "FLOPs per cycle and GPU",
             *(
-                amount(sum(p["flops"].values()) / f["gpus"])
+                format_count(sum(p["flops"].values()) / f["gpus"])
                 for f, p in zip(plans, last, strict=True)
             ),
         ]
@@ -200,9 +202,9 @@ def degrees_table(figures, most=8):
         rows.append(
             [
                 degrees(c),
-                size(c["bytes"]),
+                format_bytes(c["bytes"]),
                 "yes" if c["fits"] else "no",
-                *(size(v) if v else "-" for v in (c["sent"], *sent)),
+                *(format_bytes(v) if v else "-" for v in (c["sent"], *sent)),
             ]
         )
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
@@ -215,23 +217,23 @@ def text():
         if adapted:
             factors = plans[-1]["phases"][-1]["generator"]["parameters"]
             words = (
-                f"With experts and fake scores as adapters of rank {ADAPTER.rank} over the one "
-                f"frozen network, {factors / 1e6:,.0f} M parameters each:"
+                f"With experts and fake scores as adapters of rank {ADAPTER.rank} over one frozen "
+                f"network, {factors / 1e6:,.0f} M parameters each:"
             )
             parts += [words, table(plans)]
             continue
         network = plans[-1]["phases"][-1]["generator"]
-        forward, backward, again = (
-            amount(network[f"{way}_flops"]) + "FLOPs"
+        forward, backward, recomputed = (
+            format_count(network[f"{way}_flops"]) + "FLOPs"
             for way in ("forward", "backward", "recomputed")
         )
         parts += [
             f"### {MODELS[name]['title']}",
             f"{network['parameters'] / 1e9:.1f} B parameters in {network['units']} blocks, "
             f"{network['tokens']:,} tokens of latents; one evaluation of one sample takes "
-            f"{forward}, its backward pass {backward}, and computing the blocks again {again}.",
+            f"{forward}, its backward pass {backward}, and recomputing the blocks {recomputed}.",
             table(plans),
-            "The degrees on 64 GPUs that send least:",
+            "The degrees on 64 GPUs that send the least:",
             degrees_table(plans[-1]),
         ]
     return "\n\n".join([*parts, END])
@@ -247,9 +249,7 @@ def main():
         FIGURES.write_text(json.dumps(measured()) + "\n")
     if "--check" in sys.argv:
         if PAGE.read_text() != page():
-            sys.exit(
-                "docs/planning.md is not what plans.json says; run docs/evidence/plan_table.py"
-            )
+            sys.exit("docs/planning.md does not match plans.json; run docs/evidence/plan_table.py")
         return
     PAGE.write_text(page())
 
