@@ -10,7 +10,7 @@ __all__ = ["report_command"]
 
 
 def report_command(words: list[str]) -> int:
-    """Writes the page of a run folder or a results file.
+    """Writes the HTML report of a run folder or a results file.
 
     Args:
         words: The words after the command's name.
@@ -26,8 +26,8 @@ def report_command(words: list[str]) -> int:
     no_more([word for word in rest if word not in ("-h", "--help")])
     if not name:
         print(
-            "usage: pdmd report PATH\n\nWrites report.html of a run folder, or the page of a "
-            "results file of 'pdmd bench'."
+            "usage: pdmd report PATH\n\nWrites report.html of a run folder, or the HTML report of "
+            "a results file of 'pdmd bench'."
         )
         return 0
     path = Path(name)

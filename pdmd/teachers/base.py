@@ -130,7 +130,7 @@ memory for its weights."""
 
 networks: Registry[Any] = Registry("network", {"mlp": "pdmd.teachers.packaged.mlp:MlpDenoiser"})
 """Networks for students of teachers without weights. One is called with the teacher's
-``schedule`` and with ``kind``, ``dim``, ``classes``, ``width`` and ``depth``."""
+``schedule``, with ``kind``, ``dim`` and ``classes``, and with the configured arguments."""
 
 
 def outline_arguments(name: str) -> dict[str, bool]:

@@ -20,7 +20,7 @@ SETTINGS = [
     "--evaluate.samples=100",
     "--evaluate.teacher-steps=3",
     "--network.updates=2",
-    "--network.width=256",
+    "--network.arguments.width=256",
     "--plan.phases=3",
     "--teacher.arguments",
     *("dim", "2", "classes", "2", "modes", "2"),

@@ -61,7 +61,7 @@ def test_files_hold_what_the_vae_decodes(image_student, tmp_path, monkeypatch, c
     monkeypatch.setattr("pdmd.teachers.families.qwen_image.load_text_encoder", no_encoder)
     words = ["--n", "4", "--batch-size", "3", "--seed", "5"]
     assert sampled(image_student, tmp_path / "each", *words) == 0
-    assert "4 samples in 2 evaluations each" in capsys.readouterr().out
+    assert "4 samples with NFE 2" in capsys.readouterr().out
     assert sampled(image_student, tmp_path / "x.safetensors", *words) == 0
     teacher = source_teacher(image_student)
     student = pdmd.Student.load(image_student, teacher=teacher)

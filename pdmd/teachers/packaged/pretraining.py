@@ -7,7 +7,7 @@ kind, given :math:`x_0` and :math:`\varepsilon`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -124,7 +124,12 @@ def minimise(
 
 
 def network_arguments(
-    teacher: Teacher, condition: Condition, *, teacher_name: str, name: str, width: int, depth: int
+    teacher: Teacher,
+    condition: Condition,
+    *,
+    teacher_name: str,
+    name: str,
+    arguments: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Returns what a registered network is made with, in the place of a teacher without weights.
 
@@ -133,8 +138,7 @@ def network_arguments(
         condition: A condition of its.
         teacher_name: The teacher's registered name, for errors.
         name: The network's.
-        width: Its hidden width.
-        depth: Its hidden layers.
+        arguments: Arguments that do not follow from the teacher.
 
     Raises:
         ValueError: If the network cannot take the teacher's latents or conditions.
@@ -156,8 +160,7 @@ def network_arguments(
         "kind": "x0" if teacher.kind == "score" else teacher.kind,  # it diverges at clean data
         "dim": teacher.latent_shape[0],
         "classes": getattr(unguided(teacher), "classes", 0),
-        "width": width,
-        "depth": depth,
+        **arguments,
     }
 
 
