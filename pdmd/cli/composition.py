@@ -114,8 +114,8 @@ class Composer:
             table = {"name": table}
         if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
             raise ValueError(
-                f"{where} is the name of a {registry.noun}, or a table with a name and arguments; "
-                f"got {short(table)}; known are {', '.join(registry)}"
+                f"{where} is the name of one {registry.noun}, or a table with its name and "
+                f"arguments; got {short(table)}; known are {', '.join(registry)}"
             )
         name = table["name"]
         if name not in registry:

@@ -279,7 +279,7 @@ def test_bad_input_ends_all_ranks_in_one_line_and_writes_nothing(tmp_path, unfin
         ("was written with train = ", [*there, "--resume", "--train.lr", "1e-4"]),
         (
             "was written with network = ",
-            [*there, "--resume", "--network.arguments", "width", "32"],
+            [*there, "--resume", "--network.arguments.width=32"],
         ),
     ]
     outcomes = run_ranks(refusals, 2, [words for _, words in cases], tmp_path)
