@@ -2,8 +2,10 @@
 
 import functools
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,18 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
         exec(compile(block, str(page), "exec"), namespace)
 
 
+TOML = [p for p in sorted(DOCS.rglob("*.md")) if "```toml" in p.read_text()]
+
+
+@pytest.mark.parametrize("page", TOML, ids=lambda p: p.stem)
+def test_the_configurations_of_a_page_are_configurations(page):
+    from pdmd.cli.config_files import read_config
+
+    blocks = re.findall(r"^```toml\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    for block in blocks:
+        read_config(tomllib.loads(block)).check()
+
+
 COMMANDS = [
     (page, line)
     for page in [*sorted(DOCS.rglob("*.md")), DOCS.parent / "README.md"]
@@ -43,7 +57,7 @@ COMMANDS = [
 def test_the_commands_of_a_page_are_commands(page, line, capsys, monkeypatch, tmp_path):
     from pdmd.cli.main import main
 
-    command, *words = line.split("  #")[0].split()[1:]
+    command, *words = shlex.split(line.split("  #")[0])[1:]
     if command == "distill":  # read as written, up to the run
         seen = []
         monkeypatch.setattr(

@@ -19,6 +19,7 @@ def report_command(words: list[str]) -> int:
         The exit code.
     """
     from pdmd.benchmarks import read_results
+    from pdmd.cli.config_files import load_config
     from pdmd.evaluation.bench_report import write_bench_report
     from pdmd.evaluation.report import write_report
 
@@ -36,5 +37,6 @@ def report_command(words: list[str]) -> int:
         return 0
     if not (path / "config.toml").is_file():
         raise ValueError(f"{name} is neither a run folder nor a results file (.json)")
+    load_config(str(path / "config.toml"))  # for its errors
     print(write_report(path))
     return 0

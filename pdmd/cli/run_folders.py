@@ -28,19 +28,21 @@ OUTPUTS = (
 """The files of a run, which a run that replaces it removes; other files in its folder stay."""
 
 
-def check_folder(folder: Path, *, resume: bool, overwrite: bool, unfinished: bool) -> None:
+def check_folder(
+    folder: Path, *, resume: bool, overwrite: bool, occupied: bool, unfinished: bool
+) -> None:
     """Checks that a run may write to its folder.
 
     Args:
         folder: The folder.
         resume: Whether the run resumes from a checkpoint.
         overwrite: Whether it may replace an earlier run.
+        occupied: Whether it had files before the run.
         unfinished: Whether there is a checkpoint to resume from.
 
     Raises:
         ValueError: If it may not, or cannot resume.
     """
-    occupied = folder.exists() and any(folder.iterdir())
     if resume:
         if not unfinished:
             raise ValueError(

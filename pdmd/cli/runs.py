@@ -81,12 +81,17 @@ class Run:
             self.runtime.local(train.batch_size)
             if self.runtime.main and self.folder.exists() and not self.folder.is_dir():
                 raise ValueError(f"{self.folder} is a file; choose another --out")
-        self.checkpointer = self._checkpointer(checkpoint)  # may check that it can write there
+        occupied = self.folder.exists() and any(self.folder.iterdir())
+        self.checkpointer = self._checkpointer(checkpoint)  # may write to the folder to test it
         unfinished = self.checkpointer.exists()
         with self.runtime.agreed():
             if self.runtime.main:
                 check_folder(
-                    self.folder, resume=resume, overwrite=overwrite, unfinished=unfinished
+                    self.folder,
+                    resume=resume,
+                    overwrite=overwrite,
+                    occupied=occupied,
+                    unfinished=unfinished,
                 )
             self.teacher = config.teacher.build()
             self.plan = config.plan.build()

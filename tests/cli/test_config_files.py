@@ -35,6 +35,7 @@ def test_toml_and_the_command_line_give_the_same_run(tmp_path, finished):
         name = "mixture"
         arguments = { dim = 2, classes = 2, modes = 2 }
         [network]
+        arguments = { width = 64, depth = 3 }
         updates = 5
         [plan]
         phases = 2
@@ -136,6 +137,28 @@ JUNK = [
 ]
 
 
+COMPOSED = """
+[teacher]
+name = "mixture"
+[objective]
+critic = { name = "mlp", width = 16 }
+[[objective.generator]]
+name = "f_divergence"
+phases = [1, 2]
+times = { name = "log_snr", margin = 0.1 }
+ratio = { name = "bounded", limit = 5.0, ratio = { name = "critic" } }
+[[objective.generator]]
+name = "trajectory_regression"
+weight = 0.5
+distance = { name = "pseudo_huber", c = 0.1 }
+[[objective.fake]]
+name = "score_matching"
+[[objective.fake]]
+name = "discrimination"
+states = { name = "teacher", pool = 16 }
+"""
+
+
 def mutate(data, rng):
     data = copy.deepcopy(data)
     for _ in range(rng.randint(1, 3)):
@@ -143,8 +166,11 @@ def mutate(data, rng):
         while True:
             keys = list(place)
             key = rng.choice(keys) if keys else "x"
-            if isinstance(place.get(key), dict) and place[key] and rng.random() < 0.8:
-                place = place[key]
+            inner = place.get(key)
+            if isinstance(inner, list | tuple) and inner and isinstance(inner[0], dict):
+                inner = rng.choice(inner)
+            if isinstance(inner, dict) and inner and rng.random() < 0.8:
+                place = inner
                 continue
             break
         match rng.randrange(3):
@@ -168,6 +194,7 @@ def test_mutated_configurations_never_crash(tmp_path, capsys, monkeypatch):
     rng, rejected = random.Random(0), []
     starts = [tomllib.loads(p.read_text()) for p in presets().values()]
     starts += [dataclasses.asdict(load_config(name)) for name in presets()]
+    starts.append(tomllib.loads(COMPOSED))
     for _ in range(5000):
         data = mutate(rng.choice(starts), rng)
         try:
