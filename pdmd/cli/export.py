@@ -46,7 +46,7 @@ def export_command(words: list[str]) -> int:
     """Runs ``pdmd export``."""
     import tyro
 
-    name, rest = take_name(words, "the student folder, such as runs/digits/student")
+    name, rest = take_name(words, "the student folder, for example runs/digits/student")
     command: Any = dataclasses.make_dataclass(
         "Export",
         [

@@ -23,7 +23,7 @@ def report_command(words: list[str]) -> int:
     from pdmd.evaluation.bench_report import write_bench_report
     from pdmd.evaluation.report import write_report
 
-    name, rest = take_name(words, "a run folder, such as runs/digits, or a results file")
+    name, rest = take_name(words, "a run folder, for example runs/digits, or a results file")
     no_more([word for word in rest if word not in ("-h", "--help")])
     if not name:
         print(

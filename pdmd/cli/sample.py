@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["STUDENT", "load_student", "sample_command"]
 
-STUDENT = "the student folder, such as runs/digits/student"
+STUDENT = "the student folder, for example runs/digits/student"
 TOGETHER = 2**20
 """Latent values that are sampled and decoded together by default."""
 

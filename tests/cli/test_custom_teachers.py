@@ -1,4 +1,4 @@
-"""Teachers of one's own, through the library and the command line."""
+"""Custom teachers, through the library and the command line."""
 
 import pytest
 import torch
@@ -92,7 +92,7 @@ def test_a_network_in_place_of_weights_runs_on_the_teachers_schedule(
     assert sample(student, batch=3).isfinite().all()
 
 
-def test_a_network_on_another_schedule_is_refused():
+def test_a_network_on_another_schedule_is_rejected():
     network = MlpDenoiser(dim=2, schedule=RectifiedFlow(), width=8)
     with pytest.raises(ValueError, match="schedule=teacher.schedule"):
         distill(Own(LinearVP(), "x0"), PhasePlan.uniform(2), init=FromDenoiser(network))
@@ -122,7 +122,7 @@ class Captioned(Own):
         (Captioned, "condition 'label'"),
     ],
 )
-def test_teachers_that_cannot_be_distilled_are_refused_before_work(
+def test_teachers_that_cannot_be_distilled_fail_before_training(
     tmp_path, register, capsys, make, named
 ):
     register(make)
@@ -132,7 +132,7 @@ def test_teachers_that_cannot_be_distilled_are_refused_before_work(
     assert not any(tmp_path.iterdir())
 
 
-def test_times_outside_the_teachers_range_are_refused_before_work(tmp_path, register, capsys):
+def test_times_outside_the_teachers_range_fail_before_training(tmp_path, register, capsys):
     register(lambda: Own(time_range=(0.05, 1.0)))
     words = ["--objective.margin=0.1", "--evaluate.teacher-steps"]
     assert run(tmp_path / "run", *words, "30") == 2

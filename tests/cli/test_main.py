@@ -47,7 +47,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, wo
         (["distill", "mixture", "--teacher.arguments", "std", "nan"], "got nan"),
     ],
 )
-def test_words_that_make_no_sense_are_named(tmp_path, monkeypatch, capsys, words, named):
+def test_words_that_do_not_fit_are_named(tmp_path, monkeypatch, capsys, words, named):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").write_text("a file")
     assert main(words) == 2

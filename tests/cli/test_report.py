@@ -16,9 +16,7 @@ from pdmd.cli.main import main
         ("plan.json", "[", "plan.json is damaged"),
     ],
 )
-def test_a_report_of_a_damaged_folder_is_refused_in_one_line(
-    tmp_path, finished, capsys, name, content, named
-):
+def test_a_damaged_folder_is_named_in_one_line(tmp_path, finished, capsys, name, content, named):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / name).write_text(content)
     assert main(["report", str(tmp_path / "run")]) == 2

@@ -175,7 +175,7 @@ def test_bad_requests_end_in_one_line_and_write_nothing(
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
 
 
-def test_samples_go_to_folders_that_are_made(tmp_path, finished):
+def test_sampling_creates_the_output_folder(tmp_path, finished):
     from safetensors import safe_open
 
     out = tmp_path / "new" / "folder" / "x.safetensors"
@@ -188,7 +188,7 @@ def test_samples_go_to_folders_that_are_made(tmp_path, finished):
 
 
 @pytest.mark.parametrize("folder", ["taken/run", "taken"])
-def test_a_folder_that_cannot_be_made_is_refused_before_work(tmp_path, capsys, folder):
+def test_a_folder_that_cannot_be_created_fails_before_training(tmp_path, capsys, folder):
     (tmp_path / "taken").write_text("a file")
     assert distill(tmp_path / folder) == 2
     error = capsys.readouterr().err.strip()
