@@ -45,6 +45,18 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
         exec(compile(block, str(page), "exec"), namespace)
 
 
+TOML = [p for p in sorted(DOCS.rglob("*.md")) if "```toml" in p.read_text()]
+
+
+@pytest.mark.parametrize("page", TOML, ids=lambda p: p.stem)
+def test_the_configurations_of_a_page_are_configurations(page):
+    from pdmd.cli.config_files import read_config
+
+    blocks = re.findall(r"^```toml\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    for block in blocks:
+        read_config(tomllib.loads(block)).check()
+
+
 COMMANDS = [
     (page, line)
     for page in [*sorted(DOCS.rglob("*.md")), ROOT / "README.md"]

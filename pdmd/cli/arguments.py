@@ -1,4 +1,4 @@
-"""Arguments: the words of a command line, read into dataclasses."""
+"""Arguments: the words of a command line, parsed into dataclasses."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import contextlib
 import dataclasses
 import io
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 __all__ = [
+    "HelpPrinted",
     "UsageError",
     "check_numbers",
+    "gather_arguments",
     "no_more",
     "one_line",
     "parse",
@@ -18,18 +21,25 @@ __all__ = [
     "take_name",
 ]
 
+ARGUMENTS = re.compile(r"--((?:\w+\.)?arguments)(?:\.([\w-]+))?(?:=(.*))?", re.DOTALL)
+"""An option that takes arguments by name, with its key and value if it has them."""
+
 
 class UsageError(ValueError):
-    """The command line's words are off."""
+    """Words of the command line that do not form a command."""
+
+
+class HelpPrinted(Exception):
+    """Raised after the help of a command was printed."""
 
 
 def take_name(words: list[str], what: str, default: str | None = None) -> tuple[str, list[str]]:
-    """Takes the leading word that is no option.
+    """Splits off the leading word that is not an option.
 
     Args:
         words: The words.
-        what: What the word is, as the error names it.
-        default: The word where there is none; ``None`` requires one, help apart.
+        what: What the word stands for, for errors.
+        default: The word if there is none; ``None`` requires one, unless help is requested.
 
     Returns:
         The word and the words after it.
@@ -45,7 +55,7 @@ def take_name(words: list[str], what: str, default: str | None = None) -> tuple[
 
 
 def no_more(words: list[str]) -> None:
-    """Refuses words that a command has no use for.
+    """Checks that there are no words left.
 
     Raises:
         UsageError: If there is one.
@@ -55,10 +65,14 @@ def no_more(words: list[str]) -> None:
 
 
 def check_numbers(options: Any, **ranges: tuple[int, int]) -> None:
-    """Checks that whole numbers among options are in their ranges.
+    """Checks the ranges of whole numbers among options.
+
+    Args:
+        options: The options.
+        ranges: The lowest and the highest number, by option.
 
     Raises:
-        ValueError: If one is not.
+        ValueError: If a number is out of its range.
     """
     for name, (low, high) in ranges.items():
         value = getattr(options, name)
@@ -68,23 +82,23 @@ def check_numbers(options: Any, **ranges: tuple[int, int]) -> None:
 
 
 def parse(
-    cls: Any, words: list[str], prog: str, default: Any = None, *, flat: bool = False
+    cls: Any, words: Sequence[str], prog: str, default: Any = None, *, flat: bool = False
 ) -> Any:
-    """Reads words into a dataclass.
+    """Parses words into a dataclass.
 
     Args:
         cls: The dataclass.
         words: The words.
         prog: The command, as its help names it.
         default: Supplies the defaults; ``cls()`` by default.
-        flat: Whether fields of inner dataclasses go by their own names.
+        flat: Whether options of nested dataclasses have no prefix.
 
     Returns:
         An instance of ``cls``.
 
     Raises:
-        UsageError: If the words do not fit; one sentence.
-        SystemExit: If help was asked for and printed.
+        UsageError: If the words do not fit, in one sentence.
+        HelpPrinted: If help was requested and printed.
     """
     import tyro
 
@@ -93,7 +107,7 @@ def parse(
         with contextlib.redirect_stderr(caught):
             return tyro.cli(
                 cls,
-                args=words,
+                args=gather_arguments(words),
                 prog=prog,
                 default=default if default is not None else cls(),
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes)
@@ -102,11 +116,54 @@ def parse(
             )
     except SystemExit as stop:
         if stop.code in (0, None):
-            raise
+            raise HelpPrinted from None
         command = prog.split(" [")[0]
         raise UsageError(
             f"{_plain(caught.getvalue())} ('{command} --help' lists the options)"
         ) from None
+
+
+def gather_arguments(words: Sequence[str]) -> list[str]:
+    """Gathers all arguments by name of a command line under one option each.
+
+    ``--teacher.arguments.dim 2`` and ``--teacher.arguments dim 2`` mean the same, and either may
+    be repeated.
+
+    Args:
+        words: The words.
+
+    Returns:
+        The other words, then ``--teacher.arguments`` with all names and values.
+
+    Raises:
+        UsageError: If a name has no value.
+    """
+    rest: list[str] = []
+    gathered: dict[str, list[str]] = {}
+    i = 0
+    while i < len(words):
+        match = ARGUMENTS.fullmatch(words[i])
+        i += 1
+        if match is None:
+            rest.append(words[i - 1])
+            continue
+        option, key, value = match.groups()
+        pairs = gathered.setdefault(option, [])
+        if key is None:
+            pairs += [] if value is None else [value]
+            while i < len(words) and not words[i].startswith("--"):
+                pairs.append(words[i])
+                i += 1
+            continue
+        if value is None:
+            if i == len(words):
+                raise UsageError(f"missing the value of {words[i - 1]}")
+            value = words[i]
+            i += 1
+        pairs += [key.replace("-", "_"), value]
+    for option, pairs in gathered.items():
+        rest += [f"--{option}", *pairs]
+    return rest
 
 
 def _plain(text: str) -> str:
@@ -123,13 +180,29 @@ def one_line(error: BaseException) -> str:
 
 
 def parse_config(words: list[str], name: str, options: Any, doc: str | None) -> Any:
-    """Reads a configuration's name and overrides, beside options of a command's own."""
+    """Parses the name of a configuration, its overrides and the options of a command.
+
+    Args:
+        words: The words after the command.
+        name: The command.
+        options: Defaults of its options, a dataclass.
+        doc: The description that the help shows.
+
+    Returns:
+        An object with ``options`` and ``config``.
+
+    Raises:
+        ValueError: If there is no such configuration, or the words do not fit.
+        HelpPrinted: If help was requested and printed.
+    """
     import tyro
 
     from pdmd.cli.config import DistillConfig
     from pdmd.cli.config_files import load_config
+    from pdmd.cli.renamed_keys import check_renamed_options
 
     chosen, rest = take_name(words, "a preset or TOML file", "digits")
+    check_renamed_options(rest)
     config = load_config(chosen)
     command = dataclasses.make_dataclass(
         name.capitalize(),
@@ -139,4 +212,8 @@ def parse_config(words: list[str], name: str, options: Any, doc: str | None) -> 
         ],
     )
     command.__doc__ = doc
-    return parse(command, rest, f"pdmd {name} [PRESET_OR_TOML]", command(options, config))
+    parsed = parse(command, rest, f"pdmd {name} [PRESET_OR_TOML]", command(options, config))
+    for section in ("teacher", "network"):  # by key: the command line's over the file's
+        chosen, table = (getattr(c, section).arguments for c in (parsed.config, config))
+        getattr(parsed.config, section).arguments = {**table, **chosen}
+    return parsed

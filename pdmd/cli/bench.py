@@ -16,21 +16,21 @@ __all__ = ["bench_command"]
 class BenchOptions:
     """Compares few-step methods on equal terms and writes a results file.
 
-    toy1d, mixture and digits measure quality; cost counts evaluations of networks; overhead and
-    speed are timings, to be run on an idle machine. In speed the methods are sizes of networks
-    (mlp, transformer_small, transformer_medium), the updates those that are timed of every
-    contestant, and a peer takes part if it is installed: pip install 'pdmd[bench]'.
+    toy1d, mixture and digits measure quality; cost counts network evaluations; overhead and speed
+    measure time, and need an idle machine. The methods of speed are network sizes (mlp,
+    transformer_small, transformer_medium), its updates are those timed per library, and other
+    libraries are compared if they are installed: pip install 'pdmd[bench]'.
     """
 
     config: BenchConfig
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds; every method runs with each."""
+    """Seeds, for every method."""
     methods: tuple[str, ...] = ()
     """Methods; all by default."""
     out: str = ""
-    """The results file; runs/bench_NAME.json by default. An unfinished one goes on."""
+    """The results file; runs/bench_NAME.json by default. An unfinished one is resumed."""
     workers: int = 0
-    """Runs at a time, each on one thread; 0 takes one for every core."""
+    """Parallel runs, each on one thread; 0 for one per core."""
     progress: bool = True
     """Show a progress bar."""
 
@@ -67,7 +67,7 @@ def bench_command(words: list[str]) -> int:
             progress=options.progress,
         )
     except KeyboardInterrupt:
-        print(f"pdmd: stopped; what is done is in {out}; run again to go on", file=sys.stderr)
+        print(f"pdmd: stopped; finished runs are in {out}; run again to resume", file=sys.stderr)
         return 130
     rows = [
         {k: v[0] if isinstance(v, tuple) else v for k, v in entry.items()}

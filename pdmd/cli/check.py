@@ -1,4 +1,4 @@
-"""The commands about teachers themselves: their list, and the check of one."""
+"""The commands `pdmd check` and `pdmd teachers`."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pdmd.cli.arguments import no_more, parse, take_name
+from pdmd.cli.values import Arguments
 
 __all__ = ["check_command", "teachers_command"]
 
 
 @dataclass(kw_only=True)
 class CheckOptions:
-    """Checks that a teacher keeps what distillation takes for granted.
+    """Checks that a teacher has the properties that distillation relies on.
 
-    One line for each check; the exit code is 1 if one fails.
+    Prints one line per check; the exit code is 1 if one fails.
     """
 
-    arguments: dict[str, bool | int | float | str] = field(default_factory=dict)
-    """Passed to the teacher by name, such as folder and height."""
+    arguments: Arguments = field(default_factory=dict)
+    """Arguments of the teacher by name, for example folder and height."""
     guidance: tuple[float, ...] = (1.0,)
-    """Classifier-free guidance scale, 1 is none: one number, or one per network of the teacher."""
+    """Guidance scale, 1 for none: one number, or one per network of the teacher."""
     schedule: str = ""
-    """Check it on this schedule: rectified_flow, cosine or linear; its own by default."""
+    """Check it on this schedule: rectified_flow, cosine or linear; the teacher's by default."""
     schedule_end: Literal["noise", "teacher"] = "noise"
     """Where that schedule ends: at pure noise, or at the teacher's noisiest level."""
     prompts: tuple[str, ...] = ()
-    """Prompts to ask it with; its own by default."""
+    """Prompts to evaluate it with; the teacher's by default."""
     seed: int = 0
-    """Seed of every draw."""
+    """Seed of the checks."""
     plugins: tuple[str, ...] = ()
     """Python modules to import first; they may register the teacher."""
 
@@ -96,7 +97,7 @@ def teachers_command(words: list[str]) -> int:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 rows.append(_row(name, outlined(TeacherConfig(name=name))))
-        except Exception as error:  # whatever a teacher's own code raises without arguments
+        except Exception as error:  # whatever a teacher's code raises without arguments
             left[name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     for row in rows:

@@ -1,4 +1,4 @@
-"""Files of configurations: TOML, read strictly, and the presets that are shipped."""
+"""Configuration files: strictly read TOML, and the shipped presets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pdmd.cli.config import DistillConfig, short
+from pdmd.cli.config import DistillConfig
+from pdmd.cli.renamed_keys import check_renamed
+from pdmd.cli.values import short
 
 __all__ = ["load_config", "presets", "read_config", "write_config"]
 
@@ -49,10 +51,10 @@ def load_config(name: str) -> DistillConfig:
 
 
 def read_config(data: dict[str, Any]) -> DistillConfig:
-    """Makes a configuration of plain values, strictly.
+    """Builds a configuration from plain values, strictly.
 
     Raises:
-        ValueError: If a key is unknown or a value has the wrong type.
+        ValueError: If a key is unknown or renamed, or a value has the wrong type.
     """
     return _read(DistillConfig, data, "")
 
@@ -72,6 +74,7 @@ def _read(cls: type[T], data: Any, where: str) -> T:
     for key, value in data.items():
         path = f"{where}.{key}" if where else str(key)
         if key not in hints:
+            check_renamed(path)
             near = difflib.get_close_matches(str(key), hints, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(f"unknown key {path!r}: {hint}known are {', '.join(hints)}")
@@ -82,6 +85,8 @@ def _read(cls: type[T], data: Any, where: str) -> T:
 def _value(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _read(hint, value, where)  # type: ignore[arg-type]
+    if hint is Any:
+        return value
     origin = get_origin(hint)
     if origin is Literal:
         if value not in get_args(hint) or not isinstance(value, str):

@@ -18,20 +18,20 @@ __all__ = ["distill_command"]
 
 @dataclass(kw_only=True)
 class RunOptions:
-    """How to run."""
+    """Options of a run."""
 
     resume: bool = False
-    """Go on from the run's newest checkpoint."""
+    """Resume from the newest checkpoint of the run."""
     checkpoint: str = ""
-    """Go on from this checkpoint instead of the newest."""
+    """Resume from this checkpoint instead of the newest."""
     overwrite: bool = False
-    """Replace what an earlier run left in the folder."""
+    """Replace the files of an earlier run in the folder."""
     progress: bool = True
     """Show progress bars."""
 
 
 def distill_command(words: list[str]) -> int:
-    """Distills a teacher as a preset or TOML file says.
+    """Distills a teacher as configured by a preset or TOML file.
 
     Args:
         words: The words after the command's name.
@@ -95,13 +95,13 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int
                 return 0
             rows = run.evaluate(student)
     except Interrupted as stop:
-        say(f"pdmd: {stop}; go on with: {again}", sys.stderr)
+        say(f"pdmd: {stop}; resume with: {again}", sys.stderr)
         runtime.ranks.close()
         return 130
     except KeyboardInterrupt as error:
         runtime.ranks.close(error)
         whole = run.checkpointer.store.sees_whole()
-        how = f"go on with: {again}" if whole else "start again with --overwrite"
+        how = f"resume with: {again}" if whole else "start again with --overwrite"
         say(f"pdmd: stopped; {how}", sys.stderr)
         return 130
     except NonFiniteError as error:

@@ -1,4 +1,4 @@
-"""The command that stores prompt embeddings."""
+"""The command `pdmd embed`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pdmd.cli.arguments import UsageError, check_numbers, parse, take_name
+from pdmd.cli.values import Arguments
 
 __all__ = ["embed_command"]
 
@@ -17,39 +18,39 @@ class EmbedOptions:
     """Encodes prompts with a teacher's text encoder, so that training needs none.
 
     PROMPTS is a text file (.txt, a prompt per line), JSON lines (.jsonl), a table (.json, .csv or
-    .parquet), or the name or folder of a data set. For a teacher that goes on from a first image,
-    such as wan_i2v, JSON lines, a table or a data set names an image beside each prompt, as a path
-    relative to the file or a URL; what the teacher needs of it is stored too. Run again, the
-    command goes on where it was interrupted. Training then reads the store instead of loading
-    encoders: 'pdmd distill ... --teacher.arguments folder FOLDER embeddings URL'.
+    .parquet), or the name or folder of a data set. For a teacher that continues a first image, for
+    example wan_i2v, JSON lines, tables and data sets also name an image per prompt, as a path
+    relative to the file or a URL; its encoding is stored too. An interrupted command resumes when
+    it is run again. Training reads the store instead of loading encoders:
+    'pdmd distill ... --teacher.arguments folder FOLDER embeddings URL'.
     """
 
     teacher: str = ""
     """A registered teacher that reads text: see 'pdmd teachers'."""
-    arguments: dict[str, bool | int | float | str] = field(default_factory=dict)
-    """Passed to the teacher by name, such as its folder: --arguments folder Qwen/Qwen-Image."""
+    arguments: Arguments = field(default_factory=dict)
+    """Arguments of the teacher by name, for example --arguments folder Qwen/Qwen-Image."""
     out: str = ""
-    """The store: a folder, or a URL such as s3://bucket/prompts."""
+    """The store: a folder, or a URL, for example s3://bucket/prompts."""
     column: str = ""
-    """The prompts' key or column; by default 'prompt' or 'text'."""
+    """Key or column of the prompts; 'prompt' or 'text' by default."""
     image_column: str = ""
-    """The first images' key or column; by default 'image'."""
+    """Key or column of the first images; 'image' by default."""
     stretch: bool = False
-    """Take first images of other proportions than the video's, and stretch them to its size."""
+    """Stretch first images whose aspect ratio is not that of the video."""
     split: str = "train"
-    """Which part of a data set."""
+    """Split of a data set."""
     limit: int = 0
-    """Prompts to read at most; 0 reads all."""
+    """Largest number of prompts to read; 0 reads all."""
     batch_size: int = 16
-    """Prompts encoded at a time."""
+    """Prompts per batch."""
     shard_size: int = 0
-    """Prompts in each file; by default 512, and 16 with first images."""
+    """Prompts per file; 512 by default, 16 with first images."""
     dtype: str = ""
-    """The text encoder's type: bfloat16, float16 or float32; by default the teacher's."""
+    """Data type of the text encoder: bfloat16, float16 or float32; the teacher's by default."""
     device: str = "auto"
-    """Where to encode: auto, cpu or cuda."""
+    """Device of the encoder: auto, cpu or cuda."""
     overwrite: bool = False
-    """Replace other embeddings that are in the store."""
+    """Replace other embeddings in the store."""
     progress: bool = True
     """Show a progress bar."""
     plugins: tuple[str, ...] = ()
@@ -83,7 +84,7 @@ def embed_command(words: list[str]) -> int:
         )
     except KeyboardInterrupt:
         print(
-            f"pdmd: stopped; what is done is in {options.out}; run again to go on",
+            f"pdmd: stopped; finished prompts are in {options.out}; run again to resume",
             file=sys.stderr,
         )
         return 130
@@ -93,7 +94,7 @@ def embed_command(words: list[str]) -> int:
 
 
 def _read(name: str, options: EmbedOptions, size: Mapping[str, int] | None) -> dict[str, Any]:
-    """Reads the prompts, each once, by name; with first images for videos of a size."""
+    """Reads the prompts without duplicates, by name; with first images for a video size."""
     from pdmd.teachers.conditioning.image_prompts import check_proportions, name_of
     from pdmd.teachers.conditioning.prompt_files import read_image_prompts, read_prompts
 
@@ -111,16 +112,16 @@ def _read(name: str, options: EmbedOptions, size: Mapping[str, int] | None) -> d
         for prompt in found if not options.stretch else ():
             check_proportions(prompt, size["height"], size["width"])
     prompts: dict[str, Any] = {}
-    for prompt in found:  # the first of those that are the same
+    for prompt in found:  # the first of duplicates
         prompts.setdefault(name_of(prompt), prompt)
     if len(prompts) < len(found):
         left = len(found) - len(prompts)
-        print(f"{left:,} of {len(found):,} prompts had come before; left out")
+        print(f"{left:,} of {len(found):,} prompts are duplicates; left out")
     return prompts
 
 
 def _encoder(options: EmbedOptions) -> tuple[Any, Mapping[str, int]]:
-    """Returns what encodes, and for videos their size."""
+    """Returns the encoder, and the size of videos."""
     from pdmd.cli.config import TeacherConfig
     from pdmd.distributed.runtime import pick_device
     from pdmd.teachers.base import import_plugins, outline_arguments
@@ -131,8 +132,8 @@ def _encoder(options: EmbedOptions) -> tuple[Any, Mapping[str, int]]:
     arguments = {**options.arguments}
     if "embeddings" in arguments:
         raise ValueError(
-            f"--arguments embeddings {arguments['embeddings']!r} would take the text encoder's "
-            "place; leave it out"
+            f"--arguments embeddings {arguments['embeddings']!r} would replace the text "
+            "encoder; remove it"
         )
     if options.dtype:
         arguments["dtype"] = options.dtype

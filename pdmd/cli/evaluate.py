@@ -14,16 +14,16 @@ __all__ = ["evaluate_command"]
 
 @dataclass(kw_only=True)
 class EvaluateOptions:
-    """Compares a student with its teacher and prints the table."""
+    """Compares a student with its teacher and prints a table."""
 
     samples: int = 2000
     """Samples of each method."""
     teacher_steps: int = 50
-    """Steps of the teacher's own sampling."""
+    """Steps with which the teacher is sampled."""
     seed: int = 1234
-    """Seed of every draw."""
+    """Seed of the samples."""
     guidance: tuple[float, ...] = ()
-    """The teacher's guidance scale; by default the one the student was distilled with."""
+    """Guidance scale of the teacher; by default that of the distillation."""
     out: str = ""
     """Also write the rows to this JSON file."""
     plugins: tuple[str, ...] = ()

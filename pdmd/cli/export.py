@@ -1,4 +1,4 @@
-"""The command that writes a student for other programs."""
+"""The command `pdmd export`."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ __all__ = ["export_command"]
 
 @dataclass(kw_only=True)
 class ExportOptions:
-    """Writes a student as a pipeline's folder of diffusers, or as adapter files."""
+    """Writes a student as a diffusers pipeline, or as LoRA files."""
 
     to: Literal["diffusers", "lora"] = "diffusers"
-    """A pipeline's folder, or one file of adapters for each network."""
+    """A pipeline folder, or a LoRA file per network."""
     scheduler: Literal["exact", "stock"] = "exact"
-    """The scheduler of a pipeline: one that ships with it and walks the student's own grid, or
-    one of diffusers that needs no code."""
+    """Scheduler of the pipeline: one shipped with it and exact, or a stock one of diffusers."""
     format: Literal["diffusers", "comfyui", "both"] = "both"
-    """Whose names adapters go by."""
+    """Naming convention of the LoRA files."""
     dtype: str = ""
-    """Type of the weights, such as bfloat16; the student's own by default."""
+    """Data type of the weights, for example bfloat16; the student's by default."""
     base: str = ""
-    """The pipeline that the student was distilled from, if it has moved."""
+    """The pipeline that the student was distilled from, if it moved."""
     max_shard_size: str = "10GB"
-    """The largest file of a pipeline's weights."""
+    """Largest size of a weight file of the pipeline."""
     measure: int = 0
-    """Samples on which to measure a stock scheduler's error with the student's own networks."""
+    """Number of samples on which to measure the error of a stock scheduler."""
     overwrite: bool = False
     """Replace an earlier export."""
     progress: bool = True
@@ -40,14 +39,14 @@ class ExportOptions:
 
 
 ONLY = {"diffusers": ("scheduler", "max_shard_size", "measure"), "lora": ("format",)}
-"""Options that one kind of export takes alone."""
+"""Options that apply to one kind of export only."""
 
 
 def export_command(words: list[str]) -> int:
     """Runs ``pdmd export``."""
     import tyro
 
-    name, rest = take_name(words, "the student folder, such as runs/digits/student")
+    name, rest = take_name(words, "the student folder, for example runs/digits/student")
     command: Any = dataclasses.make_dataclass(
         "Export",
         [

@@ -1,7 +1,7 @@
 """The command line: a thin skin over the library.
 
-Every command ends with exit code 0, 2 for bad input (one line, with the remedy), 1 for a run that
-failed, or 130 for one that was stopped on request.
+Exit codes: 0 for success, 2 for invalid input (one line, with the remedy), 1 for a run that failed
+and 130 for one that was interrupted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pdmd.cli.arguments import UsageError, one_line
+from pdmd.cli.arguments import HelpPrinted, UsageError, one_line
 
 __all__ = ["main"]
 
@@ -22,17 +22,17 @@ Distills diffusion and flow models into few-step mixtures of experts by Phased D
 
 commands:
   distill [PRESET_OR_TOML]  distill a teacher (presets: {presets}; default digits)
-  plan [PRESET_OR_TOML]     say what a run costs and on how many GPUs it fits
+  plan [PRESET_OR_TOML]     estimate the cost of a run, and on how many GPUs it fits
   embed PROMPTS             encode prompts, so that training needs no text encoder
   sample STUDENT            draw samples from a student folder
   evaluate STUDENT          compare a student with its teacher
   export STUDENT DIR        write a student for diffusers, or its adapters
-  bench NAME                compare methods: toy1d, mixture, digits; cost; overhead
+  bench NAME                compare methods: toy1d, mixture, digits, cost, overhead, speed
   report PATH               write the HTML report of a run folder or a results file
-  pretrain NAME             train a packaged network again: digits, glyphs, ...
-  check TEACHER             check that a teacher keeps what distillation needs
+  pretrain NAME             pretrain a packaged network: digits, glyphs, ...
+  check TEACHER             check that a teacher meets the needs of distillation
   teachers                  list the registered teachers
-  objectives                list the registered objectives and their weights
+  objectives                list the registered objectives and their arguments
 
 'pdmd COMMAND --help' describes a command. Start with: pdmd distill digits
 """
@@ -52,14 +52,14 @@ COMMANDS = {
     "teachers": "pdmd.cli.check:teachers_command",
     "objectives": "pdmd.cli.objectives:objectives_command",
 }
-"""The commands by name; each takes the words after its name and returns the exit code."""
+"""The commands by name: each takes the words after its name and returns the exit code."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line.
+    """Runs a command.
 
     Args:
-        arguments: The words after ``pdmd``; the process's own by default.
+        arguments: The words after ``pdmd``; those of this process by default.
 
     Returns:
         The exit code.
@@ -80,10 +80,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UsageError(f"unknown command {words[0]!r}; choose one of {', '.join(COMMANDS)}")
         module, name = COMMANDS[words[0]].split(":")
         return getattr(importlib.import_module(module), name)(words[1:])
-    except SystemExit:  # help was printed
+    except HelpPrinted:
         return 0
+    except SystemExit as stop:  # raised by the code of a plugin or teacher
+        if os.environ.get("RANK", "0") == "0":
+            print(
+                f"pdmd: error: the code of a plugin or teacher exited ({stop.code!r}); let it "
+                "raise an error instead",
+                file=sys.stderr,
+            )
+        return 1
     except (ValueError, OSError) as error:
-        if os.environ.get("RANK", "0") == "0":  # all ranks say the same
+        if os.environ.get("RANK", "0") == "0":  # all ranks raise the same
             print(f"pdmd: error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 from pdmd.cli.arguments import no_more
 
 __all__ = ["objectives_command"]
 
+USAGE = """\
+usage: pdmd objectives
+
+Lists the registered objectives and the objects that are their arguments, with the keys that each
+takes in a configuration. A term of [[objective.generator]] or [[objective.fake]] also has a weight
+and phases, counted from 1.
+"""
+
 
 def objectives_command(words: list[str]) -> int:
-    """Lists the registered objectives and weightings.
+    """Lists the registered objectives, weightings and other arguments of theirs.
 
     Args:
         words: The words after the command's name.
@@ -16,21 +26,18 @@ def objectives_command(words: list[str]) -> int:
     Returns:
         The exit code.
     """
-    from pdmd.objectives import score_difference_weightings
-    from pdmd.objectives.base import objectives
-    from pdmd.objectives.weightings import weightings
+    from pdmd.cli.composition import FAMILIES, keys_of
+    from pdmd.objectives.base import Objective
 
     if {"-h", "--help"} & set(words):
-        print("usage: pdmd objectives\n\nLists the registered objectives and their weights.")
+        print(USAGE, end="")
         return 0
     no_more(words)
-    for title, registry in (
-        ("objectives", objectives),
-        ("distribution-matching weights (--objective.weight)", score_difference_weightings),
-        ("score-matching weightings (--objective.weighting)", weightings),
-    ):
-        print(title)
+    for family, registry in FAMILIES.items():
+        print(f"{registry.noun} ({family.__name__})")
         for name in registry:
+            keys = keys_of(registry[name], ("weight",) if family is Objective else ())
             summary = (registry[name].__doc__ or "").strip().splitlines()[0]
-            print(f"  {name:<24} {summary}")
+            print(f"  {name}({', '.join(keys)})")
+            print(f"      {re.sub(':math:|`', '', summary)}")
     return 0

@@ -1,8 +1,9 @@
-"""The command `pdmd plan`: what a configuration costs and where it fits."""
+"""The command `pdmd plan`: the cost of a configuration and the devices it fits on."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,32 +13,43 @@ import torch
 from pdmd.cli.arguments import parse_config
 from pdmd.cli.config import DistillConfig, TeacherConfig
 from pdmd.cli.parallel_config import PRECISIONS
-from pdmd.distillation.initializers import FromDenoiser, FromTeacher, Initializer, LowRankRoles
+from pdmd.distillation.initializers import FromDenoiser
+from pdmd.objectives import (
+    DistributionMatching,
+    FDivergence,
+    NoiseSensitivity,
+    Objective,
+    OnlyPhases,
+    Repulsion,
+    WeightedSum,
+)
 from pdmd.planning.evaluations import Workload
 from pdmd.planning.memory import Precision
 from pdmd.planning.run_plan import RunPlan, check_cluster, measure_roles, plan_roles
-from pdmd.teachers.base import Teacher, import_plugins, networks, outline_arguments
+from pdmd.teachers.base import Teacher, import_plugins, outline_arguments
 from pdmd.teachers.packaged.pretraining import network_arguments
 
-__all__ = ["outlined", "plan_command", "plan_run"]
+__all__ = ["outlined", "plan_command", "plan_run", "timestep_samples"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
 class PlanOptions:
-    """On what to run, and how."""
+    """The devices to plan for."""
 
     gpus: int = 1
-    """GPUs."""
+    """Number of GPUs."""
     memory: float = 80.0
     """Memory of each GPU, in GiB."""
     show: int = 10
-    """Choices of degrees to list."""
+    """Number of parallelism degrees to list."""
     json: str = ""
-    """Also write all figures to this JSON file."""
+    """Also write all numbers to this JSON file."""
 
 
 def plan_command(words: list[str]) -> int:
-    """Builds the networks without their weights, and prints what a run would take."""
+    """Estimates memory, FLOPs and traffic of a run from its networks, built without weights."""
     import json
 
     from pdmd.planning import format_plan
@@ -62,21 +74,21 @@ def plan_command(words: list[str]) -> int:
 
 
 def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> RunPlan:
-    """Plans a configured run; no weight is trained, and none loaded where that can be helped.
+    """Plans a configured run without training, and without loading weights where possible.
 
-    Precision and recomputation are the configuration's. Where the number of fake updates follows
-    the fake score's relative error, the most of them are planned.
+    Precision and activation checkpointing are those of the configuration. An adaptive number of
+    fake updates is planned at its maximum.
 
     Args:
         config: The configuration.
-        gpus: The number of ranks.
-        memory: The memory of each, in GiB.
+        gpus: Number of ranks.
+        memory: Memory of each rank in GiB.
 
     Returns:
         The plan.
 
     Raises:
-        ValueError: If a setting is off, or no degrees divide the work.
+        ValueError: If a value is out of its range, or no degrees divide the work.
     """
     check_cluster(gpus, memory)
     config.check()
@@ -86,31 +98,40 @@ def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> R
             "parallel.activation_checkpointing = "
             "'none', which needs more memory, or 'full', which needs less"
         )
+    train = config.train
+    for key, value, planned in (
+        ("curriculum", train.curriculum, "progressive"),
+        ("fake_scores", train.fake_scores, "one"),
+    ):
+        if value != planned:
+            raise ValueError(
+                f"train.{key} = {value!r} cannot be planned; plan with train.{key} = {planned!r}"
+            )
     compute = PRECISIONS[config.parallel.precision]
     teacher = outlined(config.teacher)
     condition = teacher.encode(list(teacher.prompts)[:1])
     guided = set(config.teacher.guidance) != {1.0}
     if guided and condition is None:
         raise ValueError(
-            f"{config.teacher.name} takes no conditions, so it cannot be guided; use "
+            f"{config.teacher.name} has no conditions, so guidance does not apply; use "
             "teacher.guidance = 1"
         )
     plan = config.plan.build()
     work = Workload(
         plan=plan,
-        truncation=config.train.build_truncation(),
-        batch_size=config.train.batch_size,
-        fake_updates=config.train.fake_updates,
-        accumulate=config.train.accumulate,
-        timestep_samples=config.objective.timestep_samples,
+        truncation=train.build_truncation(),
+        batch_size=train.batch_size,
+        fake_updates=train.fake_updates,
+        accumulate=train.accumulate,
+        timestep_samples=timestep_samples(config.objective.build()[0], len(plan)),
         evaluations=2 if guided else 1,
-        fake_updates_per_rollout=config.train.fake_updates_per_rollout,
-        phase_inputs=config.train.build_phase_inputs(plan),
-        updates=tuple(config.train.updates_of(plan)),
+        fake_updates_per_rollout=train.fake_updates_per_rollout,
+        phase_inputs=train.build_phase_inputs(plan),
+        updates=tuple(train.updates_of(plan)),
         activation_checkpointing=config.parallel.activation_checkpointing == "full",
     )
     adapters = config.lora.build()
-    init: Initializer = LowRankRoles(*adapters) if any(adapters) else FromTeacher()
+    origin: FromDenoiser | None = None
     if not any(True for _ in teacher.parameters()):
         if any(adapters):
             raise ValueError(
@@ -122,23 +143,45 @@ def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> R
             condition,
             teacher_name=config.teacher.name,
             name=config.network.name,
-            width=config.network.width,
-            depth=config.network.depth,
+            arguments=config.network.arguments,
         )
         with torch.device("meta"):
-            network = networks[config.network.name](**arguments, schedule=teacher.schedule)
-        init = FromDenoiser(network)
+            origin = FromDenoiser(config.network.build(arguments, teacher.schedule))
+    initializer = train.build_initializer(origin, adapters)
     precision = Precision(compute=compute, frozen=compute)
-    roles = measure_roles(teacher, init, condition, work, precision=precision)
+    roles = measure_roles(teacher, initializer, condition, work, precision=precision)
     name = config.teacher.name
     return plan_roles(roles, work, name=name, gpus=gpus, memory=memory, precision=precision)
 
 
-def outlined(config: TeacherConfig) -> Teacher:
-    """Builds a teacher without guidance, on the meta device where its making allows it.
+def timestep_samples(objective: Objective, phases: int) -> int:
+    """Returns the times at which a generator objective compares a sample with the teacher.
 
     Args:
-        config: What to build.
+        objective: The objective. Terms that evaluate networks in another way than distribution
+            matching are not planned; they are logged.
+        phases: Number of phases.
+
+    Returns:
+        The largest number of any phase.
+    """
+    numbers = [0] * phases
+    for _, term in objective.terms if isinstance(objective, WeightedSum) else ((1.0, objective),):
+        inner = term.objective if isinstance(term, OnlyPhases) else term
+        if isinstance(inner, DistributionMatching | FDivergence):
+            times = getattr(inner, "timestep_samples", 1)
+            for number in term.phases if isinstance(term, OnlyPhases) else range(1, phases + 1):
+                numbers[index] += times
+        elif not isinstance(inner, NoiseSensitivity | Repulsion):
+            _log.warning("the network evaluations of %s are not planned", inner.name)
+    return max(numbers)
+
+
+def outlined(config: TeacherConfig) -> Teacher:
+    """Builds a teacher without guidance, on the meta device where its constructor allows that.
+
+    Args:
+        config: The teacher.
 
     Raises:
         ValueError: If it cannot be built.
@@ -151,10 +194,10 @@ def outlined(config: TeacherConfig) -> Teacher:
         return plain.build()
     try:
         with warnings.catch_warnings(), torch.device("meta"):
-            warnings.simplefilter("ignore")  # weights are not copied: that is the point
+            warnings.simplefilter("ignore")  # that weights are not copied is intended
             teacher = plain.build()
         if any(True for _ in teacher.parameters()):
             return teacher
     except (ValueError, NotImplementedError, RuntimeError):
-        pass  # it computes while it is made, or its arguments are off
+        pass  # its constructor computes, or its arguments do not fit
     return plain.build()

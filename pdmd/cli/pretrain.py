@@ -1,4 +1,4 @@
-"""The command `pdmd pretrain`: trains a packaged network again."""
+"""The command `pdmd pretrain`: pretrains a packaged network."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["pretrain_command"]
 
 @dataclass(kw_only=True)
 class PretrainOptions:
-    """Trains a shipped network again, from the images."""
+    """Pretrains a packaged network on its images."""
 
     out: str = ""
-    """The safetensors file to write, NAME.safetensors by default; of glyphs the folder."""
+    """The safetensors file to write, NAME.safetensors by default; a folder for glyphs."""
     updates: int = 0
-    """Updates; 0 takes those of the shipped weights."""
+    """Number of updates; 0 for that of the shipped weights."""
     seed: int | None = None
-    """Seed of every draw; by default that of the shipped weights."""
+    """Seed; by default that of the shipped weights."""
 
 
 def pretrain_command(words: list[str]) -> int:
@@ -82,4 +82,4 @@ PACKAGED: dict[str, tuple[str, Callable[[Path, dict[str, Any]], None]]] = {
     "glyphs": ("glyphs", _pretrain_glyphs),
     "glyph-classifier": ("glyph-classifier.safetensors", _pretrain_glyph_classifier),
 }
-"""What can be pretrained: where it is written by default, and what trains it."""
+"""Packaged networks: their default file, and the function that pretrains them."""

@@ -10,7 +10,7 @@ __all__ = ["report_command"]
 
 
 def report_command(words: list[str]) -> int:
-    """Writes the page of a run folder or a results file.
+    """Writes the HTML report of a run folder or a results file.
 
     Args:
         words: The words after the command's name.
@@ -19,15 +19,16 @@ def report_command(words: list[str]) -> int:
         The exit code.
     """
     from pdmd.benchmarks import read_results
+    from pdmd.cli.config_files import load_config
     from pdmd.evaluation.bench_report import write_bench_report
     from pdmd.evaluation.report import write_report
 
-    name, rest = take_name(words, "a run folder, such as runs/digits, or a results file")
+    name, rest = take_name(words, "a run folder, for example runs/digits, or a results file")
     no_more([word for word in rest if word not in ("-h", "--help")])
     if not name:
         print(
-            "usage: pdmd report PATH\n\nWrites report.html of a run folder, or the page of a "
-            "results file of 'pdmd bench'."
+            "usage: pdmd report PATH\n\nWrites report.html of a run folder, or the HTML report of "
+            "a results file of 'pdmd bench'."
         )
         return 0
     path = Path(name)
@@ -36,5 +37,6 @@ def report_command(words: list[str]) -> int:
         return 0
     if not (path / "config.toml").is_file():
         raise ValueError(f"{name} is neither a run folder nor a results file (.json)")
+    load_config(str(path / "config.toml"))  # for its errors
     print(write_report(path))
     return 0

@@ -1,8 +1,9 @@
-"""Runs: the main job, from a configuration to a folder.
+"""Runs: one distillation from a configuration to a folder.
 
-A run folder holds ``config.toml`` (the resolved configuration), ``plan.json``, ``history.jsonl``
-and ``tensorboard/`` (scalars), ``calibration.json``, ``student/``, ``metrics.json``,
-``summary.json``, ``grids/`` and ``report.html``; while the run goes on, also ``checkpoint/``.
+A run folder contains ``config.toml`` (the resolved configuration), ``plan.json``,
+``history.jsonl`` and ``tensorboard/`` (scalars), ``calibration.json``, ``student/``,
+``metrics.json``, ``summary.json``, ``grids/`` and ``report.html``; until the run is finished also
+``checkpoint/``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,25 +20,17 @@ from torch import nn
 
 from pdmd.cli.config import DistillConfig
 from pdmd.cli.config_files import write_config
+from pdmd.cli.run_folders import check_folder, clear_folder, write_plan
 from pdmd.diffusion.sampling import ode_times
-from pdmd.diffusion.schedules import Schedule
 from pdmd.distillation.distill import distill
 from pdmd.distillation.experts import experts
-from pdmd.distillation.initializers import (
-    FromDenoiser,
-    FromPrevious,
-    FromTeacher,
-    Initializer,
-    LowRankRoles,
-)
+from pdmd.distillation.initializers import FromDenoiser, Initializer
 from pdmd.distillation.low_rank import layers_of
-from pdmd.distillation.phases import PhasePlan
-from pdmd.distillation.student_folders import describe_plan
 from pdmd.distillation.students import Student
 from pdmd.distillation.validation import check_teacher
 from pdmd.distributed.runtime import Runtime
 from pdmd.evaluation.evaluate import evaluate
-from pdmd.teachers.base import Teacher, networks
+from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import unguided
 from pdmd.teachers.packaged.pretraining import network_arguments, pretrained_network
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
@@ -53,39 +45,24 @@ from pdmd.typing import Condition
 
 __all__ = ["Run"]
 
-LEFT_BEHIND = (
-    "student/student.json",
-    "student/expert_*.safetensors",
-    "tensorboard/events.out.*",
-    "grids/samples.png",
-    "grids/phase_*.png",
-    "history.jsonl",
-    "calibration.json",
-    "metrics.json",
-    "summary.json",
-    "report.html",
-    "plan.json",
-)
-"""What a run leaves, and a run that replaces it removes; other files in its folder stay."""
-
 
 class Run:
-    """One distillation with its folder.
+    """One distillation and its folder.
 
-    Making it checks all that can be checked; nothing is written before :meth:`distill`. Ranks make
-    it together; the main one alone writes files.
+    The constructor validates the configuration, the teacher and the folder; nothing is written
+    before :meth:`distill`. All ranks construct it together, and only the main rank writes files.
 
     Args:
         config: The configuration.
-        runtime: Where it runs; made of the configuration by default.
-        resume: Whether to go on from the folder's checkpoint.
-        overwrite: Whether to replace what an earlier run left in the folder.
+        runtime: Where it runs; built from the configuration by default.
+        resume: Whether to resume from a checkpoint of the folder.
+        overwrite: Whether to replace the files of an earlier run in the folder.
         progress: Whether to show progress bars.
         checkpoint: The checkpoint to resume from; the newest by default.
 
     Raises:
-        ValueError: If a setting is off, the teacher's answers are not finite, or the folder is in
-            the way or has no checkpoint to resume.
+        ValueError: If a value is out of its range, the teacher's output is not finite, the folder
+            is occupied, or it has no checkpoint to resume.
     """
 
     def __init__(
@@ -110,20 +87,26 @@ class Run:
             if self.runtime.main and self.folder.exists() and not self.folder.is_dir():
                 raise ValueError(f"{self.folder} is a file; choose another --out")
         occupied = self.folder.exists() and any(self.folder.iterdir())
-        self.checkpointer = self._checkpointer(checkpoint)  # may look whether it can write there
+        self.checkpointer = self._checkpointer(checkpoint)  # may write to the folder to test it
         unfinished = self.checkpointer.exists()
         with self.runtime.ranks.consensus():
             if self.runtime.main:
-                self._check_folder(unfinished, occupied)
+                check_folder(
+                    self.folder,
+                    resume=resume,
+                    overwrite=overwrite,
+                    occupied=occupied,
+                    unfinished=unfinished,
+                )
             self.teacher = config.teacher.build()
             self.plan = config.plan.build()
             self.generator_objective, self.fake_objective = config.objective.build()
             condition = self.teacher.conditions(self.teacher.prompts)
-            if self.runtime.placement.in_place:  # a sharded teacher is checked once it is sharded
+            if self.runtime.placement.in_place:  # a sharded teacher is checked after sharding
                 check_teacher(self.teacher, self.plan, self.generator_objective, condition)
             if not _has_weights(self.teacher) and not hasattr(unguided(self.teacher), "sample"):
                 raise ValueError(
-                    f"{config.teacher.name} has neither weights nor samples to teach a network "
+                    f"{config.teacher.name} has neither weights nor samples to pretrain a network "
                     "on; give the teacher parameters or a sample(n, condition, generator=...) "
                     "method"
                 )
@@ -131,11 +114,14 @@ class Run:
                 ode_times(self.teacher, steps)
             network: nn.Module = self.teacher
             if not _has_weights(self.teacher):
-                network = networks[config.network.name](
-                    **self._network_arguments(condition), schedule=self.teacher.schedule
+                network = config.network.build(
+                    self._network_arguments(condition), self.teacher.schedule
                 )
             self.runtime.placement.check(network)
             self._check_lora()
+            train.build_initializer(
+                None if _has_weights(self.teacher) else FromDenoiser(network), config.lora.build()
+            )
         if resume:
             self.checkpointer.read()
         self.account = Account()
@@ -144,20 +130,20 @@ class Run:
         """Trains the student and saves it.
 
         Raises:
-            Interrupted: If the checkpointer was asked to stop; its checkpoint is written.
-            NonFiniteError: If a loss or gradient is not finite.
+            Interrupted: If a stop was requested; a checkpoint is written.
+            NonFiniteError: If losses or gradients are not finite, more often than may be skipped.
         """
         config, train = self.config, self.config.train
         started = time.perf_counter()
         if self.overwrite and not self.resume:
             self.checkpointer.clear()
             if self.runtime.main:
-                self._clear()
+                clear_folder(self.folder)
         if self.runtime.main:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_config(config, self.folder / "config.toml")
-            _write_plan(self.folder / "plan.json", self.plan, self.teacher.schedule)
-        self.checkpointer.store.check()  # now that the folder is made
+            write_plan(self.folder / "plan.json", self.plan, self.teacher.schedule)
+        self.checkpointer.store.check()  # now that the folder exists
         initializer, source = self._start()
         optimizer, fake_optimizer = train.recipes()
         self.training = True
@@ -170,6 +156,7 @@ class Run:
             experts=ExpertTraining(
                 initializer=initializer,
                 expert=experts[train.expert],
+                curriculum=train.build_curriculum(),
                 optimizer=optimizer,
                 ema=train.ema,
                 max_grad_norm=train.max_grad_norm,
@@ -183,6 +170,7 @@ class Run:
             fake_scores=FakeScoreTraining(
                 updates=train.build_fake_updates(),
                 updates_per_rollout=train.fake_updates_per_rollout,
+                scores=train.build_fake_scores(),
                 optimizer=fake_optimizer,
                 max_grad_norm=train.max_grad_norm,
             ),
@@ -212,7 +200,7 @@ class Run:
             "parameters": sum(p.numel() for p in student.experts[0].parameters()),
             "seconds": round(time.perf_counter() - started, 1),
             "evaluations": self.account.state(),
-            "prompts": [p for p in few if isinstance(p, str | int)],  # to show how to ask
+            "prompts": [p for p in few if isinstance(p, str | int)],  # for the report's example
         }
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         if self.checkpointer.stop_requested:  # after the last update
@@ -220,13 +208,13 @@ class Run:
         return student
 
     def leave(self) -> None:
-        """Lets the other ranks go; what comes after is the main one's alone."""
+        """Releases the other ranks; everything after runs on the main rank alone."""
         self.runtime.ranks.close()
         if self.runtime.main:
             self.checkpointer = self._checkpointer()
 
     def evaluate(self, student: Student) -> list[dict[str, Any]]:
-        """Measures the student, draws the grids and writes the report; on the main rank alone.
+        """Evaluates the student, draws its grids and writes the report, on the main rank alone.
 
         Returns:
             The rows of ``metrics.json``.
@@ -246,15 +234,18 @@ class Run:
         write_grids(self.folder, student, self.teacher, teacher_steps=config.teacher_steps)
         write_report(self.folder)
         self.checkpointer.clear()
-        with contextlib.suppress(OSError):  # kept elsewhere, or something of the user's is there
+        with contextlib.suppress(OSError):  # it is elsewhere, or has files of the user
             (self.folder / "checkpoint").rmdir()
         return metrics["rows"]
 
     @contextlib.contextmanager
     def stop_on(self, *numbers: int) -> Iterator[None]:
-        """Stops at a clean point on a signal, and at once on a second one.
+        """Stops after the current update on a signal, and immediately on a second one.
 
-        Outside of training every point is clean: the first signal stops at once.
+        Outside of training the first signal stops immediately.
+
+        Args:
+            numbers: The signals.
         """
         import signal
         import sys
@@ -264,7 +255,7 @@ class Run:
                 raise KeyboardInterrupt
             self.checkpointer.stop_requested = True
             print(
-                "\npdmd: stopping after this update (once more to stop at once)", file=sys.stderr
+                "\npdmd: stopping after this update (repeat to stop immediately)", file=sys.stderr
             )
 
         previous = {}
@@ -290,11 +281,7 @@ class Run:
                 "end": config.teacher.schedule_end,
             }
         if _has_weights(self.teacher):
-            init = FromTeacher() if config.train.init == "teacher" else FromPrevious()
-            generator, fake = config.lora.build()
-            if generator or fake:
-                init = LowRankRoles(generator, fake, start=init, seed=config.train.seed)
-            return init, source
+            return config.train.build_initializer(adapters=config.lora.build()), source
         arguments = self._network_arguments(self.teacher.encode(self.teacher.prompts))
         source["network"] = {"name": config.network.name, "arguments": arguments}
         network = pretrained_network(
@@ -305,7 +292,7 @@ class Run:
             seed=config.train.seed,
             progress=self.progress,
         )
-        return FromDenoiser(network), source
+        return config.train.build_initializer(FromDenoiser(network)), source
 
     def _network_arguments(self, condition: Condition) -> dict[str, Any]:
         network = self.config.network
@@ -314,8 +301,7 @@ class Run:
             condition,
             teacher_name=self.config.teacher.name,
             name=network.name,
-            width=network.width,
-            depth=network.depth,
+            arguments=network.arguments,
         )
 
     def _check_lora(self) -> None:
@@ -336,7 +322,7 @@ class Run:
             train.checkpoint_folder or self.folder / "checkpoint",
             keep=train.checkpoint_keep,
             asynchronous=train.checkpoint_async,
-            probe=bool(train.checkpoint_folder),  # the run's own folder is not made yet
+            probe=bool(train.checkpoint_folder),  # the run folder does not exist yet
         )
         return Checkpointer(
             store,
@@ -345,43 +331,9 @@ class Run:
             name=name,
         )
 
-    def _check_folder(self, unfinished: bool, occupied: bool) -> None:
-        folder = self.folder
-        if self.resume:
-            if not unfinished:
-                raise ValueError(
-                    f"{folder} has no checkpoint to resume; start again without --resume, over an "
-                    "earlier run with --overwrite"
-                )
-            return
-        if self.overwrite:
-            if occupied and not _is_run(folder):
-                raise ValueError(
-                    f"{folder} is not a run folder, so it is not overwritten; choose another --out"
-                )
-            return
-        if unfinished:
-            raise ValueError(
-                f"{folder} holds an unfinished run; use --resume to go on or --overwrite to "
-                "start again"
-            )
-        if occupied:
-            raise ValueError(
-                f"{folder} is not empty; choose another --out, or replace it with --overwrite"
-            )
-
-    def _clear(self) -> None:
-        for pattern in LEFT_BEHIND:
-            for path in self.folder.glob(pattern):
-                path.unlink()
-        for folder in ("student", "tensorboard", "grids", "checkpoint"):
-            for path in self.folder.glob(folder):
-                if path.is_dir() and not any(path.iterdir()):
-                    path.rmdir()
-
 
 def _fingerprint(config: DistillConfig) -> dict[str, Any]:
-    """Returns the settings on which a run's numbers depend, up to the order of additions."""
+    """Returns the settings that determine the numbers of a run, up to rounding."""
     settings = {
         k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "evaluate")
     }
@@ -396,15 +348,3 @@ def _fingerprint(config: DistillConfig) -> dict[str, Any]:
 
 def _has_weights(teacher: Teacher) -> bool:
     return any(True for _ in teacher.parameters())
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.toml").is_file() and (folder / "plan.json").is_file()
-
-
-def _write_plan(path: Path, plan: PhasePlan, schedule: Schedule) -> None:
-    phases = describe_plan(plan)
-    for phase, entry in zip(plan, phases, strict=True):
-        values = [float(schedule.log_snr(t)) for t in (*phase.timesteps, phase.t_end)]
-        entry["log_snr"] = [v if math.isfinite(v) else None for v in values]
-    path.write_text(json.dumps({"schedule": repr(schedule), "phases": phases}, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""The command that draws samples."""
+"""The command `pdmd sample`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdmd.cli.arguments import check_numbers, parse, take_name
+from pdmd.cli.values import Arguments
 
 if TYPE_CHECKING:
     import torch
@@ -19,33 +20,31 @@ if TYPE_CHECKING:
 
 __all__ = ["STUDENT", "load_student", "sample_command"]
 
-STUDENT = "the student folder, such as runs/digits/student"
+STUDENT = "the student folder, for example runs/digits/student"
 TOGETHER = 2**20
-"""Numbers of latents that are sampled and decoded together by default."""
+"""Latent values that are sampled and decoded together by default."""
 
 
 @dataclass(kw_only=True)
 class SampleOptions:
-    """Draws samples from a student folder, as pictures or latents."""
+    """Samples from a student folder and writes images, videos or latents."""
 
     prompts: tuple[str, ...] = ()
-    """Prompts, one sample of each and repeated up to --n; the teacher's own by default."""
+    """Prompts, one sample of each, repeated up to --n; the teacher's prompts by default."""
     n: int | None = None
-    """Number of samples; by default one of each of --prompts, or else 100."""
+    """Number of samples; by default one per prompt of --prompts, or 100."""
     seed: int = 0
-    """Seed of the noise; with the same --batch-size it gives the same samples."""
+    """Seed of the noise; results also depend on --batch-size."""
     out: str = "samples.png"
-    """A grid of all samples (.png; for videos also .mp4 or .gif), a folder for a file of each, or
-    the latents (.safetensors)."""
+    """A grid (.png, .mp4, .gif), a folder for one file per sample, or latents (.safetensors)."""
     batch_size: int = 0
-    """Samples made at a time; 0 takes as many as have a million numbers together."""
+    """Samples per batch; 0 chooses a batch of about a million latent values."""
     fps: float = 16.0
-    """Frames of a video in a second."""
+    """Frames per second of a video."""
     device: str = "auto"
     """Where to sample: auto, cpu or cuda."""
-    arguments: dict[str, bool | int | float | str] = field(default_factory=dict)
-    """Arguments of the teacher in the place of those that it was distilled with, such as where its
-    folder has moved, or other embeddings: --arguments embeddings URL."""
+    arguments: Arguments = field(default_factory=dict)
+    """Arguments of the teacher that replace those of the run, for example a folder that moved."""
     progress: bool = True
     """Show a progress bar."""
     plugins: tuple[str, ...] = ()
@@ -91,7 +90,7 @@ def sample_command(words: list[str]) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         texts = [p if isinstance(p, str | int | None) else caption(p) for p in prompts]
         save_file({"latents": torch.cat(kept)}, out, metadata={"prompts": json.dumps(texts)})
-    print(f"{options.n} samples in {student.plan.nfe} evaluations each -> {out}")
+    print(f"{options.n} samples with NFE {student.plan.nfe} -> {out}")
     return 0
 
 
@@ -129,13 +128,13 @@ def load_student(
     arguments: Mapping[str, Any] | None = None,
     device: torch.device | None = None,
 ) -> tuple[Student, Teacher]:
-    """Loads a student and its registered teacher, which both are on the student's schedule.
+    """Loads a student and its registered teacher, both on the student's schedule.
 
     Args:
-        name: The student's folder, or its run's.
+        name: The student folder, or the run folder that contains it.
         plugins: Python modules to import first.
-        arguments: Arguments in the place of those that the teacher was distilled with.
-        device: Where both go; by default where their arguments say.
+        arguments: Arguments of the teacher that replace those of the run.
+        device: The device of both; by default as their arguments say.
 
     Raises:
         ValueError: If the folder is missing, damaged or names no registered teacher.

@@ -10,6 +10,7 @@ from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser
 from pdmd.distillation.adapters import LowRank, adapt, adapted_parts
 from pdmd.distillation.experts import Expert
 from pdmd.distillation.phases import Phase
+from pdmd.registry import Registry
 
 __all__ = [
     "FromDenoiser",
@@ -19,6 +20,7 @@ __all__ = [
     "LowRankRoles",
     "Origin",
     "PerStep",
+    "initializers",
 ]
 
 DEFAULT_ADAPTER = LowRank(rank=64, alpha=8.0)
@@ -225,3 +227,14 @@ def _take_factors(expert: Denoiser, previous: Denoiser) -> Denoiser:
         source = sources[min(i, len(sources) - 1)]
         part.load_state_dict(source.state_dict())
     return expert
+
+
+initializers: Registry[type[Initializer]] = Registry(
+    "initializer",
+    {
+        "teacher": "pdmd.distillation.initializers:FromTeacher",
+        "previous": "pdmd.distillation.initializers:FromPrevious",
+        "per_step": "pdmd.distillation.initializers:PerStep",
+    },
+)
+"""Initializers by name; one is constructed without arguments."""

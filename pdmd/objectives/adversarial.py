@@ -39,6 +39,7 @@ from pdmd.objectives.critics import Critic, Critics
 from pdmd.objectives.real_samples import DrawSamples, PerPhase, RealSamples, TeacherSamples
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
 from pdmd.randomness import randn_like
+from pdmd.registry import Registry
 from pdmd.typing import Condition, Latents
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Penalty",
     "R1",
     "logistic_loss",
+    "penalties",
 ]
 
 
@@ -271,3 +273,12 @@ class DiscriminatorLoss(Objective):
             f"DiscriminatorLoss({self.critics!r}, {self.real_samples!r}, {self.penalty!r}, "
             f"penalty_weight={self.penalty_weight:g}, times={self.times!r})"
         )
+
+
+penalties: Registry[type[Penalty]] = Registry(
+    "penalty",
+    {
+        "r1": "pdmd.objectives.adversarial:R1",
+        "finite_difference_r1": "pdmd.objectives.adversarial:FiniteDifferenceR1",
+    },
+)

@@ -25,9 +25,10 @@ from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Models
 from pdmd.objectives.real_samples import PerPhase
+from pdmd.registry import Registry
 from pdmd.typing import Condition, Latents
 
-__all__ = ["Critic", "CriticFactory", "Critics", "FeatureCritic", "MlpCritic"]
+__all__ = ["Critic", "CriticFactory", "Critics", "FeatureCritic", "MlpCritic", "critics"]
 
 
 class Critic(nn.Module, ABC):
@@ -269,3 +270,12 @@ def _pool(captured: dict[str, Any], name: str, batch: int) -> Tensor:
     if value.ndim == 3:  # tokens: (B, N, C)
         return value.mean(1)
     return value.flatten(2).mean(2)  # a feature map: (B, C, ...)
+
+
+critics: Registry[type[Critic]] = Registry(
+    "critic",
+    {
+        "features": "pdmd.objectives.critics:FeatureCritic",
+        "mlp": "pdmd.objectives.critics:MlpCritic",
+    },
+)

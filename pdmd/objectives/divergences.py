@@ -158,6 +158,7 @@ class Jeffreys(Divergence):
         return softplus(log_r)
 
 
+@divergences.register("batch_normalised")
 class BatchNormalised(Divergence):
     r"""A divergence whose weights are divided by their mean over the batch.
 

@@ -36,6 +36,7 @@ from torch import Tensor
 from pdmd.diffusion.schedules import Schedule
 from pdmd.objectives.base import Models, Objective, Rollout
 from pdmd.objectives.regression import phase_input_of
+from pdmd.registry import Registry
 from pdmd.typing import Condition, Latents, Times, expand
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "log_mean_kernel",
     "pair_distances",
     "same_condition",
+    "views",
 ]
 
 _log = logging.getLogger(__name__)
@@ -294,3 +296,13 @@ class _Pairs:
 
 def _zero(x: Latents) -> Tensor:
     return 0.0 * x.float().sum()
+
+
+views: Registry[type[View]] = Registry(
+    "view",
+    {
+        "implied_clean": "pdmd.objectives.diversity:ImpliedClean",
+        "outputs": "pdmd.objectives.diversity:Outputs",
+        "clean_means": "pdmd.objectives.diversity:CleanMeans",
+    },
+)

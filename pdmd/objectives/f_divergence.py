@@ -37,6 +37,7 @@ from pdmd.objectives.distribution_matching import (
 )
 from pdmd.objectives.divergences import BatchNormalised, Divergence, JensenShannon
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
+from pdmd.registry import Registry
 from pdmd.typing import Condition, Latents, expand
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "ExactRatio",
     "FDivergence",
     "RatioWeighted",
+    "density_ratios",
 ]
 
 
@@ -240,3 +242,13 @@ class FDivergence(Objective):
     def time_bounds(self, phase: Phase) -> tuple[float, float]:
         """Returns the lowest and highest sampled time."""
         return self.times.bounds(phase)
+
+
+density_ratios: Registry[type[DensityRatio]] = Registry(
+    "density ratio",
+    {
+        "critic": "pdmd.objectives.f_divergence:CriticRatio",
+        "exact": "pdmd.objectives.f_divergence:ExactRatio",
+        "bounded": "pdmd.objectives.f_divergence:Bounded",
+    },
+)

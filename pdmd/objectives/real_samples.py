@@ -24,9 +24,17 @@ from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import PhaseContext
 from pdmd.objectives.regression import flow
 from pdmd.randomness import randint, randn, randn_like
+from pdmd.registry import Registry
 from pdmd.typing import Condition, Latents
 
-__all__ = ["DataSamples", "DrawSamples", "PerPhase", "RealSamples", "TeacherSamples"]
+__all__ = [
+    "DataSamples",
+    "DrawSamples",
+    "PerPhase",
+    "RealSamples",
+    "TeacherSamples",
+    "real_samples",
+]
 
 DrawSamples: TypeAlias = Callable[[int, torch.Generator], tuple[Latents, Condition]]
 """Draws a given number of samples, with their conditions."""
@@ -174,3 +182,12 @@ def _diffuse_clean(
     if s == 0:
         return x_0
     return diffuse(x_0, randn_like(x_0, generator), 0.0, s, schedule)
+
+
+real_samples: Registry[type[RealSamples]] = Registry(
+    "source of real samples",
+    {
+        "teacher": "pdmd.objectives.real_samples:TeacherSamples",
+        "data": "pdmd.objectives.real_samples:DataSamples",
+    },
+)

@@ -37,6 +37,7 @@ from pdmd.diffusion.schedules import Schedule
 from pdmd.diffusion.solvers import ode_step
 from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Models, Objective, Rollout
+from pdmd.registry import Registry
 from pdmd.typing import Condition, Latents, Times, expand
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "TrajectoryRegression",
     "VelocityRegression",
     "average_prediction",
+    "distances",
     "flow",
 ]
 
@@ -296,3 +298,12 @@ def _positive(steps: int) -> int:
     if steps < 1:
         raise ValueError(f"the teacher must take at least 1 step, got {steps}")
     return int(steps)
+
+
+distances: Registry[type[Distance]] = Registry(
+    "distance",
+    {
+        "squared": "pdmd.objectives.regression:Squared",
+        "pseudo_huber": "pdmd.objectives.regression:PseudoHuber",
+    },
+)

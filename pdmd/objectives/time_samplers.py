@@ -15,8 +15,9 @@ from torch import Tensor
 from pdmd.diffusion.schedules import Schedule
 from pdmd.distillation.phases import Phase
 from pdmd.randomness import rand
+from pdmd.registry import Registry
 
-__all__ = ["LogSnrTimes", "TimeSampler", "UniformTimes"]
+__all__ = ["LogSnrTimes", "TimeSampler", "UniformTimes", "time_samplers"]
 
 
 class TimeSampler(ABC):
@@ -91,3 +92,12 @@ class LogSnrTimes(_MarginTimes):
         ends = schedule.log_snr(torch.tensor([high, low], dtype=torch.float64))
         u = rand(n, generator, dtype=torch.float64)
         return schedule.t_from_log_snr(ends[0] + (ends[1] - ends[0]) * u).clamp(low, high)
+
+
+time_samplers: Registry[type[TimeSampler]] = Registry(
+    "time sampler",
+    {
+        "uniform": "pdmd.objectives.time_samplers:UniformTimes",
+        "log_snr": "pdmd.objectives.time_samplers:LogSnrTimes",
+    },
+)

@@ -134,8 +134,8 @@ teachers: Registry[Any] = Registry(
 meta device, without allocating weights."""
 
 networks: Registry[Any] = Registry("network", {"mlp": "pdmd.teachers.packaged.mlp:MlpDenoiser"})
-"""Student networks by name, for teachers without weights. Each is called with the teacher's
-``schedule`` and with ``kind``, ``dim``, ``classes``, ``width`` and ``depth``."""
+"""Networks for students of teachers without weights. One is called with the teacher's
+``schedule``, with ``kind``, ``dim`` and ``classes``, and with the configured arguments."""
 
 
 def outline_arguments(name: str) -> dict[str, bool]:

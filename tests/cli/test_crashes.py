@@ -1,4 +1,4 @@
-"""A distillation that is killed again and again ends as one that was left alone."""
+"""A distillation that is killed again and again equals one that was not interrupted."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ SETTINGS = [
     "--evaluate.samples=100",
     "--evaluate.teacher-steps=3",
     "--network.updates=2",
-    "--network.width=256",
+    "--network.arguments.width=256",
     "--plan.phases=3",
     "--teacher.arguments",
     *("dim", "2", "classes", "2", "modes", "2"),
@@ -45,7 +45,7 @@ def bits(folder):
 
 
 def saving(folder):
-    """Says whether a save is under way: a folder with tensors and no manifest."""
+    """Returns whether a save is in progress: a folder with tensors and no manifest."""
     return any(
         path.is_dir() and not (path / "manifest.json").exists()
         for path in (folder / "checkpoint").glob("phase-*")
@@ -53,7 +53,7 @@ def saving(folder):
 
 
 def killed(folder, rng, during_a_save, words):
-    """Starts or resumes a run and kills it; says whether that hit a save, None if it ended."""
+    """Starts or resumes a run and kills it; returns whether that hit a save, None if it ended."""
     process = start(folder, *words)
     checkpoint = folder / "checkpoint"
     seen = set(checkpoint.glob("phase-*"))

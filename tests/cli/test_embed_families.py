@@ -231,7 +231,7 @@ def test_invalid_input_is_one_line(qwen_folder, tmp_path, monkeypatch, capsys, w
 
 def test_repeated_prompts_are_skipped_with_a_notice(qwen_folder, tmp_path, capsys):
     assert embedded(qwen_folder, tmp_path, prompts=["a", "b", "a", "", "b"]) == 0
-    assert "2 of 4 prompts had come before; left out" in capsys.readouterr().out
+    assert "2 of 4 prompts are duplicates; left out" in capsys.readouterr().out
     assert list(StoredEmbeddings(tmp_path / "store").prompts) == ["a", "b"]
 
 

@@ -117,7 +117,7 @@ def test_embedding_resumes_at_the_missing_shard(a14b, tmp_path, monkeypatch, cap
     with monkeypatch.context() as patch:
         patch.setattr(EncodedImageText, "encode", failing)
         assert embedded(*command) == 130
-    assert "run again to go on" in capsys.readouterr().err
+    assert "run again to resume" in capsys.readouterr().err
     monkeypatch.setattr(EncodedImageText, "encode", lambda s, p: seen.append(p) or encode(s, p))
     assert embedded(*command) == 0
     assert [[p and p.image.rpartition("/")[2] for p in batch] for batch in seen[2:]] == [

@@ -1,52 +1,22 @@
-"""Run folders: killed and interrupted runs, what overwriting leaves, what students remember."""
+"""Runs: killed and interrupted ones, and what overwriting keeps."""
 
 import json
 import shutil
 import signal
-import time
 
 import pytest
 import torch
 
-from pdmd import PhasePlan, Student
 from pdmd.cli.config_files import load_config
 from pdmd.cli.main import main
 from pdmd.cli.runs import Run
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 from pdmd.training.monitoring.recorder import RunRecorder
-
-TINY = [
-    "--train.updates=6",
-    "--train.fake-updates=1",
-    "--train.batch-size=8",
-    "--train.checkpoint-every=2",
-    "--evaluate.samples=100",
-    "--evaluate.teacher-steps=3",
-    "--network.updates=5",
-    "--plan.phases=2",
-    "--teacher.arguments",
-    *("dim", "2", "classes", "2", "modes", "2"),
-    "--no-progress",
-]
+from tests.helpers.tiny_runs import bits, distill
 
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
-
-
-def distill(folder, *words):
-    return main(["distill", "mixture", "--out", str(folder), *TINY, *words])
-
-
-def bits(folder):
-    return torch.cat([v.flatten() for v in Student.load(folder / "student").state_dict().values()])
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    assert distill(folder) == 0
-    return folder
 
 
 def read_any(checkpointer, read=Checkpointer.read):
@@ -117,7 +87,7 @@ def test_ctrl_c_in_the_evaluation_is_resumed(tmp_path, monkeypatch, capsys, fini
     with monkeypatch.context() as patch:
         patch.setattr("pdmd.cli.runs.evaluate", lambda *a, **k: signal.raise_signal(signal.SIGINT))
         assert distill(folder) == 130
-    assert "go on with: pdmd distill" in capsys.readouterr().err
+    assert "resume with: pdmd distill" in capsys.readouterr().err
     assert distill(folder, "--resume") == 0
     assert torch.equal(bits(folder), bits(finished))
     assert not (folder / "checkpoint").exists()
@@ -135,7 +105,7 @@ def test_ctrl_c_after_the_last_update_stops_before_the_evaluation(tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(RunRecorder, "on_update", on_update)
         assert distill(folder) == 130
-    assert "stopped before the evaluation; go on with" in capsys.readouterr().err
+    assert "stopped before the evaluation; resume with" in capsys.readouterr().err
     assert not (folder / "metrics.json").exists()
     assert distill(folder, "--resume") == 0
 
@@ -173,66 +143,6 @@ def test_a_folder_that_is_no_run_is_not_overwritten(tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_toml_and_the_command_line_say_the_same(tmp_path, finished):
-    path = tmp_path / "same.toml"
-    path.write_text(
-        """
-        [teacher]
-        name = "mixture"
-        arguments = { dim = 2, classes = 2, modes = 2 }
-        [network]
-        updates = 5
-        [plan]
-        phases = 2
-        [train]
-        updates = 6
-        fake_updates = 1
-        batch_size = 8
-        checkpoint_every = 2
-        lr = 5e-4
-        fake_lr = 1e-3
-        [evaluate]
-        samples = 100
-        teacher_steps = 3
-        """
-    )
-    folder = tmp_path / "run"
-    assert main(["distill", str(path), "--out", str(folder), "--no-progress"]) == 0
-    assert torch.equal(bits(folder), bits(finished))
-    configs = [load_config(str(f / "config.toml")) for f in (folder, finished)]
-    for config in configs:
-        config.out = ""
-    assert configs[0] == configs[1]
-
-
-def test_booleans_on_the_command_line_are_booleans(monkeypatch):
-    seen = []
-    monkeypatch.setattr("pdmd.cli.distill._run", lambda config, options: seen.append(config) or 0)
-    words = ["--teacher.arguments", "flag", "True", "dim", "3", "std", "0.5", "name", "cat"]
-    assert main(["distill", "mixture", *words]) == 0
-    arguments = seen[0].teacher.arguments
-    assert arguments == {"flag": True, "dim": 3, "std": 0.5, "name": "cat"}
-    assert [type(v) for v in arguments.values()] == [bool, int, float, str]
-
-
-def evaluations(table):
-    lines = [line.split() for line in table.splitlines()]
-    return {words[0]: words[1] for words in lines if len(words) > 1}
-
-
-def test_a_student_remembers_its_guidance_wherever_it_lies(tmp_path, capsys):
-    assert distill(tmp_path / "run", "--teacher.guidance", "2") == 0
-    shutil.move(tmp_path / "run" / "student", tmp_path / "moved")
-    capsys.readouterr()
-    words = ["evaluate", str(tmp_path / "moved"), "--samples", "100", "--teacher-steps", "3"]
-    assert main(words) == 0
-    guided = evaluations(capsys.readouterr().out)
-    assert main([*words, "--guidance", "1"]) == 0
-    plain = evaluations(capsys.readouterr().out)
-    assert guided["teacher"] == "6" and plain["teacher"] == "3"  # evaluations
-    assert guided["student"] == plain["student"] == "2"
-
-
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -265,27 +175,7 @@ def test_bad_requests_end_in_one_line_and_write_nothing(
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (["teachers", "foo"], "unexpected 'foo'"),
-        (["objectives", "foo"], "unexpected 'foo'"),
-        (["report", "run", "foo"], "unexpected 'foo'"),
-        (["distill", "digits", "foo"], "error: Unrecognized options: foo"),
-        (["pretrain", "digits", "--updates", "1", "--out", "taken/x.safetensors"], "taken"),
-        (["distill", "mixture", "--teacher.arguments", "dim", "x"], "dim is a whole number"),
-        (["distill", "mixture", "--teacher.arguments", "std", "nan"], "got nan"),
-    ],
-)
-def test_words_that_make_no_sense_are_named(tmp_path, monkeypatch, capsys, words, named):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "taken").write_text("a file")
-    assert main(words) == 2
-    error = capsys.readouterr().err.strip()
-    assert named in error and "\n" not in error and len(error) < 300
-
-
-def test_samples_go_to_folders_that_are_made(tmp_path, finished):
+def test_sampling_creates_the_output_folder(tmp_path, finished):
     from safetensors import safe_open
 
     out = tmp_path / "new" / "folder" / "x.safetensors"
@@ -298,7 +188,7 @@ def test_samples_go_to_folders_that_are_made(tmp_path, finished):
 
 
 @pytest.mark.parametrize("folder", ["taken/run", "taken"])
-def test_a_folder_that_cannot_be_made_is_refused_before_work(tmp_path, capsys, folder):
+def test_a_folder_that_cannot_be_created_fails_before_training(tmp_path, capsys, folder):
     (tmp_path / "taken").write_text("a file")
     assert distill(tmp_path / folder) == 2
     error = capsys.readouterr().err.strip()
@@ -326,7 +216,7 @@ def test_other_code_than_the_checkpoints_is_named(tmp_path, monkeypatch):
         kill_in(patch, RunRecorder, "on_update", 5)
         with pytest.raises(Killed):
             Run(config, progress=False).distill()
-    config.network.width = 16
+    config.network.arguments = {"width": 16}
     with monkeypatch.context() as patch:
         patch.setattr(Checkpointer, "read", read_any)
         with pytest.raises(ValueError, match="does not fit this run.*here float32 .16"):
@@ -343,49 +233,6 @@ def test_a_stop_before_the_evaluation_is_an_interruption(tmp_path):
     run.checkpointer.stop_requested = True
     with pytest.raises(Interrupted):
         run.distill()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "named"),
-    [
-        ("config.toml", "[[", "not readable TOML"),
-        ("config.toml", "x = 1", "has no \\[teacher\\]"),
-        ("metrics.json", "{", "metrics.json is damaged"),
-        ("plan.json", "[", "plan.json is damaged"),
-    ],
-)
-def test_a_report_of_a_damaged_folder_is_refused_in_one_line(
-    tmp_path, finished, capsys, name, content, named
-):
-    shutil.copytree(finished, tmp_path / "run")
-    (tmp_path / "run" / name).write_text(content)
-    assert main(["report", str(tmp_path / "run")]) == 2
-    error = capsys.readouterr().err.strip()
-    assert named in error and "\n" not in error
-
-
-def test_tensorboard_shows_every_update_once_after_a_resume(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    plan = PhasePlan.uniform(2)
-    recorder = RunRecorder(tmp_path, progress=False)
-    for phase, last in zip(plan, (40, 30), strict=True):
-        recorder.on_phase_start(phase, 2, 40, 0)
-        for update in range(10, last + 1, 10):
-            recorder.on_scalars(phase, update, {"loss": 1.0})
-    recorder.close()
-    time.sleep(1.1)  # TensorBoard reads files in the order of the second in their names
-    resumed = RunRecorder(tmp_path, progress=False)
-    resumed.on_resume(2, 10)
-    resumed.on_phase_start(plan[1], 2, 40, 10)
-    for update in (20, 30, 40):
-        resumed.on_scalars(plan[1], update, {"loss": 2.0})
-    resumed.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
-    assert [(e.step, e.value) for e in events] == [
-        *((step, 1.0) for step in (10, 20, 30, 40, 50)),
-        *((step, 2.0) for step in (60, 70, 80)),
-    ]
 
 
 def test_checkpoints_may_be_kept_in_the_new_run_folder(tmp_path):

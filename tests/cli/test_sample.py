@@ -62,25 +62,25 @@ def test_files_hold_what_the_vae_decodes(image_student, tmp_path, monkeypatch, c
     monkeypatch.setattr("pdmd.teachers.families.qwen_image.load_text_encoder", no_encoder)
     words = ["--n", "4", "--batch-size", "3", "--seed", "5"]
     assert sampled(image_student, tmp_path / "each", *words) == 0
-    assert "4 samples in 2 evaluations each" in capsys.readouterr().out
+    assert "4 samples with NFE 2" in capsys.readouterr().out
     assert sampled(image_student, tmp_path / "x.safetensors", *words) == 0
     teacher = source_teacher(image_student)
     student = pdmd.Student.load(image_student, teacher=teacher)
     generator = torch.Generator().manual_seed(5)
-    asked = [*PROMPTS, PROMPTS[0]]
+    requested = [*PROMPTS, PROMPTS[0]]
     parts = [
         pdmd.sample(student, student.encode(p), generator=generator)
-        for p in (asked[:3], asked[3:])
+        for p in (requested[:3], requested[3:])
     ]
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
         assert torch.equal(file.get_tensor("latents"), torch.cat(parts))
-        assert json.loads(file.metadata()["prompts"]) == asked
+        assert json.loads(file.metadata()["prompts"]) == requested
     pictures = torch.cat([teacher.decode(x) for x in parts])
     for i, expected in enumerate((255 * pictures.double()).movedim(1, -1).numpy()):
         found = np.asarray(Image.open(tmp_path / "each" / f"000{i}.png"))
         assert found.shape == (32, 48, 3) and np.abs(found - expected).max() < 0.5001
     listed = json.loads((tmp_path / "each" / "prompts.json").read_text())
-    assert [entry["prompt"] for entry in listed] == asked
+    assert [entry["prompt"] for entry in listed] == requested
 
 
 def test_prompts_are_drawn_once_each_and_new_ones_need_the_encoder(
@@ -131,7 +131,7 @@ def test_bad_input_is_one_line(image_student, tmp_path, monkeypatch, capsys, wor
     assert not any(tmp_path.iterdir())
 
 
-def test_a_student_without_pictures_says_so(tmp_path, capsys):
+def test_a_student_without_decoder_cannot_write_images(tmp_path, capsys):
     teacher = teachers.get("mixture")(dim=2)
     from pdmd.distillation.initializers import FromDenoiser
 

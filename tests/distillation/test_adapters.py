@@ -454,11 +454,11 @@ def test_factors_are_those_of_their_seed():
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--lora.alpha", "4"], "lora.alpha = 4.0 says nothing with lora.rank = 0, which trains"),
-        (["--lora.targets", "to_q"], "lora.targets = ('to_q',) says nothing with lora.rank = 0"),
+        (["--lora.alpha", "4"], "lora.alpha = 4.0 has no effect with lora.rank = 0, which trains"),
+        (["--lora.targets", "to_q"], "lora.targets = ('to_q',) has no effect with lora.rank = 0"),
         (
             ["--lora.rank", "2", "--lora.fake-alpha", "4"],
-            "lora.fake_alpha = 4.0 says nothing with lora.fake_rank = 0",
+            "lora.fake_alpha = 4.0 has no effect with lora.fake_rank = 0",
         ),
     ],
 )

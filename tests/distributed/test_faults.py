@@ -157,7 +157,7 @@ def test_a_run_stopped_on_one_rank_and_on_all_goes_on_to_the_same_bits(tmp_path)
             (code, said), (other, silent) = ranks.end()
         assert code == other == 130
         found = re.fullmatch(
-            r"pdmd: stopped in phase (\d) after update (\d+); go on with: (.*)", said[-1]
+            r"pdmd: stopped in phase (\d) after update (\d+); resume with: (.*)", said[-1]
         )
         assert found is not None, said
         phase, update, again = found.groups()
@@ -184,7 +184,7 @@ def test_evaluation_is_the_main_ranks_alone_and_can_be_stopped_and_resumed(tmp_p
         ranks.signal(signal.SIGTERM, 0)
         ((code, said),) = ranks.end(0)
     assert code == 130
-    assert said == [f"pdmd: stopped; go on with: pdmd distill {folder}/config.toml --resume"]
+    assert said == [f"pdmd: stopped; resume with: pdmd distill {folder}/config.toml --resume"]
     before = bits(folder)
     assert main(["distill", f"{folder}/config.toml", "--resume", "--no-progress"]) == 0
     after = bits(folder)
@@ -277,7 +277,10 @@ def test_bad_input_ends_all_ranks_in_one_line_and_writes_nothing(tmp_path, unfin
         ("has no checkpoint to resume", [*new, "--resume"]),
         ("there is no checkpoint 'phase-9'", [*there, "--checkpoint", "phase-9"]),
         ("was written with train = ", [*there, "--resume", "--train.lr", "1e-4"]),
-        ("was written with network = ", [*there, "--resume", "--network.width", "32"]),
+        (
+            "was written with network = ",
+            [*there, "--resume", "--network.arguments.width=32"],
+        ),
     ]
     outcomes = run_ranks(refusals, 2, [words for _, words in cases], tmp_path)
     for i, (named, _) in enumerate(cases):

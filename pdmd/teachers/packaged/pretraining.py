@@ -14,7 +14,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -132,7 +132,12 @@ def minimise(
 
 
 def network_arguments(
-    teacher: Teacher, condition: Condition, *, teacher_name: str, name: str, width: int, depth: int
+    teacher: Teacher,
+    condition: Condition,
+    *,
+    teacher_name: str,
+    name: str,
+    arguments: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Returns the arguments of the student network for a teacher without weights.
 
@@ -141,8 +146,7 @@ def network_arguments(
         condition: A condition of the teacher.
         teacher_name: Registered name of the teacher, for error messages.
         name: Registered name of the network, for error messages.
-        width: Hidden width of the network.
-        depth: Number of hidden layers of the network.
+        arguments: Arguments that do not follow from the teacher.
 
     Raises:
         ValueError: If the network does not support the teacher's latents or conditions.
@@ -163,8 +167,7 @@ def network_arguments(
         "kind": "x0" if teacher.kind == "score" else teacher.kind,  # scores diverge at t = 0
         "dim": teacher.latent_shape[0],
         "classes": getattr(unguided(teacher), "classes", 0),
-        "width": width,
-        "depth": depth,
+        **arguments,
     }
 
 

@@ -1,0 +1,44 @@
+"""The section ``[plan]``: phases and their timesteps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pdmd.distillation.phases import Disjoint, Nested, PhasePlan
+
+__all__ = ["PlanConfig"]
+
+
+@dataclass(kw_only=True)
+class PlanConfig:
+    """The phase plan: how the noise range is divided."""
+
+    phases: int = 4
+    """Number of phases."""
+    steps: tuple[int, ...] = (1,)
+    """Steps in each phase: one number for all, or one per phase."""
+    timesteps: tuple[float, ...] = ()
+    """Times from 1 to 0, instead of equal steps; 'phases' is then ignored."""
+    shift: float = 1.0
+    """Above 1, more of the plan lies near noise."""
+    score_range: Literal["nested", "disjoint"] = "nested"
+    """Where scores are compared: (t_k, 1) as in the paper, or (t_k, t_{k-1})."""
+
+    def build(self) -> PhasePlan:
+        """Builds the plan.
+
+        Raises:
+            ValueError: If the steps or timesteps do not form a plan.
+        """
+        score_range = {"nested": Nested(), "disjoint": Disjoint()}[self.score_range]
+        if not self.steps:
+            raise ValueError("plan.steps is empty; give one number, or one per phase")
+        steps = self.steps[0] if len(self.steps) == 1 else self.steps
+        if self.timesteps:
+            return PhasePlan.from_timesteps(
+                self.timesteps, steps=steps, shift=self.shift, score_range=score_range
+            )
+        return PhasePlan.uniform(
+            self.phases, steps=steps, shift=self.shift, score_range=score_range
+        )

@@ -1,0 +1,117 @@
+"""The sections ``[teacher]`` and ``[network]``: what is distilled, and into what."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pdmd.cli.values import Arguments
+from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.schedules import Schedule
+from pdmd.teachers.base import Teacher, import_plugins, networks, teachers
+from pdmd.teachers.guided import guided
+from pdmd.teachers.with_schedule import on_schedule, schedules
+
+__all__ = ["NetworkConfig", "TeacherConfig"]
+
+SUPPLIED = ("schedule", "kind", "dim", "classes")
+"""Arguments of a registered network that follow from the teacher."""
+
+
+@dataclass(kw_only=True)
+class TeacherConfig:
+    """The teacher, by registered name."""
+
+    name: str = "digits"
+    """A registered teacher: see 'pdmd teachers'."""
+    guidance: tuple[float, ...] = (1.0,)
+    """Guidance scale, 1 for none: one number, or one per network of the teacher."""
+    arguments: Arguments = field(default_factory=dict)
+    """Arguments of the teacher by name, for example dim and modes of the mixture."""
+    schedule: str = ""
+    """Schedule of both: rectified_flow, cosine or linear; the teacher's by default."""
+    schedule_end: Literal["noise", "teacher"] = "noise"
+    """Where that schedule ends: at pure noise, or at the teacher's noisiest level."""
+    plugins: tuple[str, ...] = ()
+    """Python modules to import first; they may register teachers, networks and objectives."""
+
+    def build(self) -> Teacher:
+        """Builds the teacher, with guidance and on the chosen schedule.
+
+        Raises:
+            ValueError: If the name is not registered or the arguments do not fit.
+        """
+        self.check_name()
+        try:
+            teacher = teachers[self.name](**self.arguments)
+        except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
+            raise ValueError(f"teacher.arguments do not fit {self.name!r}: {error}") from error
+        return on_schedule(guided(teacher, self.guidance), self.schedule, self.schedule_end)
+
+    def check_name(self) -> None:
+        """Imports the plugins and checks that teacher, schedule and guidance exist.
+
+        Raises:
+            ValueError: If one does not.
+        """
+        import_plugins(self.plugins)
+        if self.name not in teachers:
+            teachers[self.name]
+        if self.schedule and self.schedule not in schedules:
+            schedules[self.schedule]
+        if not self.guidance:
+            raise ValueError("teacher.guidance is empty; give one number, 1 for none")
+        for scale in self.guidance:
+            if not math.isfinite(scale):
+                raise ValueError(f"teacher.guidance must be finite, got {scale}")
+
+
+@dataclass(kw_only=True)
+class NetworkConfig:
+    """The experts' network for a teacher without weights, pretrained by flow matching."""
+
+    name: str = "mlp"
+    """A registered network."""
+    arguments: Arguments = field(default_factory=dict)
+    """Arguments of the network by name, for example width and depth of the mlp."""
+    updates: int = 3000
+    """Flow-matching updates before distillation."""
+
+    def check(self) -> None:
+        """Checks the name and the names of the arguments.
+
+        Raises:
+            ValueError: If one is unknown.
+        """
+        parameters = inspect.signature(networks[self.name]).parameters
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            return
+        known = [key for key in parameters if key not in SUPPLIED]
+        for key in self.arguments:
+            if key in SUPPLIED:
+                raise ValueError(
+                    f"network.arguments.{key} follows from the teacher; remove it. "
+                    f"{self.name} takes {', '.join(known)}"
+                )
+            if key not in known:
+                raise ValueError(
+                    f"unknown key 'network.arguments.{key}': {self.name} takes {', '.join(known)}"
+                )
+
+    def build(self, supplied: Mapping[str, Any], schedule: Schedule) -> Denoiser:
+        """Builds the network, untrained.
+
+        Args:
+            supplied: All arguments but the schedule, the configured ones among them.
+            schedule: The teacher's schedule.
+
+        Raises:
+            ValueError: If the arguments do not fit.
+        """
+        try:
+            return networks[self.name](**supplied, schedule=schedule)
+        except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
+            raise ValueError(f"network.arguments do not fit {self.name!r}: {error}") from error

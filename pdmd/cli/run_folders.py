@@ -1,0 +1,91 @@
+"""Run folders: what a run writes, and which folder it may write to."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from pdmd.diffusion.schedules import Schedule
+from pdmd.distillation.phases import PhasePlan
+from pdmd.distillation.student_folders import describe_plan
+
+__all__ = ["check_folder", "clear_folder", "write_plan"]
+
+OUTPUTS = (
+    "student/student.json",
+    "student/expert_*.safetensors",
+    "tensorboard/events.out.*",
+    "grids/samples.png",
+    "grids/phase_*.png",
+    "history.jsonl",
+    "calibration.json",
+    "metrics.json",
+    "summary.json",
+    "report.html",
+    "plan.json",
+)
+"""The files of a run, which a run that replaces it removes; other files in its folder stay."""
+
+
+def check_folder(
+    folder: Path, *, resume: bool, overwrite: bool, occupied: bool, unfinished: bool
+) -> None:
+    """Checks that a run may write to its folder.
+
+    Args:
+        folder: The folder.
+        resume: Whether the run resumes from a checkpoint.
+        overwrite: Whether it may replace an earlier run.
+        occupied: Whether it had files before the run.
+        unfinished: Whether there is a checkpoint to resume from.
+
+    Raises:
+        ValueError: If it may not, or cannot resume.
+    """
+    if resume:
+        if not unfinished:
+            raise ValueError(
+                f"{folder} has no checkpoint to resume; start again without --resume, over an "
+                "earlier run with --overwrite"
+            )
+        return
+    if overwrite:
+        if occupied and not _is_run(folder):
+            raise ValueError(
+                f"{folder} is not a run folder, so it is not overwritten; choose another --out"
+            )
+        return
+    if unfinished:
+        raise ValueError(
+            f"{folder} holds an unfinished run; use --resume to continue it or --overwrite to "
+            "start again"
+        )
+    if occupied:
+        raise ValueError(
+            f"{folder} is not empty; choose another --out, or replace it with --overwrite"
+        )
+
+
+def clear_folder(folder: Path) -> None:
+    """Removes the files of a run, and folders that are then empty."""
+    for pattern in OUTPUTS:
+        for path in folder.glob(pattern):
+            path.unlink()
+    for name in ("student", "tensorboard", "grids", "checkpoint"):
+        for path in folder.glob(name):
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+
+def write_plan(path: Path, plan: PhasePlan, schedule: Schedule) -> None:
+    """Writes a phase plan as JSON, with the log-SNR of its times."""
+    phases = describe_plan(plan)
+    for phase, entry in zip(plan, phases, strict=True):
+        values = [float(schedule.log_snr(t)) for t in (*phase.timesteps, phase.t_end)]
+        entry["log_snr"] = [v if math.isfinite(v) else None for v in values]
+    path.write_text(json.dumps({"schedule": repr(schedule), "phases": phases}, indent=2) + "\n")
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.toml").is_file() and (folder / "plan.json").is_file()

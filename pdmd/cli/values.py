@@ -1,0 +1,112 @@
+"""Values of a configuration on the command line: tables of arguments, and inline TOML."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeAlias
+
+from tyro.constructors import PrimitiveConstructorSpec
+
+__all__ = ["Arguments", "Plain", "Table", "Terms", "inline_toml", "plain_value", "short"]
+
+Plain: TypeAlias = bool | int | float | str
+"""A value of one TOML key."""
+
+
+def short(value: object) -> str:
+    """Returns a value as text, cut where it has very many digits."""
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:20]}... ({len(text)} characters)"
+
+
+def plain_value(text: str) -> Plain:
+    """Reads a word of the command line as a boolean, a number or text.
+
+    Args:
+        text: The word; ``true`` and ``True`` are booleans, ``3`` is an integer, ``0.5`` a float.
+    """
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    readers: tuple[Callable[[str], Plain], ...] = (int, float)
+    for read in readers:
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text
+
+
+def inline_toml(value: Any) -> str:
+    """Writes a value as TOML on a single line, tables as ``{key = value}``."""
+    if isinstance(value, Mapping):
+        pairs = (f"{key} = {inline_toml(item)}" for key, item in value.items())
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(inline_toml, value)) + "]"
+    if isinstance(value, bool | str):
+        return json.dumps(value, ensure_ascii=False)
+    return repr(value)
+
+
+def _read_toml(text: str) -> Any:
+    if text.isidentifier():  # a name needs no quotes
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{text!r} is not inline TOML: {error}") from error
+
+
+def _read_terms(words: list[str]) -> tuple[Any, ...]:
+    value = _read_toml(words[0])
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def _read_table(words: list[str]) -> dict[str, Any]:
+    value = _read_toml(words[0])
+    return value if isinstance(value, dict) else {"name": value}
+
+
+def _read_arguments(words: list[str]) -> dict[str, Plain]:
+    if len(words) % 2:
+        raise ValueError(f"give a value for each name, got {' '.join(words)!r}")
+    return {name: plain_value(value) for name, value in zip(words[::2], words[1::2], strict=True)}
+
+
+Arguments = Annotated[
+    dict[str, Plain],
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME VALUE ...",
+        instance_from_str=_read_arguments,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [str(word) for pair in value.items() for word in pair],
+    ),
+]
+"""Arguments by name: ``--teacher.arguments dim 2 modes 4``, or ``--teacher.arguments.dim 2``."""
+
+Terms = Annotated[
+    tuple[Any, ...],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="'[{name = NAME, ...}, ...]'",
+        instance_from_str=_read_terms,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [inline_toml(value)],
+    ),
+]
+"""A list of tables as inline TOML: ``--objective.generator '[{name = "repulsion"}]'``."""
+
+Table = Annotated[
+    dict[str, Any],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="'{name = NAME, ...}'",
+        instance_from_str=_read_table,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [inline_toml(value)],
+    ),
+]
+"""A table as inline TOML: ``--objective.critic '{name = "mlp", width = 32}'``."""

@@ -1,0 +1,24 @@
+"""`pdmd evaluate`."""
+
+import shutil
+
+from pdmd.cli.main import main
+from tests.helpers.tiny_runs import distill
+
+
+def nfe_by_method(table):
+    lines = [line.split() for line in table.splitlines()]
+    return {words[0]: words[1] for words in lines if len(words) > 1}
+
+
+def test_a_moved_student_is_compared_at_the_guidance_of_its_distillation(tmp_path, capsys):
+    assert distill(tmp_path / "run", "--teacher.guidance", "2") == 0
+    shutil.move(tmp_path / "run" / "student", tmp_path / "moved")
+    capsys.readouterr()
+    words = ["evaluate", str(tmp_path / "moved"), "--samples", "100", "--teacher-steps", "3"]
+    assert main(words) == 0
+    guided = nfe_by_method(capsys.readouterr().out)
+    assert main([*words, "--guidance", "1"]) == 0
+    plain = nfe_by_method(capsys.readouterr().out)
+    assert guided["teacher"] == "6" and plain["teacher"] == "3"  # NFE
+    assert guided["student"] == plain["student"] == "2"
