@@ -140,7 +140,7 @@ def _frozen(work: Work, index: int) -> tuple[float, ...]:
     for k in range(index + 1):
         fills, rest = divmod(work.updates_of(k) * work.rollouts, ring.batches * ring.uses)
         passes = [0] * index
-        needs = [ring.batches] * fills + ([ring.needed(rest)] if rest else [])
+        needs = [ring.batches] * fills + ([ring.batches_computed(rest)] if rest else [])
         for n, need in enumerate(needs):
             if n:  # used up: a new fill begins at noise
                 made = [0] * (index + 1)

@@ -137,7 +137,11 @@ def _moments(roles: Roles, work: Work, degrees: Degrees, precision: Precision) -
     learns = work.fake_updates > 0
     ring = work.phase_inputs if isinstance(work.phase_inputs, PhaseInputBuffer) else None
     phases = range(len(roles.frozen) + 1)
-    stored = max(ring.held(work.updates_of(k) * work.rollouts) for k in phases) if ring else 0
+    stored = (
+        max(ring.batches_in_memory(work.updates_of(k) * work.rollouts) for k in phases)
+        if ring
+        else 0
+    )
     anchors = learns and work.fake_updates_per_rollout > 1
     alone = anchors and work.fake_updates <= work.fake_updates_per_rollout
     latents = _COMPARED + _LAST * learns + _FIRST * (work.accumulate > 1) - _SHARED * alone

@@ -77,7 +77,7 @@ class Apart(Initializer):
 
     def _apart(self, denoiser):
         for part in adapted_parts(denoiser):
-            part.over(copy.deepcopy(part.base))
+            part.use_base(copy.deepcopy(part.base))
         return denoiser
 
 

@@ -66,10 +66,10 @@ def test_a_class_is_registered_in_one_line():
 @pytest.mark.parametrize(
     ("degrees", "changes", "message"),
     [
-        ({"tensor": 3}, {}, "16 features, which do not divide over 3 tensor"),
-        ({"tensor": 4}, {"heads": 2}, "heads is 2, which does not divide over 4 tensor"),
-        ({"context": 8}, {}, "4 heads .* do not divide over 8 context"),
-        ({"tensor": 2, "context": 4}, {}, "2 heads on each tensor parallel rank.* over 4 context"),
+        ({"tensor": 3}, {}, "16 features, which is not divisible by 3 tensor"),
+        ({"tensor": 4}, {"heads": 2}, "heads is 2, which is not divisible by 4 tensor"),
+        ({"context": 8}, {}, "4 heads .* not divisible by 8 context"),
+        ({"tensor": 2, "context": 4}, {}, "2 heads on each tensor parallel rank.* by 4 context"),
     ],
 )
 def test_degrees_that_do_not_divide_are_refused(degrees, changes, message):
@@ -99,16 +99,16 @@ def styled(**styles):
         (styled(norm=Columnwise()), {"tensor": 2}, "norm is a LayerNorm; Columnwise splits"),
         (styled(norm=NormAcrossHeads()), {"tensor": 2}, "LayerNorm; NormAcrossHeads splits"),
         (styled(queries=Rowwise()), {"tensor": 2}, "names 'blocks.*.queries'"),
-        (styled(qkv=PackedColumnwise((16, 16))), {"tensor": 2}, "48 features, its plan packs"),
+        (styled(qkv=PackedColumnwise((16, 16))), {"tensor": 2}, "48 features, but its plan packs"),
         (
             ParallelPlan((), TensorPlan({"*.0.up": Columnwise(), "blocks.*.up": Columnwise()})),
             {"tensor": 2},
-            "blocks.0.up is named by",
+            "blocks.0.up matches both",
         ),
         (
             ParallelPlan((), TensorPlan({}, {"blocks.*": ("groups",)})),
             {"tensor": 2},
-            "groups is None; a plan names an integer",
+            "groups is None; a plan must name an integer",
         ),
         (
             ParallelPlan((), None, ContextPlan((Input("blocks.0", "x", 1),), (), {})),
@@ -134,7 +134,7 @@ def test_attention_that_cannot_be_split_is_refused():
     with HeadExchange(ranks, []):
         with pytest.raises(ValueError, match="causal"):
             scaled_dot_product_attention(q, q, q, is_causal=True)
-        with pytest.raises(ValueError, match="over the keys alone"):
+        with pytest.raises(ValueError, match="over keys only"):
             scaled_dot_product_attention(q, q, q, attn_mask=torch.ones(4, 4, dtype=torch.bool))
-        with pytest.raises(ValueError, match="heads that divide over 2"):
+        with pytest.raises(ValueError, match="heads divisible by 2"):
             scaled_dot_product_attention(q[:, :1], q, q)

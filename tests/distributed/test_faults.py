@@ -131,7 +131,7 @@ def test_a_hanging_rank_is_named_and_the_other_ends(tmp_path, hanging):
         ranks.signal(signal.SIGSTOP, hanging)
         ((code, said),) = ranks.end(1 - hanging, within=60)
     assert code == 1 and len(said) == 1, said
-    assert f"rank {hanging}" in said[0] and "not heard of for 5 s" in said[0]
+    assert f"rank {hanging}" in said[0] and "for 5 s: died, killed or hanging" in said[0]
 
 
 @pytest.mark.slow
@@ -262,8 +262,8 @@ def test_bad_input_ends_all_ranks_in_one_line_and_writes_nothing(tmp_path, unfin
     new, there = ["--out", str(tmp_path / "new")], ["--out", str(unfinished)]
     cases = [
         ("but there are 2 ranks", [*new, "--parallel.dp-shard", "3"]),
-        ("2 ranks do not divide by", [*new, "--parallel.tp", "3"]),
-        ("is not shared out evenly over 2 data ranks", [*new, "--train.batch-size", "7"]),
+        ("2 ranks are not divisible by", [*new, "--parallel.tp", "3"]),
+        ("is not divisible by 2 data ranks", [*new, "--train.batch-size", "7"]),
         ("states no parallel plan", [*new, "--parallel.tp", "2"]),
         ("states no parallel plan", [*new, "--parallel.cp", "2"]),
         ("is not empty", ["--out", str(tmp_path / "taken")]),

@@ -269,7 +269,7 @@ def lengths():
     mesh = make_mesh(context=2)["cp"]
     network = double(Network)
     context_parallelize(network, mesh)
-    with pytest.raises(ValueError, match="the h of blocks.0 has 5 tokens.* over 2 context"):
+    with pytest.raises(ValueError, match="the h of blocks.0 has 5 tokens.* by 2 context"):
         network(tokens()[:, :5])
     assert network(tokens()).shape == (2, 6, 3)
     unit = network.blocks[1]
@@ -286,5 +286,5 @@ def lengths():
     own = double(Network)
     own.blocks = nn.ModuleList([Einsum(16, 4).double()])
     context_parallelize(own, mesh)
-    with pytest.raises(ValueError, match="Einsum computed no scaled_dot_product_attention"):
+    with pytest.raises(ValueError, match="Einsum did not call torch's scaled_dot_product"):
         own(tokens())

@@ -104,13 +104,19 @@ def test_degrees_multiply_to_the_ranks_or_raise():
         (8, 2, -1, 1, 2): 2,
         (8, 1, 2, 2, 2): 2,
         (1, 1, -1, 1, 1): 1,
-        (8, 1, -1, 3, 1): "8 ranks do not divide by dp_replicate x cp x tp = 1 x 3 x 1 = 3",
+        (8, 1, -1, 3, 1): "8 ranks are not divisible by dp_replicate x cp x tp = 1 x 3 x 1 = 3",
         (8, 1, 2, 1, 2): "= 1 x 2 x 1 x 2 = 4, but there are 8 ranks",
         (2, 1, 1, 1, 4): "= 4, but there are 2 ranks",
-        (2, 0, -1, 1, 1): "parallel.dp_replicate is at least 1, got 0",
-        (2, 1, -1, -1, 1): "parallel.cp is at least 1, got -1",
-        (2, 1, -1, 1, 0): "parallel.tp is at least 1, got 0",
-        (2, 1, 0, 1, 1): "parallel.dp_shard is at least 1, or -1 for the rest, got 0",
+        (2, 0, -1, 1, 1): "parallel.dp_replicate must be at least 1, got 0",
+        (2, 1, -1, -1, 1): "parallel.cp must be at least 1, got -1",
+        (2, 1, -1, 1, 0): "parallel.tp must be at least 1, got 0",
+        (
+            2,
+            1,
+            0,
+            1,
+            1,
+        ): "parallel.dp_shard must be at least 1, or -1 for all",
     }
     outcomes = degrees_and_errors(cases)
     for (case, wanted), got in zip(cases.items(), outcomes, strict=True):

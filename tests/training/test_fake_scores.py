@@ -109,7 +109,7 @@ def made(controller, lags):
 
 
 def test_adaptive_updates_follow_the_lag():
-    controller = AdaptiveUpdates(0.05, least=1, most=5, memory=0.5)
+    controller = AdaptiveUpdates(0.05, least=1, most=5, decay=0.5)
     assert controller.relative_error == math.inf
     assert made(controller, [0.3, 0.2]) == 5
     assert made(controller, [0.3, -0.2]) == 5  # bins of different sign do not cancel
@@ -117,7 +117,7 @@ def test_adaptive_updates_follow_the_lag():
         count = made(controller, [0.01, -0.01])
     assert count == 1 and controller.relative_error == pytest.approx(0.01, abs=0.01)
     state = controller.state()
-    again = AdaptiveUpdates(0.05, memory=0.5)
+    again = AdaptiveUpdates(0.05, decay=0.5)
     again.restore(state)
     assert again.relative_error == controller.relative_error
     controller.on_phase_start()
@@ -125,8 +125,8 @@ def test_adaptive_updates_follow_the_lag():
 
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=30), st.floats(0, 0.99))
-def test_a_constant_lag_is_averaged_without_bias(values, memory):
-    controller = AdaptiveUpdates(memory=memory)
+def test_a_constant_lag_is_averaged_without_bias(values, decay):
+    controller = AdaptiveUpdates(decay=decay)
     for _ in range(4):
         controller.observe(lambda: {"relative_error": torch.tensor(values, dtype=torch.float64)})
     expected = math.sqrt(sum(v * v for v in values) / len(values))
@@ -138,7 +138,7 @@ def test_bad_settings_are_named():
         AdaptiveUpdates(0.0)
     with pytest.raises(ValueError, match="3 and 2"):
         AdaptiveUpdates(least=3, most=2)
-    with pytest.raises(ValueError, match="measures its error"):
+    with pytest.raises(ValueError, match="measures relative_error"):
         AdaptiveUpdates().observe(dict)
 
 

@@ -115,7 +115,7 @@ def test_carrying_on_costs_the_newest_experts_steps_alone():
     account = Account()
     first = source_of(1, account=account)
     for expert in first.experts:
-        account.watch("frozen", expert.denoiser)
+        account.count("frozen", expert.denoiser)
     buffer = PhaseInputBuffer(8, together=2)
     buffer.on_phase_start(first)
     taken(buffer, 4)
@@ -123,7 +123,7 @@ def test_carrying_on_costs_the_newest_experts_steps_alone():
     account.close()
     second = source_of(2, account=account)
     for expert in second.experts:
-        account.watch("frozen", expert.denoiser)
+        account.count("frozen", expert.denoiser)
     buffer.on_phase_start(second)
     taken(buffer, 4)
     assert account.forward["frozen"] == 2 * (4 * 4 * 2)
