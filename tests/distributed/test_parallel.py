@@ -127,9 +127,9 @@ def _measure_case(name, context, tensor):
 
 
 def on_two_ranks():
-    """Runs all that needs two ranks, since starting them takes longest."""
+    """Runs all tests on two ranks at once, because starting ranks takes longest."""
     weights()
-    lengths()
+    forward_errors()
     return measure([(1, 2), (2, 1)]), derivatives()
 
 
@@ -139,7 +139,7 @@ def two_ranks():
 
 
 @distributed
-def test_gradients_reach_through_networks_to_any_order(two_ranks):
+def test_gradients_flow_through_networks_to_any_order(two_ranks):
     for found, _ in two_ranks:
         assert len(found) == 2 * len(CASES)
         for case, one in found.items():
@@ -148,7 +148,7 @@ def test_gradients_reach_through_networks_to_any_order(two_ranks):
 
 @distributed
 @pytest.mark.slow
-def test_gradients_reach_through_networks_split_both_ways():
+def test_gradients_flow_through_networks_split_both_ways():
     for found in run_ranks(measure, 4, [(2, 2)]):
         for case, one in found.items():
             assert max(one.values()) < 1e-10, (case, one)
@@ -214,7 +214,7 @@ def derivatives():
 
 
 @distributed
-def test_what_is_gathered_is_whole(two_ranks):
+def test_gathered_tensors_are_whole(two_ranks):
     (_, first), (_, second) = two_ranks
     assert torch.equal(first, second)
 
@@ -264,8 +264,8 @@ def weights():
         tensor_parallelize(double(Network), make_mesh(context=2)["cp"])
 
 
-def lengths():
-    """What only a forward can refuse."""
+def forward_errors():
+    """Errors that only a forward pass can raise."""
     mesh = make_mesh(context=2)["cp"]
     network = double(Network)
     context_parallelize(network, mesh)

@@ -7,7 +7,7 @@ from pdmd.objectives import Models, PhaseContext
 from pdmd.objectives.adversarial import R1, DiscriminatorLoss
 from pdmd.objectives.critics import Critics, FeatureCritic, MlpCritic
 from pdmd.objectives.real_samples import DataSamples, TeacherSamples
-from tests.distillation.test_distill import weights
+from tests.helpers.small_runs import weights
 from tests.objectives.test_adversarial import PLAN, pair
 
 
