@@ -43,7 +43,7 @@ class Student(Teacher):
     """A few-step mixture of experts.
 
     Args:
-        experts: One frozen expert per phase, noisiest first; their phases make the plan.
+        experts: One frozen expert per phase, noisiest first; their phases form the plan.
         encode: Encodes prompts to conditions, usually by the teacher.
         prompts: Prompts to sample from when the student is the teacher; usually the teacher's.
         router: Selects the expert of a time; by the plan's boundaries by default.
@@ -56,7 +56,7 @@ class Student(Teacher):
             kept.
 
     Raises:
-        ValueError: If there are no experts, or their phases do not make a plan.
+        ValueError: If there are no experts, or their phases do not form a plan.
     """
 
     def __init__(

@@ -23,8 +23,7 @@ from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 __all__ = ["Watchdog"]
 
-
-LEFT, FAILED = "bye", "failed "
+LEFT, FAILED = "left", "failed "
 STORE_RANK = 0
 """The rank whose process hosts the store, unless the launcher's does."""
 EXIT_TICKS = 2
