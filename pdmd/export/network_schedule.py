@@ -58,7 +58,7 @@ class Stage:
 
     def changes(self) -> dict[str, Callable[[], Tensor]]:
         """Returns what makes the adapter's change of each weight that it changes."""
-        return {f"{path}.weight": factors.change for path, factors in self.factors().items()}
+        return {f"{path}.weight": factors.weight_change for path, factors in self.factors().items()}
 
 
 def stages(student: Student) -> tuple[Stage, ...]:
