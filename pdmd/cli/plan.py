@@ -171,7 +171,7 @@ def timestep_samples(objective: Objective, phases: int) -> int:
         if isinstance(inner, DistributionMatching | FDivergence):
             times = getattr(inner, "timestep_samples", 1)
             for number in term.phases if isinstance(term, OnlyPhases) else range(1, phases + 1):
-                numbers[index] += times
+                numbers[number - 1] += times
         elif not isinstance(inner, NoiseSensitivity | Repulsion):
             _log.warning("the network evaluations of %s are not planned", inner.name)
     return max(numbers)

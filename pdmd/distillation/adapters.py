@@ -3,15 +3,15 @@ r"""Adapters: low-rank networks that share one frozen base.
 .. math:: y = W x + b + \frac{\alpha}{r} B A x, \qquad A \in \mathbb R^{r \times n_{in}}, \quad
     B \in \mathbb R^{n_{out} \times r}
 
-:math:`W` and :math:`b` are the base's and stay. An :class:`AdaptedDenoiser` owns the factors
-alone: teacher, generator and fake score are then roles over one network in memory, with the
-losses and gradients of separate copies, to the bit.
+:math:`W` and :math:`b` belong to the base and are frozen; the parameters of an
+:class:`AdaptedDenoiser` are the factors :math:`A` and :math:`B` only. Teacher, generator and fake
+score then share one network in memory, with bitwise the losses and gradients of separate copies.
 
-Which factors a linear layer adds is a matter of the call, not of the layer: a context variable
-holds those of the adapted denoiser that is being called, and nothing while the base itself is.
-Activation checkpointing computes a block again in the backward pass, long after the call, so it
-must be told whose call it was: :func:`checkpoint_contexts` does that, and base networks that
-checkpoint by themselves are refused.
+The factors that a linear layer adds depend on the caller: a context variable contains those of the
+adapted denoiser that is being evaluated, and ``None`` while the base itself is. Activation
+checkpointing recomputes a block in the backward pass, after the call has ended, so it must restore
+that variable: :func:`checkpoint_contexts` does this. Base networks with their own checkpointing
+would not, and raise.
 
 References:
     Hu et al., LoRA, arXiv:2106.09685, Section 4.1.
@@ -40,7 +40,7 @@ __all__ = [
     "LowRank",
     "adapt",
     "adapted_parts",
-    "adapting",
+    "in_adapted_call",
     "base_digest",
     "layers_of",
     "checkpoint_contexts",
@@ -48,22 +48,21 @@ __all__ = [
 
 
 class AdaptedDenoiser(Denoiser):
-    r"""A denoiser's network with low-rank changes of its linear layers.
+    r"""A denoiser with low-rank changes of its linear layers.
 
-    Its parameters are the factors alone, in float32, and so is its state:
-    ``PATH.lora_A.weight`` of shape :math:`(r, n_{in})` and ``PATH.lora_B.weight`` of shape
-    :math:`(n_{out}, r)`, where ``PATH`` is the linear layer's within the base. :math:`B` starts
-    at zero, so it starts at the base. Copies share the base.
+    Its parameters, and its state dict, are the factors only, in float32: ``PATH.lora_A.weight`` of
+    shape :math:`(r, n_{in})` and ``PATH.lora_B.weight`` of shape :math:`(n_{out}, r)`, where
+    ``PATH`` is that of the linear layer in the base. :math:`B` is initialized to zero, so the
+    initial output is that of the base. Copies share the base.
 
     Args:
-        base: The network, which is frozen: its parameters need no gradient and it is put in
-            evaluation mode.
-        spec: Rank, scale and place of the change.
-        seed: Seed of :math:`A`, drawn uniformly within :math:`\pm 1 / \sqrt{n_{in}}`.
+        base: The base network. It is frozen and set to evaluation mode.
+        spec: Rank, scale and target layers.
+        seed: Seed of :math:`A`, sampled uniformly in :math:`\pm 1 / \sqrt{n_{in}}`.
 
     Attributes:
-        base: As given; not among its modules.
-        spec: As given.
+        base: The base network; not a submodule.
+        spec: Rank, scale and target layers.
 
     Raises:
         ValueError: If a target matches no linear layer, or the base is adapted already.
@@ -75,7 +74,7 @@ class AdaptedDenoiser(Denoiser):
         for module in base.modules():
             if isinstance(module, AdaptedDenoiser):
                 raise ValueError(
-                    "this network is adapted already, and adapters don't stack; adapt its "
+                    "this network is adapted already, and adapters cannot be stacked; adapt its "
                     "merged() copy, or copy it by trainable_copy()"
                 )
         super().__init__(
@@ -86,14 +85,14 @@ class AdaptedDenoiser(Denoiser):
         )
         self.evaluations = base.evaluations
         self.spec = spec
-        self._bound: dict[nn.Module, Factors] = {}
+        self._factors_of: dict[nn.Module, Factors] = {}
         generator = torch.Generator().manual_seed(seed)
         for path, layer in layers_of(base, spec.targets).items():
-            _plant(self, path.split("."), Factors(layer, spec, generator))
-        self.over(base)
+            _insert(self, path.split("."), Factors(layer, spec, generator))
+        self.use_base(base)
 
-    def over(self, base: Denoiser) -> AdaptedDenoiser:
-        """Runs from now on over another copy of the base, such as one that ranks share out.
+    def use_base(self, base: Denoiser) -> AdaptedDenoiser:
+        """Replaces the base by another copy of it, for example a sharded one.
 
         Args:
             base: A denoiser with the same linear layers.
@@ -102,25 +101,25 @@ class AdaptedDenoiser(Denoiser):
             This denoiser.
 
         Raises:
-            ValueError: If it lacks a layer.
+            ValueError: If an adapted layer does not exist in it.
         """
         base.requires_grad_(False).eval()
         layers = {plain_path(name): module for name, module in base.named_modules()}
-        bound: dict[nn.Module, Factors] = {}
+        factors_of: dict[nn.Module, Factors] = {}
         for path, factors in self.factors().items():
             if path not in layers:
                 raise ValueError(f"{type(base).__name__} has no layer {path} to adapt")
-            bound[layers[path]] = factors
-        for layer in bound:
-            if _add not in layer._forward_hooks.values():
-                layer.register_forward_hook(_add, prepend=True, with_kwargs=True)
-        object.__setattr__(self, "base", base)  # not a module of this one
-        self._bound = bound
-        self._switches = [m for m in base.modules() if hasattr(m, "gradient_checkpointing")]
+            factors_of[layers[path]] = factors
+        for layer in factors_of:
+            if _add_low_rank not in layer._forward_hooks.values():
+                layer.register_forward_hook(_add_low_rank, prepend=True, with_kwargs=True)
+        object.__setattr__(self, "base", base)  # not a submodule
+        self._factors_of = factors_of
+        self._checkpointing = [m for m in base.modules() if hasattr(m, "gradient_checkpointing")]
         return self
 
     def factors(self) -> dict[str, Factors]:
-        """Returns the factors by the path of their linear layer within the base."""
+        """Returns the factors by path of their linear layer in the base."""
         return {
             plain_path(name): module
             for name, module in self.named_modules()
@@ -128,42 +127,42 @@ class AdaptedDenoiser(Denoiser):
         }
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
-        """Evaluates the base with the factors added.
+        """Evaluates the base with the low-rank terms added.
 
         Raises:
-            ValueError: If the base checkpoints activations by itself.
+            ValueError: If the base has its own activation checkpointing enabled.
         """
-        for module in self._switches:
+        for module in self._checkpointing:
             if module.gradient_checkpointing:
                 raise ValueError(
-                    f"{type(module).__name__} checkpoints its own activations, which would be "
-                    "computed again without the adapter; call its disable_gradient_checkpointing()"
-                    " and let the runtime do it: OneProcess(activation_checkpointing=True)"
+                    f"{type(module).__name__} has its own activation checkpointing, which would "
+                    "recompute without the adapter; call its disable_gradient_checkpointing() "
+                    "and use OneProcess(activation_checkpointing=True)"
                 )
-        with _Active(self._bound):
+        with _Active(self._factors_of):
             return self.base(x_t, t, condition).value
 
     def trainable_copy(self) -> AdaptedDenoiser:
-        """Returns a copy of the factors that trains, over the same base."""
+        """Returns a copy with trainable factors, over the same base."""
         return copy.deepcopy(self).requires_grad_(True).train()
 
     @torch.no_grad()
     def merged(self) -> Denoiser:
-        r"""Returns a plain trainable copy of the base, with the change added to its weights.
+        r"""Returns a plain trainable copy of the base, with the factors merged into its weights.
 
         .. math:: W' = W + \frac{\alpha}{r} B A
 
-        The sum is taken in float32 and then held as the base's weights are.
+        The sum is computed in float32 and cast to the dtype of the base.
         """
         merged = self.base.trainable_copy()
         layers = {plain_path(name): module for name, module in merged.named_modules()}
         for path, factors in self.factors().items():
             weight = cast("nn.Linear", layers[path]).weight
-            weight.copy_(weight.float() + factors.change().to(weight.device))
+            weight.copy_(weight.float() + factors.weight_change().to(weight.device))
         return merged
 
     def _apply(self, fn: Any, recurse: bool = True) -> AdaptedDenoiser:
-        """Moves the factors, and the base after them: it is asked where they are."""
+        """Moves the base along with the factors, because they are evaluated together."""
         super()._apply(fn, recurse)
         device = self.device
         if device.type != "meta" and self.base.device not in (device, torch.device("meta")):
@@ -172,24 +171,24 @@ class AdaptedDenoiser(Denoiser):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AdaptedDenoiser:
         base = memo.get(id(self.base), self.base)
-        made = type(self).__new__(type(self))
-        memo[id(self)] = made
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
         for name, value in vars(self).items():
-            if name not in ("base", "_bound", "_switches"):
-                object.__setattr__(made, name, copy.deepcopy(value, memo))
-        return made.over(base)
+            if name not in ("base", "_factors_of", "_checkpointing"):
+                object.__setattr__(copied, name, copy.deepcopy(value, memo))
+        return copied.use_base(base)
 
 
 def adapt(denoiser: Denoiser, spec: LowRank, *, seed: int) -> Denoiser:
-    """Returns a network with an adapter; of a routed one, with an adapter for each of its parts.
+    """Adds an adapter to a network, or to each network behind a router.
 
     Args:
-        denoiser: The network, or several behind a router, frozen from here on.
-        spec: Rank, scale and place of the change.
-        seed: Seed of the factors; parts have seeds of their own.
+        denoiser: The network, or several behind a router. It is frozen.
+        spec: Rank, scale and target layers.
+        seed: Seed of the factors; the i-th network behind a router uses ``seed + i``.
 
     Raises:
-        ValueError: As :class:`AdaptedDenoiser`.
+        ValueError: As for :class:`AdaptedDenoiser`.
     """
     if not isinstance(denoiser, RoutedDenoiser):
         return AdaptedDenoiser(denoiser, spec, seed=seed)
@@ -199,56 +198,56 @@ def adapt(denoiser: Denoiser, spec: LowRank, *, seed: int) -> Denoiser:
 
 
 def adapted_parts(network: nn.Module) -> list[AdaptedDenoiser]:
-    """Returns the adapted denoisers within a network."""
+    """Returns the adapted denoisers in a network."""
     return [module for module in network.modules() if isinstance(module, AdaptedDenoiser)]
 
 
 def base_digest(network: nn.Module) -> str:
-    """Digests the weights that a network's adapters were trained over.
+    """Returns a digest of the base weights under a network's adapters.
 
-    Of every tensor some of its numbers count, rounded to bfloat16: the same weights in float32
-    and in bfloat16 have one digest.
+    It covers a subset of the values of every tensor, rounded to bfloat16, so the same weights in
+    float32 and in bfloat16 have the same digest.
 
     Args:
-        network: A network with adapted denoisers in it.
+        network: A network that contains adapted denoisers.
 
     Returns:
-        Hexadecimal digits.
+        The SHA-256, in hexadecimal.
     """
     digest = hashlib.sha256()
     for part in adapted_parts(network):
         for name, value in sorted(part.base.state_dict().items()):
             step = max(1, value.numel() // 256)
-            some = value.detach().flatten()[::step].to("cpu", torch.bfloat16).view(torch.int16)
-            digest.update(f"{name} {tuple(value.shape)}".encode() + some.numpy().tobytes())
+            subset = value.detach().flatten()[::step].to("cpu", torch.bfloat16).view(torch.int16)
+            digest.update(f"{name} {tuple(value.shape)}".encode() + subset.numpy().tobytes())
     return digest.hexdigest()
 
 
-def adapting() -> bool:
-    """Says whether an adapted denoiser is being called, and so its base for it."""
+def in_adapted_call() -> bool:
+    """Returns whether an adapted denoiser is being evaluated."""
     return _active.get() is not None
 
 
 def checkpoint_contexts(
     inner: Callable[[], tuple[Any, Any]] | None = None,
 ) -> tuple[Any, Any]:
-    """Returns the contexts of a checkpoint: the forward pass's, and that of computing it again.
+    """Returns the contexts of a checkpoint's forward pass and of its recomputation.
 
-    The ``context_fn`` of :func:`torch.utils.checkpoint.checkpoint` for every block of a network
-    that may be called under adapters: it is computed again under the adapter of its forward.
+    The ``context_fn`` of :func:`torch.utils.checkpoint.checkpoint` for the blocks of a base: it
+    recomputes a block with the factors of its forward pass.
 
     Args:
         inner: Another ``context_fn``, whose contexts are entered too.
     """
-    before, again = inner() if inner is not None else (contextlib.nullcontext(),) * 2
-    return before, _Both(_Active(_active.get()), again)
+    forward, recompute = inner() if inner is not None else (contextlib.nullcontext(),) * 2
+    return forward, _Both(_Active(_active.get()), recompute)
 
 
 _active: ContextVar[Mapping[nn.Module, Factors] | None] = ContextVar("adapter", default=None)
 
 
 class _Active:
-    """Adds factors to their layers; may be entered again, by any thread."""
+    """Activates the factors of a call; reentrant, from any thread."""
 
     def __init__(self, factors: Mapping[nn.Module, Factors] | None) -> None:
         self._factors = factors
@@ -262,7 +261,7 @@ class _Active:
 
 
 class _Both:
-    """Two contexts, one in the other."""
+    """Two nested contexts."""
 
     def __init__(self, outer: Any, inner: Any) -> None:
         self._outer, self._inner = outer, inner
@@ -276,17 +275,17 @@ class _Both:
         self._outer.__exit__(*error)
 
 
-def _add(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
+def _add_low_rank(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
     active = _active.get()
     factors = None if active is None else active.get(layer)
     if factors is None:
         return None
-    added = factors.added(args[0] if args else kwargs["input"])
-    return output + added.to(output.dtype)
+    change = factors.output_change(args[0] if args else kwargs["input"])
+    return output + change.to(output.dtype)
 
 
-def _plant(root: nn.Module, path: list[str], factors: Factors) -> None:
-    """Hangs factors where their layer is; past ``add_module``, which some names would offend."""
+def _insert(root: nn.Module, path: list[str], factors: Factors) -> None:
+    """Inserts factors at the path of their layer; ``add_module`` would reject some names."""
     for part in path[:-1]:
         root = root._modules.setdefault(part, nn.Module())  # pyright: ignore[reportAssignmentType]
     root._modules[path[-1]] = factors

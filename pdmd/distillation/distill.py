@@ -1,4 +1,4 @@
-"""Distillation: from a teacher and a plan to a student, one phase after the other."""
+"""Distillation of a teacher into a student, phase by phase."""
 
 from __future__ import annotations
 
@@ -49,45 +49,46 @@ def distill(
 ) -> Student:
     """Distills a teacher into a few-step mixture of experts.
 
-    The phases are trained from noise to data. In each, an expert carries the samples of the
-    frozen experts before it to the end of the phase; its fake score learns the distribution of
-    what the expert generates, and the expert follows the difference of real and fake score.
+    Phases are trained from noise to data. In phase k, expert k maps the samples of the frozen
+    earlier experts to the end of the phase; the fake score learns the score of expert k's samples,
+    and the expert descends along the difference of fake and real score.
 
     **Main arguments**
 
     Args:
         teacher: The teacher; wrap it in :class:`~pdmd.teachers.Guided` for guidance.
         plan: The phases.
-        prompts: Prompts to sample from; the teacher's own by default.
+        prompts: Prompts to sample from; those of the teacher by default.
         updates: Updates of each expert: one number for all, or one per phase.
-        generator_objective: What the experts minimise; distribution matching by default.
-        fake_objective: What the fake scores minimise; subinterval score matching by default.
+        generator_objective: Objective of the experts; distribution matching by default.
+        fake_objective: Objective of the fake scores; subinterval score matching by default.
 
     **Other arguments**
 
     Args:
-        experts: How experts are initialized, optimized and averaged, and which train together.
-        rollouts: Batch size, truncation, and where rollouts start.
-        fake_scores: How many fake scores a phase has, and how often they train.
-        session: The device and ranks, the recorder, checkpoints and the account of evaluations.
+        experts: Initialization, optimization, averaging and curriculum of the experts.
+        rollouts: Batch size, truncation and phase inputs of rollouts.
+        fake_scores: Number and training of the fake scores.
+        session: Device and ranks, recorder, checkpoints and NFE account.
         seed: Seed of all randomness, in [0, 2^63); the same seed gives the same bits on the same
             machine.
-        source: Passed on to the student; see :class:`~pdmd.distillation.students.Student`.
+        source: The ``source`` of the :class:`~pdmd.distillation.students.Student`.
 
     Returns:
-        The student, frozen, its networks plain ones on the CPU.
+        The student, frozen, over plain networks on the CPU.
 
     Raises:
         ValueError: If a setting is out of its range, the plan leaves the teacher's time range, or
             the teacher's output is not finite.
-        NonFiniteError: If losses or gradients are not finite in too many updates in a row.
-        Interrupted: If the checkpointer was requested to stop; its checkpoint is written.
+        NonFiniteError: If too many updates in a row were skipped for losses or gradients that are
+            not finite.
+        Interrupted: If a stop was requested, after writing a checkpoint.
 
     References:
         Fan et al., Phased DMD, arXiv:2510.27684, Algorithm 1.
     """
     if not 0 <= seed < 2**63:
-        raise ValueError(f"seed is in [0, 2^63), got {seed}")
+        raise ValueError(f"seed must be in [0, 2^63), got {seed}")
     generator_objective = generator_objective or DistributionMatching()
     fake_objective = fake_objective or SubintervalScoreMatching()
     experts, rollouts = experts or ExpertTraining(), rollouts or Rollouts()
@@ -142,7 +143,7 @@ def distill(
             if session.resume and group[0].index == cursor["finished"]:
                 if cursor["update"] is not None:
                     load_trainer(trainer, cursor)
-                    session.account.restore(cursor["account"])  # what is repeated counts once
+                    session.account.restore(cursor["account"])  # repeated updates count once
                 load_generator(checkpointer, generator)
             train_phase(trainer, len(plan), finished.experts)
             session.account.close()
@@ -153,6 +154,10 @@ def distill(
             save_training(session, finished.experts, generator, rollouts.phase_inputs)
         checkpointer.wait()
 
-    known = teacher.prompts if prompts is None else prompts
-    student = Student(finished.release(), encode=teacher.encode, prompts=known, source=source)
+    student = Student(
+        finished.release(),
+        encode=teacher.encode,
+        prompts=teacher.prompts if prompts is None else prompts,
+        source=source,
+    )
     return student.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Finished experts: those of earlier phases, frozen, as plain networks and as placed ones."""
+"""Finished experts: the frozen experts of earlier phases, as plain and as placed networks."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["FinishedExperts"]
 
 
 class FinishedExperts:
-    """Builds the experts of a distillation, and keeps those that are finished.
+    """Builds the experts of a distillation, and stores those that are finished.
 
     Args:
         teacher: The teacher, from which experts are initialized.
-        training: How they are initialized and how they step.
-        runtime: Places them.
+        training: How experts are initialized, and their class.
+        runtime: Places the experts.
 
     Attributes:
         experts: The finished experts, over plain networks.
-        placed: The same, as the runtime evaluates them.
+        placed: The same experts, placed by the runtime.
     """
 
     def __init__(self, teacher: Denoiser, training: ExpertTraining, runtime: Runtime) -> None:
@@ -55,10 +55,10 @@ class FinishedExperts:
         return [expert(denoiser, phase) for phase in group]
 
     def gather(self, group: Sequence[Phase], trained: Sequence[Expert]) -> None:
-        """Freezes the experts of a group that has trained, and adds them.
+        """Freezes and adds the experts of a trained group.
 
         Args:
-            group: The phases.
+            group: The phases of the group.
             trained: Their experts, over placed networks.
         """
         done = [_freeze(expert) for expert in trained]
@@ -86,7 +86,7 @@ class FinishedExperts:
         """Returns the finished experts over plain networks on the CPU."""
         for expert in self.experts:
             self.runtime.placement.release(expert)
-            for part in adapted_parts(expert):  # over the teacher, which may train elsewhere
+            for part in adapted_parts(expert):  # the base is the teacher's, and stays frozen
                 part.base.requires_grad_(False)
         return self.experts
 

@@ -1,4 +1,4 @@
-"""Initializers: where the networks of a phase start."""
+"""Initializers: the initial networks of experts and fake scores."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from pdmd.distillation.phases import Phase
 from pdmd.registry import Registry
 
 __all__ = [
+    "CopyInitializer",
     "FromDenoiser",
     "FromPrevious",
     "FromTeacher",
     "Initializer",
     "LowRankRoles",
-    "Origin",
     "PerStep",
     "initializers",
 ]
 
 DEFAULT_ADAPTER = LowRank(rank=64, alpha=8.0)
-"""The paper's."""
+"""The expert's adapter in the paper."""
 
 
 class Initializer(ABC):
-    """Where the networks of a phase start.
+    """Builds the initial networks of a phase.
 
     Attributes:
-        adapts: Whether it makes adapters over the teacher's own networks.
+        adapts: Whether it builds adapters over the teacher's networks.
     """
 
     adapts: bool = False
@@ -43,13 +43,13 @@ class Initializer(ABC):
         Args:
             teacher: The teacher.
             phase: The phase.
-            finished: The experts of the phases before.
+            finished: The finished experts of earlier phases.
         """
 
     def fake(self, teacher: Denoiser, phase: Phase) -> Denoiser:
         """Returns a trainable denoiser for a phase's fake score.
 
-        By default a copy of the teacher, of its networks in the phase's score range.
+        By default a copy of the teacher, restricted to its networks in the phase's score range.
 
         Args:
             teacher: The teacher.
@@ -62,24 +62,27 @@ class Initializer(ABC):
         return f"{type(self).__name__}()"
 
 
-class Origin(Initializer):
-    """Networks that start as copies of one, or as adapters over it.
+class CopyInitializer(Initializer):
+    """Initializes networks as copies of a source, over which :class:`LowRankRoles` may adapt.
 
-    A subclass implements :meth:`origin`, and :meth:`fake_origin` where that is not the teacher.
+    Subclasses implement :meth:`expert_source`, and override :meth:`fake_source` if fake scores do
+    not start from the teacher.
     """
 
     @abstractmethod
-    def origin(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
-        """Returns the network that a phase's expert starts as; itself and not a copy.
+    def expert_source(
+        self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]
+    ) -> Denoiser:
+        """Returns the network from which a phase's expert is initialized, without copying it.
 
         Args:
             teacher: The teacher.
             phase: The phase.
-            finished: The experts of the phases before.
+            finished: The finished experts of earlier phases.
         """
 
-    def fake_origin(self, teacher: Denoiser, phase: Phase) -> Denoiser:
-        """Returns the network that a phase's fake score starts as, likewise.
+    def fake_source(self, teacher: Denoiser, phase: Phase) -> Denoiser:
+        """Returns the network from which a phase's fake score is initialized, without copying it.
 
         Args:
             teacher: The teacher.
@@ -89,38 +92,40 @@ class Origin(Initializer):
         return teacher.part(high, low)
 
     def expert(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
-        return self.origin(teacher, phase, finished).trainable_copy()
+        return self.expert_source(teacher, phase, finished).trainable_copy()
 
     def fake(self, teacher: Denoiser, phase: Phase) -> Denoiser:
-        return self.fake_origin(teacher, phase).trainable_copy()
+        return self.fake_source(teacher, phase).trainable_copy()
 
 
-class FromTeacher(Origin):
-    """Starts every expert at the teacher, as the paper does.
+class FromTeacher(CopyInitializer):
+    """Initializes every expert from the teacher, as in the paper.
 
-    Of a teacher of several networks the expert takes the one that serves its phase, and all of
-    them where the phase has several.
+    If the teacher routes between several networks, an expert copies those that cover its phase.
     """
 
-    def origin(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
+    def expert_source(
+        self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]
+    ) -> Denoiser:
         return teacher.part(phase.t_start, phase.t_end)
 
 
-class FromPrevious(Origin):
-    """Starts every expert at the one before it, and the first at the teacher.
+class FromPrevious(CopyInitializer):
+    """Initializes every expert from the previous one, and the first from the teacher.
 
-    An adapter starts with the factors of the one before it, over the network of the teacher that
-    serves its own phase.
+    An adapter copies the factors of the previous one, over the teacher's network for its phase.
     """
 
-    def origin(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
+    def expert_source(
+        self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]
+    ) -> Denoiser:
         if finished:
             return finished[-1].denoiser
         return teacher.part(phase.t_start, phase.t_end)
 
 
-class FromDenoiser(Origin):
-    """Starts experts and fake scores at a given network, for teachers without weights.
+class FromDenoiser(CopyInitializer):
+    """Initializes experts and fake scores from a given network, for teachers without weights.
 
     Args:
         denoiser: The network, on the teacher's schedule.
@@ -129,24 +134,25 @@ class FromDenoiser(Origin):
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
 
-    def origin(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
+    def expert_source(
+        self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]
+    ) -> Denoiser:
         return self.denoiser
 
-    def fake_origin(self, teacher: Denoiser, phase: Phase) -> Denoiser:
+    def fake_source(self, teacher: Denoiser, phase: Phase) -> Denoiser:
         return self.denoiser
 
 
 class LowRankRoles(Initializer):
-    """Makes experts and fake scores adapters over the teacher's frozen network.
+    """Builds experts and fake scores as adapters over the teacher's frozen network.
 
-    Teacher, generator and fake score are then roles over one base, and K experts cost K adapters.
-    By default as in the paper: adapters of rank 64 and alpha 8 as experts, full weights as fake
-    scores.
+    Teacher, expert and fake score then share one base, and K experts cost K adapters. The defaults
+    are the paper's: adapters of rank 64 and alpha 8 for experts, full weights for fake scores.
 
     Args:
-        generator: The experts' adapters, or ``None`` for full weights.
-        fake: The fake scores' adapters, or ``None`` for full weights.
-        start: Where networks start, and so what lies under the adapters; at the teacher by
+        expert: The adapters of experts; ``None`` for full weights.
+        fake: The adapters of fake scores; ``None`` for full weights.
+        start: Provides the base of the adapters, and the initial full weights; the teacher by
             default.
         seed: Seed of the factors.
 
@@ -156,47 +162,49 @@ class LowRankRoles(Initializer):
 
     def __init__(
         self,
-        generator: LowRank | None = DEFAULT_ADAPTER,
+        expert: LowRank | None = DEFAULT_ADAPTER,
         fake: LowRank | None = None,
         *,
-        start: Origin | None = None,
+        start: CopyInitializer | None = None,
         seed: int = 0,
     ) -> None:
-        self.generator, self.low_rank_fake = generator, fake
+        self.expert_adapter, self.fake_adapter = expert, fake
         self.start, self.seed = start or FromTeacher(), seed
-        self.adapts = generator is not None or fake is not None
+        self.adapts = expert is not None or fake is not None
 
     def expert(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
-        if self.generator is None:
+        if self.expert_adapter is None:
             return self.start.expert(teacher, phase, finished)
-        previous = self.start.origin(teacher, phase, finished)
+        previous = self.start.expert_source(teacher, phase, finished)
         if not adapted_parts(previous):
-            return adapt(_weighty(previous), self.generator, seed=self._seed(phase, 0))
-        base = self.start.origin(teacher, phase, [])
-        expert = adapt(_weighty(base), self.generator, seed=self._seed(phase, 0))
-        return _take_factors(expert, previous.part(phase.t_start, phase.t_end))
+            return adapt(
+                _require_weights(previous), self.expert_adapter, seed=self._seed(phase, 0)
+            )
+        base = self.start.expert_source(teacher, phase, [])
+        expert = adapt(_require_weights(base), self.expert_adapter, seed=self._seed(phase, 0))
+        return _copy_factors(expert, previous.part(phase.t_start, phase.t_end))
 
     def fake(self, teacher: Denoiser, phase: Phase) -> Denoiser:
-        if self.low_rank_fake is None:
+        if self.fake_adapter is None:
             return self.start.fake(teacher, phase)
-        base = _weighty(self.start.fake_origin(teacher, phase))
-        return adapt(base, self.low_rank_fake, seed=self._seed(phase, 1))
+        base = _require_weights(self.start.fake_source(teacher, phase))
+        return adapt(base, self.fake_adapter, seed=self._seed(phase, 1))
 
     def _seed(self, phase: Phase, role: int) -> int:
         return (self.seed * 1_000_003 + 2 * phase.index + role) * 1009 % 2**63
 
     def __repr__(self) -> str:
         return (
-            f"LowRankRoles(generator={self.generator}, fake={self.low_rank_fake}, "
+            f"LowRankRoles(expert={self.expert_adapter}, fake={self.fake_adapter}, "
             f"start={self.start})"
         )
 
 
 class PerStep(Initializer):
-    """Gives every step inside a phase a network of its own, behind a router.
+    """Builds a separate network for every step of a phase, behind a router.
 
     Args:
-        inner: Where each of the networks starts; at the teacher by default.
+        inner: Initializes each of the networks; from the teacher by default.
     """
 
     def __init__(self, inner: Initializer | None = None) -> None:
@@ -211,17 +219,17 @@ class PerStep(Initializer):
         return self.inner.fake(teacher, phase)
 
 
-def _weighty(base: Denoiser) -> Denoiser:
+def _require_weights(base: Denoiser) -> Denoiser:
     if not any(True for _ in base.parameters()):
         raise ValueError(
-            f"{type(base).__name__} has no weights to adapt; train full weights, or start at a "
-            "network, with start=FromDenoiser(network)"
+            f"{type(base).__name__} has no weights to adapt; train full weights, or adapt another "
+            "network by start=FromDenoiser(network)"
         )
     return base
 
 
-def _take_factors(expert: Denoiser, previous: Denoiser) -> Denoiser:
-    """Fills an adapted network's factors with those of another, part by part."""
+def _copy_factors(expert: Denoiser, previous: Denoiser) -> Denoiser:
+    """Copies the factors of a previous expert into those of an adapted network."""
     sources = adapted_parts(previous)
     for i, part in enumerate(adapted_parts(expert)):
         source = sources[min(i, len(sources) - 1)]

@@ -1,4 +1,4 @@
-r"""Low-rank changes of linear layers: their rank and place, and their factors.
+r"""Low-rank changes of linear layers: the factors, and their rank, scale and target layers.
 
 .. math:: y = W x + b + \frac{\alpha}{r} B A x, \qquad A \in \mathbb R^{r \times n_{in}}, \quad
     B \in \mathbb R^{n_{out} \times r}
@@ -27,15 +27,15 @@ HIGHEST_RANK, HIGHEST_ALPHA = 65_536, 1e9
 
 @dataclass(frozen=True, kw_only=True)
 class LowRank:
-    r"""The rank of a change of weights, its scale and its place.
+    r"""Rank, scale and target layers of an adapter.
 
     Attributes:
-        rank: :math:`r`, the rank.
-        alpha: :math:`\alpha`; the change is multiplied by :math:`\alpha / r`.
-        targets: Patterns of paths of linear layers, as ``fnmatch`` reads them. A pattern stands
-            for a whole path (``transformer.blocks.*.to_q``) or for its last parts (``to_q``,
-            ``attn.to_out.0``). By default all linear layers in the network's repeated blocks, and
-            all there are where it states none.
+        rank: The rank :math:`r`.
+        alpha: The scale :math:`\alpha`; :math:`B A x` is multiplied by :math:`\alpha / r`.
+        targets: ``fnmatch`` patterns of the paths of linear layers. A pattern matches a whole path
+            (``transformer.blocks.*.to_q``) or its last components (``to_q``, ``attn.to_out.0``).
+            By default all linear layers in the network's repeated blocks, or all linear layers if
+            it states no blocks.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -52,7 +52,7 @@ class LowRank:
             or not 1 <= self.rank <= HIGHEST_RANK
         ):
             raise ValueError(
-                f"the rank of an adapter is a whole number from 1 to {HIGHEST_RANK:,}, got "
+                f"the rank of an adapter must be an integer from 1 to {HIGHEST_RANK:,}, got "
                 f"{_short(self.rank)}"
             )
         if (
@@ -61,13 +61,14 @@ class LowRank:
             or not 0 < self.alpha <= HIGHEST_ALPHA
         ):
             raise ValueError(
-                f"the alpha of an adapter is a positive number, got {_short(self.alpha)}"
+                f"the alpha of an adapter must be in (0, {HIGHEST_ALPHA:g}], got "
+                f"{_short(self.alpha)}"
             )
         if isinstance(self.targets, str) or not all(
             isinstance(target, str) and target for target in self.targets
         ):
             raise ValueError(
-                "the targets of an adapter are patterns of paths of linear layers, such as "
+                "the targets of an adapter must be a tuple of patterns of paths, for example "
                 f"('to_q', 'to_v'), got {_short(self.targets)}"
             )
         object.__setattr__(self, "alpha", float(self.alpha))
@@ -75,23 +76,23 @@ class LowRank:
 
     @property
     def scale(self) -> float:
-        r"""What the product of the factors is multiplied by, :math:`\alpha / r`."""
+        r"""The factor :math:`\alpha / r`."""
         return self.alpha / self.rank
 
 
 class Factors(nn.Module):
-    r"""The factors of one linear layer.
+    r"""The low-rank factors of one linear layer.
 
     Args:
-        layer: The layer; the factors are made where its weight is.
-        spec: The rank and scale.
-        generator: The source of randomness.
+        layer: The layer; the factors are created on its device.
+        spec: Rank and scale.
+        generator: The random generator.
 
     Attributes:
-        lora_A: Holds :math:`A` as its ``weight``.
-        lora_B: Holds :math:`B`.
-        scale: What their product is multiplied by.
-        between: What becomes of :math:`A x` on several ranks.
+        lora_A: Module with :math:`A` as its ``weight``.
+        lora_B: Module with :math:`B` as its ``weight``.
+        scale: The factor :math:`\alpha / r`.
+        collective: Applied to :math:`A x` under tensor parallelism.
     """
 
     def __init__(self, layer: nn.Linear, spec: LowRank, generator: torch.Generator) -> None:
@@ -104,28 +105,28 @@ class Factors(nn.Module):
         self.lora_A = Factor(a.to(device))
         self.lora_B = Factor(torch.zeros(layer.out_features, spec.rank, device=device))
         self.scale = spec.scale
-        self.between: Callable[[Tensor], Tensor] | None = None
+        self.collective: Callable[[Tensor], Tensor] | None = None
 
-    def added(self, x: Tensor) -> Tensor:
+    def output_change(self, x: Tensor) -> Tensor:
         r"""Returns :math:`\frac{\alpha}{r} B A x`."""
         a, b = self.lora_A.weight, self.lora_B.weight
         if x.dtype != a.dtype and not torch.is_autocast_enabled(x.device.type):
             x = x.to(a.dtype)
         hidden = functional.linear(x, a)
-        if self.between is not None:
-            hidden = self.between(hidden)
+        if self.collective is not None:
+            hidden = self.collective(hidden)
         return self.scale * functional.linear(hidden, b)
 
-    def change(self) -> Tensor:
+    def weight_change(self) -> Tensor:
         r"""Returns :math:`\frac{\alpha}{r} B A`, in float32."""
         return self.scale * (self.lora_B.weight.float() @ self.lora_A.weight.float())
 
 
 class Factor(nn.Module):
-    """One factor, whose parameter has the name that other libraries give it.
+    """One factor, with its parameter named ``weight`` as in other libraries.
 
     Args:
-        weight: Its values.
+        weight: The initial values.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -134,14 +135,14 @@ class Factor(nn.Module):
 
 
 def layers_of(base: nn.Module, targets: tuple[str, ...] = ()) -> dict[str, nn.Linear]:
-    """Returns the linear layers that an adapter changes, by path.
+    """Returns the target layers of an adapter, by path.
 
     Args:
         base: The network.
-        targets: Patterns, as :class:`LowRank` takes them.
+        targets: Patterns, as in :class:`LowRank`.
 
     Raises:
-        ValueError: If a pattern matches none, or there are none.
+        ValueError: If a pattern matches no linear layer, or there are none.
     """
     linear = {
         plain_path(path): cast("nn.Linear", module)
@@ -154,10 +155,10 @@ def layers_of(base: nn.Module, targets: tuple[str, ...] = ()) -> dict[str, nn.Li
         if not found:
             raise ValueError(
                 f"{type(base).__name__} has no linear layers to adapt; train full weights, or "
-                "give a network that has some"
+                "adapt another network"
             )
         return found
-    wanted: set[str] = set()
+    selected: set[str] = set()
     for target in targets:
         matched = {p for p in linear if _matches(p, target)}
         if not matched:
@@ -166,12 +167,12 @@ def layers_of(base: nn.Module, targets: tuple[str, ...] = ()) -> dict[str, nn.Li
                 f"the adapter's target {target!r} matches no linear layer of the "
                 f"{type(base).__name__}; there are {', '.join(names[:24]) or 'none'}"
             )
-        wanted |= matched
-    return {p: m for p, m in linear.items() if p in wanted}
+        selected |= matched
+    return {p: m for p, m in linear.items() if p in selected}
 
 
 def _is_linear(module: nn.Module) -> bool:
-    # The output of torch's own multi-head attention is never called, its weight is used directly.
+    # torch's multi-head attention uses the weight of its output layer without calling the layer.
     return isinstance(module, nn.Linear) and not isinstance(
         module, nn.modules.linear.NonDynamicallyQuantizableLinear
     )

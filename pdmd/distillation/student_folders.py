@@ -1,6 +1,6 @@
-"""Folders of students: what ``student.json`` says, and what is built again from it.
+"""Student folders: writes and reads ``student.json``, and rebuilds networks from it.
 
-A folder is safetensors and JSON: nothing in it is ever unpickled.
+A folder contains safetensors and JSON only: nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ __all__ = [
     "boundaries_of",
     "build",
     "checksum",
+    "describe_expert",
     "describe_plan",
-    "entry_of",
-    "like",
+    "empty_network",
     "plan_from_description",
     "read_description",
     "schedule_of",
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 FORMAT = 1
-"""The number of the folder's format that this version writes and reads."""
+"""The folder format that this version writes and reads."""
 
 
 def describe_plan(plan: PhasePlan) -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ def describe_plan(plan: PhasePlan) -> list[dict[str, Any]]:
 
 
 def plan_from_description(description: Sequence[Mapping[str, Any]]) -> PhasePlan:
-    """Returns the plan that :func:`describe_plan` described."""
+    """Builds a plan from the result of :func:`describe_plan`."""
     return PhasePlan(
         tuple(
             Phase(
@@ -74,9 +74,9 @@ def source_teacher(
     """Builds the registered teacher of a student's folder, on the student's schedule.
 
     Args:
-        folder: What :meth:`~pdmd.distillation.students.Student.save` wrote.
-        arguments: Arguments in the place of those of the folder, or beside them.
-        device: Where its parts go, if it is one that is told; by default where they were.
+        folder: A folder written by :meth:`~pdmd.distillation.students.Student.save`.
+        arguments: Arguments that override or extend those in the folder.
+        device: Device argument of the teacher, if it has one; by default that in the folder.
 
     Raises:
         ValueError: If the folder is missing, damaged or names no registered teacher, or the
@@ -88,35 +88,35 @@ def source_teacher(
         raise ValueError(
             f"{folder} names no registered teacher; load it in Python with teacher=..."
         )
-    together = {**source.get("arguments", {}), **(arguments or {})}
+    merged = {**source.get("arguments", {}), **(arguments or {})}
     if device and source["teacher"] in teachers and "device" not in (arguments or {}):
-        told = inspect.signature(teachers[source["teacher"]]).parameters
-        if {"device", "folder"} & told.keys():  # a folder's factory passes it on
-            together["device"] = device
-    teacher = build(teachers, source["teacher"], together, folder)
+        parameters = inspect.signature(teachers[source["teacher"]]).parameters
+        if {"device", "folder"} & parameters.keys():  # a factory with a folder passes it on
+            merged["device"] = device
+    teacher = build(teachers, source["teacher"], merged, folder)
     return on_schedule(teacher, *schedule_of(source))
 
 
 def schedule_of(source: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns the name and the end of the schedule that a source puts its teacher on.
+    """Returns the name and the end of the schedule in a source.
 
-    Both are as :func:`~pdmd.teachers.with_schedule.on_schedule` takes them.
+    Both are arguments of :func:`~pdmd.teachers.with_schedule.on_schedule`.
     """
     schedule = source.get("schedule") or {}
     return schedule.get("name", ""), schedule.get("end", "noise")
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Reads what a student's folder says of it, and checks it.
+    """Reads and validates the ``student.json`` of a folder.
 
     Args:
-        folder: What :meth:`~pdmd.distillation.students.Student.save` wrote.
+        folder: A folder written by :meth:`~pdmd.distillation.students.Student.save`.
 
     Returns:
         The content of its ``student.json``.
 
     Raises:
-        ValueError: If it is missing, damaged or of a newer format.
+        ValueError: If it is missing, damaged or of another format.
     """
     path = folder / "student.json"
     if not path.is_file():
@@ -131,12 +131,12 @@ def read_description(folder: Path) -> dict[str, Any]:
             for entry in content["experts"]:
                 for key in ("file", "sha256"):
                     if not isinstance(entry[key], str):
-                        raise ValueError(f"{key} is text, got {entry[key]!r}")
+                        raise ValueError(f"{key} must be a string, got {entry[key]!r}")
                 if "boundaries" in entry:
                     IntervalRouter(entry["boundaries"])
                 adapter_of(entry)
                 if not isinstance(entry.get("base", ""), str):
-                    raise ValueError(f"base is a digest, got {entry['base']!r}")
+                    raise ValueError(f"base must be a digest, got {entry['base']!r}")
                 experts[entry["expert"]]
             _check_source(content["source"])
     except (
@@ -152,7 +152,9 @@ def read_description(folder: Path) -> dict[str, Any]:
             "restore it"
         ) from error
     if number != FORMAT:
-        raise ValueError(f"{path} has format {number}, this version reads {FORMAT}; upgrade pdmd")
+        raise ValueError(
+            f"{path} has format {number}, but this version reads {FORMAT}; upgrade pdmd"
+        )
     return content
 
 
@@ -162,27 +164,27 @@ def _check_source(source: Any) -> None:
     guidance = source.get("guidance", 1.0)
     for scale in guidance if isinstance(guidance, list) else [guidance]:
         if isinstance(scale, bool) or not math.isfinite(scale):
-            raise ValueError(f"guidance is finite numbers, got {guidance!r}")
+            raise ValueError(f"guidance must be finite, got {guidance!r}")
     schedule = source.get("schedule")
     if schedule is not None and not (
         isinstance(schedule.get("name"), str) and schedule.get("end", "noise") in ENDS
     ):
-        raise ValueError(f"schedule has a name and an end, got {schedule!r}")
+        raise ValueError(f"schedule must have a name and an end, got {schedule!r}")
     for part, key in ((source, "teacher"), (source.get("network"), "name")):
         if part is not None and not (
             isinstance(part[key], str) and isinstance(part.get("arguments", {}), dict)
         ):
-            raise ValueError(f"source names a {key} and its arguments, got {part!r}")
+            raise ValueError(f"source must name a {key} and its arguments, got {part!r}")
 
 
 def build(registry: Registry[Any], name: str, arguments: Mapping[str, Any], folder: Path) -> Any:
-    """Builds what a folder names.
+    """Builds a registered object that a folder names.
 
     Args:
-        registry: Where the name is looked up.
-        name: The name.
-        arguments: Its arguments.
-        folder: The folder, for errors.
+        registry: The registry.
+        name: The registered name.
+        arguments: Arguments of the registered function or class.
+        folder: The folder, for error messages.
 
     Raises:
         ValueError: If the name is not registered or does not take the arguments.
@@ -202,52 +204,52 @@ def build(registry: Registry[Any], name: str, arguments: Mapping[str, Any], fold
         ) from error
 
 
-def like(
+def empty_network(
     template: Denoiser,
     span: tuple[float, float],
     boundaries: Sequence[float] | None,
     adapter: LowRank | None,
 ) -> Denoiser:
-    """Makes a network to load an expert's weights into.
+    """Builds a network into which an expert's weights are loaded.
 
     Args:
-        template: A network of the experts' shape.
-        span: The noisiest and the cleanest time that it serves.
-        boundaries: Those between its own networks, if it routes.
-        adapter: What it adapts the template with, if it does.
+        template: A network with the architecture of the experts.
+        span: The noisiest and the cleanest time of the expert.
+        boundaries: The boundaries between its networks, if it is routed.
+        adapter: The adapter over the template, if any.
     """
 
-    def made(network: Denoiser) -> Denoiser:
+    def build_one(network: Denoiser) -> Denoiser:
         return network.trainable_copy() if adapter is None else adapt(network, adapter, seed=0)
 
     part = template.part(*span)
     if boundaries is None:
-        return made(part)
+        return build_one(part)
     if isinstance(part, RoutedDenoiser) and boundaries_of(part.router) == tuple(boundaries):
         networks = [cast(Denoiser, d) for d in part.denoisers]
     else:
         networks = [part for _ in boundaries[1:]]
-    return RoutedDenoiser([made(network) for network in networks], IntervalRouter(boundaries))
+    return RoutedDenoiser([build_one(network) for network in networks], IntervalRouter(boundaries))
 
 
-def entry_of(expert: Expert) -> dict[str, Any]:
-    """Returns what a folder says of an expert, beside its file.
+def describe_expert(expert: Expert) -> dict[str, Any]:
+    """Returns the description of an expert in ``student.json``, without its file.
 
     Raises:
-        ValueError: If it cannot be saved.
+        ValueError: If the expert cannot be saved.
     """
     entry: dict[str, Any] = {"expert": _name(expert)}
     if isinstance(expert.denoiser, RoutedDenoiser):
         entry["boundaries"] = list(boundaries_of(expert.denoiser.router))
     adapters = adapted_parts(expert.denoiser)
     if adapters:
-        own = sum(p.numel() for adapter in adapters for p in adapter.parameters())
-        if own != sum(p.numel() for p in expert.denoiser.parameters()) or any(
+        factors = sum(p.numel() for adapter in adapters for p in adapter.parameters())
+        if factors != sum(p.numel() for p in expert.denoiser.parameters()) or any(
             adapter.spec != adapters[0].spec for adapter in adapters
         ):
             raise ValueError(
-                "an expert whose networks are adapted differently cannot be saved; adapt all of "
-                "them alike, or save merged() copies"
+                "an expert with different adapters in its networks cannot be saved; use one spec "
+                "for all of them, or save merged() copies"
             )
         spec = adapters[0].spec
         entry["adapter"] = {
@@ -260,18 +262,18 @@ def entry_of(expert: Expert) -> dict[str, Any]:
 
 
 def adapter_of(entry: Mapping[str, Any]) -> LowRank | None:
-    """Returns the adapter that an entry describes, if any.
+    """Returns the adapter in the description of an expert, if any.
 
     Raises:
-        ValueError: If the entry does not describe one.
+        ValueError: If the adapter is not valid.
     """
     if "adapter" not in entry:
         return None
     adapter = entry["adapter"]
     if not isinstance(adapter, dict) or adapter.keys() != {"rank", "alpha", "targets"}:
-        raise ValueError(f"an adapter has rank, alpha and targets, got {adapter!r}")
+        raise ValueError(f"an adapter must have rank, alpha and targets, got {adapter!r}")
     if not isinstance(adapter["targets"], list):
-        raise ValueError(f"targets are a list of patterns, got {adapter['targets']!r}")
+        raise ValueError(f"targets must be a list of patterns, got {adapter['targets']!r}")
     return LowRank(**{**adapter, "targets": tuple(adapter["targets"])})
 
 
@@ -279,7 +281,7 @@ def boundaries_of(router: Router) -> tuple[float, ...]:
     """Returns a router's boundaries.
 
     Raises:
-        ValueError: If it routes by something else.
+        ValueError: If it is not an :class:`~pdmd.diffusion.routers.IntervalRouter`.
     """
     if not isinstance(router, IntervalRouter):
         raise ValueError(
@@ -294,7 +296,7 @@ def _name(expert: Expert) -> str:
         if experts[name] is type(expert):
             return name
     raise ValueError(
-        f"{type(expert).__name__} is not registered, so its student cannot be loaded again; "
+        f"{type(expert).__name__} is not registered, so its student could not be loaded; "
         "decorate the class with @experts.register(name)"
     )
 

@@ -1,7 +1,7 @@
 """Students: the experts of all phases with their router.
 
-A student is itself a denoiser that knows its prompts, so it can be distilled again. Its folder is
-safetensors and JSON: nothing in it is ever unpickled.
+A student is itself a teacher: a denoiser with prompts, which can be distilled again. Its folder
+contains safetensors and JSON only: nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from pdmd.distillation.student_folders import (
     boundaries_of,
     build,
     checksum,
+    describe_expert,
     describe_plan,
-    entry_of,
-    like,
+    empty_network,
     plan_from_description,
     read_description,
     source_teacher,
@@ -43,20 +43,20 @@ class Student(Teacher):
     """A few-step mixture of experts.
 
     Args:
-        experts: One frozen expert per phase, noisiest first; their phases make the plan.
-        encode: Turns prompts into conditions, usually the teacher's own.
-        prompts: What to draw prompts from where the student teaches; usually the teacher's own.
-        router: Chooses the expert of a time; by the plan's boundaries by default.
-        source: How to build the networks again: ``{"teacher": name, "arguments": {...}}`` of a
+        experts: One frozen expert per phase, noisiest first; their phases form the plan.
+        encode: Encodes prompts to conditions, usually by the teacher.
+        prompts: Prompts to sample from when the student is the teacher; usually the teacher's.
+        router: Selects the expert of a time; by the plan's boundaries by default.
+        source: How to rebuild the networks: ``{"teacher": name, "arguments": {...}}`` of a
             registered teacher, and ``"network": {"name": ..., "arguments": {...}}`` of a
-            registered network where the experts are not copies of the teacher, and
-            ``"schedule": {"name": ..., "end": ...}`` of a teacher on another schedule than its own
+            registered network if the experts are not copies of the teacher, and
+            ``"schedule": {"name": ..., "end": ...}`` of a teacher on another schedule
             (:func:`~pdmd.teachers.with_schedule.on_schedule`); written into the folder so that
-            loading needs no objects. Other entries, such as ``"guidance"``, are
+            loading needs no objects. Other keys, such as ``"guidance"``, are
             kept.
 
     Raises:
-        ValueError: If there are no experts, or their phases do not make a plan.
+        ValueError: If there are no experts, or their phases do not form a plan.
     """
 
     def __init__(
@@ -85,14 +85,14 @@ class Student(Teacher):
         self._prompts = tuple(prompts) if isinstance(prompts, list) else prompts
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
-        """Evaluates each sample with the expert of its time."""
+        """Evaluates each sample by the expert of its time."""
         return self._routed().network(x_t, t, condition)
 
     def encode(self, prompts: Sequence[Any]) -> Condition:
         """Encodes prompts as the teacher does.
 
         Raises:
-            ValueError: If the student was made without an encoder.
+            ValueError: If the student has no encoder.
         """
         if self._encode is None:
             raise ValueError(
@@ -111,7 +111,7 @@ class Student(Teacher):
         return self._routed().trainable_copy()
 
     def part(self, t_start: float, t_end: float) -> Denoiser:
-        """Returns the one expert's network between two times, the routed one if several."""
+        """Returns the expert's network between two times; a routed one if there are several."""
         return self._routed().part(t_start, t_end)
 
     def _routed(self) -> RoutedDenoiser:
@@ -123,15 +123,15 @@ class Student(Teacher):
     def save(self, folder: str | Path) -> None:
         """Writes ``student.json`` and one safetensors file per expert.
 
-        A new folder appears whole or not at all. In one that exists, a student is replaced, and
-        every other file stays.
+        A new folder is created atomically. In an existing one, a student is replaced, and other
+        files are kept.
 
         Args:
             folder: Where to write.
 
         Raises:
-            ValueError: If the student routes by something else than its plan's boundaries, or an
-                expert's class is not registered.
+            ValueError: If the router's boundaries are not those of the plan, or an expert's class
+                is not registered.
         """
         from safetensors.torch import save_file
 
@@ -154,7 +154,9 @@ class Student(Teacher):
                 save_file(
                     {k: v.detach().cpu().contiguous() for k, v in state.items()}, draft / name
                 )
-            entries.append({"file": name, "sha256": checksum(draft / name), **entry_of(expert)})
+            entries.append(
+                {"file": name, "sha256": checksum(draft / name), **describe_expert(expert)}
+            )
         content = {
             "format": FORMAT,
             "source": self.source,
@@ -183,17 +185,17 @@ class Student(Teacher):
         """Reads a student from a folder.
 
         Args:
-            folder: What :meth:`save` wrote.
-            template: A network of the experts' shape; by default the registered teacher named in
-                the folder provides it.
+            folder: A folder written by :meth:`save`.
+            template: A network with the architecture of the experts; by default the registered
+                teacher named in the folder provides it.
             teacher: Provides the prompt encoder, and the template unless one is given. Experts
                 that are adapters share its networks, which are frozen.
 
         Returns:
-            The student, frozen; its prompts are the teacher's own.
+            The student, frozen, with the teacher's prompts.
 
         Raises:
-            ValueError: If the folder is missing, damaged, of a newer format, or names no teacher
+            ValueError: If the folder is missing, damaged, of another format, or names no teacher
                 and neither ``template`` nor ``teacher`` is given; or if its experts are adapters
                 over other weights.
         """
@@ -239,7 +241,7 @@ class Student(Teacher):
                 served = [p for p, e in zip(plan, content["experts"], strict=True) if e == entry]
                 span = (phase.t_start, served[-1].t_end)
                 boundaries, adapter = entry.get("boundaries"), adapter_of(entry)
-                denoiser = read[path] = like(template, span, boundaries, adapter)
+                denoiser = read[path] = empty_network(template, span, boundaries, adapter)
                 if "base" in entry and base_digest(denoiser) != entry["base"]:
                     raise ValueError(
                         f"{path} adapts other weights than those of the "
@@ -255,7 +257,7 @@ class Student(Teacher):
         known: dict[str, Any] = {}
         if teacher is not None:
             known["encode"] = teacher.encode
-            with contextlib.suppress(ValueError):  # a text encoder alone, for prompts to come
+            with contextlib.suppress(ValueError):  # a teacher with a text encoder, but no prompts
                 known["prompts"] = teacher.prompts
         student = cls(loaded, source=source, **known)
         return student.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Validation of a distillation, before any work: its plan, objectives, prompts and teacher."""
+"""Validation of a distillation before it starts: plan, objectives, prompts and teacher."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def updates_of(plan: PhasePlan, updates: int | Sequence[int]) -> list[int]:
 
     Args:
         plan: The phases.
-        updates: One number for all phases, or one each.
+        updates: One number for all phases, or one per phase.
 
     Raises:
-        ValueError: If their number is not the plan's, or one is below 1.
+        ValueError: If there is not one number per phase, or one is below 1.
     """
     per_phase = [updates] * len(plan) if isinstance(updates, int) else list(updates)
     if len(per_phase) != len(plan):
@@ -39,46 +39,51 @@ def updates_of(plan: PhasePlan, updates: int | Sequence[int]) -> list[int]:
 
 
 def encode(teacher: Teacher, prompts: Sequence[Any] | None) -> Conditions | None:
-    """Encodes the prompts of a distillation, the teacher's own by default.
+    """Encodes the prompts of a distillation; those of the teacher by default.
 
     Raises:
-        ValueError: If the prompts are a text rather than a sequence of prompts.
+        ValueError: If the prompts are a string rather than a sequence of prompts.
     """
     if isinstance(prompts, str):
         raise ValueError(
-            f"prompts are a sequence of prompts, got the text {prompts!r}; pass a list"
+            f"prompts must be a sequence of prompts, got the string {prompts!r}; pass a list"
         )
     return teacher.conditions(teacher.prompts if prompts is None else prompts)
 
 
-def check_objectives(plan: PhasePlan, generator: Objective, fake: Objective) -> None:
+def check_objectives(
+    plan: PhasePlan, generator_objective: Objective, fake_objective: Objective
+) -> None:
     """Checks that both roles have a loss in every phase.
 
     Raises:
-        ValueError: If one has none, or its times are empty in a phase.
+        ValueError: If a role has none in a phase, or its time range there is empty.
     """
-    for role, objective in (("generator", generator), ("fake score", fake)):
+    for role, objective in (
+        ("generator", generator_objective),
+        ("fake score", fake_objective),
+    ):
         for index in sorted(set(range(len(plan))) - objective.covers(plan)):
             raise ValueError(
                 f"the {role}'s objective has no loss in phase {index + 1}; add a term that is "
                 "active in every phase"
             )
     for phase in plan:
-        fake.time_bounds(phase)  # for its errors
+        fake_objective.time_bounds(phase)  # raises if the range is empty
 
 
 def check_fake_scores(plan: PhasePlan, rollouts: Rollouts, scores: FakeScores) -> None:
     """Checks that every fake score is trained.
 
     Raises:
-        ValueError: If rollouts never exit where one would be trained.
+        ValueError: If rollouts have no exit step, so that only one fake score would train.
     """
     for phase in plan:
         exit_step = rollouts.truncation(phase, torch.Generator().manual_seed(0))
         if exit_step is None and scores.number(phase) > 1:
             raise ValueError(
                 f"{rollouts.truncation} takes every step of phase {phase.index + 1}, so {scores} "
-                "would leave all its fake scores but one untrained; use OneFakeScore()"
+                "would leave all fake scores but one untrained; use OneFakeScore()"
             )
 
 
@@ -94,7 +99,7 @@ def check_teacher(
     Args:
         teacher: The teacher.
         plan: The phases.
-        objective: What the experts minimise, for the times at which it evaluates the teacher.
+        objective: The experts' objective; its time bounds are checked.
         condition: Encoded prompts, of which the first two are used, or ``None``.
 
     Raises:
@@ -110,7 +115,7 @@ def check_teacher(
         for t in (*phase.timesteps, *(objective.time_bounds(phase) or ())):
             if not low <= t <= high:
                 remedy = "move the plan or the time margin into the range"
-                if t == 1:  # where every plan starts
+                if t == 1:  # the start of every plan
                     remedy = (
                         "use a schedule that ends where the teacher does, with "
                         "WithSchedule.reach(teacher, schedule) or --teacher.schedule-end teacher"
@@ -124,7 +129,7 @@ def check_teacher(
             if value.shape != x.shape:
                 raise ValueError(
                     f"the teacher returned shape {tuple(value.shape)} for latents of shape "
-                    f"{tuple(x.shape)}; its network must keep the shape"
+                    f"{tuple(x.shape)}; its network must return the shape of its input"
                 )
             if not bool(value.isfinite().all()):
                 raise ValueError(

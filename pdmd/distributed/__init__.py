@@ -1,4 +1,4 @@
-"""How a network is split over ranks: tensor and context parallelism by a plan that it states."""
+"""Distributed training: tensor and context parallelism, by the plan that a network states."""
 
 from pdmd.distributed.checks import check
 from pdmd.distributed.collectives import Ranks, enter, exchange, gather, reduce, scale_gradient

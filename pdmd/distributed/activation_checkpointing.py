@@ -1,4 +1,4 @@
-"""Recomputation: blocks that keep their inputs alone and are computed again when it is asked."""
+"""Activation checkpointing: blocks store their inputs only, and are recomputed in backward."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 from torch.utils.checkpoint import checkpoint
 
 from pdmd.distillation.adapters import adapted_parts, checkpoint_contexts
-from pdmd.distributed.parameter_views import extend
+from pdmd.distributed.parameter_views import override
 from pdmd.distributed.plans import units_of
 
-__all__ = ["keep_activations", "checkpoint_units", "recomputes"]
+__all__ = ["checkpoint_units", "recomputes", "uncheckpoint_units"]
 
 
 def checkpoint_units(network: nn.Module) -> None:
-    """Has a network's units compute their forward pass again in the backward pass.
+    """Makes the backward pass recompute the activations of a network's units.
 
-    Only calls that record a gradient do so. A unit is computed again under the adapter of its
-    call. Names of modules and parameters stay.
+    This applies to calls that record a gradient. A unit is recomputed under the adapter of its
+    forward pass. Names of modules and parameters do not change.
 
     Args:
         network: The network, changed in place.
     """
     for _, unit in units_of(network):
-        if not isinstance(unit, _Recomputed):
-            extend(unit, _Recomputed)
+        if not isinstance(unit, _Checkpointed):
+            override(unit, _Checkpointed)
 
 
-def keep_activations(network: nn.Module) -> None:
+def uncheckpoint_units(network: nn.Module) -> None:
     """Undoes :func:`checkpoint_units`."""
     for module in network.modules():
-        if isinstance(module, _Recomputed):
+        if isinstance(module, _Checkpointed):
             module.__class__ = type(module).__bases__[1]
 
 
 def recomputes(network: nn.Module) -> bool:
-    """Says whether a backward pass computes every unit again; selective recomputation does not."""
+    """Returns whether the backward pass recomputes whole units, unlike selective checkpointing."""
     bases = (part.base for part in adapted_parts(network))
     return any(
-        isinstance(module, _Recomputed)
+        isinstance(module, _Checkpointed)
         or isinstance(module, CheckpointWrapper)  # torchtitan's
         and "context_fn" not in module.checkpoint_fn.keywords
         for one in (network, *bases)
@@ -49,7 +49,7 @@ def recomputes(network: nn.Module) -> bool:
     )
 
 
-class _Recomputed(nn.Module):
+class _Checkpointed(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         forward = super().forward  # pyright: ignore[reportAttributeAccessIssue]
         if not torch.is_grad_enabled():

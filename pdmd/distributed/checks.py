@@ -1,4 +1,4 @@
-"""Checks: whether a network can be split, before anything changes."""
+"""Checks that a network can be split, before it is changed."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ PAGE = "docs/tutorials/write_a_parallel_plan.md"
 
 
 def check(network: nn.Module, *, tensor: int | None = None, context: int | None = None) -> None:
-    """Refuses a network that cannot be split, saying why.
+    """Checks that a network can be split over ranks.
 
     Args:
-        network: The network: whole, or tensor parallel if only ``context`` is asked for.
-        tensor: The number of tensor parallel ranks that it is to be split over, if any.
+        network: The network: whole, or tensor parallel if only ``context`` is given.
+        tensor: The number of tensor parallel ranks, if any.
         context: The number of context parallel ranks, if any.
 
     Raises:
-        ValueError: If the network states no plan; if a plan does not fit it; if features or heads
-            do not divide over the ranks; or if it is split already.
+        ValueError: If the network states no plan, a plan does not match it, features or heads are
+            not divisible by the ranks, or the network is split already.
     """
     plans = plans_of(network)
     if not plans and any(True for _ in network.parameters()):
         raise ValueError(
             f"{type(network).__name__} states no parallel plan; add a method parallel_plan() to "
             "the module that holds its blocks, or register a plan under the name of that "
-            f"module's class in pdmd.distributed.parallel_plans ({PAGE} shows both); a small "
-            "network can be computed alike on all ranks by pdmd.distributed.replicate"
+            f"module's class in pdmd.distributed.parallel_plans ({PAGE} shows both); replicate a "
+            "small network on all ranks by pdmd.distributed.replicate"
         )
     for path, plan in plans.items():
         module = network.get_submodule(path)
@@ -61,13 +61,13 @@ def _check_tensor(
                 "context, then by fully_shard"
             )
     if plan is None:
-        raise ValueError(_lacking(module, "tensor", "TensorPlan"))
+        raise ValueError(_missing_plan(module, "tensor", "TensorPlan"))
     styled: dict[str, str] = {}
     for pattern, style in plan.styles.items():
         for path, layer in matching(module, pattern):
             if path in styled:
                 raise ValueError(
-                    f"{path} is named by {styled[path]!r} and {pattern!r} in the tensor plan of "
+                    f"{path} matches both {styled[path]!r} and {pattern!r} in the tensor plan of "
                     f"{type(module).__name__}; name it once"
                 )
             styled[path] = pattern
@@ -78,20 +78,20 @@ def _check_tensor(
                 count = _count(path, part, attribute)
                 if count % ranks:
                     raise ValueError(
-                        f"{path}.{attribute} is {count}, which does not divide over {ranks} "
+                        f"{path}.{attribute} is {count}, which is not divisible by {ranks} "
                         "tensor parallel ranks; use fewer"
                     )
 
 
 def _check_context(module: nn.Module, plan: ParallelPlan, tensor: int, ranks: int) -> None:
     if plan.context is None:
-        raise ValueError(_lacking(module, "context", "ContextPlan"))
+        raise ValueError(_missing_plan(module, "context", "ContextPlan"))
     if hasattr(module, "context_ranks"):
         raise ValueError(f"{type(module).__name__} is split by context already; split it once")
-    for place in (*plan.context.split, *plan.context.gather):
-        for path, part in matching(module, place.module):
-            if isinstance(place, Input):
-                _check_argument(path, part, place)
+    for tokens in (*plan.context.split, *plan.context.gather):
+        for path, part in matching(module, tokens.module):
+            if isinstance(tokens, Input):
+                _check_argument(path, part, tokens)
     divided = {} if plan.tensor is None else plan.tensor.divided
     shares = {
         (path, attribute): tensor
@@ -103,8 +103,8 @@ def _check_context(module: nn.Module, plan: ParallelPlan, tensor: int, ranks: in
         heads = _count(path, part, attribute) // shares.get((path, attribute), 1)
         if heads % ranks:
             raise ValueError(
-                f"{path} has {heads} heads on each tensor parallel rank, which do not divide "
-                f"over {ranks} context parallel ranks; use fewer of either"
+                f"{path} has {heads} heads on each tensor parallel rank, which is not divisible "
+                f"by {ranks} context parallel ranks; use fewer of either"
             )
 
 
@@ -116,11 +116,11 @@ def _attention(module: nn.Module, plan: ContextPlan) -> list[tuple[str, str, nn.
     ]
 
 
-def _check_argument(path: str, module: nn.Module, place: Input) -> None:
+def _check_argument(path: str, module: nn.Module, tokens: Input) -> None:
     names = list(inspect.signature(type(module).forward).parameters)[1:]
-    if place.argument not in names:
+    if tokens.argument not in names:
         raise ValueError(
-            f"{path or type(module).__name__} has no argument {place.argument!r}, which its "
+            f"{path or type(module).__name__} has no argument {tokens.argument!r}, which its "
             f"context plan splits; it takes {', '.join(names)}"
         )
 
@@ -129,12 +129,13 @@ def _count(path: str, module: nn.Module, attribute: str) -> int:
     count = getattr(module, attribute, None)
     if not isinstance(count, int):
         raise ValueError(
-            f"{path}.{attribute} is {count!r}; a plan names an integer attribute that counts heads"
+            f"{path}.{attribute} is {count!r}; a plan must name an integer attribute that counts "
+            "heads"
         )
     return count
 
 
-def _lacking(module: nn.Module, kind: str, name: str) -> str:
+def _missing_plan(module: nn.Module, kind: str, name: str) -> str:
     return (
         f"the parallel plan of {type(module).__name__} has no {kind} plan; state a {name} ({PAGE})"
     )

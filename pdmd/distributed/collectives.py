@@ -1,15 +1,15 @@
-r"""Collectives that autograd differentiates, to any order.
+r"""Differentiable collectives, to any order.
 
-Two kinds of tensor live in a parallel network. A *whole* one is the same on every rank, and so is
-its gradient. A *partial* one differs between ranks: a shard, or a summand of a whole one. Each
-function below turns one kind into the other, and its backward is another of them:
+A parallel network has two kinds of tensors. A *whole* tensor is the same on every rank, and so is
+its gradient. A *partial* tensor differs between ranks: a shard, or a summand of a whole tensor.
+Each function below maps between the kinds, and its backward is another of them:
 
 ============ ============================ ============================ ==============
-function     forward                      in to out                    its backward
+function     forward                      in to out                    backward
 ============ ============================ ============================ ==============
 ``enter``    identity                     whole to partial             ``reduce``
 ``reduce``   sum over ranks               partial to whole             ``enter``
-``gather``   concatenation over ranks     partial to whole             the own slice
+``gather``   concatenation over ranks     partial to whole             own slice
 ``exchange`` all-to-all of two dimensions partial to partial           ``exchange``
 ============ ============================ ============================ ==============
 
@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.distributed.device_mesh import DeviceMesh
 
-# The operators that torch's own functional collectives call: those have changed their names.
+# The operators under torch's functional collectives, whose own names have changed.
 _collectives = torch.ops._c10d_functional
 
 __all__ = ["Ranks", "enter", "exchange", "gather", "reduce", "scale_gradient"]
@@ -36,12 +36,12 @@ __all__ = ["Ranks", "enter", "exchange", "gather", "reduce", "scale_gradient"]
 
 @dataclass(frozen=True)
 class Ranks:
-    """The ranks that share one split, as seen from one of them.
+    """The ranks of one parallel axis, as seen from one of them.
 
     Attributes:
-        group: The name of their process group.
-        size: How many there are.
-        rank: Which of them this one is.
+        group: Name of the process group.
+        size: Number of ranks.
+        rank: Index of this rank.
     """
 
     group: str
@@ -54,50 +54,50 @@ class Ranks:
 
         Args:
             mesh: The mesh.
-            name: The name that its dimension must have.
+            name: Required name of its dimension.
 
         Raises:
             ValueError: If the mesh has several dimensions or another name.
         """
         names = mesh.mesh_dim_names
         if mesh.ndim != 1 or (name is not None and names != (name,)):
-            wanted = "one dimension" if name is None else f"the one dimension {name!r}"
+            required = "one dimension" if name is None else f"the one dimension {name!r}"
             raise ValueError(
-                f"a mesh with {wanted} is needed, got {names or mesh.ndim}; take it from the "
-                "whole mesh by its name, as in mesh['tp']"
+                f"expected a mesh with {required}, got {names or mesh.ndim}; index the whole mesh "
+                "by name, as in mesh['tp']"
             )
         return cls(mesh.get_group().group_name, mesh.size(), mesh.get_local_rank())
 
 
 def enter(x: Tensor, ranks: Ranks) -> Tensor:
-    """Lets a whole tensor be used differently on each rank: gradients are summed over ranks."""
+    """Uses a whole tensor differently on each rank: its gradients are summed over ranks."""
     return _Enter.apply(x, ranks)
 
 
 def reduce(x: Tensor, ranks: Ranks) -> Tensor:
-    """Sums over ranks into a whole tensor, whose gradient every summand receives."""
+    """Sums partial tensors over ranks; every summand receives the gradient of the sum."""
     return _Reduce.apply(x, ranks)
 
 
 def gather(x: Tensor, ranks: Ranks, dim: int) -> Tensor:
-    """Joins the ranks' slices along ``dim`` into a whole tensor."""
+    """Concatenates the ranks' slices along ``dim`` into a whole tensor."""
     return _Gather.apply(x, ranks, dim)
 
 
 def exchange(x: Tensor, ranks: Ranks, scatter: int, join: int) -> Tensor:
-    """Deals the slices along ``scatter`` out to the ranks and joins what arrives along ``join``.
+    """All-to-all: splits along ``scatter``, sends a slice to each rank, concatenates on ``join``.
 
     Args:
         x: A tensor whose length along ``scatter`` is divisible by the number of ranks.
         ranks: The ranks.
-        scatter: The dimension that becomes shorter.
-        join: The dimension that becomes longer.
+        scatter: The dimension to split.
+        join: The dimension to concatenate.
     """
     return _Exchange.apply(x, ranks, scatter % x.ndim, join % x.ndim)
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """Returns ``x``, multiplying its gradient by ``factor``."""
+    """Returns ``x``, with its gradient multiplied by ``factor``."""
     return _ScaleGradient.apply(x, factor)
 
 
@@ -145,7 +145,7 @@ class _Shard(Function):
     def forward(ctx: Any, x: Tensor, ranks: Ranks, dim: int) -> Tensor:
         ctx.ranks, ctx.dim = ranks, dim
         length = x.shape[dim] // ranks.size
-        # A clone: a view would keep the whole tensor in memory.
+        # A clone, because a view would keep the whole tensor in memory.
         return x.narrow(dim, ranks.rank * length, length).clone()
 
     @staticmethod
@@ -157,10 +157,10 @@ class _Exchange(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, ranks: Ranks, scatter: int, join: int) -> Tensor:
         ctx.ranks, ctx.scatter, ctx.join = ranks, scatter, join
-        dealt = x.unflatten(scatter, (ranks.size, -1)).movedim(scatter, 0).contiguous()
+        slices = x.unflatten(scatter, (ranks.size, -1)).movedim(scatter, 0).contiguous()
         one_each = [1] * ranks.size
-        arrived = _collectives.all_to_all_single(dealt, one_each, one_each, ranks.group)
-        return _wait(arrived).movedim(0, join).flatten(join, join + 1)
+        received = _collectives.all_to_all_single(slices, one_each, one_each, ranks.group)
+        return _wait(received).movedim(0, join).flatten(join, join + 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

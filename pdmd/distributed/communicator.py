@@ -1,4 +1,4 @@
-"""Communication between the ranks of a training: the batch, decisions and failures they share."""
+"""Communicators: batch splitting, joint decisions and failure handling between ranks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["Communicator", "SingleRank"]
 
 
 class Communicator(ABC):
-    """What the ranks of a training do together.
+    """Communication between the ranks of a training.
 
     Attributes:
-        data_rank: This rank's index among those that split a batch.
-        data_ranks: The number of those.
+        data_rank: Index of this rank among those that split a batch.
+        data_ranks: Number of ranks that split a batch.
         main: Whether this rank writes files and reports progress.
     """
 
@@ -27,42 +27,42 @@ class Communicator(ABC):
 
     @abstractmethod
     def mean(self, value: Tensor) -> Tensor:
-        """Returns the mean of a value over the ranks that split a batch."""
+        """Returns the mean of a value over the data ranks."""
 
     @abstractmethod
     def any(self, flag: bool) -> bool:
-        """Returns whether the flag is set on any rank."""
+        """Returns whether a flag is set on any rank."""
 
     def consensus(self) -> AbstractContextManager[None]:
-        """Runs a block on every rank, and raises on all what any of them raised in it.
+        """Runs a block on every rank; an error on one is raised on all.
 
         Raises:
-            ValueError: What the block raised, on this rank or another.
-            OSError: Likewise.
+            ValueError: If the block raised one on any rank.
+            OSError: If the block raised one on any rank.
         """
         return nullcontext()
 
     def failed_rank(self) -> str:
-        """Returns which other rank made a collective fail; empty if none is known."""
+        """Describes the rank that made a collective fail; empty if none is known."""
         return ""
 
     def close(self, error: BaseException | None = None) -> None:
-        """Leaves the process group, at the end or after an error."""
+        """Leaves the process group, at the end of a run or after an error."""
         return
 
     def generator(self, seed: int) -> RankGenerator:
-        """Returns the generator of everything that has a row for each sample."""
+        """Returns the generator for values with one row per sample."""
         return RankGenerator.make(seed, self.data_rank, self.data_ranks)
 
     def local_batch(self, batch: int) -> int:
-        """Returns this rank's part of a global batch.
+        """Returns this rank's part of a global batch size.
 
         Raises:
-            ValueError: If the batch does not divide.
+            ValueError: If the batch size is not divisible by the data ranks.
         """
         if batch % self.data_ranks:
             raise ValueError(
-                f"a batch of {batch} does not divide over {self.data_ranks} data ranks; take a "
+                f"a batch of {batch} is not divisible by {self.data_ranks} data ranks; choose a "
                 f"multiple of {self.data_ranks}"
             )
         return batch // self.data_ranks

@@ -1,11 +1,12 @@
 r"""Context parallelism: a network whose tokens are split over ranks.
 
-Every rank holds all weights and a slice of the tokens. Around attention, ranks exchange heads for
-tokens (Ulysses): each then has all tokens of some heads, and the exchange is undone after.
+Every rank has all weights and a slice of the tokens. Around attention, ranks exchange heads for
+tokens (Ulysses), so that each computes attention over all tokens for some of the heads, and
+exchange back.
 
-All ranks of a group must be given the same inputs and the same loss. Then
+All ranks of a group must have the same inputs and the same loss. Then
 
-- outputs are whole and the same on every rank, so the algebra between networks is unchanged;
+- outputs are whole and the same on every rank, so operations between networks are unchanged;
 - the gradients of the network's inputs are whole on every rank, so a gradient may flow through
   one network into another;
 - **the gradients of parameters are partial**: their sum over the ranks is the gradient. Averaging
@@ -31,7 +32,7 @@ from torch.utils._pytree import tree_map
 
 from pdmd.distributed.checks import check
 from pdmd.distributed.collectives import Ranks, enter, exchange, gather
-from pdmd.distributed.parameter_views import extend, scaled, view
+from pdmd.distributed.parameter_views import override, scaled, view_parameters
 from pdmd.distributed.plans import ContextPlan, Input, Output, matching, plans_of
 
 __all__ = ["HeadExchange", "context_parallelize"]
@@ -40,17 +41,17 @@ __all__ = ["HeadExchange", "context_parallelize"]
 def context_parallelize(network: nn.Module, mesh: DeviceMesh) -> None:
     """Splits a network's tokens over ranks, by the plans that it states.
 
-    Parameters outside the modules that state plans are computed alike on all ranks; their
-    gradients are made partial as well, so that one rule holds for all.
+    Modules outside of any plan are replicated, with their gradients scaled to be partial too, so
+    that one rule applies to all parameters.
 
     Args:
-        network: The network, tensor parallel or not, changed in place.
+        network: The network, tensor parallel or not, changed in tokens.
         mesh: A one-dimensional mesh named ``cp``.
 
     Raises:
         ValueError: If the network cannot be split (see :func:`~pdmd.distributed.check`), or the
-            mesh is another; nothing has changed then. At a forward: if a number of tokens does not
-            divide over the ranks, or attention is called in a way that cannot be split.
+            mesh has another name; the network is unchanged then. In a forward pass: if a number of
+            tokens is not divisible by the ranks, or attention cannot be split.
     """
     ranks = Ranks.of(mesh, "cp")
     check(network, context=ranks.size)
@@ -65,7 +66,7 @@ def context_parallelize(network: nn.Module, mesh: DeviceMesh) -> None:
     for module in network.modules():
         if module not in planned:
             module.context_ranks = ranks  # type: ignore[assignment]
-            view(module, scaled)
+            view_parameters(module, scaled)
 
 
 class HeadExchange(TorchFunctionMode):
@@ -73,7 +74,7 @@ class HeadExchange(TorchFunctionMode):
 
     Args:
         ranks: The context parallel ranks.
-        calls: Collects the shape of every query.
+        calls: List to which the shape of every query is appended.
     """
 
     def __init__(self, ranks: Ranks, calls: list[torch.Size]) -> None:
@@ -102,29 +103,31 @@ class HeadExchange(TorchFunctionMode):
     ) -> Tensor:
         self.calls.append(query.shape)
         if is_causal:
-            raise ValueError("causal attention cannot be split over context parallel ranks")
+            raise ValueError(
+                "causal attention cannot be split over context parallel ranks; use parallel.cp = 1"
+            )
         for name, x in (("query", query), ("key", key), ("value", value)):
             if x.ndim != 4 or x.shape[1] % self.ranks.size:
                 raise ValueError(
-                    f"the {name} of shape {tuple(x.shape)} is not (batch, heads, tokens, "
-                    f"features) with heads that divide over {self.ranks.size} context parallel "
-                    "ranks"
+                    f"expected a {name} of shape (batch, heads, tokens, features) with heads "
+                    f"divisible by {self.ranks.size} context parallel ranks, got "
+                    f"{tuple(x.shape)}; use fewer ranks"
                 )
         if attn_mask is not None:
-            attn_mask = self._whole(attn_mask, key)
+            attn_mask = self._gather_mask(attn_mask, key)
         query, key, value = (exchange(x, self.ranks, 1, 2) for x in (query, key, value))
         attended = scaled_dot_product_attention(
             query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, **options
         )
         return exchange(attended, self.ranks, 2, 1)
 
-    def _whole(self, mask: Tensor, key: Tensor) -> Tensor:
-        # A mask over keys is gathered like them. One over queries and keys has no local form.
+    def _gather_mask(self, mask: Tensor, key: Tensor) -> Tensor:
+        # A mask over keys is split like the keys, so it is gathered; one over queries too is not.
         over_keys = mask.shape[-1] == key.shape[2] and (mask.ndim < 2 or mask.shape[-2] == 1)
         if not over_keys or (mask.ndim == 4 and mask.shape[1] != 1):
             raise ValueError(
                 f"an attention mask of shape {tuple(mask.shape)} cannot be split over context "
-                f"parallel ranks; give one over the keys alone, (batch, 1, 1, {key.shape[2]})"
+                f"parallel ranks; pass one over keys only, (batch, 1, 1, {key.shape[2]})"
             )
         return gather(mask, self.ranks, -1)
 
@@ -138,31 +141,31 @@ class _Attention(nn.Module):
             output = super().forward(*args, **kwargs)  # type: ignore[misc]
         if not calls:
             raise ValueError(
-                f"{type(self).__name__} computed no scaled_dot_product_attention of torch, so "
-                "its ranks did not exchange tokens; use the native attention backend"
+                f"{type(self).__name__} did not call torch's scaled_dot_product_attention, so its "
+                "ranks did not exchange tokens; use the native attention backend"
             )
         return output
 
 
 def _split(module: nn.Module, plan: ContextPlan, ranks: Ranks) -> None:
     module.register_forward_pre_hook(_enter_inputs(ranks), with_kwargs=True)
-    for place in plan.split:
-        for path, part in matching(module, place.module):
+    for tokens in plan.split:
+        for path, part in matching(module, tokens.module):
             name = path or type(module).__name__
-            if isinstance(place, Input):
+            if isinstance(tokens, Input):
                 names = list(inspect.signature(type(part).forward).parameters)
-                position = names.index(place.argument) - 1
-                hook = _split_input(place, position, name, ranks)
+                position = names.index(tokens.argument) - 1
+                hook = _split_input(tokens, position, name, ranks)
                 part.register_forward_pre_hook(hook, with_kwargs=True)
             else:
-                part.register_forward_hook(_split_output(place, name, ranks))
-    for place in plan.gather:
-        for _, part in matching(module, place.module):
-            part.register_forward_hook(_gather_output(place, ranks))
+                part.register_forward_hook(_split_output(tokens, name, ranks))
+    for tokens in plan.gather:
+        for _, part in matching(module, tokens.module):
+            part.register_forward_hook(_gather_output(tokens, ranks))
     for pattern in plan.attention:
         for _, part in matching(module, pattern):
             part.context_ranks = ranks  # type: ignore[assignment]
-            extend(part, _Attention)
+            override(part, _Attention)
 
 
 def _enter_inputs(ranks: Ranks) -> Callable[..., Any]:
@@ -175,35 +178,35 @@ def _enter_inputs(ranks: Ranks) -> Callable[..., Any]:
     return hook
 
 
-def _split_input(place: Input, position: int, name: str, ranks: Ranks) -> Callable[..., Any]:
+def _split_input(tokens: Input, position: int, name: str, ranks: Ranks) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if place.argument in kwargs:
-            x = kwargs[place.argument]
+        if tokens.argument in kwargs:
+            x = kwargs[tokens.argument]
         elif position < len(args):
             x = args[position]
         else:
             return None
-        if not isinstance(x, Tensor) or (place.ndim is not None and x.ndim != place.ndim):
+        if not isinstance(x, Tensor) or (tokens.ndim is not None and x.ndim != tokens.ndim):
             return None
-        own = _slice(x, place.dim, f"the {place.argument} of {name}", ranks)
-        if place.argument in kwargs:
-            return args, kwargs | {place.argument: own}
+        own = _slice(x, tokens.dim, f"the {tokens.argument} of {name}", ranks)
+        if tokens.argument in kwargs:
+            return args, kwargs | {tokens.argument: own}
         return (*args[:position], own, *args[position + 1 :]), kwargs
 
     return hook
 
 
-def _split_output(place: Output, name: str, ranks: Ranks) -> Callable[..., Any]:
+def _split_output(tokens: Output, name: str, ranks: Ranks) -> Callable[..., Any]:
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         what = f"the output of {name}"
-        return _replace(output, place.index, lambda x: _slice(x, place.dim, what, ranks))
+        return _replace(output, tokens.index, lambda x: _slice(x, tokens.dim, what, ranks))
 
     return hook
 
 
-def _gather_output(place: Output, ranks: Ranks) -> Callable[..., Any]:
+def _gather_output(tokens: Output, ranks: Ranks) -> Callable[..., Any]:
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        return _replace(output, place.index, lambda x: gather(x, ranks, place.dim))
+        return _replace(output, tokens.index, lambda x: gather(x, ranks, tokens.dim))
 
     return hook
 
@@ -215,11 +218,11 @@ def _replace(output: Any, index: int | None, change: Callable[[Tensor], Tensor])
 
 
 def _slice(x: Tensor, dim: int, what: str, ranks: Ranks) -> Tensor:
-    # The gradient of a slice is zero elsewhere: partial, as all gradients are inside the network.
+    # The gradient of a slice is zero outside of it, so it is partial like all inner gradients.
     length = x.shape[dim]
     if length % ranks.size:
         raise ValueError(
-            f"{what} has {length} tokens, which do not divide over {ranks.size} context parallel "
+            f"{what} has {length} tokens, which is not divisible by {ranks.size} context parallel "
             "ranks; use fewer ranks, or pad to a multiple"
         )
     return x.chunk(ranks.size, dim)[ranks.rank]

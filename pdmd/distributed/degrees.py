@@ -1,4 +1,9 @@
-"""Degrees of parallelism: how many ranks share the work in each way."""
+"""Degrees of parallelism.
+
+The ranks form a mesh of ``dp_replicate x dp_shard x cp x tp``. A batch is split over the first
+two axes, the tokens of a sample over ``cp``, and the weights of a layer over ``tp``; parameters,
+gradients and optimizer states are sharded over ``dp_shard x cp``.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +14,12 @@ __all__ = ["Degrees"]
 
 @dataclass(frozen=True, kw_only=True)
 class Degrees:
-    """How many ranks share the work in each way; the planner and the trainer read the same one.
+    """The number of ranks along each axis of the mesh, for the planner and the trainer.
 
     Attributes:
-        dp_replicate: Replicas of the shards, each with its part of the batch (HSDP).
-        dp_shard: Ranks that shard parameters, gradients and optimizer states, each with its part
-            of the batch (FSDP).
+        dp_replicate: Replicas of the sharded parameters (HSDP); the batch is split over them.
+        dp_shard: Ranks that shard parameters, gradients and optimizer states (FSDP); the batch is
+            split over them.
         cp: Ranks that split every sequence (context parallelism); parameters are sharded over
             them too.
         tp: Ranks that split every layer (tensor parallelism).
@@ -31,34 +36,36 @@ class Degrees:
     def __post_init__(self) -> None:
         for name in ("dp_replicate", "dp_shard", "cp", "tp"):
             if getattr(self, name) < 1:
-                raise ValueError(f"parallel.{name} is at least 1, got {getattr(self, name)}")
+                raise ValueError(f"parallel.{name} must be at least 1, got {getattr(self, name)}")
 
     @classmethod
     def over(
         cls, world: int, *, dp_replicate: int = 1, dp_shard: int = -1, cp: int = 1, tp: int = 1
     ) -> Degrees:
-        """Returns the degrees of a number of ranks.
+        """Returns the degrees for a number of ranks.
 
         Args:
             world: The number of ranks.
             dp_replicate: As in the class.
-            dp_shard: As in the class; -1 takes the ranks that the other degrees leave.
+            dp_shard: As in the class, or -1 for all remaining ranks.
             cp: As in the class.
             tp: As in the class.
 
         Raises:
-            ValueError: If the degrees do not multiply to the number of ranks.
+            ValueError: If the product of the degrees is not the number of ranks.
         """
         if dp_shard < 1 and dp_shard != -1:
             raise ValueError(
-                f"parallel.dp_shard is at least 1, or -1 for the rest, got {dp_shard}"
+                "parallel.dp_shard must be at least 1, or -1 for all remaining ranks, got "
+                f"{dp_shard}"
             )
         others = cls(dp_replicate=dp_replicate, cp=cp, tp=tp).ranks
         if dp_shard == -1:
             if world % others:
                 raise ValueError(
-                    f"{world} ranks do not divide by dp_replicate x cp x tp = {dp_replicate} x "
-                    f"{cp} x {tp} = {others}; change the degrees or --nproc-per-node"
+                    f"{world} ranks are not divisible by dp_replicate x cp x tp = "
+                    f"{dp_replicate} x {cp} x {tp} = {others}; change the degrees or "
+                    "--nproc-per-node"
                 )
             dp_shard = world // others
         degrees = cls(dp_replicate=dp_replicate, dp_shard=dp_shard, cp=cp, tp=tp)

@@ -1,8 +1,8 @@
-"""Plans of diffusers' transformers.
+"""Parallel plans of diffusers' transformers.
 
-Each is a function of the network, since families come in configurations with and without some
-layers. diffusers' own tensor plans are not used: they leave the gradients of norms that heads
-share unsummed. Nor is its context parallelism, which cannot be differentiated twice.
+Each is a function of the network, because some layers are present in some configurations only.
+diffusers' tensor plans are not used, because they do not sum the gradients of norms that heads
+share; nor is its context parallelism, because it cannot be differentiated twice.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ NORMS = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
 def wan(network: nn.Module) -> ParallelPlan:
     """Returns the plan of Wan 2.1 and 2.2.
 
-    The text's tokens are whole on every rank; the norm of queries and keys is over all heads.
+    Text tokens are whole on every rank; the norm of queries and keys is over all heads.
     """
     styles: dict[str, Style] = {}
     for attention in ("blocks.*.attn1", "blocks.*.attn2"):
         styles |= _attention(attention, (*QKV, "add_k_proj", "add_v_proj"), NormAcrossHeads())
-    styles |= _perceptron("blocks.*.ffn")
+    styles |= _mlp("blocks.*.ffn")
     return ParallelPlan(
         units=("blocks.*",),
         tensor=_tensor(
@@ -55,7 +55,7 @@ def wan(network: nn.Module) -> ParallelPlan:
                 Output("rope", dim=1, index=0),
                 Output("rope", dim=1, index=1),
                 Input("blocks.0", "hidden_states", dim=1),
-                Input("", "timestep", dim=1, ndim=2),  # one time for each token, as in 2.2 5B
+                Input("", "timestep", dim=1, ndim=2),  # one time per token, as in 2.2 5B
             ),
             gather=(Output("proj_out", dim=1),),
             attention={"blocks.*.attn1": "heads"},
@@ -64,10 +64,10 @@ def wan(network: nn.Module) -> ParallelPlan:
 
 
 def qwen_image(network: nn.Module) -> ParallelPlan:
-    """Returns the plan of Qwen-Image; tokens of image and text are split, each with its mask."""
+    """Returns the plan of Qwen-Image; image and text tokens are split, each with its mask."""
     block = "transformer_blocks.*"
     styles = _attention(f"{block}.attn", (*QKV, *ADDED_QKV), PerHead())
-    styles |= _perceptron(f"{block}.img_mlp") | _perceptron(f"{block}.txt_mlp")
+    styles |= _mlp(f"{block}.img_mlp") | _mlp(f"{block}.txt_mlp")
     return ParallelPlan(
         units=(block,),
         tensor=_tensor(network, styles, {f"{block}.attn": ("heads", "inner_dim")}),
@@ -90,7 +90,7 @@ def flux(network: Any) -> ParallelPlan:
     """Returns the plan of Flux; the last layer of a single block packs attention and MLP."""
     double, single = "transformer_blocks.*", "single_transformer_blocks.*"
     styles = _attention(f"{double}.attn", (*QKV, *ADDED_QKV), PerHead())
-    styles |= _perceptron(f"{double}.ff") | _perceptron(f"{double}.ff_context")
+    styles |= _mlp(f"{double}.ff") | _mlp(f"{double}.ff_context")
     styles |= _attention(f"{single}.attn", QKV, PerHead())
     styles[f"{single}.proj_mlp"] = Columnwise()
     if len(network.single_transformer_blocks):
@@ -116,13 +116,13 @@ def flux(network: Any) -> ParallelPlan:
 def stable_diffusion_3(network: nn.Module) -> ParallelPlan:
     """Returns the plan of Stable Diffusion 3 and 3.5.
 
-    Tokens of image and text are split. There is no mask for text, so its tokens (77 of CLIP and
-    those of T5) must divide over the ranks as they are.
+    Image and text tokens are split. There is no text mask, so the number of text tokens (77 of
+    CLIP plus those of T5) must be divisible by the ranks without padding.
     """
     block = "transformer_blocks.*"
     styles = _attention(f"{block}.attn", (*QKV, *ADDED_QKV), PerHead())
     styles |= _attention(f"{block}.attn2", QKV, PerHead())
-    styles |= _perceptron(f"{block}.ff") | _perceptron(f"{block}.ff_context")
+    styles |= _mlp(f"{block}.ff") | _mlp(f"{block}.ff_context")
     attention = _present(network, (f"{block}.attn", f"{block}.attn2"))
     return ParallelPlan(
         units=(block,),
@@ -136,12 +136,12 @@ def stable_diffusion_3(network: nn.Module) -> ParallelPlan:
 
 
 def ltx(network: nn.Module) -> ParallelPlan:
-    """Returns the plan of LTX-Video: its blocks; neither weights nor tokens are split."""
+    """Returns the plan of LTX-Video: blocks only; neither weights nor tokens are split."""
     return ParallelPlan(units=("transformer_blocks.*",))
 
 
 def z_image(network: nn.Module) -> ParallelPlan:
-    """Returns the plan of Z-Image: its blocks; neither weights nor tokens are split."""
+    """Returns the plan of Z-Image: blocks only; neither weights nor tokens are split."""
     units = ("noise_refiner.*", "context_refiner.*", "layers.*")
     return ParallelPlan(units=_present(network, units))
 
@@ -152,14 +152,14 @@ def _attention(path: str, projections: Iterable[str], norm: Style) -> dict[str, 
     return styles | {f"{path}.to_out.0": Rowwise(), f"{path}.to_add_out": Rowwise()}
 
 
-def _perceptron(path: str) -> dict[str, Style]:
+def _mlp(path: str) -> dict[str, Style]:
     return {f"{path}.net.0.proj": Columnwise(), f"{path}.net.2": Rowwise()}
 
 
 def _tensor(
     network: nn.Module, styles: Mapping[str, Style], divided: Mapping[str, tuple[str, ...]]
 ) -> TensorPlan:
-    """Keeps the styles of layers that are there, and sees that attention has no others."""
+    """Keeps the styles of existing layers, and checks that attention has no other layers."""
     kept = {pattern: style for pattern, style in styles.items() if _finds(network, pattern)}
     named = {path for pattern in kept for path, _ in matching(network, pattern)}
     for pattern in divided:
@@ -168,7 +168,7 @@ def _tensor(
                 if any(True for _ in layer.parameters(recurse=False)) and name not in named:
                     raise ValueError(
                         f"{type(network).__name__} has a layer {name} that its tensor plan does "
-                        "not know; register a plan of your own for this class"
+                        "not name; register a custom plan for this class"
                     )
     return TensorPlan(kept, divided)
 

@@ -1,7 +1,7 @@
-"""States in the order of the plain network, whatever order tensor parallelism splits them in.
+"""Full states: the state of a tensor parallel network, in the order of the plain network.
 
-A rank's slice of a packed weight has some of every part, so a split weight is a permutation of the
-plain one. Checkpoints hold the plain order, and are read on any number of ranks.
+A rank's slice of a packed weight contains a slice of every part, so the split weight is a
+permutation of the plain one. Checkpoints store the plain order, for any number of ranks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["permuted_moments", "full_moments", "full_tensors", "load_permuted"]
 
 
 def full_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Returns a placed network's tensors by name, those out of order gathered and in order."""
+    """Returns the tensors of a placed network by name, permuted ones gathered and reordered."""
     state = {name: value.detach() for name, value in network.state_dict().items()}
     for name, permuted in permutations(network).items():
         state[name] = _plain(state[name], *permuted)
@@ -26,11 +26,11 @@ def full_tensors(network: nn.Module) -> dict[str, Tensor]:
 
 
 def load_permuted(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Puts plain tensors where a placed network holds them out of order; no others.
+    """Loads the permuted tensors of a placed network; the others were loaded in place.
 
     Args:
-        network: The network.
-        tensors: What :func:`full_tensors` returned, whole.
+        network: The placed network.
+        tensors: The result of :func:`full_tensors`, filled from a checkpoint.
     """
     permuted = permutations(network)
     own = network.state_dict()
@@ -42,14 +42,14 @@ def load_permuted(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def full_moments(
     network: nn.Module, moments: dict[str, dict[str, Tensor]]
 ) -> dict[str, dict[str, Tensor]]:
-    """Returns the state of every parameter's optimizer, in the plain order.
+    """Returns the optimizer state of every parameter, in the plain order.
 
     Args:
         network: The placed network.
-        moments: The state by parameter and name, as the optimizers hold it; changed in place.
+        moments: The state by parameter and name, in the optimizers' order; changed in place.
     """
     permuted = permutations(network)
-    for name in sorted(permuted.keys() & moments.keys()):  # in one order on all ranks
+    for name in sorted(permuted.keys() & moments.keys()):  # in the same order on all ranks
         moments[name] = {
             key: _plain(value, *permuted[name]) if value.ndim else value
             for key, value in moments[name].items()
@@ -60,7 +60,7 @@ def full_moments(
 def permuted_moments(
     network: nn.Module, moments: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[str, dict[str, Tensor]]:
-    """Returns what :func:`full_moments` returned, as the optimizers of a network hold it.
+    """Inverts :func:`full_moments`: returns the state in the order of a network's optimizers.
 
     Args:
         network: The placed network.

@@ -1,4 +1,4 @@
-"""Optimization of placed networks: optimizers, their learning rates, and gradient clipping."""
+"""Optimization of placed networks: optimizers, learning-rate schedules, gradient clipping."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["LocalOptimization", "Optimization", "Optimizers", "Rates"]
 
 
 class Optimizers(Protocol):
-    """One or several optimizers that step together; torchtitan's container is one."""
+    """One or several optimizers that step together, like torchtitan's container."""
 
     def step(self) -> None:
         """Updates the parameters."""
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drops the gradients."""
+        """Resets the gradients."""
 
     def __iter__(self) -> Iterator[torch.optim.Optimizer]:
         """Iterates over the optimizers."""
@@ -29,7 +29,7 @@ class Optimizers(Protocol):
 
 
 class Rates(Protocol):
-    """Sets the learning rates of optimizers; torchtitan's container is one."""
+    """A learning-rate schedule of optimizers, like torchtitan's container."""
 
     def step(self) -> None:
         """Advances to the next update."""
@@ -43,21 +43,21 @@ class Optimization(ABC):
 
     @abstractmethod
     def optimizers(self, recipe: AdamRecipe, network: nn.Module) -> Optimizers:
-        """Builds a placed network's optimizers."""
+        """Builds the optimizers of a placed network."""
 
     @abstractmethod
     def rates(self, optimizers: Optimizers, recipe: AdamRecipe, updates: int) -> Rates:
-        """Builds the schedule of their learning rate over a number of updates."""
+        """Builds the learning-rate schedule of optimizers over a number of updates."""
 
     @abstractmethod
     def clip_gradients(self, network: nn.Module, max_grad_norm: float) -> Tensor:
-        """Scales a network's gradient down to a largest norm; returns its norm before."""
+        """Clips the gradient norm of a network, and returns the norm before clipping."""
 
     def step(self, optimizers: Optimizers, finite: Tensor) -> None:
-        """Updates the parameters where a flag is set, without waiting for the device.
+        """Updates the parameters if a flag is set, without synchronizing with the device.
 
         Args:
-            optimizers: The optimizers, whose steps are fused.
+            optimizers: Fused optimizers.
             finite: The flag, a scalar on the device of the parameters.
         """
         for optimizer in optimizers:
@@ -66,7 +66,7 @@ class Optimization(ABC):
 
 
 class LocalOptimization(Optimization):
-    """One process: torch's own optimizers."""
+    """One process: plain torch optimizers."""
 
     def optimizers(self, recipe: AdamRecipe, network: nn.Module) -> Optimizers:
         return _SingleOptimizer(recipe.build(network.parameters()))

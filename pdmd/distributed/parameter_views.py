@@ -1,11 +1,10 @@
-"""Views: what a module's code reads where its parameters are held otherwise.
+"""Parameter views: distributed parameters that a module's code reads as local tensors.
 
-A parameter may be held as a distributed tensor, so that optimizers, gradient clipping and
-checkpoints see one kind of tensor throughout, while the module computes with the rank's own part.
-The module is given a class of its own, a subclass of what it was, in which the parameter's name
-is a property. A parameter that is sharded for storage, as ``fully_shard`` keeps it between uses,
-is read as it is. Nothing is bound to the instance, so copies are independent, and modules of one
-class share one subclass, so that a compiled block serves its siblings.
+Optimizers, gradient clipping and checkpoints see a parameter as a distributed tensor, while the
+module computes with the rank's local tensor: the module's class is replaced by a subclass in which
+the parameter's name is a property. A parameter that ``fully_shard`` keeps sharded between uses is
+read as is. Nothing is bound to the instance, so copies are independent, and modules of one class
+share one subclass, so that sibling blocks share one compilation.
 """
 
 from __future__ import annotations
@@ -20,43 +19,52 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from pdmd.distributed.collectives import Ranks, enter, scale_gradient
 
-__all__ = ["View", "extend", "local", "place", "replicate", "scaled", "summed", "view"]
+__all__ = [
+    "View",
+    "distribute_parameter",
+    "local",
+    "override",
+    "replicate",
+    "scaled",
+    "summed",
+    "view_parameters",
+]
 
 View: TypeAlias = Callable[[Any, Tensor], Tensor]
-"""What a module reads: a function of the module and of the parameter that it holds."""
+"""Maps a module and its stored parameter to the tensor that the module's code reads."""
 
 _classes: dict[tuple[type, type | None, tuple[tuple[str, View], ...]], type] = {}
 
 
 def local(module: Any, parameter: Tensor) -> Tensor:
-    """Reads a tensor parallel parameter as the rank's own part."""
+    """Views a tensor parallel parameter as the rank's local tensor."""
     if not isinstance(parameter, DTensor) or parameter.device_mesh.mesh_dim_names != ("tp",):
         return parameter
     return parameter.to_local()
 
 
 def summed(module: Any, parameter: Tensor) -> Tensor:
-    """Reads a replicated parameter that each rank uses for its own features."""
+    """Views a replicated parameter that each rank uses for its own features."""
     part = local(module, parameter)
     return part if isinstance(part, DTensor) else enter(part, module.tensor_ranks)
 
 
 def scaled(module: Any, parameter: Tensor) -> Tensor:
-    """Reads a parameter whose gradient is whole so that the gradients' sum over ranks is."""
+    """Views a parameter with its whole gradient scaled, so that its sum over ranks is whole."""
     if isinstance(parameter, DTensor):
         return parameter
     return scale_gradient(parameter, 1 / module.context_ranks.size)
 
 
-def extend(
+def override(
     module: nn.Module, mixin: type | None = None, views: Mapping[str, View] | None = None
 ) -> None:
-    """Changes what a module computes, by a subclass of its class.
+    """Replaces a module's class by a subclass.
 
     Args:
         module: The module, changed in place.
-        mixin: A class whose methods come before the module's own.
-        views: Parameter names, and how the module's code reads them.
+        mixin: A class whose methods override the module's.
+        views: The views of parameters, by name.
     """
     cls = type(module)
     key = (cls, mixin, tuple((views or {}).items()))
@@ -72,22 +80,24 @@ def extend(
     module.__class__ = _classes[key]
 
 
-def view(module: nn.Module, how: View) -> None:
-    """Has a module's code read all its own parameters by one view."""
+def view_parameters(module: nn.Module, view: View) -> None:
+    """Sets one view for all direct parameters of a module."""
     names = [name for name, p in module._parameters.items() if p is not None]
     if names:
-        extend(module, views=dict.fromkeys(names, how))
+        override(module, views=dict.fromkeys(names, view))
 
 
-def place(module: nn.Module, name: str, value: Tensor, mesh: DeviceMesh, placement: Any) -> None:
-    """Holds a parameter as a distributed tensor.
+def distribute_parameter(
+    module: nn.Module, name: str, value: Tensor, mesh: DeviceMesh, placement: Any
+) -> None:
+    """Replaces a parameter by a distributed tensor.
 
     Args:
         module: The module, changed in place.
-        name: The parameter's name in it.
-        value: The rank's own part.
+        name: Name of the parameter in the module.
+        value: The rank's local tensor.
         mesh: The ranks.
-        placement: How the parts make the whole.
+        placement: The placement of the local tensors on the mesh.
     """
     old = module._parameters[name]
     assert old is not None
@@ -96,47 +106,47 @@ def place(module: nn.Module, name: str, value: Tensor, mesh: DeviceMesh, placeme
 
 
 def replicate(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Computes a network alike on all ranks of a tensor or context parallel mesh.
+    """Replicates a network on all ranks of a tensor or context parallel mesh.
 
-    For small networks that state no plan, such as a critic, beside others that are split. Over a
-    mesh named ``tp``, parameters become replicated distributed tensors. Over one named ``cp``,
+    For small networks without a plan, like a critic, beside others that are split. Over a mesh
+    named ``tp``, parameters become replicated distributed tensors. Over one named ``cp``, the
     gradients of parameters are divided by the number of ranks, so that their sum is the gradient,
-    as it is for a network whose tokens are split.
+    as for a network whose tokens are split.
 
     Args:
-        network: The network, changed in place. Parameters that are distributed already stay.
+        network: The network, changed in place. Distributed parameters are left unchanged.
         mesh: A one-dimensional mesh named ``tp`` or ``cp``.
 
     Raises:
-        ValueError: If the mesh is another.
+        ValueError: If the mesh has another name or several dimensions.
     """
     if mesh.mesh_dim_names == ("cp",):
         ranks = Ranks.of(mesh)
         for module in network.modules():
             module.context_ranks = ranks  # type: ignore[assignment]
-            view(module, scaled)
+            view_parameters(module, scaled)
         return
     ranks = Ranks.of(mesh, "tp")
-    held: dict[int, nn.Parameter] = {}
+    replicated: dict[int, nn.Parameter] = {}
     for module in network.modules():
-        fresh = {
+        plain = {
             name: parameter
             for name, parameter in module._parameters.items()
             if parameter is not None and not isinstance(parameter, DTensor)
         }
-        for name, parameter in fresh.items():
-            if id(parameter) not in held:  # tied parameters stay tied
-                place(module, name, parameter, mesh, Replicate())
-                held[id(parameter)] = module._parameters[name]  # type: ignore[assignment]
-            module._parameters[name] = held[id(parameter)]
-        if fresh:
+        for name, parameter in plain.items():
+            if id(parameter) not in replicated:  # tied parameters stay tied
+                distribute_parameter(module, name, parameter, mesh, Replicate())
+                replicated[id(parameter)] = module._parameters[name]  # type: ignore[assignment]
+            module._parameters[name] = replicated[id(parameter)]
+        if plain:
             module.tensor_ranks = ranks  # type: ignore[assignment]
-            extend(module, views=dict.fromkeys(fresh, local))
+            override(module, views=dict.fromkeys(plain, local))
 
 
-def _reader(cls: type, name: str, how: View) -> Callable[[Any], Tensor]:
+def _reader(cls: type, name: str, view: View) -> Callable[[Any], Tensor]:
     inherited = getattr(cls, name, None)
     if isinstance(inherited, property) and inherited.fget is not None:
         read = inherited.fget
-        return lambda module: how(module, read(module))
-    return lambda module: how(module, module._parameters[name])
+        return lambda module: view(module, read(module))
+    return lambda module: view(module, module._parameters[name])

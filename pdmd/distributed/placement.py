@@ -1,4 +1,4 @@
-"""Placement: what networks become on the devices and ranks of a training."""
+"""Placement: moves, shards and parallelizes networks over devices and ranks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.adapters import adapted_parts
-from pdmd.distributed.activation_checkpointing import checkpoint_units, keep_activations
+from pdmd.distributed.activation_checkpointing import checkpoint_units, uncheckpoint_units
 
 __all__ = ["LocalPlacement", "Placement", "local_part", "set_precision", "widen"]
 
@@ -21,38 +21,38 @@ class Placement(ABC):
     """Places networks for a training.
 
     Attributes:
-        in_place: Whether placed networks remain plain ones, so that they need no gathering.
+        in_place: Whether placed networks remain plain networks, whose state needs no gathering.
     """
 
     in_place: bool = True
 
     def check(self, network: nn.Module) -> None:
-        """Checks that a network can be placed, before any is.
+        """Checks that a network can be placed.
 
         Raises:
-            ValueError: If it cannot.
+            ValueError: If it cannot be.
         """
         return
 
     @abstractmethod
     def frozen(self, network: Denoiser, *, shared: bool = False) -> Denoiser:
-        """Returns what evaluates a network that does not train, until :meth:`release`.
+        """Places a frozen network, and returns the placed one, until :meth:`release`.
 
         Args:
             network: The network.
-            shared: Whether adapters will run over its parts.
+            shared: Whether adapters share its modules as their base.
 
         Raises:
-            ValueError: If adapters cannot.
+            ValueError: If this placement does not support adapters over a shared base.
         """
 
     @abstractmethod
     def trained(self, network: N) -> N:
-        """Places a network that trains, or the average of one, and returns it."""
+        """Places a trainable network, or the average of one, and returns it."""
 
     @abstractmethod
     def release(self, network: nn.Module) -> None:
-        """Undoes :meth:`frozen` where that changed the network."""
+        """Undoes :meth:`frozen` for a network placed in place."""
 
 
 class LocalPlacement(Placement):
@@ -60,7 +60,7 @@ class LocalPlacement(Placement):
 
     Args:
         device: The device.
-        precision: The type in which networks compute; parameters that train are float32.
+        precision: The dtype in which networks compute; trainable parameters are float32.
         activation_checkpointing: Whether the backward pass recomputes every unit of a network.
     """
 
@@ -83,7 +83,7 @@ class LocalPlacement(Placement):
         for one in (network, *(part.base for part in adapted_parts(network))):
             one.to("cpu")
             set_precision(one, torch.float32)
-            keep_activations(one)
+            uncheckpoint_units(one)
 
     def _place(self, network: nn.Module) -> None:
         for one in (network, *(part.base for part in adapted_parts(network))):
@@ -94,20 +94,20 @@ class LocalPlacement(Placement):
 
 
 def local_part(value: Tensor) -> Tensor:
-    """Returns this rank's part of a sharded tensor; a plain tensor itself."""
+    """Returns this rank's shard of a tensor; a plain tensor is returned as is."""
     to_local = getattr(value, "to_local", None)
     return value if to_local is None else to_local()
 
 
 def widen(network: nn.Module) -> None:
-    """Keeps parameters of narrower types in float32, where small updates do not round away."""
+    """Casts parameters of narrower dtypes to float32, in which small updates do not vanish."""
     for parameter in network.parameters():
         if parameter.is_floating_point() and parameter.itemsize < torch.float32.itemsize:
             parameter.data = parameter.data.float()
 
 
 def set_precision(network: nn.Module, precision: torch.dtype) -> None:
-    """Sets the type in which the denoisers within a network compute."""
+    """Sets the dtype in which the denoisers in a network compute."""
     for module in network.modules():
         if isinstance(module, Denoiser):
             module.precision = precision

@@ -1,18 +1,18 @@
-r"""Plans: how a network is split over ranks, stated once, next to the network.
+r"""Parallel plans: how a network is split over ranks, stated once, next to the network.
 
-A :class:`ParallelPlan` is data. It names a network's repeated blocks, how the weights of its
-layers are split (:class:`TensorPlan`) and how its tokens are (:class:`ContextPlan`); every name is
-a path of submodules as ``named_modules()`` gives it, in which ``*`` stands for one part of a path.
+A :class:`ParallelPlan` is data. It names the repeated blocks of a network, how the weights of its
+layers are split (:class:`TensorPlan`) and how its tokens are split (:class:`ContextPlan`). Names
+are paths of submodules as in ``named_modules()``, in which ``*`` matches one component.
 
-A module states its own plan by a method ``parallel_plan()``. A class that cannot be changed is
-looked up by its name in :data:`parallel_plans`::
+A module states its plan by a method ``parallel_plan()``. The plan of a class that cannot be
+changed is registered under the name of the class in :data:`parallel_plans`::
 
     @parallel_plans.register("TheirTransformer")
     def plan(network):
         return ParallelPlan(units=("blocks.*",), ...)
 
-:func:`plans_of` finds the plans in a network from the outside in, so that a denoiser that wraps a
-transformer, or a routed one that wraps two, has no more to say.
+:func:`plans_of` searches a network from the outside in, so a denoiser that wraps a transformer, or
+a routed one that wraps two, needs no plan.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ parallel_plans: Registry[Callable[[nn.Module], ParallelPlan]] = Registry(
         "ZImageTransformer2DModel": _DIFFUSERS + "z_image",
     },
 )
-"""Plans of classes that state none themselves: a class's name to a function of the network."""
+"""Plans of classes without a method ``parallel_plan``: functions of the network, by class name."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class TensorPlan:
     """How the weights of a network are split.
 
     Attributes:
-        styles: Paths of layers, and the style in which each is split. Every layer that sees a
-            rank's own features must be named; all others are computed alike on every rank.
-        divided: Paths of modules, and names of their integer attributes that count what is
-            split (heads, or features of all heads), which are divided by the number of ranks.
+        styles: The style of each split layer, by path. Every layer that sees a rank's own features
+            must be named; all others are replicated.
+        divided: Names of integer attributes to divide by the number of ranks (counts of heads, or
+            of features of all heads), by path of their module.
     """
 
     styles: Mapping[str, Style]
@@ -81,7 +81,7 @@ class Input:
         module: The module's path; ``""`` is the network itself.
         argument: The argument's name in the module's ``forward``.
         dim: The dimension of the tokens.
-        ndim: The argument carries tokens only if it has this many dimensions; any by default.
+        ndim: The number of dimensions if the argument carries tokens; any by default.
     """
 
     module: str
@@ -97,7 +97,7 @@ class Output:
     Attributes:
         module: The module's path.
         dim: The dimension of the tokens.
-        index: Which output, if the module returns several.
+        index: Index of the output, if the module returns several.
     """
 
     module: str
@@ -110,13 +110,12 @@ class ContextPlan:
     """How the tokens of a network are split.
 
     Attributes:
-        split: Where each stream of tokens is split. All that enters attention together is split.
-        gather: Where the tokens are joined: at the last layer that has parameters, or before an
+        split: Where each stream of tokens is split. All streams of one attention must be split.
+        gather: Where the tokens are gathered: at the last layer with parameters, or before an
             operation that mixes tokens.
-        attention: Paths of the modules in which tokens attend to each other, and the name of
-            their attribute that counts heads. They exchange heads for tokens around
-            ``scaled_dot_product_attention``. Attention to tokens that are not split, such as a
-            text's, is not named.
+        attention: The name of the attribute that counts heads, by path of each self-attention
+            module. These exchange heads for tokens around ``scaled_dot_product_attention``.
+            Attention to tokens that are not split, for example to text, is not named.
     """
 
     split: tuple[Input | Output, ...]
@@ -129,10 +128,10 @@ class ParallelPlan:
     """How a network is split over ranks.
 
     Attributes:
-        units: Paths of the repeated blocks, which are sharded, recomputed and compiled one by
-            one.
-        tensor: How weights are split, or ``None`` where they cannot be.
-        context: How tokens are split, or ``None`` where they cannot be.
+        units: Paths of the repeated blocks, each of which is sharded, checkpointed and compiled
+            separately.
+        tensor: How weights are split; ``None`` if unsupported.
+        context: How tokens are split; ``None`` if unsupported.
     """
 
     units: tuple[str, ...]
@@ -143,16 +142,16 @@ class ParallelPlan:
 def plans_of(network: nn.Module) -> dict[str, ParallelPlan]:
     """Finds the plans in a network.
 
-    A module that states a plan speaks for all within it.
+    The plan of a module covers all modules in it.
 
     Args:
         network: Any module.
 
     Returns:
-        The path of every module that states a plan, and the plan.
+        The plans by path of the module that states them.
 
     Raises:
-        TypeError: If a stated plan is no :class:`ParallelPlan`.
+        TypeError: If a stated plan is not a :class:`ParallelPlan`.
     """
     plans: dict[str, ParallelPlan] = {}
 
@@ -172,7 +171,7 @@ def units_of(network: nn.Module) -> list[tuple[str, nn.Module]]:
     """Returns the repeated blocks of a network with their paths, in the order of its modules.
 
     Raises:
-        ValueError: If a plan names blocks that are not there.
+        ValueError: If a plan names blocks that do not exist.
     """
     units = []
     for path, plan in plans_of(network).items():
@@ -187,15 +186,15 @@ def units_of(network: nn.Module) -> list[tuple[str, nn.Module]]:
 def matching(module: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:
     """Returns the submodules whose path matches a pattern, with their paths.
 
-    A block that is wrapped for activation checkpointing stands for the block.
+    For a block wrapped for activation checkpointing, the wrapper is returned.
 
     Args:
-        module: Where paths begin.
-        pattern: A path, in which ``*`` stands for one part.
+        module: The root of the paths.
+        pattern: A path, in which ``*`` matches one component.
 
     Raises:
-        ValueError: If there are none, since a plan that no longer fits its network would train
-            wrongly in heartbeat_timeout.
+        ValueError: If there are none: a plan that no longer matches its network would silently
+            give wrong gradients.
     """
     expression = re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
     found: dict[str, nn.Module] = {}
@@ -205,13 +204,13 @@ def matching(module: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:
     if not found:
         raise ValueError(
             f"the parallel plan of {type(module).__name__} names {pattern!r}, which the network "
-            "does not have; state the plan of this configuration"
+            "does not have; state a plan for this configuration"
         )
     return list(found.items())
 
 
 def plain_path(path: str) -> str:
-    """Returns a path, or a parameter's name, without what wrappers have added to it."""
+    """Returns a path, or a parameter's name, without the components that wrappers added."""
     parts = path.split(".")
     return ".".join(p for p in parts if p not in ("_checkpoint_wrapped_module", "_orig_mod"))
 
@@ -221,14 +220,14 @@ def _stated(module: nn.Module) -> ParallelPlan | None:
     if callable(method):
         plan = method()
     else:
-        # By base classes too: a subclass of a known class is split alike.
+        # Includes base classes: a subclass of a registered class is split in the same way.
         names = [c.__name__ for c in type(module).__mro__ if c.__name__ in parallel_plans]
         if not names:
             return None
         plan = parallel_plans[names[0]](module)
     if not isinstance(plan, ParallelPlan):
         raise TypeError(
-            f"{type(module).__name__} states a {type(plan).__name__} as its parallel plan; it "
-            "must be a ParallelPlan"
+            f"{type(module).__name__}.parallel_plan() returned a {type(plan).__name__}; return a "
+            "ParallelPlan"
         )
     return plan

@@ -1,4 +1,4 @@
-"""Consensus of ranks: decisions they take together, and errors they raise together."""
+"""Consensus of ranks: joint decisions and joint errors."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pdmd.distributed.placement import local_part
 
 __all__ = ["consensus", "drop_unused", "mean_over_ranks", "on_any_rank"]
 
-_blocks = itertools.count()  # in one order on all ranks
+_blocks = itertools.count()  # in the same order on all ranks
 
 
 @contextlib.contextmanager
 def consensus(rank: int) -> Iterator[None]:
-    """Raises on every rank what a block raised on one; all ranks go through it together.
+    """Runs a block on every rank; an error on one is raised on all.
 
     Args:
         rank: This rank.
 
     Raises:
-        ValueError: If a rank's block did.
-        OSError: Likewise.
+        ValueError: If the block raised one on any rank.
+        OSError: If the block raised one on any rank.
     """
     error: Exception | None = None
     try:
@@ -38,10 +38,10 @@ def consensus(rank: int) -> Iterator[None]:
     store = PrefixStore(f"pdmd/consensus/{next(_blocks)}", _get_default_store())
     kind = "" if error is None else "ValueError " if isinstance(error, ValueError) else "OSError "
     store.set(str(rank), f"{kind}{error}" if kind else "")
-    said = [store.get(str(other)).decode() for other in range(dist.get_world_size())]
+    messages = [store.get(str(other)).decode() for other in range(dist.get_world_size())]
     if error is not None:
         raise error
-    for other, message in enumerate(said):
+    for other, message in enumerate(messages):
         if message:
             kind, _, text = message.partition(" ")
             raise (OSError if kind == "OSError" else ValueError)(f"{text} (on rank {other})")
@@ -50,11 +50,11 @@ def consensus(rank: int) -> Iterator[None]:
 def mean_over_ranks(value: Tensor, device: torch.device) -> Tensor:
     """Returns the mean of a value over all ranks.
 
-    It is over all, so that even those that share a batch agree to the bit on what it decides.
+    The mean includes ranks with the same rows of the batch, so that all have the same bits.
 
     Args:
         value: This rank's value.
-        device: Where the ranks meet.
+        device: Device of the collective.
     """
     total = value.detach().to(device, copy=True)
     dist.all_reduce(total)
@@ -62,11 +62,11 @@ def mean_over_ranks(value: Tensor, device: torch.device) -> Tensor:
 
 
 def on_any_rank(flag: bool, device: torch.device) -> bool:
-    """Says whether a flag is set on any rank.
+    """Returns whether a flag is set on any rank.
 
     Args:
         flag: This rank's flag.
-        device: Where the ranks meet.
+        device: Device of the collective.
     """
     tensor = torch.tensor(float(flag), device=device)
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
@@ -74,13 +74,14 @@ def on_any_rank(flag: bool, device: torch.device) -> bool:
 
 
 def drop_unused(routed: RoutedDenoiser, device: torch.device) -> None:
-    """Takes the gradient from networks that no row of the batch was routed to, on any rank.
+    """Drops the gradients of networks to which no row of the batch was routed on any rank.
 
-    They were called all the same, and have zeros: an optimizer would move them on.
+    Such networks were evaluated too, and have zero gradients, with which an optimizer would still
+    update them.
 
     Args:
-        routed: The networks, with their gradients.
-        device: Where the ranks meet.
+        routed: The routed networks, with gradients.
+        device: Device of the collective.
     """
     used = torch.zeros(len(routed.denoisers), device=device)
     for i, denoiser in enumerate(routed.denoisers):

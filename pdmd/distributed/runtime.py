@@ -1,9 +1,8 @@
-"""Runtimes: where a distillation runs, as four parts with one purpose each.
+"""Runtimes: the placement, optimization, communication and state layout of a distillation.
 
-The training loop is the same everywhere. What differs between a process on a laptop and many GPUs
-is how networks are placed, how they are optimized, what ranks communicate, and how states are
-stored. :class:`OneProcess` is torch alone; :class:`~pdmd.distributed.titan.TitanRuntime` composes
-torchtitan's parts.
+The training loop is the same on a laptop and on many GPUs; these four parts differ.
+:class:`OneProcess` uses torch only; :class:`~pdmd.distributed.titan.TitanRuntime` composes parts
+of torchtitan.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ __all__ = ["OneProcess", "Runtime", "pick_device"]
 
 
 class Runtime:
-    """Where a distillation runs.
+    """The device and ranks of a distillation.
 
     Args:
-        device: Where this process computes.
+        device: Device of this process.
         placement: Places networks.
         optimization: Optimizes placed networks.
         ranks: Communicates with the other ranks.
-        states: Takes states out of placed networks and optimizers, and puts them back.
-        loss_scale: What losses are multiplied by before the backward pass.
+        states: Extracts and restores the states of placed networks and optimizers.
+        loss_scale: Factor of the losses in the backward pass.
     """
 
     def __init__(
@@ -55,10 +54,10 @@ class OneProcess(Runtime):
 
     Args:
         device: The device.
-        precision: The type in which networks compute; parameters that train and losses are
+        precision: The dtype in which networks compute; trainable parameters and losses are
             float32.
-        activation_checkpointing: Whether the backward pass recomputes every unit of a network,
-            which saves the memory of activations.
+        activation_checkpointing: Whether the backward pass recomputes the activations of every
+            unit of a network, to save memory.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ def pick_device(name: str) -> torch.device:
     """Returns a device by name; ``auto`` is CUDA's where available, else the CPU.
 
     Raises:
-        ValueError: If it is not available.
+        ValueError: If the device is unknown or not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

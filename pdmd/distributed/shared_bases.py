@@ -1,12 +1,12 @@
-"""Shared bases: frozen networks that several roles run over, as ranks share them out.
+"""Shared bases: frozen networks that several roles share as the base of their adapters.
 
-The teacher's networks are spread once. An adapter made over the plain teacher goes over to the
-network that its ranks hold, and its factors are spread beside it: by the tensor parallel style of
-their layer, with partial gradients under context parallelism where the layer's are.
+The teacher's networks are sharded once. An adapter created over the plain teacher is moved to the
+sharded network, and its factors are split in the tensor parallel style of their layer, with
+partial gradients under context parallelism where the layer's are.
 
-What is sharded together is what states a parallel plan, such as a transformer, and not the
-denoiser around it: roles call the one by way of several of the others. Parameters outside of any
-plan stay whole on every rank; they need no gradient.
+The unit of sharding is the module that states a parallel plan, usually a transformer, rather than
+the denoiser around it, because several denoisers may call one transformer. Parameters outside of
+any plan stay whole on every rank; they need no gradient.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.adapters import AdaptedDenoiser
 from pdmd.distributed import plans_of, replicate
 from pdmd.distributed.collectives import Ranks
-from pdmd.distributed.parameter_views import scaled, view
+from pdmd.distributed.parameter_views import scaled, view_parameters
 from pdmd.distributed.plans import matching, plain_path
 from pdmd.distributed.styles import Style
 
@@ -30,56 +30,58 @@ __all__ = ["SharedBases", "split_factors"]
 
 
 class SharedBases:
-    """The networks that were spread for several roles, by the plain ones that they stand for."""
+    """Maps plain networks to the sharded ones that roles share."""
 
     def __init__(self) -> None:
-        self._held: dict[int, tuple[nn.Module, nn.Module]] = {}
+        self._sharded: dict[int, tuple[nn.Module, nn.Module]] = {}
 
     def add(self, pairs: Iterable[tuple[nn.Module, nn.Module]]) -> None:
-        """Enters plain modules, each with what it has become on the ranks."""
-        for plain, spread in pairs:
-            self._held[id(plain)] = (plain, spread)  # held, so that the number stays its own
+        """Adds pairs of a plain module and its sharded counterpart."""
+        for plain, sharded in pairs:
+            self._sharded[id(plain)] = (plain, sharded)  # keeps plain alive, and so its id unique
 
     def find(self, base: Denoiser) -> Denoiser | None:
-        """Returns what stands for a base, or ``None`` if its networks were not spread."""
+        """Returns the sharded counterpart of a base; ``None`` if its networks were not added."""
         known: dict[int, Any] = {}
         for module in base.modules():
-            if id(module) in self._held:
-                known[id(module)] = self._held[id(module)][1]
+            if id(module) in self._sharded:
+                known[id(module)] = self._sharded[id(module)][1]
         if not known:
             return None
-        return copy.deepcopy(base, known)  # of a wrapper that is new, the wrapper alone
+        return copy.deepcopy(base, known)  # copies new wrappers only, around the sharded modules
 
 
 def split_factors(
     part: AdaptedDenoiser, tensor: DeviceMesh | None, context: DeviceMesh | None
 ) -> None:
-    """Spreads an adapter's factors over tensor and context parallel ranks, in place.
+    """Splits an adapter's factors over tensor and context parallel ranks, in place.
 
     Args:
-        part: The adapted denoiser, over a base that is spread.
-        tensor: The tensor parallel ranks, if there are several.
-        context: The context parallel ranks, likewise.
+        part: The adapted denoiser, over a sharded base.
+        tensor: The tensor parallel mesh, if there are several ranks.
+        context: The context parallel mesh, if there are several ranks.
 
     Raises:
-        ValueError: If a layer is split in a style that says nothing of low-rank changes.
+        ValueError: If the style of a layer does not support low-rank factors.
     """
     layers = {plain_path(name): module for name, module in part.base.named_modules()}
     styles, planned = _styles(part.base)
     for path, factors in part.factors().items():
         layer = layers[path]
         if tensor is not None and layer in styles:
-            factors.between = styles[layer].beside(layer, factors.lora_A, factors.lora_B, tensor)
+            factors.collective = styles[layer].split_factors(
+                layer, factors.lora_A, factors.lora_B, tensor
+            )
         if context is not None and layer not in planned:  # its gradient is whole
             for factor in (factors.lora_A, factors.lora_B):
                 factor.context_ranks = Ranks.of(context)  # type: ignore[assignment]
-                view(factor, scaled)
+                view_parameters(factor, scaled)
     if tensor is not None:
         replicate(part, tensor)
 
 
 def _styles(base: nn.Module) -> tuple[dict[nn.Module, Style], set[nn.Module]]:
-    """Returns the style of every layer that has one, and all modules within plans."""
+    """Returns the style of every layer that has one, and all modules covered by plans."""
     styles: dict[nn.Module, Style] = {}
     planned: set[nn.Module] = set()
     for path, plan in plans_of(base).items():

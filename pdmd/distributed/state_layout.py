@@ -1,4 +1,4 @@
-"""State layouts: the states of placed networks and optimizers, as checkpoints store them."""
+"""State layouts: states of placed networks and optimizers, in the layout of checkpoints."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ __all__ = [
 ]
 
 Moments = dict[str, dict[str, Tensor]]
-"""The optimizer's state of every parameter, by the parameter's name and the state's."""
+"""The optimizer state of every parameter, by the names of parameter and state."""
 
 
 class StateLayout(ABC):
-    """Takes states out of placed networks, and puts them back."""
+    """Extracts and restores the states of placed networks and optimizers."""
 
     @abstractmethod
     def tensors(self, network: nn.Module) -> dict[str, Tensor]:
-        """Returns a network's state as checkpoints store it: in the network's own layout."""
+        """Returns a network's state in the layout of checkpoints: that of the plain network."""
 
     @abstractmethod
     def load(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -38,14 +38,14 @@ class StateLayout(ABC):
 
     @abstractmethod
     def full(self, network: nn.Module) -> dict[str, Tensor]:
-        """Returns a network's full state, as plain tensors on the CPU, on every rank."""
+        """Returns a network's full state on every rank, as plain tensors on the CPU."""
 
     def moments(self, network: nn.Module, optimizers: Optimizers) -> Moments:
-        """Returns the state of every parameter's optimizer, by the parameter's name."""
+        """Returns the optimizer state of every parameter, by the parameter's name."""
         return moments_of(network, optimizers)
 
     def blank_moments(self, network: nn.Module) -> Moments:
-        """Returns what :meth:`moments` returns after a first step, for a checkpoint to fill."""
+        """Returns zeros in the layout of :meth:`moments`, to be filled from a checkpoint."""
         return blank_moments(network)
 
     def load_moments(
@@ -59,7 +59,7 @@ class StateLayout(ABC):
 
 
 class LocalStates(StateLayout):
-    """One process: states are the networks' own."""
+    """One process: the states of plain networks."""
 
     def tensors(self, network: nn.Module) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in network.state_dict().items()}
@@ -72,12 +72,12 @@ class LocalStates(StateLayout):
 
 
 def parameter_names(network: nn.Module) -> dict[Tensor, str]:
-    """Names parameters as the bare network does, whatever wraps its blocks."""
+    """Returns the names of parameters in the plain network, without those of wrappers."""
     return {parameter: plain_path(name) for name, parameter in network.named_parameters()}
 
 
 def moments_of(network: nn.Module, optimizers: Optimizers) -> Moments:
-    """Returns the state of every parameter's optimizer; empty before its first step."""
+    """Returns the optimizer state of every parameter; empty before the first step."""
     names = parameter_names(network)
     return {
         names[parameter]: dict(state)
@@ -87,7 +87,7 @@ def moments_of(network: nn.Module, optimizers: Optimizers) -> Moments:
 
 
 def blank_moments(network: nn.Module) -> Moments:
-    """Returns the state of every parameter's Adam before a first step."""
+    """Returns the Adam state of every parameter before the first step."""
     return {
         name: {
             "step": torch.zeros((), device=parameter.device),

@@ -1,15 +1,15 @@
 r"""Styles: the ways in which one layer's weights are split by tensor parallelism.
 
-Attention and perceptrons are pairs of linear maps with something between that treats heads or
-features one by one. The first map is split by its outputs (:class:`Columnwise`), the second by
-its inputs (:class:`Rowwise`): with :math:`W_1 = [W_1^1; \dots; W_1^n]` and :math:`W_2 =
+Attention and MLPs are pairs of linear maps with a function :math:`f` between that acts on each
+head or feature separately. The first map is split by its outputs (:class:`Columnwise`), the second
+by its inputs (:class:`Rowwise`): with :math:`W_1 = [W_1^1; \dots; W_1^n]` and :math:`W_2 =
 [W_2^1, \dots, W_2^n]`,
 
 .. math:: W_2\, f(W_1 x) = \sum_r W_2^r\, f(W_1^r x),
 
-one sum over ranks for the pair. Layers between the two see a rank's own features, so what they
-share needs a style too: a norm over all heads sums its squares over ranks
-(:class:`NormAcrossHeads`), and weights that all heads share receive the sum of the ranks'
+with one sum over ranks for the pair. Layers between the two see a rank's own features, so those
+with shared statistics or weights need a style too: a norm over all heads sums its squares over
+ranks (:class:`NormAcrossHeads`), and weights that all heads share receive the sum of the ranks'
 gradients (:class:`PerHead`).
 
 References:
@@ -31,7 +31,7 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.nn import functional
 
 from pdmd.distributed.collectives import Ranks, enter, reduce
-from pdmd.distributed.parameter_views import extend, local, place, summed
+from pdmd.distributed.parameter_views import distribute_parameter, local, override, summed
 
 __all__ = [
     "Columnwise",
@@ -50,10 +50,10 @@ class Style(ABC):
 
     @abstractmethod
     def check(self, path: str, module: nn.Module, ranks: int) -> None:
-        """Refuses a layer that cannot be split in this way.
+        """Checks that a layer can be split in this style.
 
         Args:
-            path: The layer's path, for the message.
+            path: The layer's path, for error messages.
             module: The layer.
             ranks: The number of ranks.
 
@@ -70,33 +70,33 @@ class Style(ABC):
             mesh: The one-dimensional mesh of the ranks.
         """
 
-    def beside(
+    def split_factors(
         self, layer: nn.Module, first: nn.Module, second: nn.Module, mesh: DeviceMesh
     ) -> Callable[[Tensor], Tensor]:
-        """Splits the factors of a low-rank change as their layer is split, in place.
+        r"""Splits the low-rank factors of a layer to match the split of the layer, in place.
 
         Args:
-            layer: The layer, which adds the second factor's output to its own.
-            first: Holds the factor that sees the layer's input, as ``weight``.
-            second: Holds the other.
+            layer: The split layer, to whose output :math:`B A x` is added.
+            first: The module with :math:`A` as its ``weight``.
+            second: The module with :math:`B` as its ``weight``.
             mesh: The ranks.
 
         Returns:
-            What becomes of the first factor's output before the second sees it.
+            The collective to apply to :math:`A x` before :math:`B`.
 
         Raises:
-            ValueError: If the style knows no such split.
+            ValueError: If the style does not support low-rank factors.
         """
         raise ValueError(
-            f"{type(self).__name__} does not say how a low-rank change of a "
-            f"{type(layer).__name__} is split over tensor parallel ranks; leave the layer out of "
+            f"{type(self).__name__} cannot split the low-rank factors of a "
+            f"{type(layer).__name__} over tensor parallel ranks; leave the layer out of "
             "lora.targets, or use parallel.tp = 1"
         )
 
 
 @dataclass(frozen=True)
 class Columnwise(Style):
-    """A linear layer from whole features to a rank's own."""
+    """A linear layer from whole features to the rank's own features."""
 
     def check(self, path: str, module: nn.Module, ranks: int) -> None:
         _check_parts(path, _linear(path, module, self).out_features, self._parts(module), ranks)
@@ -104,16 +104,18 @@ class Columnwise(Style):
     def apply(self, module: nn.Module, mesh: DeviceMesh) -> None:
         parts = self._parts(module)
         for name, parameter in _own(module):
-            place(module, name, _slice(parameter, 0, parts, mesh), mesh, Shard(0))
+            distribute_parameter(module, name, _slice(parameter, 0, parts, mesh), mesh, Shard(0))
         if len(parts) > 1:
             module.tensor_parts = {name: (0, parts) for name, _ in _own(module)}  # type: ignore[assignment]
-        _extend(module, _ColumnwiseLinear, mesh)
+        _override(module, _ColumnwiseLinear, mesh)
 
-    def beside(
+    def split_factors(
         self, layer: nn.Module, first: nn.Module, second: nn.Module, mesh: DeviceMesh
     ) -> Callable[[Tensor], Tensor]:
         _place_factor(second, 0, self._parts(layer), mesh)
-        return partial(enter, ranks=Ranks.of(mesh))  # every rank's outputs ask for the same A x
+        return partial(
+            enter, ranks=Ranks.of(mesh)
+        )  # A x is whole, and used differently on each rank
 
     def _parts(self, module: Any) -> tuple[int, ...]:
         return (module.out_features,)
@@ -121,10 +123,10 @@ class Columnwise(Style):
 
 @dataclass(frozen=True)
 class PackedColumnwise(Columnwise):
-    """A columnwise linear layer that packs several, such as query, key and value.
+    """A columnwise linear layer that packs several layers, like query, key and value.
 
     Attributes:
-        parts: The number of output features of each.
+        parts: The number of output features of each layer.
     """
 
     parts: tuple[int, ...]
@@ -135,7 +137,7 @@ class PackedColumnwise(Columnwise):
 
 @dataclass(frozen=True)
 class Rowwise(Style):
-    """A linear layer from a rank's own features to whole ones."""
+    """A linear layer from the rank's own features to whole features."""
 
     def check(self, path: str, module: nn.Module, ranks: int) -> None:
         _check_parts(path, _linear(path, module, self).in_features, self._parts(module), ranks)
@@ -144,18 +146,20 @@ class Rowwise(Style):
         parts = self._parts(module)
         for name, parameter in _own(module):
             if name == "weight":
-                place(module, name, _slice(parameter, 1, parts, mesh), mesh, Shard(1))
+                distribute_parameter(
+                    module, name, _slice(parameter, 1, parts, mesh), mesh, Shard(1)
+                )
             else:
-                place(module, name, parameter, mesh, Replicate())
+                distribute_parameter(module, name, parameter, mesh, Replicate())
         if len(parts) > 1:
             module.tensor_parts = {"weight": (1, parts)}  # type: ignore[assignment]
-        _extend(module, _RowwiseLinear, mesh)
+        _override(module, _RowwiseLinear, mesh)
 
-    def beside(
+    def split_factors(
         self, layer: nn.Module, first: nn.Module, second: nn.Module, mesh: DeviceMesh
     ) -> Callable[[Tensor], Tensor]:
         _place_factor(first, 1, self._parts(layer), mesh)
-        return partial(reduce, ranks=Ranks.of(mesh))  # every rank has some of A x
+        return partial(reduce, ranks=Ranks.of(mesh))  # A x is a sum over ranks
 
     def _parts(self, module: Any) -> tuple[int, ...]:
         return (module.in_features,)
@@ -166,7 +170,7 @@ class PackedRowwise(Rowwise):
     """A rowwise linear layer whose input concatenates several split features.
 
     Attributes:
-        parts: The number of input features of each.
+        parts: The number of input features of each part.
     """
 
     parts: tuple[int, ...]
@@ -177,9 +181,9 @@ class PackedRowwise(Rowwise):
 
 @dataclass(frozen=True)
 class NormAcrossHeads(Style):
-    """A root-mean-square norm over the features of all heads, of which a rank has its own.
+    """A root-mean-square norm over the features of all heads, which are split over ranks.
 
-    For ``torch.nn.RMSNorm`` and modules like it: a ``weight`` or none, an ``eps``, no bias.
+    For ``torch.nn.RMSNorm`` and similar modules: with an ``eps``, an optional ``weight``, no bias.
     """
 
     def check(self, path: str, module: nn.Module, ranks: int) -> None:
@@ -195,30 +199,32 @@ class NormAcrossHeads(Style):
         shape = _normalized(module)
         assert shape is not None
         for name, parameter in _own(module):
-            place(module, name, _slice(parameter, 0, shape, mesh), mesh, Shard(0))
+            distribute_parameter(module, name, _slice(parameter, 0, shape, mesh), mesh, Shard(0))
         module.whole_features = shape[0]  # type: ignore[assignment]
-        _extend(module, _NormAcrossRanks, mesh)
+        _override(module, _NormAcrossRanks, mesh)
 
 
 @dataclass(frozen=True)
 class PerHead(Style):
-    """Any layer that every head applies with the same weights, such as a norm of one head."""
+    """A layer that all heads share, for example a norm over the features of one head."""
 
     def check(self, path: str, module: nn.Module, ranks: int) -> None:
         if not _own(module):
-            raise ValueError(f"{path} has no parameters that heads could share; take it out")
+            raise ValueError(
+                f"{path} has no parameters for heads to share; remove it from the plan"
+            )
 
     def apply(self, module: nn.Module, mesh: DeviceMesh) -> None:
         for name, parameter in _own(module):
-            place(module, name, parameter, mesh, Replicate())
+            distribute_parameter(module, name, parameter, mesh, Replicate())
         module.tensor_ranks = Ranks.of(mesh)  # type: ignore[assignment]
-        extend(module, views={name: summed for name, _ in _own(module)})
+        override(module, views={name: summed for name, _ in _own(module)})
 
 
 def packed_order(parts: tuple[int, ...], ranks: int) -> Tensor:
-    """Returns where each index of a split packed dimension comes from.
+    """Returns the source index of every index of a split packed dimension.
 
-    Rank after rank, the rank's slice of part after part.
+    The order is by rank, then by part: each rank has its slice of every part.
 
     Args:
         parts: The length of each part.
@@ -263,16 +269,16 @@ class _NormAcrossRanks(nn.Module):
 def _place_factor(factor: nn.Module, dim: int, parts: tuple[int, ...], mesh: DeviceMesh) -> None:
     weight = factor._parameters["weight"]
     assert weight is not None
-    place(factor, "weight", _slice(weight, dim, parts, mesh), mesh, Shard(dim))
+    distribute_parameter(factor, "weight", _slice(weight, dim, parts, mesh), mesh, Shard(dim))
     if len(parts) > 1:
         factor.tensor_parts = {"weight": (dim, parts)}  # type: ignore[assignment]
     factor.tensor_ranks = Ranks.of(mesh)  # type: ignore[assignment]
-    extend(factor, views={"weight": local})
+    override(factor, views={"weight": local})
 
 
-def _extend(module: nn.Module, mixin: type, mesh: DeviceMesh) -> None:
+def _override(module: nn.Module, mixin: type, mesh: DeviceMesh) -> None:
     module.tensor_ranks = Ranks.of(mesh)  # type: ignore[assignment]
-    extend(module, mixin, {name: local for name, _ in _own(module)})
+    override(module, mixin, {name: local for name, _ in _own(module)})
 
 
 def _own(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -296,11 +302,13 @@ def _normalized(module: Any) -> tuple[int, ...] | None:
 
 def _check_parts(path: str, features: int, parts: tuple[int, ...], ranks: int) -> None:
     if sum(parts) != features:
-        raise ValueError(f"{path} has {features} features, its plan packs {parts} of them")
+        raise ValueError(
+            f"{path} has {features} features, but its plan packs {parts}; correct the plan"
+        )
     for part in parts:
         if part % ranks:
             raise ValueError(
-                f"{path} has {part} features, which do not divide over {ranks} tensor parallel "
+                f"{path} has {part} features, which is not divisible by {ranks} tensor parallel "
                 "ranks; use fewer"
             )
 
@@ -308,4 +316,4 @@ def _check_parts(path: str, features: int, parts: tuple[int, ...], ranks: int) -
 def _slice(parameter: Tensor, dim: int, parts: tuple[int, ...], mesh: DeviceMesh) -> Tensor:
     pieces = parameter.detach().split(list(parts), dim)
     own = [piece.chunk(mesh.size(), dim)[mesh.get_local_rank()] for piece in pieces]
-    return torch.cat(own, dim).contiguous()  # a copy, so that the whole is freed
+    return torch.cat(own, dim).contiguous()  # a copy, so that the whole tensor is freed

@@ -1,12 +1,12 @@
 r"""Tensor parallelism: a network whose weights are split over ranks.
 
-Every rank holds a part of each large weight and computes with its own features and heads;
-:mod:`pdmd.distributed.styles` says how. All ranks of a group must be given the same inputs. Then
+Every rank has a slice of each large weight and computes its own features and heads, in the styles
+of :mod:`pdmd.distributed.styles`. All ranks of a group must have the same inputs. Then
 
 - outputs, the gradients of inputs and the gradients of replicated parameters are whole on every
   rank;
-- every parameter is a distributed tensor over the mesh, so that gradients are clipped and fused
-  optimizers step over one kind of tensor.
+- every parameter is a distributed tensor over the mesh, so that gradient clipping and fused
+  optimizers see one kind of tensor.
 
 The order of wrapping is tensor, context, activation checkpointing, ``fully_shard``.
 """
@@ -28,8 +28,8 @@ __all__ = ["permutations", "tensor_parallelize"]
 def tensor_parallelize(network: nn.Module, mesh: DeviceMesh) -> None:
     """Splits a network's weights over ranks, by the plans that it states.
 
-    Weights are sliced where they are, without communication, so every rank must hold the same;
-    they may also be on the meta device. Layers that no plan names are replicated.
+    Weights are sliced locally, without communication, so they must be equal on all ranks; they may
+    also be on the meta device. Layers that no plan names are replicated.
 
     Args:
         network: The network with whole parameters, changed in place.
@@ -37,7 +37,7 @@ def tensor_parallelize(network: nn.Module, mesh: DeviceMesh) -> None:
 
     Raises:
         ValueError: If the network cannot be split (see :func:`~pdmd.distributed.check`), or the
-            mesh is another; nothing has changed then.
+            mesh has another name; the network is unchanged then.
     """
     ranks = Ranks.of(mesh, "tp")
     check(network, tensor=ranks.size)
@@ -55,21 +55,21 @@ def tensor_parallelize(network: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def permutations(network: nn.Module) -> dict[str, tuple[int, Tensor]]:
-    """Says how to undo the order in which packed weights are split.
+    """Returns the permutations that restore the plain order of packed weights.
 
-    A rank's slice of a packed weight has some of every part, so the joined slices are not in the
-    order of the plain weight. With ``dim, index = permutations(network)[name]``,
+    A rank's slice of a packed weight contains a slice of every part, so the concatenated slices
+    are not in the order of the plain weight. With ``dim, index = permutations(network)[name]``,
 
     - ``parameter.full_tensor().index_select(dim, index)`` is the plain weight, and
     - ``plain.index_select(dim, index.argsort())`` is the one that is split.
 
-    A checkpoint or an export that holds plain tensors can be read on any number of ranks.
+    Plain tensors in checkpoints and exports can be loaded on any number of ranks.
 
     Args:
         network: A tensor parallel network, wrapped for activation checkpointing or not.
 
     Returns:
-        For each parameter out of order: the dimension, and indices into it, int64.
+        The dimension and the indices into it, int64, by name of each permuted parameter.
     """
     found = {}
     for path, module in network.named_modules():

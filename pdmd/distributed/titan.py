@@ -1,11 +1,10 @@
-"""The runtime of many ranks, composed of torchtitan's parts.
+"""The multi-rank runtime, composed of parts of torchtitan.
 
-It is imported by runs that are parallel or request it. The batch is split over
-``dp_replicate x dp_shard`` ranks; the ``cp x tp`` ranks of one part see the same rows and the same
-noise.
+It is imported only by parallel runs and on request. The batch is split over
+``dp_replicate x dp_shard`` ranks; the ``cp x tp`` ranks of each part have the same rows and noise.
 
-Gradients of a context-parallel network are sums over its ranks' tokens, and ``fully_shard``
-averages over ``dp_shard x cp``: losses are multiplied by ``cp``.
+The gradient of a context-parallel network is the sum over its ranks, but ``fully_shard`` averages
+over ``dp_shard x cp``, so losses are multiplied by ``cp``.
 """
 
 from __future__ import annotations
@@ -60,28 +59,28 @@ __all__ = ["TitanRuntime"]
 
 
 class TitanRuntime(Runtime):
-    """Many ranks, started by torchrun, or one that uses torchtitan's parts.
+    """Many ranks, started by torchrun, or a single one, with parts of torchtitan.
 
     Args:
         dp_replicate: Replicas of the sharded networks (HSDP).
-        dp_shard: Ranks that shard parameters and split the batch; -1 takes those that are left.
+        dp_shard: Ranks that shard parameters and split the batch; -1 for all remaining ranks.
         cp: Ranks that split every sample's tokens.
         tp: Ranks that split every layer.
-        precision: The type in which networks compute and are gathered; master weights, gradient
+        precision: The dtype in which networks compute and are gathered; master weights, gradient
             reduction and losses are float32.
         activation_checkpointing: What the backward pass recomputes: ``none``, every unit
             (``full``), or all but the costly operations (``selective``).
         compile: Whether to compile every unit.
-        timeout: Seconds after which a collective that does not end is aborted.
-        heartbeat_timeout: Seconds without a heartbeat after which a rank is taken for dead.
-        seed: Seed of torch's global generators, which explicit generators make rarely used.
-        deterministic: Whether to insist on deterministic algorithms.
+        timeout: Seconds after which a collective is aborted.
+        heartbeat_timeout: Seconds without a heartbeat after which a rank is considered dead.
+        seed: Seed of torch's global generators; training uses explicit ones.
+        deterministic: Whether to require deterministic algorithms.
 
     Attributes:
         degrees: The degrees of parallelism.
 
     Raises:
-        ValueError: If the degrees do not multiply to the number of ranks.
+        ValueError: If the product of the degrees is not the number of ranks.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class TitanRuntime(Runtime):
         self.degrees = Degrees.over(
             world, dp_replicate=dp_replicate, dp_shard=dp_shard, cp=cp, tp=tp
         )
-        for name, value in _ALONE.items():
+        for name, value in _SINGLE_RANK.items():
             os.environ.setdefault(name, value)
         if titan_tools.device_type == "cpu":
             device = torch.device("cpu")
@@ -114,7 +113,9 @@ class TitanRuntime(Runtime):
         titan_logger.setLevel(logging.WARNING)
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         if not ready:
-            os.environ.pop("TORCH_NCCL_ASYNC_ERROR_HANDLING", None)  # set anew, with a warning
+            os.environ.pop(
+                "TORCH_NCCL_ASYNC_ERROR_HANDLING", None
+            )  # torchtitan sets it, and warns if it is set already
             titan_utils.init_distributed(
                 CommConfig(init_timeout_seconds=timeout, trace_buf_size=0)
             )
@@ -130,7 +131,7 @@ class TitanRuntime(Runtime):
         )
         dims.build_mesh()
         titan_utils.set_spmd_backend("partial_dtensor")
-        with warnings.catch_warnings():  # of random DTensors on the CPU, of which there are none
+        with warnings.catch_warnings():  # about random DTensors on the CPU, which are not used
             warnings.simplefilter("ignore")
             titan_utils.set_determinism(
                 dims,
@@ -159,8 +160,8 @@ class ProcessGroup(Communicator):
 
     Args:
         dims: The mesh.
-        device: Where the ranks communicate.
-        watchdog: Detects dead ranks; started here if there are others.
+        device: Device of the collectives.
+        watchdog: Detects dead ranks; started here if there are several ranks.
     """
 
     def __init__(self, dims: ParallelDims, device: torch.device, watchdog: Watchdog) -> None:
@@ -186,7 +187,7 @@ class ProcessGroup(Communicator):
         return self.watchdog.failed_rank() if dist.is_initialized() else ""
 
     def close(self, error: BaseException | None = None) -> None:
-        if not dist.is_initialized():  # left already
+        if not dist.is_initialized():  # already closed
             return
         if dist.get_world_size() > 1:
             if error is None:
@@ -199,10 +200,10 @@ class ProcessGroup(Communicator):
 
 
 class TitanOptimization(Optimization):
-    """torchtitan's containers of optimizers and learning rates.
+    """torchtitan's containers of optimizers and learning-rate schedulers.
 
     Args:
-        device: Where this rank computes.
+        device: Device of this rank.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -266,11 +267,11 @@ class ShardedStates(StateLayout):
         load_moments(network, optimizers, permuted_moments(network, moments))
 
 
-_ALONE = {
+_SINGLE_RANK = {
     "RANK": "0",
     "LOCAL_RANK": "0",
     "WORLD_SIZE": "1",
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "0",
 }
-"""What torchrun would have set, for a single process without it."""
+"""The environment that torchrun would set for a single process."""

@@ -1,8 +1,8 @@
-"""The parts of torchtitan that are composed here; the only module that imports it.
+"""The parts of torchtitan in use; the only module that imports it.
 
 Meshes (``ParallelDims``), process groups, determinism, activation checkpointing, containers of
-optimizers and learning rates, and gradient clipping. Its trainer is not subclassed: that one
-holds a single model, and a distillation step holds four kinds.
+optimizers and learning rates, and gradient clipping. torchtitan's trainer is not used, because it
+has a single model, and a distillation step has four roles.
 """
 
 import torch

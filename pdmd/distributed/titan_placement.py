@@ -1,7 +1,7 @@
-"""Placement on a mesh: networks are parallelized and sharded.
+"""Placement on a device mesh: parallelizes and shards networks.
 
-A network is wrapped in this order: tensor parallel, context parallel, activation checkpointing,
-compilation of its units, ``fully_shard`` of each unit and of the whole.
+The order is tensor parallelism, context parallelism, activation checkpointing, compilation of each
+unit, ``fully_shard`` of each unit and of the whole network.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class MeshPlacement(Placement):
 
     Args:
         dims: The mesh.
-        device: Where this rank computes.
-        precision: The type in which networks compute and are gathered; parameters that train and
-            the reduction of gradients are float32.
+        device: Device of this rank.
+        precision: The dtype in which networks compute and are gathered; trainable parameters and
+            gradient reduction are float32.
         activation_checkpointing: What the backward pass recomputes: ``none``, every unit
             (``full``), or all but the costly operations (``selective``).
         compile: Whether to compile every unit.
@@ -94,7 +94,7 @@ class MeshPlacement(Placement):
         """Does nothing: a frozen network is a copy."""
 
     def _narrow(self, network: nn.Module) -> None:
-        """Keeps a network that does not train in the type in which it computes."""
+        """Casts a frozen network to the dtype in which it computes."""
         if self.precision == torch.float32:
             widen(network)
             return
@@ -113,13 +113,12 @@ class MeshPlacement(Placement):
         set_precision(network, self.precision)
 
     def _shard_base(self, network: Denoiser) -> None:
-        """Shards a frozen network so that several roles can call it, in place."""
+        """Shards a frozen network that several roles share, in place."""
         if self.compile or self.activation_checkpointing == "selective":
             raise ValueError(
-                "low-rank adapters over a shared base do not go with compiled blocks or selective "
-                "activation checkpointing; set parallel.compile = False and "
-                "parallel.activation_checkpointing to 'none' or "
-                "'full', or train full weights"
+                "low-rank adapters over a shared base support neither compiled blocks nor "
+                "selective activation checkpointing; set parallel.compile = False and "
+                "parallel.activation_checkpointing to 'none' or 'full', or train full weights"
             )
         self._prepare(network)
         for parameter in network.parameters():
@@ -129,21 +128,21 @@ class MeshPlacement(Placement):
         if self.dims.cp_enabled:
             context_parallelize(network, self.dims.get_mesh("cp"))
         if self.activation_checkpointing != "none":
-            checkpoint_units(network)  # under the adapter of the call, as torchtitan's cannot
+            checkpoint_units(network)  # torchtitan's would not recompute under the adapter
         sharded = [unit for _, unit in units_of(network)]
         sharded += [network.get_submodule(path) for path in plans_of(network)]
         for module in sharded:
             fully_shard(module, **self._sharding(), reshard_after_forward=True)
 
     def _shard_roles(self, network: N) -> N:
-        """Shards the adapters within a network, over bases that are sharded once."""
+        """Shards the adapters in a network, over bases that are sharded once."""
         self._prepare(network)
         for part in adapted_parts(network):
             plain, base = part.base, self.bases.find(part.base)
             if base is None:
                 base = self.frozen(plain, shared=True)
             set_precision(base, self.precision)
-            part.over(base)
+            part.use_base(base)
             part.to(self.device)
             tensor, context = (self.dims.get_optional_mesh(name) for name in ("tp", "cp"))
             split_factors(part, tensor, context)
@@ -172,8 +171,8 @@ class MeshPlacement(Placement):
             (tensor_parallelize if planned else replicate)(network, mesh)
         if self.dims.cp_enabled and isinstance(network, FeatureCritic):
             raise ValueError(
-                "a FeatureCritic pools the features of this rank's tokens alone under context "
-                "parallelism; use MlpCritic, or parallel.cp = 1"
+                "a FeatureCritic does not support context parallelism, under which it would pool "
+                "this rank's tokens only; use MlpCritic, or parallel.cp = 1"
             )
         if self.dims.cp_enabled:
             planned = bool(plans_of(network)) or isinstance(network, Denoiser)
@@ -181,8 +180,8 @@ class MeshPlacement(Placement):
         units = [self._wrap(network, name, unit) for name, unit in units_of(network)]
         for unit in units:
             fully_shard(unit, **self._sharding())
-        # the root too is sharded again after a forward: rollouts without a gradient would leave it
-        # gathered, and changes of its parameters in between would be lost
+        # The root too is resharded after forward: rollouts without a gradient would leave it
+        # gathered, and updates of its parameters in between would be lost.
         fully_shard(network, **self._sharding(), reshard_after_forward=True)
         return network
 

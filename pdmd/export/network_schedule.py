@@ -66,7 +66,9 @@ class NetworkInterval:
 
     def changes(self) -> dict[str, Callable[[], Tensor]]:
         """Returns functions that compute the adapter's change of each adapted weight."""
-        return {f"{path}.weight": factors.change for path, factors in self.factors().items()}
+        return {
+            f"{path}.weight": factors.weight_change for path, factors in self.factors().items()
+        }
 
 
 def network_intervals(student: Student) -> tuple[NetworkInterval, ...]:

@@ -142,7 +142,7 @@ def _frozen(work: Workload, index: int) -> tuple[float, ...]:
     for k in range(index + 1):
         fills, rest = divmod(work.updates_of(k) * work.rollouts, buffer.batches * buffer.uses)
         passes = [0] * index
-        needs = [buffer.batches] * fills + ([buffer.needed(rest)] if rest else [])
+        needs = [buffer.batches] * fills + ([buffer.batches_computed(rest)] if rest else [])
         for n, need in enumerate(needs):
             if n:  # exhausted: a new fill starts from noise
                 computed = [0] * (index + 1)

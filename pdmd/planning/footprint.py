@@ -144,7 +144,7 @@ def measure_footprint(
             return _routed(module, condition, train, steps, dtype, activation_checkpointing)
     network, device = copy.deepcopy(denoiser), "cpu"
     if isinstance(network, AdaptedDenoiser):
-        network.over(copy.deepcopy(network.base).to("meta").to(dtype))
+        network.use_base(copy.deepcopy(network.base).to("meta").to(dtype))
     if any(True for _ in network.parameters()):  # a closed-form denoiser runs on the CPU
         network, device = network.to("meta").to(dtype), "meta"
     else:

@@ -140,7 +140,11 @@ def _moments(
     learns = work.fake_updates > 0
     buffer = work.phase_inputs if isinstance(work.phase_inputs, PhaseInputBuffer) else None
     phases = range(len(roles.frozen) + 1)
-    stored = max(buffer.held(work.updates_of(k) * work.rollouts) for k in phases) if buffer else 0
+    stored = (
+        max(buffer.batches_in_memory(work.updates_of(k) * work.rollouts) for k in phases)
+        if buffer
+        else 0
+    )
     reused = learns and work.fake_updates_per_rollout > 1
     one_rollout = reused and work.fake_updates <= work.fake_updates_per_rollout
     latents = _COMPARED + _LAST * learns + _FIRST * (work.accumulate > 1) - _SHARED * one_rollout

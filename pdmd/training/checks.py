@@ -1,4 +1,4 @@
-"""Checks of what a phase trains on, with errors that name the remedy."""
+"""Checks of the networks and losses of a phase."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["check_losses", "check_same_process"]
 
 
 def check_same_process(networks: Iterable[Denoiser], teacher: Denoiser) -> None:
-    """Checks that networks run on a teacher's forward process and latents.
+    """Checks that networks share the teacher's forward process and latent shape.
 
     Raises:
         ValueError: If a schedule or latent shape is not the teacher's.
@@ -21,13 +21,14 @@ def check_same_process(networks: Iterable[Denoiser], teacher: Denoiser) -> None:
     for network in networks:
         if not same_process(network.schedule, teacher.schedule):
             raise ValueError(
-                f"a network runs on {network.schedule!r}, but its teacher on "
+                f"a network has the schedule {network.schedule!r}, but its teacher has "
                 f"{teacher.schedule!r}; build the network with schedule=teacher.schedule"
             )
         if network.latent_shape != teacher.latent_shape:
             raise ValueError(
                 f"a network takes latents of shape {network.latent_shape}, but its teacher "
-                f"predicts {teacher.latent_shape}; build the network for the teacher's"
+                f"takes {teacher.latent_shape}; build the network with "
+                "latent_shape=teacher.latent_shape"
             )
 
 
@@ -35,12 +36,12 @@ def check_losses(losses: Mapping[str, Tensor], role: str, phase: int) -> None:
     """Checks that an objective returned a loss.
 
     Args:
-        losses: What it returned.
-        role: Whose objective it is.
+        losses: The losses of the objective.
+        role: The role that the objective trains.
         phase: Number of the phase, from 1.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If ``losses`` is empty.
     """
     if not losses:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The conditions of a distillation: prompts, encoded beforehand and drawn at random."""
+"""Conditions: encoded prompts, sampled uniformly with replacement."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["ConditionStream"]
 
 
 class ConditionStream:
-    """Draws batches of conditions with replacement.
+    """Samples batches of conditions with replacement.
 
     Args:
-        condition: Every encoded prompt, with batch size :math:`(N)`, in memory or read as it is
-            drawn, or ``None``.
+        condition: Every encoded prompt, with batch size :math:`(N)`, in memory or read on
+            access; ``None`` for unconditional models.
 
     Raises:
         ValueError: If there are no rows.
@@ -28,17 +28,17 @@ class ConditionStream:
         self.condition = condition
 
     def draw(self, batch: int, generator: torch.Generator) -> Condition:
-        """Returns a condition with batch size ``(batch,)``, or ``None``."""
+        """Samples conditions with batch size ``(batch,)``; ``None`` if unconditional."""
         return self.take(self.rows(batch, generator))
 
     def rows(self, batch: int, generator: torch.Generator) -> Tensor | None:
-        """Draws which conditions a batch has, as int64 of shape :math:`(B)`."""
+        """Samples the indices of a batch of conditions, int64 of shape :math:`(B)`."""
         if self.condition is None:
             return None
         return randint(int(self.condition.batch_size[0]), batch, generator)
 
     def take(self, rows: Tensor | None) -> Condition:
-        """Returns the conditions that :meth:`rows` drew."""
+        """Returns the conditions at the indices that :meth:`rows` sampled."""
         if self.condition is None or rows is None:
             return None
         device = getattr(self.condition, "device", None)

@@ -1,4 +1,4 @@
-"""Orders: which phases train together, and how updates are shared out over them."""
+"""Curricula: which phases train together, and how updates are split between them."""
 
 from __future__ import annotations
 
@@ -12,27 +12,31 @@ __all__ = ["Joint", "Curriculum", "Progressive", "split_updates"]
 
 
 class Curriculum(ABC):
-    """Which phases train together, and whether they share a network."""
+    """Which phases train together, and whether they share a network.
+
+    Attributes:
+        shared: Whether the phases of a group share one network.
+    """
 
     shared: bool = False
 
     @abstractmethod
     def groups(self, plan: PhasePlan) -> list[tuple[Phase, ...]]:
-        """Returns adjoining phases that train together, in the order of their training."""
+        """Returns groups of consecutive phases, in the order in which they train."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
 
 class Progressive(Curriculum):
-    """One phase after the other, from noise to data; those before are frozen. The paper's."""
+    """One phase after the other, from noise to data, with earlier ones frozen, as in the paper."""
 
     def groups(self, plan: PhasePlan) -> list[tuple[Phase, ...]]:
         return [(phase,) for phase in plan]
 
 
 class Joint(Curriculum):
-    """All phases at once: every cycle draws one. A control.
+    """All phases at once: every cycle samples one. A baseline for ablations.
 
     Args:
         shared: Whether one network serves all phases.
@@ -48,21 +52,22 @@ class Joint(Curriculum):
         return f"Joint(shared={self.shared})"
 
 
-def split_updates(total: int, share: Sequence[float]) -> list[int]:
-    """Shares updates out over phases.
+def split_updates(total: int, weights: Sequence[float]) -> list[int]:
+    """Splits updates between phases in proportion to weights.
 
     Args:
-        total: Updates in all.
-        share: The weight of each phase; only their ratios count.
+        total: Total number of updates.
+        weights: The weight of each phase; only ratios matter.
 
     Returns:
-        Updates of each phase, at least 1, that add up to ``total`` where that suffices.
+        The number of updates of each phase, at least 1. They sum to ``total`` unless a phase was
+        raised to 1.
 
     Raises:
         ValueError: If a weight is not positive and finite.
     """
-    for weight in share:
+    for weight in weights:
         if not (weight > 0 and math.isfinite(weight)):
-            raise ValueError(f"the share of a phase is positive, got {weight}")
-    ends = [round(total * sum(share[: i + 1]) / sum(share)) for i in range(len(share))]
+            raise ValueError(f"the weight of a phase must be positive and finite, got {weight}")
+    ends = [round(total * sum(weights[: i + 1]) / sum(weights)) for i in range(len(weights))]
     return [max(b - a, 1) for a, b in zip([0, *ends], ends, strict=False)]

@@ -16,15 +16,19 @@ N = TypeVar("N", bound=nn.Module)
 
 
 class Ema(Generic[N]):
-    r"""An average of a network's parameters, :math:`\bar\theta \leftarrow \gamma \bar\theta +
-    (1 - \gamma) \theta`.
+    r"""An exponential moving average of a network's parameters.
 
-    The rate warms up as :math:`\min(\gamma, (1 + i) / (10 + i))`, so that early averages forget
-    the start.
+    .. math:: \bar\theta_{i+1} = \gamma_i \bar\theta_i + (1 - \gamma_i) \theta_i, \qquad
+        \gamma_i = \min\left(\gamma, \frac{1 + i}{10 + i}\right)
+
+    The decay warms up so that the average forgets the initial weights. Buffers are copied.
 
     Args:
-        network: The network to follow.
-        decay: :math:`\gamma` in [0, 1); 0 keeps the current weights.
+        network: The network to average.
+        decay: :math:`\gamma` in [0, 1); 0 copies the current weights.
+
+    Attributes:
+        network: The average, frozen.
 
     Raises:
         ValueError: If the decay is not in [0, 1).
@@ -32,13 +36,13 @@ class Ema(Generic[N]):
 
     def __init__(self, network: N, decay: float) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"an EMA decay is in [0, 1), got {decay}")
+            raise ValueError(f"an EMA decay must be in [0, 1), got {decay}")
         self.network: N = copy.deepcopy(network).requires_grad_(False).eval()
         self.decay = float(decay)
 
     @torch.no_grad()
     def update(self, network: N, step: int) -> None:
-        """Moves the average towards a network after its update number ``step``, from 0."""
+        """Updates the average after a network's update number ``step``, from 0."""
         decay = min(self.decay, (1 + step) / (10 + step)) if self.decay else 0.0
         average = [local_part(p) for p in self.network.parameters()]
         current = [local_part(p) for p in network.parameters()]

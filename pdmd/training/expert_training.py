@@ -1,4 +1,4 @@
-"""Expert training: initialization, optimizer and averages of the networks that become experts."""
+"""Expert training: initialization, optimizer and weight average of the experts."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ExpertTraining:
         curriculum: Which phases train together; one after the other by default.
         optimizer: The optimizer of the experts.
         ema: Decay of the weight average that becomes the expert.
-        max_grad_norm: Largest norm of the gradient.
-        accumulate: Rollouts whose gradients are accumulated for one update.
+        max_grad_norm: Norm to which gradients are clipped.
+        accumulate: Rollouts per update, over which gradients are accumulated.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -41,6 +41,6 @@ class ExpertTraining:
         if self.accumulate < 1:
             raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
         if not 0 <= self.ema < 1:
-            raise ValueError(f"an EMA decay is in [0, 1), got {self.ema}")
+            raise ValueError(f"an EMA decay must be in [0, 1), got {self.ema}")
         if not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm}")

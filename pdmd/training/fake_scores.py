@@ -1,8 +1,8 @@
-r"""Fake scores: how many there are, which one serves a rollout, and how often they train.
+r"""Fake scores: how many a phase has, which one a rollout trains, and how often they train.
 
-A rollout that stops at step :math:`j` has a law of its own. One fake score shared by all stops
-learns the score of their mixture, and so constrains the mixture alone; one for each stop
-constrains every law.
+Rollouts with exit step :math:`j` have their own distribution :math:`p^j`. One fake score for all
+exit steps learns the score of the mixture :math:`\sum_j w_j p^j`, and so constrains the mixture
+alone; one per exit step constrains every :math:`p^j`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 
 Measure: TypeAlias = Callable[[], Mapping[str, Tensor]]
-"""Returns figures by name, computed when called."""
+"""Computes an objective's measurements by name."""
 
 
 class FakeScores(ABC):
@@ -42,14 +42,14 @@ class FakeScores(ABC):
 
     @abstractmethod
     def index(self, exit_step: int | None) -> int:
-        """Returns which of them serves a rollout that stopped at ``exit_step``."""
+        """Returns the index of the fake score for rollouts with this exit step."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
 
 class OneFakeScore(FakeScores):
-    """One fake score for a phase, whatever the stop: the paper's."""
+    """One fake score per phase, for every exit step, as in the paper."""
 
     def number(self, phase: Phase) -> int:
         return 1
@@ -59,7 +59,7 @@ class OneFakeScore(FakeScores):
 
 
 class OneFakeScorePerExitStep(FakeScores):
-    """A fake score for every step at which a rollout may stop."""
+    """One fake score per exit step."""
 
     def number(self, phase: Phase) -> int:
         return phase.steps
@@ -73,22 +73,22 @@ class FakeUpdates(ABC):
 
     @abstractmethod
     def more(self, done: int) -> bool:
-        """Says whether to train the fake score again, after ``done`` times in this cycle."""
+        """Returns whether to train the fake score again, after ``done`` updates in this cycle."""
 
     def observe(self, measure: Measure) -> None:
-        """Hears of a fake update; ``measure()`` says what its objective measured."""
+        """Called after a fake update; ``measure()`` returns its objective's measurements."""
         return
 
     def on_phase_start(self) -> None:
-        """Hears that a phase begins."""
+        """Called when a phase starts."""
         return
 
     def state(self) -> dict[str, float]:
-        """Returns what a checkpoint keeps."""
+        """Returns the state for a checkpoint."""
         return {}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Takes what :meth:`state` returned."""
+        """Restores what :meth:`state` returned."""
         return
 
 
@@ -96,10 +96,10 @@ class FixedUpdates(FakeUpdates):
     """A fixed number of fake updates per generator update (TTUR); 5 in the paper.
 
     Args:
-        number: How many, at least 0.
+        number: Fake updates per generator update.
 
     Raises:
-        ValueError: If it is negative.
+        ValueError: If ``number`` is negative.
     """
 
     def __init__(self, number: int) -> None:
@@ -115,47 +115,47 @@ class FixedUpdates(FakeUpdates):
 
 
 class AdaptiveUpdates(FakeUpdates):
-    r"""As many fake updates as the fake score's relative error asks for.
+    r"""Trains the fake score until its relative error is below a tolerance.
 
     The relative error (:func:`~pdmd.objectives.score_matching.relative_score_error`) is averaged
     over updates, in bins of time; the fake score trains again while the root mean square of the
-    bins is above a tolerance. Averaging over updates is needed because the relative error of one
-    batch is noisy; binning, because a score may be too timid at some times and too sure at others.
+    bins exceeds the tolerance. The error of one batch is noisy, hence the average; a score may be
+    underestimated at some times and overestimated at others, hence the bins.
 
     Args:
-        tolerance: The relative error to stay below.
-        least: Fake updates in every cycle at the least.
-        most: Fake updates in every cycle at the most.
-        memory: Decay of the average.
+        tolerance: Largest acceptable relative error.
+        least: Minimum number of fake updates per cycle.
+        most: Maximum number of fake updates per cycle.
+        decay: Decay of the moving average.
 
     Raises:
-        ValueError: If the tolerance is not positive, the memory not in [0, 1), or the numbers are
-            not ordered.
+        ValueError: If the tolerance is not positive, the decay is not in [0, 1), or ``least``
+            exceeds ``most``.
     """
 
     def __init__(
-        self, tolerance: float = 0.05, *, least: int = 1, most: int = 5, memory: float = 0.9
+        self, tolerance: float = 0.05, *, least: int = 1, most: int = 5, decay: float = 0.9
     ) -> None:
         if not tolerance > 0:
-            raise ValueError(f"a tolerance of the relative error is positive, got {tolerance}")
-        if not 0 <= memory < 1:
-            raise ValueError(f"the memory of an average is in [0, 1), got {memory}")
+            raise ValueError(f"tolerance must be positive, got {tolerance}")
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
         if not 0 <= least <= most:
             raise ValueError(f"expected 0 <= least <= most, got {least} and {most}")
-        self.tolerance, self.memory = float(tolerance), float(memory)
+        self.tolerance, self.decay = float(tolerance), float(decay)
         self.least, self.most = least, most
         self.on_phase_start()
 
     def on_phase_start(self) -> None:
         self._average: list[float] = []
-        self._seen = 0
+        self._updates = 0
 
     @property
     def relative_error(self) -> float:
-        """The root mean square of the averaged error; infinite before the first update."""
-        if not self._seen:
+        """Root mean square of the averaged error over bins; infinite before the first update."""
+        if not self._updates:
             return math.inf
-        correction = 1 - self.memory**self._seen
+        correction = 1 - self.decay**self._updates
         values = [value / correction for value in self._average]
         return math.sqrt(sum(v * v for v in values) / len(values))
 
@@ -166,30 +166,30 @@ class AdaptiveUpdates(FakeUpdates):
         measures = measure()
         if "relative_error" not in measures:
             raise ValueError(
-                "adaptive fake updates need a fake objective that measures its error, such as "
+                "AdaptiveUpdates requires a fake objective that measures relative_error; use "
                 "SubintervalScoreMatching"
             )
         values = measures["relative_error"].tolist()
-        if not self._seen:
+        if not self._updates:
             self._average = [0.0] * len(values)
-        self._seen += 1
+        self._updates += 1
         self._average = [
-            self.memory * old + (1 - self.memory) * new
+            self.decay * old + (1 - self.decay) * new
             for old, new in zip(self._average, values, strict=True)
         ]
 
     def state(self) -> dict[str, float]:
         bins = {f"bin_{i}": value for i, value in enumerate(self._average)}
-        return {"seen": self._seen, **bins}
+        return {"seen": self._updates, **bins}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        self._seen = int(state["seen"])
+        self._updates = int(state["seen"])
         self._average = [state[f"bin_{i}"] for i in range(len(state) - 1)]
 
     def __repr__(self) -> str:
         return (
             f"AdaptiveUpdates({self.tolerance}, least={self.least}, most={self.most}, "
-            f"memory={self.memory})"
+            f"decay={self.decay})"
         )
 
 
@@ -198,15 +198,15 @@ class FakeScoreTraining:
     """How the fake scores train.
 
     Attributes:
-        updates: Updates of the fake score before each of the expert's (TTUR): their number, or
-            what decides it.
-        updates_per_rollout: Fake updates that share one rollout, with new times and noise; above
-            1 the expert's own rollout serves the first of them. Fewer network evaluations,
-            samples that are seen more often.
+        updates: Fake updates per update of the expert (TTUR): a number, or a
+            :class:`FakeUpdates` that decides.
+        updates_per_rollout: Fake updates that reuse one rollout, each with new times and noise;
+            above 1, the first of them reuse the rollout of the expert's update. Saves network
+            evaluations, at the cost of less varied samples.
         scores: How many fake scores a phase has, and which one a rollout trains.
-        optimizer: The optimizer of the fake scores; by default the expert's at twice its
+        optimizer: The optimizer of the fake scores; by default the expert's, with twice the
             learning rate, constant.
-        max_grad_norm: Largest norm of the gradient.
+        max_grad_norm: Norm to which gradients are clipped.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -228,7 +228,7 @@ class FakeScoreTraining:
             raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm}")
 
     def schedule(self) -> FakeUpdates:
-        """Returns what decides the number of updates.
+        """Returns the rule for the number of fake updates.
 
         Raises:
             ValueError: If a number is negative.
@@ -236,5 +236,5 @@ class FakeScoreTraining:
         return FixedUpdates(self.updates) if isinstance(self.updates, int) else self.updates
 
     def recipe(self, experts: AdamRecipe) -> AdamRecipe:
-        """Returns the optimizer, given the experts'."""
+        """Returns the optimizer recipe, given that of the experts."""
         return self.optimizer or AdamRecipe(lr=2 * experts.lr, decay_from=1.0)

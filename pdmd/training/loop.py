@@ -1,4 +1,4 @@
-"""The loop of a phase: its cycles, their records and checkpoints."""
+"""The training loop of a phase, with its records and checkpoints."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["calibrate", "train_phase"]
 
 
 def train_phase(trainer: PhaseTrainer, phases: int, finished: Sequence[Expert]) -> None:
-    """Runs a phase's cycles to its end, from where the trainer stands.
+    """Trains a phase to its end, starting at the trainer's current update.
 
     Args:
-        trainer: The phase.
-        phases: Phases of the plan.
-        finished: The experts before it, for checkpoints.
+        trainer: The trainer of the phase.
+        phases: Number of phases in the plan.
+        finished: The experts of earlier phases, for checkpoints.
 
     Raises:
-        Interrupted: If a stop was requested; the checkpoint is written.
+        Interrupted: If a stop was requested, after writing a checkpoint.
         NonFiniteError: If too many updates in a row are not finite.
     """
     session = trainer.session
@@ -55,13 +55,13 @@ def train_phase(trainer: PhaseTrainer, phases: int, finished: Sequence[Expert]) 
 
 
 def calibrate(trainer: PhaseTrainer) -> None:
-    """Records the calibration of both scores on a phase's students, at ten times of each.
+    """Records the calibration of fake and real score on each expert's samples, at ten times.
 
     Args:
-        trainer: The phase, trained.
+        trainer: The trainer of the finished phase.
     """
     runtime, recorder = trainer.session.runtime, trainer.session.recorder
-    fresh = FreshPhaseInputs()  # a buffer is not filled for one batch
+    fresh = FreshPhaseInputs()  # avoids filling a buffer for one batch
     fresh.on_phase_start(trainer.phase_inputs.source)
     for k, expert in enumerate(trainer.experts):
         bounds = trainer.generator_objective.time_bounds(expert.phase)

@@ -1,4 +1,11 @@
-"""Optimizer recipes: which optimizer, and how its rate falls."""
+r"""Optimizers: AdamW with a learning rate that is constant and then decays linearly.
+
+At progress :math:`p \in [0, 1]` the learning rate is
+
+.. math:: \eta(p) = \eta \left(1 - (1 - r) \max\left(0, \frac{p - p_0}{1 - p_0}\right)\right),
+
+with :math:`p_0` the start of the decay and :math:`r` the final fraction.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +22,14 @@ __all__ = ["AdamRecipe", "ContainerRates", "RateSchedule"]
 
 @dataclass(frozen=True, kw_only=True)
 class AdamRecipe:
-    """AdamW, with a rate that is constant and then falls linearly.
+    """AdamW, with a learning rate that is constant and then decays linearly.
 
     Attributes:
         lr: The learning rate.
-        betas: The decay rates of the two moments.
+        betas: Decay rates of the two moments.
         weight_decay: Decoupled weight decay.
-        decay_from: The share of the updates after which the rate falls; 1 never.
-        decay_to: The share of ``lr`` reached at the end.
+        decay_from: Fraction of the updates after which the learning rate decays; 1 for no decay.
+        decay_to: Fraction of ``lr`` reached at the end.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -36,41 +43,41 @@ class AdamRecipe:
 
     def __post_init__(self) -> None:
         if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ValueError(f"a learning rate is positive, got {self.lr}")
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
         for beta in self.betas:
             if not 0 <= beta < 1:
-                raise ValueError(f"betas are in [0, 1), got {self.betas}")
+                raise ValueError(f"betas must be in [0, 1), got {self.betas}")
         for name in ("decay_from", "decay_to"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is in [0, 1], got {getattr(self, name)}")
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """Makes the optimizer."""
+        """Builds the optimizer."""
         return torch.optim.AdamW(
             parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
         )
 
     def factor(self, progress: float) -> float:
-        """Returns the share of ``lr`` after a share of the updates, from 0 to 1."""
+        """Returns the fraction of ``lr`` at a fraction of the updates, both in [0, 1]."""
         if self.decay_from >= 1 or progress <= self.decay_from:
             return 1.0
-        fall = (progress - self.decay_from) / (1 - self.decay_from)
-        return 1 - (1 - self.decay_to) * min(fall, 1.0)
+        decayed = (progress - self.decay_from) / (1 - self.decay_from)
+        return 1 - (1 - self.decay_to) * min(decayed, 1.0)
 
     def rate(self, progress: float) -> float:
-        """Returns the learning rate after a share of the updates, from 0 to 1."""
+        """Returns the learning rate at a fraction of the updates, in [0, 1]."""
         return self.lr * self.factor(progress)
 
 
 class RateSchedule:
-    """Sets the learning rate of optimizers as their recipe says.
+    """Sets the learning rate of optimizers to that of their recipe.
 
     Args:
         optimizers: The optimizers.
         recipe: Their recipe.
-        updates: The number of updates over which the rate runs.
+        updates: Updates over which the schedule runs.
     """
 
     def __init__(
@@ -80,11 +87,11 @@ class RateSchedule:
         self.load_state_dict({"last_epoch": 0})
 
     def step(self) -> None:
-        """Goes on to the next update."""
+        """Advances to the next update."""
         self.load_state_dict({"last_epoch": self.update + 1})
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Goes to the update ``last_epoch``."""
+        """Jumps to the update ``last_epoch``."""
         self.update = int(state_dict["last_epoch"])
         rate = self.recipe.rate(self.update / max(self.updates, 1))
         for optimizer in self.optimizers:
@@ -93,24 +100,24 @@ class RateSchedule:
 
 
 class ContainerRates:
-    """torchtitan's schedulers, which set the rate again when they are loaded.
+    """torchtitan's learning-rate schedulers, which here also set the rate when loaded.
 
     Args:
-        schedulers: Its container of them.
+        schedulers: torchtitan's container of schedulers.
     """
 
     def __init__(self, schedulers: Any) -> None:
         self.schedulers = schedulers
 
     def step(self) -> None:
-        """Hears of a cycle."""
-        with warnings.catch_warnings():  # a role may have no update in a cycle
+        """Advances to the next update."""
+        with warnings.catch_warnings():  # warns if a role had no update in this cycle
             warnings.simplefilter("ignore")
             self.schedulers.step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes back to what was kept, and sets the rates of then."""
-        with warnings.catch_warnings():  # the rate is asked for outside of a step
+        """Restores the schedulers' state, and sets its learning rates."""
+        with warnings.catch_warnings():  # warns that the rate is read outside of a step
             warnings.simplefilter("ignore")
             self.schedulers.load_state_dict(state_dict)
         for scheduler in self.schedulers:

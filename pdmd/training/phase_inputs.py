@@ -1,9 +1,9 @@
 r"""Phase inputs: the conditions and latents :math:`x_{t_{k-1}}` at which a phase's rollouts start.
 
-The experts of earlier phases are frozen, so what they make is exact data: it may be made in large
-batches without a gradient, kept, and used when it is needed. A :class:`PhaseInputBuffer` keeps
-batches and hands each out a number of times; when the next phase begins, what it holds is carried
-on by the one expert that was finished, rather than made again from noise.
+With the experts of earlier phases frozen, the law of :math:`x_{t_{k-1}}` is fixed during phase
+:math:`k`, so phase inputs may be sampled in large batches without a gradient, stored, and reused.
+A :class:`PhaseInputBuffer` stores batches and returns each a number of times. When the next phase
+starts, the newest expert alone advances the stored batches; they are not sampled again from noise.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ __all__ = ["PhaseInputs", "PhaseInputBuffer", "FreshPhaseInputs", "PhaseInputSou
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PhaseInputSource:
-    """What phase inputs of a phase are made of.
+    """The frozen experts, conditions and randomness from which phase inputs are sampled.
 
     Attributes:
         experts: The frozen experts of the phases before, noisiest first.
         conditions: Draws the conditions.
         latent_shape: Shape of one sample.
         sigma: Standard deviation of the noise at time 1.
-        batch: Samples in a batch, on this rank.
-        device: Where latents live.
-        generator: The source of the run's randomness.
+        batch: Samples per batch on this rank.
+        device: Device of the latents.
+        generator: The run's random generator.
         seed: The seed of the run.
         account: Counts network evaluations.
     """
@@ -54,19 +54,19 @@ class PhaseInputSource:
     account: Account
 
     def noise(self, generator: torch.Generator) -> tuple[Latents, Tensor | None]:
-        """Draws a batch of conditions, as rows of the stream, and of noise at time 1."""
+        """Samples noise at time 1, and the indices of its conditions in the stream."""
         rows = self.conditions.rows(self.batch, generator)
         shape = (self.batch, *self.latent_shape)
         return self.sigma * randn(shape, generator, device=self.device), rows
 
 
 class PhaseInputs(ABC):
-    """Hands out the phase inputs of a phase, a batch at a time."""
+    """Supplies the phase inputs of a phase, a batch at a time."""
 
     source: PhaseInputSource
 
     def on_phase_start(self, source: PhaseInputSource) -> None:
-        """Hears that a phase begins, or goes on after :meth:`restore`."""
+        """Called when a phase starts, or resumes after :meth:`restore`."""
         self.source = source
 
     @abstractmethod
@@ -78,16 +78,16 @@ class PhaseInputs(ABC):
         """
 
     def state(self) -> dict[str, Any]:
-        """Returns what a checkpoint keeps, as JSON values."""
+        """Returns the state for a checkpoint, as JSON values."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes what :meth:`state` returned, before :meth:`begin`."""
+        """Restores what :meth:`state` returned; called before :meth:`on_phase_start`."""
         return
 
 
 class FreshPhaseInputs(PhaseInputs):
-    """Makes every batch when it is asked for, and forgets it."""
+    """Samples a new batch for every rollout, and stores none."""
 
     @torch.no_grad()
     def take(self) -> tuple[Latents, Condition]:
@@ -103,25 +103,24 @@ class FreshPhaseInputs(PhaseInputs):
 
 
 class PhaseInputBuffer(PhaseInputs):
-    r"""Keeps batches made beforehand and hands each out a number of times.
+    r"""Stores batches of phase inputs and returns each a number of times.
 
-    Batches are made as they are first needed, several together, from noise through all earlier
-    experts. When a phase begins, what the ring holds is carried on by the newest expert alone: a
-    ring that is not used up within a phase so costs one expert's steps for a batch and phase. A
-    ring that is used up begins anew from noise.
+    Batches are computed when first needed, several at once, from noise through all earlier
+    experts. When a phase starts, the newest expert alone advances the stored batches, so a buffer
+    that lasts for the whole phase costs one expert's steps per batch and phase. Once every batch
+    has been returned ``uses`` times, the buffer is refilled from noise.
 
-    Everything in it is drawn from generators of its own, seeded by the run's seed and the batch's
-    number: a resumed run makes it again, to the bit. Ranks that share out a batch keep their own
-    rows.
+    Every batch has its own random generators, seeded by the run's seed and the batch's index, so a
+    resumed run recomputes the same bits. Each rank stores its rows of a batch.
 
     Args:
-        batches: Batches that it holds at the most.
-        uses: How often each is handed out: those of a window once, then again in another order,
-            before those of the next window.
-        window: Batches of a window.
-        together: Batches that pass through an expert together.
-        folder: Keep the latents in memory-mapped files in this local folder rather than in the
-            device's memory; every ring uses a subfolder of its own, and removes it.
+        batches: Capacity of the buffer, in batches.
+        uses: How often each batch is returned. The batches of a window are returned once in order,
+            then reshuffled for each further use, before those of the next window.
+        window: Batches per window.
+        together: Batches that an expert evaluates at once.
+        folder: Store the latents in memory-mapped files in this local folder rather than on the
+            device. Every buffer creates its own subfolder, and removes it.
 
     Raises:
         ValueError: If a number is below 1.
@@ -139,102 +138,104 @@ class PhaseInputBuffer(PhaseInputs):
         numbers = {"batches": batches, "uses": uses, "window": window, "together": together}
         for name, value in numbers.items():
             if value < 1:
-                raise ValueError(f"a ring's {name} must be at least 1, got {value}")
+                raise ValueError(f"{name} must be at least 1, got {value}")
         self.batches, self.uses = int(batches), int(uses)
         self.window, self.together = int(window), int(together)
         self.folder = None if folder is None else Path(folder)
-        self._place: tempfile.TemporaryDirectory[str] | None = None
+        self._subfolder: tempfile.TemporaryDirectory[str] | None = None
         self._fill = self._served = 0
-        self._made = [0]  # batches that were made in every phase, of this fill
-        self._drop()
+        self._computed = [0]  # batches of this fill that each phase computed
+        self._clear()
 
     def on_phase_start(self, source: PhaseInputSource) -> None:
         super().on_phase_start(source)
         phase = len(source.experts)
-        if phase != len(self._made) - 1:
+        if phase != len(self._computed) - 1:
             self._served = 0
-            self._made += [0] * (phase - len(self._made) + 1)
+            self._computed += [0] * (phase - len(self._computed) + 1)
 
     def take(self) -> tuple[Latents, Condition]:
         if self._served == self.batches * self.uses:
             self._fill, self._served = self._fill + 1, 0
-            self._made = [0] * len(self._made)
-            self._drop()
+            self._computed = [0] * len(self._computed)
+            self._clear()
         index = self._index(self._served)
         self._served += 1
-        self._make(index)
+        self._compute(index)
         x = self._batches[index]["x"].to(self.source.device, copy=True)
         return x, self.source.conditions.take(self._rows[index])
 
-    def needed(self, taken: int) -> int:
-        """Returns how many batches of a fill are made for so many that are taken."""
+    def batches_computed(self, taken: int) -> int:
+        """Returns how many batches of a fill are computed once ``taken`` were returned."""
         block, within = divmod(taken, self.window * self.uses)
         touched = min(block * self.window + min(within, self.window), self.batches)
         return min(touched + -touched % self.together, self.batches)
 
-    def held(self, taken: int) -> int:
-        """Returns how many batches the device's memory holds after so many were taken."""
+    def batches_in_memory(self, taken: int) -> int:
+        """Returns how many batches are in device memory once ``taken`` were returned."""
         if self.folder is not None:
             return 0
-        return self.batches if taken > self.batches * self.uses else self.needed(taken)
+        full = taken > self.batches * self.uses
+        return self.batches if full else self.batches_computed(taken)
 
     def state(self) -> dict[str, Any]:
-        return {"fill": self._fill, "served": self._served, "made": list(self._made)}
+        return {"fill": self._fill, "served": self._served, "made": list(self._computed)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         if state:
             self._fill, self._served = int(state["fill"]), int(state["served"])
-            self._made = [int(number) for number in state["made"]]
-            self._drop()
+            self._computed = [int(number) for number in state["made"]]
+            self._clear()
 
-    def _drop(self) -> None:
+    def _clear(self) -> None:
         self._batches: dict[int, Any] = {}
         self._rows: dict[int, Tensor | None] = {}
-        self._passed: dict[int, int] = {}
+        self._steps_done: dict[int, int] = {}
         self._order: tuple[tuple[int, int], list[int]] = ((0, 0), [])
 
     def _index(self, number: int) -> int:
-        """Returns which batch is the ``number``-th that a fill hands out."""
+        """Returns the index of the batch that a fill returns at position ``number``."""
         block, within = divmod(number, self.window * self.uses)
         first = block * self.window
         size = min(self.window, self.batches - first)
-        turn, place = divmod(within, size)
+        turn, position = divmod(within, size)
         if turn == 0:
-            return first + place
+            return first + position
         if self._order[0] != (block, turn):
             order = torch.randperm(size, generator=self._generator(1, block, turn))
             self._order = ((block, turn), order.tolist())
-        return first + self._order[1][place]
+        return first + self._order[1][position]
 
     @torch.no_grad()
-    def _make(self, index: int) -> None:
-        """Makes a batch, and those that go together with it, if they are not there yet."""
+    def _compute(self, index: int) -> None:
+        """Computes a batch, and those evaluated at once with it, if they are not stored yet."""
         p = self.source
         first = index - index % self.together
-        places = range(first, min(first + self.together, self.batches))
+        batches = range(first, min(first + self.together, self.batches))
         if index not in self._batches:
-            for i in places:
+            for i in batches:
                 x, self._rows[i] = p.noise(self._generator(0, i))
                 self._batches[i] = self._stored(i, x)
-                self._passed[i] = 0
-        for i in range(self._passed[index], len(p.experts)):
-            counted = any(first < made for made in self._made[i + 1 :])
-            with p.account.paused(counted):  # made again, in a run that was resumed
-                self._pass(i, places)
-        self._made[-1] = max(self._made[-1], places.stop)
+                self._steps_done[i] = 0
+        for i in range(self._steps_done[index], len(p.experts)):
+            counted = any(first < n for n in self._computed[i + 1 :])
+            with p.account.paused(counted):  # recomputed by a resumed run
+                self._advance(i, batches)
+        self._computed[-1] = max(self._computed[-1], batches.stop)
 
-    def _pass(self, number: int, places: range) -> None:
+    def _advance(self, number: int, batches: range) -> None:
+        """Advances stored batches by the expert of this index."""
         p = self.source
         expert = p.experts[number]
-        groups = [range(i, i + 1) for i in places] if expert.draws else [places]
-        for group in groups:  # noise is drawn batch by batch
+        groups = [range(i, i + 1) for i in batches] if expert.draws else [batches]
+        for group in groups:  # an expert that draws noise does so for each batch
             x = torch.cat([self._batches[i]["x"] for i in group]).to(p.device)
             rows = [row for i in group if (row := self._rows[i]) is not None]
             condition = p.conditions.take(torch.cat(rows) if rows else None)
             x = expert(x, condition, generator=self._generator(2, number, group.start))
             for i, part in zip(group, x.chunk(len(group)), strict=True):
                 self._batches[i]["x"].copy_(part)
-                self._passed[i] = number + 1
+                self._steps_done[i] = number + 1
 
     def _stored(self, index: int, x: Latents) -> Any:
         from tensordict import TensorDict
@@ -242,10 +243,10 @@ class PhaseInputBuffer(PhaseInputs):
         batch = TensorDict({"x": x}, batch_size=[len(x)])
         if self.folder is None:
             return batch
-        if self._place is None:
+        if self._subfolder is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._place = tempfile.TemporaryDirectory(prefix="phase_inputs-", dir=self.folder)
-        return batch.cpu().memmap_(str(Path(self._place.name) / str(index)))
+            self._subfolder = tempfile.TemporaryDirectory(prefix="phase_inputs-", dir=self.folder)
+        return batch.cpu().memmap_(str(Path(self._subfolder.name) / str(index)))
 
     def _generator(self, *parts: int) -> RankGenerator:
         own = self.source.generator

@@ -1,4 +1,4 @@
-r"""Rollouts: the student's samples :math:`x_{t_k}` on which both roles train."""
+r"""Rollouts: the student's samples :math:`x_{t_k}`, on which expert and fake score train."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Rollouts:
 
     Attributes:
         batch_size: Samples in each rollout, over all ranks.
-        truncation: Chooses the exit step of a rollout inside a phase; at random by default.
-        phase_inputs: Supplies the latents at which rollouts start; freshly sampled through the
-            earlier experts by default. A :class:`~pdmd.training.phase_inputs.PhaseInputBuffer`
-            keeps them and uses each several times.
+        truncation: Chooses the exit step of a rollout; uniformly at random by default.
+        phase_inputs: Supplies :math:`x_{t_{k-1}}`; freshly sampled through the earlier experts by
+            default. A :class:`~pdmd.training.phase_inputs.PhaseInputBuffer` stores them and
+            reuses each several times.
 
     Raises:
         ValueError: If the batch size is below 1.

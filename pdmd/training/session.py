@@ -1,4 +1,4 @@
-"""Sessions: where a distillation runs, what it reports to, and where it is saved."""
+"""Sessions: the devices, recorder and checkpoints of a distillation."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["Session"]
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """Where a distillation runs, what it reports to, and where it is saved.
+    """The devices, recorder and checkpoints of a distillation.
 
     Attributes:
         runtime: The device and ranks; this process, on the CPU, by default. Ranks call
             :func:`~pdmd.distillation.distill.distill` together, with the same arguments.
-        recorder: Is notified of progress.
-        checkpointer: Writes checkpoints, and may be requested to stop the run.
+        recorder: Records progress.
+        checkpointer: Writes checkpoints, and stops the run on request.
         resume: Whether to resume from the newest checkpoint.
         account: Counts network evaluations, by role.
         max_consecutive_skips: Updates of a role that may be skipped in a row, for a loss or
@@ -40,7 +40,7 @@ class Session:
     max_consecutive_skips: int = 3
 
     def health(self) -> Health:
-        """Returns what counts skipped updates.
+        """Builds the counter of skipped updates.
 
         Raises:
             ValueError: If ``max_consecutive_skips`` is negative.
@@ -49,13 +49,13 @@ class Session:
 
     @contextmanager
     def freezing(self, teacher: nn.Module) -> Iterator[None]:
-        """Freezes a teacher within a block, and restores it and closes what was opened after.
+        """Freezes a teacher within a block; then restores it, and closes account and recorder.
 
         Args:
             teacher: The teacher.
 
         Raises:
-            NonFiniteError: What the block raised, with the checkpoint to go back to.
+            NonFiniteError: If the block raised one; names the checkpoint to go back to.
         """
         trainable = {id(p) for p in teacher.parameters() if p.requires_grad}
         teacher.requires_grad_(False).eval()

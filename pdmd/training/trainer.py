@@ -1,8 +1,8 @@
-r"""The trainer of a phase, or of several phases together.
+r"""The trainer of one phase, or of several phases jointly.
 
-One cycle is several updates of the fake score on the student's samples :math:`x_{t_k}`, then one
+A cycle is several updates of the fake score on the student's samples :math:`x_{t_k}`, then one
 update of the expert (Phased DMD, arXiv:2510.27684, Algorithm 1). Earlier experts compute the phase
-inputs without a gradient. Where several phases train together, each cycle draws one of them.
+inputs without a gradient. Where several phases train jointly, each cycle samples one of them.
 """
 
 from __future__ import annotations
@@ -36,33 +36,33 @@ class PhaseTrainer:
     """Trains the experts of one or more phases and their fake scores.
 
     Args:
-        experts: The experts to train, over trainable denoisers, which they may share; noisiest
-            first, of adjoining phases.
-        earlier: The frozen experts of the phases before them, placed by the runtime.
-        teacher: The real score, placed likewise.
-        fakes: For each expert its fake scores, trainable denoisers.
-        generator_objective: What the experts minimise.
-        fake_objective: What the fake scores minimise.
-        conditions: Draws the conditions.
-        updates: Updates of the experts, all together.
-        generator: The source of all randomness.
+        experts: The experts to train, of consecutive phases, noisiest first. Their denoisers are
+            trainable, and may be shared.
+        earlier: The frozen experts of earlier phases, placed by the runtime.
+        teacher: The real score, placed by the runtime.
+        fakes: The fake scores of each expert, as trainable denoisers.
+        generator_objective: Objective of the experts.
+        fake_objective: Objective of the fake scores.
+        conditions: Samples the conditions.
+        updates: Total number of updates of the experts.
+        generator: The random generator.
         expert_training: How the experts train.
-        rollouts: How they are rolled out.
+        rollouts: How the experts are rolled out.
         fake_training: How the fake scores train.
-        session: Where it runs and what it reports to.
-        health: Counts skipped steps; those of the session by default.
-        seed: Seeds what objectives prepare when a phase starts.
+        session: Devices, recorder and checkpoints.
+        health: Counts skipped steps; by default a new counter of the session.
+        seed: Seed of the objectives' ``on_phase_start``.
 
     Attributes:
         networks: The networks in training by role, ``generator`` and ``fake``.
         optimizers: Their optimizers.
-        rates: The schedules of their learning rates.
-        ema: The averages that become the experts.
-        update: The number of updates of the experts so far.
+        rates: Their learning-rate schedules.
+        ema: The weight averages that become the finished experts.
+        update: Number of updates of the experts so far.
 
     Raises:
-        ValueError: If the batch does not divide over the ranks, or the schedule or latent shape of
-            an expert or fake score is not the teacher's.
+        ValueError: If the batch size is not divisible by the data ranks, or an expert or fake
+            score has another schedule or latent shape than the teacher.
     """
 
     def __init__(
@@ -98,13 +98,15 @@ class PhaseTrainer:
         session.account.ranks = runtime.ranks.data_ranks
         self.interval = 1 if runtime.device.type == "cpu" else session.recorder.interval
         self.update = 0
-        self._unsettled: list[Step] = []
+        self._pending_steps: list[Step] = []
 
         trained = {id(e.denoiser): e.denoiser for e in self.experts}
         scores = [d for row in self.fakes for d in row]
         check_same_process([*trained.values(), *scores], teacher)
         generators = nn.ModuleDict({str(i): d for i, d in enumerate(trained.values())})
-        self.ema = Ema(generators, expert_training.ema)  # before hooks, which a copy would keep
+        self.ema = Ema(
+            generators, expert_training.ema
+        )  # before hooks are registered, which a copy would keep
         averages = cast("list[Denoiser]", list(self.ema.network.values()))
         self._average = dict(zip(trained, averages, strict=True))
         for denoiser in (*trained.values(), *averages, *scores):
@@ -134,13 +136,13 @@ class PhaseTrainer:
 
     def _count_evaluations(self, trained: Sequence[Denoiser], fakes: Sequence[Denoiser]) -> None:
         account = self.session.account
-        account.watch("teacher", self.teacher)
+        account.count("teacher", self.teacher)
         for denoiser in trained:
-            account.watch("generator", denoiser)
+            account.count("generator", denoiser)
         for denoiser in fakes:
-            account.watch("fake", denoiser)
+            account.count("fake", denoiser)
         for denoiser in {id(e.denoiser): e.denoiser for e in self.earlier}.values():
-            account.watch("frozen", denoiser)
+            account.count("frozen", denoiser)
 
     def _start_phase(self, seed: int) -> None:
         self.fake_updates.on_phase_start()
@@ -171,7 +173,7 @@ class PhaseTrainer:
                 objective.on_phase_start(context, generator)
 
     def _fake_networks(self) -> dict[str, nn.Module]:
-        """Returns the fake scores, and the networks of objectives that train with them."""
+        """Returns the fake scores, and the trainable networks of the objectives."""
         networks: dict[str, nn.Module] = {
             f"{k}_{j}": d for k, row in enumerate(self.fakes) for j, d in enumerate(row)
         }
@@ -183,7 +185,7 @@ class PhaseTrainer:
 
     @property
     def phase(self) -> Phase:
-        """The first phase in training."""
+        """The first phase that trains."""
         return self.experts[0].phase
 
     @property
@@ -192,12 +194,12 @@ class PhaseTrainer:
         return self.rollouts.phase_inputs
 
     def models(self, k: int, exit_step: int | None) -> Models:
-        """Returns the denoisers of the k-th expert in training, for rollouts with an exit step."""
+        """Returns the denoisers of the k-th expert, for rollouts with this exit step."""
         fake = self.fakes[k][self.fake_training.scores.index(exit_step)]
         return Models(real=self.teacher, fake=fake, expert=self.experts[k].denoiser)
 
     def finished(self) -> list[Expert]:
-        """Returns the experts in their current state: over the averages of their networks."""
+        """Returns the experts over the current averages of their networks."""
         return [type(e)(self._average[id(e.denoiser)], e.phase) for e in self.experts]
 
     @torch.no_grad()
@@ -216,9 +218,9 @@ class PhaseTrainer:
         """Rolls out the k-th expert.
 
         Args:
-            k: The expert.
-            record: Whether to record the gradient.
-            phase_inputs: Where to start; as in training by default.
+            k: Index of the expert.
+            record: Whether to record gradients.
+            phase_inputs: Supplies the starting latents; those of training by default.
         """
         x, condition = self.phase_input(k, phase_inputs)
         expert = self.experts[k]
@@ -233,7 +235,7 @@ class PhaseTrainer:
         """Runs the fake updates and the expert's update.
 
         Returns:
-            Scalars by name, still on their device: losses and gradient norms of the last updates.
+            Losses and gradient norms of the last updates by name, on their device.
 
         Raises:
             NonFiniteError: If too many losses or gradients in a row are not finite; those steps
@@ -244,14 +246,14 @@ class PhaseTrainer:
             k = int(torch.randint(len(self.experts), (), generator=self.generator))
         scalars: dict[str, Tensor] = {}
         reused = current = None
-        if self.fake_training.updates_per_rollout > 1:  # the expert's rollout serves the first
+        if self.fake_training.updates_per_rollout > 1:  # reused by the first fake updates
             reused = current = self.rollout(k, record=True)
         done = 0
         while self.fake_updates.more(done):
             if current is None or done and done % self.fake_training.updates_per_rollout == 0:
                 current = self.rollout(k, record=False)
-            seen = replace(current, x_s=current.x_s.detach())
-            scalars.update(self._apply("fake", self.fake_objective, seen, k))
+            detached = replace(current, x_s=current.x_s.detach())
+            scalars.update(self._apply("fake", self.fake_objective, detached, k))
             self.fake_updates.observe(self._measures)
             done += 1
         self.networks["fake"].requires_grad_(False)
@@ -293,7 +295,7 @@ class PhaseTrainer:
         scalars[f"{role}/gradient_norm"] = norm.detach()
         finite = torch.isfinite(norm.detach()) & torch.isfinite(means.sum())
         runtime.optimization.step(optimizer, finite)
-        self._unsettled.append(
+        self._pending_steps.append(
             Step(
                 finite=finite,
                 role=role,
@@ -307,12 +309,12 @@ class PhaseTrainer:
         return scalars
 
     def settle(self) -> None:
-        """Waits for the device, and counts which steps it applied and which it skipped.
+        """Synchronizes with the device, and counts applied and skipped steps.
 
         Raises:
             NonFiniteError: If too many in a row were skipped.
         """
-        steps, self._unsettled = self._unsettled, []
+        steps, self._pending_steps = self._pending_steps, []
         self.health.settle(steps)
 
     def _measures(self) -> dict[str, Tensor]:

@@ -176,8 +176,12 @@ def test_a_ratio_follows_the_critic_of_its_phase():
     text = """
     [objective]
     critic = { name = "mlp" }
-    fake = ["score_matching", { name = "discriminator", real_samples = { name = "teacher", pool = 8 } }]
     generator = [{ name = "f_divergence", ratio = "critic", divergence = "jensen_shannon" }]
+    [[objective.fake]]
+    name = "score_matching"
+    [[objective.fake]]
+    name = "discriminator"
+    real_samples = { name = "teacher", pool = 8 }
     """
     built = composed(text)
     assert built.follows_phase and isinstance(built.generator.ratio, CriticRatio)

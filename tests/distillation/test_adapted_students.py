@@ -7,9 +7,9 @@ import torch
 
 from pdmd import Joint, LowRankRoles, PerStep, PhasePlan, Student
 from pdmd.distillation.adapters import adapted_parts
-from tests.distillation.test_adapters import FOUR, TWO, TWO_DIGITS, asked, digits, run, teacher_of
-from tests.distillation.test_students import mutate
+from tests.helpers.adapters import FOUR, TWO, TWO_DIGITS, digits, evaluated, run, teacher_of
 from tests.helpers.distilling import distill
+from tests.helpers.mutations import mutate
 from tests.helpers.tiny_families import FAMILIES
 
 STUDENTS = {
@@ -20,7 +20,7 @@ STUDENTS = {
 
 @pytest.mark.parametrize("init", STUDENTS)
 @pytest.mark.parametrize("name", ["qwen_image", "wan_2.2_a14b"])
-def test_a_saved_student_is_factors_alone(tmp_path, name, init):
+def test_a_saved_student_contains_factors_only(tmp_path, name, init):
     teacher = teacher_of(name)
     kind, arguments = FAMILIES[name]
     source = {"teacher": "wan" if "wan" in name else name, "arguments": dict(arguments)}
@@ -53,7 +53,7 @@ def test_a_saved_student_is_factors_alone(tmp_path, name, init):
     }
     loaded = Student.load(folder, teacher=teacher)
     with pytest.raises(ValueError, match="expert_1.safetensors adapts other weights than those"):
-        Student.load(folder)  # whose teacher has the weights of its seed, not ours
+        Student.load(folder)  # its teacher has other weights
     fresh = Student.load(folder, teacher=copy.deepcopy(teacher))
     for one in (loaded, fresh):
         assert one.state_dict().keys() == student.state_dict().keys()
@@ -65,7 +65,7 @@ def test_a_saved_student_is_factors_alone(tmp_path, name, init):
     bases = {id(part.base) for part in adapted_parts(fresh)}
     assert len(bases) == (2 if "wan" in name else 1)
     for t in (0.95, 0.7, 0.2):
-        assert torch.equal(asked(loaded, teacher, t=t), asked(student, teacher, t=t))
+        assert torch.equal(evaluated(loaded, teacher, t=t), evaluated(student, teacher, t=t))
 
 
 def test_adapters_that_phases_share_load_over_the_networks_of_all_of_them(tmp_path):
@@ -85,7 +85,7 @@ def test_adapters_that_phases_share_load_over_the_networks_of_all_of_them(tmp_pa
     loaded = Student.load(tmp_path / "s", teacher=teacher)
     assert len({id(part.base) for part in adapted_parts(loaded)}) == 2
     for t in (0.95, 0.7, 0.2):
-        assert torch.equal(asked(loaded, teacher, t=t), asked(student, teacher, t=t))
+        assert torch.equal(evaluated(loaded, teacher, t=t), evaluated(student, teacher, t=t))
 
 
 def test_weights_in_bfloat16_are_those_in_float32(tmp_path):
@@ -131,7 +131,7 @@ def adapted_student():
     ],
     ids=str,
 )
-def test_damaged_adapters_are_named(tmp_path, adapter):
+def test_damaged_adapters_raise(tmp_path, adapter):
     base, student = adapted_student()
     student.save(tmp_path / "s")
     path = tmp_path / "s" / "student.json"
@@ -143,16 +143,16 @@ def test_damaged_adapters_are_named(tmp_path, adapter):
     assert 0 < len(str(caught.value)) < 700
 
 
-def test_a_mutated_description_of_adapters_is_refused_or_read(tmp_path):
+def test_a_mutated_description_of_adapters_raises_or_loads(tmp_path):
     base, student = adapted_student()
     student.save(tmp_path / "s")
-    path, rng, refused = tmp_path / "s" / "student.json", random.Random(0), 0
+    path, rng, rejected = tmp_path / "s" / "student.json", random.Random(0), 0
     good = json.loads(path.read_text())
     for _ in range(200):
         path.write_text(json.dumps(mutate(good, rng)))
         try:
             Student.load(tmp_path / "s", teacher=base)
         except ValueError as error:
-            refused += 1
+            rejected += 1
             assert 0 < len(str(error)) < 700
-    assert refused > 100
+    assert rejected > 100

@@ -6,11 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdmd import (
-    AdamRecipe,
     AdaptedDenoiser,
     FromDenoiser,
-    FromPrevious,
-    FromTeacher,
     Guided,
     IntervalRouter,
     LowRank,
@@ -20,120 +17,24 @@ from pdmd import (
     PhasePlan,
     RoutedDenoiser,
 )
-from pdmd.distillation.adapters import adapt, adapted_parts, layers_of
-from pdmd.distillation.initializers import Initializer
-from pdmd.distributed.optimization import LocalOptimization
+from pdmd.distillation.adapters import adapt, adapted_parts
 from pdmd.distributed.runtime import OneProcess
-from pdmd.teachers.packaged.digits import DigitsTeacher
-from pdmd.teachers.packaged.transformer import ImageTransformer
-from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 from pdmd.training.ema import Ema
 from pdmd.training.monitoring.accounting import Account
-from pdmd.training.monitoring.recorder import Recorder
+from tests.helpers.adapters import (
+    FOUR,
+    TWO,
+    TWO_DIGITS,
+    Gradients,
+    SeparateBases,
+    digits,
+    evaluated,
+    run,
+    same,
+    shaken,
+    teacher_of,
+)
 from tests.helpers.distilling import distill
-from tests.helpers.tiny_families import FAMILIES
-
-FOUR = LowRank(rank=4, alpha=8.0)
-TWO = LowRank(rank=2, alpha=3.0, targets=("to_q", "to_v"))
-TWO_DIGITS = LowRank(rank=2, alpha=3.0, targets=("qkv",))
-
-
-def shaken(network, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return network
-
-
-def teacher_of(name):
-    cls, arguments = FAMILIES[name]
-    return shaken(cls.from_config(**arguments))
-
-
-def digits():
-    torch.manual_seed(0)
-    return DigitsTeacher(shaken(ImageTransformer(width=32, depth=2, heads=4)), std=0.7)
-
-
-def asked(denoiser, teacher, seed=0, t=0.6):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(2, *teacher.latent_shape, generator=generator)
-    condition = teacher.encode(list(teacher.prompts)[:2])
-    return denoiser(x, torch.tensor([t, t - 0.1], dtype=torch.float64), condition).value
-
-
-class Apart(Initializer):
-    """The same roles, each over a copy of the base that is its own."""
-
-    def __init__(self, inner):
-        self.inner = inner
-
-    def expert(self, teacher, phase, finished):
-        return self._apart(self.inner.expert(teacher, phase, finished))
-
-    def fake(self, teacher, phase):
-        return self._apart(self.inner.fake(teacher, phase))
-
-    def _apart(self, denoiser):
-        for part in adapted_parts(denoiser):
-            part.over(copy.deepcopy(part.base))
-        return denoiser
-
-
-class Gradients(LocalOptimization):
-    """Keeps the gradient of every update."""
-
-    def __init__(self):
-        self.gradients = []
-
-    def clip_gradients(self, network, max_grad_norm):
-        self.gradients += [
-            torch.zeros(()) if p.grad is None else p.grad.clone() for p in network.parameters()
-        ]
-        return super().clip_gradients(network, max_grad_norm)
-
-
-class Losses(Recorder):
-    interval = 1
-
-    def __init__(self):
-        self.values = []
-
-    def on_scalars(self, phase, update, values):
-        self.values.append({k: v for k, v in values.items() if not k.endswith("_recomputed")})
-
-
-def run(teacher, init, *, activation_checkpointing=False, **more):
-    runtime = OneProcess(activation_checkpointing=activation_checkpointing)
-    runtime.optimization, recorder = Gradients(), Losses()
-    student = distill(
-        teacher,
-        PhasePlan.uniform(2, steps=2),
-        **{
-            "init": init,
-            "updates": 2,
-            "fake_updates": 2,
-            "batch_size": 4,
-            "optimizer": AdamRecipe(lr=1e-2),
-            "ema": 0.5,
-            "recorder": recorder,
-            "runtime": runtime,
-            **more,
-        },
-    )
-    return recorder.values, runtime.optimization.gradients, student
-
-
-def same(a, b):
-    assert a[0] == b[0] and len(a[0]) > 0
-    assert len(a[1]) == len(b[1]) > 0
-    assert all(torch.equal(x, y) for x, y in zip(a[1], b[1], strict=True))
-    assert any(bool(x.any()) for x in a[1])
-    ours, theirs = a[2].state_dict(), b[2].state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
 
 ROLES = {
     "both": (FOUR, TWO),
@@ -146,80 +47,44 @@ ROLES = {
 @pytest.mark.parametrize("name", ["qwen_image", "wan_2.2_a14b"])
 def test_roles_over_one_base_train_as_separate_copies_do(name, roles):
     teacher, init = Guided(teacher_of(name), 2.0), LowRankRoles(*ROLES[roles])
-    apart = run(teacher, Apart(init))
+    apart = run(teacher, SeparateBases(init))
     same(run(teacher, init), apart)
     same(run(teacher, init, activation_checkpointing=True), apart)
 
 
-def test_recomputation_without_the_adapter_of_the_forward_is_wrong(monkeypatch):
-    from torch.utils.checkpoint import noop_context_fn
-
-    from pdmd.distributed import activation_checkpointing
-
-    teacher = digits()
-
-    def gradients():
-        adapted = shaken(AdaptedDenoiser(teacher, FOUR, seed=0))
-        teacher(torch.zeros(1, 1, 8, 8), 0.5)
-        asked(adapted, teacher).square().sum().backward()
-        return [p.grad for p in adapted.parameters()]
-
-    right = gradients()
-    activation_checkpointing.checkpoint_units(teacher)
-    assert all(torch.equal(a, b) for a, b in zip(gradients(), right, strict=True))
-    monkeypatch.setattr(activation_checkpointing, "checkpoint_contexts", noop_context_fn)
-    with pytest.raises(Exception, match="different number of tensors"):
-        gradients()
-
-
-def test_recomputed_networks_are_plain_again_after_a_run():
-    teacher = teacher_of("qwen_image")
-    before = [type(m) for m in teacher.modules()]
-    _, _, student = run(
-        teacher, LowRankRoles(FOUR, None), activation_checkpointing=True, updates=1
-    )
-    assert [type(m) for m in teacher.modules()] == before
-    assert [type(m) for m in adapted_parts(student)[0].base.modules()] == before
-
-
-def test_full_weights_recompute_to_the_same_bits():
-    teacher = teacher_of("wan_2.1")
-    same(run(teacher, FromTeacher(), activation_checkpointing=True), run(teacher, FromTeacher()))
-
-
 @pytest.mark.parametrize("name", ["qwen_image", "wan_2.2_a14b"])
-def test_the_teacher_stays_while_adapters_train(name):
+def test_the_teacher_is_unchanged_while_adapters_train(name):
     teacher = teacher_of(name)
-    before, weights = asked(teacher, teacher), copy.deepcopy(teacher.state_dict())
+    before, weights = evaluated(teacher, teacher), copy.deepcopy(teacher.state_dict())
     _, _, student = run(teacher, LowRankRoles(FOUR, TWO))
-    assert torch.equal(asked(teacher, teacher), before)
+    assert torch.equal(evaluated(teacher, teacher), before)
     assert all(torch.equal(v, weights[k]) for k, v in teacher.state_dict().items())
     assert all(p.grad is None for p in teacher.parameters())
     base = {id(p) for p in teacher.parameters()}
     adapters = adapted_parts(student)
     assert {id(p) for a in adapters for p in a.base.parameters()} <= base
     assert not base & {id(p) for p in student.parameters()}
-    moved = asked(student.experts[1].denoiser, teacher)
-    assert not torch.equal(moved, asked(teacher.part(0.5, 0.0), teacher))
+    moved = evaluated(student.experts[1].denoiser, teacher)
+    assert not torch.equal(moved, evaluated(teacher.part(0.5, 0.0), teacher))
 
 
 def test_a_gradient_reaches_the_factors_of_the_called_network_alone():
     teacher = digits()
     one, other = (shaken(AdaptedDenoiser(teacher, FOUR, seed=s), s) for s in (0, 1))
-    asked(one, teacher).square().sum().backward()
+    evaluated(one, teacher).square().sum().backward()
     assert all(bool(p.grad.any()) for p in one.parameters())
     assert all(p.grad is None for p in (*teacher.parameters(), *other.parameters()))
 
 
-def test_a_network_in_one_process_answers_by_who_is_called():
+def test_the_base_and_its_adapters_are_evaluated_independently():
     teacher = digits()
-    plain = asked(teacher, teacher)
+    plain = evaluated(teacher, teacher)
     fresh = AdaptedDenoiser(teacher, FOUR, seed=0)
-    assert torch.equal(asked(fresh, teacher), plain)  # B starts at zero
-    changed = asked(shaken(fresh), teacher)
+    assert torch.equal(evaluated(fresh, teacher), plain)  # B starts at zero
+    changed = evaluated(shaken(fresh), teacher)
     assert not torch.equal(changed, plain)
-    assert torch.equal(asked(teacher, teacher), plain)
-    assert torch.equal(asked(fresh, teacher), changed)
+    assert torch.equal(evaluated(teacher, teacher), plain)
+    assert torch.equal(evaluated(fresh, teacher), changed)
 
 
 @pytest.mark.parametrize(("name", "tower"), [("qwen_image", 0), ("wan_2.2_a14b", 1)])
@@ -239,9 +104,9 @@ def test_outputs_agree_with_peft(name, tower, spec):
         path, _, factor = key.rpartition(".lora_")
         state[f"{path}.lora_{factor.replace('.weight', '.default.weight')}"] = value
     theirs.load_state_dict(state)
-    wanted = asked(theirs, teacher)
-    assert not torch.allclose(wanted, asked(part, teacher), atol=1e-3)
-    torch.testing.assert_close(asked(ours, teacher), wanted, rtol=0, atol=1e-6)
+    wanted = evaluated(theirs, teacher)
+    assert not torch.allclose(wanted, evaluated(part, teacher), atol=1e-3)
+    torch.testing.assert_close(evaluated(ours, teacher), wanted, rtol=0, atol=1e-6)
 
 
 @given(
@@ -274,7 +139,7 @@ def test_the_merged_network_is_the_adapted_one(rank, alpha, targets, seed):
     assert all(torch.equal(merged.state_dict()[k], weights[k]) for k in untouched)
 
 
-def test_copies_share_the_base_and_nothing_else():
+def test_copies_share_only_the_base():
     teacher = digits()
     adapted = shaken(AdaptedDenoiser(teacher, FOUR, seed=0))
     average = Ema(torch.nn.ModuleDict({"0": adapted}), 0.5).network["0"]
@@ -283,24 +148,24 @@ def test_copies_share_the_base_and_nothing_else():
     for one in (average, copied, *routed.denoisers):
         assert one.base is teacher
         assert not {id(p) for p in one.parameters()} & {id(p) for p in adapted.parameters()}
-    kept = asked(adapted, teacher)
+    kept = evaluated(adapted, teacher)
     shaken(copied, 5)
-    assert torch.equal(asked(adapted, teacher), kept)
-    assert torch.equal(asked(average, teacher), kept)
-    assert not torch.equal(asked(copied, teacher), kept)
+    assert torch.equal(evaluated(adapted, teacher), kept)
+    assert torch.equal(evaluated(average, teacher), kept)
+    assert not torch.equal(evaluated(copied, teacher), kept)
 
 
-def test_a_copied_base_can_be_named():
+def test_a_deep_copy_uses_a_base_copied_before():
     teacher = digits()
     adapted = shaken(AdaptedDenoiser(teacher, FOUR, seed=0))
     memo: dict = {}
     other = copy.deepcopy(teacher, memo)
     moved = copy.deepcopy(adapted, memo)
     assert moved.base is other
-    assert torch.equal(asked(moved, teacher), asked(adapted, teacher))
+    assert torch.equal(evaluated(moved, teacher), evaluated(adapted, teacher))
 
 
-def test_a_base_keeps_its_type_and_its_factors_theirs():
+def test_base_and_factors_keep_their_dtypes():
     teacher = digits().to(torch.bfloat16)
     for precision, activation_checkpointing in ((torch.float32, False), (torch.bfloat16, True)):
         runtime = OneProcess(
@@ -321,9 +186,9 @@ def test_a_base_keeps_its_type_and_its_factors_theirs():
         assert {g.dtype for g in runtime.optimization.gradients} == {torch.float32}
 
 
-def test_a_call_for_another_role_is_not_the_teachers():
+def test_an_adapters_evaluation_is_not_counted_as_the_teachers():
     counts = []
-    for init in (LowRankRoles(FOUR, TWO_DIGITS), Apart(LowRankRoles(FOUR, TWO_DIGITS))):
+    for init in (LowRankRoles(FOUR, TWO_DIGITS), SeparateBases(LowRankRoles(FOUR, TWO_DIGITS))):
         account = Account()
         run(digits(), init, account=account)
         counts.append(account.state())
@@ -331,103 +196,23 @@ def test_a_call_for_another_role_is_not_the_teachers():
     assert counts[0]["forward"]["teacher"] > 0
 
 
-class Stop(Recorder):
-    def __init__(self, checkpointer, after):
-        self.checkpointer, self.after = checkpointer, after
-
-    def on_update(self, update):
-        self.after -= 1
-        self.checkpointer.stop_requested = self.after == 0
-
-
-@pytest.mark.parametrize("start", [FromTeacher(), FromPrevious()], ids=["teacher", "previous"])
-def test_a_resumed_run_ends_in_the_same_bits(tmp_path, start):
-    teacher, init = teacher_of("wan_2.2_a14b"), LowRankRoles(FOUR, TWO, start=start)
-    whole = run(teacher, init)[2].state_dict()
-    for stop in (1, 2, 0):
-        checkpointer = Checkpointer(tmp_path / "checkpoint", every=1)
-        try:
-            student = run(
-                teacher,
-                init,
-                checkpointer=checkpointer,
-                recorder=Stop(checkpointer, stop),
-                resume=checkpointer.exists(),
-            )[2]
-        except Interrupted:
-            assert stop
-    assert all(torch.equal(v, whole[k]) for k, v in student.state_dict().items())
-
-
-def test_an_adapter_may_start_at_the_one_before():
-    teacher = teacher_of("wan_2.2_a14b")
-    init = LowRankRoles(FOUR, start=FromPrevious())
-    plan = PhasePlan.from_timesteps([1, 0.875, 0])
-    first = init.expert(teacher, plan[0], [])
-    assert first.base is teacher.routed.denoisers[0]
-    from pdmd import OdeExpert
-
-    second = init.expert(teacher, plan[1], [OdeExpert(shaken(first), plan[0])])
-    assert second.base is teacher.routed.denoisers[1]  # its phase's, as it is saved and exported
-    assert all(
-        torch.equal(v, second.state_dict()[k]) and v is not second.state_dict()[k]
-        for k, v in first.state_dict().items()
-    )
-
-
 def test_a_phase_of_two_networks_adapts_both():
     teacher = teacher_of("wan_2.2_a14b")
     both = adapt(teacher.part(0.9, 0.5), FOUR, seed=3)
     assert [part.base for part in adapted_parts(both)] == list(teacher.routed.denoisers)
-    assert torch.equal(asked(both, teacher, t=0.9), asked(teacher, teacher, t=0.9))
+    assert torch.equal(evaluated(both, teacher, t=0.9), evaluated(teacher, teacher, t=0.9))
     a, b = (p.state_dict() for p in adapted_parts(both))
-    assert not torch.equal(next(iter(a.values())), next(iter(b.values())))  # seeds of their own
+    assert not torch.equal(next(iter(a.values())), next(iter(b.values())))  # different seeds
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (dict(rank=0), "rank.*got 0"),
-        (dict(rank=1.5), "rank.*got 1.5"),
-        (dict(rank=True), "rank.*got True"),
-        (dict(alpha=0), "alpha.*got 0"),
-        (dict(alpha=float("nan")), "alpha.*nan"),
-        (dict(targets="to_q"), "'to_q'"),
-        (dict(targets=("",)), "targets"),
-    ],
-)
-def test_adapters_out_of_range_are_refused(arguments, named):
-    with pytest.raises(ValueError, match=named):
-        LowRank(**arguments)
-
-
-def test_targets_are_paths_or_their_ends():
-    teacher = teacher_of("wan_2.1")
-    every = set(layers_of(teacher))
-    assert every == {
-        p for p, m in teacher.named_modules() if isinstance(m, torch.nn.Linear) and ".blocks." in p
-    }
-    ends = layers_of(teacher, ("to_q", "attn1.to_out.0"))
-    assert {p.split("blocks.")[1][2:] for p in ends} == {
-        "attn1.to_q",
-        "attn2.to_q",
-        "attn1.to_out.0",
-    }
-    first = layers_of(teacher, ("transformer.blocks.0.*",))
-    assert first.keys() == {p for p in every if p.startswith("transformer.blocks.0.")}
-    assert list(layers_of(teacher, ("proj_out",))) == ["transformer.proj_out"]
-    with pytest.raises(ValueError, match="'q_proj' matches no linear layer.*to_q"):
-        AdaptedDenoiser(teacher, LowRank(targets=("to_q", "q_proj")), seed=0)
-
-
-def test_what_cannot_be_adapted_is_refused():
+def test_networks_that_cannot_be_adapted_raise():
     teacher = teacher_of("qwen_image")
     adapted = AdaptedDenoiser(teacher, FOUR, seed=0)
     with pytest.raises(ValueError, match="adapted already.*merged"):
         AdaptedDenoiser(adapted, FOUR, seed=0)
     teacher.transformer.enable_gradient_checkpointing()
     with pytest.raises(ValueError, match="disable_gradient_checkpointing"):
-        asked(adapted, teacher)
+        evaluated(adapted, teacher)
     mixture = MixtureTeacher.random(dim=2, classes=2)
     with pytest.raises(ValueError, match="MixtureTeacher has no weights to adapt"):
         distill(mixture, PhasePlan.uniform(1), init=LowRankRoles(FOUR), updates=1)
@@ -435,20 +220,6 @@ def test_what_cannot_be_adapted_is_refused():
     over = LowRankRoles(LowRank(rank=2), LowRank(rank=2), start=FromDenoiser(network))
     student = distill(mixture, PhasePlan.uniform(1), init=over, updates=1, batch_size=4)
     assert adapted_parts(student)[0].base is network
-
-
-def test_factors_are_those_of_their_seed():
-    teacher = digits()
-    state = [AdaptedDenoiser(teacher, FOUR, seed=s).state_dict() for s in (0, 0, 1)]
-    torch.rand(3)
-    for key, value in state[0].items():
-        assert torch.equal(value, state[1][key])
-        if key.endswith("lora_A.weight"):
-            assert not torch.equal(value, state[2][key])
-            bound = value.shape[1] ** -0.5
-            assert 0.8 * bound < float(value.abs().max()) <= bound
-        else:
-            assert not value.any()
 
 
 @pytest.mark.parametrize(

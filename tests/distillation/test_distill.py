@@ -1,137 +1,32 @@
 import gc
-import json
 import weakref
 
 import pytest
 import torch
 
 from pdmd import (
-    DistributionMatching,
     FromDenoiser,
     FromPrevious,
     FullGradient,
     Joint,
-    MixtureTeacher,
     MlpDenoiser,
     OneFakeScorePerExitStep,
     PhasePlan,
     Student,
-    SubintervalScoreMatching,
     Teacher,
     sample,
 )
 from pdmd.distillation.initializers import PerStep
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
-from pdmd.training.expert_training import ExpertTraining
-from pdmd.training.fake_scores import FakeScoreTraining
-from pdmd.training.monitoring.accounting import Account
 from pdmd.training.monitoring.recorder import Recorder
-from pdmd.training.rollouts import Rollouts
-from pdmd.training.session import Session
 from pdmd.training.trainer import PhaseTrainer
 from tests.helpers.distilling import distill
-
-SOURCE = {
-    "teacher": "mixture",
-    "arguments": {"dim": 2, "classes": 2, "modes": 2},
-    "network": {"name": "mlp", "arguments": {"dim": 2, "classes": 2, "width": 8}},
-}
-
-
-def small(**changes):
-    torch.manual_seed(0)
-    teacher = MixtureTeacher.random(dim=2, classes=2, modes=2)
-    network = MlpDenoiser.rectified_flow(dim=2, classes=2, width=8)
-    settings = dict(
-        init=FromDenoiser(network), updates=6, fake_updates=2, batch_size=16, source=SOURCE
-    )
-    return distill(
-        teacher, changes.pop("plan", PhasePlan.uniform(2, steps=2)), **{**settings, **changes}
-    )
-
-
-def weights(student):
-    return torch.cat([p.flatten() for p in student.parameters()])
+from tests.helpers.small_runs import StopAt, small, weights
 
 
 def test_the_same_seed_gives_the_same_bits():
     assert torch.equal(weights(small()), weights(small()))
     assert not torch.equal(weights(small()), weights(small(seed=1)))
-
-
-class StopAt(Recorder):
-    def __init__(self, checkpointer, after):
-        self.checkpointer, self.after = checkpointer, after
-
-    def on_update(self, update):
-        self.after -= 1
-        self.checkpointer.stop_requested = self.after == 0
-
-
-@pytest.mark.parametrize("after", [1, 4, 6, 9])
-def test_a_resumed_run_is_bit_identical(tmp_path, after):
-    checkpointer, accounts = Checkpointer(tmp_path / "c", every=100), [Account(), Account()]
-    with pytest.raises(Interrupted):
-        small(checkpointer=checkpointer, recorder=StopAt(checkpointer, after))
-    again = Checkpointer(tmp_path / "c", every=100)
-    resumed = small(checkpointer=again, resume=True, account=accounts[0])
-    assert torch.equal(weights(resumed), weights(small(account=accounts[1])))
-    assert accounts[0].state() == accounts[1].state()
-
-
-def test_a_flipped_byte_in_a_checkpoint_is_noticed(tmp_path):
-    small(checkpointer=Checkpointer(tmp_path / "c"))
-    path = max((tmp_path / "c").glob("*/*.distcp"))
-    content = path.read_bytes()
-    path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
-    with pytest.raises(ValueError, match="phase-0003.*damaged.*checkpoint phase-0002"):
-        small(checkpointer=Checkpointer(tmp_path / "c"), resume=True)
-    again = Checkpointer(tmp_path / "c", name="phase-0002-update-000000000")
-    assert torch.equal(weights(small(checkpointer=again, resume=True)), weights(small()))
-    assert again.store.latest() == "phase-0003-update-000000000"  # the damaged one is replaced
-
-
-def test_resuming_with_other_settings_is_refused(tmp_path):
-    checkpointer = Checkpointer(tmp_path / "c", fingerprint={"lr": 1})
-    small(checkpointer=checkpointer)
-    with pytest.raises(ValueError, match="lr = 1"):
-        small(checkpointer=Checkpointer(tmp_path / "c", fingerprint={"lr": 2}), resume=True)
-
-
-def test_gradients_reach_the_trained_expert_and_nothing_else():
-    from pdmd.distillation.experts import OdeExpert
-    from pdmd.training.conditions import ConditionStream
-
-    torch.manual_seed(0)
-    teacher, earlier, own, fake = (MlpDenoiser.rectified_flow(dim=2, width=8) for _ in range(4))
-    plan = PhasePlan.uniform(2, steps=2)
-    trainer = PhaseTrainer(
-        experts=[OdeExpert(own, plan[1])],
-        earlier=[OdeExpert(earlier, plan[0])],
-        teacher=teacher,
-        fakes=[[fake]],
-        generator_objective=DistributionMatching(),
-        fake_objective=SubintervalScoreMatching(),
-        conditions=ConditionStream(None),
-        updates=1,
-        generator=torch.Generator().manual_seed(0),
-        expert_training=ExpertTraining(ema=0.9, max_grad_norm=1.0),
-        rollouts=Rollouts(batch_size=8),
-        fake_training=FakeScoreTraining(updates=0, max_grad_norm=1.0),
-        session=Session(),
-    )
-    x, _ = trainer.phase_input()
-    assert not x.requires_grad
-    trainer.cycle()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in own.layers.parameters())
-    for network in (teacher, earlier, fake):
-        assert all(p.grad is None for p in network.parameters())
-    before = [p.clone() for p in own.parameters()]
-    own.zero_grad()
-    trainer._apply("fake", trainer.fake_objective, trainer.rollout(record=False), 0)
-    assert all(p.grad is not None for p in fake.layers.parameters())
-    assert all(p.grad is None for p in own.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(before, own.parameters(), strict=True))
 
 
 def test_a_student_saves_loads_and_is_distilled_again(tmp_path):
@@ -174,7 +69,7 @@ def test_phases_train_jointly(tmp_path, settings):
     assert torch.equal(weights(resumed), weights(student))
 
 
-def test_every_step_may_have_its_network_and_every_stop_its_fake_score(tmp_path):
+def test_a_network_per_step_and_a_fake_score_per_exit_step(tmp_path):
     settings = dict(
         plan=PhasePlan.uniform(1, steps=3),
         init=PerStep(FromDenoiser(MlpDenoiser.rectified_flow(dim=2, classes=2, width=8))),
@@ -188,63 +83,9 @@ def test_every_step_may_have_its_network_and_every_stop_its_fake_score(tmp_path)
     assert torch.equal(weights(Student.load(tmp_path / "student")), weights(student))
 
 
-def test_fake_scores_that_nothing_would_train_are_refused():
+def test_fake_scores_that_would_not_train_raise():
     with pytest.raises(ValueError, match="FullGradient.*OneFakeScorePerExitStep.*untrained"):
         small(truncation=FullGradient(), scores=OneFakeScorePerExitStep())
-
-
-def test_evaluations_are_counted_exactly():
-    account = Account()
-    plan, batch, updates, fakes = PhasePlan.uniform(3), 16, 6, 2
-    small(plan=plan, account=account)
-    rollouts = updates * (fakes + 1) * batch
-    assert account.forward == {
-        "teacher": 3 * updates * batch,
-        "fake": 3 * rollouts,  # each fake update, and each of the generator's
-        "generator": 3 * rollouts,
-        "frozen": (0 + 1 + 2) * rollouts,
-    }
-    assert account.backward == {
-        "teacher": 0,
-        "fake": 3 * updates * fakes * batch,
-        "generator": 3 * updates * batch,
-        "frozen": 0,
-    }
-
-
-@pytest.mark.parametrize(
-    "source", [3, [], {"teacher": 3}, {"teacher": "mixture", "arguments": {"cat": 1}}, {}]
-)
-def test_damaged_sources_are_named(tmp_path, source):
-    small().save(tmp_path / "student")
-    path = tmp_path / "student" / "student.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "source": source}))
-    with pytest.raises(ValueError, match="damaged"):
-        Student.load(tmp_path / "student")
-
-
-def test_damaged_folders_are_named(tmp_path):
-    folder = tmp_path / "student"
-    small().save(folder)
-    with pytest.raises(ValueError, match="no student.json"):
-        Student.load(tmp_path / "nothing")
-    path = folder / "expert_2.safetensors"
-    content = path.read_bytes()
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(ValueError, match=r"expert_2.safetensors is damaged"):
-        Student.load(folder)
-    path.unlink()
-    with pytest.raises(ValueError, match=r"expert_2.safetensors is missing"):
-        Student.load(folder)
-    description = json.loads((folder / "student.json").read_text())
-    for key in description:
-        broken = {k: v for k, v in description.items() if k != key}
-        (folder / "student.json").write_text(json.dumps(broken))
-        with pytest.raises(ValueError, match="damaged"):
-            Student.load(folder)
-    (folder / "student.json").write_text("{")
-    with pytest.raises(ValueError, match="damaged"):
-        Student.load(folder)
 
 
 class Broken(Teacher):
@@ -263,7 +104,7 @@ class Broken(Teacher):
         return None
 
 
-def test_bad_teachers_are_refused_before_work():
+def test_invalid_teachers_raise_before_training():
     with pytest.raises(ValueError, match="not finite"):
         distill(Broken(), PhasePlan.uniform(2))
     with pytest.raises(ValueError, match=r"t = 1, outside its range \[0.1, 0.9\]"):

@@ -1,4 +1,4 @@
-"""Tiny networks of every family that states a plan, with inputs and targets."""
+"""Tiny networks of every family with a plan, and their inputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Case:
         return y[0] if isinstance(y, tuple) else y
 
     def rows(self, index: Tensor) -> Case:
-        """Takes some samples of the batch; their arguments are leaves again."""
+        """Selects samples of the batch, with their arguments as new leaves."""
         taken = dict(self.arguments)
         for name, value in taken.items():
             if isinstance(value, Tensor) and not name.endswith("_ids"):
@@ -37,9 +37,9 @@ class Case:
 
 
 def case(family: str, batch: int = 2) -> tuple[Case, Tensor]:
-    """Makes a family's network and latents; no parameter is at a special value."""
+    """Builds a family's network and latents, with random values of all parameters."""
     torch.manual_seed(0)
-    network, latents, arguments, shape = _MAKERS[family](batch)
+    network, latents, arguments, shape = _BUILDERS[family](batch)
     for parameter in network.parameters():
         parameter.data.add_(0.1 * torch.randn(parameter.shape))
     for name, value in arguments.items():
@@ -78,7 +78,7 @@ def _wan(batch, image=False):
         "encoder_hidden_states": torch.randn(batch, 5, 16),
         "return_dict": False,
     }
-    if image:  # an image beside 512 tokens of text, and one time for each token
+    if image:  # an image beside 512 text tokens, and one time per token
         arguments["timestep"] = 1000 * torch.rand(batch, 32)
         arguments["encoder_hidden_states"] = torch.randn(batch, 512, 16)
         arguments["encoder_hidden_states_image"] = torch.randn(batch, 3, 16)
@@ -165,7 +165,7 @@ def _sd3(batch):
     return network, "hidden_states", arguments, (4, 8, 8)
 
 
-_MAKERS = {
+_BUILDERS = {
     "image": _image,
     "wan": _wan,
     "wan_image": lambda batch: _wan(batch, image=True),

@@ -35,7 +35,7 @@ def checkpoint_every_block(network: nn.Module) -> None:
 
 
 def distribute(network: nn.Module, mesh, checkpoint=False) -> None:
-    """Wraps in the order that the documentation states."""
+    """Applies the parallelisms in the documented order."""
     if mesh["tp"].size() > 1:
         tensor_parallelize(network, mesh["tp"])
     if mesh["cp"].size() > 1:
@@ -50,14 +50,16 @@ def distribute(network: nn.Module, mesh, checkpoint=False) -> None:
 
 
 def full(name: str, tensor: Tensor, permuted) -> Tensor:
-    """Returns a parameter, or what is shaped like it, as one process holds it."""
+    """Returns a parameter, or a tensor of its shape, in the order of one process."""
     tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     dim, index = permuted.get(name, (0, None))
     return tensor.detach().clone() if index is None else tensor.detach().index_select(dim, index)
 
 
 def relative(a: Tensor, b: Tensor) -> float:
-    scale = b.abs().max().item()  # nothing reaches the text's queries in a last block
+    scale = (
+        b.abs().max().item()
+    )  # zero for the text queries of the last block, which have no gradient
     return (a - b).abs().max().item() / (scale or 1.0)
 
 
@@ -66,7 +68,7 @@ def errors(
     kinds: Iterable[tuple[int, int, int, bool]],
     step: bool = False,
 ) -> dict[tuple, dict[str, float]]:
-    """Measures every family under every (data, context, tensor, recomputed) kind.
+    """Measures every family under every (data, context, tensor, checkpointed) kind.
 
     Returns:
         For every kind and family, the relative error of the output, the loss, each parameter's
@@ -115,7 +117,7 @@ def _measure(one, alone, split, mesh, checkpoint, tensors, step):
         if parameter.grad is None:
             continue
         gradient = full(name, parameter.grad, permuted)
-        if context > 1 and data == 1:  # partial: nothing has summed it
+        if context > 1 and data == 1:  # partial: not summed over ranks yet
             torch.distributed.all_reduce(gradient, group=mesh["cp"].get_group())
         one[f"parameter {name}"] = relative(gradient, expected[name].grad)
     assert {plain_path(n) for n, _ in split.network.named_parameters()} == set(expected)
@@ -124,7 +126,7 @@ def _measure(one, alone, split, mesh, checkpoint, tensors, step):
 
 
 def _step(one, alone, split, permuted):
-    # A large epsilon: where a gradient is rounding alone, Adam's step would have either sign.
+    # A large epsilon, as Adam's step would have a random sign where a gradient is rounding error.
     gradients = {name: p.grad for name, p in alone.named_parameters()}
     alone = copy.deepcopy(alone)
     for name, parameter in alone.named_parameters():

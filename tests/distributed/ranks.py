@@ -1,4 +1,4 @@
-"""Runs a function on several ranks, as processes of this machine."""
+"""Runs a function on several ranks, as local processes."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ __all__ = ["run_ranks"]
 def run_ranks(
     function: Callable[..., Any], world: int, *args: Any, timeout: float = 300
 ) -> list[Any]:
-    """Calls a function on every rank of a gloo process group of its own.
+    """Calls a function on every rank of a new gloo process group.
 
     Args:
         function: A function at the level of a module, called as ``function(*args)`` with the
             default process group initialized and one thread.
         world: The number of ranks.
-        args: What it is called with; pickled.
+        args: Its arguments, which are pickled.
         timeout: Seconds after which the ranks are stopped.
 
     Returns:
-        What each rank returned, in the order of ranks.
+        The results, ordered by rank.
 
     Raises:
         RuntimeError: If a rank failed, with its traceback; the others are stopped.
@@ -76,10 +76,10 @@ def _receive(pipe: Connection, function: Callable[..., Any], rank: int) -> Any:
     try:
         done, content = pipe.recv()
     except EOFError:
-        done, content = False, "the process ended without a word"
+        done, content = False, "the process exited without a result"
     if not done:
         raise RuntimeError(f"{function.__name__} failed on rank {rank}:\n{content}")
-    # As bytes: tensors would otherwise be shared with a process that has ended.
+    # As bytes, because tensors would be shared with a process that has exited.
     return torch.load(io.BytesIO(content), weights_only=False)
 
 

@@ -1,4 +1,4 @@
-"""A plugin that makes one rank of a run fail, as ``PDMD_SABOTAGE`` says."""
+"""A plugin that makes one rank of a run fail, selected by ``PDMD_SABOTAGE``."""
 
 import os
 import time
@@ -29,7 +29,7 @@ FAILURES = {
     "TypeError": TypeError("unsupported operand"),
 }
 what = os.environ.get("PDMD_SABOTAGE")
-if what == "recorder":  # the main rank alone has one
+if what == "recorder":  # only the main rank has one
     RunRecorder.on_update = full_disk
 elif what == "rank 1" and os.environ["RANK"] == "1":
     PhaseTrainer.cycle = fail

@@ -15,7 +15,7 @@ from pdmd.training.checkpoints.store import Store
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "examples" / "launch"
 
-HEARS = """\
+UNTIL_TERM = """\
 trap 'echo TERM >> heard' TERM
 echo "$@" > words
 until [[ -s heard ]]; do sleep 0.02; done
@@ -25,8 +25,8 @@ exit 1
 ENDS = 'echo "$@" > words; exit "${CODE:-0}"\n'
 
 
-def attentive():
-    """Hears SIGINT even where the tests run in the background, which would ignore it."""
+def receive_sigint():
+    """Handles SIGINT even if the tests run in the background, where it is ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -41,7 +41,10 @@ def start(tmp_path):
         path = f"{tools}:{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), **environment}
         return subprocess.Popen(
-            ["bash", LAUNCH / script, *words], cwd=tmp_path, env=environment, preexec_fn=attentive
+            ["bash", LAUNCH / script, *words],
+            cwd=tmp_path,
+            env=environment,
+            preexec_fn=receive_sigint,
         )
 
     return start
@@ -56,8 +59,8 @@ def wait_for(path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_torchrun_hears_once_that_a_run_is_to_stop(start, tmp_path, number):
-    process = start("torchrun.sh", "digits", commands={"torchrun": HEARS}, NPROC_PER_NODE="2")
+def test_torchrun_receives_one_signal_to_stop(start, tmp_path, number):
+    process = start("torchrun.sh", "digits", commands={"torchrun": UNTIL_TERM}, NPROC_PER_NODE="2")
     words = wait_for(tmp_path / "words")
     assert "--standalone" in words and words[-4:] == ["-m", "pdmd", "distill", "digits"]
     for _ in range(3):
@@ -68,12 +71,12 @@ def test_torchrun_hears_once_that_a_run_is_to_stop(start, tmp_path, number):
 
 
 @pytest.mark.parametrize("code", [0, 1])
-def test_torchruns_own_exit_code_stays(start, code):
+def test_the_exit_code_of_torchrun_is_returned(start, code):
     process = start("torchrun.sh", "digits", commands={"torchrun": ENDS}, CODE=str(code))
     assert process.wait(60) == code
 
 
-def test_several_nodes_need_a_place_to_meet(start, tmp_path):
+def test_several_nodes_require_a_rendezvous_endpoint(start, tmp_path):
     assert start("torchrun.sh", "digits", commands={"torchrun": ENDS}, NNODES="2").wait(60) != 0
     assert not (tmp_path / "words").exists()
     settings = {"NNODES": "2", "RDZV_ENDPOINT": "node0:29500"}
@@ -99,7 +102,7 @@ SLURM = {
     ("checkpoint", "restarts", "wanted"),
     [(False, "0", set()), (True, "0", {"--resume"}), (False, "1", {"--overwrite"})],
 )
-def test_a_job_goes_on_where_there_is_a_checkpoint(start, tmp_path, checkpoint, restarts, wanted):
+def test_a_job_resumes_if_there_is_a_checkpoint(start, tmp_path, checkpoint, restarts, wanted):
     if checkpoint:
         store = Store(tmp_path / "out" / "checkpoint")
         store.save("phase-0001-update-000000001", {"a": torch.zeros(1)}, {})
@@ -112,8 +115,8 @@ def test_a_job_goes_on_where_there_is_a_checkpoint(start, tmp_path, checkpoint, 
     assert not (tmp_path / "queued").exists()
 
 
-def test_a_job_that_is_to_stop_is_queued_again(start, tmp_path):
-    commands = {**SLURM, "srun": "echo $$ > step\n" + HEARS}
+def test_a_job_that_is_stopped_is_requeued(start, tmp_path):
+    commands = {**SLURM, "srun": "echo $$ > step\n" + UNTIL_TERM}
     process = start("slurm.sbatch", "digits", "out", commands=commands, **JOB)
     wait_for(tmp_path / "words")
     process.send_signal(signal.SIGTERM)

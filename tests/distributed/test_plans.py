@@ -1,95 +1,43 @@
-"""A network that is split over ranks is the network."""
+"""Parallel plans: how they are found and registered."""
 
-import subprocess
-import sys
-from pathlib import Path
+import copy
 
-import pytest
-import torch
+from torch import nn
 
-from pdmd.distributed import check
-from tests.distributed.families import FAMILIES, case
-from tests.distributed.parity import errors
-from tests.distributed.ranks import run_ranks
-
-pytestmark = pytest.mark.distributed
-
-NORMS = {
-    "wan_image": ["attn2.norm_added_k"],
-    "wan": [f"attn{i}.norm_{p}" for i in (1, 2) for p in "qk"],
-    "qwen": [f"attn.norm_{p}" for p in ("q", "k", "added_q", "added_k")],
-    "qwen_masked": [f"attn.norm_{p}" for p in ("q", "k", "added_q", "added_k")],
-    "flux": [f"attn.norm_{p}" for p in ("q", "k", "added_q", "added_k")],
-    "sd3": [f"attn.norm_{p}" for p in ("q", "k", "added_q", "added_k")] + ["attn2.norm_q"],
-}
-
-
-def same(results, tolerance):
-    """Sees that every rank measured what it should, and nothing beyond the tolerance."""
-    for rank, found in enumerate(results):
-        for (kind, family), one in found.items():
-            assert {"output", "loss", "input x"} <= one.keys()
-            measured = [name for name in one if name.startswith("parameter ")]
-            for norm in NORMS.get(family, []):
-                assert any(f"{norm}.weight" in name for name in measured), (family, norm)
-            wrong = {name: error for name, error in one.items() if not error <= tolerance}
-            assert not wrong, (rank, kind, family, wrong)
-
-
-def test_two_ranks_equal_one_process():
-    kinds = [(1, 1, 2, False), (1, 1, 2, True), (1, 2, 1, False), (1, 2, 1, True)]
-    results = run_ranks(errors, 2, FAMILIES, kinds)
-    assert len(results[0]) == len(kinds) * len(FAMILIES)
-    same(results, 1e-5)
-
-
-@pytest.mark.slow
-def test_four_ranks_equal_one_process():
-    kinds = [(1, 2, 2, False), (1, 2, 2, True)]
-    same(run_ranks(errors, 4, FAMILIES, kinds), 1e-5)
-
-
-@pytest.mark.slow
-def test_sharded_data_parallel_composes():
-    kinds = [(2, 1, 2, False), (2, 2, 1, False), (2, 1, 2, True), (2, 2, 1, True)]
-    same(run_ranks(errors, 4, FAMILIES, kinds, True), 2e-5)
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        ("SD3Transformer2DModel", {"qk_norm": None}),
-        ("FluxTransformer2DModel", {"num_single_layers": 0, "guidance_embeds": True}),
-        ("FluxTransformer2DModel", {"num_layers": 0}),
-        ("QwenImageTransformer2DModel", {"zero_cond_t": True}),
-    ],
+from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser
+from pdmd.distributed import (
+    ParallelPlan,
+    check,
+    parallel_plans,
+    plans_of,
+    units_of,
 )
-def test_other_configurations_have_plans(name, arguments):
-    import diffusers
-
-    with torch.device("meta"):
-        network = getattr(diffusers, name)(
-            **{"num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 128} | arguments
-        )
-    check(network, tensor=2, context=2)
+from pdmd.teachers.packaged.digits import DigitsTeacher
+from pdmd.teachers.packaged.transformer import ImageTransformer
 
 
-def test_a_layer_that_a_plan_does_not_know_is_refused():
-    """A norm under a new name would otherwise lack the other ranks' gradients."""
-    network = case("qwen")[0].network
-    check(network, tensor=2)
-    network.transformer_blocks[0].attn.renamed = network.transformer_blocks[0].attn.norm_q
-    network.transformer_blocks[0].attn.norm_q = None
-    with pytest.raises(ValueError, match=r"a layer transformer_blocks\.0\.attn\.renamed"):
-        check(network, tensor=2)
+def test_plans_are_found_from_the_outside_in():
+    teacher = DigitsTeacher(ImageTransformer(width=16, depth=3), std=1.0)
+    assert list(plans_of(teacher)) == ["transformer"]
+    routed = RoutedDenoiser([teacher, copy.deepcopy(teacher)], IntervalRouter([1, 0.5, 0]))
+    paths = [f"denoisers.{i}.transformer" for i in (0, 1)]
+    assert list(plans_of(routed)) == paths
+    units = units_of(routed)
+    assert [name for name, _ in units] == [f"{p}.blocks.{i}" for p in paths for i in range(3)]
+    assert all(routed.get_submodule(name) is unit for name, unit in units)
+    check(routed, tensor=2, context=2)
 
 
-@pytest.mark.slow
-def test_the_example_compares_two_ranks():
-    program = Path(__file__).parents[2] / "examples" / "05_parallel_plan.py"
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*words, "--nproc-per-node", "2", str(program)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "tp on 2 ranks" in done.stdout and "cp on 2 ranks" in done.stdout
+def test_the_plan_of_a_class_is_registered_by_name():
+    class Theirs(nn.Module):
+        pass
+
+    class Finer(Theirs):
+        pass
+
+    parallel_plans.register("Theirs")(lambda network: ParallelPlan(units=()))
+    try:
+        assert plans_of(Finer()) == {"": ParallelPlan(units=())}
+    finally:
+        parallel_plans.remove("Theirs")
+    assert plans_of(Finer()) == {}

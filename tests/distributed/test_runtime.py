@@ -1,4 +1,4 @@
-"""Runtimes: what a process of one's own and torchtitan's parts make of the same training."""
+"""Runtimes: one process and torchtitan give the same student."""
 
 import subprocess
 import sys
@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import pdmd
 from pdmd import (
@@ -18,14 +16,12 @@ from pdmd import (
     MlpDenoiser,
     PhasePlan,
 )
-from pdmd.distributed.degrees import Degrees
 from pdmd.distributed.optimization import LocalOptimization
 from pdmd.distributed.runtime import OneProcess, pick_device
 from pdmd.training.monitoring.recorder import Recorder
-from pdmd.training.optimizers import RateSchedule
 from pdmd.training.trainer import PhaseTrainer
 from tests.distributed.ranks import run_ranks
-from tests.distributed.test_training import digits
+from tests.distributed.test_titan import digits
 from tests.helpers.distilling import distill
 
 
@@ -33,10 +29,10 @@ class Losses(Recorder):
     interval = 1
 
     def __init__(self):
-        self.heard = []
+        self.scalars = []
 
     def on_scalars(self, phase, update, values):
-        self.heard.append(dict(values))
+        self.scalars.append(dict(values))
 
 
 def trained(runtime, teacher=None, **changes):
@@ -50,7 +46,7 @@ def trained(runtime, teacher=None, **changes):
         recorder=recorder,
         runtime=runtime,
     )
-    return recorder.heard, student.state_dict()
+    return recorder.scalars, student.state_dict()
 
 
 # ---------------------------------------------------------------------------------- torchtitan's
@@ -62,8 +58,8 @@ def titans(settings):
     return [trained(TitanRuntime(**one)) for one in settings]
 
 
-def test_torchtitans_parts_on_one_process_make_the_same_student():
-    wanted_scalars, wanted = trained(OneProcess())
+def test_torchtitan_on_one_process_trains_the_same_student():
+    expected_scalars, expected = trained(OneProcess())
     settings = [
         {},
         {"activation_checkpointing": "full"},
@@ -71,50 +67,18 @@ def test_torchtitans_parts_on_one_process_make_the_same_student():
     ]
     (results,) = run_ranks(titans, 1, settings)
     for setting, (scalars, got) in zip(settings, results, strict=True):
-        assert len(scalars) == len(wanted_scalars) == 6
-        for heard, there in zip(scalars, wanted_scalars, strict=True):
+        assert len(scalars) == len(expected_scalars) == 6
+        for actual, there in zip(scalars, expected_scalars, strict=True):
             again = {
                 name.replace("backward", "recomputed"): value
                 for name, value in there.items()
                 if name.endswith("_backward") and setting.get("activation_checkpointing") == "full"
             }
-            assert heard == pytest.approx({**there, **again}, rel=1e-5), setting
-        assert got.keys() == wanted.keys()
-        for name, value in wanted.items():
+            assert actual == pytest.approx({**there, **again}, rel=1e-5), setting
+        assert got.keys() == expected.keys()
+        for name, value in expected.items():
             apart = float((got[name] - value).abs().max())
             assert apart <= 1e-6 * float(value.abs().max()), (setting, name)
-
-
-NAMES = ("dp_replicate", "dp_shard", "cp", "tp")
-
-
-def degrees_and_errors(cases):
-    outcomes = []
-    for world, *degrees in cases:
-        try:
-            outcomes.append(Degrees.over(world, **dict(zip(NAMES, degrees, strict=True))).dp_shard)
-        except ValueError as error:
-            outcomes.append(str(error))
-    return outcomes
-
-
-def test_degrees_multiply_to_the_ranks_or_raise():
-    cases = {  # ranks, dp_replicate, dp_shard, cp, tp
-        (8, 1, -1, 1, 1): 8,
-        (8, 2, -1, 1, 2): 2,
-        (8, 1, 2, 2, 2): 2,
-        (1, 1, -1, 1, 1): 1,
-        (8, 1, -1, 3, 1): "8 ranks do not divide by dp_replicate x cp x tp = 1 x 3 x 1 = 3",
-        (8, 1, 2, 1, 2): "= 1 x 2 x 1 x 2 = 4, but there are 8 ranks",
-        (2, 1, 1, 1, 4): "= 4, but there are 2 ranks",
-        (2, 0, -1, 1, 1): "parallel.dp_replicate is at least 1, got 0",
-        (2, 1, -1, -1, 1): "parallel.cp is at least 1, got -1",
-        (2, 1, -1, 1, 0): "parallel.tp is at least 1, got 0",
-        (2, 1, 0, 1, 1): "parallel.dp_shard is at least 1, or -1 for the rest, got 0",
-    }
-    outcomes = degrees_and_errors(cases)
-    for (case, wanted), got in zip(cases.items(), outcomes, strict=True):
-        assert got == wanted if isinstance(wanted, int) else wanted in got, case
 
 
 # ------------------------------------------------------------------------------------ one process
@@ -130,75 +94,40 @@ def test_devices_are_picked_by_name():
         pick_device("meta")
 
 
-recipes = st.builds(
-    AdamRecipe,
-    lr=st.floats(1e-8, 1),
-    decay_from=st.floats(0, 1),
-    decay_to=st.floats(0, 1),
-)
-
-
-@given(recipe=recipes, updates=st.integers(1, 50), data=st.data())
-def test_a_schedule_sets_the_recipes_rate_and_loads(recipe, updates, data):
-    optimizers = [recipe.build([torch.nn.Parameter(torch.zeros(1))]) for _ in range(2)]
-    schedule = RateSchedule(optimizers, recipe, updates)
-
-    def rates():
-        return {group["lr"] for optimizer in optimizers for group in optimizer.param_groups}
-
-    for update in range(updates + 1):
-        assert rates() == {recipe.rate(update / updates)}
-        schedule.step()
-    update = data.draw(st.integers(0, updates))
-    schedule.load_state_dict({"last_epoch": update})
-    assert rates() == {recipe.rate(update / updates)}
-    schedule.step()
-    assert rates() == {recipe.rate((update + 1) / updates)}
-
-
-@given(recipe=recipes)
-def test_a_rate_is_constant_and_then_falls_to_its_end(recipe):
-    rates = [recipe.rate(i / 20) for i in range(21)]
-    assert all(rate == recipe.lr for i, rate in enumerate(rates) if i / 20 <= recipe.decay_from)
-    assert all(a >= b for a, b in zip(rates, rates[1:], strict=False))
-    end = 1.0 if recipe.decay_from == 1 else recipe.decay_to
-    assert rates[-1] == pytest.approx(end * recipe.lr)
-
-
-def test_bfloat16_computes_networks_alone(monkeypatch):
+def test_bfloat16_applies_to_networks_only(monkeypatch):
     kinds, apply = [], PhaseTrainer._apply
     clip = LocalOptimization.clip_gradients
 
-    def watched(self, role, objective, *args):
-        class Watched:
+    def recorded(self, role, objective, *args):
+        class Recorded:
             def losses(self, *args):
                 found = objective.losses(*args)
                 kinds.append({f"{role} loss": loss.dtype for loss in found.values()})
                 return found
 
-        spied: Any = Watched()
+        spied: Any = Recorded()
         return apply(self, role, spied, *args)
 
-    def watched_clip(self, network, max_grad_norm):
+    def recorded_clip(self, network, max_grad_norm):
         for parameter in network.parameters():
             kinds.append({"parameter": parameter.dtype, "gradient": parameter.grad.dtype})
         return clip(self, network, max_grad_norm)
 
     computed, linear = set(), torch.nn.functional.linear
 
-    def watched_linear(x, *args):
+    def recorded_linear(x, *args):
         computed.add(x.dtype)
         return linear(x, *args)
 
-    monkeypatch.setattr(PhaseTrainer, "_apply", watched)
-    monkeypatch.setattr(LocalOptimization, "clip_gradients", watched_clip)
-    monkeypatch.setattr(torch.nn.functional, "linear", watched_linear)
+    monkeypatch.setattr(PhaseTrainer, "_apply", recorded)
+    monkeypatch.setattr(LocalOptimization, "clip_gradients", recorded_clip)
+    monkeypatch.setattr(torch.nn.functional, "linear", recorded_linear)
     torch.manual_seed(0)
     teacher = MixtureTeacher.random(dim=2, classes=2, modes=2)
     init = FromDenoiser(MlpDenoiser.rectified_flow(dim=2, classes=2, width=16))
     runtime = OneProcess(precision=torch.bfloat16)
     scalars, student = trained(runtime, teacher, init=init, batch_size=64)
-    assert all(torch.tensor(list(heard.values())).isfinite().all() for heard in scalars)
+    assert all(torch.tensor(list(actual.values())).isfinite().all() for actual in scalars)
     assert {kind for found in kinds for kind in found} == {
         "fake loss",
         "generator loss",
@@ -208,8 +137,8 @@ def test_bfloat16_computes_networks_alone(monkeypatch):
     assert all(kind == torch.float32 for found in kinds for kind in found.values())
     assert torch.bfloat16 in computed
     assert all(v.dtype == torch.float32 and v.isfinite().all() for v in student.values())
-    wanted, exact = trained(OneProcess(), teacher, init=init, batch_size=64)
-    assert scalars != wanted
+    expected, exact = trained(OneProcess(), teacher, init=init, batch_size=64)
+    assert scalars != expected
     for name, value in exact.items():  # Adam's steps are as long, whatever the gradient's noise
         assert torch.allclose(student[name], value, atol=2 * 3 * 1e-4), name
 

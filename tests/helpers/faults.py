@@ -1,4 +1,4 @@
-"""A local file system whose operations can be counted, watched and made to fail."""
+"""A local file system that counts its operations, and fails at a chosen one."""
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem

@@ -1,4 +1,4 @@
-"""A medium-sized training, made by hand, whose memory and evaluations can be watched."""
+"""Trainers of small image networks, to measure memory and network evaluations."""
 
 import torch
 from torch import nn
@@ -62,7 +62,7 @@ def checkpointed(teacher):
 def trainer_of(
     teacher, work, index, *, guidance=1.0, batch_size=None, seed=0, phase_inputs=None, init=None
 ):
-    """Makes the trainer of one phase of a planned work."""
+    """Builds the trainer of one phase of a planned work."""
     teacher, init = teacher.eval().requires_grad_(False), init or FromTeacher()
     phase = work.plan[index]
     earlier = [

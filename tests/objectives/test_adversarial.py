@@ -26,8 +26,8 @@ from pdmd.objectives.diversity import NoiseSensitivity, Repulsion
 from pdmd.objectives.real_samples import RealSamples, TeacherSamples
 from pdmd.objectives.regression import TrajectoryRegression, VelocityRegression
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
-from tests.distillation.test_distill import StopAt, weights
 from tests.helpers.distilling import distill
+from tests.helpers.small_runs import StopAt, weights
 
 PLAN = PhasePlan.uniform(2)
 S = 0.5

@@ -5,7 +5,7 @@ from pdmd import Guided, MlpDenoiser, teachers
 from pdmd.objectives import Models
 from pdmd.objectives.adversarial import R1
 from pdmd.objectives.critics import Critics, FeatureCritic, MlpCritic
-from tests.distillation.test_distill import weights
+from tests.helpers.small_runs import weights
 from tests.objectives.test_adversarial import PLAN, pair
 
 

@@ -5,33 +5,31 @@ from hypothesis import strategies as st
 
 from pdmd import FromDenoiser, MixtureTeacher, MlpDenoiser, PhasePlan
 from pdmd.distillation.experts import OdeExpert, RenoisingExpert
-from pdmd.planning import Workload, cycle_passes
 from pdmd.randomness import RankGenerator
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 from pdmd.training.conditions import ConditionStream
-from pdmd.training.monitoring.accounting import WAYS, Account
+from pdmd.training.monitoring.accounting import Account
 from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputBuffer, PhaseInputSource
 from pdmd.typing import labels_of
-from tests.distillation.test_distill import StopAt, weights
 from tests.helpers.distilling import distill
-from tests.helpers.trainings import SMALL, Images, trainer_of
+from tests.helpers.small_runs import StopAt, weights
 
 PLAN = PhasePlan.uniform(3, steps=2)
 
 
 def network():
     torch.manual_seed(0)
-    made = MlpDenoiser.rectified_flow(dim=2, classes=3, width=8)
-    return made.requires_grad_(False).eval()
+    created = MlpDenoiser.rectified_flow(dim=2, classes=3, width=8)
+    return created.requires_grad_(False).eval()
 
 
 def experts(cls=OdeExpert):
-    made = [cls(network(), phase) for phase in PLAN]
-    for i, expert in enumerate(made):
+    trained = [cls(network(), phase) for phase in PLAN]
+    for i, expert in enumerate(trained):
         with torch.no_grad():
             for parameter in expert.parameters():
                 parameter.add_(0.1 * (i + 1))
-    return made
+    return trained
 
 
 def source_of(number, *, cls=OdeExpert, batch=4, rank=0, ranks=1, seed=0, account=None):
@@ -56,7 +54,7 @@ def taken(buffer, number):
     return torch.stack([x for x, _ in out]), torch.stack([labels_of(c) for _, c in out])
 
 
-def begun(number, *, buffer=None, **settings):
+def started(number, *, buffer=None, **settings):
     buffer = buffer or PhaseInputBuffer(4, together=3)
     buffer.on_phase_start(source_of(number, **settings))
     return buffer
@@ -64,8 +62,8 @@ def begun(number, *, buffer=None, **settings):
 
 @given(st.integers(1, 7), st.integers(1, 3), st.integers(1, 4), st.integers(1, 8))
 @settings(max_examples=25, deadline=None)
-def test_each_batch_is_handed_out_as_often_as_asked_in_every_fill(batches, uses, together, window):
-    buffer = begun(
+def test_every_fill_returns_each_batch_the_same_number_of_times(batches, uses, together, window):
+    buffer = started(
         1, buffer=PhaseInputBuffer(batches, uses=uses, together=together, window=window)
     )
     x, _ = taken(buffer, 2 * batches * uses)
@@ -77,45 +75,45 @@ def test_each_batch_is_handed_out_as_often_as_asked_in_every_fill(batches, uses,
 
 
 @pytest.mark.parametrize("cls", [OdeExpert, RenoisingExpert])
-def test_a_state_is_what_the_earlier_experts_make_of_its_noise(cls):
-    buffer = begun(2, cls=cls)
+def test_phase_inputs_are_the_earlier_experts_samples(cls):
+    buffer = started(2, cls=cls)
     x, labels = taken(buffer, 4)
     assert x.std() > 0.1
-    start, same = taken(begun(0), 4)
+    start, same = taken(started(0), 4)
     if cls is OdeExpert:
         teacher = MixtureTeacher.random(dim=2, classes=3, modes=2)
         for i in range(4):
             rows = [j for j in range(4) if torch.equal(same[j], labels[i])]
             condition = teacher.encode(labels[i].tolist())
-            made = [start[j] for j in rows]
+            samples = [start[j] for j in rows]
             for expert in experts(cls)[:2]:
-                made = [expert(y, condition) for y in made]
-            assert any(torch.allclose(y, x[i], atol=1e-6) for y in made)
+                samples = [expert(y, condition) for y in samples]
+            assert any(torch.allclose(y, x[i], atol=1e-6) for y in samples)
 
 
 @pytest.mark.parametrize("cls", [OdeExpert, RenoisingExpert])
 @pytest.mark.parametrize("served", [0, 1, 3, 4])
-def test_what_is_carried_on_is_what_would_be_made_from_noise(cls, served):
-    carried = begun(1, cls=cls)
-    taken(carried, served)
-    begun(2, buffer=carried, cls=cls)
-    for a, b in zip(taken(carried, 4), taken(begun(2, cls=cls), 4), strict=True):
+def test_advanced_batches_equal_those_sampled_from_noise(cls, served):
+    advanced = started(1, cls=cls)
+    taken(advanced, served)
+    started(2, buffer=advanced, cls=cls)
+    for a, b in zip(taken(advanced, 4), taken(started(2, cls=cls), 4), strict=True):
         assert torch.equal(a, b)
 
 
-def test_a_batch_is_used_again_within_its_window_before_the_ring_goes_on():
-    x, _ = taken(begun(0, buffer=PhaseInputBuffer(100, uses=3, window=4)), 24)
+def test_a_window_is_reused_before_the_next_one_starts():
+    x, _ = taken(started(0, buffer=PhaseInputBuffer(100, uses=3, window=4)), 24)
     for window in x.flatten(1).chunk(2):
         rows, counts = window.unique(dim=0, return_counts=True)
         assert len(rows) == 4 and bool((counts == 3).all())
     assert len(x.flatten(1).unique(dim=0)) == 8
 
 
-def test_carrying_on_costs_the_newest_experts_steps_alone():
+def test_advancing_costs_only_the_newest_experts_steps():
     account = Account()
     first = source_of(1, account=account)
     for expert in first.experts:
-        account.watch("frozen", expert.denoiser)
+        account.count("frozen", expert.denoiser)
     buffer = PhaseInputBuffer(8, together=2)
     buffer.on_phase_start(first)
     taken(buffer, 4)
@@ -123,25 +121,25 @@ def test_carrying_on_costs_the_newest_experts_steps_alone():
     account.close()
     second = source_of(2, account=account)
     for expert in second.experts:
-        account.watch("frozen", expert.denoiser)
+        account.count("frozen", expert.denoiser)
     buffer.on_phase_start(second)
     taken(buffer, 4)
     assert account.forward["frozen"] == 2 * (4 * 4 * 2)
-    taken(buffer, 2)  # that the phase before did not make
+    taken(buffer, 2)  # batches that the previous phase did not compute
     assert account.forward["frozen"] == 2 * (4 * 4 * 2) + 2 * 2 * 4 * 2
 
 
-def test_ranks_together_hold_what_one_process_does():
+def test_ranks_together_have_the_batches_of_one_process():
     for cls in (OdeExpert, RenoisingExpert):
-        whole = taken(begun(2, cls=cls, batch=4), 8)
-        halves = [taken(begun(2, cls=cls, batch=2, rank=r, ranks=2), 8) for r in range(2)]
+        whole = taken(started(2, cls=cls, batch=4), 8)
+        halves = [taken(started(2, cls=cls, batch=2, rank=r, ranks=2), 8) for r in range(2)]
         for one, parts in zip(whole, zip(*halves, strict=True), strict=True):
             torch.testing.assert_close(torch.cat(parts, 1), one, rtol=0, atol=1e-6)
 
 
-def test_files_hold_the_same_states_as_memory(tmp_path):
-    inside = taken(begun(2), 9)
-    buffer = begun(2, buffer=PhaseInputBuffer(4, together=3, folder=tmp_path / "buffer"))
+def test_memory_mapped_batches_equal_those_in_memory(tmp_path):
+    inside = taken(started(2), 9)
+    buffer = started(2, buffer=PhaseInputBuffer(4, together=3, folder=tmp_path / "buffer"))
     for a, b in zip(inside, taken(buffer, 9), strict=True):
         assert torch.equal(a, b)
     assert any((tmp_path / "buffer").rglob("*.memmap"))
@@ -171,48 +169,13 @@ def test_a_resumed_run_is_bit_identical_and_counts_the_same(tmp_path, after, exp
     assert accounts[0].state() == accounts[1].state()
 
 
-def test_every_update_has_a_state_of_its_own_unless_asked_otherwise():
+def test_every_update_has_new_phase_inputs_unless_they_are_reused():
     assert not torch.equal(weights(small()), weights(small(buffer=PhaseInputBuffer(5))))
     assert not torch.equal(weights(small()), weights(small(buffer=FreshPhaseInputs())))
     assert torch.equal(weights(small()), weights(small()))
 
 
 @pytest.mark.parametrize("setting", ["batches", "uses", "window", "together"])
-def test_a_ring_of_nothing_is_refused(setting):
+def test_buffer_settings_below_one_raise(setting):
     with pytest.raises(ValueError, match=f"{setting} must be at least 1, got 0"):
         PhaseInputBuffer(**{setting: 0})
-
-
-@pytest.mark.parametrize("fake_updates_per_rollout", [1, 2, 5])
-@pytest.mark.parametrize(
-    "buffer", [None, (3, 1, 16), (4, 2, 16), (7, 1, 2), (100, 1, 16), (9, 3, 2)]
-)
-def test_evaluations_with_buffers_and_reused_rollouts_are_the_closed_form(
-    fake_updates_per_rollout, buffer
-):
-    plan, batch, updates = PhasePlan.uniform(4), 4, (6, 2, 5, 3)
-    phase_inputs = (
-        PhaseInputBuffer(buffer[0], uses=buffer[1], window=buffer[2]) if buffer else None
-    )
-    teacher, carried = Images(**SMALL), None
-    for index, cycles in enumerate(updates):
-        work = Workload(
-            plan=plan,
-            truncation=lambda phase, generator: 0,
-            batch_size=batch,
-            fake_updates=5,
-            fake_updates_per_rollout=fake_updates_per_rollout,
-            phase_inputs=phase_inputs,
-            updates=updates,
-            evaluations=2,
-        )
-        carried = phase_inputs if buffer else FreshPhaseInputs()
-        trainer = trainer_of(teacher, work, index, guidance=3.0, phase_inputs=carried)
-        for _ in range(cycles):
-            trainer.cycle()
-        trainer.session.account.close()
-        expected, counted = cycle_passes(work, index), trainer.session.account.state()
-        for way in WAYS:
-            planned = {k: n * cycles * batch for k, n in getattr(expected, way).items()}
-            assert planned == pytest.approx(counted[way])
-        assert sum(expected.frozen) == expected.forward["frozen"]

@@ -1,13 +1,18 @@
-"""Networks on an accelerator: what is computed around them stays with them.
+"""The trainer: which networks receive gradients, and that training stays on the device.
 
-The meta device stands for one: its tensors mix with the CPU's as little as an accelerator's do.
+The meta device stands for an accelerator: its tensors cannot be mixed with those of the CPU.
 """
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pdmd import AdamRecipe, Guided, PhasePlan
+from pdmd import (
+    AdamRecipe,
+    Guided,
+    MlpDenoiser,
+    PhasePlan,
+)
 from pdmd.diffusion.schedules import RectifiedFlow
 from pdmd.distillation.experts import OdeExpert
 from pdmd.distributed.runtime import OneProcess
@@ -29,27 +34,27 @@ from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
 from pdmd.training.trainer import PhaseTrainer
 
-THERE = torch.device("meta")
+META = torch.device("meta")
 
 
 def network():
-    return DigitsTeacher(ImageTransformer(width=16, depth=1, heads=2), std=0.7).to(THERE)
+    return DigitsTeacher(ImageTransformer(width=16, depth=1, heads=2), std=0.7).to(META)
 
 
-def fake_players():
+def meta_models():
     teacher, fake, generator = (network() for _ in range(3))
     return Models(real=Guided(teacher, 2.0), fake=fake, expert=generator)
 
 
 @pytest.mark.parametrize("weight", list(score_difference_weightings))
 @pytest.mark.parametrize("index", [0, 1])
-def test_objectives_stay_on_the_networks_device(weight, index, monkeypatch):
-    # times there have no values to check
+def test_objectives_compute_on_the_device_of_the_networks(weight, index, monkeypatch):
+    # times on the meta device have no values to check
     monkeypatch.setattr(torch.Tensor, "item", lambda self: 0.5)
     monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: False)
-    models, phase = fake_players(), PhasePlan.uniform(2)[index]
-    condition = models.real.encode([0, 1, 2, None]).to(THERE)
-    x = torch.randn(4, 1, 8, 8, device=THERE)
+    models, phase = meta_models(), PhasePlan.uniform(2)[index]
+    condition = models.real.encode([0, 1, 2, None]).to(META)
+    x = torch.randn(4, 1, 8, 8, device=META)
     expert = OdeExpert(models.expert, phase)
     rollout = Rollout(
         x_s=expert(x, condition), condition=condition, phase=phase, phase_input=x, exit_step=0
@@ -61,15 +66,15 @@ def test_objectives_stay_on_the_networks_device(weight, index, monkeypatch):
     ):
         (loss,) = objective.losses(models, rollout, generator).values()
         assert loss.device.type == "meta" and loss.dtype == torch.float32
-    assert models.real(x, 0.5).value.device.type == "meta"  # of no condition
-    critic = MlpCritic(dim=64, classes=10).to(THERE)
+    assert models.real(x, 0.5).value.device.type == "meta"  # unconditional
+    critic = MlpCritic(dim=64, classes=10).to(META)
     t = torch.rand(4, dtype=torch.float64)
     assert critic(x, t, condition).device.type == "meta"
     assert RectifiedFlow()(0.5)[0].device.type == "cpu"
 
 
-class Waits(TorchDispatchMode):
-    """Lists what makes the host wait for the accelerator, and counts copies to it."""
+class Synchronizations(TorchDispatchMode):
+    """Records operations that synchronize with the device, and counts copies to it."""
 
     def __init__(self):
         super().__init__()
@@ -78,25 +83,27 @@ class Waits(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out, name = func(*args, **(kwargs or {})), str(func)
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
-        there = [a for a in tensors if a.device == THERE]
-        if there and any(word in name for word in ("local_scalar", "nonzero", "unique", "equal")):
+        on_meta = [a for a in tensors if a.device == META]
+        if on_meta and any(
+            word in name for word in ("local_scalar", "nonzero", "unique", "equal")
+        ):
             self.found.append(name)
-        if isinstance(out, torch.Tensor) and "copy" in name and len(tensors) > len(there):
-            if out.device == THERE:
+        if isinstance(out, torch.Tensor) and "copy" in name and len(tensors) > len(on_meta):
+            if out.device == META:
                 self.copies += 1
                 if not (kwargs or {}).get("non_blocking"):
                     self.found.append(f"{name} of {[tuple(a.shape) for a in tensors]}")
         return out
 
 
-class Flagged(torch.optim.Optimizer):
-    """Stands for a fused optimizer, which there is none of on the meta device."""
+class MetaOptimizer(torch.optim.Optimizer):
+    """Replaces the fused optimizer, which does not support the meta device."""
 
     def __init__(self, parameters):
         super().__init__(parameters, {"lr": 0.1})
 
     def step(self, closure=None):
-        assert self.found_inf.device == THERE
+        assert self.found_inf.device == META
 
 
 class EveryThird(Recorder):
@@ -105,9 +112,11 @@ class EveryThird(Recorder):
 
 @pytest.mark.parametrize("updates_per_rollout", [1, 2])
 @pytest.mark.parametrize("phase_inputs", [FreshPhaseInputs, PhaseInputBuffer])
-def test_a_cycle_never_waits_for_the_device(phase_inputs, updates_per_rollout, monkeypatch):
-    monkeypatch.setattr(AdamRecipe, "build", lambda recipe, parameters: Flagged(parameters))
-    teacher, plan = Guided(network(), 2.0).to(THERE), PhasePlan.uniform(2, steps=2)
+def test_a_cycle_does_not_synchronize_with_the_device(
+    phase_inputs, updates_per_rollout, monkeypatch
+):
+    monkeypatch.setattr(AdamRecipe, "build", lambda recipe, parameters: MetaOptimizer(parameters))
+    teacher, plan = Guided(network(), 2.0).to(META), PhasePlan.uniform(2, steps=2)
     trainer = PhaseTrainer(
         experts=[OdeExpert(network(), plan[1])],
         earlier=[OdeExpert(network(), plan[0])],
@@ -115,7 +124,7 @@ def test_a_cycle_never_waits_for_the_device(phase_inputs, updates_per_rollout, m
         fakes=[[network()]],
         generator_objective=DistributionMatching(),
         fake_objective=SubintervalScoreMatching(),
-        conditions=ConditionStream(teacher.encode([0, 1, 2, 3]).to(THERE)),
+        conditions=ConditionStream(teacher.encode([0, 1, 2, 3]).to(META)),
         updates=10,
         generator=torch.Generator().manual_seed(0),
         expert_training=ExpertTraining(ema=0.9, max_grad_norm=1.0, accumulate=2),
@@ -123,11 +132,50 @@ def test_a_cycle_never_waits_for_the_device(phase_inputs, updates_per_rollout, m
         fake_training=FakeScoreTraining(
             updates=3, updates_per_rollout=updates_per_rollout, max_grad_norm=1.0
         ),
-        session=Session(runtime=OneProcess(THERE), recorder=EveryThird(), max_consecutive_skips=0),
+        session=Session(runtime=OneProcess(META), recorder=EveryThird(), max_consecutive_skips=0),
     )
-    with Waits() as waits:
+    with Synchronizations() as syncs:
         trainer.cycle()
         trainer.cycle()
-    assert not waits.found and waits.copies > 0
-    with pytest.raises(RuntimeError, match="meta"):  # the third settles which steps were applied
+    assert not syncs.found and syncs.copies > 0
+    with pytest.raises(
+        RuntimeError, match="meta"
+    ):  # the third cycle reads which steps were applied
         trainer.cycle()
+
+
+def test_gradients_reach_the_trained_expert_and_nothing_else():
+    from pdmd.distillation.experts import OdeExpert
+    from pdmd.training.conditions import ConditionStream
+    from pdmd.training.trainer import PhaseTrainer
+
+    torch.manual_seed(0)
+    teacher, earlier, own, fake = (MlpDenoiser.rectified_flow(dim=2, width=8) for _ in range(4))
+    plan = PhasePlan.uniform(2, steps=2)
+    trainer = PhaseTrainer(
+        experts=[OdeExpert(own, plan[1])],
+        earlier=[OdeExpert(earlier, plan[0])],
+        teacher=teacher,
+        fakes=[[fake]],
+        generator_objective=DistributionMatching(),
+        fake_objective=SubintervalScoreMatching(),
+        conditions=ConditionStream(None),
+        updates=1,
+        generator=torch.Generator().manual_seed(0),
+        expert_training=ExpertTraining(ema=0.9, max_grad_norm=1.0),
+        rollouts=Rollouts(batch_size=8),
+        fake_training=FakeScoreTraining(updates=0, max_grad_norm=1.0),
+        session=Session(),
+    )
+    x, _ = trainer.phase_input()
+    assert not x.requires_grad
+    trainer.cycle()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in own.layers.parameters())
+    for network in (teacher, earlier, fake):
+        assert all(p.grad is None for p in network.parameters())
+    before = [p.clone() for p in own.parameters()]
+    own.zero_grad()
+    trainer._apply("fake", trainer.fake_objective, trainer.rollout(record=False), 0)
+    assert all(p.grad is not None for p in fake.layers.parameters())
+    assert all(p.grad is None for p in own.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, own.parameters(), strict=True))

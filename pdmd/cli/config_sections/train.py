@@ -9,7 +9,13 @@ from typing import Literal
 from pdmd.cli.values import short
 from pdmd.distillation.adapters import LowRank
 from pdmd.distillation.experts import FullGradient, StochasticTruncation, Truncation, experts
-from pdmd.distillation.initializers import Initializer, LowRankRoles, Origin, PerStep, initializers
+from pdmd.distillation.initializers import (
+    CopyInitializer,
+    Initializer,
+    LowRankRoles,
+    PerStep,
+    initializers,
+)
 from pdmd.distillation.phases import PhasePlan
 from pdmd.training.curriculum import Curriculum, Joint, Progressive, split_updates
 from pdmd.training.fake_scores import (
@@ -169,7 +175,7 @@ class TrainConfig:
 
     def build_initializer(
         self,
-        origin: Origin | None = None,
+        origin: CopyInitializer | None = None,
         adapters: tuple[LowRank | None, LowRank | None] = (None, None),
     ) -> Initializer:
         """Builds the initializer of a phase's networks.
@@ -192,7 +198,7 @@ class TrainConfig:
         else:
             start = origin or initializer
         if any(adapters):
-            if not isinstance(start, Origin):
+            if not isinstance(start, CopyInitializer):
                 raise ValueError(
                     f"train.initializer = {self.initializer!r} cannot start adapters; set "
                     "lora.rank = 0 and lora.fake_rank = 0, or use 'teacher' or 'previous'"

@@ -1,7 +1,7 @@
-"""Checkpointers: write the state of a run, and read it back.
+"""Checkpointers: write and read the state of a run.
 
 A checkpoint is a set of named tensors and a *cursor* of JSON values. Tensors are stored in the
-layout of the plain network, so that a run resumes on another number of ranks.
+layout of the plain network, so that a run may resume on another number of ranks.
 
 Checkpoints are trusted input: see :mod:`pdmd.training.checkpoints.store`.
 """
@@ -29,7 +29,7 @@ class Interrupted(RuntimeError):
 
 
 class NoCheckpoints:
-    """Writes no checkpoints; the base of checkpointers that do."""
+    """Base class of checkpointers: writes no checkpoints."""
 
     def should_stop(self, ranks: Communicator) -> bool:
         """Returns whether any rank was requested to stop after its current update."""
@@ -43,8 +43,8 @@ class NoCheckpoints:
         """Writes a checkpoint, on every rank together.
 
         Args:
-            name: Its name; names sort as the run proceeds.
-            collect: Collects its tensors and cursor, called only if it is written.
+            name: Name of the checkpoint; names sort in time.
+            collect: Collects its tensors and cursor; called only if it is written.
         """
         return
 
@@ -60,12 +60,12 @@ class NoCheckpoints:
         """Fills tensors from the checkpoint last read.
 
         Raises:
-            ValueError: If the checkpoint holds none of that name and shape.
+            ValueError: If the checkpoint has no tensor of such a name and shape.
         """
         raise ValueError("there is no checkpoint to load from")
 
     def wait(self) -> None:
-        """Waits for checkpoints that are written in the background."""
+        """Waits for checkpoints written in the background."""
         return
 
     def last_good(self) -> str:
@@ -80,12 +80,12 @@ class Checkpointer(NoCheckpoints):
         store: Where checkpoints are kept: a :class:`~pdmd.training.checkpoints.store.Store`, or
             the folder or URL of one.
         every: Updates between checkpoints, within a phase.
-        fingerprint: JSON values that must agree between the run that wrote and the one that
-            resumes: the settings on which the numbers depend.
+        fingerprint: The settings on which the numbers depend, as JSON values; they must be equal
+            in the run that wrote a checkpoint and the one that resumes from it.
         name: The checkpoint to resume from; the newest by default.
 
     Attributes:
-        stop_requested: Whether the run is requested to stop after its current update.
+        stop_requested: Whether to stop the run after its current update.
 
     Raises:
         ValueError: If ``every`` is below 1.
@@ -100,13 +100,15 @@ class Checkpointer(NoCheckpoints):
         name: str = "",
     ) -> None:
         if every < 1:
-            raise ValueError(f"checkpoints come every 1 or more updates, got {every}")
+            raise ValueError(f"updates between checkpoints must be at least 1, got {every}")
         self.store = store if isinstance(store, Store) else Store(store)
         self.every = every
         self.fingerprint = json.loads(json.dumps(dict(fingerprint or {})))
         self.name = name
         self.stop_requested = False
-        self._last = self._verified = ""  # written or read last; found whole
+        self._last = self._verified = (
+            ""  # name of the last one written or read; of the last one verified
+        )
 
     def exists(self) -> bool:
         """Returns whether there is a checkpoint to resume from."""
@@ -129,7 +131,7 @@ class Checkpointer(NoCheckpoints):
                 if newer > self.name:
                     self.store.remove(newer)
             self.name = ""
-        if name == self._last:  # a run that stops where it has just saved
+        if name == self._last:  # the run stops right after saving
             return
         tensors, cursor = collect()
         self.store.save(name, tensors, {"cursor": cursor, "fingerprint": self.fingerprint})
@@ -139,7 +141,7 @@ class Checkpointer(NoCheckpoints):
         """Returns the cursor of the checkpoint to resume from, after verifying all of it.
 
         Raises:
-            ValueError: If there is none, it is damaged, or it belongs to other settings.
+            ValueError: If there is none, it is damaged, or it was written with other settings.
         """
         names = self.store.names()
         if self.name and self.name not in names:

@@ -1,8 +1,8 @@
-"""Folders: the checkpoints of a store as they lie in a file system, seen by one process.
+"""Folders: the checkpoints of a store on a file system, as one process sees them.
 
-Beside DCP's files and the manifest, a checkpoint's folder holds a mark, made before anything else
-and removed after all else: it tells what an interrupted save or removal has left, which may be
-cleared away, from folders that someone else has put there.
+Beside DCP's files and the manifest, a checkpoint's folder contains a marker file, created first
+and removed last. It distinguishes the leftovers of an interrupted save or removal, which may be
+deleted, from folders that the store did not create.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Folders:
         return name
 
     def sees(self, name: str) -> bool:
-        """Says whether a probe is there."""
+        """Returns whether a probe exists."""
         with self._reaching():
             return self._exists(self.path(name))
 
@@ -57,7 +57,7 @@ class Folders:
             self.fs.rm(self.path(name))
 
     def scan(self) -> tuple[dict[str, Manifest], list[str]]:
-        """Finds the whole checkpoints, oldest first, and what interrupted saves have left."""
+        """Lists the whole checkpoints, oldest first, and the leftovers of interrupted saves."""
         whole: dict[str, Manifest] = {}
         leftovers: list[str] = []
         with self.telling("checkpoints could not be listed"):
@@ -70,7 +70,7 @@ class Folders:
             for name in sorted(folder.rstrip("/").rsplit("/", 1)[-1] for folder in folders):
                 try:
                     manifest = Manifest.read(self.fs, self.path(name), self.url)
-                    if manifest.name == name:  # else someone's copy, and not for us to judge
+                    if manifest.name == name:  # otherwise a copy that the store did not create
                         whole[name] = manifest
                 except DamagedCheckpoint:
                     if self.fs.exists(self.path(name, MARK)):
@@ -92,17 +92,17 @@ class Folders:
         return manifest
 
     def damages(self, name: str, files: Iterable[tuple[str, FileDigest]]) -> list[tuple[str, str]]:
-        """Lists which of a checkpoint's files are damaged, and how."""
+        """Lists the damaged files of a checkpoint, each with a description of the damage."""
         with self.telling(f"the checkpoint {name} could not be read"):
             self.fs.invalidate_cache()
             checked = [(f, digest.damage_at(self.fs, self.path(name, f))) for f, digest in files]
         return [(file, damage) for file, damage in checked if damage is not None]
 
     def begin(self, name: str) -> None:
-        """Makes room for a checkpoint, which must come after all that are whole.
+        """Prepares the folder of a checkpoint, whose name must sort after all whole ones.
 
         Raises:
-            ValueError: If it doesn't, or the name isn't one, or someone else's files are there.
+            ValueError: If it does not, the name is invalid, or the folder contains other files.
         """
         if not NAME.fullmatch(name):
             raise ValueError(
@@ -128,7 +128,7 @@ class Folders:
             put(self.fs, self.path(name, MARK))
 
     def remove(self, name: str) -> None:
-        """Removes a checkpoint, or what is left of one."""
+        """Removes a checkpoint, or the leftovers of one."""
         self.fs.invalidate_cache()
         with suppress(FileNotFoundError):
             self.fs.rm(self.path(name, MANIFEST))
@@ -139,7 +139,7 @@ class Folders:
             self.fs.rm(self.path(name), recursive=True)
 
     def discard(self, name: str) -> None:
-        """Removes a checkpoint that must be there.
+        """Removes a checkpoint that must exist.
 
         Raises:
             ValueError: If there is no such checkpoint.
@@ -155,14 +155,14 @@ class Folders:
                 self.remove(name)
 
     def clear(self) -> None:
-        """Removes every checkpoint and what interrupted saves have left; nothing else."""
+        """Removes every checkpoint and the leftovers of interrupted saves; nothing else."""
         with self.telling("checkpoints could not be removed"):
             for names in self.scan():
                 for name in names:
                     self.remove(name)
 
     def telling(self, what: str) -> AbstractContextManager[None]:
-        """Turns the errors of file systems, which are of any class, into one that says where."""
+        """Turns errors of any class that file systems raise into one that names the store."""
         return telling(self.url, what)
 
     @contextmanager

@@ -1,8 +1,8 @@
-"""Manifests: what a checkpoint's folder must hold for the checkpoint to be whole.
+"""Manifests: the files and JSON content of a checkpoint.
 
-A manifest names every file of the folder with its size and SHA-256, and carries the checkpoint's
-JSON content. It is written last, so that a folder with a valid manifest is a whole checkpoint and
-any other is not. It holds the digest of its own text too: a manifest that was damaged says so.
+A manifest lists every file of the folder with its size and SHA-256, and contains the checkpoint's
+JSON content. It is written last, so a folder is a whole checkpoint if and only if its manifest is
+valid. It contains the digest of its own text, so damage to the manifest is detected too.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class DamagedCheckpoint(ValueError):
     """A checkpoint is not what was written.
 
     Args:
-        url: The store it is in.
+        url: The store.
         name: The checkpoint.
-        file: The file at fault.
-        damage: What is wrong with it.
-        before: The newest checkpoint before it that is whole, if there is one.
+        file: The damaged file.
+        damage: Description of the damage.
+        before: The newest earlier checkpoint that is whole, if any.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Manifest:
     Args:
         name: The checkpoint, which is also its folder.
         content: JSON values.
-        files: The digest of every file of the folder but the manifest.
+        files: The digest of every file of the folder except the manifest.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Manifest:
     files: Mapping[str, FileDigest] = field(repr=False)
 
     def dumps(self) -> bytes:
-        """Writes the manifest as JSON text that holds its own digest."""
+        """Returns the manifest as JSON text with its own digest."""
         files = {name: asdict(digest) for name, digest in self.files.items()}
         body = {
             "format": FORMAT,
@@ -86,7 +86,7 @@ class Manifest:
         Args:
             fs: The file system.
             folder: The checkpoint's folder in it.
-            url: The store, for what an error says.
+            url: The store, for error messages.
 
         Raises:
             DamagedCheckpoint: If the manifest is missing or not what was written.
@@ -110,8 +110,8 @@ class Manifest:
             raise DamagedCheckpoint(url, name, MANIFEST, "is not a manifest") from None
 
     def commit(self, fs: AbstractFileSystem, folder: str) -> None:
-        """Writes the manifest into its folder: there whole from one moment to the next.
+        """Writes the manifest into its folder atomically.
 
-        Where the file system is local, it outlasts a loss of power once this returns.
+        On a local file system, it survives a power loss once this returns.
         """
         write_whole(fs, f"{folder}/{MANIFEST}", self.dumps())

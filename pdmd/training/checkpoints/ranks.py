@@ -1,6 +1,6 @@
-"""Ranks: the processes that act together on a store of checkpoints, be it one or many.
+"""Ranks: the processes that use a store of checkpoints together.
 
-What one rank decides holds for all, and what fails on one fails on all: no rank is left waiting.
+Rank 0 decides for all ranks, and an error on one rank is raised on all: none is left waiting.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ T = TypeVar("T")
 class Ranks:
     """The ranks of a process group, or this process alone.
 
-    They talk over a gloo group of their own, so that what they do in the background doesn't mix
-    with the collectives of training. Making it is itself a collective.
+    They communicate over a separate gloo group, so that background saves do not interleave with
+    the collectives of training. Creating that group is itself a collective.
 
     Args:
         process_group: The ranks; by default all, or this process alone where
             ``torch.distributed`` is not in use.
 
     Raises:
-        ValueError: If this process is none of the ranks.
+        ValueError: If this process is not one of the ranks.
     """
 
     def __init__(self, process_group: ProcessGroup | None = None) -> None:
@@ -40,8 +40,8 @@ class Ranks:
             members = dist.get_process_group_ranks(process_group)
             if dist.get_rank() not in members:
                 raise ValueError(
-                    f"rank {dist.get_rank()} is none of the process group's, {members}; only they "
-                    "may use it"
+                    f"rank {dist.get_rank()} is not in the process group of ranks {members}; "
+                    "create the store on those ranks only"
                 )
             self.group = cast(
                 "ProcessGroup",
@@ -53,15 +53,15 @@ class Ranks:
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
 
     def for_dcp(self) -> dict[str, Any]:
-        """What DCP's functions want to know."""
+        """Returns the keyword arguments of DCP's functions."""
         return {"process_group": self.group, "no_dist": self.group is None}
 
     def first(self, act: Callable[[], T]) -> T:
-        """Acts on rank 0; all get what came of it.
+        """Calls a function on rank 0, and returns its result on all ranks.
 
         Raises:
-            BaseException: What the act raised, or an OSError that says it where an error of this
-                class can't be sent.
+            BaseException: What the function raised; on other ranks an OSError with its message if
+                an error of that class cannot be sent.
         """
         if self.group is None:
             return act()
@@ -76,10 +76,10 @@ class Ranks:
         return value
 
     def each(self, act: Callable[[], T]) -> list[T]:
-        """Acts on every rank; all get what came of all, by rank.
+        """Calls a function on every rank, and returns all results, ordered by rank.
 
         Raises:
-            BaseException: What this rank's act raised; else what the lowest rank's raised that
+            BaseException: What the function raised on this rank, or else on the lowest rank that
                 failed, as in :meth:`first`.
         """
         if self.group is None:
@@ -96,7 +96,7 @@ class Ranks:
 def _outcome(act: Callable[[], Any]) -> tuple[Any, BaseException | None]:
     try:
         return act(), None
-    except BaseException as error:  # the other ranks must hear of an interruption too
+    except BaseException as error:  # an interruption must reach the other ranks too
         return None, error
 
 

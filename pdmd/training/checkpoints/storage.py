@@ -1,8 +1,8 @@
-"""Storage: torch's Distributed Checkpoint, writing a manifest as it goes.
+"""Storage: torch's Distributed Checkpoint, with a manifest.
 
-The digests of a manifest are computed from the bytes on their way to the files, so nothing is
-read back; this is right because the writer is sequential, and a seek in a file being written is
-refused. Importing this module loads ``torch.distributed.checkpoint``.
+Digests are computed while the files are written, so nothing is read back. This is correct because
+the writer is sequential: a stream being written raises on a seek. Importing this module loads
+``torch.distributed.checkpoint``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["ManifestReader", "ManifestWriter", "read_metadata"]
 class DigestingStream(io.RawIOBase):
     """A stream that digests what is written through it.
 
-    Its first error is kept: torch's writer of archives goes on after one and ends in another that
+    It keeps its first error: torch's archive writer continues after one, and raises another that
     hides it.
 
     Args:
@@ -49,7 +49,7 @@ class DigestingStream(io.RawIOBase):
 
     @property
     def digest(self) -> FileDigest:
-        """The digest of all that was written so far."""
+        """The digest of the bytes written so far."""
         return FileDigest(self.size, self.sha256.hexdigest())
 
     def writable(self) -> bool:
@@ -112,7 +112,7 @@ class DigestingFileSystem(FileSystem):
         self.digests[posixpath.basename(path)] = digesting.digest
 
     def mkdir(self, path: str | PathLike[str]) -> None:
-        """Does nothing: the folder is there, and making it could make a bucket."""
+        """Does nothing: the folder exists, and creating it could create a bucket."""
 
     def rename(self, path: str | PathLike[str], new_path: str | PathLike[str]) -> None:
         super().rename(path, new_path)
@@ -121,19 +121,19 @@ class DigestingFileSystem(FileSystem):
 
 
 class Written(list[WriteResult]):
-    """What one rank wrote, with the digests of its files."""
+    """DCP's results of one rank's writes, with the digests of its files."""
 
     digests: Mapping[str, FileDigest]
 
 
 class ManifestWriter(FsspecWriter):
-    """Writes tensors by DCP and, as the last act of its transaction, the manifest.
+    """Writes tensors by DCP and, last, the manifest.
 
     Args:
         fs: The file system.
         folder: The checkpoint's folder in it.
         name: The checkpoint.
-        content: Its JSON content; rank 0's is written.
+        content: Its JSON content; that of rank 0 is written.
     """
 
     def __init__(
@@ -165,12 +165,12 @@ class ManifestWriter(FsspecWriter):
 
 
 class ManifestReader(FsspecReader):
-    """Reads tensors by DCP, its metadata being at hand.
+    """Reads tensors by DCP, with metadata that was read before.
 
     Args:
         fs: The file system.
         folder: The checkpoint's folder in it.
-        metadata: The checkpoint's own, from :func:`read_metadata`.
+        metadata: The checkpoint's metadata, from :func:`read_metadata`.
     """
 
     def __init__(self, fs: AbstractFileSystem, folder: str, metadata: Metadata) -> None:
@@ -185,7 +185,7 @@ def read_metadata(folders: Folders, manifest: Manifest) -> Metadata | str:
     """Reads DCP's metadata, a pickle, if its bytes are those of the manifest.
 
     Returns:
-        The metadata, or what is wrong with its file.
+        The metadata, or a description of the damage to its file.
     """
     with folders.telling(f"the checkpoint {manifest.name} could not be read"):
         try:
@@ -198,7 +198,7 @@ def read_metadata(folders: Folders, manifest: Manifest) -> Metadata | str:
 
 @contextmanager
 def _plain_errors() -> Generator[None, None, None]:
-    # DCP sends errors from rank to rank by pickle, which not every library's errors survive.
+    # DCP pickles errors to send them between ranks, which fails for some libraries' errors.
     try:
         yield
     except Exception as error:

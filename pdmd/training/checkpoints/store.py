@@ -1,16 +1,15 @@
 """Stores: checkpoints on any file system, written by one process or by many ranks.
 
 A store is a folder, and a checkpoint a folder in it: the files of torch's Distributed Checkpoint
-(DCP), which holds the tensors and lays them out anew for any number of ranks, and a manifest with
-everything else. The manifest comes last when a checkpoint is written and goes first when it is
-removed, so at any moment a folder with a valid manifest is a whole checkpoint, and a run that is
-killed leaves the one before.
+(DCP), which stores the tensors and reshards them for any number of ranks, and a manifest with
+everything else. The manifest is written last and removed first, so at any moment a folder with a
+valid manifest is a whole checkpoint, and a run that is killed leaves the previous one.
 
-Where it is kept is anything fsspec can open: a path, ``file://``, ``s3://bucket/run`` (with the
-package's ``s3`` extra), ``gs://``, ``memory://``. Credentials and endpoints come from where the
-backend looks for them: for S3 the usual ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``,
-``AWS_PROFILE``, and ``AWS_ENDPOINT_URL`` for a server other than Amazon's; or fsspec's own
-configuration. Each run wants a store of its own.
+A store may be on any file system that fsspec opens: a path, ``file://``, ``s3://bucket/run`` (with
+the package's ``s3`` extra), ``gs://``, ``memory://``. Credentials and endpoints are those of the
+backend: for S3 ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_PROFILE``, and
+``AWS_ENDPOINT_URL`` for a server other than Amazon's; or fsspec's configuration. Each run requires
+its own store.
 
 **A checkpoint is trusted input.** DCP keeps its index of tensors as a pickle, and reading a pickle
 can run any code. A store unpickles it only if its digest is the manifest's, which guards against
@@ -42,10 +41,9 @@ __all__ = ["DamagedCheckpoint", "Store"]
 class Store:
     """Keeps the newest checkpoints of a run.
 
-    Where ranks share a process group, all of them make the store and call its methods together;
-    rank 0 decides and the others follow. Tensors may differ between ranks in name, or be sharded
-    (DTensors); a plain tensor that ranks have under one name is taken to be the same on all of
-    them, and stored once.
+    All ranks of a process group create the store and call its methods together; rank 0 decides for
+    all. Tensors may have different names on different ranks, or be sharded (DTensors); a plain
+    tensor under the same name on several ranks must be equal on all of them, and is stored once.
 
     Args:
         url: The folder, on any file system that fsspec knows.
@@ -97,18 +95,18 @@ class Store:
             )
 
     def save(self, name: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
-        """Writes a checkpoint, then removes those that are too many.
+        """Writes a checkpoint, then removes the oldest ones beyond ``keep``.
 
         Args:
-            name: Sorts after the names before it, such as a number with leading zeros.
+            name: Must sort after earlier names, like a number with leading zeros.
             tensors: Tensors and DTensors of any shape and dtype.
-            content: JSON values for everything else; rank 0's are stored.
+            content: JSON values for everything else; those of rank 0 are stored.
 
         Raises:
-            ValueError: If the name isn't one, or doesn't come after the newest checkpoint's; or
-                if something isn't a tensor, or isn't JSON.
-            OSError: If writing fails, here or in the asynchronous save before this one. The
-                checkpoints before are untouched, and a later save is free to succeed.
+            ValueError: If the name is invalid or does not sort after the newest checkpoint's, a
+                value is not a tensor, or the content is not JSON.
+            OSError: If writing fails, here or in the previous asynchronous save. Earlier
+                checkpoints are untouched, and a later save may succeed.
         """
         self.wait()
         self._ranks.each(lambda: _check_tensors(name, tensors))
@@ -123,7 +121,7 @@ class Store:
             self._pending = self._executor.submit(self._write, name, staged, content)
 
     def names(self) -> list[str]:
-        """Lists the whole checkpoints, oldest first; waits for a save under way."""
+        """Lists the whole checkpoints, oldest first, after waiting for a pending save."""
         return list(self._whole())
 
     def latest(self) -> str | None:
@@ -131,7 +129,7 @@ class Store:
         return next(reversed(self.names()), None)
 
     def sees_whole(self) -> bool:
-        """Says whether this rank sees a whole checkpoint, without asking the others."""
+        """Returns whether this rank sees a whole checkpoint, without communication."""
         return bool(self._folders.scan()[0])
 
     def content(self, name: str) -> dict[str, Any]:
@@ -144,11 +142,11 @@ class Store:
         return dict(self._manifest(name).content)
 
     def verify(self, name: str) -> None:
-        """Reads every file of a checkpoint, ranks sharing the work.
+        """Verifies the digest of every file of a checkpoint, split between ranks.
 
         Raises:
             ValueError: If there is no such checkpoint.
-            DamagedCheckpoint: If a file is missing or not what was written.
+            DamagedCheckpoint: If a file is missing or has another digest.
         """
         found = self._damage(self._manifest(name))
         if found is not None:
@@ -157,17 +155,17 @@ class Store:
     def load(self, name: str, tensors: Mapping[str, Tensor], *, partial: bool = False) -> None:
         """Reads a checkpoint's tensors into given ones, in place.
 
-        What was sharded one way is read into tensors that are sharded another way, or not at all.
-        Files are not verified first, see :meth:`verify`.
+        Tensors may be sharded in another way than when they were saved, or not at all. Files are
+        not verified first; see :meth:`verify`.
 
         Args:
             name: The checkpoint.
-            tensors: All of the checkpoint's tensors, between all ranks.
-            partial: Whether they may be some of them only.
+            tensors: All of the checkpoint's tensors, over all ranks.
+            partial: Whether a subset of them is accepted.
 
         Raises:
             ValueError: If there is no such checkpoint, or names, shapes and dtypes are not the
-                checkpoint's; nothing was read then.
+                checkpoint's; nothing has been read then.
             DamagedCheckpoint: If a file that is needed is damaged.
             OSError: If reading fails otherwise.
         """
@@ -218,7 +216,7 @@ class Store:
             pending.result()
 
     def remove(self, name: str) -> None:
-        """Removes one checkpoint, such as a damaged one, so that its name may be used again.
+        """Removes one checkpoint, for example a damaged one, so that its name may be reused.
 
         Raises:
             ValueError: If there is no such checkpoint.
@@ -227,7 +225,7 @@ class Store:
         self._ranks.first(lambda: self._folders.discard(name))
 
     def clear(self) -> None:
-        """Removes every checkpoint and what interrupted saves have left; nothing else."""
+        """Removes every checkpoint and the leftovers of interrupted saves; nothing else."""
         self._settle()
         self._ranks.first(self._folders.clear)
 
@@ -268,7 +266,7 @@ class Store:
             raise DamagedCheckpoint(self.url, name, error.file, error.damage, before) from None
 
     def _damage(self, manifest: Manifest) -> tuple[str, str] | None:
-        """Names a damaged file and what is wrong with it, if one is; ranks share the work."""
+        """Returns a damaged file and its damage, if any; files are split between ranks."""
         share = sorted(manifest.files.items())[self._ranks.rank :: self._ranks.size]
         parts = self._ranks.each(lambda: self._folders.damages(manifest.name, share))
         return min((damage for part in parts for damage in part), default=None)

@@ -1,6 +1,6 @@
-"""The state of a training, as its checkpoints hold it: networks, optimizers, averages, generator.
+"""Training state: networks, optimizers, averages and random generator, in checkpoints.
 
-A checkpoint is written together by all ranks, which hold their own parts of each tensor.
+All ranks write a checkpoint together, each its shards of every tensor.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def save_training(
     """Writes a checkpoint of a training, on every rank together.
 
     Args:
-        session: Its checkpointer and account.
+        session: Its checkpointer and account are used.
         finished: The finished experts, over plain networks.
-        generator: The source of randomness.
+        generator: The random generator.
         phase_inputs: Supplies the latents at which rollouts start.
-        trainer: The phase in training; ``None`` between phases.
+        trainer: The trainer of the current phase; ``None`` between phases.
 
     Raises:
-        NonFiniteError: If too many updates in a row were not finite; nothing is written then.
+        NonFiniteError: If too many updates in a row were skipped; nothing is written then.
     """
 
     def collect() -> State:
@@ -68,7 +68,7 @@ def load_expert(checkpointer: NoCheckpoints, expert: Expert) -> None:
     """Fills a finished expert's plain network from the checkpoint last read.
 
     Raises:
-        ValueError: If the checkpoint's network is another.
+        ValueError: If the checkpoint's network has other names or shapes.
     """
     network = expert.denoiser
     checkpointer.load(_named(f"finished.{expert.phase.index}", network.state_dict()))
@@ -89,7 +89,7 @@ def load_trainer(trainer: PhaseTrainer, cursor: Mapping[str, Any]) -> None:
         cursor: The checkpoint's cursor.
 
     Raises:
-        ValueError: If the checkpoint's networks are others.
+        ValueError: If the checkpoint's networks have other names or shapes.
     """
     states = trainer.session.runtime.states
     trainer.update = cursor["update"]

@@ -1,1 +1,1 @@
-"""Monitoring: evaluations counted, health, calibration and records of a run."""
+"""Monitoring: NFE accounting, health, calibration and recorders."""

@@ -1,9 +1,8 @@
-"""Exact accounting of network evaluations, by role.
+"""Accounting: exact number of network evaluations (NFE), by role.
 
-A forward of one sample through one network counts one; under guidance the teacher counts what it
-really runs. A forward that records the gradient of the network's output is counted again as
-``backward``, which costs about two forwards, and where the backward pass computes the network's
-units again, as ``recomputed``, which costs about one.
+A forward pass of one sample through one network counts 1, so a guided teacher counts 2. One that
+records a gradient counts as ``backward`` too, at a cost of about two forwards, and, under
+activation checkpointing, as ``recomputed``, at a cost of about one.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import Prediction
-from pdmd.distillation.adapters import adapting
+from pdmd.distillation.adapters import in_adapted_call
 from pdmd.distributed.activation_checkpointing import recomputes
 from pdmd.typing import Times
 
@@ -31,10 +30,10 @@ class Account:
     """Counts evaluations of denoisers by role, through their forward hooks.
 
     Attributes:
-        ranks: Ranks that share out a batch; each counts its own rows this many times.
-        forward: Forwards of one sample by role.
-        backward: Of these, those that record a gradient.
-        recomputed: Of these, those whose units the backward pass computes again.
+        ranks: Ranks between which a batch is split; counts of this rank are multiplied by it.
+        forward: Forward passes of one sample, by role.
+        backward: Those that recorded a gradient.
+        recomputed: Those that the backward pass recomputed.
     """
 
     def __init__(self) -> None:
@@ -46,30 +45,30 @@ class Account:
         self.recomputed: dict[str, int] = {role: 0 for role in ROLES}
         self._handles: list[RemovableHandle] = []
 
-    def watch(self, role: str, denoiser: Denoiser) -> None:
-        """Counts a denoiser's calls under a role until :meth:`close`.
+    def count(self, role: str, denoiser: Denoiser) -> None:
+        """Counts a denoiser's evaluations under a role until :meth:`close`.
 
         Args:
-            role: The role.
+            role: One of :data:`ROLES`.
             denoiser: The denoiser, placed by its runtime.
         """
-        again = recomputes(denoiser)
+        recomputed = recomputes(denoiser)
 
         def hook(module: Any, args: Any, output: Prediction) -> None:
-            if self._pause or adapting():  # under an adapter the adapted one's own call counts
+            if self._pause or in_adapted_call():  # the adapted denoiser counts the call
                 return
             rows = len(output.value) * denoiser.evaluations * self.ranks
             self._times[role] = output.t
             self.forward[role] += rows
             if torch.is_grad_enabled() and output.value.requires_grad:
                 self.backward[role] += rows
-                self.recomputed[role] += rows * again
+                self.recomputed[role] += rows * recomputed
 
         self._handles.append(denoiser.register_forward_hook(hook))
 
     @contextlib.contextmanager
     def paused(self, pause: bool = True) -> Iterator[None]:
-        """Does not count within a block, if ``pause``."""
+        """Pauses counting within a block, if ``pause``."""
         before = self._pause
         self._pause = before or pause
         try:
@@ -79,17 +78,17 @@ class Account:
 
     @property
     def times(self) -> dict[str, Times]:
-        """The times at which each role was last asked."""
+        """The times at which each role was last evaluated."""
         return dict(self._times)
 
     @staticmethod
     def evaluated_at(times: Mapping[str, Times]) -> str:
-        """Says of times by role at which each was asked, as ``; fake at t = 0.2 to 0.9``."""
-        words = []
+        """Formats the range of times of each role, as ``; fake at t = 0.2 to 0.9``."""
+        parts = []
         for role, t in times.items():
             low, high = (float(v) for v in torch.as_tensor(t).aminmax())
-            words.append(f"; {role} at t = {low:.3g}" + (f" to {high:.3g}" if high > low else ""))
-        return "".join(words)
+            parts.append(f"; {role} at t = {low:.3g}" + (f" to {high:.3g}" if high > low else ""))
+        return "".join(parts)
 
     def close(self) -> None:
         """Stops counting."""
@@ -99,19 +98,19 @@ class Account:
 
     @property
     def forward_equivalents(self) -> int:
-        """Forwards of one sample: a backward counts as two, a recomputation as one."""
+        """Total NFE, with a backward as two forwards and a recomputation as one."""
         return sum(self.equivalents.values())
 
     @property
     def equivalents(self) -> dict[str, int]:
-        """The forward equivalents of each role."""
+        """NFE of each role, with a backward as two forwards and a recomputation as one."""
         return {
             role: self.forward[role] + 2 * self.backward[role] + self.recomputed[role]
             for role in ROLES
         }
 
     def scalars(self) -> dict[str, float]:
-        """Returns the counts that are not zero, as ``evaluations/fake_backward``."""
+        """Returns the nonzero counts, under names like ``evaluations/fake_backward``."""
         return {
             f"evaluations/{role}_{way}": float(number)
             for way in WAYS
@@ -124,6 +123,6 @@ class Account:
         return {way: dict(getattr(self, way)) for way in WAYS}
 
     def restore(self, state: Mapping[str, Mapping[str, int]]) -> None:
-        """Takes the counts that :meth:`state` returned."""
+        """Restores the counts that :meth:`state` returned."""
         for way in WAYS:
             getattr(self, way).update(state[way])

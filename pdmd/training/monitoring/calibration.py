@@ -1,15 +1,15 @@
-r"""Calibration of a score on the student's samples.
+r"""Calibration: the regression slope of a score on the student's samples.
 
-For :math:`x_t = a x_s + b \varepsilon`, the best prediction of :math:`\varepsilon` given
-:math:`x_t` is :math:`\hat\varepsilon = -b \nabla \log p_t(x_t)`. If a score is right,
+For :math:`x_t = a x_s + b \varepsilon`, the least-squares prediction of :math:`\varepsilon` from
+:math:`x_t` is :math:`\hat\varepsilon = -b \nabla \log p_t(x_t)`. For the exact score
 :math:`\mathbb E \langle \varepsilon, \hat\varepsilon \rangle = \mathbb E \|\hat\varepsilon\|^2`,
 so the slope
 
 .. math:: \rho_t = \frac{\mathbb E \langle \varepsilon, \hat\varepsilon \rangle}
     {\mathbb E \|\hat\varepsilon\|^2}
 
-is 1. The fake score's slope says how well it knows the student; the teacher's slope, on the
-student's samples, says how well the student knows the teacher.
+is 1. The slope of the fake score measures how well it follows the student; that of the teacher, on
+the student's samples, how well the student matches the teacher.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def calibration_slopes(
     Args:
         denoisers: The scores to measure.
         x_s: Samples at time :math:`s`, with shape :math:`(B, *)`.
-        s: Their time.
-        times: Times above :math:`s`.
-        condition: Their condition, with batch size :math:`(B)`, or ``None``.
-        generator: The source of randomness.
+        s: Time of the samples.
+        times: Times :math:`t > s`.
+        condition: Condition of the samples, with batch size :math:`(B)`, or ``None``.
+        generator: The random generator.
 
     Returns:
-        For each denoiser, a slope for each time.
+        The slopes of each denoiser, one per time.
     """
     slopes: list[list[float]] = [[] for _ in denoisers]
     for t in times:
@@ -56,32 +56,32 @@ def calibration_slopes(
         x_t = diffuse(x_s, epsilon, s, t, schedule)
         _, b = schedule.transition(s, t)
         for out, denoiser in zip(slopes, denoisers, strict=True):
-            guess = float(b / schedule(t)[1]) * denoiser(x_t, t, condition).to("epsilon")
-            out.append(float((epsilon * guess).sum() / guess.square().sum()))
+            predicted = float(b / schedule(t)[1]) * denoiser(x_t, t, condition).to("epsilon")
+            out.append(float((epsilon * predicted).sum() / predicted.square().sum()))
     return slopes
 
 
 @torch.no_grad()
 def fresh_score(x_t: Latents, x_s: Latents, s: Times, t: float, schedule: Schedule) -> Latents:
-    r"""Estimates the score of the diffused student from fresh samples alone, without a network.
+    r"""Estimates the score of the diffused student from samples, without a network.
 
     .. math:: \hat S(x_t) = -\frac{1}{b^2} \sum_i w_i (x_t - a x_s^i), \qquad
         w_i \propto e^{-\|x_t - a x_s^i\|^2 / 2 b^2},
 
-    the exact score of the samples' empirical law diffused to :math:`t`. It is consistent as the
-    samples grow in number, and needs the more of them the smaller :math:`b` and the larger the
-    dimension.
+    the exact score of the samples' empirical distribution diffused to :math:`t`. The estimate is
+    consistent as :math:`M \to \infty`; a small :math:`b` or a large dimension needs a larger
+    :math:`M`.
 
     Args:
-        x_t: Where to estimate, with shape :math:`(N, *)`.
-        x_s: Fresh samples at time :math:`s` of the same condition, with shape :math:`(M, *)`; not
-            those that made ``x_t``.
-        s: Their time.
-        t: The time of ``x_t``, above :math:`s`.
+        x_t: Points of evaluation, with shape :math:`(N, *)`.
+        x_s: Samples at time :math:`s` of the same condition, independent of ``x_t``, with shape
+            :math:`(M, *)`.
+        s: Time of the samples.
+        t: Time of ``x_t``, above :math:`s`.
         schedule: The forward process.
 
     Returns:
-        The estimate, with shape :math:`(N, *)`.
+        The estimated score, with shape :math:`(N, *)`.
     """
     a, b = (float(c) for c in schedule.transition(s, t))
     points = a * x_s.flatten(1).double()

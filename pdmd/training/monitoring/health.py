@@ -1,6 +1,6 @@
-"""Health: which updates were skipped, why, and when the run stops.
+"""Health: counts skipped updates, and stops a run that has diverged.
 
-An update whose loss or gradient is not finite is never applied. A few in a row are tolerated (one
+An update whose loss or gradient is not finite is skipped. A few skips in a row are tolerated (one
 bad batch, one overflow); more mean that the run has diverged, and it stops.
 """
 
@@ -19,16 +19,16 @@ __all__ = ["Health", "NonFiniteError", "Step"]
 
 
 class NonFiniteError(RuntimeError):
-    """Losses or gradients were not finite; those steps were skipped."""
+    """Too many consecutive steps were skipped for losses or gradients that are not finite."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Step:
-    """An optimizer step whose outcome is still on the device.
+    """An optimizer step whose outcome has not been read from the device yet.
 
     Attributes:
-        finite: Whether losses and gradients are finite, and the step so applied: a scalar flag.
-        role: Whose step.
+        finite: Scalar flag: losses and gradients are finite, so the step was applied.
+        role: The role that was updated.
         phase: Number of the phase, from 1.
         update: Number of the cycle, from 0.
         scalars: Losses and gradient norm, by ``role/name``.
@@ -45,7 +45,7 @@ class Step:
     lr: float
 
     def warning(self) -> str:
-        """Says that the step was skipped, why, and what to do."""
+        """Returns a message with the cause of the skipped step and a remedy."""
         shown = ", ".join(
             f"{name.split('/')[1].replace('gradient_norm', 'gradient norm')} = {float(value):.4g}"
             for name, value in self.scalars.items()
@@ -75,10 +75,10 @@ class Health:
             )
         self.max_consecutive_skips = int(max_consecutive_skips)
         self.warnings: list[str] = []
-        self._in_a_row: dict[str, int] = {}
+        self._consecutive: dict[str, int] = {}
 
     def settle(self, steps: Sequence[Step]) -> None:
-        """Waits for the device, and counts which steps it applied and which it skipped.
+        """Synchronizes with the device, and counts applied and skipped steps.
 
         Raises:
             NonFiniteError: If too many in a row were skipped.
@@ -93,28 +93,28 @@ class Health:
                 self.skipped(step.role, step.warning())
 
     def applied(self, role: str) -> None:
-        """Counts a step of a role that was applied."""
-        self._in_a_row[role] = 0
+        """Counts an applied step of a role."""
+        self._consecutive[role] = 0
 
     def skipped(self, role: str, warning: str) -> None:
-        """Counts a step of a role that was skipped.
+        """Counts a skipped step of a role.
 
         Raises:
-            NonFiniteError: If too many in a row were.
+            NonFiniteError: If too many in a row were skipped.
         """
-        count = self._in_a_row[role] = self._in_a_row.get(role, 0) + 1
+        count = self._consecutive[role] = self._consecutive.get(role, 0) + 1
         self.warnings.append(warning)
         if count > self.max_consecutive_skips:
             again = f" {count} steps of the {role} in a row were skipped." if count > 1 else ""
             raise NonFiniteError(warning + again)
 
     def state(self) -> dict[str, int]:
-        """Returns what a checkpoint keeps."""
-        return dict(self._in_a_row)
+        """Returns the state for a checkpoint."""
+        return dict(self._consecutive)
 
     def restore(self, state: Mapping[str, int]) -> None:
         """Restores what :meth:`state` returned."""
-        self._in_a_row = dict(state)
+        self._consecutive = dict(state)
 
     def drain(self) -> list[str]:
         """Returns the warnings since the last call."""

@@ -1,4 +1,4 @@
-"""What a run leaves behind: a progress bar, TensorBoard scalars, and files for the report."""
+"""Recorders: progress bars, TensorBoard scalars, and the files of the report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Recorder", "RunRecorder", "NullRecorder", "read_history"]
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """Reads ``history.jsonl`` up to a line that was cut off as the run was killed."""
+    """Reads ``history.jsonl``, up to a line cut off by a kill."""
     rows = []
     for line in path.read_text().splitlines():
         try:
@@ -28,39 +28,43 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 
 class Recorder:
-    """Records nothing; the base of recorders that do."""
+    """Base class of recorders: records nothing, and warns of skipped updates.
+
+    Attributes:
+        interval: Updates between calls of :meth:`on_scalars`.
+    """
 
     interval = 10
 
     def on_phase_start(self, phase: Phase, phases: int, updates: int, done: int) -> None:
-        """Hears that a phase of ``updates`` updates begins, or goes on after ``done``."""
+        """Called when a phase of ``updates`` updates starts, or resumes after ``done``."""
 
     def on_scalars(self, phase: Phase, update: int, values: Mapping[str, float]) -> None:
-        """Hears the scalars of an update, every :attr:`interval` updates."""
+        """Called with the scalars of an update, every :attr:`interval` updates."""
 
     def on_update(self, update: int) -> None:
-        """Hears that an update is done."""
+        """Called after every update."""
 
-    def on_skipped_step(self, complaint: str) -> None:
-        """Hears why an update was not applied; warns of it."""
-        warnings.warn(complaint, stacklevel=3)
+    def on_skipped_step(self, warning: str) -> None:
+        """Called when an update was skipped; warns with the cause."""
+        warnings.warn(warning, stacklevel=3)
 
     def on_calibration(
         self, phase: Phase, times: Sequence[float], fake: Sequence[float], real: Sequence[float]
     ) -> None:
-        """Hears the calibration slopes at the end of a phase."""
+        """Called with the calibration slopes at the end of a phase."""
 
     def on_resume(self, phase: int, update: int) -> None:
-        """Hears that the run goes on from a checkpoint; later records are dropped."""
+        """Called when the run resumes from a checkpoint; later records are dropped."""
 
     def close(self) -> None:
-        """Hears that the run ended or stopped."""
+        """Called when the run ends or stops."""
 
 
 class NullRecorder(Recorder):
-    """Records nothing, and warns of nothing: for ranks that leave that to the main one."""
+    """Records nothing, and does not warn: for all ranks but the main one."""
 
-    def on_skipped_step(self, complaint: str) -> None:
+    def on_skipped_step(self, warning: str) -> None:
         return
 
 
@@ -68,7 +72,8 @@ class RunRecorder(Recorder):
     """Records to a run folder and the terminal.
 
     Args:
-        folder: The run folder; gets ``history.jsonl``, ``calibration.json`` and ``tensorboard/``.
+        folder: The run folder; ``history.jsonl``, ``calibration.json`` and ``tensorboard/`` are
+            written into it.
         progress: Whether to show progress bars.
     """
 
@@ -76,7 +81,7 @@ class RunRecorder(Recorder):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.progress = progress
-        self.writer = self._write()
+        self.writer = self._open_writer()
         self.bar: Any = None
         self.updates = self.before = 0
         self.started = time.perf_counter()
@@ -84,13 +89,13 @@ class RunRecorder(Recorder):
         self.history.write_text("") if not self.history.exists() else None
         self.curves: list[dict[str, Any]] = []
 
-    def _write(self, purge_step: int | None = None) -> Any:
+    def _open_writer(self, purge_step: int | None = None) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
         return SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge_step)
 
     def on_resume(self, phase: int, update: int) -> None:
-        """Drops the records that come after the checkpoint."""
+        """Drops the records after the checkpoint."""
         rows = read_history(self.history)
         kept = [r for r in rows if (r["phase"], r["update"]) <= (phase, update)]
         self.history.write_text("".join(json.dumps(row) + "\n" for row in kept))
@@ -99,10 +104,10 @@ class RunRecorder(Recorder):
         ends = {row["phase"]: row["update"] for row in kept if row["phase"] < phase}
         self.before = sum(ends.values())
         self.writer.close()
-        self.writer = self._write(purge_step=self.before + update + 1)
+        self.writer = self._open_writer(purge_step=self.before + update + 1)
         path = self.folder / "calibration.json"
         if path.exists():
-            with contextlib.suppress(ValueError):  # cut off as the run was killed
+            with contextlib.suppress(ValueError):  # cut off by a kill
                 self.curves = [c for c in json.loads(path.read_text()) if c["phase"] < phase]
 
     def on_phase_start(self, phase: Phase, phases: int, updates: int, done: int) -> None:
@@ -110,7 +115,7 @@ class RunRecorder(Recorder):
         from tqdm import tqdm
 
         self.close_bar()
-        self.before += self.updates  # what earlier phases made
+        self.before += self.updates  # updates of earlier phases
         self.updates = updates
         self.bar = tqdm(
             total=updates,
@@ -122,11 +127,11 @@ class RunRecorder(Recorder):
         )
 
     def on_update(self, update: int) -> None:
-        """Moves the progress bar."""
+        """Advances the progress bar."""
         self.bar.update(1)
 
     def on_scalars(self, phase: Phase, update: int, values: Mapping[str, float]) -> None:
-        """Appends to the history and TensorBoard and shows the losses."""
+        """Appends to the history and TensorBoard, and shows the losses."""
         step = self.before + update
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
@@ -138,16 +143,16 @@ class RunRecorder(Recorder):
         }
         with self.history.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        shown = {
+        postfix = {
             name.split("/")[0]: f"{value:.3g}"
             for name, value in values.items()
             if not name.endswith("gradient_norm") and not name.startswith("evaluations/")
         }
-        self.bar.set_postfix(shown, refresh=False)
+        self.bar.set_postfix(postfix, refresh=False)
 
-    def on_skipped_step(self, complaint: str) -> None:
-        """Says above the progress bar why an update was not applied."""
-        self.bar.write(f"pdmd: warning: {complaint}", file=sys.stderr)
+    def on_skipped_step(self, warning: str) -> None:
+        """Prints the cause above the progress bar."""
+        self.bar.write(f"pdmd: warning: {warning}", file=sys.stderr)
 
     def on_calibration(
         self, phase: Phase, times: Sequence[float], fake: Sequence[float], real: Sequence[float]

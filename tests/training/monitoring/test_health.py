@@ -1,4 +1,4 @@
-"""Updates whose loss or gradient is not finite: refused, told of, and too many of them the end."""
+"""Health: updates that are not finite are skipped and reported, and too many stop the run."""
 
 import math
 import re
@@ -65,7 +65,7 @@ def spoil(monkeypatch, role, at, how=loss_not_a_number):
     monkeypatch.setattr(OBJECTIVES[role], "losses", spoiled)
 
 
-class Listening(Recorder):
+class Recording(Recorder):
     interval = 1
 
     def __init__(self):
@@ -82,7 +82,7 @@ def run(**changes):
     torch.manual_seed(0)
     teacher = MixtureTeacher.random(dim=2, classes=2, modes=2)
     network = MlpDenoiser.rectified_flow(dim=2, classes=2, width=8)
-    recorder = Listening()
+    recorder = Recording()
     settings = dict(
         init=FromDenoiser(network), updates=4, fake_updates=1, batch_size=8, recorder=recorder
     )
@@ -110,49 +110,49 @@ def test_a_skipped_step_changes_nothing_and_the_run_continues(monkeypatch, role,
     spoil(monkeypatch, role, {3}, how)
     apply, changed = PhaseTrainer._apply, []
 
-    def watched(self, acting, *args):
+    def recorded(self, acting, *args):
         before = {name: snapshot(self, name) for name in self.networks}
         out = apply(self, acting, *args)
         moved = {name for name in before if not same(before[name], snapshot(self, name))}
         changed.append((acting, moved))
         return out
 
-    monkeypatch.setattr(PhaseTrainer, "_apply", watched)
+    monkeypatch.setattr(PhaseTrainer, "_apply", recorded)
     student, recorder = run()
     assert recorder.updates == 8 and len(recorder.skipped) == 1
     assert all(bool(value.isfinite().all()) for value in student.state_dict().values())
     assert [acting for acting, _ in changed] == ["fake", "generator"] * 8
     for acting in ("fake", "generator"):
         moved = [moved for other, moved in changed if other == acting]
-        wanted = [{acting}] * 8
+        expected = [{acting}] * 8
         if acting == role:
-            wanted[2] = set()
-        assert moved == wanted
+            expected[2] = set()
+        assert moved == expected
 
 
 @pytest.mark.parametrize(
     ("role", "name"), [("generator", "distribution_matching"), ("fake", "score_matching")]
 )
-def test_a_complaint_says_which_update_and_what_it_saw(monkeypatch, role, name):
+def test_a_warning_names_the_update_its_losses_and_times(monkeypatch, role, name):
     spoil(monkeypatch, role, {6})
     _, recorder = run(
         optimizer=AdamRecipe(lr=0.0125, decay_from=1.0),
         fake_optimizer=AdamRecipe(lr=0.0125, decay_from=1.0),
     )
-    (complaint,) = recorder.skipped
-    assert "\n" not in complaint
-    assert f"phase 2, update 2: the {role}'s loss or gradient is not finite" in complaint
-    assert f"{name} = nan" in complaint and "gradient norm = nan" in complaint
-    asked = {
+    (warning,) = recorder.skipped
+    assert "\n" not in warning
+    assert f"phase 2, update 2: the {role}'s loss or gradient is not finite" in warning
+    assert f"{name} = nan" in warning and "gradient norm = nan" in warning
+    evaluated = {
         role: [float(t) for t in times if t]
-        for role, *times in re.findall(r"; (\w+) at t = ([\d.]+)(?: to ([\d.]+))?", complaint)
+        for role, *times in re.findall(r"; (\w+) at t = ([\d.]+)(?: to ([\d.]+))?", warning)
     }
-    assert {"fake", "teacher"} <= asked.keys()
-    assert all(0 <= t <= 1 for times in asked.values() for t in times)
-    assert "the step was skipped" in complaint and "now 0.0125" in complaint
+    assert {"fake", "teacher"} <= evaluated.keys()
+    assert all(0 <= t <= 1 for times in evaluated.values() for t in times)
+    assert "the step was skipped" in warning and "now 0.0125" in warning
 
 
-def test_a_run_warns_of_refused_updates_unless_its_recorder_hears_them(monkeypatch):
+def test_the_default_recorder_warns_of_skipped_updates(monkeypatch):
     spoil(monkeypatch, "fake", {2})
     with pytest.warns(UserWarning, match="phase 1, update 2: the fake's loss"):
         run(recorder=Recorder())
@@ -160,10 +160,12 @@ def test_a_run_warns_of_refused_updates_unless_its_recorder_hears_them(monkeypat
 
 @pytest.mark.parametrize("max_consecutive_skips", [0, 1, 3])
 @pytest.mark.parametrize("role", ["generator", "fake"])
-def test_more_in_a_row_than_patience_end_the_run(monkeypatch, role, max_consecutive_skips):
-    recorder = Listening()
+def test_more_consecutive_skips_than_allowed_stop_the_run(
+    monkeypatch, role, max_consecutive_skips
+):
+    recorder = Recording()
     bad = range(2, 2 + max_consecutive_skips)
-    with monkeypatch.context() as patch:  # as many as may pass
+    with monkeypatch.context() as patch:  # as many skips as allowed
         spoil(patch, role, {*bad})
         run(recorder=recorder, max_consecutive_skips=max_consecutive_skips)
     assert len(recorder.skipped) == max_consecutive_skips and recorder.updates == 8
@@ -191,18 +193,18 @@ def test_roles_are_counted_apart():
     assert health.drain() == ["a", "b", "c", "d"] and health.drain() == []
 
 
-def test_the_number_of_skips_is_not_negative():
+def test_a_negative_number_of_skips_raises():
     with pytest.raises(ValueError, match="max_consecutive_skips must be at least 0, got -1"):
         run(max_consecutive_skips=-1)
 
 
-def test_the_last_good_checkpoint_is_named_and_good(monkeypatch, tmp_path):
+def test_the_last_good_checkpoint_is_named_and_resumes(monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         spoil(patch, "generator", {4, 5, 6, 7})
         checkpointer = Checkpointer(tmp_path / "a", every=3)
         with pytest.raises(NonFiniteError) as error:
             run(checkpointer=checkpointer, updates=8)
-    name = "phase-0001-update-000000006"  # good though steps before it were skipped
+    name = "phase-0001-update-000000006"  # valid although earlier steps were skipped
     assert f"the last good checkpoint is {name}" in str(error.value)
     student, _ = run(checkpointer=Checkpointer(tmp_path / "a", every=3), updates=8, resume=True)
     assert all(bool(value.isfinite().all()) for value in student.state_dict().values())
@@ -211,7 +213,7 @@ def test_the_last_good_checkpoint_is_named_and_good(monkeypatch, tmp_path):
         run(checkpointer=Checkpointer(tmp_path / "b"), max_consecutive_skips=0)
 
 
-def test_on_the_command_line_it_is_one_line_and_exit_code_1(monkeypatch, tmp_path, capsys):
+def test_the_command_line_prints_one_line_and_exits_with_1(monkeypatch, tmp_path, capsys):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         spoil(patch, "generator", {2, 4, 5, 6})

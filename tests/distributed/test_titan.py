@@ -1,4 +1,4 @@
-"""A whole phase on several ranks against one process: losses, gradients and weights."""
+"""Distillation on several ranks against one process: losses, gradients and weights."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.distributed
 
 
 def shaken(network):
-    """Makes no parameter zero, which would hide its gradient's faults."""
+    """Perturbs all parameters, because zeros would hide errors of gradients."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -45,7 +45,7 @@ def digits():
 
 
 class Perceptron(Teacher):
-    """A plain teacher that states no plan."""
+    """A teacher without a parallel plan."""
 
     def __init__(self):
         super().__init__(schedule=RectifiedFlow(), kind="velocity", latent_shape=(4,))
@@ -77,8 +77,8 @@ def guided_family(name):
     return Guided(shaken(cls.from_config(**arguments)), 2.0)
 
 
-class Listening(Recorder):
-    """Keeps the losses of every update."""
+class LossRecorder(Recorder):
+    """Records the losses of every update."""
 
     interval = 1
 
@@ -106,13 +106,13 @@ def train(runtime, name, more=None):
             if parameter in orders:
                 dim, order = orders[parameter]
                 gradient = gradient.index_select(dim, order)
-            if gradient is None:  # the text of Qwen-Image's last block leads nowhere
+            if gradient is None:  # the text output of Qwen-Image's last block is unused
                 gradient = torch.zeros(parameter.shape)
             gradients.append(gradient.detach().clone())
         return clip(network, max_grad_norm)
 
     runtime.optimization.clip_gradients = keep
-    recorder = Listening()
+    recorder = LossRecorder()
     settings = dict(plan=PhasePlan.uniform(2, steps=2), updates=2, fake_updates=2)
     student = distill(
         TEACHERS[name](),
@@ -141,8 +141,8 @@ def on_ranks(cases):
     return results
 
 
-def furthest(got, wanted, least=0.0):
-    return float((got - wanted).abs().max() / wanted.abs().max().clamp_min(max(least, 1e-12)))
+def furthest(got, expected, least=0.0):
+    return float((got - expected).abs().max() / expected.abs().max().clamp_min(max(least, 1e-12)))
 
 
 def compare(world, cases):
@@ -155,17 +155,17 @@ def compare(world, cases):
         for rank in range(world):
             got, where = results[rank][i], f"{name} {degrees} {more} on rank {rank}"
             assert len(losses) == len(got[0]) > 0 and len(gradients) == len(got[1]) > 0
-            for wanted, heard in zip(losses, got[0], strict=True):
-                assert heard == pytest.approx(wanted, rel=1e-5, abs=1e-10), where
-            # small gradients are sums of large terms, and rounded as these are
+            for expected, actual in zip(losses, got[0], strict=True):
+                assert actual == pytest.approx(expected, rel=1e-5, abs=1e-10), where
+            # small gradients are sums of large terms, with their rounding errors
             least = 1e-3 * max(float(g.abs().max()) for g in gradients)
-            for j, (wanted, heard) in enumerate(zip(gradients, got[1], strict=True)):
-                assert furthest(heard, wanted, least) < 5e-6 * world, f"{where}: gradient {j}"
+            for j, (expected, actual) in enumerate(zip(gradients, got[1], strict=True)):
+                assert furthest(actual, expected, least) < 5e-6 * world, f"{where}: gradient {j}"
             assert weights.keys() == got[2].keys()
-            for name_, wanted in weights.items():  # Adam makes much of small gradients
-                off = furthest(got[2][name_], wanted)
-                if "init" in more:  # factors that start at zero are Adam's steps alone
-                    apart = (got[2][name_] - wanted).norm() / wanted.norm().clamp_min(1e-12)
+            for name_, expected in weights.items():  # Adam amplifies errors of small gradients
+                off = furthest(got[2][name_], expected)
+                if "init" in more:  # factors initialized to zero are sums of Adam's steps
+                    apart = (got[2][name_] - expected).norm() / expected.norm().clamp_min(1e-12)
                     off = float(apart) / 10
                 assert off < 1e-4, f"{where}: {name_}"
 
@@ -213,8 +213,8 @@ def test_two_ranks_train_adapters_as_one_process_does():
     )
 
 
-class Stumbling(Objective):
-    """Another objective, whose losses are no numbers at some calls, counted from 1."""
+class Failing(Objective):
+    """Wraps an objective, with NaN losses at some calls, counted from 1."""
 
     def __init__(self, inner, at):
         self.inner, self.at, self.calls = inner, at, 0
@@ -226,19 +226,19 @@ class Stumbling(Objective):
         return {name: wrong * loss for name, loss in losses.items()}
 
 
-class Complaints(Recorder):
+class Warnings(Recorder):
     def __init__(self):
-        self.heard = []
+        self.warnings = []
 
-    def on_skipped_step(self, complaint):
-        self.heard.append(complaint.split(":")[0])
+    def on_skipped_step(self, warning):
+        self.warnings.append(warning.split(":")[0])
 
 
-def refusing(degrees):
-    """Distills past updates that are refused: the first and a later one of either role."""
+def skipping(degrees):
+    """Distills with skipped updates: the first and a later one of both roles."""
     from pdmd.distributed.titan import TitanRuntime
 
-    recorder = Complaints()
+    recorder = Warnings()
     student = distill(
         digits(),
         PhasePlan.uniform(2),
@@ -246,25 +246,25 @@ def refusing(degrees):
         fake_updates=2,
         batch_size=8,
         optimizer=AdamRecipe(lr=1e-4),
-        generator_objective=Stumbling(DistributionMatching(), {1, 5}),
-        fake_objective=Stumbling(SubintervalScoreMatching(), {1, 4}),
+        generator_objective=Failing(DistributionMatching(), {1, 5}),
+        fake_objective=Failing(SubintervalScoreMatching(), {1, 4}),
         recorder=recorder,
         max_consecutive_skips=2,
         runtime=OneProcess() if degrees is None else TitanRuntime(**degrees),
     )
-    return student.state_dict(), recorder.heard
+    return student.state_dict(), recorder.warnings
 
 
 @pytest.mark.parametrize("degrees", [{}, {"tp": 2}], ids=["fsdp", "tp"])
-def test_ranks_refuse_what_one_process_refuses(degrees):
-    weights, complaints = refusing(None)
-    assert complaints == [
+def test_ranks_skip_the_updates_that_one_process_skips(degrees):
+    weights, warnings = skipping(None)
+    assert warnings == [
         *("phase 1, update 1", "phase 1, update 1", "phase 1, update 2", "phase 2, update 2"),
     ]
-    got = run_ranks(refusing, 2, degrees)
-    assert got[0][1] == complaints  # told by the main rank
-    for name, wanted in weights.items():
-        assert furthest(got[0][0][name], wanted) < 1e-4, name
+    got = run_ranks(skipping, 2, degrees)
+    assert got[0][1] == warnings  # reported by the main rank
+    for name, expected in weights.items():
+        assert furthest(got[0][0][name], expected) < 1e-4, name
 
 
 @pytest.mark.slow
@@ -314,13 +314,13 @@ def test_two_ranks_recompute_compile_and_round_to_the_same_losses():
     cases = [("digits", degrees, {}) for degrees, _ in OTHERWISE]
     losses, _, _ = train(OneProcess(), "digits")
     for got, (degrees, tolerance) in zip(run_ranks(on_ranks, 2, cases)[0], OTHERWISE, strict=True):
-        for wanted, heard in zip(losses, got[0], strict=True):
-            assert heard == pytest.approx(wanted, rel=tolerance), degrees
+        for expected, actual in zip(losses, got[0], strict=True):
+            assert actual == pytest.approx(expected, rel=tolerance), degrees
         assert all(value.dtype == torch.float32 for value in got[2].values())
 
 
 def resumed(folder, degrees, stop):
-    """Distills on this process or these ranks, from where the folder's checkpoints end."""
+    """Distills in this process or on these ranks, from the newest checkpoint of a folder."""
     from pdmd.distributed.titan import TitanRuntime
     from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 
@@ -351,19 +351,19 @@ def resumed(folder, degrees, stop):
     return student.state_dict()
 
 
-def test_a_run_goes_on_with_other_ranks_and_degrees(tmp_path):
+def test_a_run_resumes_on_other_ranks_and_degrees(tmp_path):
     whole = resumed(tmp_path / "whole", None, 0)
     assert run_ranks(resumed, 2, tmp_path / "a", {}, 1) == [None, None]  # FSDP, in phase 1
     assert resumed(tmp_path / "a", None, 1) is None
     assert run_ranks(resumed, 2, tmp_path / "a", {"tp": 2}, 2) == [None, None]  # into phase 2
     for weights in run_ranks(resumed, 2, tmp_path / "a", {}, 0):
-        for name, wanted in whole.items():
-            assert furthest(weights[name], wanted) < 1e-4, name
+        for name, expected in whole.items():
+            assert furthest(weights[name], expected) < 1e-4, name
 
 
 @pytest.mark.parametrize("degrees", [{}, {"tp": 2}], ids=["fsdp", "tp"])
 @pytest.mark.slow
-def test_a_run_on_ranks_goes_on_to_the_same_bits(tmp_path, degrees):
+def test_a_run_on_ranks_resumes_to_the_same_bits(tmp_path, degrees):
     (whole, _) = run_ranks(resumed, 2, tmp_path / "whole", degrees, 0)
     for stop in (2, 2):
         assert run_ranks(resumed, 2, tmp_path / "a", degrees, stop) == [None, None]
