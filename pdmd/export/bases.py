@@ -147,7 +147,7 @@ def check_networks(found: Sequence[Stage], layout: PipelineLayout, base: Base) -
     Raises:
         ValueError: If its configuration differs, or is missing.
     """
-    own = json.loads(json.dumps(dict(found[0].network.transformer.config)))
+    own = json.loads(json.dumps(dict(found[0].network.backbone.config)))
     theirs = json.loads(json.dumps(configuration(layout.network, base.folder, layout.slots[0])))
     for key in sorted(own.keys() & theirs.keys()):
         if not key.startswith("_") and own[key] != theirs[key]:

@@ -226,7 +226,7 @@ class _Parts:
             entries.update(dict.fromkeys(slots[1:], [None, None]))
         else:
             for slot, stage in zip(slots, self.stages, strict=False):
-                stage.network.transformer.save_config(draft / slot)
+                stage.network.backbone.save_config(draft / slot)
                 write(draft / slot, stage.weights(), changes=stage.changes())
                 entries[slot] = ["diffusers", self.layout.network]
             entries.update(dict.fromkeys(slots[len(self.stages) :], [None, None]))
@@ -246,7 +246,7 @@ class _Parts:
 
     def _write_routed(self, folder: Path, write: Callable[..., None]) -> list[str]:
         folder.mkdir()
-        transformer = self.stages[0].network.transformer
+        transformer = self.stages[0].network.backbone
         known = {k: v for k, v in transformer.config.items() if not k.startswith("_")}
         networks = bases(self.stages)
         adapters = [
@@ -275,7 +275,7 @@ class _Parts:
         weights = {
             f"networks.{i}.{name}": value
             for i, network in enumerate(networks)
-            for name, value in network.transformer.state_dict().items()
+            for name, value in network.backbone.state_dict().items()
         }
         for phase, stage in enumerate(self.stages):
             at = f"networks.{_place(networks, stage)}"
@@ -306,7 +306,7 @@ def _ship(module: str, name: str, folder: Path) -> list[str]:
 def _type_of(dtype: torch.dtype | None, stage: Stage, name: str, value: Tensor) -> torch.dtype:
     if dtype is None or not value.is_floating_point():
         return value.dtype
-    kept = {*(stage.network.transformer._keep_in_fp32_modules or ()), "lora_A", "lora_B"}
+    kept = {*(stage.network.backbone._keep_in_fp32_modules or ()), "lora_A", "lora_B"}
     return torch.float32 if kept & set(name.split(".")) else dtype
 
 

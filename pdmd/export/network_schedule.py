@@ -48,13 +48,13 @@ class Stage:
         if self.adapter is None:
             return {}
         return {
-            path.removeprefix("transformer."): factors
+            path.removeprefix("backbone."): factors
             for path, factors in self.adapter.factors().items()
         }
 
     def weights(self) -> dict[str, Tensor]:
         """Returns the transformer's weights, without the adapter."""
-        return self.network.transformer.state_dict()
+        return self.network.backbone.state_dict()
 
     def changes(self) -> dict[str, Callable[[], Tensor]]:
         """Returns what makes the adapter's change of each weight that it changes."""
@@ -92,7 +92,7 @@ def stages(student: Student) -> tuple[Stage, ...]:
 def _stage(leaf: Denoiser, times: tuple[float, ...]) -> Stage:
     adapter = leaf if isinstance(leaf, AdaptedDenoiser) else None
     network: Any = leaf if adapter is None else adapter.base
-    if not isinstance(network, TextTeacher) or network.layout is None:
+    if not isinstance(network, TextTeacher) or not network.layout.exported:
         raise ValueError(
             f"a {type(network).__name__} has no pipeline in diffusers, so its students are not "
             "exported; those of model families are, such as qwen_image and wan"
@@ -107,7 +107,7 @@ def bases(found: Sequence[Stage]) -> list[TextTeacher]:
 
 def weight_type(network: TextTeacher) -> torch.dtype:
     """Returns the type of a network's weights, but for those that its family keeps in float32."""
-    transformer = network.transformer
+    transformer = network.backbone
     kept = set(transformer._keep_in_fp32_modules or ())
     types = [
         parameter.dtype
@@ -124,9 +124,7 @@ def midpoints(found: Sequence[Stage]) -> list[float]:
 
 def layout_of(found: Sequence[Stage]) -> PipelineLayout:
     """Returns the layout of stages, which are all of one family."""
-    layout = found[0].network.layout
-    assert layout is not None
-    return layout
+    return found[0].network.layout
 
 
 def jumps(student: Student) -> list[float | None] | None:

@@ -63,7 +63,7 @@ def test_a_distillation_from_the_store_has_the_bits_of_one_with_the_encoder(
     plan = PhasePlan.uniform(2)
     whole = pdmd.distill(Guided(live, scale), plan, **settings)
     monkeypatch.setattr("pdmd.teachers.families.pipelines.load_text_encoder", no_encoder)
-    monkeypatch.setattr("pdmd.teachers.families.qwen_image.load_text_encoder", no_encoder)
+    monkeypatch.setattr("pdmd.teachers.families.text.load_text_encoder", no_encoder)
     arguments = {"folder": str(qwen_folder), "embeddings": str(tmp_path / "store"), **SIZE}
     stored = teachers.get("qwen_image")(**arguments)
     assert list(stored.prompts) == PROMPTS
@@ -98,7 +98,7 @@ def test_a_run_from_the_command_line_reads_the_store(qwen_folder, tmp_path, monk
     assert index["encoder"] == encoder_fingerprint(qwen_folder)
     assert (index["teacher"], index["prompts"]) == ("qwen_image", 3)
     monkeypatch.setattr("pdmd.teachers.families.pipelines.load_text_encoder", no_encoder)
-    monkeypatch.setattr("pdmd.teachers.families.qwen_image.load_text_encoder", no_encoder)
+    monkeypatch.setattr("pdmd.teachers.families.text.load_text_encoder", no_encoder)
     pairs = {"folder": qwen_folder, "embeddings": tmp_path / "store", **SIZE}
     pairs["cache"] = tmp_path / "elsewhere"
     run = ["distill", "digits", "--teacher.name", "qwen_image", "--out", str(tmp_path / "run")]

@@ -66,7 +66,7 @@ def refuse(*arguments, **more):
 
 def without_encoders(monkeypatch):
     monkeypatch.setattr("pdmd.teachers.families.wan_image.load_text_encoder", refuse)
-    monkeypatch.setattr("pdmd.teachers.families.wan.load_text_encoder", refuse)
+    monkeypatch.setattr("pdmd.teachers.families.text.load_text_encoder", refuse)
     monkeypatch.setattr("diffusers.AutoencoderKLWan.from_pretrained", refuse)
 
 

@@ -58,7 +58,7 @@ def sampled(student, out, *words):
 
 
 def test_files_hold_what_the_vae_decodes(image_student, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("pdmd.teachers.families.qwen_image.load_text_encoder", no_encoder)
+    monkeypatch.setattr("pdmd.teachers.families.text.load_text_encoder", no_encoder)
     words = ["--n", "4", "--batch-size", "3", "--seed", "5"]
     assert sampled(image_student, tmp_path / "each", *words) == 0
     assert "4 samples in 2 evaluations each" in capsys.readouterr().out

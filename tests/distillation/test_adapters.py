@@ -229,10 +229,10 @@ def test_outputs_agree_with_peft(name, tower, spec):
     teacher = teacher_of(name)
     part = teacher.routed.denoisers[tower] if name.startswith("wan") else teacher
     ours = shaken(AdaptedDenoiser(part, spec, seed=0))
-    names = [path.removeprefix("transformer.") for path in ours.factors()]
+    names = [path.removeprefix("backbone.") for path in ours.factors()]
     config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=names)
     theirs = part.trainable_copy()
-    theirs.transformer = inject_adapter_in_model(config, theirs.transformer)
+    theirs.backbone = inject_adapter_in_model(config, theirs.backbone)
     state = theirs.state_dict()
     for key, value in ours.state_dict().items():
         path, _, factor = key.rpartition(".lora_")
@@ -415,9 +415,9 @@ def test_targets_are_paths_or_their_ends():
         "attn2.to_q",
         "attn1.to_out.0",
     }
-    first = layers_of(teacher, ("transformer.blocks.0.*",))
-    assert first.keys() == {p for p in every if p.startswith("transformer.blocks.0.")}
-    assert list(layers_of(teacher, ("proj_out",))) == ["transformer.proj_out"]
+    first = layers_of(teacher, ("backbone.blocks.0.*",))
+    assert first.keys() == {p for p in every if p.startswith("backbone.blocks.0.")}
+    assert list(layers_of(teacher, ("proj_out",))) == ["backbone.proj_out"]
     with pytest.raises(ValueError, match="'q_proj' matches no linear layer.*to_q"):
         AdaptedDenoiser(teacher, LowRank(targets=("to_q", "q_proj")), seed=0)
 
@@ -427,7 +427,7 @@ def test_what_cannot_be_adapted_is_refused():
     adapted = AdaptedDenoiser(teacher, FOUR, seed=0)
     with pytest.raises(ValueError, match="adapted already.*merged"):
         AdaptedDenoiser(adapted, FOUR, seed=0)
-    teacher.transformer.enable_gradient_checkpointing()
+    teacher.backbone.enable_gradient_checkpointing()
     with pytest.raises(ValueError, match="disable_gradient_checkpointing"):
         asked(adapted, teacher)
     mixture = MixtureTeacher.random(dim=2, classes=2)

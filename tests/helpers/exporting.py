@@ -47,8 +47,8 @@ def teacher_of(name):
 
 def halved(part):
     """Holds a network in bfloat16, but for what its family keeps in float32."""
-    kept = set(part.transformer._keep_in_fp32_modules or ())
-    for name, parameter in part.transformer.named_parameters():
+    kept = set(part.backbone._keep_in_fp32_modules or ())
+    for name, parameter in part.backbone.named_parameters():
         if not kept & set(name.split(".")):
             parameter.data = parameter.data.bfloat16()
     return part

@@ -104,7 +104,7 @@ def sd3_pipeline(teacher, *, text=(None,) * 6, **arguments):
     names = [f"{part}{i}" for i in ("", "_2", "_3") for part in ("tokenizer", "text_encoder")]
     return bare(
         "StableDiffusion3Pipeline",
-        transformer=teacher.transformer,
+        transformer=teacher.backbone,
         scheduler=scheduler(**arguments),
         vae=image_vae(teacher.latent_shape[0]),
         **dict(zip(names, text, strict=True)),
@@ -120,8 +120,8 @@ def run_sd3(pipeline, teacher, condition, null, *, scale, steps, output="latent"
         negative_pooled_prompt_embeds=shared(null, rows, "pooled"),
         guidance_scale=scale,
         latents=noise(teacher, rows),
-        height=teacher.size["height"],
-        width=teacher.size["width"],
+        height=teacher.options["height"],
+        width=teacher.options["width"],
         num_inference_steps=steps,
         output_type=output,
         **more,
@@ -149,7 +149,7 @@ def flux_pipeline(teacher, *, text=(None,) * 4, **arguments):
     names = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
     return bare(
         "FluxPipeline",
-        transformer=teacher.transformer,
+        transformer=teacher.backbone,
         scheduler=scheduler(**arguments),
         vae=image_vae(teacher.latent_shape[0]),
         **dict(zip(names, text, strict=True)),
@@ -165,11 +165,11 @@ def run_flux(pipeline, teacher, condition, null, *, scale, steps, output="latent
         negative_pooled_prompt_embeds=shared(null, rows, "pooled"),
         true_cfg_scale=scale,
         latents=pack(noise(teacher, rows)),
-        height=teacher.size["height"],
-        width=teacher.size["width"],
+        height=teacher.options["height"],
+        width=teacher.options["width"],
         num_inference_steps=steps,
         output_type=output,
-        **({"guidance_scale": teacher.guidance_embedded or 7.0} | more),
+        **({"guidance_scale": teacher.options["guidance_embedded"] or 7.0} | more),
     ).images
     return unpack(out, *teacher.latent_shape[1:]) if output == "latent" else out
 
@@ -191,7 +191,7 @@ Z_IMAGE = {
 def z_image_pipeline(teacher, *, text=(None,) * 2, **arguments):
     return bare(
         "ZImagePipeline",
-        transformer=teacher.transformer,
+        transformer=teacher.backbone,
         scheduler=scheduler(**arguments),
         vae=image_vae(teacher.latent_shape[0]),
         **dict(zip(("tokenizer", "text_encoder"), text, strict=True)),
@@ -208,10 +208,10 @@ def run_z_image(pipeline, teacher, condition, null, *, scale, steps, output="lat
         prompt_embeds=cut(condition),
         negative_prompt_embeds=cut(null) * rows,
         guidance_scale=scale - 1,  # the pipeline counts from zero
-        cfg_normalization=teacher.cfg_normalization,
+        cfg_normalization=teacher.options["cfg_normalization"],
         latents=noise(teacher, rows),
-        height=teacher.size["height"],
-        width=teacher.size["width"],
+        height=teacher.options["height"],
+        width=teacher.options["width"],
         num_inference_steps=steps,
         output_type=output,
         **more,
@@ -253,7 +253,7 @@ def ltx_vae(channels, timed):
 def ltx_pipeline(teacher, *, text=(None,) * 2, timed=False, **arguments):
     return bare(
         "LTXPipeline",
-        transformer=teacher.transformer,
+        transformer=teacher.backbone,
         scheduler=scheduler(**arguments),
         vae=ltx_vae(teacher.latent_shape[0], timed),
         **dict(zip(("tokenizer", "text_encoder"), text, strict=True)),
@@ -269,10 +269,10 @@ def run_ltx(pipeline, teacher, condition, null, *, scale, steps, output="latent"
         negative_prompt_attention_mask=shared(null, rows, "mask"),
         guidance_scale=scale,
         latents=ltx_layout(noise(teacher, rows)),
-        height=teacher.size["height"],
-        width=teacher.size["width"],
-        num_frames=teacher.size["frames"],
-        frame_rate=teacher.size["frame_rate"],
+        height=teacher.options["height"],
+        width=teacher.options["width"],
+        num_frames=teacher.options["frames"],
+        frame_rate=teacher.options["frame_rate"],
         num_inference_steps=steps,
         output_type=output,
         **more,
@@ -355,9 +355,9 @@ def run_wan_i2v(pipeline, teacher, condition, null, *, scale, steps, output="lat
             negative_prompt_embeds=null["prompt"],
             guidance_scale=scales[0],
             guidance_scale_2=scales[1] if len(transformers(teacher)) > 1 else None,
-            height=first.size["height"],
-            width=first.size["width"],
-            num_frames=first.size["frames"],
+            height=first.options["height"],
+            width=first.options["width"],
+            num_frames=first.options["frames"],
             num_inference_steps=steps,
             output_type=output,
             **more,

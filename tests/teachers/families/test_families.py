@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pdmd import Guided, PhasePlan
 from pdmd.diffusion.schedules import shift_times
 from pdmd.teachers import QwenImageTeacher, WanTeacher
-from pdmd.teachers.families.qwen_image import _pack
-from pdmd.teachers.families.wan_networks import boundary_router
+from pdmd.teachers.families.boundaries import boundary_router
+from pdmd.teachers.families.tokens import pack
 from tests.helpers.tiny_families import (
     FAMILIES,
     WAN,
@@ -69,7 +69,7 @@ def test_the_norm_rescale_is_what_the_pipeline_needs():
     class Plain(QwenImageTeacher):
         guide = Guided.guide
 
-    plain = Plain(teacher.transformer, height=64, width=48, prompts=teacher.text)
+    plain = Plain(teacher.backbone, height=64, width=48, prompts=teacher.text)
     times = pipeline.scheduler.sigmas.tolist()
     assert (ode(Guided(plain, 4.0), condition, times) - expected).abs().max() > 1e-2
 
@@ -80,7 +80,7 @@ def test_conditions_without_padding_go_without_a_mask():
     row = condition[:1]
     short = unpadded(row)
     assert short["prompt"].shape[1] < 7
-    handle = teacher.transformer.register_forward_pre_hook(
+    handle = teacher.backbone.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["encoder_hidden_states_mask"]),
         with_kwargs=True,
     )
@@ -167,7 +167,7 @@ def test_an_oracle_gets_its_data_back(name):
     condition, null = teacher.encode(teacher.prompts), teacher.encode([None])
     times = PhasePlan.uniform(4, shift=teacher.shift).timesteps
     if name == "qwen_image":
-        oracle(teacher, _pack(x0), 1)
+        oracle(teacher, pack(x0), 1)
         pipeline = qwen_pipeline(teacher)
         theirs = run_qwen(pipeline, teacher, condition, null, scale=4.0, steps=4)
     else:

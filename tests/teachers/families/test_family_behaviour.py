@@ -27,7 +27,7 @@ from pdmd.cli.main import main
 from pdmd.evaluation.figures import side_by_side
 from pdmd.teachers import WanTeacher
 from pdmd.teachers.base import teachers
-from pdmd.teachers.families.qwen_image import _pack, _unpack
+from pdmd.teachers.families.tokens import pack, unpack
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 from pdmd.training.monitoring.recorder import Recorder
 from pdmd.typing import join_conditions
@@ -87,7 +87,7 @@ def test_guidance_of_one_is_none(name):
         guided = Guided(teacher, 3.0)(x, t, condition).value
         assert (guided - value).abs().max() > 1e-3
     if name == "qwen_image":  # every token keeps its length
-        close(_pack(guided).norm(dim=-1), _pack(value).norm(dim=-1))
+        close(pack(guided).norm(dim=-1), pack(value).norm(dim=-1))
 
 
 def test_every_network_of_two_has_its_own_guidance():
@@ -110,8 +110,8 @@ def test_packing_is_the_pipelines():
 
     x = torch.randn(2, 4, 6, 8)
     packed = QwenImagePipeline._pack_latents(x, 2, 4, 6, 8)
-    assert torch.equal(_pack(x), packed)
-    assert torch.equal(_unpack(packed, 6, 8), x)
+    assert torch.equal(pack(x), packed)
+    assert torch.equal(unpack(packed, 6, 8), x)
 
 
 def test_prompts_of_different_lengths_join():

@@ -61,7 +61,7 @@ def test_the_shift_of_qwen_image_is_what_its_pipeline_walks(tmp_path, arguments)
     size = {"height": 64, "width": 48}
     for meta in (False, True):
         loaded = QwenImageTeacher.from_pretrained(tmp_path, meta=meta, dtype="float32", **size)
-        assert loaded.around(loaded.transformer).shift == loaded.shift
+        assert loaded.with_backbone(loaded.backbone).shift == loaded.shift
     condition, null = teacher.encode(["random 0"]), teacher.encode([None])
     run_qwen(pipeline, teacher, condition, null, scale=1.0, steps=5)
     walked = torch.tensor(pipeline.scheduler.sigmas.tolist(), dtype=torch.float64)
@@ -74,7 +74,7 @@ def test_wan_loads_from_its_pipelines_folder(tmp_path, name):
     teacher = family(name)
     first = transformers(teacher)[0]
     wan_pipeline(teacher, expand=name == "wan_2.2_5b").save_pretrained(tmp_path)
-    size = (teacher.first if isinstance(teacher, RoutedTeacher) else teacher).size
+    size = (teacher.first if isinstance(teacher, RoutedTeacher) else teacher).options
     arguments = {k: size[k] for k in ("height", "width", "frames")}
     text = (teacher.first if isinstance(teacher, RoutedTeacher) else teacher).text
     loaded = WanTeacher.from_pretrained(tmp_path, embeddings=text, dtype="float32", **arguments)
@@ -261,7 +261,7 @@ def test_full_size_builds_without_memory():
     qwen, wan = (teachers.get(name)(meta=True) for name in ("qwen_image", "wan"))
     counts = [sum(p.numel() for p in t.parameters()) for t in (qwen, *wan.routed.denoisers)]
     assert [round(n / 1e9, 1) for n in counts] == [20.4, 14.3, 14.3]
-    assert qwen.transformer.config.axes_dims_rope == (16, 56, 56)
-    tables = [qwen.transformer.pos_embed.pos_freqs, wan.first.transformer.rope.freqs_cos]
+    assert qwen.backbone.config.axes_dims_rope == (16, 56, 56)
+    tables = [qwen.backbone.pos_embed.pos_freqs, wan.first.backbone.rope.freqs_cos]
     assert {table.device.type for table in tables} == {"cpu"}
     assert qwen.latent_shape == (16, 128, 128) and wan.latent_shape == (16, 21, 60, 104)

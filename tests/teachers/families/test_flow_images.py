@@ -117,7 +117,7 @@ def test_image_to_video_is_distilled_on_texts_with_images(tmp_path):
 
 def test_networks_go_to_the_teacher_of_their_kind(tmp_path):
     with pytest.raises(ValueError, match=r"needs a first image; take WanImageTeacher \(wan_i2v\)"):
-        WanTeacher(flow("wan_i2v_2.1").transformer)
+        WanTeacher(flow("wan_i2v_2.1").backbone)
     wan_pipeline(family("wan_2.1")).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"is text to video, which WanTeacher \(wan\) loads"):
         WanImageTeacher.from_pretrained(tmp_path, height=32, width=16, frames=9)

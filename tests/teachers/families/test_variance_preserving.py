@@ -30,8 +30,7 @@ from pdmd.teachers import (
     WithSchedule,
 )
 from pdmd.teachers.base import teachers
-from pdmd.teachers.families.discrete_timesteps import noise_levels, timestep_of
-from pdmd.teachers.families.stable_diffusion import SCALED_LINEAR
+from pdmd.teachers.families.discrete_timesteps import SCALED_LINEAR, noise_levels, timestep_of
 from tests.helpers.tiny_families import close, noise, ode
 
 TINY = {"channels": 8, "norm_num_groups": 4, "layers_per_block": 1}
@@ -78,7 +77,7 @@ def family(name):
 
 
 def network_of(teacher):
-    return teacher.unet if isinstance(teacher, DDPMTeacher) else teacher.transformer
+    return teacher.backbone
 
 
 def scheduler(teacher, **more):
@@ -127,7 +126,7 @@ def sd_pipeline(teacher, *, text=(None, None), **more):
             vae=vae(),
             tokenizer=text[0],
             text_encoder=text[1],
-            unet=teacher.transformer,
+            unet=teacher.backbone,
             scheduler=scheduler(teacher, **more),
             safety_checker=None,
             feature_extractor=None,
@@ -148,7 +147,7 @@ def xl_pipeline(teacher, *, text=(None,) * 4, force_zeros=True, **more):
             text_encoder=text[1],
             tokenizer_2=text[2],
             text_encoder_2=text[3],
-            unet=teacher.transformer,
+            unet=teacher.backbone,
             scheduler=scheduler(teacher, **more),
             force_zeros_for_empty_prompt=force_zeros,
             add_watermarker=False,
@@ -161,7 +160,7 @@ class Pooling(torch.nn.Module):
 
     def __init__(self, teacher):
         super().__init__()
-        unet = teacher.transformer.config
+        unet = teacher.backbone.config
         dim = unet.projection_class_embeddings_input_dim - 6 * unet.addition_time_embed_dim
         self.config = type("config", (), {"projection_dim": dim})
         self.dtype, self.device = torch.float32, torch.device("cpu")
@@ -170,13 +169,13 @@ class Pooling(torch.nn.Module):
 def class_pipeline(teacher, **more):
     from diffusers import DiTPipeline
 
-    return quiet(DiTPipeline(teacher.transformer, vae(), scheduler(teacher, **more)))
+    return quiet(DiTPipeline(teacher.backbone, vae(), scheduler(teacher, **more)))
 
 
 def ddim_pipeline(teacher, **more):
     from diffusers import DDIMPipeline
 
-    return quiet(DDIMPipeline(teacher.unet, scheduler(teacher, **more)))
+    return quiet(DDIMPipeline(teacher.backbone, scheduler(teacher, **more)))
 
 
 def theirs(name, teacher, condition, null, *, scale=1.0, steps=4, **more):
@@ -189,8 +188,8 @@ def theirs(name, teacher, condition, null, *, scale=1.0, steps=4, **more):
             "prompt_embeds": condition["prompt"],
             "negative_prompt_embeds": null["prompt"].expand(rows, -1, -1),
             "latents": x,
-            "height": teacher.height,
-            "width": teacher.width,
+            "height": teacher.options["height"],
+            "width": teacher.options["width"],
         }
         if name == "sdxl":
             text["pooled_prompt_embeds"] = condition["pooled"]
@@ -417,7 +416,10 @@ def test_stable_diffusion_loads_from_its_pipelines_folder(tmp_path, name):
     outline = StableDiffusionTeacher.from_pretrained(tmp_path, meta=True)
     assert {p.device.type for p in outline.parameters()} == {"meta"}
     side = {1: 512, 2: 768}[1 if name == "sd" else 2]
-    assert (outline.height, outline.width) == (side, side)  # the network's own
+    assert (outline.options["height"], outline.options["width"]) == (
+        side,
+        side,
+    )  # the network's own
 
 
 @pytest.mark.parametrize("force_zeros", [True, False])
@@ -458,7 +460,7 @@ def test_sdxl_heeds_its_size_and_pooled_text():
     condition = teacher.encode(teacher.prompts)
     x = noise(teacher, 2)
     larger = SDXLTeacher(
-        teacher.transformer, schedule=teacher.levels, kind="epsilon", prompts=teacher.text
+        teacher.backbone, schedule=teacher.levels, kind="epsilon", prompts=teacher.text
     )
     other = condition.clone()
     other["pooled"] = other["pooled"].flip(0)
@@ -466,7 +468,7 @@ def test_sdxl_heeds_its_size_and_pooled_text():
         value = teacher(x, 0.5, condition).value
         assert (teacher(x, 0.5, other).value - value).abs().max() > 1e-3
         assert (larger(x, 0.5, condition).value - value).abs().max() > 1e-3
-    assert larger.height == 1024
+    assert larger.options["height"] == 1024
 
 
 def test_a_refiner_is_refused(tmp_path):
@@ -662,12 +664,12 @@ def test_other_familys_folders_and_networks_are_refused(tmp_path):
         (guided, "time_cond_proj_dim"),
         (labelled, "num_class_embeds are not supported"),
         (unsized, "states no sample_size"),
-        (family("sdxl").transformer, "load it with the teacher of its family"),
+        (family("sdxl").backbone, "load it with the teacher of its family"),
     ):
         with pytest.raises(ValueError, match=message):
             StableDiffusionTeacher(network, **given)
     with pytest.raises(ValueError, match="load it with the teacher of its family"):
-        SDXLTeacher(family("sd").transformer, **given)
+        SDXLTeacher(family("sd").backbone, **given)
     for network, message in (
         (fourier, "time_embedding_type 'positional'"),
         (classes, "only unconditional"),
