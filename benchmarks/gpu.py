@@ -44,9 +44,13 @@ from pdmd.planning.traffic import flops_of
 from pdmd.teachers import QwenImageTeacher, WanTeacher
 from pdmd.teachers.guided import Guided
 from pdmd.training.conditions import ConditionStream
-from pdmd.training.fake_scores import FixedUpdates, OneFakeScore
+from pdmd.training.expert_training import ExpertTraining
+from pdmd.training.fake_scores import FakeScoreTraining
 from pdmd.training.monitoring.accounting import ROLES
+from pdmd.training.monitoring.recorder import Recorder
 from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputBuffer
+from pdmd.training.rollouts import Rollouts
+from pdmd.training.session import Session
 from pdmd.training.trainer import PhaseTrainer
 
 NOMINAL = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}  # dense bfloat16
@@ -143,6 +147,12 @@ class Clock:
         return out
 
 
+class Seldom(Recorder):
+    """Never settles the steps within a measurement."""
+
+    interval = 10**6
+
+
 def make_trainer(teacher, init, work, device, clock):
     """Makes the trainer of the plan's last phase, whose roles a clock watches."""
     runtime = OneProcess(device, torch.bfloat16, activation_checkpointing=True)
@@ -151,8 +161,8 @@ def make_trainer(teacher, init, work, device, clock):
     shared = ROLES_OF["one base"]  # three roles have copies, and not what came before
     earlier = [OdeExpert(shared.expert(teacher, phase, []), phase) for phase in before]
     for expert in earlier:
-        runtime.frozen(expert.denoiser).requires_grad_(False).eval()
-    guided = runtime.frozen(Guided(teacher, 4.0))
+        runtime.placement.frozen(expert.denoiser).requires_grad_(False).eval()
+    guided = runtime.placement.frozen(Guided(teacher, 4.0))
     conditions = teacher.encode(list(teacher.prompts))
     trainer = PhaseTrainer(
         experts=[OdeExpert(init.expert(teacher, last, earlier), last)],
@@ -162,34 +172,35 @@ def make_trainer(teacher, init, work, device, clock):
         generator_objective=Marked(DistributionMatching(), clock),
         fake_objective=Marked(SubintervalScoreMatching(), clock),
         conditions=ConditionStream(conditions.to(device)),
-        truncation=work.truncation,
         updates=10**6,
-        fake_scores=OneFakeScore(),
-        fake_updates=FixedUpdates(work.fake_updates),
-        batch_size=work.batch_size,
-        fake_updates_per_rollout=work.fake_updates_per_rollout,
-        entries=work.entries,
-        optimizer=AdamRecipe(lr=1e-5),
-        fake_optimizer=AdamRecipe(lr=1e-5),
-        ema_decay=0.99,
-        max_grad_norm=1.0,
         generator=torch.Generator().manual_seed(0),
-        runtime=runtime,
-        interval=10**6,
+        expert_training=ExpertTraining(optimizer=AdamRecipe(lr=1e-5), max_grad_norm=1.0),
+        rollouts=Rollouts(
+            batch_size=work.batch_size,
+            truncation=work.truncation,
+            phase_inputs=work.phase_inputs,
+        ),
+        fake_training=FakeScoreTraining(
+            updates=work.fake_updates,
+            updates_per_rollout=work.fake_updates_per_rollout,
+            optimizer=AdamRecipe(lr=1e-5),
+            max_grad_norm=1.0,
+        ),
+        session=Session(runtime=runtime, recorder=Seldom(), max_consecutive_skips=0),
     )
     clock.watch("teacher", trainer.teacher)
     clock.watch("generator", trainer.experts[0].denoiser)
     clock.watch("fake", trainer.fakes[0][0])
     for expert in earlier:
         clock.watch("frozen", expert.denoiser)
-    clip = runtime.clip
+    clip = runtime.optimization.clip_gradients
 
-    def clipped(network, largest):
+    def clipped(network, max_grad_norm):
         role = next(r for r, own in trainer.networks.items() if own is network)
         clock.mark(f"{role} backward")
-        return clip(network, largest)
+        return clip(network, max_grad_norm)
 
-    runtime.clip = clipped
+    runtime.optimization.clip_gradients = clipped
     return trainer
 
 
@@ -204,7 +215,7 @@ def measure_cycle(model, kind, frames, options):
         fake_updates=options.fake_updates,
         evaluations=2,
         fake_updates_per_rollout=options.fake_updates_per_rollout,
-        entries=PhaseInputBuffer(64) if options.ring else FreshPhaseInputs(),
+        phase_inputs=PhaseInputBuffer(64) if options.ring else FreshPhaseInputs(),
         updates=1 + options.cycles,
         activation_checkpointing=True,
     )
@@ -226,7 +237,7 @@ def measure_cycle(model, kind, frames, options):
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     trainer, seconds = made[0], []
-    before = dict(trainer.account.equivalents)
+    before = dict(trainer.session.account.equivalents)
     clock.marks.clear()
     for i in range(options.cycles):
         clock.mark("cycle")
@@ -238,7 +249,7 @@ def measure_cycle(model, kind, frames, options):
     if device.type == "cuda":
         peak = max(peak, torch.cuda.max_memory_allocated(device))
     trainer.settle()
-    counted = trainer.account.equivalents
+    counted = trainer.session.account.equivalents
     samples = options.cycles * options.batch
     useful = flops_of(roles[last], dataclasses.replace(work, activation_checkpointing=False), last)
     all_flops = flops_of(roles[last], work, last)

@@ -35,6 +35,7 @@ from pdmd.objectives import (
     DistributionMatching,
     Models,
     Objective,
+    PhaseContext,
     Rollout,
     SubintervalScoreMatching,
     WeightedSum,
@@ -42,8 +43,17 @@ from pdmd.objectives import (
 )
 from pdmd.teachers import Guided, MixtureTeacher, MlpDenoiser, Teacher
 from pdmd.training.curriculum import Joint, Progressive
-from pdmd.training.fake_scores import AdaptiveUpdates, OneFakeScore, OneFakeScorePerExitStep
+from pdmd.training.expert_training import ExpertTraining
+from pdmd.training.fake_scores import (
+    AdaptiveUpdates,
+    FakeScoreTraining,
+    OneFakeScore,
+    OneFakeScorePerExitStep,
+)
 from pdmd.training.optimizers import AdamRecipe
+from pdmd.training.phase_inputs import PhaseInputBuffer
+from pdmd.training.rollouts import Rollouts
+from pdmd.training.session import Session
 
 __version__ = "0.1.0"
 
@@ -57,6 +67,8 @@ __all__ = [
     "Disjoint",
     "DistributionMatching",
     "Expert",
+    "ExpertTraining",
+    "FakeScoreTraining",
     "FromDenoiser",
     "FromPrevious",
     "FromTeacher",
@@ -70,6 +82,7 @@ __all__ = [
     "LowRankRoles",
     "MixtureTeacher",
     "MlpDenoiser",
+    "Models",
     "Nested",
     "Objective",
     "OdeExpert",
@@ -77,16 +90,19 @@ __all__ = [
     "OneFakeScorePerExitStep",
     "PerStep",
     "Phase",
+    "PhaseContext",
+    "PhaseInputBuffer",
     "PhasePlan",
-    "Models",
     "Prediction",
     "Progressive",
     "RectifiedFlow",
     "RenoisingExpert",
     "Rollout",
+    "Rollouts",
     "RoutedDenoiser",
     "Router",
     "Schedule",
+    "Session",
     "Shifted",
     "StochasticTruncation",
     "Student",
@@ -108,3 +124,15 @@ __all__ = [
     "teachers",
     "trajectory",
 ]
+
+_RENAMED = {"Players": "Models", "OneFakeScorePerStop": "OneFakeScorePerExitStep"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import warnings
+
+    new = _RENAMED[name]
+    warnings.warn(f"pdmd.{name} is now pdmd.{new}", DeprecationWarning, stacklevel=2)
+    return globals()[new]

@@ -46,7 +46,9 @@ def test_the_commands_of_a_page_are_commands(page, line, capsys, monkeypatch, tm
     command, *words = line.split("  #")[0].split()[1:]
     if command == "distill":  # read as written, up to the run
         seen = []
-        monkeypatch.setattr("pdmd.cli.main._run", lambda config, options: seen.append(config) or 0)
+        monkeypatch.setattr(
+            "pdmd.cli.distill._run", lambda config, options: seen.append(config) or 0
+        )
         toml = [i for i, word in enumerate(words) if word.endswith(".toml")]
         for i in toml:
             (tmp_path / "my.toml").write_text("[plan]\nphases = 2\n")

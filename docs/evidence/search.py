@@ -99,17 +99,17 @@ def adaptive(more, *args, **kwargs):
 
 
 FAST, MIXED = (2e-3, 2e-3), (2e-3, 1e-3)
-FOUR = dict(rates=FAST, generator=matching(timestep_samples=4))
+FOUR = dict(rates=FAST, generator_objective=matching(timestep_samples=4))
 B = dict(plan=cuts(0.55, 0.35, 0.18), share=(1, 1, 2, 2))
 
 TRIALS = {
-    "ratio": trial(fake_score=ratio),
+    "ratio": trial(fake_objective=ratio),
     "log_snr": trial(
-        generator=matching(times=LogSnrTimes()),
-        fake_score=lambda: SubintervalScoreMatching(times=LogSnrTimes()),
+        generator_objective=matching(times=LogSnrTimes()),
+        fake_objective=lambda: SubintervalScoreMatching(times=LogSnrTimes()),
     ),
-    "exact_kl": trial(generator=matching(ExactKL())),
-    "posterior": trial(generator=matching(PosteriorDifference())),
+    "exact_kl": trial(generator_objective=matching(ExactKL())),
+    "posterior": trial(generator_objective=matching(PosteriorDifference())),
     "regression_1": trial(generator=regressed(1.0)),
     "regression_.2": trial(generator=regressed(0.2)),
     "shift_1.5": trial(plan=lambda: PhasePlan.uniform(4, shift=1.5)),
@@ -131,22 +131,27 @@ TRIALS = {
     "cuts_c": trial(**FOUR, plan=cuts(0.6, 0.45, 0.3), share=(1, 1, 2, 2)),
     "cuts_d": trial(**FOUR, plan=cuts(0.5, 0.35, 0.2)),
     "b_log_snr": trial(
-        rates=FAST, **B, generator=matching(timestep_samples=4, times=LogSnrTimes())
+        rates=FAST, **B, generator_objective=matching(timestep_samples=4, times=LogSnrTimes())
     ),
     "b_posterior": trial(
-        rates=FAST, **B, generator=matching(PosteriorDifference(), timestep_samples=4)
+        rates=FAST, **B, generator_objective=matching(PosteriorDifference(), timestep_samples=4)
     ),
     "b_fake_10": trial(**FOUR, **B, fake_updates=lambda: FixedUpdates(10)),
-    "b_fake_rate": trial(rates=MIXED, **B, generator=matching(timestep_samples=4)),
-    "b_ratio": trial(rates=FAST, **B, generator=matching(timestep_samples=8), fake_score=ratio),
+    "b_fake_rate": trial(rates=MIXED, **B, generator_objective=matching(timestep_samples=4)),
+    "b_ratio": trial(
+        rates=FAST, **B, generator_objective=matching(timestep_samples=8), fake_objective=ratio
+    ),
     "b_1331": trial(
-        rates=MIXED, plan=B["plan"], share=(1, 3, 3, 1), generator=matching(timestep_samples=4)
+        rates=MIXED,
+        plan=B["plan"],
+        share=(1, 3, 3, 1),
+        generator_objective=matching(timestep_samples=4),
     ),
     "b_1221": trial(
         rates=(2e-3, 5e-4),
         plan=B["plan"],
         share=(1, 2, 2, 1),
-        generator=matching(timestep_samples=4),
+        generator_objective=matching(timestep_samples=4),
     ),
     "b_4_rollouts": trial(rates=MIXED, **B, accumulate=4),
     "b_4_rollouts_4e-3": trial(rates=(4e-3, 1e-3), **B, accumulate=4),
@@ -155,7 +160,7 @@ TRIALS = {
         plan=B["plan"],
         share=(1, 3, 3, 1),
         accumulate=4,
-        generator=matching(timestep_samples=2),
+        generator_objective=matching(timestep_samples=2),
     ),
     "b_8_rollouts": trial(rates=MIXED, plan=B["plan"], share=(1, 1, 2, 3), accumulate=8),
     "a_8_rollouts_3e-3": trial(
@@ -165,7 +170,7 @@ TRIALS = {
         rates=(4e-3, 1e-3),
         **B,
         accumulate=8,
-        generator=matching(timestep_samples=2),
+        generator_objective=matching(timestep_samples=2),
         fake_updates=lambda: FixedUpdates(8),
     ),
     "adaptive_.05": adaptive(1.0, 0.05),
@@ -186,7 +191,7 @@ TOP = dict(plan=cuts(0.97, 0.92, 0.85), share=(1, 1, 1, 7))
 # what each adds to phased; `start` is the benchmark's own rates and fake updates
 DIGITS = {
     "start": trial(),
-    "draws": trial(generator=matching(timestep_samples=4)),
+    "draws": trial(generator_objective=matching(timestep_samples=4)),
     "rollouts": trial(accumulate=4, rates=(6e-4, 6e-4)),
     "fake_5": trial(fake_updates=lambda: FixedUpdates(5)),
     "2x2": trial(plan=halves),
@@ -194,7 +199,7 @@ DIGITS = {
     "high_cuts": trial(plan=cuts(0.9, 0.75, 0.5), share=(1, 1, 2, 4)),
     "higher_cuts": trial(plan=cuts(0.95, 0.85, 0.7), share=(1, 1, 1, 5)),
     "highest_cuts": trial(**TOP),
-    "highest_cuts_draws": trial(**TOP, generator=matching(timestep_samples=4)),
+    "highest_cuts_draws": trial(**TOP, generator_objective=matching(timestep_samples=4)),
     "highest_cuts_rollouts": trial(**TOP, accumulate=4, rates=(6e-4, 6e-4)),
     "highest_cuts_fake_4": trial(**TOP, fake_updates=lambda: FixedUpdates(4)),
     "highest_cuts_fake_8": trial(**TOP, fake_updates=lambda: FixedUpdates(8)),

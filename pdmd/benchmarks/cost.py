@@ -22,9 +22,12 @@ from pdmd.distillation.distill import distill
 from pdmd.distillation.experts import StochasticTruncation, Truncation
 from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.teachers.guided import Guided
-from pdmd.training.fake_scores import AdaptiveUpdates
+from pdmd.training.expert_training import ExpertTraining
+from pdmd.training.fake_scores import AdaptiveUpdates, FakeScoreTraining
 from pdmd.training.monitoring.accounting import ROLES, Account
 from pdmd.training.monitoring.recorder import Recorder
+from pdmd.training.rollouts import Rollouts
+from pdmd.training.session import Session
 
 __all__ = ["CostBenchmark", "InTurn"]
 
@@ -103,24 +106,29 @@ class CostBenchmark(MixtureBenchmark):
         distill(
             Guided(self.teacher(), 3.0),
             plan,
-            generator=scheme.generator(),
-            fake_score=scheme.fake_score(),
-            init=scheme.init(self.start(scheme.widen)),
-            expert=full_rollout(plan, scheme.expert) if efficiency.full else scheme.expert,
-            truncation=truncation,
-            curriculum=scheme.curriculum,
-            fake_scores=scheme.fake_scores,
+            generator_objective=scheme.generator_objective(),
+            fake_objective=scheme.fake_objective(),
             updates=cycles // len(plan) if together else cycles,
-            fake_updates=fake_updates,
-            batch_size=batch,
-            accumulate=scheme.accumulate,
-            fake_updates_per_rollout=efficiency.fake_updates_per_rollout,
-            phase_inputs=efficiency.phase_inputs(cycles * (most + scheme.accumulate)),
-            optimizer=self.optimizers[0],
-            fake_optimizer=self.optimizers[1],
+            experts=ExpertTraining(
+                initializer=scheme.init(self.start(scheme.widen)),
+                expert=full_rollout(plan, scheme.expert) if efficiency.full else scheme.expert,
+                curriculum=scheme.curriculum,
+                optimizer=self.optimizers[0],
+                accumulate=scheme.accumulate,
+            ),
+            rollouts=Rollouts(
+                batch_size=batch,
+                truncation=truncation,
+                phase_inputs=efficiency.phase_inputs(cycles * (most + scheme.accumulate)),
+            ),
+            fake_scores=FakeScoreTraining(
+                updates=fake_updates,
+                updates_per_rollout=efficiency.fake_updates_per_rollout,
+                scores=scheme.fake_scores,
+                optimizer=self.optimizers[1],
+            ),
+            session=Session(recorder=phases, account=account),
             seed=seed,
-            recorder=phases,
-            account=account,
         )
         return _row(phases.states, plan, batch * cycles)
 

@@ -31,8 +31,12 @@ from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.teachers.packaged.digits import DigitsTeacher
 from pdmd.teachers.packaged.pretraining import pretrained_network
 from pdmd.training.curriculum import split_updates
+from pdmd.training.expert_training import ExpertTraining
+from pdmd.training.fake_scores import FakeScoreTraining
 from pdmd.training.monitoring.accounting import Account
 from pdmd.training.optimizers import AdamRecipe
+from pdmd.training.rollouts import Rollouts
+from pdmd.training.session import Session
 from pdmd.typing import Condition, Latents, labels_of
 
 __all__ = ["DigitsBenchmark", "DistillationBenchmark", "MixtureBenchmark"]
@@ -107,7 +111,7 @@ class DistillationBenchmark(Benchmark):
     ) -> tuple[Student, dict[str, Any]]:
         """Distills by a scheme and says what it cost."""
         plan, config, account = scheme.plan(), self.config, Account()
-        batch = config.batch_size or self.batch_size
+        batch, efficiency = config.batch_size or self.batch_size, scheme.efficiency
         most = config.fake_updates or self.fake_updates
         init = scheme.init(self.start(scheme.widen))
         total = round((config.updates or self.updates) * scheme.more)
@@ -120,24 +124,29 @@ class DistillationBenchmark(Benchmark):
         student = distill(
             teacher,
             plan,
-            generator=scheme.generator(),
-            fake_score=scheme.fake_score(),
-            init=init,
-            expert=scheme.expert,
-            truncation=scheme.truncation,
-            curriculum=scheme.curriculum,
-            fake_scores=scheme.fake_scores,
+            generator_objective=scheme.generator_objective(),
+            fake_objective=scheme.fake_objective(),
             updates=updates,
-            fake_updates=scheme.efficiency.fake_updates(most),
-            batch_size=batch,
-            accumulate=scheme.accumulate,
-            fake_updates_per_rollout=scheme.efficiency.fake_updates_per_rollout,
-            phase_inputs=scheme.efficiency.phase_inputs(max(updates) * (most + scheme.accumulate)),
-            optimizer=optimizer,
-            fake_optimizer=fake_optimizer,
-            ema=0.99,
+            experts=ExpertTraining(
+                initializer=init,
+                expert=scheme.expert,
+                curriculum=scheme.curriculum,
+                optimizer=optimizer,
+                accumulate=scheme.accumulate,
+            ),
+            rollouts=Rollouts(
+                batch_size=batch,
+                truncation=scheme.truncation,
+                phase_inputs=efficiency.phase_inputs(max(updates) * (most + scheme.accumulate)),
+            ),
+            fake_scores=FakeScoreTraining(
+                updates=efficiency.fake_updates(most),
+                updates_per_rollout=efficiency.fake_updates_per_rollout,
+                scores=scheme.fake_scores,
+                optimizer=fake_optimizer,
+            ),
+            session=Session(account=account),
             seed=seed,
-            account=account,
         )
         seconds = time.process_time() - started
         cost = {

@@ -20,7 +20,7 @@ from pdmd.benchmarks.bare import bare_cycle, labels
 from pdmd.benchmarks.base import Benchmark
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.schedules import RectifiedFlow
-from pdmd.distillation.experts import OdeExpert, StochasticTruncation
+from pdmd.distillation.experts import OdeExpert
 from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.objectives.distribution_matching import DistributionMatching
 from pdmd.objectives.score_matching import SubintervalScoreMatching
@@ -28,8 +28,11 @@ from pdmd.teachers.packaged.digits import DigitsTeacher
 from pdmd.teachers.packaged.mlp import MlpDenoiser
 from pdmd.teachers.packaged.transformer import ImageTransformer
 from pdmd.training.conditions import ConditionStream
-from pdmd.training.fake_scores import FixedUpdates, OneFakeScore
+from pdmd.training.expert_training import ExpertTraining
+from pdmd.training.fake_scores import FakeScoreTraining
 from pdmd.training.optimizers import AdamRecipe
+from pdmd.training.rollouts import Rollouts
+from pdmd.training.session import Session
 from pdmd.training.trainer import PhaseTrainer
 
 __all__ = ["OverheadBenchmark"]
@@ -135,14 +138,10 @@ def _trainer(teacher: Any, phase: Phase, fakes: int, batch: int, seed: int) -> P
         generator_objective=DistributionMatching(),
         fake_objective=SubintervalScoreMatching(),
         conditions=conditions,
-        truncation=StochasticTruncation(),
         updates=10**6,
-        fake_scores=OneFakeScore(),
-        fake_updates=FixedUpdates(fakes),
-        batch_size=batch,
-        optimizer=AdamRecipe(lr=1e-5),
-        fake_optimizer=AdamRecipe(lr=1e-5),
-        ema_decay=0.99,
-        max_grad_norm=10.0,
         generator=torch.Generator().manual_seed(seed),
+        expert_training=ExpertTraining(optimizer=AdamRecipe(lr=1e-5)),
+        rollouts=Rollouts(batch_size=batch),
+        fake_training=FakeScoreTraining(updates=fakes, optimizer=AdamRecipe(lr=1e-5)),
+        session=Session(max_consecutive_skips=0),
     )

@@ -68,8 +68,8 @@ class Scheme:
         truncation: Where a rollout stops.
         curriculum: Which phases train together.
         fake_scores: How many fake scores a phase has.
-        generator: Makes what the generator minimises.
-        fake_score: Makes what the fake score minimises.
+        generator_objective: Builds what the generator minimises.
+        fake_objective: Builds what the fake score minimises.
         efficiency: How a cycle asks its networks: where rollouts start, how many fake updates each
             serves, and how many there are.
         more: Multiplies the number of generator updates, for a scheme that spends less on each.
@@ -87,8 +87,8 @@ class Scheme:
     truncation: Truncation = StochasticTruncation()
     curriculum: Curriculum = Progressive()
     fake_scores: FakeScores = OneFakeScore()
-    generator: Callable[[], Objective] = DistributionMatching
-    fake_score: Callable[[], Objective] = SubintervalScoreMatching
+    generator_objective: Callable[[], Objective] = DistributionMatching
+    fake_objective: Callable[[], Objective] = SubintervalScoreMatching
     efficiency: EfficiencySetting = EFFICIENCY_SETTINGS["boundary"]
     more: float = 1.0
     share: tuple[float, ...] = ()
@@ -176,7 +176,7 @@ SCHEMES: dict[str, Scheme] = {
     ),
     "phased_biased": Scheme(
         summary="As phased, the fake score trained on the biased target.",
-        fake_score=lambda: SubintervalScoreMatching(target=biased_target),
+        fake_objective=lambda: SubintervalScoreMatching(target=biased_target),
     ),
     "phased_one_to_one": Scheme(
         summary="As phased, one fake update per generator update.",

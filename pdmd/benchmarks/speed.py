@@ -95,7 +95,7 @@ class Course:
     def advance(self) -> PhaseTrainer:
         """Freezes the expert in training, if there is one, and begins the next phase."""
         if self.trainer is not None:
-            self.trainer.account.close()
+            self.trainer.session.account.close()
             self.finished += self.trainer.finished()
         return self._begin()
 

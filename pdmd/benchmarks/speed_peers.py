@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from pdmd.benchmarks.bare import DECAY, MARGIN, MAX_GRAD_NORM, apply_update, bare_cycle, labels
-from pdmd.distillation.experts import Expert, OdeExpert, StochasticTruncation
+from pdmd.distillation.experts import Expert, OdeExpert
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distributed.runtime import OneProcess
 from pdmd.objectives.distribution_matching import DistributionMatching
@@ -29,9 +29,12 @@ from pdmd.objectives.score_matching import SubintervalScoreMatching
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import Guided
 from pdmd.training.conditions import ConditionStream
-from pdmd.training.fake_scores import FakeUpdates, FixedUpdates, OneFakeScore
+from pdmd.training.expert_training import ExpertTraining
+from pdmd.training.fake_scores import FakeScoreTraining, FakeUpdates
 from pdmd.training.optimizers import AdamRecipe
-from pdmd.training.phase_inputs import PhaseInputs
+from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputs
+from pdmd.training.rollouts import Rollouts
+from pdmd.training.session import Session
 from pdmd.training.trainer import PhaseTrainer
 
 __all__ = ["MISSING", "PEERS", "Cycle", "Task", "has_modelopt", "make_trainer"]
@@ -98,20 +101,22 @@ def make_trainer(
         generator_objective=DistributionMatching(),
         fake_objective=SubintervalScoreMatching(),
         conditions=ConditionStream(labels(torch.arange(10, device=teacher.device))),
-        truncation=StochasticTruncation(),
         updates=10**6,
-        fake_scores=OneFakeScore(),
-        fake_updates=fake_updates or FixedUpdates(task.fake_updates),
-        batch_size=task.batch,
-        fake_updates_per_rollout=fake_updates_per_rollout,
-        optimizer=AdamRecipe(lr=task.lr, decay_from=1.0),
-        fake_optimizer=AdamRecipe(lr=task.fake_lr, decay_from=1.0),
-        ema_decay=DECAY,
-        max_grad_norm=MAX_GRAD_NORM,
         generator=torch.Generator().manual_seed(task.seed),
+        expert_training=ExpertTraining(
+            optimizer=AdamRecipe(lr=task.lr, decay_from=1.0),
+            ema=DECAY,
+            max_grad_norm=MAX_GRAD_NORM,
+        ),
+        rollouts=Rollouts(batch_size=task.batch, phase_inputs=phase_inputs or FreshPhaseInputs()),
+        fake_training=FakeScoreTraining(
+            updates=fake_updates or task.fake_updates,
+            updates_per_rollout=fake_updates_per_rollout,
+            optimizer=AdamRecipe(lr=task.fake_lr, decay_from=1.0),
+            max_grad_norm=MAX_GRAD_NORM,
+        ),
+        session=Session(runtime=OneProcess(teacher.device), max_consecutive_skips=0),
         seed=task.seed,
-        runtime=OneProcess(teacher.device),
-        phase_inputs=phase_inputs,
     )
 
 

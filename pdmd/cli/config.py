@@ -9,10 +9,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pdmd.cli.parallel_config import ParallelConfig
 from pdmd.distillation.adapters import LowRank
 from pdmd.distillation.experts import FullGradient, StochasticTruncation, experts
 from pdmd.distillation.phases import Disjoint, Nested, PhasePlan
-from pdmd.distributed.degrees import ParallelConfig
 from pdmd.objectives import (
     DistributionMatching,
     LogSnrTimes,

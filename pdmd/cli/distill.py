@@ -51,16 +51,16 @@ def _run(config: DistillConfig, options: RunOptions) -> int:
     try:
         code = _run_on(runtime, config, options)
     except RuntimeError as error:
-        failed = runtime.failed_rank()
+        failed = runtime.ranks.failed_rank()
         if not failed:
-            runtime.close(error)
+            runtime.ranks.close(error)
             raise
         why = f"{failed} ({one_line(error)[:200]})"
         print(f"pdmd: error: {why}", file=sys.stderr)
-        runtime.close(RuntimeError(why))
+        runtime.ranks.close(RuntimeError(why))
         return 1
     except BaseException as error:
-        runtime.close(error)
+        runtime.ranks.close(error)
         raise
     return code
 
@@ -96,17 +96,17 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int
             rows = run.evaluate(student)
     except Interrupted as stop:
         say(f"pdmd: {stop}; go on with: {again}", sys.stderr)
-        runtime.close()
+        runtime.ranks.close()
         return 130
     except KeyboardInterrupt as error:
-        runtime.close(error)
+        runtime.ranks.close(error)
         whole = run.checkpointer.store.sees_whole()
         how = f"go on with: {again}" if whole else "start again with --overwrite"
         say(f"pdmd: stopped; {how}", sys.stderr)
         return 130
     except NonFiniteError as error:
         say(f"pdmd: error: {one_line(error)}", sys.stderr)
-        runtime.close(error)
+        runtime.ranks.close(error)
         return 1
     say(format_table(rows))
     say(f"student  {folder / 'student'}")

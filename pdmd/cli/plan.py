@@ -11,8 +11,8 @@ import torch
 
 from pdmd.cli.arguments import parse_config
 from pdmd.cli.config import DistillConfig, TeacherConfig
+from pdmd.cli.parallel_config import PRECISIONS
 from pdmd.distillation.initializers import FromDenoiser, FromTeacher, Initializer, LowRankRoles
-from pdmd.distributed.degrees import PRECISIONS
 from pdmd.planning.evaluations import Work
 from pdmd.planning.memory import Precision
 from pdmd.planning.run_plan import RunPlan, check_cluster, measure_roles, plan_roles

@@ -22,7 +22,7 @@ from pdmd.cli.config import DistillConfig
 from pdmd.cli.config_files import write_config
 from pdmd.diffusion.sampling import ode_times
 from pdmd.diffusion.schedules import Schedule
-from pdmd.distillation.distill import check_teacher, distill
+from pdmd.distillation.distill import distill
 from pdmd.distillation.experts import experts
 from pdmd.distillation.initializers import (
     FromDenoiser,
@@ -35,6 +35,7 @@ from pdmd.distillation.low_rank import layers_of
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.student_folders import describe_plan
 from pdmd.distillation.students import Student
+from pdmd.distillation.validation import check_teacher
 from pdmd.distributed.runtime import Runtime
 from pdmd.evaluation.evaluate import evaluate
 from pdmd.teachers.base import Teacher, networks
@@ -42,8 +43,12 @@ from pdmd.teachers.guided import unguided
 from pdmd.teachers.packaged.pretraining import network_arguments, pretrained_network
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 from pdmd.training.checkpoints.store import Store
+from pdmd.training.expert_training import ExpertTraining
+from pdmd.training.fake_scores import FakeScoreTraining
 from pdmd.training.monitoring.accounting import Account
 from pdmd.training.monitoring.recorder import NullRecorder, RunRecorder
+from pdmd.training.rollouts import Rollouts
+from pdmd.training.session import Session
 from pdmd.typing import Condition
 
 __all__ = ["Run"]
@@ -100,22 +105,22 @@ class Run:
         self.progress = progress and self.runtime.main
         self.folder = Path(config.out)
         self.training = False
-        with self.runtime.agreed():
-            self.runtime.local(train.batch_size)
+        with self.runtime.ranks.consensus():
+            self.runtime.ranks.local_batch(train.batch_size)
             if self.runtime.main and self.folder.exists() and not self.folder.is_dir():
                 raise ValueError(f"{self.folder} is a file; choose another --out")
         occupied = self.folder.exists() and any(self.folder.iterdir())
         self.checkpointer = self._checkpointer(checkpoint)  # may look whether it can write there
         unfinished = self.checkpointer.exists()
-        with self.runtime.agreed():
+        with self.runtime.ranks.consensus():
             if self.runtime.main:
                 self._check_folder(unfinished, occupied)
             self.teacher = config.teacher.build()
             self.plan = config.plan.build()
-            self.generator, self.fake_score = config.objective.build()
+            self.generator_objective, self.fake_objective = config.objective.build()
             condition = self.teacher.conditions(self.teacher.prompts)
-            if self.runtime.plain:  # a spread teacher is checked once it is spread
-                check_teacher(self.teacher, self.plan, self.generator, condition)
+            if self.runtime.placement.in_place:  # a sharded teacher is checked once it is sharded
+                check_teacher(self.teacher, self.plan, self.generator_objective, condition)
             if not _has_weights(self.teacher) and not hasattr(unguided(self.teacher), "sample"):
                 raise ValueError(
                     f"{config.teacher.name} has neither weights nor samples to teach a network "
@@ -129,7 +134,7 @@ class Run:
                 network = networks[config.network.name](
                     **self._network_arguments(condition), schedule=self.teacher.schedule
                 )
-            self.runtime.check(network)
+            self.runtime.placement.check(network)
             self._check_lora()
         if resume:
             self.checkpointer.read()
@@ -153,36 +158,45 @@ class Run:
             write_config(config, self.folder / "config.toml")
             _write_plan(self.folder / "plan.json", self.plan, self.teacher.schedule)
         self.checkpointer.store.check()  # now that the folder is made
-        init, source = self._start()
+        initializer, source = self._start()
         optimizer, fake_optimizer = train.recipes()
         self.training = True
         student = distill(
             self.teacher,
             self.plan,
-            generator=self.generator,
-            fake_score=self.fake_score,
-            init=init,
-            expert=experts[train.expert],
-            truncation=train.build_truncation(),
             updates=train.updates_of(self.plan),
-            fake_updates=train.build_fake_updates(),
-            batch_size=train.batch_size,
-            accumulate=train.accumulate,
-            fake_updates_per_rollout=train.fake_updates_per_rollout,
-            phase_inputs=train.build_phase_inputs(self.plan),
-            optimizer=optimizer,
-            fake_optimizer=fake_optimizer,
-            ema=train.ema,
-            max_grad_norm=train.max_grad_norm,
+            generator_objective=self.generator_objective,
+            fake_objective=self.fake_objective,
+            experts=ExpertTraining(
+                initializer=initializer,
+                expert=experts[train.expert],
+                optimizer=optimizer,
+                ema=train.ema,
+                max_grad_norm=train.max_grad_norm,
+                accumulate=train.accumulate,
+            ),
+            rollouts=Rollouts(
+                batch_size=train.batch_size,
+                truncation=train.build_truncation(),
+                phase_inputs=train.build_phase_inputs(self.plan),
+            ),
+            fake_scores=FakeScoreTraining(
+                updates=train.build_fake_updates(),
+                updates_per_rollout=train.fake_updates_per_rollout,
+                optimizer=fake_optimizer,
+                max_grad_norm=train.max_grad_norm,
+            ),
+            session=Session(
+                runtime=self.runtime,
+                recorder=RunRecorder(self.folder, progress=self.progress)
+                if self.runtime.main
+                else NullRecorder(),
+                checkpointer=self.checkpointer,
+                resume=self.resume,
+                account=self.account,
+                max_consecutive_skips=train.max_consecutive_skips,
+            ),
             seed=train.seed,
-            max_consecutive_skips=train.max_consecutive_skips,
-            runtime=self.runtime,
-            recorder=RunRecorder(self.folder, progress=self.progress)
-            if self.runtime.main
-            else NullRecorder(),
-            checkpointer=self.checkpointer,
-            resume=self.resume,
-            account=self.account,
             source=source,
         )
         self.training = False
@@ -193,8 +207,8 @@ class Run:
         summary = {
             "teacher": config.teacher.name,
             "guidance": list(config.teacher.guidance),
-            "generator_objective": repr(self.generator),
-            "fake_objective": repr(self.fake_score),
+            "generator_objective": repr(self.generator_objective),
+            "fake_objective": repr(self.fake_objective),
             "parameters": sum(p.numel() for p in student.experts[0].parameters()),
             "seconds": round(time.perf_counter() - started, 1),
             "evaluations": self.account.state(),
@@ -207,7 +221,7 @@ class Run:
 
     def leave(self) -> None:
         """Lets the other ranks go; what comes after is the main one's alone."""
-        self.runtime.close()
+        self.runtime.ranks.close()
         if self.runtime.main:
             self.checkpointer = self._checkpointer()
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pdmd.conformance.harness import ROWS, Failed, Harness
 from pdmd.diffusion.denoisers import Denoiser
-from pdmd.distributed.runtime import set_precision
+from pdmd.distributed.placement import set_precision
 
 __all__ = [
     "check_deterministic",

@@ -12,8 +12,8 @@ from pdmd.conformance.harness import ROWS, Failed, Harness, NotApplicable
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import combination
 from pdmd.diffusion.sampling import sample_ode
-from pdmd.distillation.distill import check_teacher
 from pdmd.distillation.phases import PhasePlan
+from pdmd.distillation.validation import check_teacher
 from pdmd.objectives.distribution_matching import DistributionMatching
 from pdmd.objectives.time_samplers import UniformTimes
 from pdmd.teachers.base import Teacher

@@ -13,7 +13,7 @@ from pdmd.distillation.adapters import adapted_parts, checkpoint_contexts
 from pdmd.distributed.parameter_views import extend
 from pdmd.distributed.plans import units_of
 
-__all__ = ["keep_all", "checkpoint_units", "recomputes"]
+__all__ = ["keep_activations", "checkpoint_units", "recomputes"]
 
 
 def checkpoint_units(network: nn.Module) -> None:
@@ -30,7 +30,7 @@ def checkpoint_units(network: nn.Module) -> None:
             extend(unit, _Recomputed)
 
 
-def keep_all(network: nn.Module) -> None:
+def keep_activations(network: nn.Module) -> None:
     """Undoes :func:`checkpoint_units`."""
     for module in network.modules():
         if isinstance(module, _Recomputed):

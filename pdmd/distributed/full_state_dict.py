@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pdmd.distributed import permutations
-from pdmd.distributed.runtime import parameter_names
+from pdmd.distributed.state_layout import parameter_names
 
-__all__ = ["permuted_moments", "full_moments", "full_tensors", "restore_permuted"]
+__all__ = ["permuted_moments", "full_moments", "full_tensors", "load_permuted"]
 
 
 def full_tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -25,7 +25,7 @@ def full_tensors(network: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def restore_permuted(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_permuted(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Puts plain tensors where a placed network holds them out of order; no others.
 
     Args:

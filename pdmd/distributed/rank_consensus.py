@@ -1,4 +1,4 @@
-"""Agreement of ranks: what they decide on together, and fail of together."""
+"""Consensus of ranks: decisions they take together, and errors they raise together."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from pdmd.diffusion.routers import RoutedDenoiser
-from pdmd.distributed.runtime import local_part
+from pdmd.distributed.placement import local_part
 
-__all__ = ["agreed", "drop_unused", "mean_over_ranks", "on_any_rank"]
+__all__ = ["consensus", "drop_unused", "mean_over_ranks", "on_any_rank"]
 
-_agreements = itertools.count()  # in one order on all ranks
+_blocks = itertools.count()  # in one order on all ranks
 
 
 @contextlib.contextmanager
-def agreed(rank: int) -> Iterator[None]:
+def consensus(rank: int) -> Iterator[None]:
     """Raises on every rank what a block raised on one; all ranks go through it together.
 
     Args:
@@ -35,7 +35,7 @@ def agreed(rank: int) -> Iterator[None]:
         yield
     except (ValueError, OSError) as raised:
         error = raised
-    store = PrefixStore(f"pdmd/agreed/{next(_agreements)}", _get_default_store())
+    store = PrefixStore(f"pdmd/consensus/{next(_blocks)}", _get_default_store())
     kind = "" if error is None else "ValueError " if isinstance(error, ValueError) else "OSError "
     store.set(str(rank), f"{kind}{error}" if kind else "")
     said = [store.get(str(other)).decode() for other in range(dist.get_world_size())]

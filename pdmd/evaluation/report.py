@@ -192,6 +192,10 @@ def _settings(path: Path) -> tuple[str, dict[str, Any]]:
     """Returns the resolved configuration of a run, as text and as plain values."""
     try:
         text = path.read_text(encoding="utf-8")
-        return text, tomllib.loads(text)
+        values = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not readable TOML: {error}") from error
+    for section in ("teacher", "train"):
+        if not isinstance(values.get(section), dict):
+            raise ValueError(f"{path} is not the configuration of a run: it has no [{section}]")
+    return text, values

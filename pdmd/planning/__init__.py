@@ -4,9 +4,10 @@ Networks are built on the meta device, where tensors have shapes and no contents
 computation is recorded there. Everything else is arithmetic.
 """
 
+from pdmd.distributed.degrees import Degrees
 from pdmd.planning.evaluations import Calls, Work, calls
 from pdmd.planning.footprint import Footprint, measure
-from pdmd.planning.memory import Degrees, Precision, RankMemory, Roles, memory_of
+from pdmd.planning.memory import Precision, RankMemory, Roles, memory_of
 from pdmd.planning.run_plan import RunPlan, measure_roles, plan_roles
 from pdmd.planning.search import Choice, search
 from pdmd.planning.tables import tables

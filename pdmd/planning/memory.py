@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pdmd.distributed.degrees import Degrees
 from pdmd.planning.evaluations import Work
 from pdmd.planning.footprint import Footprint
 from pdmd.planning.recording import Course
 from pdmd.training.phase_inputs import PhaseInputBuffer
 
-__all__ = ["Degrees", "Precision", "RankMemory", "Roles", "memory_of"]
+__all__ = ["Precision", "RankMemory", "Roles", "memory_of"]
 
 _MASTER = 4  # bytes of a parameter that trains, of its gradient, its moments and its average
 # Latents of a batch that are held beside the networks' own while scores are compared:
@@ -26,38 +27,6 @@ _LAST = 5  # of the last fake update: entry, output, noise, noisy latents, answe
 _FIRST = 2  # where rollouts accumulate: entry and output of the first
 _STEPPED = 2  # of the batches of a ring that pass through an expert together: before and after
 _SHARED = 2  # entry and output of a rollout that both roles are served by
-
-
-@dataclass(frozen=True, kw_only=True)
-class Degrees:
-    """How many ranks share the work in each way.
-
-    Attributes:
-        dp_replicate: Copies of the shards, each with its part of the batch.
-        dp_shard: Ranks that share parameters, each with its part of the batch.
-        cp: Ranks that share a sequence (context parallelism); they share parameters too.
-        tp: Ranks that share every layer (tensor parallelism).
-    """
-
-    dp_replicate: int = 1
-    dp_shard: int = 1
-    cp: int = 1
-    tp: int = 1
-
-    @property
-    def gpus(self) -> int:
-        """The number of ranks."""
-        return self.dp_replicate * self.dp_shard * self.cp * self.tp
-
-    @property
-    def shards(self) -> int:
-        """Ranks over which parameters, gradients and optimizer states are sharded."""
-        return self.dp_shard * self.cp
-
-    @property
-    def batches(self) -> int:
-        """Ranks over which the batch is divided."""
-        return self.dp_replicate * self.dp_shard
 
 
 @dataclass(frozen=True, kw_only=True)

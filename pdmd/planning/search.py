@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from pdmd.distributed.degrees import Degrees
 from pdmd.planning.evaluations import Work
-from pdmd.planning.memory import Degrees, Precision, RankMemory, Roles, memory_of
+from pdmd.planning.memory import Precision, RankMemory, Roles, memory_of
 from pdmd.planning.traffic import Traffic, traffic_of
 
 __all__ = ["Choice", "degrees_for", "search"]

@@ -10,9 +10,10 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pdmd.distributed.degrees import Degrees
 from pdmd.planning.evaluations import Work, calls
 from pdmd.planning.footprint import Footprint
-from pdmd.planning.memory import Degrees, Precision, Roles
+from pdmd.planning.memory import Precision, Roles
 from pdmd.training.monitoring.accounting import ROLES
 
 __all__ = ["Traffic", "flops_of", "traffic_of"]

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
-from pdmd.distributed.runtime import local_part
+from pdmd.distributed.placement import local_part
 
 __all__ = ["Ema"]
 

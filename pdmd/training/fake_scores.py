@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from torch import Tensor
 
 from pdmd.distillation.phases import Phase
+from pdmd.training.optimizers import AdamRecipe
 
 __all__ = [
     "AdaptiveUpdates",
+    "FakeScoreTraining",
     "FakeScores",
     "FakeUpdates",
     "FixedUpdates",
@@ -188,3 +191,50 @@ class AdaptiveUpdates(FakeUpdates):
             f"AdaptiveUpdates({self.tolerance}, least={self.least}, most={self.most}, "
             f"memory={self.memory})"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeScoreTraining:
+    """How the fake scores train.
+
+    Attributes:
+        updates: Updates of the fake score before each of the expert's (TTUR): their number, or
+            what decides it.
+        updates_per_rollout: Fake updates that share one rollout, with new times and noise; above
+            1 the expert's own rollout serves the first of them. Fewer network evaluations,
+            samples that are seen more often.
+        scores: How many fake scores a phase has, and which one a rollout trains.
+        optimizer: The optimizer of the fake scores; by default the expert's at twice its
+            learning rate, constant.
+        max_grad_norm: Largest norm of the gradient.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    updates: int | FakeUpdates = 5
+    updates_per_rollout: int = 1
+    scores: FakeScores = field(default_factory=OneFakeScore)
+    optimizer: AdamRecipe | None = None
+    max_grad_norm: float = 10.0
+
+    def __post_init__(self) -> None:
+        self.schedule()
+        if self.updates_per_rollout < 1:
+            raise ValueError(
+                f"updates_per_rollout must be at least 1, got {self.updates_per_rollout}"
+            )
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm}")
+
+    def schedule(self) -> FakeUpdates:
+        """Returns what decides the number of updates.
+
+        Raises:
+            ValueError: If a number is negative.
+        """
+        return FixedUpdates(self.updates) if isinstance(self.updates, int) else self.updates
+
+    def recipe(self, experts: AdamRecipe) -> AdamRecipe:
+        """Returns the optimizer, given the experts'."""
+        return self.optimizer or AdamRecipe(lr=2 * experts.lr, decay_from=1.0)

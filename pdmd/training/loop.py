@@ -1,4 +1,4 @@
-"""The loop of a phase: its cycles, what is recorded of them, and its checkpoints."""
+"""The loop of a phase: its cycles, their records and checkpoints."""
 
 from __future__ import annotations
 
@@ -7,69 +7,62 @@ from collections.abc import Sequence
 import torch
 
 from pdmd.distillation.experts import Expert
-from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
+from pdmd.training.checkpoints.checkpointer import Interrupted
+from pdmd.training.checkpoints.training_state import save_training
 from pdmd.training.monitoring.calibration import calibration_slopes
-from pdmd.training.monitoring.recorder import Recorder
 from pdmd.training.phase_inputs import FreshPhaseInputs
 from pdmd.training.trainer import PhaseTrainer
 
 __all__ = ["calibrate", "train_phase"]
 
 
-def train_phase(
-    trainer: PhaseTrainer,
-    phases: int,
-    finished: Sequence[Expert],
-    recorder: Recorder,
-    checkpointer: Checkpointer | None,
-) -> None:
-    """Runs a phase's cycles to its end, from where it stands.
+def train_phase(trainer: PhaseTrainer, phases: int, finished: Sequence[Expert]) -> None:
+    """Runs a phase's cycles to its end, from where the trainer stands.
 
     Args:
         trainer: The phase.
         phases: Phases of the plan.
         finished: The experts before it, for checkpoints.
-        recorder: Hears of progress, scalars and refused updates.
-        checkpointer: Writes checkpoints, if any are wanted.
 
     Raises:
-        Interrupted: If the checkpointer was asked to stop; its checkpoint is written.
+        Interrupted: If a stop was requested; the checkpoint is written.
         NonFiniteError: If too many updates in a row are not finite.
     """
+    session = trainer.session
+    recorder, checkpointer = session.recorder, session.checkpointer
+
+    def save() -> None:
+        save_training(session, finished, trainer.generator, trainer.phase_inputs, trainer)
+
     recorder.on_phase_start(trainer.phase, phases, trainer.updates, trainer.update)
     while trainer.update < trainer.updates:
-        if checkpointer is not None and trainer.runtime.any(checkpointer.stop_requested):
-            _save(checkpointer, finished, trainer)
-            checkpointer.store.wait()
+        if checkpointer.should_stop(session.runtime.ranks):
+            save()
+            checkpointer.wait()
             raise Interrupted(
                 f"stopped in phase {trainer.phase.index + 1} after update {trainer.update}"
             )
         scalars = trainer.cycle()
         recorder.on_update(trainer.update)
-        for complaint in trainer.health.drain():
-            recorder.on_skipped_step(complaint)
+        for warning in trainer.health.drain():
+            recorder.on_skipped_step(warning)
         if trainer.update % recorder.interval == 0 or trainer.update == trainer.updates:
             values = {name: float(value) for name, value in scalars.items()}
-            values |= trainer.account.scalars()
+            values |= session.account.scalars()
             recorder.on_scalars(trainer.phase, trainer.update, values)
-        if checkpointer is not None and trainer.update % checkpointer.every == 0:
-            _save(checkpointer, finished, trainer)
+        if checkpointer.due(trainer.update):
+            save()
 
 
-def _save(checkpointer: Checkpointer, finished: Sequence[Expert], trainer: PhaseTrainer) -> None:
-    trainer.settle()
-    checkpointer.save(finished, trainer, trainer.generator, trainer.account, trainer.phase_inputs)
-
-
-def calibrate(trainer: PhaseTrainer, recorder: Recorder) -> None:
-    """Records how both scores are calibrated on a phase's students, at ten times of each.
+def calibrate(trainer: PhaseTrainer) -> None:
+    """Records the calibration of both scores on a phase's students, at ten times of each.
 
     Args:
         trainer: The phase, trained.
-        recorder: Hears of it.
     """
-    fresh = FreshPhaseInputs()  # a ring is not filled for one batch
-    fresh.on_phase_start(trainer.phase_inputs.producer)
+    runtime, recorder = trainer.session.runtime, trainer.session.recorder
+    fresh = FreshPhaseInputs()  # a buffer is not filled for one batch
+    fresh.on_phase_start(trainer.phase_inputs.source)
     for k, expert in enumerate(trainer.experts):
         bounds = trainer.generator_objective.time_bounds(expert.phase)
         if bounds is None:
@@ -86,5 +79,5 @@ def calibrate(trainer: PhaseTrainer, recorder: Recorder) -> None:
             rollout.condition,
             trainer.generator,
         )
-        slopes = trainer.runtime.mean(torch.tensor([fake, real], device=trainer.runtime.device))
+        slopes = runtime.ranks.mean(torch.tensor([fake, real], device=runtime.device))
         recorder.on_calibration(expert.phase, times, *slopes.tolist())

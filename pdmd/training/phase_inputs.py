@@ -63,11 +63,11 @@ class PhaseInputSource:
 class PhaseInputs(ABC):
     """Hands out the phase inputs of a phase, a batch at a time."""
 
-    producer: PhaseInputSource
+    source: PhaseInputSource
 
-    def on_phase_start(self, producer: PhaseInputSource) -> None:
+    def on_phase_start(self, source: PhaseInputSource) -> None:
         """Hears that a phase begins, or goes on after :meth:`restore`."""
-        self.producer = producer
+        self.source = source
 
     @abstractmethod
     def take(self) -> tuple[Latents, Condition]:
@@ -91,7 +91,7 @@ class FreshPhaseInputs(PhaseInputs):
 
     @torch.no_grad()
     def take(self) -> tuple[Latents, Condition]:
-        p = self.producer
+        p = self.source
         x, rows = p.noise(p.generator)
         condition = p.conditions.take(rows)
         for expert in p.experts:
@@ -148,9 +148,9 @@ class PhaseInputBuffer(PhaseInputs):
         self._made = [0]  # batches that were made in every phase, of this fill
         self._drop()
 
-    def on_phase_start(self, producer: PhaseInputSource) -> None:
-        super().on_phase_start(producer)
-        phase = len(producer.experts)
+    def on_phase_start(self, source: PhaseInputSource) -> None:
+        super().on_phase_start(source)
+        phase = len(source.experts)
         if phase != len(self._made) - 1:
             self._served = 0
             self._made += [0] * (phase - len(self._made) + 1)
@@ -163,8 +163,8 @@ class PhaseInputBuffer(PhaseInputs):
         index = self._index(self._served)
         self._served += 1
         self._make(index)
-        x = self._batches[index]["x"].to(self.producer.device, copy=True)
-        return x, self.producer.conditions.take(self._rows[index])
+        x = self._batches[index]["x"].to(self.source.device, copy=True)
+        return x, self.source.conditions.take(self._rows[index])
 
     def needed(self, taken: int) -> int:
         """Returns how many batches of a fill are made for so many that are taken."""
@@ -209,7 +209,7 @@ class PhaseInputBuffer(PhaseInputs):
     @torch.no_grad()
     def _make(self, index: int) -> None:
         """Makes a batch, and those that go together with it, if they are not there yet."""
-        p = self.producer
+        p = self.source
         first = index - index % self.together
         places = range(first, min(first + self.together, self.batches))
         if index not in self._batches:
@@ -224,7 +224,7 @@ class PhaseInputBuffer(PhaseInputs):
         self._made[-1] = max(self._made[-1], places.stop)
 
     def _pass(self, number: int, places: range) -> None:
-        p = self.producer
+        p = self.source
         expert = p.experts[number]
         groups = [range(i, i + 1) for i in places] if expert.draws else [places]
         for group in groups:  # noise is drawn batch by batch
@@ -248,9 +248,9 @@ class PhaseInputBuffer(PhaseInputs):
         return batch.cpu().memmap_(str(Path(self._place.name) / str(index)))
 
     def _generator(self, *parts: int) -> RankGenerator:
-        own = self.producer.generator
+        own = self.source.generator
         rank, ranks = getattr(own, "rank", 0), getattr(own, "ranks", 1)
-        seed = self.producer.seed
+        seed = self.source.seed
         for part in (self._fill, *parts):
             seed = (seed * 6_364_136_223_846_793_005 + part + 1_442_695_040_888_963_407) % 2**63
         return RankGenerator.make(seed, rank, ranks)

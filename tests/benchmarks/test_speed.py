@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from pdmd.benchmarks import BenchConfig, efficiency_settings, speed, speed_networks
+from pdmd.benchmarks import BenchConfig, efficiency, speed, speed_networks
 from pdmd.benchmarks.base import read_results, run_benchmark
 from pdmd.benchmarks.memory import allocated
 from pdmd.benchmarks.speed import SETTINGS, Course, SpeedBenchmark, Turns
@@ -149,7 +149,7 @@ def test_a_course_carries_its_ring_through_the_phases():
         assert trainer.phase.index == index and len(course.finished) == index
         for _ in range(4):
             trainer.cycle()
-        frozen = trainer.account.forward["frozen"] / task.batch
+        frozen = trainer.session.account.forward["frozen"] / task.batch
         assert frozen == (4 if index else 0)  # one step of one expert for each batch
 
 
@@ -273,5 +273,5 @@ def test_devices_are_checked(tmp_path):
 
 def test_the_settings_are_the_economies():
     for name in set(SETTINGS) - {"buffer_reuse_2"}:
-        assert SETTINGS[name] is efficiency_settings.EFFICIENCY_SETTINGS[name]
+        assert SETTINGS[name] is efficiency.EFFICIENCY_SETTINGS[name]
     assert list(SETTINGS)[0] == "full_rollout"

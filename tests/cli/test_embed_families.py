@@ -6,13 +6,13 @@ import shutil
 import pytest
 import torch
 
-import pdmd
 from pdmd import Guided, PhasePlan
 from pdmd.cli.main import main
 from pdmd.teachers import PromptEmbeddings, QwenImageTeacher, RoutedTeacher, WanTeacher
 from pdmd.teachers.base import teachers
 from pdmd.teachers.conditioning.embeddings import StoredEmbeddings, embed
 from pdmd.teachers.conditioning.fingerprints import encoder_fingerprint
+from tests.helpers.distilling import distill
 from tests.helpers.tiny_families import QWEN, WAN, family, qwen_pipeline, wan_pipeline
 from tests.teachers.families.test_family_folders import qwen_text, t5
 
@@ -61,14 +61,14 @@ def test_a_distillation_from_the_store_has_the_bits_of_one_with_the_encoder(
     live.text.batch_size = 2
     settings = {"updates": 2, "fake_updates": 1, "batch_size": 3}
     plan = PhasePlan.uniform(2)
-    whole = pdmd.distill(Guided(live, scale), plan, **settings)
+    whole = distill(Guided(live, scale), plan, **settings)
     monkeypatch.setattr("pdmd.teachers.families.pipelines.load_text_encoder", no_encoder)
     monkeypatch.setattr("pdmd.teachers.families.text.load_text_encoder", no_encoder)
     arguments = {"folder": str(qwen_folder), "embeddings": str(tmp_path / "store"), **SIZE}
     stored = teachers.get("qwen_image")(**arguments)
     assert list(stored.prompts) == PROMPTS
     monkeypatch.setattr(StoredEmbeddings, "encode", only_one_row(StoredEmbeddings.encode))
-    again = pdmd.distill(Guided(stored, scale), plan, **settings)
+    again = distill(Guided(stored, scale), plan, **settings)
     for key, weight in whole.state_dict().items():
         assert torch.equal(weight, again.state_dict()[key])
     assert list(again.prompts) == PROMPTS

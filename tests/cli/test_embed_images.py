@@ -6,13 +6,13 @@ import shutil
 import pytest
 import torch
 
-import pdmd
 from pdmd import Guided, PhasePlan
 from pdmd.cli.main import main
 from pdmd.teachers import ImagePrompt, RoutedTeacher
 from pdmd.teachers.base import teachers
 from pdmd.teachers.conditioning.embeddings import StoredEmbeddings
 from pdmd.teachers.conditioning.sources import read_image_prompts
+from tests.helpers.distilling import distill
 from tests.helpers.tiny_families import WAN, family, wan_pipeline
 from tests.helpers.tiny_flows import FLOWS
 from tests.teachers.families.test_flow_images import picture, saved
@@ -80,7 +80,7 @@ def test_a_store_holds_what_the_encoders_make(made, tmp_path, monkeypatch, capsy
     plan = PhasePlan.from_timesteps((1.0, 0.9, 0.0))
     settings = {"updates": 2, "fake_updates": 1, "batch_size": 2}
     scale = (3.0, 2.0) if isinstance(live, RoutedTeacher) else 3.0
-    whole = pdmd.distill(Guided(live, scale), plan, **settings)
+    whole = distill(Guided(live, scale), plan, **settings)
     without_encoders(monkeypatch)
     stored = teachers.get("wan_i2v")(embeddings=str(tmp_path / "store"), **arguments)
     assert [prompt.text for prompt in stored.prompts] == TEXTS
@@ -89,7 +89,7 @@ def test_a_store_holds_what_the_encoders_make(made, tmp_path, monkeypatch, capsy
         assert all(torch.equal(found[key], expected[key]) for key in expected.keys())
     found = stored.encode([None])  # of no image, there is nothing but the text's part
     assert list(found.keys()) == ["prompt"] and torch.equal(found["prompt"], null["prompt"])
-    again = pdmd.distill(Guided(stored, scale), plan, **settings)
+    again = distill(Guided(stored, scale), plan, **settings)
     for key, weight in whole.state_dict().items():
         assert torch.equal(weight, again.state_dict()[key]), key
     with pytest.raises(ValueError, match="a prompt of .*store is an ImagePrompt, .* got 'a cat'"):

@@ -80,7 +80,7 @@ def test_the_main_job(tmp_path, capsys, preset):
         (["sample", "nowhere"], "no student.json"),
         (["sample"], "missing the student folder"),
         (["evaluate", "nowhere"], "no student.json"),
-        (["pretrain", "cats"], "cannot teach 'cats'"),
+        (["pretrain", "cats"], "cannot pretrain 'cats'"),
         (["report", "nowhere"], "neither a run folder nor"),
     ],
 )
@@ -192,7 +192,7 @@ def without_none(data):
 
 
 def test_mutated_configurations_never_crash(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("pdmd.cli.main._run", lambda config, options: Run(config) and 0)
+    monkeypatch.setattr("pdmd.cli.distill._run", lambda config, options: Run(config) and 0)
     rng, refused = random.Random(0), []
     starts = [tomllib.loads(p.read_text()) for p in presets().values()]
     starts += [dataclasses.asdict(load_config(name)) for name in presets()]

@@ -15,13 +15,13 @@ from pdmd import (
     Student,
     Teacher,
     VarianceExploding,
-    distill,
     sample,
     sample_ode,
 )
 from pdmd.cli.main import main
 from pdmd.diffusion.schedules import same_process
 from pdmd.teachers.base import teachers
+from tests.helpers.distilling import distill
 
 TINY = [
     "--train.updates=2",
@@ -158,7 +158,7 @@ class Hole(Own):
 
 def test_an_output_that_becomes_non_finite_stops_the_run_in_one_line(tmp_path, register, capsys):
     register(Hole)
-    assert run(tmp_path / "run", "--train.patience", "0") == 1
+    assert run(tmp_path / "run", "--train.max-consecutive-skips", "0") == 1
     error = capsys.readouterr().err.strip()
     assert "phase 1, update 1" in error and "not finite" in error
     assert error.splitlines()[-1].startswith("pdmd: error: ") and "(no checkpoint" in error

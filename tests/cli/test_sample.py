@@ -16,6 +16,7 @@ from pdmd.evaluation.evaluate import evaluate
 from pdmd.evaluation.report import write_grids
 from pdmd.teachers.base import teachers
 from tests.cli.test_embed_families import no_encoder
+from tests.helpers.distilling import distill
 from tests.helpers.tiny_families import QWEN, WAN, family, qwen_pipeline, wan_pipeline
 from tests.teachers.families.test_family_folders import qwen_text, t5
 
@@ -34,7 +35,7 @@ def distilled(folder, name, pipeline, size):
     teacher = teachers.get(name)(**arguments)
     settings = {"updates": 1, "fake_updates": 1, "batch_size": 2}
     source = {"teacher": name, "arguments": arguments, "guidance": 1.0}
-    student = pdmd.distill(teacher, PhasePlan.uniform(2), source=source, **settings)
+    student = distill(teacher, PhasePlan.uniform(2), source=source, **settings)
     student.save(folder / "student")
     return folder / "student"
 
@@ -137,7 +138,7 @@ def test_a_student_without_pictures_says_so(tmp_path, capsys):
     network = pdmd.teachers.MlpDenoiser(kind="x0", dim=2, schedule=teacher.schedule, classes=0)
     source = {"teacher": "mixture", "arguments": {"dim": 2}}
     source["network"] = {"name": "mlp", "arguments": {"kind": "x0", "dim": 2, "classes": 0}}
-    student = pdmd.distill(
+    student = distill(
         teacher,
         PhasePlan.uniform(1),
         init=FromDenoiser(network),

@@ -5,10 +5,11 @@ import random
 import pytest
 import torch
 
-from pdmd import Joint, LowRankRoles, PerStep, PhasePlan, Student, distill
+from pdmd import Joint, LowRankRoles, PerStep, PhasePlan, Student
 from pdmd.distillation.adapters import adapted_parts
 from tests.distillation.test_adapters import FOUR, TWO, TWO_DIGITS, asked, digits, run, teacher_of
 from tests.distillation.test_students import mutate
+from tests.helpers.distilling import distill
 from tests.helpers.tiny_families import FAMILIES
 
 STUDENTS = {

@@ -19,10 +19,10 @@ from pdmd import (
     MlpDenoiser,
     PhasePlan,
     RoutedDenoiser,
-    distill,
 )
 from pdmd.distillation.adapters import adapt, adapted_parts, layers_of
 from pdmd.distillation.initializers import Initializer
+from pdmd.distributed.optimization import LocalOptimization
 from pdmd.distributed.runtime import OneProcess
 from pdmd.teachers.packaged.digits import DigitsTeacher
 from pdmd.teachers.packaged.transformer import ImageTransformer
@@ -30,6 +30,7 @@ from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 from pdmd.training.ema import Ema
 from pdmd.training.monitoring.accounting import Account
 from pdmd.training.monitoring.recorder import Recorder
+from tests.helpers.distilling import distill
 from tests.helpers.tiny_families import FAMILIES
 
 FOUR = LowRank(rank=4, alpha=8.0)
@@ -80,18 +81,17 @@ class Apart(Initializer):
         return denoiser
 
 
-class Listening(OneProcess):
+class Gradients(LocalOptimization):
     """Keeps the gradient of every update."""
 
-    def __init__(self, **arguments):
-        super().__init__(**arguments)
+    def __init__(self):
         self.gradients = []
 
-    def clip(self, network, largest):
+    def clip_gradients(self, network, max_grad_norm):
         self.gradients += [
             torch.zeros(()) if p.grad is None else p.grad.clone() for p in network.parameters()
         ]
-        return super().clip(network, largest)
+        return super().clip_gradients(network, max_grad_norm)
 
 
 class Losses(Recorder):
@@ -105,7 +105,8 @@ class Losses(Recorder):
 
 
 def run(teacher, init, *, activation_checkpointing=False, **more):
-    runtime, recorder = Listening(activation_checkpointing=activation_checkpointing), Losses()
+    runtime = OneProcess(activation_checkpointing=activation_checkpointing)
+    runtime.optimization, recorder = Gradients(), Losses()
     student = distill(
         teacher,
         PhasePlan.uniform(2, steps=2),
@@ -121,7 +122,7 @@ def run(teacher, init, *, activation_checkpointing=False, **more):
             **more,
         },
     )
-    return recorder.values, runtime.gradients, student
+    return recorder.values, runtime.optimization.gradients, student
 
 
 def same(a, b):
@@ -302,13 +303,10 @@ def test_a_copied_base_can_be_named():
 def test_a_base_keeps_its_type_and_its_factors_theirs():
     teacher = digits().to(torch.bfloat16)
     for precision, activation_checkpointing in ((torch.float32, False), (torch.bfloat16, True)):
-        seen = []
-
-        class Spy(OneProcess):
-            def clip(self, network, largest, seen=seen):
-                seen.extend(p.grad.dtype for p in network.parameters() if p.grad is not None)
-                return super().clip(network, largest)
-
+        runtime = OneProcess(
+            precision=precision, activation_checkpointing=activation_checkpointing
+        )
+        runtime.optimization = Gradients()
         teacher.transformer.to(torch.bfloat16 if precision == torch.bfloat16 else torch.float32)
         student = distill(
             teacher,
@@ -317,10 +315,10 @@ def test_a_base_keeps_its_type_and_its_factors_theirs():
             updates=1,
             fake_updates=1,
             batch_size=4,
-            runtime=Spy(precision=precision, activation_checkpointing=activation_checkpointing),
+            runtime=runtime,
         )
         assert {p.dtype for p in student.parameters()} == {torch.float32}
-        assert set(seen) == {torch.float32}
+        assert {g.dtype for g in runtime.optimization.gradients} == {torch.float32}
 
 
 def test_a_call_for_another_role_is_not_the_teachers():

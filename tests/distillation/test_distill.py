@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from pdmd import (
-    AdamRecipe,
     DistributionMatching,
     FromDenoiser,
     FromPrevious,
@@ -17,13 +16,17 @@ from pdmd import (
     Student,
     SubintervalScoreMatching,
     Teacher,
-    distill,
     sample,
 )
 from pdmd.distillation.initializers import PerStep
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
+from pdmd.training.expert_training import ExpertTraining
+from pdmd.training.fake_scores import FakeScoreTraining
 from pdmd.training.monitoring.accounting import Account
 from pdmd.training.monitoring.recorder import Recorder
+from pdmd.training.rollouts import Rollouts
+from pdmd.training.session import Session
+from tests.helpers.distilling import distill
 
 SOURCE = {
     "teacher": "mixture",
@@ -93,9 +96,8 @@ def test_resuming_with_other_settings_is_refused(tmp_path):
 
 
 def test_gradients_reach_the_trained_expert_and_nothing_else():
-    from pdmd.distillation.experts import OdeExpert, StochasticTruncation
+    from pdmd.distillation.experts import OdeExpert
     from pdmd.training.conditions import ConditionStream
-    from pdmd.training.fake_scores import FixedUpdates, OneFakeScore
     from pdmd.training.trainer import PhaseTrainer
 
     torch.manual_seed(0)
@@ -109,16 +111,12 @@ def test_gradients_reach_the_trained_expert_and_nothing_else():
         generator_objective=DistributionMatching(),
         fake_objective=SubintervalScoreMatching(),
         conditions=ConditionStream(None),
-        truncation=StochasticTruncation(),
         updates=1,
-        fake_scores=OneFakeScore(),
-        fake_updates=FixedUpdates(0),
-        batch_size=8,
-        optimizer=AdamRecipe(),
-        fake_optimizer=AdamRecipe(),
-        ema_decay=0.9,
-        max_grad_norm=1.0,
         generator=torch.Generator().manual_seed(0),
+        expert_training=ExpertTraining(ema=0.9, max_grad_norm=1.0),
+        rollouts=Rollouts(batch_size=8),
+        fake_training=FakeScoreTraining(updates=0, max_grad_norm=1.0),
+        session=Session(),
     )
     x, _ = trainer.phase_input()
     assert not x.requires_grad
@@ -162,7 +160,7 @@ def test_a_student_saves_loads_and_is_distilled_again(tmp_path):
 def test_phases_train_jointly(tmp_path, settings):
     student = small(**settings)
     shared = len({id(e.denoiser) for e in student.experts}) == 1
-    assert shared == settings["order"].shared
+    assert shared == settings["curriculum"].shared
     student.save(tmp_path / "student")
     assert len(list((tmp_path / "student").glob("*.safetensors"))) == (1 if shared else 2)
     loaded = Student.load(tmp_path / "student")
@@ -178,7 +176,7 @@ def test_every_step_may_have_its_network_and_every_stop_its_fake_score(tmp_path)
     settings = dict(
         plan=PhasePlan.uniform(1, steps=3),
         init=PerStep(FromDenoiser(MlpDenoiser.rectified_flow(dim=2, classes=2, width=8))),
-        fake_scores=OneFakeScorePerExitStep(),
+        scores=OneFakeScorePerExitStep(),
     )
     student = small(**settings)
     networks = student.experts[0].denoiser.denoisers
@@ -190,7 +188,7 @@ def test_every_step_may_have_its_network_and_every_stop_its_fake_score(tmp_path)
 
 def test_fake_scores_that_nothing_would_train_are_refused():
     with pytest.raises(ValueError, match="FullGradient.*OneFakeScorePerExitStep.*untrained"):
-        small(truncation=FullGradient(), fake_scores=OneFakeScorePerExitStep())
+        small(truncation=FullGradient(), scores=OneFakeScorePerExitStep())
 
 
 def test_evaluations_are_counted_exactly():

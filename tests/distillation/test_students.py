@@ -18,12 +18,12 @@ from pdmd import (
     RoutedDenoiser,
     Student,
     SubintervalScoreMatching,
-    distill,
     sample,
 )
 from pdmd.cli.main import main
 from pdmd.objectives import Repulsion, UniformTimes
 from pdmd.training.monitoring.recorder import Recorder
+from tests.helpers.distilling import distill
 
 SOURCE = {
     "teacher": "mixture",
@@ -142,7 +142,12 @@ def test_a_student_teaches_the_prompts_it_knows(tmp_path):
             return super().losses(models, rollout, generator)
 
     again = distill(
-        loaded, PhasePlan.uniform(1), generator=Spy(), updates=2, fake_updates=1, batch_size=16
+        loaded,
+        PhasePlan.uniform(1),
+        generator_objective=Spy(),
+        updates=2,
+        fake_updates=1,
+        batch_size=16,
     )
     assert seen == {0, 1} and list(again.prompts) == [0, 1]
 
@@ -190,16 +195,16 @@ def test_times_of_the_fake_score_are_checked_before_work():
             MixtureTeacher.random(dim=2, classes=2),
             PhasePlan.from_timesteps([1, 0.5, 0.45, 0], score_range=Disjoint()),
             init=Untouched(network),
-            fake_score=SubintervalScoreMatching(times=UniformTimes(0.3)),
+            fake_objective=SubintervalScoreMatching(times=UniformTimes(0.3)),
         )
 
 
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        (dict(generator=DistributionMatching().only(0)), "no loss in phase 2"),
-        (dict(fake_score=SubintervalScoreMatching().only(1)), "no loss in phase 1"),
-        (dict(generator=DistributionMatching() + Repulsion().only(2)), "the plan has 2"),
+        (dict(generator_objective=DistributionMatching().only(0)), "no loss in phase 2"),
+        (dict(fake_objective=SubintervalScoreMatching().only(1)), "no loss in phase 1"),
+        (dict(generator_objective=DistributionMatching() + Repulsion().only(2)), "the plan has 2"),
         (dict(seed=-1), "got -1"),
         (dict(seed=2**70), str(2**70)),
         (dict(init=FromDenoiser(MlpDenoiser.rectified_flow(dim=3))), r"shape \(3,\)"),

@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from pdmd import runs
+from pdmd.cli import runs
 from pdmd.training.monitoring.recorder import RunRecorder
 from pdmd.training.trainer import PhaseTrainer
 
@@ -30,7 +30,7 @@ FAILURES = {
 }
 what = os.environ.get("PDMD_SABOTAGE")
 if what == "recorder":  # the main rank alone has one
-    RunRecorder.advanced = full_disk
+    RunRecorder.on_update = full_disk
 elif what == "rank 1" and os.environ["RANK"] == "1":
     PhaseTrainer.cycle = fail
 elif what == "evaluation":

@@ -17,14 +17,16 @@ from pdmd import (
     MixtureTeacher,
     MlpDenoiser,
     PhasePlan,
-    distill,
 )
+from pdmd.distributed.degrees import Degrees
+from pdmd.distributed.optimization import LocalOptimization
 from pdmd.distributed.runtime import OneProcess, pick_device
 from pdmd.training.monitoring.recorder import Recorder
 from pdmd.training.optimizers import RateSchedule
 from pdmd.training.trainer import PhaseTrainer
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_training import digits
+from tests.helpers.distilling import distill
 
 
 class Losses(Recorder):
@@ -83,19 +85,20 @@ def test_torchtitans_parts_on_one_process_make_the_same_student():
             assert apart <= 1e-6 * float(value.abs().max()), (setting, name)
 
 
-def degrees_and_errors(cases):
-    from pdmd.distributed.titan import check_degrees
+NAMES = ("dp_replicate", "dp_shard", "cp", "tp")
 
+
+def degrees_and_errors(cases):
     outcomes = []
     for world, *degrees in cases:
         try:
-            outcomes.append(check_degrees(world, *degrees))
+            outcomes.append(Degrees.over(world, **dict(zip(NAMES, degrees, strict=True))).dp_shard)
         except ValueError as error:
             outcomes.append(str(error))
     return outcomes
 
 
-def test_degrees_multiply_to_the_ranks_or_are_refused():
+def test_degrees_multiply_to_the_ranks_or_raise():
     cases = {  # ranks, dp_replicate, dp_shard, cp, tp
         (8, 1, -1, 1, 1): 8,
         (8, 2, -1, 1, 2): 2,
@@ -163,7 +166,8 @@ def test_a_rate_is_constant_and_then_falls_to_its_end(recipe):
 
 
 def test_bfloat16_computes_networks_alone(monkeypatch):
-    kinds, apply, clip = [], PhaseTrainer._apply, OneProcess.clip
+    kinds, apply = [], PhaseTrainer._apply
+    clip = LocalOptimization.clip_gradients
 
     def watched(self, role, objective, *args):
         class Watched:
@@ -175,10 +179,10 @@ def test_bfloat16_computes_networks_alone(monkeypatch):
         spied: Any = Watched()
         return apply(self, role, spied, *args)
 
-    def watched_clip(self, network, largest):
+    def watched_clip(self, network, max_grad_norm):
         for parameter in network.parameters():
             kinds.append({"parameter": parameter.dtype, "gradient": parameter.grad.dtype})
-        return clip(self, network, largest)
+        return clip(self, network, max_grad_norm)
 
     computed, linear = set(), torch.nn.functional.linear
 
@@ -187,7 +191,7 @@ def test_bfloat16_computes_networks_alone(monkeypatch):
         return linear(x, *args)
 
     monkeypatch.setattr(PhaseTrainer, "_apply", watched)
-    monkeypatch.setattr(OneProcess, "clip", watched_clip)
+    monkeypatch.setattr(LocalOptimization, "clip_gradients", watched_clip)
     monkeypatch.setattr(torch.nn.functional, "linear", watched_linear)
     torch.manual_seed(0)
     teacher = MixtureTeacher.random(dim=2, classes=2, modes=2)
@@ -238,4 +242,4 @@ def test_one_module_imports_torchtitan():
         for line in path.read_text().splitlines()
         if line.split()[:1] in (["import"], ["from"]) and line.split()[1].startswith("torchtitan")
     }
-    assert importing == {str(Path("training") / "titan.py")}
+    assert importing == {str(Path("distributed") / "titan_parts.py")}

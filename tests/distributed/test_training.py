@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from pdmd import AdamRecipe, PhasePlan, distill
+from pdmd import AdamRecipe, PhasePlan
 from pdmd.diffusion.schedules import RectifiedFlow
 from pdmd.distillation.adapters import LowRank
 from pdmd.distillation.experts import FullGradient
 from pdmd.distillation.initializers import LowRankRoles, PerStep
 from pdmd.distributed import permutations
-from pdmd.distributed.runtime import OneProcess, parameter_names
+from pdmd.distributed.runtime import OneProcess
+from pdmd.distributed.state_layout import parameter_names
 from pdmd.objectives import DistributionMatching, SubintervalScoreMatching
 from pdmd.objectives.base import Objective
 from pdmd.teachers import QwenImageTeacher, WanTeacher
@@ -22,6 +23,7 @@ from pdmd.teachers.packaged.mlp import MlpDenoiser
 from pdmd.teachers.packaged.transformer import ImageTransformer
 from pdmd.training.monitoring.recorder import Recorder
 from tests.distributed.ranks import run_ranks
+from tests.helpers.distilling import distill
 from tests.helpers.tiny_families import QWEN, WAN
 
 pytestmark = pytest.mark.distributed
@@ -89,9 +91,9 @@ class Listening(Recorder):
 
 def train(runtime, name, more=None):
     """Distills for a few cycles; returns losses, whole gradients and the student's weights."""
-    gradients, clip = [], runtime.clip
+    gradients, clip = [], runtime.optimization.clip_gradients
 
-    def hear(network, largest):
+    def keep(network, max_grad_norm):
         parameters = list(network.parameters())
         orders = {}
         for parameter, key in parameter_names(network).items():
@@ -107,9 +109,9 @@ def train(runtime, name, more=None):
             if gradient is None:  # the text of Qwen-Image's last block leads nowhere
                 gradient = torch.zeros(parameter.shape)
             gradients.append(gradient.detach().clone())
-        return clip(network, largest)
+        return clip(network, max_grad_norm)
 
-    runtime.clip = hear
+    runtime.optimization.clip_gradients = keep
     recorder = Listening()
     settings = dict(plan=PhasePlan.uniform(2, steps=2), updates=2, fake_updates=2)
     student = distill(
@@ -118,8 +120,8 @@ def train(runtime, name, more=None):
         batch_size=8,
         optimizer=AdamRecipe(lr=1e-4),
         fake_optimizer=AdamRecipe(lr=1e-4),
-        generator=DistributionMatching(),
-        fake_score=SubintervalScoreMatching(),
+        generator_objective=DistributionMatching(),
+        fake_objective=SubintervalScoreMatching(),
         ema=0.5,
         recorder=recorder,
         runtime=runtime,
@@ -244,10 +246,10 @@ def refusing(degrees):
         fake_updates=2,
         batch_size=8,
         optimizer=AdamRecipe(lr=1e-4),
-        generator=Stumbling(DistributionMatching(), {1, 5}),
-        fake_score=Stumbling(SubintervalScoreMatching(), {1, 4}),
+        generator_objective=Stumbling(DistributionMatching(), {1, 5}),
+        fake_objective=Stumbling(SubintervalScoreMatching(), {1, 4}),
         recorder=recorder,
-        patience=2,
+        max_consecutive_skips=2,
         runtime=OneProcess() if degrees is None else TitanRuntime(**degrees),
     )
     return student.state_dict(), recorder.heard

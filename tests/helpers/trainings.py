@@ -9,7 +9,6 @@ from pdmd import (
     DistributionMatching,
     Guided,
     OdeExpert,
-    OneFakeScore,
     RectifiedFlow,
     SubintervalScoreMatching,
     Teacher,
@@ -20,8 +19,11 @@ from pdmd.planning import Roles, measure
 from pdmd.teachers.mixture import encode_labels
 from pdmd.teachers.packaged.transformer import ImageTransformer
 from pdmd.training.conditions import ConditionStream
-from pdmd.training.fake_scores import FixedUpdates
-from pdmd.training.monitoring.accounting import Account
+from pdmd.training.expert_training import ExpertTraining
+from pdmd.training.fake_scores import FakeScoreTraining
+from pdmd.training.phase_inputs import FreshPhaseInputs
+from pdmd.training.rollouts import Rollouts
+from pdmd.training.session import Session
 from pdmd.training.trainer import PhaseTrainer
 
 SMALL = {"image_size": 8, "patch_size": 2, "width": 32, "depth": 2, "heads": 4}
@@ -75,21 +77,23 @@ def trainer_of(
         generator_objective=DistributionMatching(timestep_samples=work.timestep_samples),
         fake_objective=SubintervalScoreMatching(),
         conditions=ConditionStream(teacher.encode(teacher.prompts)),
-        truncation=work.truncation,
         updates=100,
-        fake_scores=OneFakeScore(),
-        fake_updates=FixedUpdates(work.fake_updates),
-        batch_size=batch_size or work.batch_size,
-        accumulate=work.accumulate,
-        fake_updates_per_rollout=work.fake_updates_per_rollout,
-        phase_inputs=phase_inputs,
-        optimizer=AdamRecipe(),
-        fake_optimizer=AdamRecipe(),
-        ema_decay=0.9,
-        max_grad_norm=10.0,
         generator=torch.Generator().manual_seed(seed),
-        account=Account(),
-        runtime=OneProcess(activation_checkpointing=work.activation_checkpointing),
+        expert_training=ExpertTraining(ema=0.9, accumulate=work.accumulate),
+        rollouts=Rollouts(
+            batch_size=batch_size or work.batch_size,
+            truncation=work.truncation,
+            phase_inputs=phase_inputs or FreshPhaseInputs(),
+        ),
+        fake_training=FakeScoreTraining(
+            updates=work.fake_updates,
+            updates_per_rollout=work.fake_updates_per_rollout,
+            optimizer=AdamRecipe(),
+        ),
+        session=Session(
+            runtime=OneProcess(activation_checkpointing=work.activation_checkpointing),
+            max_consecutive_skips=0,
+        ),
     )
 
 

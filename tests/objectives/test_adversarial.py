@@ -10,7 +10,6 @@ from pdmd import (
     PhasePlan,
     RectifiedFlow,
     SubintervalScoreMatching,
-    distill,
 )
 from pdmd.diffusion.solvers import diffuse
 from pdmd.objectives import ExactKL, Models, PhaseContext, Rollout, TimeSampler
@@ -28,6 +27,7 @@ from pdmd.objectives.real_samples import RealSamples, TeacherSamples
 from pdmd.objectives.regression import TrajectoryRegression, VelocityRegression
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 from tests.distillation.test_distill import StopAt, weights
+from tests.helpers.distilling import distill
 
 PLAN = PhasePlan.uniform(2)
 S = 0.5
@@ -272,13 +272,13 @@ def composed(factory=None, **changes):
     network = MlpDenoiser.rectified_flow(dim=2, classes=2, width=8)
     critics = Critics(factory or (lambda models, phase, example: MlpCritic(2, 2, width=8)))
     settings = dict(
-        generator=DistributionMatching()
+        generator_objective=DistributionMatching()
         + 0.05 * Adversarial(critics)
         + 0.2 * TrajectoryRegression(2)
         + 0.05 * VelocityRegression(steps=2).only(0)
         + 0.01 * Repulsion()
         + 0.01 * NoiseSensitivity(),
-        fake_score=SubintervalScoreMatching()
+        fake_objective=SubintervalScoreMatching()
         + DiscriminatorLoss(critics, TeacherSamples(pool=32, steps=4)),
         init=FromDenoiser(network),
         updates=4,
@@ -301,8 +301,8 @@ def test_a_run_resumes_in_a_phase_after_that_of_the_critics(tmp_path):
     def once(**changes):
         critics = Critics(lambda models, phase, example: MlpCritic(2, 2, width=8))
         return composed(
-            generator=DistributionMatching() + 0.05 * Adversarial(critics).only(0),
-            fake_score=SubintervalScoreMatching()
+            generator_objective=DistributionMatching() + 0.05 * Adversarial(critics).only(0),
+            fake_objective=SubintervalScoreMatching()
             + DiscriminatorLoss(critics, TeacherSamples(pool=32, steps=4)).only(0),
             **changes,
         )

@@ -10,7 +10,6 @@ from pdmd import (
     LowRankRoles,
     PhasePlan,
     StochasticTruncation,
-    distill,
 )
 from pdmd.benchmarks.memory import allocated
 from pdmd.distributed.runtime import OneProcess
@@ -23,6 +22,7 @@ from pdmd.planning import (
     memory_of,
 )
 from pdmd.training.phase_inputs import PhaseInputBuffer
+from tests.helpers.distilling import distill
 from tests.helpers.trainings import MEDIUM, SMALL, Images, roles_of, trainer_of
 
 
@@ -30,7 +30,7 @@ def two_cycles(make):
     trainer = make()
     for _ in range(2):
         trainer.cycle()
-    trainer.account.close()
+    trainer.session.account.close()
 
 
 SETTINGS = {
@@ -148,7 +148,7 @@ def test_three_roles_with_adapters_need_little_more_than_one_network(activation_
 
     def one():
         teacher = Images(**DEEP).requires_grad_(False)
-        network = OneProcess(activation_checkpointing=activation_checkpointing).trained(
+        network = OneProcess(activation_checkpointing=activation_checkpointing).placement.trained(
             init.expert(teacher, work.plan[0], [])
         )
         x = torch.randn(work.batch_size, *teacher.latent_shape)

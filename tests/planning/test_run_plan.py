@@ -101,8 +101,8 @@ def test_evaluations_are_those_that_a_run_counts(
         trainer = trainer_of(teacher, work, index, guidance=guidance)
         for _ in range(cycles):
             trainer.cycle()
-        trainer.account.close()
-        counted = trainer.account.state()
+        trainer.session.account.close()
+        counted = trainer.session.account.state()
         for way in WAYS:
             planned = {k: n * cycles * batch for k, n in getattr(expected, way).items()}
             assert planned == counted[way]

@@ -78,7 +78,7 @@ def run_rank(rank, port, settings, batch, results):
         trainer = trainer_of(
             Images(**settings), work_of(batch), 1, batch_size=batch // 2, seed=rank
         )
-        trainer.account.close()
+        trainer.session.account.close()
         for network in (
             trainer.teacher,
             *(expert.denoiser for expert in (*trainer.earlier, *trainer.experts)),
@@ -89,10 +89,10 @@ def run_rank(rank, port, settings, batch, results):
                 fully_shard(unit, mesh=mesh)
             fully_shard(network, mesh=mesh)
         trainer.optimizers = {
-            role: trainer.runtime.optimizers(recipe, trainer.networks[role])
+            role: trainer.session.runtime.optimization.optimizers(recipe, trainer.networks[role])
             for role, recipe in trainer.recipes.items()
         }
-        trainer.schedules = {}  # of the optimizers before
+        trainer.rates = {}  # of the optimizers before
         trainer.cycle()
         gc.collect()
         live.peak = 0

@@ -19,7 +19,6 @@ from pdmd import (
     Shifted,
     Student,
     VarianceExploding,
-    distill,
     sample,
     sample_ode,
 )
@@ -32,6 +31,7 @@ from pdmd.teachers import QwenImageTeacher, WithSchedule
 from pdmd.teachers.guided import unguided
 from pdmd.teachers.packaged.digits import DigitsTeacher
 from pdmd.teachers.with_schedule import on_schedule, own_time, schedules
+from tests.helpers.distilling import distill
 from tests.helpers.strategies import ddpm_levels, mixtures, teacher_of
 from tests.helpers.strategies import schedules as any_schedule
 from tests.helpers.strategies import times as any_time

@@ -9,7 +9,6 @@ from pdmd import (
     MixtureTeacher,
     PhasePlan,
     RectifiedFlow,
-    distill,
     trajectory,
 )
 from pdmd.objectives import (
@@ -18,6 +17,7 @@ from pdmd.objectives import (
     RatioWeighting,
     SubintervalScoreMatching,
 )
+from tests.helpers.distilling import distill
 
 
 class Affine(Denoiser):
@@ -52,8 +52,8 @@ def test_marginals_at_every_boundary_match_the_closed_form():
     student = distill(
         teacher,
         plan,
-        generator=DistributionMatching(PosteriorDifference()),
-        fake_score=SubintervalScoreMatching(RatioWeighting()),
+        generator_objective=DistributionMatching(PosteriorDifference()),
+        fake_objective=SubintervalScoreMatching(RatioWeighting()),
         init=FromDenoiser(network),
         updates=300,
         fake_updates=3,

@@ -138,7 +138,7 @@ def test_bad_settings_are_named():
         AdaptiveUpdates(0.0)
     with pytest.raises(ValueError, match="3 and 2"):
         AdaptiveUpdates(least=3, most=2)
-    with pytest.raises(ValueError, match="measures its relative error"):
+    with pytest.raises(ValueError, match="measures its error"):
         AdaptiveUpdates().observe(dict)
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pdmd import LowRank, LowRankRoles, PhasePlan, distill
+from pdmd import LowRank, LowRankRoles, PhasePlan
 from pdmd.distributed.runtime import OneProcess
 from pdmd.teachers import QwenImageTeacher
 from pdmd.teachers.guided import Guided
 from pdmd.training.monitoring.accounting import Account
+from tests.helpers.distilling import distill
 
 TINY = {"height": 64, "width": 64, "num_layers": 1, "num_attention_heads": 2, "text_length": 8}
 TINY |= {"attention_head_dim": 32, "joint_attention_dim": 64}

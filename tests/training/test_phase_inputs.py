@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdmd import FromDenoiser, MixtureTeacher, MlpDenoiser, PhasePlan, distill
+from pdmd import FromDenoiser, MixtureTeacher, MlpDenoiser, PhasePlan
 from pdmd.distillation.experts import OdeExpert, RenoisingExpert
 from pdmd.planning import Work, calls
 from pdmd.randomness import RankGenerator
@@ -13,6 +13,7 @@ from pdmd.training.monitoring.accounting import WAYS, Account
 from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputBuffer, PhaseInputSource
 from pdmd.typing import labels_of
 from tests.distillation.test_distill import StopAt, weights
+from tests.helpers.distilling import distill
 from tests.helpers.trainings import SMALL, Images, trainer_of
 
 PLAN = PhasePlan.uniform(3, steps=2)
@@ -33,7 +34,7 @@ def experts(cls=OdeExpert):
     return made
 
 
-def producer(number, *, cls=OdeExpert, batch=4, rank=0, ranks=1, seed=0, account=None):
+def source_of(number, *, cls=OdeExpert, batch=4, rank=0, ranks=1, seed=0, account=None):
     teacher = MixtureTeacher.random(dim=2, classes=3, modes=2)
     return PhaseInputSource(
         experts=experts(cls)[:number],
@@ -48,24 +49,26 @@ def producer(number, *, cls=OdeExpert, batch=4, rank=0, ranks=1, seed=0, account
     )
 
 
-def taken(ring, number):
-    out = [ring.take() for _ in range(number)]
+def taken(buffer, number):
+    out = [buffer.take() for _ in range(number)]
     if not out:
         return None
     return torch.stack([x for x, _ in out]), torch.stack([labels_of(c) for _, c in out])
 
 
-def begun(number, *, ring=None, **settings):
-    ring = ring or PhaseInputBuffer(4, together=3)
-    ring.on_phase_start(producer(number, **settings))
-    return ring
+def begun(number, *, buffer=None, **settings):
+    buffer = buffer or PhaseInputBuffer(4, together=3)
+    buffer.on_phase_start(source_of(number, **settings))
+    return buffer
 
 
 @given(st.integers(1, 7), st.integers(1, 3), st.integers(1, 4), st.integers(1, 8))
 @settings(max_examples=25, deadline=None)
 def test_each_batch_is_handed_out_as_often_as_asked_in_every_fill(batches, uses, together, window):
-    ring = begun(1, ring=PhaseInputBuffer(batches, uses=uses, together=together, window=window))
-    x, _ = taken(ring, 2 * batches * uses)
+    buffer = begun(
+        1, buffer=PhaseInputBuffer(batches, uses=uses, together=together, window=window)
+    )
+    x, _ = taken(buffer, 2 * batches * uses)
     for fill in x.flatten(1).chunk(2):
         rows, counts = fill.unique(dim=0, return_counts=True)
         assert len(rows) == batches and bool((counts == uses).all())
@@ -75,8 +78,8 @@ def test_each_batch_is_handed_out_as_often_as_asked_in_every_fill(batches, uses,
 
 @pytest.mark.parametrize("cls", [OdeExpert, RenoisingExpert])
 def test_a_state_is_what_the_earlier_experts_make_of_its_noise(cls):
-    ring = begun(2, cls=cls)
-    x, labels = taken(ring, 4)
+    buffer = begun(2, cls=cls)
+    x, labels = taken(buffer, 4)
     assert x.std() > 0.1
     start, same = taken(begun(0), 4)
     if cls is OdeExpert:
@@ -95,13 +98,13 @@ def test_a_state_is_what_the_earlier_experts_make_of_its_noise(cls):
 def test_what_is_carried_on_is_what_would_be_made_from_noise(cls, served):
     carried = begun(1, cls=cls)
     taken(carried, served)
-    begun(2, ring=carried, cls=cls)
+    begun(2, buffer=carried, cls=cls)
     for a, b in zip(taken(carried, 4), taken(begun(2, cls=cls), 4), strict=True):
         assert torch.equal(a, b)
 
 
 def test_a_batch_is_used_again_within_its_window_before_the_ring_goes_on():
-    x, _ = taken(begun(0, ring=PhaseInputBuffer(100, uses=3, window=4)), 24)
+    x, _ = taken(begun(0, buffer=PhaseInputBuffer(100, uses=3, window=4)), 24)
     for window in x.flatten(1).chunk(2):
         rows, counts = window.unique(dim=0, return_counts=True)
         assert len(rows) == 4 and bool((counts == 3).all())
@@ -110,21 +113,21 @@ def test_a_batch_is_used_again_within_its_window_before_the_ring_goes_on():
 
 def test_carrying_on_costs_the_newest_experts_steps_alone():
     account = Account()
-    first = producer(1, account=account)
+    first = source_of(1, account=account)
     for expert in first.experts:
         account.watch("frozen", expert.denoiser)
-    ring = PhaseInputBuffer(8, together=2)
-    ring.on_phase_start(first)
-    taken(ring, 4)
+    buffer = PhaseInputBuffer(8, together=2)
+    buffer.on_phase_start(first)
+    taken(buffer, 4)
     assert account.forward["frozen"] == 4 * 4 * 2
     account.close()
-    second = producer(2, account=account)
+    second = source_of(2, account=account)
     for expert in second.experts:
         account.watch("frozen", expert.denoiser)
-    ring.on_phase_start(second)
-    taken(ring, 4)
+    buffer.on_phase_start(second)
+    taken(buffer, 4)
     assert account.forward["frozen"] == 2 * (4 * 4 * 2)
-    taken(ring, 2)  # that the phase before did not make
+    taken(buffer, 2)  # that the phase before did not make
     assert account.forward["frozen"] == 2 * (4 * 4 * 2) + 2 * 2 * 4 * 2
 
 
@@ -138,11 +141,11 @@ def test_ranks_together_hold_what_one_process_does():
 
 def test_files_hold_the_same_states_as_memory(tmp_path):
     inside = taken(begun(2), 9)
-    ring = begun(2, ring=PhaseInputBuffer(4, together=3, folder=tmp_path / "buffer"))
-    for a, b in zip(inside, taken(ring, 9), strict=True):
+    buffer = begun(2, buffer=PhaseInputBuffer(4, together=3, folder=tmp_path / "buffer"))
+    for a, b in zip(inside, taken(buffer, 9), strict=True):
         assert torch.equal(a, b)
     assert any((tmp_path / "buffer").rglob("*.memmap"))
-    del ring
+    del buffer
     assert not any((tmp_path / "buffer").iterdir())
 
 
@@ -169,8 +172,8 @@ def test_a_resumed_run_is_bit_identical_and_counts_the_same(tmp_path, after, exp
 
 
 def test_every_update_has_a_state_of_its_own_unless_asked_otherwise():
-    assert not torch.equal(weights(small()), weights(small(ring=PhaseInputBuffer(5))))
-    assert not torch.equal(weights(small()), weights(small(ring=FreshPhaseInputs())))
+    assert not torch.equal(weights(small()), weights(small(buffer=PhaseInputBuffer(5))))
+    assert not torch.equal(weights(small()), weights(small(buffer=FreshPhaseInputs())))
     assert torch.equal(weights(small()), weights(small()))
 
 
@@ -184,9 +187,13 @@ def test_a_ring_of_nothing_is_refused(setting):
 @pytest.mark.parametrize(
     "buffer", [None, (3, 1, 16), (4, 2, 16), (7, 1, 2), (100, 1, 16), (9, 3, 2)]
 )
-def test_evaluations_with_rings_and_anchors_are_the_closed_form(fake_updates_per_rollout, ring):
+def test_evaluations_with_buffers_and_reused_rollouts_are_the_closed_form(
+    fake_updates_per_rollout, buffer
+):
     plan, batch, updates = PhasePlan.uniform(4), 4, (6, 2, 5, 3)
-    phase_inputs = PhaseInputBuffer(ring[0], uses=ring[1], window=ring[2]) if ring else None
+    phase_inputs = (
+        PhaseInputBuffer(buffer[0], uses=buffer[1], window=buffer[2]) if buffer else None
+    )
     teacher, carried = Images(**SMALL), None
     for index, cycles in enumerate(updates):
         work = Work(
@@ -199,12 +206,12 @@ def test_evaluations_with_rings_and_anchors_are_the_closed_form(fake_updates_per
             updates=updates,
             evaluations=2,
         )
-        carried = phase_inputs if ring else FreshPhaseInputs()
+        carried = phase_inputs if buffer else FreshPhaseInputs()
         trainer = trainer_of(teacher, work, index, guidance=3.0, phase_inputs=carried)
         for _ in range(cycles):
             trainer.cycle()
-        trainer.account.close()
-        expected, counted = calls(work, index), trainer.account.state()
+        trainer.session.account.close()
+        expected, counted = calls(work, index), trainer.session.account.state()
         for way in WAYS:
             planned = {k: n * cycles * batch for k, n in getattr(expected, way).items()}
             assert planned == pytest.approx(counted[way])

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pdmd import AdamRecipe, Guided, PhasePlan
 from pdmd.diffusion.schedules import RectifiedFlow
-from pdmd.distillation.experts import OdeExpert, StochasticTruncation
+from pdmd.distillation.experts import OdeExpert
 from pdmd.distributed.runtime import OneProcess
 from pdmd.objectives import (
     DistributionMatching,
@@ -21,8 +21,12 @@ from pdmd.objectives.critics import MlpCritic
 from pdmd.teachers.packaged.digits import DigitsTeacher
 from pdmd.teachers.packaged.transformer import ImageTransformer
 from pdmd.training.conditions import ConditionStream
-from pdmd.training.fake_scores import FixedUpdates, OneFakeScore
+from pdmd.training.expert_training import ExpertTraining
+from pdmd.training.fake_scores import FakeScoreTraining
+from pdmd.training.monitoring.recorder import Recorder
 from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputBuffer
+from pdmd.training.rollouts import Rollouts
+from pdmd.training.session import Session
 from pdmd.training.trainer import PhaseTrainer
 
 THERE = torch.device("meta")
@@ -95,9 +99,13 @@ class Flagged(torch.optim.Optimizer):
         assert self.found_inf.device == THERE
 
 
-@pytest.mark.parametrize("fake_updates_per_rollout", [1, 2])
+class EveryThird(Recorder):
+    interval = 3
+
+
+@pytest.mark.parametrize("updates_per_rollout", [1, 2])
 @pytest.mark.parametrize("phase_inputs", [FreshPhaseInputs, PhaseInputBuffer])
-def test_a_cycle_never_waits_for_the_device(phase_inputs, fake_updates_per_rollout, monkeypatch):
+def test_a_cycle_never_waits_for_the_device(phase_inputs, updates_per_rollout, monkeypatch):
     monkeypatch.setattr(AdamRecipe, "build", lambda recipe, parameters: Flagged(parameters))
     teacher, plan = Guided(network(), 2.0).to(THERE), PhasePlan.uniform(2, steps=2)
     trainer = PhaseTrainer(
@@ -108,25 +116,18 @@ def test_a_cycle_never_waits_for_the_device(phase_inputs, fake_updates_per_rollo
         generator_objective=DistributionMatching(),
         fake_objective=SubintervalScoreMatching(),
         conditions=ConditionStream(teacher.encode([0, 1, 2, 3]).to(THERE)),
-        truncation=StochasticTruncation(),
         updates=10,
-        fake_scores=OneFakeScore(),
-        fake_updates=FixedUpdates(3),
-        batch_size=4,
-        accumulate=2,
-        fake_updates_per_rollout=fake_updates_per_rollout,
-        optimizer=AdamRecipe(),
-        fake_optimizer=AdamRecipe(),
-        ema_decay=0.9,
-        max_grad_norm=1.0,
         generator=torch.Generator().manual_seed(0),
-        runtime=OneProcess(THERE),
-        phase_inputs=phase_inputs(),
-        interval=3,
+        expert_training=ExpertTraining(ema=0.9, max_grad_norm=1.0, accumulate=2),
+        rollouts=Rollouts(batch_size=4, phase_inputs=phase_inputs()),
+        fake_training=FakeScoreTraining(
+            updates=3, updates_per_rollout=updates_per_rollout, max_grad_norm=1.0
+        ),
+        session=Session(runtime=OneProcess(THERE), recorder=EveryThird(), max_consecutive_skips=0),
     )
     with Waits() as waits:
         trainer.cycle()
         trainer.cycle()
     assert not waits.found and waits.copies > 0
-    with pytest.raises(RuntimeError, match="meta"):  # the third reads what was refused
+    with pytest.raises(RuntimeError, match="meta"):  # the third settles which steps were applied
         trainer.cycle()

@@ -369,7 +369,7 @@ def test_no_prompts_are_refused_before_an_encoder_is_loaded():
 def test_weights_of_the_hub_are_asked_for_without_their_variants(monkeypatch, subfolder):
     from fnmatch import fnmatch
 
-    from pdmd.teachers import pipelines
+    from pdmd.teachers.families import pipelines
 
     asked = []
     monkeypatch.setattr(

@@ -18,7 +18,6 @@ from pdmd import (
     Progressive,
     RoutedDenoiser,
     Student,
-    distill,
     sample,
     sample_ode,
 )
@@ -31,6 +30,7 @@ from pdmd.teachers.families.tokens import pack, unpack
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 from pdmd.training.monitoring.recorder import Recorder
 from pdmd.typing import join_conditions
+from tests.helpers.distilling import distill
 from tests.helpers.tiny_families import FAMILIES, QWEN, WAN, close, family, noise
 
 
@@ -208,7 +208,7 @@ class StopAfterAPhase(Recorder):
 
 
 @pytest.mark.parametrize(
-    ("order", "networks"),
+    ("curriculum", "networks"),
     [
         (Progressive(), [WanTeacher, WanTeacher]),
         (Joint(), [WanTeacher, WanTeacher]),
@@ -216,15 +216,15 @@ class StopAfterAPhase(Recorder):
     ],
     ids=str,
 )
-def test_phases_of_two_networks_resume_and_load_to_the_same_bits(tmp_path, order, networks):
+def test_phases_of_two_networks_resume_and_load_to_the_same_bits(tmp_path, curriculum, networks):
     teacher = teachers.get("wan")(**WAN)
     plan = PhasePlan.from_timesteps((1.0, 0.875, 0.0))
-    options = {"order": order, "source": {"teacher": "wan", "arguments": WAN}, **TINY}
+    options = {"curriculum": curriculum, "source": {"teacher": "wan", "arguments": WAN}, **TINY}
     straight = distill(teacher, plan, **options)
     assert [type(expert.denoiser) for expert in straight.experts] == networks
     options["checkpointer"] = Checkpointer(tmp_path / "checkpoint")
     recorder = StopAfterAPhase(options["checkpointer"])
-    if isinstance(order, Progressive):
+    if isinstance(curriculum, Progressive):
         with pytest.raises(Interrupted):
             distill(teacher, plan, recorder=recorder, **options)
     else:  # there is nothing after the first phases: the checkpoint holds them all, finished

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from pdmd import Guided, PhasePlan, Student, distill, sample
+from pdmd import Guided, PhasePlan, Student, sample
 from pdmd.distributed import check
 from pdmd.distributed.plans import units_of
+from tests.helpers.distilling import distill
 from tests.helpers.tiny_families import close, noise, transformers
 from tests.helpers.tiny_flows import FLOWS, flow
 

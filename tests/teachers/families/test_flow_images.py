@@ -9,11 +9,12 @@ from diffusers.pipelines.wan import pipeline_wan_i2v
 from PIL import Image
 from tensordict import TensorDict
 
-from pdmd import Guided, PhasePlan, distill, sample
+from pdmd import Guided, PhasePlan, sample
 from pdmd.teachers import ImagePrompt, WanImageTeacher, WanTeacher
 from pdmd.teachers.base import teachers
 from pdmd.teachers.conditioning.image_prompts import EncodedImageText
 from pdmd.teachers.conditioning.sources import read_image_prompts
+from tests.helpers.distilling import distill
 from tests.helpers.tiny_families import close, family, noise, ode, wan_pipeline
 from tests.helpers.tiny_flows import FLOWS, WAN_I2V, flow
 from tests.teachers.families.test_family_folders import t5

@@ -15,7 +15,6 @@ from pdmd import (
     RectifiedFlow,
     Student,
     SubintervalScoreMatching,
-    distill,
     sample,
 )
 from pdmd.cli.main import main
@@ -31,6 +30,7 @@ from pdmd.teachers import (
 )
 from pdmd.teachers.base import teachers
 from pdmd.teachers.families.discrete_timesteps import SCALED_LINEAR, noise_levels, timestep_of
+from tests.helpers.distilling import distill
 from tests.helpers.tiny_families import close, noise, ode
 
 TINY = {"channels": 8, "norm_num_groups": 4, "layers_per_block": 1}
@@ -557,8 +557,8 @@ def test_a_rectified_flow_student_of_stable_diffusion_distills_to_its_last_level
     student = distill(
         WithSchedule.reach(Guided(teacher, 3.0), RectifiedFlow()),
         PhasePlan.uniform(2),
-        generator=DistributionMatching(times=times),
-        fake_score=SubintervalScoreMatching(times=times),
+        generator_objective=DistributionMatching(times=times),
+        fake_objective=SubintervalScoreMatching(times=times),
         updates=1,
         fake_updates=1,
         batch_size=2,

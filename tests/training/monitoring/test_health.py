@@ -14,13 +14,13 @@ from pdmd import (
     MlpDenoiser,
     PhasePlan,
     SubintervalScoreMatching,
-    distill,
 )
 from pdmd.cli.main import main
 from pdmd.training.checkpoints.checkpointer import Checkpointer
 from pdmd.training.monitoring.health import Health, NonFiniteError
 from pdmd.training.monitoring.recorder import Recorder
 from pdmd.training.trainer import PhaseTrainer
+from tests.helpers.distilling import distill
 
 OBJECTIVES = {"generator": DistributionMatching, "fake": SubintervalScoreMatching}
 TINY = [
@@ -69,13 +69,13 @@ class Listening(Recorder):
     interval = 1
 
     def __init__(self):
-        self.refusals, self.updates = [], 0
+        self.skipped, self.updates = [], 0
 
     def on_update(self, update):
         self.updates += 1
 
-    def on_skipped_step(self, complaint):
-        self.refusals.append(complaint)
+    def on_skipped_step(self, warning):
+        self.skipped.append(warning)
 
 
 def run(**changes):
@@ -91,8 +91,11 @@ def run(**changes):
 
 def snapshot(trainer, role):
     network, optimizers = trainer.networks[role], trainer.optimizers[role]
-    state = {name: value.clone() for name, value in trainer.runtime.tensors(network).items()}
-    for name, moments in trainer.runtime.moments(network, optimizers).items():
+    state = {
+        name: value.clone()
+        for name, value in trainer.session.runtime.states.tensors(network).items()
+    }
+    for name, moments in trainer.session.runtime.states.moments(network, optimizers).items():
         state |= {f"{name} {key}": value.clone() for key, value in moments.items()}
     return state
 
@@ -103,7 +106,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("how", [loss_not_a_number, loss_infinite, gradient_not_a_number])
 @pytest.mark.parametrize("role", ["generator", "fake"])
-def test_a_refused_update_changes_nothing_and_the_run_goes_on(monkeypatch, role, how):
+def test_a_skipped_step_changes_nothing_and_the_run_continues(monkeypatch, role, how):
     spoil(monkeypatch, role, {3}, how)
     apply, changed = PhaseTrainer._apply, []
 
@@ -116,7 +119,7 @@ def test_a_refused_update_changes_nothing_and_the_run_goes_on(monkeypatch, role,
 
     monkeypatch.setattr(PhaseTrainer, "_apply", watched)
     student, recorder = run()
-    assert recorder.updates == 8 and len(recorder.refusals) == 1
+    assert recorder.updates == 8 and len(recorder.skipped) == 1
     assert all(bool(value.isfinite().all()) for value in student.state_dict().values())
     assert [acting for acting, _ in changed] == ["fake", "generator"] * 8
     for acting in ("fake", "generator"):
@@ -136,7 +139,7 @@ def test_a_complaint_says_which_update_and_what_it_saw(monkeypatch, role, name):
         optimizer=AdamRecipe(lr=0.0125, decay_from=1.0),
         fake_optimizer=AdamRecipe(lr=0.0125, decay_from=1.0),
     )
-    (complaint,) = recorder.refusals
+    (complaint,) = recorder.skipped
     assert "\n" not in complaint
     assert f"phase 2, update 2: the {role}'s loss or gradient is not finite" in complaint
     assert f"{name} = nan" in complaint and "gradient norm = nan" in complaint
@@ -146,7 +149,7 @@ def test_a_complaint_says_which_update_and_what_it_saw(monkeypatch, role, name):
     }
     assert {"fake", "teacher"} <= asked.keys()
     assert all(0 <= t <= 1 for times in asked.values() for t in times)
-    assert "the update was not applied" in complaint and "now 0.0125" in complaint
+    assert "the step was skipped" in complaint and "now 0.0125" in complaint
 
 
 def test_a_run_warns_of_refused_updates_unless_its_recorder_hears_them(monkeypatch):
@@ -163,32 +166,32 @@ def test_more_in_a_row_than_patience_end_the_run(monkeypatch, role, max_consecut
     with monkeypatch.context() as patch:  # as many as may pass
         spoil(patch, role, {*bad})
         run(recorder=recorder, max_consecutive_skips=max_consecutive_skips)
-    assert len(recorder.refusals) == max_consecutive_skips and recorder.updates == 8
+    assert len(recorder.skipped) == max_consecutive_skips and recorder.updates == 8
     spoil(monkeypatch, role, {*bad, 2 + max_consecutive_skips})
     with pytest.raises(NonFiniteError, match=f": the {role}'s loss") as error:
         run(max_consecutive_skips=max_consecutive_skips)
-    again = f"{max_consecutive_skips + 1} updates of the {role} in a row were refused"
+    again = f"{max_consecutive_skips + 1} steps of the {role} in a row were skipped"
     assert (again in str(error.value)) == (max_consecutive_skips > 0)
 
 
-def test_a_good_update_in_between_counts_anew(monkeypatch):
+def test_an_applied_step_resets_the_count(monkeypatch):
     spoil(monkeypatch, "fake", {1, 2, 4, 5, 7, 8})
     _, recorder = run(max_consecutive_skips=2)
-    assert len(recorder.refusals) == 6 and recorder.updates == 8
+    assert len(recorder.skipped) == 6 and recorder.updates == 8
 
 
 def test_roles_are_counted_apart():
     health = Health(1)
-    health.refused("fake", "a")
-    health.refused("generator", "b")
+    health.skipped("fake", "a")
+    health.skipped("generator", "b")
     health.applied("generator")
-    health.refused("generator", "c")
-    with pytest.raises(NonFiniteError, match="d 2 updates of the fake in a row were refused"):
-        health.refused("fake", "d")
+    health.skipped("generator", "c")
+    with pytest.raises(NonFiniteError, match="d 2 steps of the fake in a row were skipped"):
+        health.skipped("fake", "d")
     assert health.drain() == ["a", "b", "c", "d"] and health.drain() == []
 
 
-def test_patience_is_not_negative():
+def test_the_number_of_skips_is_not_negative():
     with pytest.raises(ValueError, match="max_consecutive_skips must be at least 0, got -1"):
         run(max_consecutive_skips=-1)
 
@@ -199,7 +202,7 @@ def test_the_last_good_checkpoint_is_named_and_good(monkeypatch, tmp_path):
         checkpointer = Checkpointer(tmp_path / "a", every=3)
         with pytest.raises(NonFiniteError) as error:
             run(checkpointer=checkpointer, updates=8)
-    name = "phase-0001-update-000000006"  # good though updates before it were refused
+    name = "phase-0001-update-000000006"  # good though steps before it were skipped
     assert f"the last good checkpoint is {name}" in str(error.value)
     student, _ = run(checkpointer=Checkpointer(tmp_path / "a", every=3), updates=8, resume=True)
     assert all(bool(value.isfinite().all()) for value in student.state_dict().values())

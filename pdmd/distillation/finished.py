@@ -1,0 +1,95 @@
+"""Finished experts: those of earlier phases, frozen, as plain networks and as placed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pdmd.diffusion.denoisers import Denoiser
+from pdmd.distillation.adapters import adapted_parts
+from pdmd.distillation.experts import Expert
+from pdmd.distillation.phases import Phase
+from pdmd.distributed.runtime import Runtime
+from pdmd.training.checkpoints.checkpointer import NoCheckpoints
+from pdmd.training.checkpoints.training_state import load_expert
+from pdmd.training.expert_training import ExpertTraining
+
+__all__ = ["FinishedExperts"]
+
+
+class FinishedExperts:
+    """Builds the experts of a distillation, and keeps those that are finished.
+
+    Args:
+        teacher: The teacher, from which experts are initialized.
+        training: How they are initialized and how they step.
+        runtime: Places them.
+
+    Attributes:
+        experts: The finished experts, over plain networks.
+        placed: The same, as the runtime evaluates them.
+    """
+
+    def __init__(self, teacher: Denoiser, training: ExpertTraining, runtime: Runtime) -> None:
+        self.teacher, self.training, self.runtime = teacher, training, runtime
+        self.experts: list[Expert] = []
+        self.placed: list[Expert] = []
+
+    def initialize(self, group: Sequence[Phase]) -> list[Expert]:
+        """Builds the experts of phases that train together, over trainable networks."""
+        initializer, expert = self.training.initializer, self.training.expert
+        if not self.training.curriculum.shared:
+            return [
+                expert(initializer.expert(self.teacher, phase, self.experts), phase)
+                for phase in group
+            ]
+        span = Phase(
+            index=group[0].index,
+            timesteps=tuple(t for phase in group for t in phase.timesteps),
+            t_end=group[-1].t_end,
+            score_range=(
+                min(phase.score_range[0] for phase in group),
+                max(phase.score_range[1] for phase in group),
+            ),
+        )
+        denoiser = initializer.expert(self.teacher, span, self.experts)
+        return [expert(denoiser, phase) for phase in group]
+
+    def gather(self, group: Sequence[Phase], trained: Sequence[Expert]) -> None:
+        """Freezes the experts of a group that has trained, and adds them.
+
+        Args:
+            group: The phases.
+            trained: Their experts, over placed networks.
+        """
+        done = [_freeze(expert) for expert in trained]
+        plain = done
+        if not self.runtime.placement.in_place:
+            plain = self.initialize(group)
+            for one, placed in zip(plain, done, strict=True):
+                one.denoiser.load_state_dict(self.runtime.states.full(placed.denoiser))
+        self.experts += [_freeze(one) for one in plain]
+        self.placed += done
+
+    def restore(self, group: Sequence[Phase], checkpointer: NoCheckpoints) -> None:
+        """Adds the experts of a finished group from a checkpoint."""
+        plain = self.initialize(group)
+        for expert in plain:
+            load_expert(checkpointer, expert)
+        self.experts += [_freeze(expert) for expert in plain]
+        networks = {id(expert.denoiser): expert.denoiser for expert in plain}
+        placed = {key: self.runtime.placement.frozen(network) for key, network in networks.items()}
+        self.placed += [
+            _freeze(type(expert)(placed[id(expert.denoiser)], expert.phase)) for expert in plain
+        ]
+
+    def release(self) -> list[Expert]:
+        """Returns the finished experts over plain networks on the CPU."""
+        for expert in self.experts:
+            self.runtime.placement.release(expert)
+            for part in adapted_parts(expert):  # over the teacher, which may train elsewhere
+                part.base.requires_grad_(False)
+        return self.experts
+
+
+def _freeze(expert: Expert) -> Expert:
+    return expert.eval().requires_grad_(False)

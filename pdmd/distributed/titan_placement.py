@@ -1,0 +1,197 @@
+"""Placement on a mesh: networks are parallelized and sharded.
+
+A network is wrapped in this order: tensor parallel, context parallel, activation checkpointing,
+compilation of its units, ``fully_shard`` of each unit and of the whole.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.routers import RoutedDenoiser
+from pdmd.distillation.adapters import adapted_parts
+from pdmd.distributed import (
+    check,
+    context_parallelize,
+    plans_of,
+    replicate,
+    tensor_parallelize,
+    units_of,
+)
+from pdmd.distributed.activation_checkpointing import checkpoint_units
+from pdmd.distributed.placement import Placement, set_precision, widen
+from pdmd.distributed.shared_bases import SharedBases, split_factors
+from pdmd.distributed.titan_parts import FullAC, ParallelDims, SelectiveAC
+from pdmd.objectives.critics import FeatureCritic
+from pdmd.teachers.guided import Guided
+
+__all__ = ["ActivationCheckpointing", "MeshPlacement"]
+
+N = TypeVar("N", bound=nn.Module)
+ActivationCheckpointing = Literal["none", "full", "selective"]
+
+
+class MeshPlacement(Placement):
+    """Shards and parallelizes networks over a mesh.
+
+    Args:
+        dims: The mesh.
+        device: Where this rank computes.
+        precision: The type in which networks compute and are gathered; parameters that train and
+            the reduction of gradients are float32.
+        activation_checkpointing: What the backward pass recomputes: ``none``, every unit
+            (``full``), or all but the costly operations (``selective``).
+        compile: Whether to compile every unit.
+    """
+
+    in_place = False
+
+    def __init__(
+        self,
+        dims: ParallelDims,
+        device: torch.device,
+        precision: torch.dtype,
+        *,
+        activation_checkpointing: ActivationCheckpointing,
+        compile: bool,
+    ) -> None:
+        self.dims, self.device, self.precision = dims, device, precision
+        self.activation_checkpointing, self.compile = activation_checkpointing, compile
+        self.bases = SharedBases()
+        batch = dims.get_optional_mesh("batch")
+        self._batch_is_split = batch is not None and batch.size() > 1
+
+    def check(self, network: nn.Module) -> None:
+        tensor, context = (
+            degree if degree > 1 else None for degree in (self.dims.tp, self.dims.cp)
+        )
+        if tensor or context:
+            check(network, tensor=tensor, context=context)
+
+    def frozen(self, network: Denoiser, *, shared: bool = False) -> Denoiser:
+        copied = copy.deepcopy(network).requires_grad_(False).eval()
+        self._narrow(copied)
+        if adapted_parts(copied):
+            return self._shard_roles(copied)
+        if not shared:
+            return self._shard(copied)
+        pairs = list(zip(network.modules(), copied.modules(), strict=True))  # before wrapping
+        self._shard_base(copied)
+        self.bases.add(pairs)
+        return copied
+
+    def trained(self, network: N) -> N:
+        widen(network)
+        return self._shard_roles(network) if adapted_parts(network) else self._shard(network)
+
+    def release(self, network: nn.Module) -> None:
+        """Does nothing: a frozen network is a copy."""
+
+    def _narrow(self, network: nn.Module) -> None:
+        """Keeps a network that does not train in the type in which it computes."""
+        if self.precision == torch.float32:
+            widen(network)
+            return
+        for parameter in network.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(self.precision)
+
+    def _prepare(self, network: nn.Module) -> None:
+        for module in network.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(self.device))
+            if isinstance(module, Guided) and module.null is not None:
+                module.null = module.null.to(self.device)
+            if isinstance(module, RoutedDenoiser):
+                module.together = self._batch_is_split
+        set_precision(network, self.precision)
+
+    def _shard_base(self, network: Denoiser) -> None:
+        """Shards a frozen network so that several roles can call it, in place."""
+        if self.compile or self.activation_checkpointing == "selective":
+            raise ValueError(
+                "low-rank adapters over a shared base do not go with compiled blocks or selective "
+                "activation checkpointing; set parallel.compile = False and "
+                "parallel.activation_checkpointing to 'none' or "
+                "'full', or train full weights"
+            )
+        self._prepare(network)
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(self.device)
+        if self.dims.tp_enabled:
+            tensor_parallelize(network, self.dims.get_mesh("tp"))
+        if self.dims.cp_enabled:
+            context_parallelize(network, self.dims.get_mesh("cp"))
+        if self.activation_checkpointing != "none":
+            checkpoint_units(network)  # under the adapter of the call, as torchtitan's cannot
+        sharded = [unit for _, unit in units_of(network)]
+        sharded += [network.get_submodule(path) for path in plans_of(network)]
+        for module in sharded:
+            fully_shard(module, **self._sharding(), reshard_after_forward=True)
+
+    def _shard_roles(self, network: N) -> N:
+        """Shards the adapters within a network, over bases that are sharded once."""
+        self._prepare(network)
+        for part in adapted_parts(network):
+            plain, base = part.base, self.bases.find(part.base)
+            if base is None:
+                base = self.frozen(plain, shared=True)
+            set_precision(base, self.precision)
+            part.over(base)
+            part.to(self.device)
+            tensor, context = (self.dims.get_optional_mesh(name) for name in ("tp", "cp"))
+            split_factors(part, tensor, context)
+            fully_shard(part, **self._sharding(), reshard_after_forward=True)
+        return network
+
+    def _sharding(self) -> dict[str, Any]:
+        return {
+            "mesh": self.dims.get_activated_mesh(["dp_replicate", "fsdp"]),
+            "mp_policy": MixedPrecisionPolicy(
+                param_dtype=None if self.precision == torch.float32 else self.precision,
+                reduce_dtype=torch.float32,
+                cast_forward_inputs=False,
+            ),
+        }
+
+    def _shard(self, network: N) -> N:
+        """Parallelizes and shards a network, in place."""
+        self._prepare(network)
+        if not any(True for _ in network.parameters()):
+            return network
+        if self.dims.tp_enabled:
+            network.to(self.device)
+            mesh = self.dims.get_mesh("tp")
+            planned = bool(plans_of(network)) or isinstance(network, Denoiser)
+            (tensor_parallelize if planned else replicate)(network, mesh)
+        if self.dims.cp_enabled and isinstance(network, FeatureCritic):
+            raise ValueError(
+                "a FeatureCritic pools the features of this rank's tokens alone under context "
+                "parallelism; use MlpCritic, or parallel.cp = 1"
+            )
+        if self.dims.cp_enabled:
+            planned = bool(plans_of(network)) or isinstance(network, Denoiser)
+            (context_parallelize if planned else replicate)(network, self.dims.get_mesh("cp"))
+        units = [self._wrap(network, name, unit) for name, unit in units_of(network)]
+        for unit in units:
+            fully_shard(unit, **self._sharding())
+        # the root too is sharded again after a forward: rollouts without a gradient would leave it
+        # gathered, and changes of its parameters in between would be lost
+        fully_shard(network, **self._sharding(), reshard_after_forward=True)
+        return network
+
+    def _wrap(self, network: nn.Module, name: str, unit: nn.Module) -> nn.Module:
+        if self.activation_checkpointing != "none":
+            policy = FullAC if self.activation_checkpointing == "full" else SelectiveAC
+            unit = policy.Config().build()._wrap_block(unit, base_fqn=name)
+            parent, _, leaf = name.rpartition(".")
+            network.get_submodule(parent).register_module(leaf, unit)
+        if self.compile:
+            unit.compile()
+        return unit

@@ -1,0 +1,136 @@
+"""The state of a training, as its checkpoints hold it: networks, optimizers, averages, generator.
+
+A checkpoint is written together by all ranks, which hold their own parts of each tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdmd.distillation.experts import Expert
+from pdmd.training.checkpoints.checkpointer import NoCheckpoints, State
+from pdmd.training.phase_inputs import PhaseInputs
+from pdmd.training.session import Session
+from pdmd.training.trainer import PhaseTrainer
+
+__all__ = ["load_expert", "load_generator", "load_trainer", "save_training"]
+
+
+def save_training(
+    session: Session,
+    finished: Sequence[Expert],
+    generator: torch.Generator,
+    phase_inputs: PhaseInputs,
+    trainer: PhaseTrainer | None = None,
+) -> None:
+    """Writes a checkpoint of a training, on every rank together.
+
+    Args:
+        session: Its checkpointer and account.
+        finished: The finished experts, over plain networks.
+        generator: The source of randomness.
+        phase_inputs: Supplies the latents at which rollouts start.
+        trainer: The phase in training; ``None`` between phases.
+
+    Raises:
+        NonFiniteError: If too many updates in a row were not finite; nothing is written then.
+    """
+
+    def collect() -> State:
+        tensors: dict[str, Tensor] = {"rng": generator.get_state()}
+        for i, expert in enumerate(finished):
+            tensors.update(_named(f"finished.{i}", expert.denoiser.state_dict()))
+        cursor: dict[str, Any] = {
+            "finished": len(finished),
+            "update": None,
+            "phase_inputs": phase_inputs.state(),
+            "account": session.account.state(),
+        }
+        if trainer is not None:
+            trainer.settle()
+            cursor["update"] = trainer.update
+            cursor["fake_updates"] = trainer.fake_updates.state()
+            cursor["skipped"] = trainer.health.state()
+            moments = {role: _moments(trainer, role) for role in trainer.networks}
+            cursor["moments"] = {role: sorted(names) for role, names in moments.items()}
+            tensors.update(_trainer_tensors(trainer, moments))
+        return tensors, cursor
+
+    update = 0 if trainer is None else trainer.update
+    session.checkpointer.save(f"phase-{len(finished) + 1:04d}-update-{update:09d}", collect)
+
+
+def load_expert(checkpointer: NoCheckpoints, expert: Expert) -> None:
+    """Fills a finished expert's plain network from the checkpoint last read.
+
+    Raises:
+        ValueError: If the checkpoint's network is another.
+    """
+    network = expert.denoiser
+    checkpointer.load(_named(f"finished.{expert.phase.index}", network.state_dict()))
+
+
+def load_generator(checkpointer: NoCheckpoints, generator: torch.Generator) -> None:
+    """Restores the state of a random generator."""
+    state = torch.empty_like(generator.get_state())
+    checkpointer.load({"rng": state})
+    generator.set_state(state)
+
+
+def load_trainer(trainer: PhaseTrainer, cursor: Mapping[str, Any]) -> None:
+    """Restores a new trainer to the state in a checkpoint.
+
+    Args:
+        trainer: The trainer.
+        cursor: The checkpoint's cursor.
+
+    Raises:
+        ValueError: If the checkpoint's networks are others.
+    """
+    states = trainer.session.runtime.states
+    trainer.update = cursor["update"]
+    trainer.fake_updates.restore(cursor["fake_updates"])
+    trainer.health.restore(cursor["skipped"])
+    moments: dict[str, dict[str, dict[str, Tensor]]] = {}
+    for role, network in trainer.networks.items():
+        blank = states.blank_moments(network)
+        moments[role] = {name: blank[name] for name in cursor["moments"][role]}
+    tensors = _trainer_tensors(trainer, moments)
+    trainer.session.checkpointer.load(tensors)
+    for role, network in trainer.networks.items():
+        states.load(network, _part(tensors, role))
+        states.load_moments(network, trainer.optimizers[role], moments[role])
+        trainer.rates[role].load_state_dict({"last_epoch": trainer.update})
+    states.load(trainer.ema.network, _part(tensors, "ema"))
+
+
+def _moments(trainer: PhaseTrainer, role: str) -> dict[str, dict[str, Tensor]]:
+    states = trainer.session.runtime.states
+    return states.moments(trainer.networks[role], trainer.optimizers[role])
+
+
+def _trainer_tensors(
+    trainer: PhaseTrainer, moments: Mapping[str, Mapping[str, Mapping[str, Tensor]]]
+) -> dict[str, Tensor]:
+    states = trainer.session.runtime.states
+    tensors: dict[str, Tensor] = {}
+    for role, network in trainer.networks.items():
+        tensors.update(_named(role, states.tensors(network)))
+        for name, state in moments[role].items():
+            for key, value in state.items():
+                tensors[f"optimizer.{role}.{name}.{key}"] = value
+    tensors.update(_named("ema", states.tensors(trainer.ema.network)))
+    return tensors
+
+
+def _named(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"network.{name}.{key}": value.detach() for key, value in tensors.items()}
+
+
+def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    prefix = f"network.{name}."
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}

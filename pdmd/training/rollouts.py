@@ -1,0 +1,34 @@
+r"""Rollouts: the student's samples :math:`x_{t_k}` on which both roles train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pdmd.distillation.experts import StochasticTruncation, Truncation
+from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputs
+
+__all__ = ["Rollouts"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts:
+    r"""How a phase's expert is rolled out, from :math:`x_{t_{k-1}}` to :math:`x_{t_k}`.
+
+    Attributes:
+        batch_size: Samples in each rollout, over all ranks.
+        truncation: Chooses the exit step of a rollout inside a phase; at random by default.
+        phase_inputs: Supplies the latents at which rollouts start; freshly sampled through the
+            earlier experts by default. A :class:`~pdmd.training.phase_inputs.PhaseInputBuffer`
+            keeps them and uses each several times.
+
+    Raises:
+        ValueError: If the batch size is below 1.
+    """
+
+    batch_size: int = 128
+    truncation: Truncation = field(default_factory=StochasticTruncation)
+    phase_inputs: PhaseInputs = field(default_factory=FreshPhaseInputs)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")

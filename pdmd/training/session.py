@@ -1,0 +1,72 @@
+"""Sessions: where a distillation runs, what it reports to, and where it is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from pdmd.distributed.runtime import OneProcess, Runtime
+from pdmd.training.checkpoints.checkpointer import NoCheckpoints
+from pdmd.training.monitoring.accounting import Account
+from pdmd.training.monitoring.health import Health, NonFiniteError
+from pdmd.training.monitoring.recorder import Recorder
+
+__all__ = ["Session"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """Where a distillation runs, what it reports to, and where it is saved.
+
+    Attributes:
+        runtime: The device and ranks; this process, on the CPU, by default. Ranks call
+            :func:`~pdmd.distillation.distill.distill` together, with the same arguments.
+        recorder: Is notified of progress.
+        checkpointer: Writes checkpoints, and may be requested to stop the run.
+        resume: Whether to resume from the newest checkpoint.
+        account: Counts network evaluations, by role.
+        max_consecutive_skips: Updates of a role that may be skipped in a row, for a loss or
+            gradient that is not finite, before the run stops.
+    """
+
+    runtime: Runtime = field(default_factory=OneProcess)
+    recorder: Recorder = field(default_factory=Recorder)
+    checkpointer: NoCheckpoints = field(default_factory=NoCheckpoints)
+    resume: bool = False
+    account: Account = field(default_factory=Account)
+    max_consecutive_skips: int = 3
+
+    def health(self) -> Health:
+        """Returns what counts skipped updates.
+
+        Raises:
+            ValueError: If ``max_consecutive_skips`` is negative.
+        """
+        return Health(self.max_consecutive_skips)
+
+    @contextmanager
+    def freezing(self, teacher: nn.Module) -> Iterator[None]:
+        """Freezes a teacher within a block, and restores it and closes what was opened after.
+
+        Args:
+            teacher: The teacher.
+
+        Raises:
+            NonFiniteError: What the block raised, with the checkpoint to go back to.
+        """
+        trainable = {id(p) for p in teacher.parameters() if p.requires_grad}
+        teacher.requires_grad_(False).eval()
+        try:
+            yield
+        except NonFiniteError as error:
+            hint = self.checkpointer.last_good()
+            raise (NonFiniteError(f"{error} ({hint})") if hint else error) from error
+        finally:
+            self.account.close()
+            self.recorder.close()
+            self.runtime.placement.release(teacher)
+            for parameter in teacher.parameters():
+                parameter.requires_grad_(id(parameter) in trainable)
