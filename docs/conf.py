@@ -15,7 +15,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
-    "sphinx-mathjax-offline",  # ships MathJax, so that the pages read without a network
+    "sphinx-mathjax-offline",  # ships MathJax: pages render offline
 ]
 exclude_patterns = ["_build", "evidence/intro.md", "evidence/*_notes.md"]
 source_suffix = {".md": "markdown"}

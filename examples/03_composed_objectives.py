@@ -1,9 +1,11 @@
-"""Composes distribution matching with an objective of one's own."""
+"""Composes distribution matching with a custom objective."""
 
 import torch
 
 from pdmd import (
     DistributionMatching,
+    ExpertTraining,
+    FakeScoreTraining,
     FromDenoiser,
     MixtureTeacher,
     MlpDenoiser,
@@ -32,10 +34,10 @@ print(objective)
 student = distill(
     teacher,
     PhasePlan.uniform(2),
-    generator=objective,
-    fake_score=SubintervalScoreMatching(RatioWeighting()),
-    init=FromDenoiser(network),
     updates=20,
-    fake_updates=2,
+    generator_objective=objective,
+    fake_objective=SubintervalScoreMatching(RatioWeighting()),
+    experts=ExpertTraining(initializer=FromDenoiser(network)),
+    fake_scores=FakeScoreTraining(updates=2),
 )
-print(f"{len(student.experts)} experts, {student.plan.nfe} evaluations per sample")
+print(f"{len(student.experts)} experts, {student.plan.nfe} NFE")

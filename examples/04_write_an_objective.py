@@ -1,28 +1,36 @@
-"""Writes an objective, composes it, and limits it to one phase."""
+"""Defines an objective, composes it, and restricts it to one phase."""
 
-from pdmd import DistributionMatching, Objective, PhasePlan, distill, teachers
+from pdmd import (
+    DistributionMatching,
+    FakeScoreTraining,
+    Objective,
+    PhasePlan,
+    Rollouts,
+    distill,
+    teachers,
+)
 
 
 class Variance(Objective):
-    """Keeps the output's variance at what the schedule says of data with a known one."""
+    """Matches the variance of the output to that of diffused data of a known deviation."""
 
     def __init__(self, std=1.0, name="variance"):
         self.std, self.name = std, name
 
     def losses(self, models, rollout, generator):
         alpha_s, sigma_s = models.fake.schedule(rollout.phase.t_end)
-        wanted = alpha_s**2 * self.std**2 + sigma_s**2
-        gap = rollout.x_s.float().var() / float(wanted) - 1
-        return {self.name: gap.square()}
+        expected = alpha_s**2 * self.std**2 + sigma_s**2
+        error = rollout.x_s.float().var() / float(expected) - 1
+        return {self.name: error.square()}
 
 
-generator = DistributionMatching() + 0.1 * Variance().only(1)
+objective = DistributionMatching() + 0.1 * Variance().only(2)  # in the second phase
 student = distill(
     teachers.get("digits")(),
     PhasePlan.uniform(2),
-    generator=generator,
     updates=5,
-    fake_updates=1,
-    batch_size=32,
+    generator_objective=objective,
+    rollouts=Rollouts(batch_size=32),
+    fake_scores=FakeScoreTraining(updates=1),
 )
-print(f"{generator!r}\n{student.plan.nfe} evaluations per sample")
+print(f"{objective!r}\n{student.plan.nfe} NFE")

@@ -1,6 +1,6 @@
-"""States how a transformer of one's own is split over ranks, and compares it with one process.
+"""Parallelizes a custom transformer over ranks and compares its gradients with one process.
 
-Runs on one rank as it stands, and on several as
+Runs on one rank as is, and on several with
 ``torchrun --nproc-per-node 2 examples/05_parallel_plan.py``.
 """
 
@@ -90,7 +90,7 @@ def run(network, x):
     return {"loss": loss.detach(), "x": x.grad} | gradients
 
 
-def whole(gradient, name, partial_over=None):
+def full(gradient, name, partial_over=None):
     if hasattr(gradient, "full_tensor"):
         gradient = gradient.full_tensor()
     if partial_over is not None and name not in ("loss", "x"):
@@ -114,9 +114,9 @@ for axis, parallelize in (("tp", tensor_parallelize), ("cp", context_parallelize
     parallelize(split, mesh)
     error = 0.0
     for name, gradient in run(split, x).items():
-        value = whole(gradient, name, mesh if axis == "cp" else None)
+        value = full(gradient, name, mesh if axis == "cp" else None)
         error = max(error, float((value - alone[name]).abs().max() / alone[name].abs().max()))
     if dist.get_rank() == 0:
-        print(f"{axis} on {ranks} ranks: the largest relative error is {error:.1e}")
+        print(f"{axis} on {ranks} rank(s): largest relative error {error:.1e}")
     assert error < 1e-9
 dist.destroy_process_group()

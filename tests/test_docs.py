@@ -1,6 +1,5 @@
-"""The pages run and say what their sources hold."""
+"""The pages run, and agree with the package and with their results files."""
 
-import functools
 import re
 import subprocess
 import sys
@@ -10,16 +9,28 @@ import pytest
 
 import pdmd
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 PAGES = [p for p in sorted(DOCS.rglob("*.md")) if "```python" in p.read_text()]
+
+
+def shortened(distill):
+    """Returns `distill` with one update of small batches."""
+
+    def short(*args, **settings):
+        settings["updates"] = 1
+        settings["rollouts"] = pdmd.Rollouts(batch_size=8)
+        settings["fake_scores"] = pdmd.FakeScoreTraining(updates=1)
+        return distill(*args, **settings)
+
+    return short
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    short = functools.partial(pdmd.distill, updates=1, fake_updates=1, batch_size=8)
-    monkeypatch.setattr(pdmd, "distill", short)
+    monkeypatch.setattr(pdmd, "distill", shortened(pdmd.distill))
     if "runs/digits/student" in page.read_text():
         teacher = pdmd.teachers.get("digits")()
         source = {"teacher": "digits", "arguments": {}}
@@ -34,17 +45,17 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
 
 COMMANDS = [
     (page, line)
-    for page in [*sorted(DOCS.rglob("*.md")), DOCS.parent / "README.md"]
+    for page in [*sorted(DOCS.rglob("*.md")), ROOT / "README.md"]
     for line in re.findall(r"^\$ (?:torchrun .* -m )?(pdmd .*)$", page.read_text(), re.MULTILINE)
 ]
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS, ids=lambda v: getattr(v, "stem", None))
-def test_the_commands_of_a_page_are_commands(page, line, capsys, monkeypatch, tmp_path):
+def test_the_commands_of_a_page_are_valid(page, line, capsys, monkeypatch, tmp_path):
     from pdmd.cli.main import main
 
     command, *words = line.split("  #")[0].split()[1:]
-    if command == "distill":  # read as written, up to the run
+    if command == "distill":  # parsed as written, without the run
         seen = []
         monkeypatch.setattr(
             "pdmd.cli.distill._run", lambda config, options: seen.append(config) or 0
@@ -61,15 +72,39 @@ def test_the_commands_of_a_page_are_commands(page, line, capsys, monkeypatch, tm
         assert all(option in printed for option in options)
 
 
+def run_script(*words):
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("script", ["make.py", "plan_table.py"])
-def test_pages_are_what_their_figures_say(script):
-    root = DOCS.parent
-    words = [sys.executable, f"docs/evidence/{script}", "--check"]
-    done = subprocess.run(words, cwd=root, capture_output=True, text=True)
+def test_pages_agree_with_their_results_files(script):
+    done = run_script(f"docs/evidence/{script}", "--check")
     assert done.returncode == 0, done.stderr
 
 
-LAUNCH = sorted((DOCS.parent / "examples" / "launch").iterdir())
+def test_the_searches_list_the_trials_that_their_notes_name():
+    done = run_script("docs/evidence/search.py")
+    assert done.returncode == 0, done.stderr
+    trials = done.stdout.split()
+    notes = "".join(path.read_text() for path in (DOCS / "evidence").glob("*_notes.md"))
+    named = set(re.findall(r"\b(adaptive_\.\w+|digits/\w+)", notes))
+    assert named and named <= set(trials)
+
+
+def test_the_api_page_has_every_module_once():
+    listed = re.findall(r"automodule:: ([\w.]+)", (DOCS / "api.md").read_text())
+    packages = {"pdmd.conformance"}  # defines `check`
+    excluded = ROOT / "pdmd/export/modules"  # templates that exported pipelines contain
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "pdmd").rglob("*.py")
+        if not path.name.startswith("__") and excluded not in path.parents
+    }
+    assert sorted(listed) == sorted(modules | packages)
+
+
+LAUNCH = sorted((ROOT / "examples" / "launch").iterdir())
 
 
 @pytest.mark.parametrize("script", LAUNCH, ids=lambda p: p.name)

@@ -2,7 +2,7 @@
 
 python docs/evidence/plan_table.py [--check | --measure]
 
-Without an option the tables are written from plans.json, which --measure makes again.
+Without an option the tables are written from plans.json, which --measure regenerates.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 FIGURES, PAGE = HERE / "plans.json", HERE.parent / "planning.md"
 BEGIN, END = "<!-- tables: plan_table.py -->", "<!-- end of tables -->"
 GPUS = (1, 8, 64)
-MEMORY = 72.0  # GiB of a GPU's 80; what is not counted gets the rest
+MEMORY = 72.0  # of a GPU's 80 GiB; the rest is for memory that is not counted
 SAMPLES = 64  # in an update of the expert
 
 
@@ -63,7 +63,7 @@ class Wan(Denoiser):
 
 
 def twice(footprint):
-    """The footprint of two networks of which one runs."""
+    """Returns the footprint of two networks of which one is evaluated."""
     root = dataclasses.replace(
         footprint.root, whole=2 * footprint.root.whole, split=2 * footprint.root.split
     )
@@ -116,7 +116,7 @@ def measured():
             )
 
         roles = measure_roles(network, init, condition, work(1), **settings)
-        if model["pair"]:  # the second phase's scores are compared at the times of both
+        if model["pair"]:  # the second phase's score range covers both networks
             pairs = [{"teacher": twice(r.teacher)} for r in roles]
             pairs[1]["fake"] = twice(roles[1].fake)
             roles = [dataclasses.replace(r, **pair) for r, pair in zip(roles, pairs, strict=True)]
@@ -142,14 +142,14 @@ def degrees(choice):
 
 
 def best(figures):
-    """The choice that fits and sends least, or else the one that needs least memory."""
+    """Returns the choice that fits and sends least, or else the one of least memory."""
     fitting = [c for c in figures["choices"] if c["fits"]]
     return fitting[0] if fitting else min(figures["choices"], key=lambda c: c["bytes"])
 
 
 def table(plans):
     chosen = [best(figures) for figures in plans]
-    head = ["a GPU's share", *(f"{f['gpus']} GPU{'s' * (f['gpus'] > 1)}" for f in plans)]
+    head = ["per GPU", *(f"{f['gpus']} GPU{'s' * (f['gpus'] > 1)}" for f in plans)]
     rows = [["degrees", *(degrees(c) or "none" for c in chosen)]]
     for word, items in ROWS.items():
         rows.append([word, *(size(sum(c["memory"][i] for i in items)) for c in chosen)])
@@ -158,11 +158,11 @@ def table(plans):
     fits = [sum(c["fits"] for c in f["choices"]) for f in plans]
     counts = [f"{n} of {len(f['choices'])}" for n, f in zip(fits, plans, strict=True)]
     rows.append(["choices of degrees that fit", *counts])
-    rows.append(["sent in a cycle", *(size(c["sent"]) if c["sent"] else "-" for c in chosen)])
+    rows.append(["sent per cycle", *(size(c["sent"]) if c["sent"] else "-" for c in chosen)])
     last = [f["phases"][-1] for f in plans]
     rows.append(
         [
-            "forward evaluations in a cycle, all GPUs",
+            "forward evaluations per cycle, all GPUs",
             *(
                 f"{f['batch_size'] * sum(p['forward'].values()):,.0f}"
                 for f, p in zip(plans, last, strict=True)
@@ -171,7 +171,7 @@ def table(plans):
     )
     rows.append(
         [
-            "of them with a backward pass",
+            "of these, with a backward pass",
             *(
                 f"{f['batch_size'] * sum(p['backward'].values()):,.0f}"
                 for f, p in zip(plans, last, strict=True)
@@ -180,7 +180,7 @@ def table(plans):
     )
     rows.append(
         [
-            "FLOPs in a cycle, a GPU",
+            "FLOPs per cycle and GPU",
             *(
                 amount(sum(p["flops"].values()) / f["gpus"])
                 for f, p in zip(plans, last, strict=True)
@@ -215,13 +215,13 @@ def text():
         if adapted:
             factors = plans[-1]["phases"][-1]["generator"]["parameters"]
             words = (
-                f"With experts and fake scores as adapters of rank {ADAPTER.rank} over the one "
-                f"frozen network, {factors / 1e6:,.0f} M parameters each:"
+                f"With experts and fake scores as adapters of rank {ADAPTER.rank} over one frozen "
+                f"network, {factors / 1e6:,.0f} M parameters each:"
             )
             parts += [words, table(plans)]
             continue
         network = plans[-1]["phases"][-1]["generator"]
-        forward, backward, again = (
+        forward, backward, recomputed = (
             amount(network[f"{way}_flops"]) + "FLOPs"
             for way in ("forward", "backward", "recomputed")
         )
@@ -229,9 +229,9 @@ def text():
             f"### {MODELS[name]['title']}",
             f"{network['parameters'] / 1e9:.1f} B parameters in {network['units']} blocks, "
             f"{network['tokens']:,} tokens of latents; one evaluation of one sample takes "
-            f"{forward}, its backward pass {backward}, and computing the blocks again {again}.",
+            f"{forward}, its backward pass {backward}, and recomputing the blocks {recomputed}.",
             table(plans),
-            "The degrees on 64 GPUs that send least:",
+            "The degrees on 64 GPUs that send the least:",
             degrees_table(plans[-1]),
         ]
     return "\n\n".join([*parts, END])
@@ -247,9 +247,7 @@ def main():
         FIGURES.write_text(json.dumps(measured()) + "\n")
     if "--check" in sys.argv:
         if PAGE.read_text() != page():
-            sys.exit(
-                "docs/planning.md is not what plans.json says; run docs/evidence/plan_table.py"
-            )
+            sys.exit("docs/planning.md does not match plans.json; run docs/evidence/plan_table.py")
         return
     PAGE.write_text(page())
 

@@ -1,15 +1,14 @@
-"""Runs again the trials that the notes of the evidence page speak of.
+"""Reruns the trials of the searches that the notes of the evidence page describe.
 
 python docs/evidence/search.py                 # list the trials
 python docs/evidence/search.py ratio cuts_b    # run some: klh, sw2 and forwards, over seeds
-python docs/evidence/search.py boundaries      # where the error of the uniform plan arises
-python docs/evidence/search.py digits/high_cuts  # one of the digits' trials: fidT and forwards
+python docs/evidence/search.py boundaries      # the error of the uniform plan at each boundary
+python docs/evidence/search.py digits/high_cuts  # one trial on the digits: fidT and forwards
 """
 
 import copy
 import statistics
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ import torch
 from pdmd import PhasePlan, trajectory
 from pdmd.benchmarks import BenchConfig, Scheme
 from pdmd.benchmarks.distillation import DigitsBenchmark, MixtureBenchmark
+from pdmd.benchmarks.efficiency import EfficiencySetting
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.solvers import renoise_step
 from pdmd.distillation.initializers import Initializer, PerStep
@@ -36,7 +36,7 @@ FOLDER = Path("runs/search")
 
 
 class Correction(Denoiser):
-    """A fake score that starts at the exact teacher: the teacher plus what a network adds."""
+    """A fake score initialised at the exact teacher: the teacher plus a trained correction."""
 
     def __init__(self, teacher, network, zeroed):
         super().__init__(
@@ -44,7 +44,9 @@ class Correction(Denoiser):
         )
         self.network_, self.zeroed = network, zeroed
         frozen = copy.deepcopy(network).requires_grad_(False).eval()
-        object.__setattr__(self, "frozen", (teacher, frozen))  # no part of what trains
+        object.__setattr__(
+            self, "frozen", (teacher, frozen)
+        )  # hidden from the trainable parameters
         if zeroed:
             for parameter in network.layers[-1].parameters():
                 torch.nn.init.zeros_(parameter)
@@ -71,7 +73,8 @@ class CorrectedFake(Initializer):
 
 
 def matching(*args, **kwargs):
-    return lambda: DistributionMatching(*args, **kwargs)
+    """Returns distribution matching with these arguments, as a change of a trial."""
+    return {"generator_objective": lambda: DistributionMatching(*args, **kwargs)}
 
 
 def ratio():
@@ -87,6 +90,7 @@ def halves():
 
 
 def trial(**changes):
+    """Returns the phased scheme with changes."""
     return Scheme(summary="", **changes)
 
 
@@ -94,64 +98,69 @@ def regressed(weight):
     return lambda: DistributionMatching() + weight * TrajectoryRegression(steps=8)
 
 
-def adaptive(more, *args, **kwargs):
-    return trial(fake_updates=lambda: AdaptiveUpdates(*args, **kwargs), more=more)
+def fixed(number):
+    """Returns a setting with a fixed number of fake updates."""
+    return EfficiencySetting(summary="", fake_updates=lambda most: FixedUpdates(number))
+
+
+def adaptive(more, *args, per_rollout=1, **kwargs):
+    """Returns a trial with adaptive fake updates and `more` times the generator updates."""
+    setting = EfficiencySetting(
+        summary="",
+        fake_updates=lambda most: AdaptiveUpdates(*args, **kwargs),
+        fake_updates_per_rollout=per_rollout,
+    )
+    return trial(efficiency=setting, more=more)
 
 
 FAST, MIXED = (2e-3, 2e-3), (2e-3, 1e-3)
-FOUR = dict(rates=FAST, generator_objective=matching(timestep_samples=4))
+FOUR = dict(rates=FAST, **matching(timestep_samples=4))
 B = dict(plan=cuts(0.55, 0.35, 0.18), share=(1, 1, 2, 2))
 
 TRIALS = {
     "ratio": trial(fake_objective=ratio),
     "log_snr": trial(
-        generator_objective=matching(times=LogSnrTimes()),
+        **matching(times=LogSnrTimes()),
         fake_objective=lambda: SubintervalScoreMatching(times=LogSnrTimes()),
     ),
-    "exact_kl": trial(generator_objective=matching(ExactKL())),
-    "posterior": trial(generator_objective=matching(PosteriorDifference())),
-    "regression_1": trial(generator=regressed(1.0)),
-    "regression_.2": trial(generator=regressed(0.2)),
+    "exact_kl": trial(**matching(ExactKL())),
+    "posterior": trial(**matching(PosteriorDifference())),
+    "regression_1": trial(generator_objective=regressed(1.0)),
+    "regression_.2": trial(generator_objective=regressed(0.2)),
     "shift_1.5": trial(plan=lambda: PhasePlan.uniform(4, shift=1.5)),
     "shift_.7": trial(plan=lambda: PhasePlan.uniform(4, shift=0.7)),
     "rates_1e-3": trial(rates=(1e-3, 2e-3)),
     "rates_2e-3": trial(rates=FAST),
     "rates_3e-3": trial(rates=(3e-3, 3e-3)),
-    "draws": trial(**FOUR),
+    "timestep_samples": trial(**FOUR),
     "correction": trial(init=CorrectedFake),
     "correction_1e-3": trial(init=CorrectedFake, rates=(1e-3, 2e-3)),
     "correction_zeroed": trial(init=lambda i: CorrectedFake(i, True), rates=(1e-3, 2e-3)),
     "2x2": trial(**FOUR, plan=halves),
     "2x2_per_step": trial(**FOUR, plan=halves, init=PerStep),
-    "2x2_per_stop": trial(
+    "2x2_per_exit_step": trial(
         **FOUR, plan=halves, init=PerStep, fake_scores=OneFakeScorePerExitStep()
     ),
     "cuts_a": trial(**FOUR, plan=cuts(0.6, 0.4, 0.2), share=(1, 1, 2, 2)),
     "cuts_b": trial(**FOUR, **B),
     "cuts_c": trial(**FOUR, plan=cuts(0.6, 0.45, 0.3), share=(1, 1, 2, 2)),
     "cuts_d": trial(**FOUR, plan=cuts(0.5, 0.35, 0.2)),
-    "b_log_snr": trial(
-        rates=FAST, **B, generator_objective=matching(timestep_samples=4, times=LogSnrTimes())
-    ),
-    "b_posterior": trial(
-        rates=FAST, **B, generator_objective=matching(PosteriorDifference(), timestep_samples=4)
-    ),
-    "b_fake_10": trial(**FOUR, **B, fake_updates=lambda: FixedUpdates(10)),
-    "b_fake_rate": trial(rates=MIXED, **B, generator_objective=matching(timestep_samples=4)),
-    "b_ratio": trial(
-        rates=FAST, **B, generator_objective=matching(timestep_samples=8), fake_objective=ratio
-    ),
+    "b_log_snr": trial(rates=FAST, **B, **matching(timestep_samples=4, times=LogSnrTimes())),
+    "b_posterior": trial(rates=FAST, **B, **matching(PosteriorDifference(), timestep_samples=4)),
+    "b_fake_10": trial(**FOUR, **B, efficiency=fixed(10)),
+    "b_fake_rate": trial(rates=MIXED, **B, **matching(timestep_samples=4)),
+    "b_ratio": trial(rates=FAST, **B, **matching(timestep_samples=8), fake_objective=ratio),
     "b_1331": trial(
         rates=MIXED,
         plan=B["plan"],
         share=(1, 3, 3, 1),
-        generator_objective=matching(timestep_samples=4),
+        **matching(timestep_samples=4),
     ),
     "b_1221": trial(
         rates=(2e-3, 5e-4),
         plan=B["plan"],
         share=(1, 2, 2, 1),
-        generator_objective=matching(timestep_samples=4),
+        **matching(timestep_samples=4),
     ),
     "b_4_rollouts": trial(rates=MIXED, **B, accumulate=4),
     "b_4_rollouts_4e-3": trial(rates=(4e-3, 1e-3), **B, accumulate=4),
@@ -160,7 +169,7 @@ TRIALS = {
         plan=B["plan"],
         share=(1, 3, 3, 1),
         accumulate=4,
-        generator_objective=matching(timestep_samples=2),
+        **matching(timestep_samples=2),
     ),
     "b_8_rollouts": trial(rates=MIXED, plan=B["plan"], share=(1, 1, 2, 3), accumulate=8),
     "a_8_rollouts_3e-3": trial(
@@ -170,8 +179,8 @@ TRIALS = {
         rates=(4e-3, 1e-3),
         **B,
         accumulate=8,
-        generator_objective=matching(timestep_samples=2),
-        fake_updates=lambda: FixedUpdates(8),
+        **matching(timestep_samples=2),
+        efficiency=fixed(8),
     ),
     "adaptive_.05": adaptive(1.0, 0.05),
     "adaptive_.08": adaptive(1.2, 0.08),
@@ -182,30 +191,28 @@ TRIALS = {
     "adaptive_.20": adaptive(1.15, 0.2, most=8),
     "adaptive_.25": adaptive(1.36, 0.25),
     "adaptive_.30": adaptive(1.38, 0.3, memory=0.8),
-    "adaptive_.05_anchored": replace(adaptive(1.0, 0.05), fake_updates_per_rollout=5),
-    "adaptive_.06_anchored": replace(adaptive(1.15, 0.06), fake_updates_per_rollout=5),
-    "adaptive_.08_anchored": replace(adaptive(1.3, 0.08), fake_updates_per_rollout=5),
-    "one_to_one_1.4": trial(fake_updates=lambda: FixedUpdates(1), more=1.4),
+    "adaptive_.05_reuse": adaptive(1.0, 0.05, per_rollout=5),
+    "adaptive_.06_reuse": adaptive(1.15, 0.06, per_rollout=5),
+    "adaptive_.08_reuse": adaptive(1.3, 0.08, per_rollout=5),
+    "one_to_one_1.4": trial(efficiency=fixed(1), more=1.4),
 }
 TOP = dict(plan=cuts(0.97, 0.92, 0.85), share=(1, 1, 1, 7))
-# what each adds to phased; `start` is the benchmark's own rates and fake updates
+# changes to phased; `start` has the benchmark's own rates and fake updates
 DIGITS = {
     "start": trial(),
-    "draws": trial(generator_objective=matching(timestep_samples=4)),
+    "timestep_samples": trial(**matching(timestep_samples=4)),
     "rollouts": trial(accumulate=4, rates=(6e-4, 6e-4)),
-    "fake_5": trial(fake_updates=lambda: FixedUpdates(5)),
+    "fake_5": trial(efficiency=fixed(5)),
     "2x2": trial(plan=halves),
     "low_cuts": trial(plan=cuts(0.55, 0.35, 0.18), share=(1, 1, 2, 2)),
     "high_cuts": trial(plan=cuts(0.9, 0.75, 0.5), share=(1, 1, 2, 4)),
     "higher_cuts": trial(plan=cuts(0.95, 0.85, 0.7), share=(1, 1, 1, 5)),
     "highest_cuts": trial(**TOP),
-    "highest_cuts_draws": trial(**TOP, generator_objective=matching(timestep_samples=4)),
+    "highest_cuts_timestep_samples": trial(**TOP, **matching(timestep_samples=4)),
     "highest_cuts_rollouts": trial(**TOP, accumulate=4, rates=(6e-4, 6e-4)),
-    "highest_cuts_fake_4": trial(**TOP, fake_updates=lambda: FixedUpdates(4)),
-    "highest_cuts_fake_8": trial(**TOP, fake_updates=lambda: FixedUpdates(8)),
-    "one_step_fake_4": trial(
-        plan=lambda: PhasePlan.uniform(1), fake_updates=lambda: FixedUpdates(4)
-    ),
+    "highest_cuts_fake_4": trial(**TOP, efficiency=fixed(4)),
+    "highest_cuts_fake_8": trial(**TOP, efficiency=fixed(8)),
+    "one_step_fake_4": trial(plan=lambda: PhasePlan.uniform(1), efficiency=fixed(4)),
     "extreme_cuts": trial(plan=cuts(0.97, 0.94, 0.9), share=(1, 1, 1, 12)),
     "extreme_cuts_rollouts": trial(
         plan=cuts(0.97, 0.94, 0.9), share=(1, 1, 1, 12), accumulate=4, rates=(6e-4, 6e-4)
@@ -228,23 +235,23 @@ def run(name, benchmark, seeds):
 
 
 def boundaries(benchmark):
-    """Compares the student at every boundary with the exact diffused law."""
+    """Compares the student with the exact diffused law at every boundary."""
     teacher = benchmark.teacher()
-    student, _ = benchmark.distill(TRIALS["draws"], teacher, 0)
+    student, _ = benchmark.distill(TRIALS["timestep_samples"], teacher, 0)
     condition = benchmark.condition(teacher)
     generator = torch.Generator().manual_seed(1)
-    states = trajectory(student, condition, generator=generator)
+    samples = trajectory(student, condition, generator=generator)
 
     def exact(s):
-        x = teacher.sample(len(states[0]), condition, generator=generator)
+        x = teacher.sample(len(samples[0]), condition, generator=generator)
         return renoise_step(x, 0.0, s, teacher.schedule, generator) if s else x
 
-    for phase, x in zip(student.plan, states[1:], strict=True):
+    for phase, x in zip(student.plan, samples[1:], strict=True):
         law, other = exact(phase.t_end), exact(phase.t_end)
-        gap, floor = sliced_wasserstein(x, law), sliced_wasserstein(other, law)
-        print(f"t = {phase.t_end:.2f}  sw2 {gap:.4f}  floor {floor:.4f}")
+        error, floor = sliced_wasserstein(x, law), sliced_wasserstein(other, law)
+        print(f"t = {phase.t_end:.2f}  sw2 {error:.4f}  floor {floor:.4f}")
     last = student.experts[-1](exact(student.plan[-1].t_start), condition)
-    print(f"the last expert on exact states: sw2 {sliced_wasserstein(last, exact(0)):.4f}")
+    print(f"the last expert on exact phase inputs: sw2 {sliced_wasserstein(last, exact(0)):.4f}")
 
 
 def digits(name, seed=0):

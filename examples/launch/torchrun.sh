@@ -3,23 +3,23 @@
 #
 #   examples/launch/torchrun.sh CONFIG [OPTION...]
 #
-# takes what `pdmd distill` takes. On several nodes, run it on each with the same arguments:
+# takes the arguments of `pdmd distill`. On several nodes, run it on each with the same arguments:
 #
 #   NNODES=2 RDZV_ENDPOINT=node0:29500 examples/launch/torchrun.sh CONFIG [OPTION...]
 #
-# The environment says where it runs:
+# Environment variables:
 #
-#   NPROC_PER_NODE  ranks on this node (default: gpu, one for each GPU; on CPUs give a number)
-#   NNODES          nodes (default: 1)
-#   RDZV_ENDPOINT   HOST:PORT where the nodes meet, a host that is one of them; the same on all,
-#                   and needed if there are several
-#   RDZV_ID         a name for the run, the same on all its nodes (default: pdmd)
-#   GRACE           seconds that ranks have for a checkpoint once they are asked to stop
+#   NPROC_PER_NODE  ranks on this node (default: gpu, one per GPU; on CPUs, a number)
+#   NNODES          number of nodes (default: 1)
+#   RDZV_ENDPOINT   rendezvous HOST:PORT, where HOST is one of the nodes; the same on all of them,
+#                   required for several nodes
+#   RDZV_ID         name of the run, the same on all nodes (default: pdmd)
+#   GRACE           seconds that the ranks have to write a checkpoint after a signal
 #                   (default: 600)
 #
-# On SIGTERM or SIGINT (Ctrl-C) the run saves a checkpoint and ends. The first is passed on, and
-# once: a rank that hears two stops without saving. Exit codes: 0; 130 if the run was asked to
-# stop; otherwise torchrun's, which is 1 whatever the ranks' were: its report names those.
+# On SIGTERM or SIGINT (Ctrl-C) the run saves a checkpoint and exits. Only the first signal is
+# forwarded: a rank that receives two exits without saving. Exit codes: 0; 130 if the run was
+# interrupted; otherwise torchrun's, which is 1 whatever the ranks' codes: its report lists those.
 
 set -euo pipefail
 
@@ -31,7 +31,7 @@ fi
 nodes=${NNODES:-1}
 words=(--nnodes "$nodes" --nproc-per-node "${NPROC_PER_NODE:-gpu}")
 if ((nodes > 1)); then
-    endpoint=${RDZV_ENDPOINT:?is needed for several nodes: HOST:PORT of one of them}
+    endpoint=${RDZV_ENDPOINT:?is required for several nodes: HOST:PORT of one of them}
     words+=(--rdzv-backend c10d --rdzv-endpoint "$endpoint" --rdzv-id "${RDZV_ID:-pdmd}")
 else
     words+=(--standalone)
@@ -49,14 +49,14 @@ trap stop TERM INT
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${GRACE:-600}
-set -m # torchrun in a process group of its own: Ctrl-C is heard here alone
+set -m # torchrun in its own process group: only this script receives Ctrl-C
 torchrun "${words[@]}" -m pdmd distill "$@" &
 pid=$!
 set +m
 
 code=0
 wait "$pid" || code=$?
-while kill -0 "$pid" 2>/dev/null; do # a signal ends a wait before the process has ended
+while kill -0 "$pid" 2>/dev/null; do # a signal interrupts wait before the process has finished
     code=0
     wait "$pid" || code=$?
 done

@@ -1,20 +1,18 @@
-r"""The speed benchmark: cycles per second and peak memory, beside a loop by hand and a peer.
+r"""The speed benchmark: cycles per second and peak memory, against a hand-written loop and a peer.
 
-Two comparisons are made on every network, each of contestants that take turns in one process, so
-that a machine that slows down slows all of them:
+Every network has two comparisons, each of contestants that alternate in one process, so that a
+slowdown of the machine affects all of them:
 
-- *equal work*: one phase of one step, by the library, by a loop written by hand, and by
+- *equal work*: one phase of one step, by the library, by a hand-written loop, and by
   ``modelopt.torch.fastgen`` (:mod:`pdmd.benchmarks.speed_peers`), relative to the library;
-- *efficiency_settings*: the library's four phases, trained one after the other, by settings that
-ask the
-  networks less (:mod:`pdmd.benchmarks.efficiency`), relative to rolling out every student step for
-  every fake update.
+- *efficiency settings*: four phases of the library, trained one after the other, in settings with
+  fewer network evaluations (:mod:`pdmd.benchmarks.efficiency`), relative to rolling out every
+  student step for every fake update.
 
-``speed`` is how many times as many cycles a second a contestant makes as what it is measured
-against. It is the median over rounds; ``speed_low`` and ``speed_high`` are the quartiles,
-``median_low`` and ``median_high`` the ends of the median's own 95% interval, or the extremes
-where rounds are too few for one. Memory is measured in a pass of its own; in four phases it is
-that of the last.
+``speed`` is the ratio of a contestant's cycles per second to those of its reference. It is the
+median over rounds; ``speed_low`` and ``speed_high`` are the quartiles, ``median_low`` and
+``median_high`` the ends of the 95% interval of the median, or the extremes if there are too few
+rounds for one. Memory is measured in a separate pass; with four phases it is that of the last.
 """
 
 from __future__ import annotations
