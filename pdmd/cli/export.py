@@ -72,9 +72,9 @@ def export_command(words: list[str]) -> int:
     if not parsed.out:
         raise UsageError("missing the folder to write to: pdmd export STUDENT --to diffusers DIR")
     for kind, fields in ONLY.items():
-        for field in fields:
-            if kind != options.to and getattr(options, field) != getattr(ExportOptions(), field):
-                flag = "--" + field.replace("_", "-")
+        for option in fields:
+            if kind != options.to and getattr(options, option) != getattr(ExportOptions(), option):
+                flag = "--" + option.replace("_", "-")
                 raise UsageError(f"{flag} is for --to {kind}; leave it out")
     return _export(name, Path(parsed.out), options)
 
