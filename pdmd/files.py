@@ -295,7 +295,7 @@ def telling(url: str, what: str) -> Generator[None, None, None]:
 
 
 def say(error: Exception) -> str:
-    """Returns an error in one line for a sentence's brackets, with its class where it adds to it."""
+    """Returns an error in one line, for a sentence's brackets, with its class if it adds to it."""
     text = " ".join(str(error).split())
     text = text if len(text) <= 400 else f"{text[:399]}\u2026"
     return text if type(error) is OSError else f"{type(error).__name__}: {text}"

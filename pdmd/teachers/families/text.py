@@ -16,6 +16,7 @@ from pdmd.teachers.conditioning.embeddings import StoredEmbeddings
 from pdmd.teachers.conditioning.prompts import Prompts
 from pdmd.teachers.conditioning.sources import read_prompts
 from pdmd.teachers.families.layouts import PipelineLayout
+from pdmd.teachers.families.pipeline_checks import check_modules
 from pdmd.typing import Condition, Conditions, Latents, repeat_condition
 
 __all__ = ["TextTeacher"]
@@ -84,6 +85,7 @@ class TextTeacher(Teacher):
             latent_shape=latent_shape,
             time_range=time_range,
         )
+        check_modules(transformer)
         _check_width(transformer, prompts)
         if prompts is not None and prompts.imaged and not self.takes_images:
             raise ValueError(

@@ -8,9 +8,9 @@ killed leaves the one before.
 
 It is kept at a path or a URL of :data:`pdmd.files.PROTOCOLS` that can be written: ``file://``,
 ``s3://bucket/run`` (with the package's ``s3`` extra), ``gs://``, ``az://``, ``hf://``. Credentials
-and endpoints come from where the backend looks for them: for S3 the usual ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``,
-``AWS_PROFILE``, and ``AWS_ENDPOINT_URL`` for a server other than Amazon's; or fsspec's own
-configuration. Each run wants a store of its own.
+and endpoints come from where the backend looks for them: for S3 the usual ``AWS_ACCESS_KEY_ID``,
+``AWS_SECRET_ACCESS_KEY``, ``AWS_PROFILE``, and ``AWS_ENDPOINT_URL`` for a server other than
+Amazon's; or fsspec's own configuration. Each run needs a store of its own.
 
 DCP keeps its index of tensors as a pickle. It is read by an unpickler that knows DCP's own classes
 and nothing else (:mod:`.metadata`), so that a checkpoint of someone else runs no code; that its
