@@ -46,6 +46,8 @@ class SampleOptions:
     arguments: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Arguments of the teacher in the place of those that it was distilled with, such as where its
     folder has moved, or other embeddings: --arguments embeddings URL."""
+    trust_source: bool = False
+    """Use the URLs and cache folders that the student's folder names."""
     progress: bool = True
     """Show a progress bar."""
     plugins: tuple[str, ...] = ()
@@ -67,7 +69,11 @@ def sample_command(words: list[str]) -> int:
     if not latents:
         pictures_to(options.out, fps=options.fps)  # for its errors, before any work
     student, teacher = load_student(
-        name, options.plugins, arguments=options.arguments, device=device
+        name,
+        options.plugins,
+        arguments=options.arguments,
+        device=device,
+        trust_source=options.trust_source,
     )
     decode = getattr(teacher, "decode", None)
     if decode is None and not latents:
@@ -128,6 +134,7 @@ def load_student(
     *,
     arguments: Mapping[str, Any] | None = None,
     device: torch.device | None = None,
+    trust_source: bool = False,
 ) -> tuple[Student, Teacher]:
     """Loads a student and its registered teacher, which both are on the student's schedule.
 
@@ -136,9 +143,11 @@ def load_student(
         plugins: Python modules to import first.
         arguments: Arguments in the place of those that the teacher was distilled with.
         device: Where both go; by default where their arguments say.
+        trust_source: Whether to use the URLs and cache folders that the student's folder names.
 
     Raises:
-        ValueError: If the folder is missing, damaged or names no registered teacher.
+        ValueError: If the folder is missing, damaged, names no registered teacher, or names
+            places that are not trusted.
     """
     from pdmd.distillation.student_folders import source_teacher
     from pdmd.distillation.students import Student
@@ -148,7 +157,7 @@ def load_student(
     path = Path(name)
     if not (path / "student.json").exists() and (path / "student" / "student.json").exists():
         path = path / "student"
-    teacher = source_teacher(path, arguments, device=str(device or ""))
+    teacher = source_teacher(path, arguments, device=str(device or ""), trust_source=trust_source)
     student = Student.load(path, teacher=teacher)
     if device is not None:
         student, teacher = student.to(device), teacher.to(device)

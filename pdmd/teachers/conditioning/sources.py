@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from pdmd.files import locate, telling
+from pdmd.files import check_url, is_url, locate, telling
 from pdmd.teachers.conditioning.image_prompts import ImagePrompt
 
 __all__ = ["read_image_prompts", "read_prompts"]
@@ -86,6 +86,7 @@ def _some(found: Iterable[Any], source: str) -> list[Any]:
 
 
 def _suffix(source: str) -> str:
+    check_url(str(source))
     suffix = PurePosixPath(str(source)).suffix.lower()
     if suffix in (".txt", ".jsonl") or suffix in TABLES:
         return suffix
@@ -124,7 +125,7 @@ def _with_images(
 
 def _beside(source: str, image: str) -> str:
     """Returns where an image is that a source names, relative to the source's folder."""
-    if "://" in image or image.startswith("/"):
+    if is_url(image) or image.startswith("/"):
         return image
     if not _suffix(source):  # a data set's own folder
         return f"{str(source).rstrip('/')}/{image}"
@@ -142,7 +143,7 @@ def _lines(source: str) -> Iterator[str]:
     with telling(str(source), "prompts could not be read"):
         if not fs.isfile(path):
             raise ValueError(f"the file of prompts {source} does not exist")
-        with fs.open(path, "r", encoding="utf-8") as file:
+        with fs.open(path, "r", encoding="utf-8-sig") as file:
             try:
                 yield from file
             except UnicodeDecodeError as error:

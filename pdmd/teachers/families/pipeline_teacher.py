@@ -24,6 +24,7 @@ from pdmd.diffusion.schedules import RectifiedFlow, Schedule
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.families.boundaries import boundary_router
 from pdmd.teachers.families.layouts import PipelineLayout
+from pdmd.teachers.families.pipeline_checks import check_modules
 from pdmd.teachers.families.pipelines import build_part, configuration, load_backbone
 from pdmd.teachers.families.tokens import scheduled_shift
 from pdmd.teachers.families.vaes import load_decoder
@@ -83,6 +84,7 @@ class PipelineTeacher(Teacher):
         **options: Any,
     ) -> None:
         self._check_known(options, self.options)
+        check_modules(backbone)
         values = self.complete_options(backbone.config, {**self.options, **options})
         super().__init__(
             schedule=schedule or RectifiedFlow(),

@@ -16,6 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.teachers.families.pipeline_checks import (
+    UnusableWeights,
+    check_index,
+    check_tensor,
+    check_values,
+    check_weights,
+    variant_of,
+)
+
 __all__ = [
     "build_part",
     "configuration",
@@ -118,15 +127,21 @@ def load_backbone(
         ValueError: If it is missing or of another class.
     """
     config = network_configuration(name, folder, subfolder)
+    check_index(folder, name)
+    check_values(folder, config)
     model = build_part(name, config, dtype=dtype, meta=True)
     if meta:
         return model
     ignored = type(model)._keys_to_ignore_on_load_unexpected or ()
     types = {path: tensor.dtype for path, tensor in model.state_dict().items()}
     state = {}
+    place = f"{folder}/{subfolder}" if subfolder else str(folder)
+    if subfolder:
+        check_weights(folder, (subfolder,))
     with reporting(folder, subfolder):
         for path, tensor in _tensors(folder, subfolder):
             if not any(re.search(pattern, path) for pattern in ignored):
+                check_tensor(place, path, tensor, types.get(path))
                 state[path] = tensor.to(device=device, dtype=types.get(path))
         model.load_state_dict(state, assign=True)
     return model
@@ -206,8 +221,12 @@ def load_text_encoder(
     if optional:
         index = configuration(name, folder)
         absent |= {part: None for part in optional if (index.get(part) or [None])[0] is None}
+    check_index(folder)
+    check_weights(folder, ("text_encoder*", *(p for p in visual if p != "feature_extractor")))
+    variant = variant_of(folder, "text_encoder", "model")
+    more: dict[str, Any] = {"use_safetensors": True, **({"variant": variant} if variant else {})}
     with reporting(folder, "text_encoder"):
-        pipeline = cls.from_pretrained(str(folder), dtype=dtype_of(dtype), **absent)
+        pipeline = cls.from_pretrained(str(folder), dtype=dtype_of(dtype), **more, **absent)
     return pipeline.to(device)
 
 
@@ -227,7 +246,10 @@ def _tensors(folder: str | Path, subfolder: str) -> Iterator[tuple[str, Tensor]]
     stem = place / subfolder / "diffusion_pytorch_model.safetensors"
     shards = stem.with_name(f"{stem.name}.index.json")
     names = {stem.name}
-    if shards.is_file():
+    if variant := variant_of(place, subfolder, "diffusion_pytorch_model"):
+        found = [path.name for path in stem.parent.glob(f"{stem.stem}*.safetensors")]
+        names = {name for name in found if variant in name}
+    elif shards.is_file():
         names = set(json.loads(shards.read_text())["weight_map"].values())
     for file in sorted(names):
         with safe_open(str(stem.with_name(file)), framework="pt") as opened:
@@ -242,6 +264,8 @@ def reporting(folder: str | Path, subfolder: str | None = None) -> Iterator[None
 
     try:
         yield
+    except UnusableWeights:
+        raise
     except (OSError, KeyError, TypeError, RuntimeError, ValueError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         part = f"{folder}/{subfolder}" if subfolder else str(folder)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.teachers.families.pipeline_checks import check_weights, variant_of
 from pdmd.teachers.families.pipelines import configuration, dtype_of, reporting
 from pdmd.typing import Latents
 
@@ -68,8 +69,16 @@ def load_decoder(
             import diffusers
 
             cls = getattr(diffusers, name)
+            check_weights(folder, ("vae",))
+            variant = variant_of(folder, "vae", "diffusion_pytorch_model")
             with reporting(folder, "vae"):
-                vae = cls.from_pretrained(str(folder), subfolder="vae", dtype=dtype_of(dtype))
+                vae = cls.from_pretrained(
+                    str(folder),
+                    subfolder="vae",
+                    dtype=dtype_of(dtype),
+                    use_safetensors=True,
+                    variant=variant,
+                )
             loaded.append(vae.to(device).eval())
         vae = loaded[0]
         mean, std = _latent_moments(vae, x)

@@ -56,7 +56,7 @@ def embed(
 
     known = _by_name(prompts, bool(encoder.imaged), batch_size=batch_size, shard_size=shard_size)
     names = list(known)
-    place, fingerprint = Place.of(url), encoder.fingerprint()
+    place, fingerprint = Place.of(url, writing=True), encoder.fingerprint()
     if overwrite:
         place.clear()
     parts: list[tuple[str | None, ...]] = [

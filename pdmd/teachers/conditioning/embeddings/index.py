@@ -44,13 +44,17 @@ class Place:
     root: str
 
     @classmethod
-    def of(cls, url: str) -> Place:
+    def of(cls, url: str, *, writing: bool = False) -> Place:
         """Finds a folder by its URL.
 
+        Args:
+            url: The folder.
+            writing: Whether files will be written there.
+
         Raises:
-            ValueError: If no file system is known for the URL.
+            ValueError: If the URL's file system is not supported.
         """
-        return cls(url.rstrip("/") or url, *locate(url))
+        return cls(url.rstrip("/") or url, *locate(url, writing=writing))
 
     def read(self, file: str) -> bytes | None:
         """Reads a file, ``None`` if there is none.
