@@ -13,8 +13,8 @@ from pdmd.teachers.base import teachers
 from pdmd.teachers.conditioning.embeddings import StoredEmbeddings, embed
 from pdmd.teachers.conditioning.fingerprints import encoder_fingerprint
 from tests.helpers.distilling import distill
+from tests.helpers.tiny_encoders import qwen_text, t5
 from tests.helpers.tiny_families import QWEN, WAN, family, qwen_pipeline, wan_pipeline
-from tests.teachers.families.test_family_folders import qwen_text, t5
 
 PROMPTS = ["a cat", "a dog that is far from home", "two", "a cat and a dog", "nothing"]
 SIZE = {"height": 64, "width": 48, "dtype": "float32"}

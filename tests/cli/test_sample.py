@@ -17,8 +17,8 @@ from pdmd.evaluation.report import write_grids
 from pdmd.teachers.base import teachers
 from tests.cli.test_embed_families import no_encoder
 from tests.helpers.distilling import distill
+from tests.helpers.tiny_encoders import qwen_text, t5
 from tests.helpers.tiny_families import QWEN, WAN, family, qwen_pipeline, wan_pipeline
-from tests.teachers.families.test_family_folders import qwen_text, t5
 
 PROMPTS = ["a cat", "a dog that is far from home", "two"]
 

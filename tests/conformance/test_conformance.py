@@ -24,12 +24,11 @@ from pdmd.conformance import CHECKS, check
 from pdmd.teachers import WithSchedule
 from pdmd.teachers.base import teachers
 from pdmd.teachers.packaged.digits import DigitsTeacher
-from tests.helpers import tiny_families, tiny_flows
-from tests.teachers.families import test_variance_preserving
+from tests.helpers import tiny_discrete, tiny_families, tiny_flows
 
 FAMILIES = {
     **dict.fromkeys(tiny_families.FAMILIES, tiny_families.family),
-    **dict.fromkeys(test_variance_preserving.FAMILIES, test_variance_preserving.family),
+    **dict.fromkeys(tiny_discrete.FAMILIES, tiny_discrete.family),
     **dict.fromkeys(tiny_flows.FLOWS, tiny_flows.flow),
 }
 

@@ -171,6 +171,7 @@ class TextTeacher(PipelineTeacher):
             ValueError: If a part is missing or of another family, an argument is not known, or
                 another encoder computed the embeddings.
         """
+        cls._check_known(options, [*cls.options, *cls.common])
         if text_length is not None and cls.text_length is None:
             raise ValueError(f"{cls.__name__} takes no text_length, got {text_length}")
         place: dict[str, Any] = {"dtype": dtype, "device": device}
