@@ -22,6 +22,6 @@ def boundary_router(ratio: float) -> IntervalRouter:
         ValueError: If it is not.
     """
     if not 0 < ratio < 1:
-        raise ValueError(f"a boundary ratio is in (0, 1), got {ratio}")
+        raise ValueError(f"a boundary ratio must be in (0, 1), got {ratio}")
     below = np.nextafter(np.float32(ratio), np.float32(0))
     return IntervalRouter((1.0, float(below), 0.0))

@@ -52,7 +52,7 @@ class DDPMTeacher(PipelineTeacher):
         schedule: Its noise levels.
         kind: What it predicts.
         height: Height of an image; the network's own by default.
-        width: Width of an image, likewise.
+        width: Width of an image, as the height.
         arguments: As :class:`~pdmd.teachers.families.pipeline_teacher.PipelineTeacher` takes.
 
     Raises:
@@ -94,8 +94,8 @@ class DDPMTeacher(PipelineTeacher):
                 raise ValueError(f"only unconditional UNets are supported, got {name}")
         if config.out_channels not in (config.in_channels, 2 * config.in_channels):
             raise ValueError(
-                f"this UNet takes {config.in_channels} channels and makes {config.out_channels}; "
-                "as many, or twice as many for a learned variance, are supported"
+                f"this UNet has {config.in_channels} input and {config.out_channels} output "
+                "channels; as many, or twice as many for a learned variance, are supported"
             )
         return own_size(config, options)
 

@@ -90,7 +90,7 @@ def noise_levels(
         )
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in KINDS:
-        raise ValueError(f"prediction_type is one of {', '.join(KINDS)}, got {prediction!r}")
+        raise ValueError(f"prediction_type must be one of {', '.join(KINDS)}, got {prediction!r}")
     try:
         scheduler: Any = DDPMScheduler(**{key: config[key] for key in BETAS if key in config})
     except (NotImplementedError, TypeError, ValueError) as error:
@@ -156,5 +156,5 @@ def check_channels(channels: int, norm_num_groups: int) -> None:
     """
     if channels < 1 or norm_num_groups < 1 or channels % norm_num_groups:
         raise ValueError(
-            f"channels are a multiple of norm_num_groups, got {channels} and {norm_num_groups}"
+            f"channels must be a multiple of norm_num_groups, got {channels} and {norm_num_groups}"
         )

@@ -95,11 +95,11 @@ class DiTTeacher(PipelineTeacher):
     @classmethod
     def latents(cls, config: Any, **_: Any) -> tuple[int, ...]:
         channels = config.in_channels
-        made = channels if config.out_channels is None else config.out_channels
-        if made not in (channels, 2 * channels):
+        out_channels = channels if config.out_channels is None else config.out_channels
+        if out_channels not in (channels, 2 * channels):
             raise ValueError(
-                f"this transformer takes {channels} channels and makes {made}; as many, "
-                "or twice as many for a learned variance, are supported"
+                f"this transformer has {channels} input and {out_channels} output channels; "
+                "as many, or twice as many for a learned variance, are supported"
             )
         return channels, config.sample_size, config.sample_size
 
@@ -107,11 +107,14 @@ class DiTTeacher(PipelineTeacher):
     def network_config(cls, **sizes: Any) -> dict[str, Any]:
         patch, side = sizes["patch_size"], sizes["sample_size"]
         if patch < 1 or side < 1 or side % patch:
-            raise ValueError(f"sample_size is a multiple of patch_size, got {side} and {patch}")
+            raise ValueError(
+                f"sample_size must be a multiple of patch_size, got {side} and {patch}"
+            )
         width = sizes["num_attention_heads"] * sizes["attention_head_dim"]
         if width % 4:
             raise ValueError(
-                f"num_attention_heads times attention_head_dim is a multiple of 4, got {width}"
+                "num_attention_heads times attention_head_dim must be a multiple of 4, got "
+                f"{width}"
             )
         channels, variance = sizes.pop("latent_channels"), sizes.pop("learned_variance")
         return {

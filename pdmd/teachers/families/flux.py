@@ -47,7 +47,7 @@ class FluxTeacher(TextTeacher):
     Args:
         backbone: A ``FluxTransformer2DModel`` of diffusers.
         height: Height of an image, a multiple of twice the compression (16).
-        width: Width of an image, likewise.
+        width: Width of an image, as the height.
         compression: Pixels to one latent in height and width.
         guidance_embedded: The strength of guidance that a network distilled for it takes as an
             input; 3.5 by default, and ``None`` for one that takes none.
@@ -92,7 +92,7 @@ class FluxTeacher(TextTeacher):
                 f"{guidance}; leave it out, and guide by two evaluations if at all"
             )
         if guidance is not None and not math.isfinite(guidance):
-            raise ValueError(f"guidance_embedded is a finite number, got {guidance}")
+            raise ValueError(f"guidance_embedded must be finite, got {guidance}")
         return {**options, "guidance_embedded": 3.5 if guidance is None and takes else guidance}
 
     @classmethod

@@ -41,7 +41,7 @@ class LTXTeacher(TextTeacher):
     Args:
         backbone: A ``LTXVideoTransformer3DModel`` of diffusers.
         height: Height of a video, a multiple of the compression.
-        width: Width of a video, likewise.
+        width: Width of a video, as the height.
         frames: Its frames, a multiple of the compression in time and one.
         frame_rate: Frames a second.
         compression: Pixels to one latent in time, height and width.
@@ -100,7 +100,7 @@ class LTXTeacher(TextTeacher):
     ) -> tuple[int, ...]:
         if (config.patch_size_t, config.patch_size) != (1, 1):
             raise ValueError(
-                f"this transformer reads patches of {config.patch_size_t} x {config.patch_size} x "
+                f"this transformer takes patches of {config.patch_size_t} x {config.patch_size} x "
                 f"{config.patch_size} latents; only those of one are supported"
             )
         time, rows, columns = compression
@@ -108,7 +108,7 @@ class LTXTeacher(TextTeacher):
         check_size(rows, height=height)
         check_size(columns, width=width)
         if not (frame_rate > 0 and math.isfinite(frame_rate)):
-            raise ValueError(f"frame_rate is a positive number, got {frame_rate}")
+            raise ValueError(f"frame_rate must be positive and finite, got {frame_rate}")
         return config.in_channels, (frames - 1) // time + 1, height // rows, width // columns
 
     @classmethod

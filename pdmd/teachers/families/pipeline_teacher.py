@@ -166,7 +166,7 @@ class PipelineTeacher(Teacher):
 
     @property
     def tokens(self) -> int:
-        """The number of tokens of one sample."""
+        """The number of tokens of one sample, on which a shift may depend."""
         return math.prod(self.latent_shape[1:]) // self.latents_per_token
 
     @classmethod

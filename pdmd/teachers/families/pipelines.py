@@ -58,7 +58,7 @@ def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
     """
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not (isinstance(found, torch.dtype) and found.is_floating_point):
-        raise ValueError(f"a dtype is float32, bfloat16 or float16, got {dtype!r}")
+        raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
     return found
 
 

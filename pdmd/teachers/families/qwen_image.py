@@ -39,7 +39,7 @@ class QwenImageTeacher(TextTeacher):
     Args:
         backbone: A ``QwenImageTransformer2DModel`` of diffusers.
         height: Height of an image, a multiple of twice the compression: of 16.
-        width: Width of an image, likewise.
+        width: Width of an image, as the height.
         compression: Pixels of an image to one of its latents, in height and width.
         arguments: As :class:`~pdmd.teachers.families.text.TextTeacher` takes.
 

@@ -39,7 +39,7 @@ class SD3Teacher(TextTeacher):
     Args:
         backbone: A ``SD3Transformer2DModel`` of diffusers.
         height: Height of an image, a multiple of the compression times the network's patch (16).
-        width: Width of an image, likewise.
+        width: Width of an image, as the height.
         compression: Pixels to one latent in height and width.
         arguments: As :class:`~pdmd.teachers.families.text.TextTeacher` takes.
 

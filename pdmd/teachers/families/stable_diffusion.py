@@ -82,7 +82,7 @@ class StableDiffusionTeacher(UNetTeacher):
     def config_options(cls, sizes: Mapping[str, Any]) -> dict[str, Any]:
         version = sizes["version"]
         if version not in VERSIONS:
-            raise ValueError(f"version is 1 or 2, got {version!r}")
+            raise ValueError(f"version must be 1 or 2, got {version!r}")
         kind = sizes["prediction_type"] or VERSIONS[version]["prediction_type"]
         return super().config_options({**sizes, "prediction_type": kind})
 

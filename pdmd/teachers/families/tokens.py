@@ -77,7 +77,7 @@ def check_head(attention_head_dim: int, least: int) -> None:
     """
     if attention_head_dim < least or attention_head_dim % 2:
         raise ValueError(
-            f"attention_head_dim is even and at least {least}, got {attention_head_dim}"
+            f"attention_head_dim must be even and at least {least}, got {attention_head_dim}"
         )
 
 
@@ -106,7 +106,7 @@ def check_frames(multiple: int, frames: int) -> None:
         ValueError: If they are not.
     """
     if frames < 1 or (frames - 1) % multiple:
-        raise ValueError(f"frames are a multiple of {multiple} and one, got {frames}")
+        raise ValueError(f"frames must be a multiple of {multiple} plus one, got {frames}")
 
 
 def check_size(multiple: int, **sizes: int) -> None:
@@ -117,7 +117,7 @@ def check_size(multiple: int, **sizes: int) -> None:
     """
     for name, size in sizes.items():
         if size < 1 or size % multiple:
-            raise ValueError(f"{name} is a multiple of {multiple}, got {size}")
+            raise ValueError(f"{name} must be a multiple of {multiple}, got {size}")
 
 
 def pack(x: Latents) -> Tensor:

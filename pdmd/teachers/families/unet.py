@@ -35,7 +35,7 @@ class UNetTeacher(TextTeacher):
         schedule: Its noise levels.
         kind: What it predicts.
         height: Height of an image; the network's own by default.
-        width: Width of an image, likewise.
+        width: Width of an image, as the height.
         compression: Pixels to one latent, in height and width.
         arguments: As :class:`~pdmd.teachers.families.text.TextTeacher` takes.
 
@@ -93,8 +93,9 @@ class UNetTeacher(TextTeacher):
         """
         if config.in_channels != config.out_channels:
             raise ValueError(
-                f"this UNet takes {config.in_channels} channels and makes {config.out_channels}, "
-                "so it needs an image besides noise; only text-to-image networks are supported"
+                f"this UNet has {config.in_channels} input and {config.out_channels} output "
+                "channels, so it needs an image besides noise; only text-to-image networks are "
+                "supported"
             )
         if config.addition_embed_type != cls.added:
             raise ValueError(

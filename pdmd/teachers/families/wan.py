@@ -62,8 +62,8 @@ class WanTeacher(WanNetworkTeacher):
     def check_network(cls, config: Any, time: int) -> None:
         if config.in_channels != config.out_channels:
             raise ValueError(
-                f"this transformer takes {config.in_channels} channels and makes "
-                f"{config.out_channels}, so it needs a first image; take WanImageTeacher "
+                f"this transformer has {config.in_channels} input and {config.out_channels} "
+                "output channels, so it needs a first image; take WanImageTeacher "
                 "(wan_i2v)"
             )
 

@@ -115,13 +115,13 @@ class WanImageTeacher(WanNetworkTeacher):
         known = (channels, 2 * channels + time)
         if config.in_channels not in known:
             raise ValueError(
-                f"this transformer takes {config.in_channels} channels and makes {channels}; "
+                f"this transformer has {config.in_channels} input and {channels} output channels; "
                 f"image to video takes {known[0]} or {known[1]}"
             )
         if config.pos_embed_seq_len is not None:
             raise ValueError(
-                "this transformer goes between a first and a last image (pos_embed_seq_len); only "
-                "those of a first image are supported"
+                "this transformer interpolates between a first and a last image "
+                "(pos_embed_seq_len); only those of a first image are supported"
             )
 
     @classmethod

@@ -37,7 +37,7 @@ class WanNetworkTeacher(TextTeacher):
     Args:
         backbone: A ``WanTransformer3DModel`` of diffusers.
         height: Height of a video, a multiple of the compression times the network's patch.
-        width: Width of a video, likewise.
+        width: Width of a video, as the height.
         frames: Its frames, a multiple of the compression in time and one.
         compression: Pixels to one latent in time, height and width: (4, 8, 8), and (4, 16, 16)
             for the 5B.
@@ -49,6 +49,7 @@ class WanNetworkTeacher(TextTeacher):
     """
 
     options = {"height": 480, "width": 832, "frames": 81, "compression": (4, 8, 8)}
+    latents_per_token = 4
     random_length = 512
 
     @classmethod

@@ -44,7 +44,7 @@ class ZImageTeacher(TextTeacher):
     Args:
         backbone: A ``ZImageTransformer2DModel`` of diffusers.
         height: Height of an image, a multiple of twice the compression (16).
-        width: Width of an image, likewise.
+        width: Width of an image, as the height.
         compression: Pixels to one latent in height and width.
         cfg_normalization: :math:`c`, the bound of the guided prediction's norm; 0 is no bound.
         arguments: As :class:`~pdmd.teachers.families.text.TextTeacher` takes.
@@ -102,12 +102,12 @@ class ZImageTeacher(TextTeacher):
             )
         if config.siglip_feat_dim is not None:
             raise ValueError(
-                "this transformer reads images too (siglip_feat_dim); only text-to-image networks "
-                "are supported"
+                "this transformer also takes images (siglip_feat_dim); only text-to-image "
+                "networks are supported"
             )
         if not (cfg_normalization >= 0 and math.isfinite(cfg_normalization)):
             raise ValueError(
-                f"cfg_normalization is a number from 0, which is none, got {cfg_normalization}"
+                f"cfg_normalization must be finite and at least 0, got {cfg_normalization}"
             )
         return config.in_channels, height // compression, width // compression
 

@@ -60,9 +60,7 @@ def test_it_depends_on_every_key_of_its_condition(name):
                 assert (teacher(x, 0.6, changed).value - value).abs().max() > 1e-4, key
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in EVERY if "mask" in teacher_of(n).encode([None]).keys()]
-)
+@pytest.mark.parametrize("name", ["qwen_image", "ltx", "z_image"])
 def test_what_the_mask_hides_does_not_matter(name):
     teacher = teacher_of(name)
     condition = teacher.encode(teacher.prompts)

@@ -192,7 +192,7 @@ def test_other_familys_folders_and_networks_are_refused(tmp_path):
     for network, message in (
         (fourier, "time_embedding_type 'positional'"),
         (classes, "only unconditional"),
-        (odd, "takes 3 channels and makes 4"),
+        (odd, "has 3 input and 4 output channels"),
     ):
         with pytest.raises(ValueError, match=message):
             DDPMTeacher(network, **given)

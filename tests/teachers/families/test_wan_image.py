@@ -138,7 +138,7 @@ def test_networks_go_to_the_teacher_of_their_kind(tmp_path):
     with torch.device("meta"):
         odd = WanTransformer3DModel(in_channels=20, num_layers=1)
         ends = WanTransformer3DModel(in_channels=36, num_layers=1, pos_embed_seq_len=514)
-    with pytest.raises(ValueError, match="takes 20 channels and makes 16; .* takes 16 or 36"):
+    with pytest.raises(ValueError, match="has 20 input and 16 output channels; .* takes 16 or 36"):
         WanImageTeacher(odd)
     with pytest.raises(ValueError, match="between a first and a last image"):
         WanImageTeacher(ends)
