@@ -106,7 +106,7 @@ def test_a_network_with_an_adapter_is_no_teacher():
     network = copy.deepcopy(plain.backbone)
     network.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
     with pytest.raises(ValueError, match=r"not merged \(transformer_blocks.0.attn.to_q\)"):
-        plain.around(network)
+        plain.with_backbone(network)
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "vae", "transformer"])
