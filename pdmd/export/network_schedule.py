@@ -44,7 +44,7 @@ class Stage:
     adapter: AdaptedDenoiser | None = None
 
     def factors(self) -> dict[str, Factors]:
-        """Returns the adapter's factors by the path of their linear map in the transformer."""
+        """Returns the adapter's factors by the path of their linear map in the backbone."""
         if self.adapter is None:
             return {}
         return {
@@ -53,7 +53,7 @@ class Stage:
         }
 
     def weights(self) -> dict[str, Tensor]:
-        """Returns the transformer's weights, without the adapter."""
+        """Returns the backbone's weights, without the adapter."""
         return self.network.backbone.state_dict()
 
     def changes(self) -> dict[str, Callable[[], Tensor]]:

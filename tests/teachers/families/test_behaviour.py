@@ -136,12 +136,12 @@ def test_half_precision_computes_what_single_does_roughly(name):
 def test_a_missing_key_is_named(name):
     teacher = teacher_of(name)
     condition = teacher.encode(teacher.prompts)
-    for key in teacher_entries(teacher):
+    for key in keys_of(teacher):
         with pytest.raises(ValueError, match=f"'{key}' is missing; make it with encode"):
             teacher(noise(teacher, 3), 0.5, condition.exclude(key))
 
 
-def teacher_entries(teacher):
+def keys_of(teacher):
     return getattr(teacher, "first", teacher).condition_keys
 
 
