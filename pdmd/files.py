@@ -1,6 +1,9 @@
-"""Files on any fsspec file system: digests and atomic writes.
+"""Files: located by URL, digested, and written whole or not at all.
 
-Credentials and endpoints are those of the backend, or of fsspec's configuration.
+Every URL that reaches fsspec passes :func:`locate`, which accepts the protocols of
+:data:`PROTOCOLS` and no chains (``::``): among fsspec's others are some that render templates or
+unpack archives, which is to say run what a URL contains. Credentials and endpoints come from where
+a backend looks for them, or fsspec's own configuration.
 """
 
 from __future__ import annotations
@@ -8,36 +11,137 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import uuid
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 __all__ = [
+    "PROTOCOLS",
     "FileDigest",
+    "allow_protocol",
+    "check_url",
     "is_local",
+    "is_url",
+    "local_path",
     "locate",
     "own_digest",
     "put",
     "say",
     "telling",
+    "write_file",
     "write_whole",
 ]
 
 CHUNK = 1 << 22
 
+PROTOCOLS = {
+    **dict.fromkeys(("file", "local", "memory", "s3", "s3a", "gs", "gcs"), True),
+    **dict.fromkeys(("az", "abfs", "abfss", "hf"), True),
+    **dict.fromkeys(("http", "https"), False),
+}
+"""The protocols of URLs, and whether files may be written by them."""
 
-def locate(url: str) -> tuple[Any, str]:
-    """Returns the file system of a URL, and the path on it without a trailing slash.
+
+def allow_protocol(name: str, *, writing: bool = True) -> None:
+    """Allows URLs of another protocol, one that is registered with fsspec.
+
+    Args:
+        name: The protocol, such as ``sftp``.
+        writing: Whether files may be written by it.
 
     Raises:
-        ValueError: If fsspec has no file system for the URL, or its package is not installed.
+        ValueError: If it is not a protocol's name.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*", name):
+        raise ValueError(f"a protocol is a name such as 'sftp', got {name!r}")
+    PROTOCOLS[name] = writing
+
+
+def is_url(text: str) -> bool:
+    """Returns whether a text is a URL, a chain of them, or would be read as one by fsspec."""
+    return bool("::" in text or re.match(r"[^/]*://|data:", text))
+
+
+def check_url(url: str, *, writing: bool = False) -> None:
+    """Checks that a path or URL is one of the file systems that are used.
+
+    Args:
+        url: The path or URL.
+        writing: Whether files will be written there.
+
+    Raises:
+        ValueError: If it is a chain of URLs, or its protocol is not in :data:`PROTOCOLS` or only
+            reads where files will be written.
+    """
+    if not isinstance(url, str) or not url or "\0" in url:
+        raise ValueError(f"a path or URL is text, got {url!r}; give a path such as runs/a")
+    shown = url if len(url) <= 100 else f"{url[:97]}..."
+    if "::" in url:
+        raise ValueError(
+            f"{shown!r} chains file systems (::), which is not supported: a file system may run "
+            "code; give a plain path or URL"
+        )
+    protocol = "data" if url.startswith("data:") else ""
+    if "://" in url:
+        protocol = url.split("://", 1)[0]
+    if not protocol:
+        if re.match(r"[a-z][a-z0-9+.-]+:/", url):
+            raise ValueError(
+                f"{shown!r} looks like a URL that lost a slash, as in a pathlib.Path; pass it as "
+                "text with two"
+            )
+        return
+    if protocol not in PROTOCOLS:
+        raise ValueError(
+            f"{shown} is on no file system that is known (protocol {protocol[:20]!r}; supported "
+            f"are {', '.join(PROTOCOLS)}); give a path, or a URL such as s3://bucket/run (others "
+            "after pdmd.files.allow_protocol)"
+        )
+    if writing and not PROTOCOLS[protocol]:
+        raise ValueError(
+            f"{shown!r} can be read but not written; give a path, or a URL such as s3://bucket/run"
+        )
+
+
+def local_path(path: str | Path, what: str) -> Path:
+    """Returns a local path, for files that cannot be written by URL.
+
+    Args:
+        path: A path, or a URL of the protocol ``file``.
+        what: What is written there, such as ``"a run"``, for the error.
+
+    Raises:
+        ValueError: If it is a URL of another protocol.
+    """
+    text = str(path).removeprefix("file://") if isinstance(path, str) else str(path)
+    if is_url(text) or re.match(r"[a-z][a-z0-9+.-]+:/", text):  # Path("s3://b") is s3:/b
+        raise ValueError(
+            f"{what} is written to a local path, got {text!r}; give a path and copy it from "
+            "there (checkpoints and prompt embeddings can be written to URLs)"
+        )
+    return Path(text)
+
+
+def locate(url: str, *, writing: bool = False) -> tuple[Any, str]:
+    """Returns the file system of a URL, and the path in it without a trailing slash.
+
+    Args:
+        url: A path or URL.
+        writing: Whether files will be written there.
+
+    Raises:
+        ValueError: If :func:`check_url` rejects the URL, or a package for it is missing.
     """
     from fsspec.core import url_to_fs
 
+    check_url(url, writing=writing)
     try:
         fs, root = url_to_fs(url)
     except ImportError as error:
@@ -141,6 +245,36 @@ def write_whole(fs: AbstractFileSystem, path: str, data: bytes) -> None:
                 os.close(descriptor)
 
 
+def write_file(path: str | Path, data: str | bytes) -> None:
+    """Writes a local file whole: what was there before stays until the new file is complete.
+
+    The draft has a name of its own beside the file, and is removed if writing fails. What is no
+    regular file, such as ``/dev/stdout``, is written to directly.
+
+    Args:
+        path: The file; its folder exists.
+        data: Its content; text is encoded in UTF-8.
+
+    Raises:
+        OSError: If writing fails.
+    """
+    path, data = Path(path), data.encode() if isinstance(data, str) else data
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    draft = path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        with draft.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink()
+        raise
+
+
 def is_local(fs: AbstractFileSystem) -> bool:
     """Returns whether the file system is local, so that files can be fsynced."""
     from fsspec.implementations.local import LocalFileSystem
@@ -168,5 +302,7 @@ def telling(url: str, what: str) -> Generator[None, None, None]:
 
 
 def say(error: Exception) -> str:
-    """Formats an error for parentheses; with its class, unless it is a plain ``OSError``."""
-    return str(error) if type(error) is OSError else f"{type(error).__name__}: {error}"
+    """Returns an error in one line, for a sentence's brackets, with its class if it adds to it."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 400 else f"{text[:399]}\u2026"
+    return text if type(error) is OSError else f"{type(error).__name__}: {text}"

@@ -158,4 +158,4 @@ def _encoder(options: EmbedOptions) -> tuple[Any, Mapping[str, int]]:
     inner = getattr(encoder, "inner", encoder)
     if isinstance(inner, EncodedText):
         inner.batch_size = options.batch_size
-    return encoder, getattr(teacher, "size", {})
+    return encoder, getattr(teacher, "options", {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pdmd.cli.arguments import check_numbers, parse, take_name
@@ -26,6 +26,10 @@ class EvaluateOptions:
     """Guidance scale of the teacher; by default that of the distillation."""
     out: str = ""
     """Also write the rows to this JSON file."""
+    arguments: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Arguments of the teacher in the place of those that it was distilled with."""
+    trust_source: bool = False
+    """Use the URLs and cache folders that the student's folder names."""
     plugins: tuple[str, ...] = ()
     """Python modules to import first; they may register the student's teacher."""
 
@@ -47,7 +51,12 @@ def evaluate_command(words: list[str]) -> int:
     name, rest = take_name(words, STUDENT)
     options = parse(EvaluateOptions, rest, "pdmd evaluate STUDENT", flat=True)
     check_numbers(options, samples=(100, 10**6), teacher_steps=(1, 10**4), seed=(0, 2**63 - 1))
-    student, teacher = load_student(name, options.plugins)
+    student, teacher = load_student(
+        name,
+        options.plugins,
+        arguments=options.arguments,
+        trust_source=options.trust_source,
+    )
     source = student.source or {}
     teacher = guided(unguided(teacher), options.guidance or source.get("guidance", 1.0))
     teacher = on_schedule(teacher, *schedule_of(source))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,6 +34,10 @@ class ExportOptions:
     """Replace an earlier export."""
     progress: bool = True
     """Show a progress bar."""
+    arguments: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Arguments of the teacher in the place of those that it was distilled with."""
+    trust_source: bool = False
+    """Use the URLs and cache folders that the student's folder names."""
     plugins: tuple[str, ...] = ()
     """Python modules to import first; they may register the student's teacher."""
 
@@ -67,9 +71,9 @@ def export_command(words: list[str]) -> int:
     if not parsed.out:
         raise UsageError("missing the folder to write to: pdmd export STUDENT --to diffusers DIR")
     for kind, fields in ONLY.items():
-        for field in fields:
-            if kind != options.to and getattr(options, field) != getattr(ExportOptions(), field):
-                flag = "--" + field.replace("_", "-")
+        for option in fields:
+            if kind != options.to and getattr(options, option) != getattr(ExportOptions(), option):
+                flag = "--" + option.replace("_", "-")
                 raise UsageError(f"{flag} is for --to {kind}; leave it out")
     return _export(name, Path(parsed.out), options)
 
@@ -86,8 +90,9 @@ def _export(name: str, out: Path, options: ExportOptions) -> int:
     if not (path / "student.json").exists() and (path / "student" / "student.json").exists():
         path = path / "student"
     check_destination(out, overwrite=options.overwrite)
-    moved = {"folder": options.base} if options.base else None
-    student = Student.load(path, teacher=source_teacher(path, moved))
+    moved = {**({"folder": options.base} if options.base else {}), **options.arguments}
+    teacher = source_teacher(path, moved, trust_source=options.trust_source)
+    student = Student.load(path, teacher=teacher)
     chosen: dict[str, Any] = {
         "dtype": options.dtype,
         "base": options.base,

@@ -45,6 +45,8 @@ class SampleOptions:
     """Where to sample: auto, cpu or cuda."""
     arguments: Arguments = field(default_factory=dict)
     """Arguments of the teacher that replace those of the run, for example a folder that moved."""
+    trust_source: bool = False
+    """Use the URLs and cache folders that the student's folder names."""
     progress: bool = True
     """Show a progress bar."""
     plugins: tuple[str, ...] = ()
@@ -66,7 +68,11 @@ def sample_command(words: list[str]) -> int:
     if not latents:
         sample_writer(options.out, fps=options.fps)  # for its errors, before any work
     student, teacher = load_student(
-        name, options.plugins, arguments=options.arguments, device=device
+        name,
+        options.plugins,
+        arguments=options.arguments,
+        device=device,
+        trust_source=options.trust_source,
     )
     decode = getattr(teacher, "decode", None)
     if decode is None and not latents:
@@ -127,6 +133,7 @@ def load_student(
     *,
     arguments: Mapping[str, Any] | None = None,
     device: torch.device | None = None,
+    trust_source: bool = False,
 ) -> tuple[Student, Teacher]:
     """Loads a student and its registered teacher, both on the student's schedule.
 
@@ -135,9 +142,11 @@ def load_student(
         plugins: Python modules to import first.
         arguments: Arguments of the teacher that replace those of the run.
         device: The device of both; by default as their arguments say.
+        trust_source: Whether to use the URLs and cache folders that the student's folder names.
 
     Raises:
-        ValueError: If the folder is missing, damaged or names no registered teacher.
+        ValueError: If the folder is missing, damaged, names no registered teacher, or names
+            places that are not trusted.
     """
     from pdmd.distillation.student_folders import source_teacher
     from pdmd.distillation.students import Student
@@ -147,7 +156,7 @@ def load_student(
     path = Path(name)
     if not (path / "student.json").exists() and (path / "student" / "student.json").exists():
         path = path / "student"
-    teacher = source_teacher(path, arguments, device=str(device or ""))
+    teacher = source_teacher(path, arguments, device=str(device or ""), trust_source=trust_source)
     student = Student.load(path, teacher=teacher)
     if device is not None:
         student, teacher = student.to(device), teacher.to(device)

@@ -9,7 +9,8 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser, Router
 from pdmd.distillation.adapters import LowRank, adapt, adapted_parts, base_digest
 from pdmd.distillation.experts import Expert, experts
 from pdmd.distillation.phases import Phase, PhasePlan
+from pdmd.files import is_url
 from pdmd.registry import Registry
 from pdmd.teachers.base import Teacher, teachers
 from pdmd.teachers.with_schedule import ENDS, on_schedule
@@ -27,6 +29,7 @@ __all__ = [
     "adapter_of",
     "boundaries_of",
     "build",
+    "check_places",
     "checksum",
     "describe_expert",
     "describe_plan",
@@ -69,7 +72,11 @@ def plan_from_description(description: Sequence[Mapping[str, Any]]) -> PhasePlan
 
 
 def source_teacher(
-    folder: str | Path, arguments: Mapping[str, Any] | None = None, *, device: str = ""
+    folder: str | Path,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    device: str = "",
+    trust_source: bool = False,
 ) -> Teacher:
     """Builds the registered teacher of a student's folder, on the student's schedule.
 
@@ -77,10 +84,11 @@ def source_teacher(
         folder: A folder written by :meth:`~pdmd.distillation.students.Student.save`.
         arguments: Arguments that override or extend those in the folder.
         device: Device argument of the teacher, if it has one; by default that in the folder.
+        trust_source: Whether to use the URLs and cache folders that the folder itself names.
 
     Raises:
         ValueError: If the folder is missing, damaged or names no registered teacher, or the
-            teacher does not take the arguments.
+            teacher does not take the arguments, or the folder names places that are not trusted.
     """
     folder = Path(folder)
     source = read_description(folder)["source"]
@@ -88,6 +96,8 @@ def source_teacher(
         raise ValueError(
             f"{folder} names no registered teacher; load it in Python with teacher=..."
         )
+    if not trust_source:
+        check_places(source, folder, except_for=arguments or {})
     merged = {**source.get("arguments", {}), **(arguments or {})}
     if device and source["teacher"] in teachers and "device" not in (arguments or {}):
         parameters = inspect.signature(teachers[source["teacher"]]).parameters
@@ -95,6 +105,47 @@ def source_teacher(
             merged["device"] = device
     teacher = build(teachers, source["teacher"], merged, folder)
     return on_schedule(teacher, *schedule_of(source))
+
+
+def check_places(
+    source: Mapping[str, Any], folder: str | Path, *, except_for: Collection[str] = ()
+) -> None:
+    """Checks that a student's source names no places that only its user should choose.
+
+    These are URLs, which are connected to with the user's credentials; caches, which are written
+    to; and plugins, which are code.
+
+    Args:
+        source: The ``source`` of a student.
+        folder: The student's folder, for the error.
+        except_for: Arguments of the teacher that the user gives instead.
+
+    Raises:
+        ValueError: If it does; each is named.
+    """
+    own = {k: v for k, v in source.get("arguments", {}).items() if k not in except_for}
+    found = list(_places({**source, "arguments": own}))
+    if not found:
+        return
+    named = ", ".join(f"{key} = {value:.120}" for key, value in found[:8])
+    more = f" and {len(found) - 8} more" if found[8:] else ""
+    raise ValueError(
+        f"{folder} names places that are used only if you trust it: {named}{more}; pass "
+        "--trust-source (trust_source=True in Python), or give others with --arguments NAME VALUE"
+    )
+
+
+def _places(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yields the places that a value of JSON names, with the keys that lead to them."""
+    name = path.rsplit(".", 1)[-1].lower()
+    if isinstance(value, dict):
+        for key, item in cast(dict[str, Any], value).items():
+            yield from _places(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for item in cast(list[Any], value):
+            yield from _places(item, path)
+    elif isinstance(value, str) and (is_url(value) or (value and re.search("cache|plugin", name))):
+        yield path.removeprefix("arguments."), repr(value)
 
 
 def schedule_of(source: Mapping[str, Any]) -> tuple[str, str]:

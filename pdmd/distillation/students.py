@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +34,7 @@ from pdmd.distillation.student_folders import (
     read_description,
     source_teacher,
 )
+from pdmd.files import local_path
 from pdmd.teachers.base import Teacher, networks
 from pdmd.typing import Condition, Latents
 
@@ -131,19 +133,25 @@ class Student(Teacher):
 
         Raises:
             ValueError: If the router's boundaries are not those of the plan, or an expert's class
-                is not registered.
+                is not registered, or the folder is a URL.
         """
-        from safetensors.torch import save_file
-
         if boundaries_of(self.router) != self.plan.boundaries:
             raise ValueError(
                 f"the router's boundaries {self.router} are not the plan's "
                 f"{list(self.plan.boundaries)}; only the plan is saved"
             )
-        folder = Path(folder)
-        draft = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(draft, ignore_errors=True)
+        folder = local_path(folder, "a student").absolute()
+        draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.partial")
         draft.mkdir(parents=True)
+        try:
+            self._write(draft)
+            self._place(draft, folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def _write(self, draft: Path) -> None:
+        from safetensors.torch import save_file
+
         entries = []
         names: dict[int, str] = {}
         for i, expert in enumerate(self._experts()):
@@ -164,6 +172,10 @@ class Student(Teacher):
             "experts": entries,
         }
         (draft / "student.json").write_text(json.dumps(content, indent=2) + "\n")
+
+    @staticmethod
+    def _place(draft: Path, folder: Path) -> None:
+        """Moves the files of a draft into a folder."""
         if not folder.exists():
             draft.rename(folder)
             return
@@ -172,7 +184,6 @@ class Student(Teacher):
             path.unlink()
         for path in (*draft.glob("*.safetensors"), draft / "student.json"):
             path.rename(folder / path.name)
-        draft.rmdir()
 
     @classmethod
     def load(
@@ -181,6 +192,7 @@ class Student(Teacher):
         *,
         template: Denoiser | None = None,
         teacher: Teacher | None = None,
+        trust_source: bool = False,
     ) -> Student:
         """Reads a student from a folder.
 
@@ -190,6 +202,8 @@ class Student(Teacher):
                 teacher named in the folder provides it.
             teacher: Provides the prompt encoder, and the template unless one is given. Experts
                 that are adapters share its networks, which are frozen.
+            trust_source: Whether to use the URLs and cache folders that the folder itself names
+                for its teacher.
 
         Returns:
             The student, frozen, with the teacher's prompts.
@@ -197,7 +211,7 @@ class Student(Teacher):
         Raises:
             ValueError: If the folder is missing, damaged, of another format, or names no teacher
                 and neither ``template`` nor ``teacher`` is given; or if its experts are adapters
-                over other weights.
+                over other weights; or if it names places that are not trusted.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -206,7 +220,7 @@ class Student(Teacher):
         content = read_description(folder)
         source = content["source"]
         if teacher is None and source is not None:
-            teacher = source_teacher(folder)
+            teacher = source_teacher(folder, trust_source=trust_source)
         if template is None:
             if teacher is None:
                 raise ValueError(

@@ -103,7 +103,7 @@ def write_bench_report(results: Mapping[str, Any], out: str | Path) -> Path:
     """
     from jinja2 import Environment, PackageLoader, select_autoescape
 
-    from pdmd.evaluation.figures import data_uri
+    from pdmd.evaluation.figures import data_uri, is_picture
 
     name = results["config"]["name"]
     summary = summarise(results["rows"])
@@ -120,7 +120,7 @@ def write_bench_report(results: Mapping[str, Any], out: str | Path) -> Path:
         metrics=metrics,
         cost=[c for c in COST if summary and c in summary[0]],
         tradeoff=data_uri(tradeoff_figures(summary, plotted)) if plotted else None,
-        samples=results.get("samples", {}),
+        samples={k: v for k, v in results.get("samples", {}).items() if is_picture(v)},
         about=results.get("methods", {}),
         number=_number,
     )

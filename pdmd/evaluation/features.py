@@ -258,7 +258,9 @@ class TransformersFeatures(nn.Module):
 
         name = str(name_or_folder)
         try:
-            model, found = AutoModel.from_pretrained(name, output_loading_info=True)
+            model, found = AutoModel.from_pretrained(
+                name, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+            )
             config = get_image_processor_config(name)
         except (OSError, ValueError) as error:
             reason = str(error).strip().split("\n")[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = [
     "calibration_figure",
     "data_uri",
     "image_grid",
+    "is_picture",
     "loss_figure",
     "plan_figure",
     "prompt_rows",
@@ -53,6 +55,13 @@ def data_uri(picture: Figure | bytes, dpi: float | None = None) -> str:
         picture.savefig(buffer, format="png", dpi=dpi or picture.dpi)
         picture = buffer.getvalue()
     return "data:image/png;base64," + base64.b64encode(picture).decode()
+
+
+def is_picture(uri: Any) -> bool:
+    """Returns whether a value is a PNG as :func:`data_uri` returns it, not a link."""
+    return isinstance(uri, str) and bool(
+        re.fullmatch(r"data:image/png;base64,iVBORw0KGgo[A-Za-z0-9+/]*={0,2}", uri)
+    )
 
 
 def style_axes(axes: Any) -> None:

@@ -95,11 +95,33 @@ class BasePipeline:
             tell(source.stat().st_size)
 
     def files(self, layout: PipelineLayout) -> list[Path]:
-        """Returns the files that :meth:`copy` copies."""
-        found = [p for p in sorted(self.folder.glob("LICEN[CS]E*")) if p.is_file()]
+        """Returns what :meth:`copy` copies.
+
+        Raises:
+            ValueError: If a link among them leads out of the folder; all are named.
+        """
+        found = sorted(self.folder.glob("LICEN[CS]E*"))
         for part in self.parts(layout):
-            found += [p for p in sorted((self.folder / part).rglob("*")) if p.is_file()]
-        return found
+            found += [self.folder / part, *sorted((self.folder / part).rglob("*"))]
+        self._check_links(found)
+        return [path for path in found if path.is_file()]
+
+    def _check_links(self, found: Sequence[Path]) -> None:
+        roots = [self.folder.resolve()]
+        blobs = roots[0].parent.parent / "blobs"  # where the hub's cache has a snapshot's files
+        if roots[0].parent.name == "snapshots" and blobs.is_dir() and not blobs.is_symlink():
+            roots.append(blobs)
+        away = [
+            str(path.relative_to(self.folder))
+            for path in found
+            if not any(path.resolve().is_relative_to(root) for root in roots)
+        ]
+        if away:
+            more = f" and {len(away) - 4} more" if away[4:] else ""
+            raise ValueError(
+                f"{self.name} links to files outside of it: {', '.join(away[:4])}{more}; replace "
+                "the links by copies if the export should contain them, or remove them"
+            )
 
 
 def open_base_pipeline(student: Student, layout: PipelineLayout, folder: str = "") -> BasePipeline:
@@ -152,7 +174,7 @@ def check_networks(
     Raises:
         ValueError: If the configuration differs or is missing.
     """
-    own = json.loads(json.dumps(dict(intervals[0].network.transformer.config)))
+    own = json.loads(json.dumps(dict(intervals[0].network.backbone.config)))
     theirs = json.loads(json.dumps(configuration(layout.network, base.folder, layout.slots[0])))
     for key in sorted(own.keys() & theirs.keys()):
         if not key.startswith("_") and own[key] != theirs[key]:

@@ -226,7 +226,7 @@ class _Components:
             fields.update(dict.fromkeys(slots[1:], [None, None]))
         else:
             for slot, interval in zip(slots, self.intervals, strict=False):
-                interval.network.transformer.save_config(draft / slot)
+                interval.network.backbone.save_config(draft / slot)
                 write(draft / slot, interval.weights(), changes=interval.changes())
                 fields[slot] = ["diffusers", self.layout.network]
             fields.update(dict.fromkeys(slots[len(self.intervals) :], [None, None]))
@@ -250,7 +250,7 @@ class _Components:
 
     def _write_routed(self, folder: Path, write: Callable[..., None]) -> list[str]:
         folder.mkdir()
-        transformer = self.intervals[0].network.transformer
+        transformer = self.intervals[0].network.backbone
         known = {k: v for k, v in transformer.config.items() if not k.startswith("_")}
         networks = base_networks(self.intervals)
         adapters = [
@@ -279,7 +279,7 @@ class _Components:
         weights = {
             f"networks.{i}.{name}": value
             for i, network in enumerate(networks)
-            for name, value in network.transformer.state_dict().items()
+            for name, value in network.backbone.state_dict().items()
         }
         for phase, interval in enumerate(self.intervals):
             at = f"networks.{_network_index(networks, interval)}"
@@ -312,7 +312,7 @@ def _dtype_of(
 ) -> torch.dtype:
     if dtype is None or not value.is_floating_point():
         return value.dtype
-    kept = {*(interval.network.transformer._keep_in_fp32_modules or ()), "lora_A", "lora_B"}
+    kept = {*(interval.network.backbone._keep_in_fp32_modules or ()), "lora_A", "lora_B"}
     return torch.float32 if kept & set(name.split(".")) else dtype
 
 

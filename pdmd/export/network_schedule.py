@@ -52,17 +52,17 @@ class NetworkInterval:
     adapter: AdaptedDenoiser | None = None
 
     def factors(self) -> dict[str, Factors]:
-        """Returns the adapter's factors by the path of their linear map in the transformer."""
+        """Returns the adapter's factors by the path of their linear map in the backbone."""
         if self.adapter is None:
             return {}
         return {
-            path.removeprefix("transformer."): factors
+            path.removeprefix("backbone."): factors
             for path, factors in self.adapter.factors().items()
         }
 
     def weights(self) -> dict[str, Tensor]:
-        """Returns the transformer's weights, without the adapter."""
-        return self.network.transformer.state_dict()
+        """Returns the backbone's weights, without the adapter."""
+        return self.network.backbone.state_dict()
 
     def changes(self) -> dict[str, Callable[[], Tensor]]:
         """Returns functions that compute the adapter's change of each adapted weight."""
@@ -103,7 +103,7 @@ def network_intervals(student: Student) -> tuple[NetworkInterval, ...]:
 def _interval(leaf: Denoiser, times: tuple[float, ...]) -> NetworkInterval:
     adapter = leaf if isinstance(leaf, AdaptedDenoiser) else None
     network: Any = leaf if adapter is None else adapter.base
-    if not isinstance(network, TextTeacher) or network.layout is None:
+    if not isinstance(network, TextTeacher) or not network.layout.exported:
         raise ValueError(
             f"a {type(network).__name__} has no pipeline in diffusers, so its students cannot be "
             "exported; export students of a model family such as qwen_image or wan"
@@ -118,7 +118,7 @@ def base_networks(intervals: Sequence[NetworkInterval]) -> list[TextTeacher]:
 
 def weight_type(network: TextTeacher) -> torch.dtype:
     """Returns the dtype of a network's weights, ignoring those its family keeps in float32."""
-    transformer = network.transformer
+    transformer = network.backbone
     kept = set(transformer._keep_in_fp32_modules or ())
     types = [
         parameter.dtype

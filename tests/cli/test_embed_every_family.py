@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-import tests.teachers.families.test_variance_preserving as variance
 from pdmd import Guided
 from pdmd.teachers.base import teachers
 from pdmd.teachers.conditioning.embeddings import embed
+from tests.helpers import tiny_discrete as discrete
+from tests.helpers.tiny_encoders import SAME, TEXTS, clip, qwen_text, t5
 from tests.helpers.tiny_families import QWEN, WAN, family, noise, qwen_pipeline, wan_pipeline
 from tests.helpers.tiny_flows import FLOWS, flow
-from tests.teachers.families.test_family_folders import qwen_text, t5
-from tests.teachers.families.test_flow_folders import SAME, TEXTS
 
 SMALL = {"height": 64, "width": 48}
 VIDEO = {"height": 32, "width": 16, "frames": 9}
@@ -34,15 +33,15 @@ FAMILIES = {
     "wan": ("wan", lambda: wan_pipeline(family("wan_2.1"), text=t5(WAN["text_dim"])), VIDEO),
     "sd": (
         "stable_diffusion",
-        lambda: variance.sd_pipeline(variance.family("sd"), text=variance.clip(16)),
+        lambda: discrete.sd_pipeline(discrete.family("sd"), text=clip(16)),
         SMALL,
     ),
     **{
         f"sdxl_{zeros}": (
             "sdxl",
-            lambda zeros=zeros: variance.xl_pipeline(
-                variance.family("sdxl"),
-                text=(*variance.clip(10), *variance.clip(14, projection=12)),
+            lambda zeros=zeros: discrete.xl_pipeline(
+                discrete.family("sdxl"),
+                text=(*clip(10), *clip(14, 12)),
                 force_zeros=zeros,
             ),
             SMALL,

@@ -13,8 +13,8 @@ from pdmd.teachers.base import teachers
 from pdmd.teachers.conditioning.embeddings import StoredEmbeddings, embed
 from pdmd.teachers.conditioning.fingerprints import encoder_fingerprint
 from tests.helpers.distilling import distill
+from tests.helpers.tiny_encoders import qwen_text, t5
 from tests.helpers.tiny_families import QWEN, WAN, family, qwen_pipeline, wan_pipeline
-from tests.teachers.families.test_family_folders import qwen_text, t5
 
 PROMPTS = ["a cat", "a dog that is far from home", "two", "a cat and a dog", "nothing"]
 SIZE = {"height": 64, "width": 48, "dtype": "float32"}
@@ -63,7 +63,7 @@ def test_distillation_from_a_store_equals_distillation_with_the_encoder(
     plan = PhasePlan.uniform(2)
     whole = distill(Guided(live, scale), plan, **settings)
     monkeypatch.setattr("pdmd.teachers.families.pipelines.load_text_encoder", no_encoder)
-    monkeypatch.setattr("pdmd.teachers.families.qwen_image.load_text_encoder", no_encoder)
+    monkeypatch.setattr("pdmd.teachers.families.text.load_text_encoder", no_encoder)
     arguments = {"folder": str(qwen_folder), "embeddings": str(tmp_path / "store"), **SIZE}
     stored = teachers.get("qwen_image")(**arguments)
     assert list(stored.prompts) == PROMPTS
@@ -98,7 +98,7 @@ def test_a_run_from_the_command_line_reads_the_store(qwen_folder, tmp_path, monk
     assert index["encoder"] == encoder_fingerprint(qwen_folder)
     assert (index["teacher"], index["prompts"]) == ("qwen_image", 3)
     monkeypatch.setattr("pdmd.teachers.families.pipelines.load_text_encoder", no_encoder)
-    monkeypatch.setattr("pdmd.teachers.families.qwen_image.load_text_encoder", no_encoder)
+    monkeypatch.setattr("pdmd.teachers.families.text.load_text_encoder", no_encoder)
     pairs = {"folder": qwen_folder, "embeddings": tmp_path / "store", **SIZE}
     pairs["cache"] = tmp_path / "elsewhere"
     run = ["distill", "digits", "--teacher.name", "qwen_image", "--out", str(tmp_path / "run")]

@@ -13,9 +13,9 @@ from pdmd.teachers.base import teachers
 from pdmd.teachers.conditioning.embeddings import StoredEmbeddings
 from pdmd.teachers.conditioning.prompt_files import read_image_prompts
 from tests.helpers.distilling import distill
+from tests.helpers.tiny_encoders import picture
 from tests.helpers.tiny_families import WAN, family, wan_pipeline
-from tests.helpers.tiny_flows import FLOWS
-from tests.teachers.families.test_flow_images import picture, saved
+from tests.helpers.tiny_flows import FLOWS, saved
 
 NAMES = ["wan_i2v", "wan_i2v_2.1", "wan_i2v_5b"]
 TEXTS = ["a cat", "a dog that is far from home", "a cat"]
@@ -66,7 +66,7 @@ def fail(*arguments, **more):
 
 def without_encoders(monkeypatch):
     monkeypatch.setattr("pdmd.teachers.families.wan_image.load_text_encoder", fail)
-    monkeypatch.setattr("pdmd.teachers.families.wan.load_text_encoder", fail)
+    monkeypatch.setattr("pdmd.teachers.families.text.load_text_encoder", fail)
     monkeypatch.setattr("diffusers.AutoencoderKLWan.from_pretrained", fail)
 
 
@@ -204,7 +204,7 @@ def test_invalid_images_are_one_line(a14b, tmp_path, capsys, rows, words, named)
 def test_images_for_a_text_to_video_teacher_raise(a14b, tmp_path, capsys):
     size = {"height": 32, "width": 16, "frames": 9, "dtype": "float32"}
     pipeline = tmp_path / "wan"
-    from tests.teachers.families.test_family_folders import t5
+    from tests.helpers.tiny_encoders import t5
 
     wan_pipeline(family("wan_2.2_a14b"), text=t5(WAN["text_dim"])).save_pretrained(pipeline)
     lines = tmp_path / "prompts.jsonl"

@@ -17,8 +17,8 @@ from pdmd.evaluation.report import write_grids
 from pdmd.teachers.base import teachers
 from tests.cli.test_embed_families import no_encoder
 from tests.helpers.distilling import distill
+from tests.helpers.tiny_encoders import qwen_text, t5
 from tests.helpers.tiny_families import QWEN, WAN, family, qwen_pipeline, wan_pipeline
-from tests.teachers.families.test_family_folders import qwen_text, t5
 
 PROMPTS = ["a cat", "a dog that is far from home", "two"]
 
@@ -59,7 +59,7 @@ def sampled(student, out, *words):
 
 
 def test_files_hold_what_the_vae_decodes(image_student, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("pdmd.teachers.families.qwen_image.load_text_encoder", no_encoder)
+    monkeypatch.setattr("pdmd.teachers.families.text.load_text_encoder", no_encoder)
     words = ["--n", "4", "--batch-size", "3", "--seed", "5"]
     assert sampled(image_student, tmp_path / "each", *words) == 0
     assert "4 samples with NFE 2" in capsys.readouterr().out

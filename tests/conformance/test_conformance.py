@@ -18,13 +18,12 @@ from pdmd.conformance import CHECKS, check
 from pdmd.teachers import WithSchedule
 from pdmd.teachers.packaged.digits import DigitsTeacher
 from tests.conformance import test_conditions, test_copies, test_evaluations, test_processes
-from tests.helpers import tiny_families, tiny_flows
+from tests.helpers import tiny_discrete, tiny_families, tiny_flows
 from tests.helpers.broken_teachers import SmallTeacher, VideoTeacher
-from tests.teachers.families import test_variance_preserving
 
 FAMILIES = {
     **dict.fromkeys(tiny_families.FAMILIES, tiny_families.family),
-    **dict.fromkeys(test_variance_preserving.FAMILIES, test_variance_preserving.family),
+    **dict.fromkeys(tiny_discrete.FAMILIES, tiny_discrete.family),
     **dict.fromkeys(tiny_flows.FLOWS, tiny_flows.flow),
 }
 SOUND = {

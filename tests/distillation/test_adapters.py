@@ -95,10 +95,10 @@ def test_outputs_agree_with_peft(name, tower, spec):
     teacher = teacher_of(name)
     part = teacher.routed.denoisers[tower] if name.startswith("wan") else teacher
     ours = shaken(AdaptedDenoiser(part, spec, seed=0))
-    names = [path.removeprefix("transformer.") for path in ours.factors()]
+    names = [path.removeprefix("backbone.") for path in ours.factors()]
     config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=names)
     theirs = part.trainable_copy()
-    theirs.transformer = inject_adapter_in_model(config, theirs.transformer)
+    theirs.backbone = inject_adapter_in_model(config, theirs.backbone)
     state = theirs.state_dict()
     for key, value in ours.state_dict().items():
         path, _, factor = key.rpartition(".lora_")
@@ -210,7 +210,7 @@ def test_networks_that_cannot_be_adapted_raise():
     adapted = AdaptedDenoiser(teacher, FOUR, seed=0)
     with pytest.raises(ValueError, match="adapted already.*merged"):
         AdaptedDenoiser(adapted, FOUR, seed=0)
-    teacher.transformer.enable_gradient_checkpointing()
+    teacher.backbone.enable_gradient_checkpointing()
     with pytest.raises(ValueError, match="disable_gradient_checkpointing"):
         evaluated(adapted, teacher)
     mixture = MixtureTeacher.random(dim=2, classes=2)

@@ -41,9 +41,9 @@ def test_targets_match_paths_or_their_last_components():
         "attn2.to_q",
         "attn1.to_out.0",
     }
-    first = layers_of(teacher, ("transformer.blocks.0.*",))
-    assert first.keys() == {p for p in every if p.startswith("transformer.blocks.0.")}
-    assert list(layers_of(teacher, ("proj_out",))) == ["transformer.proj_out"]
+    first = layers_of(teacher, ("backbone.blocks.0.*",))
+    assert first.keys() == {p for p in every if p.startswith("backbone.blocks.0.")}
+    assert list(layers_of(teacher, ("proj_out",))) == ["backbone.proj_out"]
     with pytest.raises(ValueError, match="'q_proj' matches no linear layer.*to_q"):
         AdaptedDenoiser(teacher, LowRank(targets=("to_q", "q_proj")), seed=0)
 

@@ -7,7 +7,7 @@ import pytest
 from pdmd.cli.main import main
 from pdmd.export.atomic_export import LISTING, atomic_folder, check_destination
 from pdmd.export.bases import BasePipeline
-from pdmd.teachers.families.layouts import WAN
+from pdmd.teachers import WanTeacher
 
 
 def write(folder, text, **more):
@@ -91,4 +91,4 @@ def test_parts_stay_within_the_pipelines_folder(tmp_path):
     for name in ("../outside", "a/b", ".."):
         base = BasePipeline("x", tmp_path, {name: ["transformers", "T5"]}, {})
         with pytest.raises(ValueError, match="which is not a folder name"):
-            base.parts(WAN)
+            base.parts(WanTeacher.layout)

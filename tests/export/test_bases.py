@@ -54,6 +54,37 @@ def hub(base, tmp_path, monkeypatch):
     return found
 
 
+@pytest.mark.parametrize("place", ["LICENSE", "vae/notes.txt", "tokenizer/more", "scheduler"])
+def test_links_out_of_the_pipeline_are_not_followed(base, tmp_path, place):
+    secret = tmp_path / "secret"
+    (secret / "deep").mkdir(parents=True)
+    (secret / "deep" / "key").write_text("SECRET")
+    shutil.copytree(base, tmp_path / "base")
+    student = student_of("qwen_image", TWO, base)
+    link = tmp_path / "base" / place
+    if place == "scheduler":  # replaced by the export, so not copied
+        link = tmp_path / "base" / "vae" / "gone"
+    link.symlink_to(secret if place == "tokenizer/more" else secret / "deep" / "key")
+    named = str(link.relative_to(tmp_path / "base"))
+    with pytest.raises(ValueError, match=f"links to files outside of it: {named}; replace"):
+        export_diffusers(student, tmp_path / "out", base=str(tmp_path / "base"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_within_the_pipeline_and_to_the_hubs_blobs_are_copied(base, tmp_path):
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "c0ffee"
+    shutil.copytree(base, snapshot)
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir()
+    (snapshot / "vae" / "config.json").rename(blobs / "0123")
+    (snapshot / "vae" / "config.json").symlink_to("../../../blobs/0123")
+    (snapshot / "vae" / "again.json").symlink_to("config.json")
+    student = student_of("qwen_image", TWO, base)
+    out = export_diffusers(student, tmp_path / "out", base=str(snapshot))
+    assert (out / "vae" / "again.json").read_bytes() == (blobs / "0123").read_bytes()
+    assert not any(path.is_symlink() for path in out.rglob("*"))
+
+
 def test_only_the_copied_components_are_downloaded(hub, base, tmp_path):
     student = student_of("qwen_image", TWO, base)
     folder = export_diffusers(student, tmp_path / "out", base="someone/qwen")

@@ -9,7 +9,7 @@ import pytest
 from pdmd import PhasePlan
 from pdmd.distillation.experts import RenoisingExpert
 from pdmd.export import export_diffusers, export_lora
-from pdmd.teachers.families.layouts import FLUX, LTX, SD3, Z_IMAGE
+from pdmd.teachers import FluxTeacher, LTXTeacher, SD3Teacher, ZImageTeacher
 from tests.helpers.exporting import (
     BOUNDARY_ON_GRID,
     FOUR,
@@ -102,6 +102,7 @@ def cases(bases, tmp_path_factory):
     return {case.name: case for case in cases}
 
 
+LAYOUTS = [cls.layout for cls in (FluxTeacher, SD3Teacher, ZImageTeacher, LTXTeacher)]
 WAN, QWEN = "WanTransformer3DModel", "QwenImageTransformer2DModel"
 
 
@@ -135,7 +136,7 @@ WAN, QWEN = "WanTransformer3DModel", "QwenImageTransformer2DModel"
         ("ltx_stock", "LTXPipeline", "PhasedTransformer"),
         *(
             (f"{name}_lora_{kind}", layout.pipeline, layout.network)
-            for name, layout in zip(FLOW_NAMES, (FLUX, SD3, Z_IMAGE, LTX), strict=True)
+            for name, layout in zip(FLOW_NAMES, LAYOUTS, strict=True)
             for kind in ("files", "comfyui")
         ),
     ],

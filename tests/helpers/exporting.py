@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from pdmd import PhasePlan, Student
 from pdmd.distillation.adapters import LowRank, adapt, adapted_parts
 from pdmd.distillation.experts import OdeExpert
+from tests.helpers.tiny_encoders import qwen_text, t5
 from tests.helpers.tiny_families import QWEN, WAN, family, noise, qwen_pipeline, wan_pipeline
 from tests.helpers.tiny_flows import FLOWS, flow
-from tests.teachers.families.test_family_folders import qwen_text, t5
 
 BOUNDARY_ON_GRID = PhasePlan.from_timesteps([1, 0.9375, 0.875, 0.625, 0], steps=2)
 SHIFTED = PhasePlan.uniform(2, steps=2, shift=5)
@@ -47,8 +47,8 @@ def teacher_of(name):
 
 def halved(part):
     """Casts a network to bfloat16, except the weights its family keeps in float32."""
-    kept = set(part.transformer._keep_in_fp32_modules or ())
-    for name, parameter in part.transformer.named_parameters():
+    kept = set(part.backbone._keep_in_fp32_modules or ())
+    for name, parameter in part.backbone.named_parameters():
         if not kept & set(name.split(".")):
             parameter.data = parameter.data.bfloat16()
     return part

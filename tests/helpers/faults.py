@@ -3,6 +3,8 @@
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from pdmd.files import allow_protocol
+
 
 class Faults:
     """Calls ``strike(operation)`` at the n-th operation that changes a file."""
@@ -73,3 +75,4 @@ class FaultyFileSystem(LocalFileSystem):
 
 
 fsspec.register_implementation("faulty", FaultyFileSystem, clobber=True)
+allow_protocol("faulty")

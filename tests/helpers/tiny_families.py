@@ -8,7 +8,7 @@ from tensordict import TensorDict
 from pdmd import sample_ode
 from pdmd.diffusion.sampling import initial_noise
 from pdmd.teachers import QwenImageTeacher, RoutedTeacher, WanTeacher
-from pdmd.teachers.families.qwen_image import _pack, _unpack
+from pdmd.teachers.families.tokens import pack, unpack
 
 QWEN = {
     "height": 64,
@@ -54,8 +54,8 @@ def family(name):
 
 def transformers(teacher):
     if isinstance(teacher, RoutedTeacher):
-        return [part.transformer for part in teacher.routed.denoisers]
-    return [teacher.transformer]
+        return [part.backbone for part in teacher.routed.denoisers]
+    return [teacher.backbone]
 
 
 def scheduler(**arguments):
@@ -99,7 +99,7 @@ def qwen_pipeline(teacher, *, text=(None, None), **arguments):
         vae=qwen_vae(),
         tokenizer=text[0],
         text_encoder=text[1],
-        transformer=teacher.transformer,
+        transformer=teacher.backbone,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -136,14 +136,14 @@ def run_qwen(pipeline, teacher, condition, null, *, scale, steps, seed=0, **more
         negative_prompt_embeds=null["prompt"].expand(rows, -1, -1),
         negative_prompt_embeds_mask=null["mask"].expand(rows, -1),
         true_cfg_scale=scale,
-        latents=_pack(noise(teacher, rows, seed)),
-        height=teacher.size["height"],
-        width=teacher.size["width"],
+        latents=pack(noise(teacher, rows, seed)),
+        height=teacher.options["height"],
+        width=teacher.options["width"],
         num_inference_steps=steps,
         output_type="latent",
         **more,
     ).images
-    return _unpack(out, *teacher.latent_shape[1:])
+    return unpack(out, *teacher.latent_shape[1:])
 
 
 def run_wan(pipeline, teacher, condition, null, *, scale, scale_2=None, steps, seed=0):
@@ -155,9 +155,9 @@ def run_wan(pipeline, teacher, condition, null, *, scale, scale_2=None, steps, s
         guidance_scale=scale,
         guidance_scale_2=scale_2,
         latents=noise(teacher, rows, seed),
-        height=first.size["height"],
-        width=first.size["width"],
-        num_frames=first.size["frames"],
+        height=first.options["height"],
+        width=first.options["width"],
+        num_frames=first.options["frames"],
         num_inference_steps=steps,
         output_type="latent",
     ).frames

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from pdmd.files import locate, telling
+from pdmd.files import check_url, is_url, locate, telling
 from pdmd.teachers.conditioning.image_prompts import ImagePrompt
 
 __all__ = ["read_image_prompts", "read_prompts"]
@@ -92,6 +92,7 @@ def _nonempty(found: Iterable[Any], source: str) -> list[Any]:
 
 
 def _suffix(source: str) -> str:
+    check_url(str(source))
     suffix = PurePosixPath(str(source)).suffix.lower()
     if suffix in (".txt", ".jsonl") or suffix in TABLES:
         return suffix
@@ -130,7 +131,7 @@ def _with_images(
 
 def _resolve(source: str, image: str) -> str:
     """Resolves the path of an image relative to the folder of its source."""
-    if "://" in image or image.startswith("/"):
+    if is_url(image) or image.startswith("/"):
         return image
     if not _suffix(source):  # the source is the folder of a data set
         return f"{str(source).rstrip('/')}/{image}"
@@ -148,7 +149,7 @@ def _lines(source: str) -> Iterator[str]:
     with telling(str(source), "prompts could not be read"):
         if not fs.isfile(path):
             raise ValueError(f"the prompt file {source} does not exist")
-        with fs.open(path, "r", encoding="utf-8") as file:
+        with fs.open(path, "r", encoding="utf-8-sig") as file:
             try:
                 yield from file
             except UnicodeDecodeError as error:

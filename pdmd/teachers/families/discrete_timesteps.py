@@ -1,19 +1,21 @@
 r"""Noise levels of models trained on a discrete process, and the time that their networks take.
 
-A DDPM of :math:`N` levels (1000 nearly everywhere) knows :math:`x_i = \sqrt{\bar\alpha_i} x_0 +
-\sqrt{1 - \bar\alpha_i} \varepsilon` for whole :math:`i` from 0 to :math:`N - 1`, and its network
-takes :math:`i`. Here level :math:`i` sits at :math:`t = (i + 1) / N`
-(:class:`~pdmd.diffusion.variance_preserving.DiscreteVP`), so the network is asked at
+A DDPM of :math:`N` levels (1000 nearly everywhere) is trained on
+:math:`x_i = \sqrt{\bar\alpha_i} x_0 + \sqrt{1 - \bar\alpha_i} \varepsilon` for whole :math:`i`
+from 0 to :math:`N - 1`, and its network takes :math:`i`. Here level :math:`i` is at
+:math:`t = (i + 1) / N` (:class:`~pdmd.diffusion.variance_preserving.DiscreteVP`), so that the
+network is evaluated at
 
 .. math:: i = N t - 1,
 
 a number that need not be whole: the sinusoids that embed it are smooth, and between levels the
-schedule is linear in log-SNR, so time and noise agree. The network knows :math:`t \in [1/N, 1]`.
+schedule is linear in log-SNR, so time and noise agree. The network is trained on
+:math:`t \in [1/N, 1]`.
 
 At :math:`t = 1` most of these models have some signal left, :math:`\bar\alpha_{N-1} > 0`. Sampling
-starts there from noise of standard deviation 1, as their own samplers do; it is what a sample of
-unit variance looks like at that level, but for a correlation of :math:`\sqrt{\bar\alpha_{N-1}}`
-(0.068 for Stable Diffusion) with the sample that it came from.
+starts there from noise of standard deviation 1, as in their own samplers; it has the law of a
+sample of unit variance at that level, but for a correlation of :math:`\sqrt{\bar\alpha_{N-1}}`
+(0.068 for Stable Diffusion) with the clean sample.
 
 References:
     Ho et al., Denoising Diffusion Probabilistic Models, arXiv:2006.11239.
@@ -32,14 +34,29 @@ from pdmd.diffusion.predictions import Kind
 from pdmd.diffusion.variance_preserving import DiscreteVP
 from pdmd.teachers.families.pipelines import configuration
 
-__all__ = ["noise_levels", "read_levels", "timestep_of", "time_range_of"]
+__all__ = [
+    "LINEAR",
+    "SCALED_LINEAR",
+    "check_channels",
+    "noise_levels",
+    "own_size",
+    "read_levels",
+    "time_range_of",
+    "timestep_of",
+]
 
 KINDS: dict[str, Kind] = {
     "epsilon": "epsilon",
     "v_prediction": "v_prediction",
     "sample": "x0",
 }
-"""diffusers' names of what a network predicts, and ours."""
+"""diffusers' names of kinds of prediction, and ours."""
+
+LINEAR = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
+"""The noise levels of DDPM and DiT."""
+
+SCALED_LINEAR = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+"""The noise levels of Stable Diffusion and SDXL."""
 
 BETAS = (
     "num_train_timesteps",
@@ -54,11 +71,11 @@ BETAS = (
 def noise_levels(
     config: Mapping[str, Any], where: str = "the scheduler"
 ) -> tuple[DiscreteVP, Kind]:
-    """Makes the schedule and the kind of prediction that a scheduler of diffusers states.
+    """Returns the schedule and the kind of prediction that a scheduler of diffusers states.
 
     Args:
         config: The scheduler's configuration, of any class with betas.
-        where: Where it is from, for errors.
+        where: Its name in errors.
 
     Raises:
         ValueError: If it states no betas, as those of flows and of EDM do, or a prediction that is
@@ -73,7 +90,7 @@ def noise_levels(
         )
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in KINDS:
-        raise ValueError(f"prediction_type is one of {', '.join(KINDS)}, got {prediction!r}")
+        raise ValueError(f"prediction_type must be one of {', '.join(KINDS)}, got {prediction!r}")
     try:
         scheduler: Any = DDPMScheduler(**{key: config[key] for key in BETAS if key in config})
     except (NotImplementedError, TypeError, ValueError) as error:
@@ -105,3 +122,39 @@ def timestep_of(t: Tensor, schedule: DiscreteVP) -> Tensor:
 def time_range_of(schedule: DiscreteVP) -> tuple[float, float]:
     """Returns the times of the first and the last level."""
     return 1 / len(schedule.alphas_cumprod), 1.0
+
+
+def own_size(config: Any, options: Mapping[str, Any], compression: int = 1) -> dict[str, Any]:
+    """Returns options with the network's own height and width in place of ``None``.
+
+    Args:
+        config: The network's configuration.
+        options: ``height``, ``width`` and others.
+        compression: Pixels to one latent.
+
+    Raises:
+        ValueError: If one is ``None``, and the configuration states no size.
+    """
+    size = config.sample_size
+    if size is None:
+        if options["height"] is None or options["width"] is None:
+            raise ValueError("the UNet states no sample_size; give height and width")
+        return dict(options)
+    own = (size, size) if isinstance(size, int) else size
+    sides = {
+        name: int(side) * compression if options[name] is None else options[name]
+        for name, side in zip(("height", "width"), own, strict=True)
+    }
+    return {**options, **sides}
+
+
+def check_channels(channels: int, norm_num_groups: int) -> None:
+    """Checks that a UNet's channels divide into the groups of its norms.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    if channels < 1 or norm_num_groups < 1 or channels % norm_num_groups:
+        raise ValueError(
+            f"channels must be a multiple of norm_num_groups, got {channels} and {norm_num_groups}"
+        )

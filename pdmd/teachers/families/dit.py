@@ -2,7 +2,7 @@ r"""DiT: class-conditional image transformers over latents of 4 channels.
 
 The network takes the level as its time (:mod:`pdmd.teachers.families.discrete_timesteps`) and
 predicts :math:`\varepsilon` and a variance, whose channels are dropped since no step here uses
-one. A label of its own stands for no class. Latents are the VAE's times its ``scaling_factor``.
+one. One further label stands for no class. Latents are the VAE's times its ``scaling_factor``.
 
 References:
     Peebles and Xie, Scalable Diffusion Models with Transformers, arXiv:2212.09748.
@@ -10,199 +10,135 @@ References:
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import Kind
 from pdmd.diffusion.variance_preserving import DiscreteVP
-from pdmd.teachers.base import Teacher
 from pdmd.teachers.families.discrete_timesteps import (
+    LINEAR,
     noise_levels,
     read_levels,
     time_range_of,
     timestep_of,
 )
-from pdmd.teachers.families.pipelines import build_part, configuration, decoder, load_transformer
+from pdmd.teachers.families.layouts import PipelineLayout
+from pdmd.teachers.families.pipeline_teacher import PipelineTeacher
+from pdmd.teachers.families.pipelines import configuration
 from pdmd.teachers.mixture import encode_labels
 from pdmd.typing import Condition, Latents, labels_of
 
 __all__ = ["DiTTeacher"]
 
 
-class DiTTeacher(Teacher):
+class DiTTeacher(PipelineTeacher):
     r"""DiT over latents of shape :math:`(4, H / 8, W / 8)`.
 
-    Networks of this family drop labels at random while they train; the dropping is turned off,
-    here and in copies, so that a copy is the teacher until it is trained.
+    Networks of this family drop labels at random in training; the dropping is turned off, here and
+    in copies, so that an untrained copy equals the teacher. Random weights are of DiT-XL/2 at 256
+    pixels by default.
 
     Args:
-        transformer: A ``DiTTransformer2DModel`` of diffusers.
+        backbone: A ``DiTTransformer2DModel`` of diffusers.
         schedule: Its noise levels.
         kind: What it predicts.
-        names: Class names and their labels, that prompts may use.
-        decode: Turns latents into images in [0, 1], with shape :math:`(B, 3, H, W)`.
+        names: Class names and their labels, for prompts.
+        arguments: As :class:`~pdmd.teachers.families.pipeline_teacher.PipelineTeacher` takes.
 
     Raises:
-        ValueError: If the network makes neither as many channels as it takes nor twice as many.
+        ValueError: If the network's output has neither as many channels as its input nor twice as
+            many.
     """
+
+    layout = PipelineLayout(
+        pipeline="DiTPipeline",
+        network="DiTTransformer2DModel",
+        vae="AutoencoderKL",
+        scheduler="",
+    )
+    released = {
+        "sample_size": 32,
+        "num_layers": 28,
+        "num_attention_heads": 16,
+        "attention_head_dim": 72,
+        "patch_size": 2,
+        "latent_channels": 4,
+        "classes": 1000,
+        "learned_variance": True,
+    }
+    options = {}
+    common = (*PipelineTeacher.common, "names")
 
     def __init__(
         self,
-        transformer: Any,
+        backbone: Any,
         *,
         schedule: DiscreteVP,
         kind: Kind,
         names: Mapping[str, int] | None = None,
-        decode: Callable[[Latents], Tensor] | None = None,
+        **arguments: Any,
     ) -> None:
-        config = transformer.config
-        made = transformer.out_channels
-        if made not in (config.in_channels, 2 * config.in_channels):
-            raise ValueError(
-                f"this transformer takes {config.in_channels} channels and makes {made}; as many, "
-                "or twice as many for a learned variance, are supported"
-            )
+        time_range = time_range_of(schedule)
         super().__init__(
-            schedule=schedule,
-            kind=kind,
-            latent_shape=(config.in_channels, config.sample_size, config.sample_size),
-            time_range=time_range_of(schedule),
+            backbone, schedule=schedule, kind=kind, time_range=time_range, **arguments
         )
-        self.transformer, self.levels = transformer, schedule
-        self.classes = int(config.num_embeds_ada_norm)
+        self.levels = schedule
+        self.classes = int(backbone.config.num_embeds_ada_norm)
         self.names = dict(names or {})
-        for block in transformer.transformer_blocks:
+        for block in backbone.transformer_blocks:
             block.norm1.emb.class_embedder.dropout_prob = 0.0
-        if decode is not None:
-            self.decode = decode
 
     @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | Path,
-        *,
-        dtype: str | torch.dtype = "bfloat16",
-        device: str | torch.device = "cpu",
-        meta: bool = False,
-    ) -> DiTTeacher:
-        """Loads the transformer of a pipeline; the VAE follows when first used.
-
-        Args:
-            folder: The pipeline's folder or hub name, such as ``"facebook/DiT-XL-2-256"``.
-            dtype: Type of all weights.
-            device: Where they live.
-            meta: Whether to leave the transformer's weights on the meta device.
-
-        Raises:
-            ValueError: If a part is missing.
-        """
-        places: dict[str, Any] = {"dtype": dtype, "device": device}
-        index = configuration("DiTPipeline", folder)
-        schedule, kind = read_levels(folder)
-        transformer = load_transformer(
-            "DiTTransformer2DModel", folder, "transformer", meta=meta, **places
-        )
-        teacher = cls(
-            transformer,
-            schedule=schedule,
-            kind=kind,
-            names={
-                name.strip(): int(label)
-                for label, names in (index.get("id2label") or {}).items()
-                for name in names.split(",")
-            },
-            decode=decoder("AutoencoderKL", folder, **places),
-        )
-        teacher.reset_tables(device)
-        return teacher
+    def latents(cls, config: Any, **_: Any) -> tuple[int, ...]:
+        channels = config.in_channels
+        out_channels = channels if config.out_channels is None else config.out_channels
+        if out_channels not in (channels, 2 * channels):
+            raise ValueError(
+                f"this transformer has {channels} input and {out_channels} output channels; "
+                "as many, or twice as many for a learned variance, are supported"
+            )
+        return channels, config.sample_size, config.sample_size
 
     @classmethod
-    def from_config(
-        cls,
-        *,
-        sample_size: int = 32,
-        num_layers: int = 28,
-        num_attention_heads: int = 16,
-        attention_head_dim: int = 72,
-        patch_size: int = 2,
-        latent_channels: int = 4,
-        classes: int = 1000,
-        learned_variance: bool = True,
-        dtype: str | torch.dtype = "float32",
-        device: str | torch.device = "cpu",
-        meta: bool = False,
-        seed: int = 0,
-    ) -> DiTTeacher:
-        """Makes a teacher with random weights; by default DiT-XL/2 at 256 pixels, of full size.
-
-        Args:
-            sample_size: Height and width of the latents, a multiple of the patch.
-            num_layers: Blocks.
-            num_attention_heads: Heads of a block.
-            attention_head_dim: Dimension of a head.
-            patch_size: Latents to one token, in height and width.
-            latent_channels: Channels of the latents.
-            classes: Number of classes.
-            learned_variance: Whether the network makes a variance too.
-            dtype: Type of the weights.
-            device: Where they live.
-            meta: Whether to make them without memory, on the meta device.
-            seed: Seed of the weights.
-
-        Raises:
-            ValueError: If an argument is off.
-        """
-        if patch_size < 1 or sample_size < 1 or sample_size % patch_size:
+    def network_config(cls, **sizes: Any) -> dict[str, Any]:
+        patch, side = sizes["patch_size"], sizes["sample_size"]
+        if patch < 1 or side < 1 or side % patch:
             raise ValueError(
-                f"sample_size is a multiple of patch_size, got {sample_size} and {patch_size}"
+                f"sample_size must be a multiple of patch_size, got {side} and {patch}"
             )
-        if num_attention_heads * attention_head_dim % 4:
+        width = sizes["num_attention_heads"] * sizes["attention_head_dim"]
+        if width % 4:
             raise ValueError(
-                "num_attention_heads times attention_head_dim is a multiple of 4, got "
-                f"{num_attention_heads * attention_head_dim}"
+                "num_attention_heads times attention_head_dim must be a multiple of 4, got "
+                f"{width}"
             )
-        config = {
-            "sample_size": sample_size,
-            "num_layers": num_layers,
-            "num_attention_heads": num_attention_heads,
-            "attention_head_dim": attention_head_dim,
-            "patch_size": patch_size,
-            "in_channels": latent_channels,
-            "out_channels": latent_channels * (2 if learned_variance else 1),
-            "num_embeds_ada_norm": classes,
+        channels, variance = sizes.pop("latent_channels"), sizes.pop("learned_variance")
+        return {
+            "in_channels": channels,
+            "out_channels": channels * (2 if variance else 1),
+            "num_embeds_ada_norm": sizes.pop("classes"),
+            **sizes,
         }
-        transformer = build_part(
-            "DiTTransformer2DModel", config, dtype=dtype, device=device, meta=meta, seed=seed
-        )
-        schedule, kind = noise_levels(
-            {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
-        )
-        teacher = cls(transformer, schedule=schedule, kind=kind)
-        if meta:
-            teacher.reset_tables(device)
-        return teacher
 
     @classmethod
-    def from_arguments(
-        cls, *, folder: str = "", meta: bool = False, **arguments: Any
-    ) -> DiTTeacher:
-        """Makes a teacher from plain values, as configurations hold them.
+    def config_options(cls, sizes: Mapping[str, Any]) -> dict[str, Any]:
+        schedule, kind = noise_levels(LINEAR)
+        return {"schedule": schedule, "kind": kind}
 
-        Args:
-            folder: A pipeline's folder or hub name, for :meth:`from_pretrained`; without one
-                :meth:`from_config` makes random weights.
-            meta: Whether to leave the weights on the meta device.
-            arguments: Passed on.
-        """
-        if folder:
-            return cls.from_pretrained(folder, meta=meta, **arguments)
-        return cls.from_config(meta=meta, **arguments)
+    @classmethod
+    def read_options(cls, folder: str | Path) -> dict[str, Any]:
+        labels = configuration(cls.layout.pipeline, folder).get("id2label") or {}
+        schedule, kind = read_levels(folder)
+        names = {
+            name.strip(): int(label)
+            for label, stated in labels.items()
+            for name in stated.split(",")
+        }
+        return {"schedule": schedule, "kind": kind, "names": names}
 
     @property
     def prompts(self) -> Sequence[Any]:
@@ -210,39 +146,33 @@ class DiTTeacher(Teacher):
         return range(self.classes)
 
     def encode(self, prompts: Sequence[Any]) -> Condition:
-        """Turns classes, or their names where the pipeline has some, into a condition."""
+        """Turns classes, or their names where the pipeline states them, into a condition."""
         labels = [self.names.get(p, p) if isinstance(p, str) else p for p in prompts]
         return encode_labels(labels, self.classes)
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
-        """Evaluates the transformer at its own time, without the variance."""
+        """Evaluates the network at its own time, without the variance."""
         if condition is None:
             label = torch.full((len(x_t),), self.classes, device=x_t.device)
         else:
             label = labels_of(condition).to(x_t.device)
-        value = self.transformer(
-            x_t.to(self.transformer.dtype),
+        value = self.backbone(
+            x_t.to(self.backbone.dtype),
             timestep=timestep_of(t, self.levels),
             class_labels=label,
             return_dict=False,
         )[0]
         return value[:, : x_t.shape[1]].to(x_t.dtype)
 
-    def trainable_copy(self) -> Denoiser:
-        """Returns a copy of the transformer that trains, without names and decoder."""
-        transformer = copy.deepcopy(self.transformer)
-        copied = type(self)(transformer, schedule=self.levels, kind=self.kind)
-        return copied.requires_grad_(True).train()
-
     def reset_tables(self, device: str | torch.device = "cpu") -> None:
-        """Computes the table of positions again, for a transformer from the meta device."""
-        embed, config = self.transformer.pos_embed, self.transformer.config
+        """Recomputes the table of positions."""
+        embed, config = self.backbone.pos_embed, self.backbone.config
         with torch.device(device):
-            fresh = type(embed)(
+            table = type(embed)(
                 height=config.sample_size,
                 width=config.sample_size,
                 patch_size=config.patch_size,
                 in_channels=config.in_channels,
-                embed_dim=self.transformer.inner_dim,
+                embed_dim=self.backbone.inner_dim,
             )
-        embed.pos_embed = fresh.pos_embed.to(device=device)
+        embed.pos_embed = table.pos_embed.to(device=device)

@@ -1,12 +1,12 @@
 r"""Flux.1: text-to-image transformers of 12 B parameters.
 
 The network takes :math:`\sigma` as its time, which on rectified flow is ours, and predicts the
-velocity :math:`\varepsilon - x_0`. It reads latents packed into tokens of :math:`2 \times 2`
+velocity :math:`\varepsilon - x_0`. Its inputs are latents packed into tokens of :math:`2 \times 2`
 pixels and their positions, T5's tokens, without a mask, and CLIP's pooled vector. The dev weights
 were distilled for guidance: they take its strength as an input, 3.5 by default, and cost one
 evaluation. That is no extrapolation between two predictions, which
-:class:`~pdmd.teachers.guided.Guided` adds where it is wanted, by the classical rule (what the
-family's pipeline calls true guidance). The schnell weights take no such input.
+:class:`~pdmd.teachers.guided.Guided` adds by the classical rule (the pipeline's true guidance).
+The schnell weights take no such input.
 
 The shift of time grows with the number of tokens for dev, and is 1 for schnell.
 
@@ -17,32 +17,17 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pdmd.teachers.conditioning.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
-from pdmd.teachers.families.layouts import FLUX
-from pdmd.teachers.families.pipelines import (
-    build_part,
-    configuration,
-    decoder,
-    load_text_encoder,
-    load_transformer,
-)
+from pdmd.teachers.families.layouts import PipelineLayout
+from pdmd.teachers.families.pipelines import network_configuration
 from pdmd.teachers.families.text import TextTeacher
-from pdmd.teachers.families.tokens import (
-    DynamicShift,
-    check_head,
-    check_size,
-    pack,
-    scheduled_shift,
-    unpack,
-)
+from pdmd.teachers.families.tokens import DynamicShift, check_size, pack, rotary_axes, unpack
 from pdmd.typing import Condition, Latents
 
 __all__ = ["FluxTeacher"]
@@ -56,208 +41,109 @@ SHIFT = DynamicShift(
 class FluxTeacher(TextTeacher):
     r"""Flux.1 over latents of shape :math:`(16, H / 8, W / 8)`.
 
-    Every time in [0, 1] can be asked. Conditions have ``prompt`` and ``pooled``.
+    Every time in [0, 1] can be evaluated. Conditions have ``prompt`` and ``pooled``. Texts are
+    padded or cut to 512 tokens of T5, and to 256 for a network that takes no guidance.
 
     Args:
-        transformer: A ``FluxTransformer2DModel`` of diffusers.
+        backbone: A ``FluxTransformer2DModel`` of diffusers.
         height: Height of an image, a multiple of twice the compression (16).
-        width: Width of an image, likewise.
+        width: Width of an image, as the height.
         compression: Pixels to one latent in height and width.
-        guidance_embedded: The strength of guidance that a transformer distilled for it takes as
-            an input; 3.5 by default, and nothing for one that takes none.
-        prompts: Turns prompts into conditions; a copy that trains has none.
-        decode: Turns latents into images in [0, 1], with shape :math:`(B, 3, H, W)`.
-        shift: The shift of time recommended; by default the dev weights' for this size, and 1
-            for a transformer that takes no guidance.
+        guidance_embedded: The strength of guidance that a network distilled for it takes as an
+            input; 3.5 by default, and ``None`` for one that takes none.
+        arguments: As :class:`~pdmd.teachers.families.text.TextTeacher` takes.
 
     Raises:
-        ValueError: If the size is no multiple of 16, or guidance is given to a transformer that
-            takes none, or is not finite.
+        ValueError: If the size is no multiple of 16, or guidance is given to a network that takes
+            none, or is not finite.
     """
 
-    layout = FLUX
-    entries = ("prompt", "pooled")
+    layout = PipelineLayout(
+        pipeline="FluxPipeline",
+        network="FluxTransformer2DModel",
+        vae="AutoencoderKL",
+        task="text-to-image",
+        unguided={"true_cfg_scale": 1.0},
+        prefix="transformer",  # ComfyUI reads diffusers' names: released maps are fused
+        factors=("lora_A", "lora_B"),
+        bare="",
+    )
+    released = {
+        "num_layers": 19,
+        "num_single_layers": 38,
+        "num_attention_heads": 24,
+        "attention_head_dim": 128,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 768,
+        "guidance_embeds": True,
+        "latent_channels": 16,
+    }
+    options = {"height": 1024, "width": 1024, "compression": 8, "guidance_embedded": None}
+    condition_keys = ("prompt", "pooled")
+    latents_per_token = 4
+    text_length = random_length = 512
 
-    def __init__(
-        self,
-        transformer: Any,
-        *,
-        height: int = 1024,
-        width: int = 1024,
-        compression: int = 8,
-        guidance_embedded: float | None = None,
-        prompts: Prompts | None = None,
-        decode: Callable[[Latents], Tensor] | None = None,
-        shift: float | None = None,
-    ) -> None:
-        config = transformer.config
-        check_size(2 * compression, height=height, width=width)
-        takes = bool(config.guidance_embeds)
-        if guidance_embedded is not None and not takes:
+    @classmethod
+    def complete_options(cls, config: Any, options: dict[str, Any]) -> dict[str, Any]:
+        guidance, takes = options["guidance_embedded"], bool(config.guidance_embeds)
+        if guidance is not None and not takes:
             raise ValueError(
                 f"this transformer takes no guidance as an input, got guidance_embedded = "
-                f"{guidance_embedded}; leave it out, and guide by two evaluations if at all"
+                f"{guidance}; leave it out, and guide by two evaluations if at all"
             )
-        if guidance_embedded is None and takes:
-            guidance_embedded = 3.5
-        if guidance_embedded is not None and not math.isfinite(guidance_embedded):
-            raise ValueError(f"guidance_embedded is a finite number, got {guidance_embedded}")
-        if shift is None:
-            shift = SHIFT(height * width // (2 * compression) ** 2) if takes else 1.0
-        super().__init__(
-            transformer,
-            latent_shape=(config.in_channels // 4, height // compression, width // compression),
-            shift=shift,
-            prompts=prompts,
-            decode=decode,
-        )
-        self.size: dict[str, Any] = {"height": height, "width": width, "compression": compression}
-        self.guidance_embedded = guidance_embedded
+        if guidance is not None and not math.isfinite(guidance):
+            raise ValueError(f"guidance_embedded must be finite, got {guidance}")
+        return {**options, "guidance_embedded": 3.5 if guidance is None and takes else guidance}
 
     @classmethod
-    def from_pretrained(
+    def latents(
         cls,
-        folder: str | Path,
+        config: Any,
         *,
-        height: int = 1024,
-        width: int = 1024,
-        guidance_embedded: float | None = None,
-        text_length: int | None = None,
-        prompts: Sequence[str] = (),
-        embeddings: Prompts | None = None,
-        dtype: str | torch.dtype = "bfloat16",
-        device: str | torch.device = "cpu",
-        meta: bool = False,
-    ) -> FluxTeacher:
-        """Loads the transformer of a pipeline; text encoders and VAE follow when first used.
-
-        Args:
-            folder: The pipeline's folder or hub name, such as ``"black-forest-labs/FLUX.1-dev"``.
-            height: Height of an image.
-            width: Width of an image.
-            guidance_embedded: As the class takes it.
-            text_length: Tokens that T5 reads, filled up or cut off; by default 512, and 256 for
-                a transformer that takes no guidance.
-            prompts: What a distillation draws from.
-            embeddings: Turns prompts into conditions in place of the text encoders.
-            dtype: Type of all weights.
-            device: Where they live.
-            meta: Whether to leave the transformer's weights on the meta device.
-
-        Raises:
-            ValueError: If a part is missing or another family's.
-        """
-        places: dict[str, Any] = {"dtype": dtype, "device": device}
-        transformer = load_transformer(
-            "FluxTransformer2DModel", folder, "transformer", meta=meta, **places
-        )
-        scheduler = configuration("FlowMatchEulerDiscreteScheduler", folder, "scheduler")
-        vae = configuration("AutoencoderKL", folder, "vae")
-        compression = 2 ** (len(vae["block_out_channels"]) - 1)
-        length = text_length
-        if length is None:
-            length = 512 if transformer.config.guidance_embeds else 256
-        return cls(
-            transformer,
-            height=height,
-            width=width,
-            compression=compression,
-            guidance_embedded=guidance_embedded,
-            prompts=prompts_of(embeddings, _encoded_text(folder, prompts, length, places)),
-            decode=decoder("AutoencoderKL", folder, **places),
-            shift=scheduled_shift(scheduler, height * width // (2 * compression) ** 2),
-        )
+        height: int,
+        width: int,
+        compression: int,
+        **_: Any,
+    ) -> tuple[int, ...]:
+        check_size(2 * compression, height=height, width=width)
+        return config.in_channels // 4, height // compression, width // compression
 
     @classmethod
-    def from_config(
-        cls,
-        *,
-        height: int = 1024,
-        width: int = 1024,
-        guidance_embeds: bool = True,
-        guidance_embedded: float | None = None,
-        num_layers: int = 19,
-        num_single_layers: int = 38,
-        num_attention_heads: int = 24,
-        attention_head_dim: int = 128,
-        joint_attention_dim: int = 4096,
-        pooled_projection_dim: int = 768,
-        latent_channels: int = 16,
-        random_prompts: int = 8,
-        text_length: int = 512,
-        embeddings: Prompts | None = None,
-        dtype: str | torch.dtype = "float32",
-        device: str | torch.device = "cpu",
-        meta: bool = False,
-        seed: int = 0,
-    ) -> FluxTeacher:
-        """Makes a teacher with random weights; by default the dev one, of full size.
-
-        For tests and measurements of cost: without ``embeddings`` its prompts have random
-        embeddings too (:meth:`~pdmd.teachers.conditioning.prompts.PromptEmbeddings.random`).
-
-        Args:
-            height: Height of an image.
-            width: Width of an image.
-            guidance_embeds: Whether the transformer takes guidance as an input; not in schnell.
-            guidance_embedded: As the class takes it.
-            num_layers: Blocks of two streams.
-            num_single_layers: Blocks of one stream.
-            num_attention_heads: Heads of a block.
-            attention_head_dim: Dimension of a head, even and at least 8.
-            joint_attention_dim: Dimension of a token of text.
-            pooled_projection_dim: Dimension of the pooled text.
-            latent_channels: Channels of the latents.
-            random_prompts: How many prompts, besides none.
-            text_length: Tokens of their embeddings.
-            embeddings: Turns prompts into conditions instead.
-            dtype: Type of the weights.
-            device: Where they live.
-            meta: Whether to make them without memory, on the meta device.
-            seed: Seed of weights and embeddings.
-        """
-        check_head(attention_head_dim, 8)
-        side = 2 * (7 * attention_head_dim // 32)  # the released model's split: (16, 56, 56)
-        config = {
+    def network_config(
+        cls, *, attention_head_dim: int, latent_channels: int, **sizes: Any
+    ) -> dict[str, Any]:
+        return {
+            **sizes,
             "in_channels": 4 * latent_channels,
-            "num_layers": num_layers,
-            "num_single_layers": num_single_layers,
-            "num_attention_heads": num_attention_heads,
             "attention_head_dim": attention_head_dim,
-            "joint_attention_dim": joint_attention_dim,
-            "pooled_projection_dim": pooled_projection_dim,
-            "guidance_embeds": guidance_embeds,
-            "axes_dims_rope": (attention_head_dim - 2 * side, side, side),
+            "axes_dims_rope": rotary_axes(attention_head_dim, (16, 56, 56), least=8),
         }
-        transformer = build_part(
-            "FluxTransformer2DModel", config, dtype=dtype, device=device, meta=meta, seed=seed
-        )
-        if embeddings is None:
-            embeddings = PromptEmbeddings.random(
-                random_prompts,
-                length=text_length,
-                dim=joint_attention_dim,
-                masked=False,
-                more={"pooled": (pooled_projection_dim,)},
-                seed=seed,
-            )
-        return cls(
-            transformer,
-            height=height,
-            width=width,
-            guidance_embedded=guidance_embedded,
-            prompts=embeddings,
-        )
+
+    @classmethod
+    def read_length(cls, folder: str | Path) -> int | None:
+        config = network_configuration(cls.layout.network, folder, cls.layout.slots[0])
+        return cls.text_length if config.get("guidance_embeds") else 256
+
+    @classmethod
+    def encode_texts(cls, pipeline: Any, texts: list[str], length: int | None) -> dict[str, Any]:
+        embeddings, pooled, _ = pipeline.encode_prompt(texts, max_sequence_length=length)
+        return {"prompt": embeddings, "pooled": pooled}
+
+    def random_shapes(self, sizes: Mapping[str, Any]) -> Mapping[str, Sequence[int]]:
+        return {"pooled": (sizes["pooled_projection_dim"],)}
+
+    def default_shift(self) -> float:
+        return SHIFT(self.tokens) if self.backbone.config.guidance_embeds else 1.0
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Packs, evaluates and unpacks; the time is the network's own."""
         rows = self.conditioned(condition, x_t)
         height, width = x_t.shape[-2:]
-        dtype, text = self.transformer.dtype, rows["prompt"]
-        guidance = None
-        if self.guidance_embedded is not None:
-            guidance = torch.full_like(t, self.guidance_embedded, dtype=torch.float32)
-        value = self.transformer(
+        dtype, text = self.backbone.dtype, rows["prompt"]
+        guidance = self.options["guidance_embedded"]
+        if guidance is not None:
+            guidance = torch.full_like(t, guidance, dtype=torch.float32)
+        value = self.backbone(
             hidden_states=pack(x_t).to(dtype),
             timestep=t.float(),
             guidance=guidance,
@@ -271,36 +157,15 @@ class FluxTeacher(TextTeacher):
 
     @property
     def call_arguments(self) -> dict[str, Any]:
-        guidance = self.guidance_embedded
-        more: dict[str, Any] = {"max_sequence_length": 256}
-        if guidance is not None:
-            more = {"max_sequence_length": 512, "guidance_scale": guidance}
-        return {**super().call_arguments, **more}
-
-    def around(self, transformer: Any) -> FluxTeacher:
-        return type(self)(
-            transformer, guidance_embedded=self.guidance_embedded, shift=self.shift, **self.size
-        )
+        guidance = self.options["guidance_embedded"]
+        if guidance is None:
+            return {**super().call_arguments, "max_sequence_length": 256}
+        return {**super().call_arguments, "max_sequence_length": 512, "guidance_scale": guidance}
 
 
 def _positions(height: int, width: int, device: torch.device) -> Tensor:
-    """Returns the positions of an image's tokens: nothing, row and column."""
+    """Returns the positions of an image's tokens: zero, row and column."""
     rows = torch.arange(height, dtype=torch.float32, device=device)
     columns = torch.arange(width, dtype=torch.float32, device=device)
     row, column = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([torch.zeros_like(row), row, column], -1).flatten(0, 1)
-
-
-def _encoded_text(
-    folder: str | Path, prompts: Sequence[str], text_length: int, places: dict[str, Any]
-) -> EncodedText:
-    def embed(pipeline: Any, texts: list[str]) -> Any:
-        from tensordict import TensorDict
-
-        embeddings, pooled, _ = pipeline.encode_prompt(texts, max_sequence_length=text_length)
-        entries = {"prompt": embeddings, "pooled": pooled}
-        return TensorDict(entries, batch_size=[len(texts)])
-
-    load = partial(load_text_encoder, "FluxPipeline", folder, **places)
-    how = {"text_length": text_length}
-    return EncodedText(load, embed, prompts=prompts, null="", folder=folder, how=how)

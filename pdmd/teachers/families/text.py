@@ -1,21 +1,23 @@
-"""Teachers that read text: what their families share."""
+"""Teachers conditioned on text: what their families share."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
 
-from pdmd.diffusion.denoisers import Denoiser
-from pdmd.diffusion.predictions import Kind
-from pdmd.diffusion.schedules import RectifiedFlow, Schedule
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.conditioning.embeddings import StoredEmbeddings
 from pdmd.teachers.conditioning.prompt_files import read_prompts
-from pdmd.teachers.conditioning.prompts import Prompts
-from pdmd.teachers.families.layouts import PipelineLayout
+from pdmd.teachers.conditioning.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
+from pdmd.teachers.families.pipeline_teacher import PipelineTeacher
+from pdmd.teachers.families.pipelines import load_text_encoder
+from pdmd.teachers.families.vaes import compression_of
+from pdmd.teachers.routed import RoutedTeacher
 from pdmd.typing import Condition, Conditions, Latents, repeat_condition
 
 __all__ = ["TextTeacher"]
@@ -27,86 +29,220 @@ WIDTHS = (
     "cap_feat_dim",
     "cross_attention_dim",
 )
-"""What networks call the width of the text that they take; the first that is there counts."""
+"""Names of the dimension of a text token in networks' configurations; the first present counts."""
 
 
-class TextTeacher(Teacher):
-    r"""A network that reads text; by default one that predicts the velocity of rectified flow.
+class TextTeacher(PipelineTeacher):
+    r"""A network conditioned on text; by default one that predicts rectified flow's velocity.
 
-    A subclass implements :meth:`network`, and the classmethods
-    ``from_pretrained(folder, *, prompts, meta, ...)`` and ``from_config(*, meta, ...)``; and
-    :meth:`around` where its constructor takes more than a network, ``shift`` and a size.
+    A subclass states the data of :class:`~pdmd.teachers.families.pipeline_teacher.PipelineTeacher`
+    and below, and implements ``latents``, ``network`` and :meth:`encode_texts`, and
+    :meth:`~pdmd.teachers.base.Teacher.guide` where guidance is not the classical extrapolation.
 
     Args:
-        transformer: The network, a model of diffusers.
-        latent_shape: Shape of one sample.
-        shift: The shift of time recommended at its resolution.
+        backbone: The network, a model of diffusers.
         prompts: Turns prompts into conditions; a copy that trains has none.
-        decode: Turns latents into images or videos in [0, 1].
-        schedule: The forward process of the network's inputs; rectified flow by default.
-        kind: What the network predicts.
-        time_range: The lowest and highest time that the network was trained for.
+        arguments: As :class:`~pdmd.teachers.families.pipeline_teacher.PipelineTeacher` takes.
 
     Raises:
         ValueError: If the prompts' tokens are not as wide as those that the network takes, or
             they have first images, which the family does not take.
 
     Attributes:
-        entries: What a condition must have.
-        transformer: As given; all parameters are its own.
-        size: The arguments of the constructor that say how large a sample is.
-        text: What turns prompts into conditions, or ``None``.
-        decode: As given; absent without one.
-        layout: How the family's pipeline is put together, for export; ``None`` where students are
-            not exported.
+        condition_keys: The keys that a condition must have.
         takes_images: Whether prompts have a first image.
+        null_text: The text that stands for no prompt.
+        text_length: The number of tokens to which the encoder pads or cuts a text, where
+            :meth:`from_pretrained` may change it.
+        random_length: Tokens of random embeddings.
+        masked: Whether random embeddings have a mask.
+        text: Turns prompts into conditions, or ``None``.
     """
 
-    layout: ClassVar[PipelineLayout | None] = None
+    common = (*PipelineTeacher.common, "prompts")
+    condition_keys: tuple[str, ...] = ("prompt",)
     takes_images: ClassVar[bool] = False
-    entries: tuple[str, ...] = ("prompt",)
+    null_text: ClassVar[str] = ""
+    text_length: ClassVar[int | None] = None
+    random_length: ClassVar[int] = 64
+    masked: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        transformer: Any,
-        *,
-        latent_shape: Sequence[int],
-        shift: float,
-        prompts: Prompts | None,
-        decode: Callable[[Latents], Tensor] | None,
-        schedule: Schedule | None = None,
-        kind: Kind = "velocity",
-        time_range: tuple[float, float] = (0.0, 1.0),
-    ) -> None:
-        super().__init__(
-            schedule=schedule or RectifiedFlow(),
-            kind=kind,
-            latent_shape=latent_shape,
-            time_range=time_range,
-        )
-        _check_width(transformer, prompts)
+    def __init__(self, backbone: Any, *, prompts: Prompts | None = None, **arguments: Any) -> None:
+        super().__init__(backbone, **arguments)
+        _check_width(backbone, prompts)
         if prompts is not None and prompts.image_keys and not self.takes_images:
             raise ValueError(
                 f"{prompts} have first images, which {type(self).__name__} does not take; embed "
                 "prompts without images, with this teacher"
             )
-        self.transformer = transformer
-        self.shift = shift
-        self.size: dict[str, Any] = {}
         self.text = prompts
-        if decode is not None:
-            self.decode = decode
 
-    def around(self, transformer: Any) -> TextTeacher:
-        """Returns a teacher of the same size around another transformer, without prompts."""
-        family: Any = type(self)
-        return family(transformer, shift=self.shift, **self.size)
+    @classmethod
+    @abstractmethod
+    def encode_texts(cls, pipeline: Any, texts: list[str], length: int | None) -> dict[str, Any]:
+        """Returns the condition of texts, ``prompt`` and the family's other keys.
+
+        Args:
+            pipeline: The family's pipeline, without networks and VAE.
+            texts: The texts.
+            length: The number of tokens of a text: :attr:`text_length`, or the one given instead.
+        """
+
+    @classmethod
+    def read_options(cls, folder: str | Path) -> dict[str, Any]:
+        """Returns the VAE's compression."""
+        return {"compression": compression_of(cls.layout.vae, folder)} if cls.layout.vae else {}
+
+    @classmethod
+    def read_length(cls, folder: str | Path) -> int | None:
+        """Returns the number of tokens of a text; here :attr:`text_length`."""
+        return cls.text_length
+
+    @classmethod
+    def load_encoder(cls, folder: str | Path, **place: Any) -> Any:
+        """Loads the pipeline that :meth:`encode_texts` takes."""
+        return load_text_encoder(cls.layout.pipeline, folder, **place)
+
+    @classmethod
+    def read_encoder(
+        cls,
+        folder: str | Path,
+        prompts: Sequence[Any],
+        length: int | None,
+        options: Mapping[str, Any],
+        **place: Any,
+    ) -> Prompts:
+        """Returns the text encoder of a pipeline, loaded when first used.
+
+        Args:
+            folder: The pipeline's folder or hub name.
+            prompts: The prompts to draw from.
+            length: The number of tokens of a text.
+            options: All of :attr:`options`, as given.
+            place: ``dtype`` and ``device`` of its weights.
+        """
+        return EncodedText(
+            partial(cls.load_encoder, folder, **place),
+            partial(cls.embed_texts, length=length),
+            prompts=prompts,
+            null=cls.null_text,
+            folder=folder,
+            how={} if length is None else {"text_length": length},
+        )
+
+    @classmethod
+    def embed_texts(cls, pipeline: Any, texts: list[str], length: int | None = None) -> Any:
+        """Returns what :meth:`encode_texts` does, as a condition."""
+        from tensordict import TensorDict
+
+        return TensorDict(cls.encode_texts(pipeline, texts, length), batch_size=[len(texts)])
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        prompts: Sequence[Any] = (),
+        embeddings: Prompts | None = None,
+        text_length: int | None = None,
+        dtype: str | torch.dtype = "bfloat16",
+        device: str | torch.device = "cpu",
+        meta: bool = False,
+        **options: Any,
+    ) -> Teacher:
+        """Loads the network of a pipeline; text encoders and VAE are loaded on first use.
+
+        Args:
+            folder: The pipeline's folder or hub name.
+            prompts: The prompts that a distillation draws from.
+            embeddings: Turns prompts into conditions in place of the text encoders.
+            text_length: The number of tokens to which texts are padded or cut, for families that
+                state one.
+            dtype: Type of all weights; those that the family keeps in float32 stay so.
+            device: Where they live.
+            meta: Whether to leave the network's weights on the meta device.
+            options: The constructor's arguments, such as the size; those that the folder states
+                by default.
+
+        Returns:
+            A teacher of one network, or a :class:`~pdmd.teachers.routed.RoutedTeacher` of two.
+
+        Raises:
+            ValueError: If a part is missing or of another family, an argument is not known, or
+                another encoder computed the embeddings.
+        """
+        cls._check_known(options, [*cls.options, *cls.common])
+        if text_length is not None and cls.text_length is None:
+            raise ValueError(f"{cls.__name__} takes no text_length, got {text_length}")
+        place: dict[str, Any] = {"dtype": dtype, "device": device}
+        length = cls.read_length(folder) if text_length is None else text_length
+        encoder = cls.read_encoder(folder, prompts, length, {**cls.options, **options}, **place)
+        text = prompts_of(embeddings, encoder)
+        return super().from_pretrained(folder, meta=meta, prompts=text, **place, **options)
+
+    @classmethod
+    def from_config(
+        cls,
+        *,
+        random_prompts: int = 8,
+        text_length: int | None = None,
+        embeddings: Prompts | None = None,
+        seed: int = 0,
+        **arguments: Any,
+    ) -> Teacher:
+        """Builds a teacher with random weights, of the released size by default.
+
+        For tests and measurements of cost: without ``embeddings`` its prompts have random
+        embeddings too (:meth:`~pdmd.teachers.conditioning.prompts.PromptEmbeddings.random`).
+
+        Args:
+            random_prompts: The number of prompts, besides no prompt.
+            text_length: Tokens of their embeddings.
+            embeddings: Turns prompts into conditions instead.
+            seed: Seed of weights and embeddings.
+            arguments: Further arguments of
+                :meth:`PipelineTeacher.from_config
+                <pdmd.teachers.families.pipeline_teacher.PipelineTeacher.from_config>`.
+        """
+        built = super().from_config(prompts=embeddings, seed=seed, **arguments)
+        if embeddings is None:
+            parts: Any = built.routed.denoisers if isinstance(built, RoutedTeacher) else [built]
+            length = cls.random_length if text_length is None else text_length
+            text = parts[0].random_text(random_prompts, length, seed, cls.sizes(arguments))
+            for part in parts:
+                part.text = text
+        return built
+
+    def random_text(
+        self, number: int, length: int, seed: int, sizes: Mapping[str, Any]
+    ) -> PromptEmbeddings:
+        """Draws embeddings of prompts.
+
+        Args:
+            number: The number of prompts, besides no prompt.
+            length: Tokens of each.
+            seed: Seed of the draw.
+            sizes: The network's sizes.
+        """
+        return PromptEmbeddings.random(
+            number,
+            length=length,
+            dim=_width(self.backbone) or 0,
+            masked=self.masked,
+            more=self.random_shapes(sizes),
+            seed=seed,
+        )
+
+    def random_shapes(self, sizes: Mapping[str, Any]) -> Mapping[str, Sequence[int]]:
+        """Returns the shapes of one prompt's keys besides ``prompt`` and ``mask``; here none."""
+        return {}
 
     @property
     def call_arguments(self) -> dict[str, Any]:
-        """What a call of the family's pipeline must be told, such as the size of a sample."""
+        """The arguments that a call of the family's pipeline requires, such as the size."""
         names = {"height": "height", "width": "width", "frames": "num_frames"}
-        return {names[key]: value for key, value in self.size.items() if key in names}
+        names["frame_rate"] = "frame_rate"
+        return {names[key]: value for key, value in self.options.items() if key in names}
 
     @classmethod
     def from_arguments(
@@ -119,45 +255,44 @@ class TextTeacher(Teacher):
         meta: bool = False,
         **arguments: Any,
     ) -> Teacher:
-        """Makes a teacher from plain values, as configurations hold them.
+        """Builds a teacher from plain values, as configurations state them.
 
         Args:
             folder: A pipeline's folder or hub name, for ``from_pretrained``; by default the
-                family's, if it ships. Without any ``from_config`` makes random weights.
-            prompts: With a folder, a file of prompts to draw from, as :meth:`read_prompts` reads
-                it; with embeddings, of all of them.
-            embeddings: A store of prompt embeddings to use in the place of a text encoder: a path
-                or URL (:class:`~pdmd.teachers.conditioning.embeddings.StoredEmbeddings`).
-            cache: Where the local copy of a store is kept; without a store it says nothing.
+                family's, if it ships. Without one ``from_config`` draws random weights.
+            prompts: With a folder, a file of prompts to draw from, read by :meth:`read_prompts`;
+                with embeddings, a selection of their prompts.
+            embeddings: A store of prompt embeddings to use in place of a text encoder: a path or
+                URL (:class:`~pdmd.teachers.conditioning.embeddings.StoredEmbeddings`).
+            cache: Where the local copy of a store is kept; without a store it has no effect.
             meta: Whether to leave the weights on the meta device.
-            arguments: Passed on.
+            arguments: Of ``from_pretrained`` or ``from_config``.
 
         Raises:
             ValueError: If there are prompts without a folder or embeddings, or a store is missing
-                or made by another encoder.
+                or of another encoder.
         """
-        family: Any = cls
-        folder = folder or (cls.layout.folder if cls.layout else "")
-        lines = family.read_prompts(prompts) if prompts and (folder or embeddings) else ()
+        folder = folder or cls.layout.folder
+        lines = cls.read_prompts(prompts) if prompts and (folder or embeddings) else ()
         if embeddings:
             arguments["embeddings"] = StoredEmbeddings(embeddings, prompts=lines, cache=cache)
         if folder:
-            return family.from_pretrained(folder, prompts=lines, meta=meta, **arguments)
-        if prompts and not embeddings:
+            arguments["prompts"] = lines
+        elif prompts and not embeddings:
             raise ValueError(f"prompts = {prompts!r} need a text encoder; give its folder")
-        return family.from_config(meta=meta, **arguments)
+        return super().from_arguments(folder=folder, meta=meta, **arguments)
 
     @classmethod
     def read_prompts(cls, path: str) -> Sequence[Any]:
         """Reads a text file of one prompt per line.
 
         Raises:
-            ValueError: If it is missing or holds none.
+            ValueError: If it is missing or empty.
         """
         return read_prompts(path)
 
     def encode(self, prompts: Sequence[Any]) -> Condition:
-        """Turns texts into a condition with ``prompt`` and, where a family masks, ``mask``."""
+        """Turns texts into a condition with ``prompt`` and the family's other keys."""
         return self._text().encode(prompts)
 
     def conditions(self, prompts: Sequence[Any]) -> Conditions:
@@ -169,23 +304,21 @@ class TextTeacher(Teacher):
         """The prompts it was given."""
         return self._text().prompts
 
-    def trainable_copy(self) -> Denoiser:
-        """Returns a copy of the transformer that trains, without prompts and decoder."""
-        return self.around(copy.deepcopy(self.transformer)).requires_grad_(True).train()
-
     def conditioned(self, condition: Condition, x_t: Latents) -> Any:
-        """Returns a condition, of no prompt where there is none.
+        """Returns a condition, that of no prompt in place of ``None``.
 
         Raises:
-            ValueError: If it lacks one of :attr:`entries`.
+            ValueError: If it lacks one of :attr:`condition_keys`.
         """
         if condition is None:
             condition = repeat_condition(self._text().encode([None]).to(x_t.device), len(x_t))
-        missing = [key for key in self.entries if key not in condition.keys()]  # type: ignore[union-attr]
+        present: Any = condition.keys()  # type: ignore[union-attr]
+        missing = [key for key in self.condition_keys if key not in present]
         if missing:
+            keys = " and ".join(map(repr, self.condition_keys))
             raise ValueError(
-                f"a condition of {type(self).__name__} has {' and '.join(map(repr, self.entries))}"
-                f", but {' and '.join(map(repr, missing))} is missing; make it with encode()"
+                f"a condition of {type(self).__name__} has {keys}, but "
+                f"{' and '.join(map(repr, missing))} is missing; make it with encode()"
             )
         return condition
 
@@ -198,12 +331,17 @@ class TextTeacher(Teacher):
         return self.text
 
 
-def _check_width(transformer: Any, prompts: Prompts | None) -> None:
-    made = None if prompts is None else prompts.width
-    config = getattr(transformer, "config", {})
-    taken = next((config[name] for name in WIDTHS if config.get(name) is not None), None)
-    if made is not None and isinstance(taken, int) and made != taken:
+def _width(backbone: Any) -> int | None:
+    config = getattr(backbone, "config", {})
+    width = next((config[name] for name in WIDTHS if config.get(name) is not None), None)
+    return width if isinstance(width, int) else None
+
+
+def _check_width(backbone: Any, prompts: Prompts | None) -> None:
+    own = None if prompts is None else prompts.width
+    taken = _width(backbone)
+    if own is not None and taken is not None and own != taken:
         raise ValueError(
-            f"{prompts} have tokens of {made} numbers, and the {type(transformer).__name__} takes "
+            f"{prompts} have tokens of {own} numbers, and the {type(backbone).__name__} takes "
             f"{taken}: another encoder made them; embed the prompts with this teacher's"
         )

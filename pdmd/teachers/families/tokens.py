@@ -11,7 +11,16 @@ from torch import Tensor
 
 from pdmd.typing import Latents
 
-__all__ = ["DynamicShift", "check_head", "check_size", "pack", "scheduled_shift", "unpack"]
+__all__ = [
+    "DynamicShift",
+    "check_frames",
+    "check_head",
+    "check_size",
+    "pack",
+    "rotary_axes",
+    "scheduled_shift",
+    "unpack",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +49,12 @@ class DynamicShift:
 
 
 def scheduled_shift(scheduler: Mapping[str, Any], tokens: int) -> float:
-    """Returns the shift of time that a scheduler's configuration asks for.
+    """Returns the shift of time that a scheduler's configuration states.
 
     Args:
-        scheduler: The configuration of a ``FlowMatchEulerDiscreteScheduler``; what it leaves out
-            has that class's defaults.
-        tokens: The number of tokens that the network sees.
+        scheduler: The configuration of a ``FlowMatchEulerDiscreteScheduler``; absent keys have
+            that class's defaults.
+        tokens: The number of tokens of a sample.
     """
     if not scheduler.get("use_dynamic_shifting", False):
         return float(scheduler.get("shift", 1.0))
@@ -61,15 +70,43 @@ def scheduled_shift(scheduler: Mapping[str, Any], tokens: int) -> float:
 
 
 def check_head(attention_head_dim: int, least: int) -> None:
-    """Checks that the dimension of an attention head can hold rotary positions.
+    """Checks that the dimension of an attention head fits rotary positions.
 
     Raises:
-        ValueError: If it is odd or below the least that the family splits among its axes.
+        ValueError: If it is odd or below the minimum that the family splits among its axes.
     """
     if attention_head_dim < least or attention_head_dim % 2:
         raise ValueError(
-            f"attention_head_dim is even and at least {least}, got {attention_head_dim}"
+            f"attention_head_dim must be even and at least {least}, got {attention_head_dim}"
         )
+
+
+def rotary_axes(
+    attention_head_dim: int, released: tuple[int, int, int], *, least: int
+) -> tuple[int, int, int]:
+    """Splits a head's dimension among the axes of rotary positions, as the released network does.
+
+    Args:
+        attention_head_dim: The dimension of a head.
+        released: The released split, whose last two axes are equal.
+        least: The smallest dimension that can be split.
+
+    Raises:
+        ValueError: If the dimension is odd or too small.
+    """
+    check_head(attention_head_dim, least)
+    side = 2 * (released[1] // 2 * attention_head_dim // sum(released))
+    return attention_head_dim - 2 * side, side, side
+
+
+def check_frames(multiple: int, frames: int) -> None:
+    """Checks that a video's frames are a multiple of its compression in time, and one.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if frames < 1 or (frames - 1) % multiple:
+        raise ValueError(f"frames must be a multiple of {multiple} plus one, got {frames}")
 
 
 def check_size(multiple: int, **sizes: int) -> None:
@@ -80,7 +117,7 @@ def check_size(multiple: int, **sizes: int) -> None:
     """
     for name, size in sizes.items():
         if size < 1 or size % multiple:
-            raise ValueError(f"{name} is a multiple of {multiple}, got {size}")
+            raise ValueError(f"{name} must be a multiple of {multiple}, got {size}")
 
 
 def pack(x: Latents) -> Tensor:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from pdmd.diffusion.predictions import Kind
 from pdmd.diffusion.variance_preserving import DiscreteVP
-from pdmd.teachers.conditioning.prompts import Prompts
-from pdmd.teachers.families.discrete_timesteps import time_range_of, timestep_of
+from pdmd.teachers.families.discrete_timesteps import (
+    SCALED_LINEAR,
+    noise_levels,
+    own_size,
+    read_levels,
+    time_range_of,
+    timestep_of,
+)
 from pdmd.teachers.families.text import TextTeacher
+from pdmd.teachers.families.tokens import check_size
 from pdmd.typing import Condition, Latents
 
-__all__ = ["UNetTeacher", "compression_of"]
+__all__ = ["UNetTeacher"]
 
 
 class UNetTeacher(TextTeacher):
@@ -22,70 +30,72 @@ class UNetTeacher(TextTeacher):
 
     A subclass states :attr:`added`, and may override :meth:`added_inputs`.
 
-    Attributes:
-        added: The ``addition_embed_type`` of the family's networks.
-
     Args:
-        unet: The network.
+        backbone: The network.
         schedule: Its noise levels.
         kind: What it predicts.
         height: Height of an image; the network's own by default.
-        width: Width of an image, likewise.
+        width: Width of an image, as the height.
         compression: Pixels to one latent, in height and width.
-        prompts: Turns prompts into conditions; a copy that trains has none.
-        decode: Turns latents into images in [0, 1], with shape :math:`(B, 3, H, W)`.
+        arguments: As :class:`~pdmd.teachers.families.text.TextTeacher` takes.
 
     Raises:
         ValueError: If the size is no multiple of the compression, or the network takes more than
             noisy latents and text.
+
+    Attributes:
+        added: The ``addition_embed_type`` of the family's networks.
+        levels: The schedule.
     """
 
-    added: str | None = None
+    options = {"height": None, "width": None, "compression": 8}
+    random_length = 77
+    added: ClassVar[str | None] = None
 
     def __init__(
-        self,
-        unet: Any,
-        *,
-        schedule: DiscreteVP,
-        kind: Kind,
-        height: int | None = None,
-        width: int | None = None,
-        compression: int = 8,
-        prompts: Prompts | None = None,
-        decode: Callable[[Latents], Tensor] | None = None,
+        self, backbone: Any, *, schedule: DiscreteVP, kind: Kind, **arguments: Any
     ) -> None:
-        self.check_network(unet.config)
-        height, width = (
-            own * compression if asked is None else asked
-            for asked, own in zip((height, width), _sample_size(unet.config), strict=True)
-        )
-        for name, size in (("height", height), ("width", width)):
-            if size < 1 or size % compression:
-                raise ValueError(f"{name} is a multiple of {compression}, got {size}")
+        time_range = time_range_of(schedule)
         super().__init__(
-            unet,
-            latent_shape=(unet.config.in_channels, height // compression, width // compression),
-            shift=1.0,
-            prompts=prompts,
-            decode=decode,
-            schedule=schedule,
-            kind=kind,
-            time_range=time_range_of(schedule),
+            backbone, schedule=schedule, kind=kind, time_range=time_range, **arguments
         )
         self.levels = schedule
-        self.height, self.width, self.compression = height, width, compression
+
+    @classmethod
+    def complete_options(cls, config: Any, options: dict[str, Any]) -> dict[str, Any]:
+        cls.check_network(config)
+        return own_size(config, options, options["compression"])
+
+    @classmethod
+    def latents(
+        cls, config: Any, *, height: int, width: int, compression: int, **_: Any
+    ) -> tuple[int, ...]:
+        check_size(compression, height=height, width=width)
+        return config.in_channels, height // compression, width // compression
+
+    @classmethod
+    def config_options(cls, sizes: Mapping[str, Any]) -> dict[str, Any]:
+        keys = ("prediction_type", "rescale_betas_zero_snr")
+        schedule, kind = noise_levels({**SCALED_LINEAR, **{key: sizes[key] for key in keys}})
+        return {"schedule": schedule, "kind": kind}
+
+    @classmethod
+    def read_options(cls, folder: str | Path) -> dict[str, Any]:
+        schedule, kind = read_levels(folder)
+        return {"schedule": schedule, "kind": kind, **super().read_options(folder)}
 
     @classmethod
     def check_network(cls, config: Any) -> None:
-        """Refuses networks of other families, by their configuration.
+        """Rejects networks of other families, by their configuration.
 
         Raises:
             ValueError: If it is one.
         """
         if config.in_channels != config.out_channels:
             raise ValueError(
-                f"this UNet takes {config.in_channels} channels and makes {config.out_channels}, "
-                "so it needs an image besides noise; only text-to-image networks are supported"
+                f"this UNet has {config.in_channels} input and {config.out_channels} output "
+                "channels, so it needs an image besides noise; only text-to-image networks are "
+                "supported"
             )
         if config.addition_embed_type != cls.added:
             raise ValueError(
@@ -104,8 +114,8 @@ class UNetTeacher(TextTeacher):
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Evaluates the UNet at its own time."""
         rows = self.conditioned(condition, x_t)
-        dtype = self.transformer.dtype
-        value = self.transformer(
+        dtype = self.backbone.dtype
+        value = self.backbone(
             x_t.to(dtype),
             timestep_of(t, self.levels),
             encoder_hidden_states=rows["prompt"].to(dtype),
@@ -115,32 +125,10 @@ class UNetTeacher(TextTeacher):
         return value.to(x_t.dtype)
 
     def added_inputs(self, rows: Any, x_t: Latents) -> dict[str, Tensor] | None:
-        """Returns what the network takes besides text; here nothing.
+        """Returns the network's inputs besides text; here none.
 
         Args:
             rows: The condition.
             x_t: The noisy latents.
         """
         return None
-
-    def around(self, transformer: Any) -> UNetTeacher:
-        return type(self)(
-            transformer,
-            schedule=self.levels,
-            kind=self.kind,
-            height=self.height,
-            width=self.width,
-            compression=self.compression,
-        )
-
-
-def compression_of(vae: Any) -> int:
-    """Returns the pixels to one latent of a VAE, by its configuration."""
-    return 2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1)
-
-
-def _sample_size(config: Any) -> tuple[int, int]:
-    size = config.sample_size
-    if size is None:
-        raise ValueError("the UNet states no sample_size; give height and width")
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from pdmd.teachers.families.layouts import QWEN_IMAGE
+from pdmd.teachers.base import Teacher
 from pdmd.teachers.families.qwen_image import QwenImageTeacher
 from pdmd.teachers.packaged.glyph_world import NAMES, SIDE
 
@@ -29,7 +29,7 @@ GLYPHS = Path(str(resources.files("pdmd.teachers.packaged"))) / "weights" / "gly
 class GlyphsTeacher(QwenImageTeacher):
     """Qwen-Image's classes on latents of shape (4, 8, 8), for images of 32 x 32 pixels."""
 
-    layout = replace(QWEN_IMAGE, folder=str(GLYPHS))
+    layout = replace(QwenImageTeacher.layout, folder=str(GLYPHS))
 
     @classmethod
     def from_pretrained(
@@ -41,7 +41,7 @@ class GlyphsTeacher(QwenImageTeacher):
         prompts: Sequence[str] = (),
         dtype: str | torch.dtype = "float32",
         **arguments: Any,
-    ) -> GlyphsTeacher:
+    ) -> Teacher:
         """Loads the packaged pipeline, or one written by ``pdmd pretrain glyphs``.
 
         Args:
@@ -57,7 +57,6 @@ class GlyphsTeacher(QwenImageTeacher):
             ValueError: If a part is missing, or embeddings were computed by another encoder.
         """
         size = {"height": height, "width": width}
-        teacher: Any = super().from_pretrained(
+        return super().from_pretrained(
             folder, prompts=prompts or NAMES, dtype=dtype, **size, **arguments
         )
-        return teacher

@@ -151,9 +151,9 @@ def pretrain_transformer(
     vae: Any = _diffusers().AutoencoderKLQwenImage.from_pretrained(folder / "vae").float()
     transformer = build_part("QwenImageTransformer2DModel", TRANSFORMER, seed=seed)
     transformer.save_config(folder / "transformer")  # from which the teacher below is built
-    teacher = GlyphsTeacher.from_pretrained(folder, meta=True)
+    teacher: Any = GlyphsTeacher.from_pretrained(folder, meta=True)
     condition: Any = teacher.encode([*NAMES, None])
-    denoiser = teacher.around(transformer).requires_grad_(True).train()
+    denoiser = teacher.with_backbone(transformer).requires_grad_(True).train()
 
     generator = torch.Generator().manual_seed(seed)
     mean, std = (
@@ -184,7 +184,7 @@ def pretrain_transformer(
         seed=seed,
         progress=progress,
     )
-    return pretrained.transformer.eval().requires_grad_(False)
+    return pretrained.backbone.eval().requires_grad_(False)
 
 
 def pretrain_glyphs(

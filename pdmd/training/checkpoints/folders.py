@@ -33,7 +33,7 @@ class Folders:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.fs, self.root = locate(url)
+        self.fs, self.root = locate(url, writing=True)
 
     def path(self, name: str, file: str | None = None) -> str:
         """The path of a checkpoint's folder, or of a file in it."""

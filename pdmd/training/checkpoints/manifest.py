@@ -103,10 +103,22 @@ class Manifest:
                     f"version of pdmd reads {FORMAT}; read it with the version that wrote it"
                 )
             files = {name: FileDigest(**digest) for name, digest in body["files"].items()}
+            if METADATA not in files or not isinstance(body["content"], dict):
+                raise KeyError(METADATA)
+            for file, digest in files.items():
+                if "/" in file or type(digest.size) is not int or type(digest.sha256) is not str:
+                    raise KeyError(file)
             return cls(body["name"], body["content"], files)
         except FileNotFoundError:
             raise DamagedCheckpoint(url, name, MANIFEST, "is missing") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        except (
+            json.JSONDecodeError,
+            UnicodeDecodeError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ):
             raise DamagedCheckpoint(url, name, MANIFEST, "is not a manifest") from None
 
     def commit(self, fs: AbstractFileSystem, folder: str) -> None:

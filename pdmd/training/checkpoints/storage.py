@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 import posixpath
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from torch.futures import Future
 from pdmd.files import FileDigest, is_local
 from pdmd.training.checkpoints.folders import Folders
 from pdmd.training.checkpoints.manifest import METADATA, Manifest
+from pdmd.training.checkpoints.metadata import parse_metadata
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -182,7 +182,7 @@ class ManifestReader(FsspecReader):
 
 
 def read_metadata(folders: Folders, manifest: Manifest) -> Metadata | str:
-    """Reads DCP's metadata, a pickle, if its bytes are those of the manifest.
+    """Reads DCP's metadata, if its bytes are those of the manifest and index tensors alone.
 
     Returns:
         The metadata, or a description of the damage to its file.
@@ -193,7 +193,12 @@ def read_metadata(folders: Folders, manifest: Manifest) -> Metadata | str:
         except FileNotFoundError:
             return "is missing"
         damage = manifest.files[METADATA].damage(FileDigest.of(data))
-        return pickle.loads(data) if damage is None else damage
+    if damage is not None:
+        return damage
+    try:
+        return parse_metadata(data, manifest.files)
+    except ValueError as error:
+        return str(error)
 
 
 @contextmanager

@@ -5,15 +5,15 @@ A store is a folder, and a checkpoint a folder in it: the files of torch's Distr
 everything else. The manifest is written last and removed first, so at any moment a folder with a
 valid manifest is a whole checkpoint, and a run that is killed leaves the previous one.
 
-A store may be on any file system that fsspec opens: a path, ``file://``, ``s3://bucket/run`` (with
-the package's ``s3`` extra), ``gs://``, ``memory://``. Credentials and endpoints are those of the
-backend: for S3 ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_PROFILE``, and
-``AWS_ENDPOINT_URL`` for a server other than Amazon's; or fsspec's configuration. Each run requires
-its own store.
+It is kept at a path or a URL of :data:`pdmd.files.PROTOCOLS` that can be written: ``file://``,
+``s3://bucket/run`` (with the package's ``s3`` extra), ``gs://``, ``az://``, ``hf://``. Credentials
+and endpoints come from where the backend looks for them: for S3 the usual ``AWS_ACCESS_KEY_ID``,
+``AWS_SECRET_ACCESS_KEY``, ``AWS_PROFILE``, and ``AWS_ENDPOINT_URL`` for a server other than
+Amazon's; or fsspec's own configuration. Each run needs a store of its own.
 
-**A checkpoint is trusted input.** DCP keeps its index of tensors as a pickle, and reading a pickle
-can run any code. A store unpickles it only if its digest is the manifest's, which guards against
-damage but not against someone who can write to the store: load only what you would run.
+DCP keeps its index of tensors as a pickle. It is read by an unpickler that knows DCP's own classes
+and nothing else (:mod:`.metadata`), so that a checkpoint of someone else runs no code; that its
+numbers are those of a training is for whoever loads it to know.
 """
 
 from __future__ import annotations

@@ -1,22 +1,25 @@
+"""Stores: what comes back, what is kept, and places that will not do."""
+
 import hashlib
 import io
 import json
-import os
-import pickle
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
-import fsspec
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdmd.training.checkpoints.manifest import Manifest
 from pdmd.training.checkpoints.storage import DigestingStream
-from pdmd.training.checkpoints.store import DamagedCheckpoint, Store
+from pdmd.training.checkpoints.store import Store
+from tests.helpers.checkpoints import (
+    check_loads,
+    fail,
+    random_bits,
+    weights,
+)
 from tests.helpers.faults import faults
 
 DTYPES = [
@@ -39,48 +42,6 @@ DTYPES = [
 def no_faults():
     yield
     faults.arm(None, None)
-
-
-def random_bits(dtype, shape, seed):
-    """Any bits at all: NaNs with a payload, denormals, negative zeros."""
-    high = 2 if dtype is torch.bool else 256
-    size = torch.empty(0, dtype=dtype).element_size()
-    bits = torch.randint(
-        high, (*shape, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
-    )
-    return bits.view(dtype).reshape(shape)
-
-
-def same_bits(a, b):
-    def bits(value):
-        return (
-            value.detach()
-            .clone(memory_format=torch.contiguous_format)
-            .reshape(-1)
-            .view(torch.uint8)
-        )
-
-    return (a.dtype, a.shape) == (b.dtype, b.shape) and torch.equal(bits(a), bits(b))
-
-
-def weights(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "network.weight": torch.randn(8, 5, generator=generator),
-        "network.half": torch.randn(3, generator=generator).bfloat16(),
-        "optimizer.step": torch.tensor(7 + seed),
-        "rng": generator.get_state(),
-        "nothing": torch.empty(0, 4),
-    }
-
-
-def check_loads(store, name, tensors):
-    store.verify(name)
-    loaded = {key: torch.zeros_like(value) for key, value in tensors.items()}
-    before = {key: value.data_ptr() for key, value in loaded.items()}
-    store.load(name, loaded)
-    assert {key: value.data_ptr() for key, value in loaded.items()} == before
-    assert all(same_bits(tensors[key], loaded[key]) for key in tensors)
 
 
 @st.composite
@@ -240,303 +201,6 @@ def test_tensors_that_do_not_fit_are_named(tmp_path):
         store.load("1", {f"w{i}": torch.zeros(1) for i in range(10)})
     with pytest.raises(ValueError, match=r"no checkpoint '2' in .*; there are \['1'\]"):
         store.load("2", wrong)
-
-
-# --- interruptions
-
-
-def one(seed):
-    return {"w": torch.full((2,), float(seed))}
-
-
-def tree(path):
-    return sorted(str(p.relative_to(path)) for p in path.rglob("*"))
-
-
-@pytest.fixture
-def unsynced(monkeypatch):
-    """Spares the disk: what a process wrote outlives it without a sync."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-def killed_at(n, act):
-    """Acts in a process that dies, with all it has not flushed, at the n-th file operation."""
-    child = os.fork()
-    if child == 0:
-        try:
-            faults.arm(n, lambda operation: os._exit(9))
-            act()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status in (0, 9)
-    return status == 9
-
-
-def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path, unsynced):
-    seen, bare, n = set(), 0, 0
-    dead = True
-    while dead:
-        n += 1
-        path = tmp_path / f"{n}"
-        store = Store(f"faulty://{path}", keep=1)
-        store.save("1", one(1), {"i": 1})
-        dead = killed_at(n, lambda store=store: store.save("2", one(2), {"i": 2}))
-        store = Store(f"faulty://{path}", keep=1)
-        latest = store.latest()
-        seen.add((latest, tuple(store.names())))
-        assert latest in ("1", "2") and (dead or store.names() == ["2"])
-        for name in store.names():
-            check_loads(store, name, one(int(name)))
-            assert store.content(name) == {"i": int(name)}
-        store.save("3", one(3), {})
-        check_loads(store, "3", one(3))
-        left = [file for file in tree(path) if file != "3" and not file.startswith("3/")]
-        assert left in ([], ["2"])
-        bare += left == ["2"]  # killed before its mark was made: an empty folder is left
-    assert n > 20 and bare == 1
-    assert seen == {("1", ("1",)), ("2", ("1", "2")), ("2", ("2",))}
-
-
-def fail(operation):
-    raise OSError(f"no space left for {operation.split()[0]}")
-
-
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_write_that_fails_anywhere_is_told_and_can_be_tried_again(
-    tmp_path, unsynced, asynchronous
-):
-    url, n = f"faulty://{tmp_path}", 0
-    store = Store(url, keep=2, asynchronous=asynchronous)
-    store.save("000", one(0), {})
-    store.wait()
-    failed = True
-    last = "000"
-    while failed:
-        n += 1
-        name = f"{n:03d}"
-        failed = False
-        faults.arm(n, fail)
-        try:
-            store.save(name, one(n), {})
-            store.wait()
-        except OSError as error:
-            failed = True
-            assert url in str(error) and "no space left for" in str(error)
-            assert f"the checkpoint {name} could not be written" in str(error) or (
-                "older checkpoints could not be removed" in str(error)
-            )
-            store.wait()
-        faults.arm(None, None)
-        names = store.names()
-        assert {last} < {*names} | {name} and names[-1] in (last, name)
-        for each in names:
-            check_loads(store, each, one(int(each[:3])))
-        if names[-1] != name:
-            store.save(name, one(n), {})
-            check_loads(store, name, one(n))
-        last = name
-    assert n > 20
-
-
-def test_an_interruption_stays_one(tmp_path):
-    store = Store(f"faulty://{tmp_path}")
-
-    def interrupt(operation):
-        if "distcp" in operation:
-            raise KeyboardInterrupt
-
-    faults.arm(None, interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        store.save("1", weights(), {})
-    faults.arm(None, None)
-    assert store.names() == []
-    store.save("1", weights(), {})
-    check_loads(store, "1", weights())
-
-
-# --- damage
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-5])
-
-
-def extend(path):
-    path.write_bytes(path.read_bytes() + b"x")
-
-
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize("file", [".metadata", "__0_0.distcp"])
-@pytest.mark.parametrize(
-    ("harm", "told"),
-    [
-        (truncate, r"is truncated to \d+ of \d+ bytes"),
-        (extend, r"has \d+ bytes instead of \d+"),
-        (flip, "does not match its SHA-256"),
-        (Path.unlink, "is missing"),
-    ],
-)
-def test_damage_is_named(tmp_path, harm, told, file):
-    store = Store(tmp_path, keep=4)
-    for i in (1, 2, 3, 4):
-        store.save(f"{i}", weights(i), {})
-    harm(tmp_path / "3" / file)
-    flip(tmp_path / "2" / "__0_0.distcp")
-    with pytest.raises(DamagedCheckpoint, match=f"3 in {tmp_path} is damaged: {file} {told}") as e:
-        store.verify("3")
-    assert (e.value.name, e.value.file, e.value.before) == ("3", file, "1")
-    assert "is whole is 1: go on from there" in str(e.value)
-    assert str(pickle.loads(pickle.dumps(e.value))) == str(e.value)
-    with pytest.raises(DamagedCheckpoint, match="no whole one before it: start again"):
-        flip(tmp_path / "1" / ".metadata")
-        store.verify("2")
-    store.verify("4")
-
-
-def test_a_run_goes_on_from_before_the_damage(tmp_path):
-    store = Store(tmp_path)
-    for name in ("010", "020"):
-        store.save(name, weights(), {})
-    flip(tmp_path / "020" / "__0_0.distcp")
-    with pytest.raises(DamagedCheckpoint) as caught:
-        store.verify("020")
-    with pytest.raises(ValueError, match="015 doesn't come after 020"):
-        store.save("015", weights(), {})
-    store.remove("020")
-    assert store.names() == [caught.value.before] == ["010"]
-    store.save("015", weights(15), {})
-    store.save("020", weights(20), {})
-    check_loads(store, "020", weights(20))
-    (tmp_path / "mine").mkdir()
-    for name in ("010", "mine"):
-        with pytest.raises(ValueError, match=f"no checkpoint '{name}'"):
-            store.remove(name)
-    assert (tmp_path / "mine").is_dir()
-
-
-def test_a_load_that_misses_a_file_names_it(tmp_path):
-    store = Store(tmp_path)
-    store.save("1", weights(), {})
-    (tmp_path / "1" / "__0_0.distcp").unlink()
-    with pytest.raises(DamagedCheckpoint, match="__0_0.distcp is missing"):
-        store.load("1", weights())
-
-
-class Exploit:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (Path.touch, (self.path,))
-
-
-def test_a_pickle_that_is_not_the_manifests_is_not_read(tmp_path):
-    store = Store(tmp_path)
-    store.save("1", weights(), {})
-    exploit = pickle.dumps(Exploit(tmp_path / "exploited"))
-    (tmp_path / "1" / ".metadata").write_bytes(exploit)
-    for act in (lambda: store.verify("1"), lambda: store.load("1", weights())):
-        with pytest.raises(DamagedCheckpoint, match=".metadata is truncated"):
-            act()
-    assert not (tmp_path / "exploited").exists()
-    pickle.loads(exploit)
-    assert (tmp_path / "exploited").exists()
-
-
-def test_a_damaged_manifest_is_never_chosen(tmp_path):
-    store = Store(tmp_path, keep=3)
-    store.save("1", weights(1), {"i": 1})
-    store.save("2", weights(2), {"i": 2.5, "text": "é"})
-    path, content = tmp_path / "2" / "manifest.json", store.content("2")
-    whole, memory = path.read_bytes(), fsspec.filesystem("memory")
-    caught = 0
-    for at in range(len(whole)):
-        memory.pipe_file("/2/manifest.json", whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        try:
-            manifest = Manifest.read(memory, "/2", "here")
-            assert manifest.content == content and manifest.name == "2"  # a space became a "!"?
-        except DamagedCheckpoint:
-            caught += 1
-    assert caught == len(whole)
-    flip(path)
-    assert store.names() == ["1"] and store.latest() == "1"
-    for act in (store.verify, store.content, lambda name: store.load(name, weights())):
-        with pytest.raises(DamagedCheckpoint, match="manifest.json .*is whole is 1:"):
-            act("2")
-    store.save("2", weights(3), {})
-    check_loads(store, "2", weights(3))
-
-
-def test_a_later_format_is_neither_read_nor_removed(tmp_path, monkeypatch):
-    store = Store(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr("pdmd.training.checkpoints.manifest.FORMAT", 2)
-        store.save("1", weights(), {})
-    for act in (store.names, lambda: store.content("1"), lambda: store.save("2", {}, {})):
-        with pytest.raises(ValueError, match="1 in .* has format 2, and this version of pdmd"):
-            act()
-    assert (tmp_path / "1" / "manifest.json").is_file()
-
-
-# --- in the background
-
-
-def test_weights_may_change_while_they_are_written(tmp_path):
-    store = Store(f"faulty://{tmp_path}", asynchronous=True)
-    gate = threading.Event()
-
-    def hold(operation):
-        if "distcp" in operation:
-            assert gate.wait(20)
-
-    faults.arm(None, hold)
-    values = {**weights(), "parameter": torch.nn.Parameter(torch.randn(4, 4))}
-    before = {key: value.detach().clone() for key, value in values.items()}
-    store.save("1", values, {})
-    assert not (tmp_path / "1" / "manifest.json").exists()  # still under way
-    with torch.no_grad():
-        for value in values.values():
-            value.zero_()
-    threading.Timer(0.05, gate.set).start()
-    store.save("2", values, {})  # waits for the first
-    assert (tmp_path / "1" / "manifest.json").exists()
-    assert store.names() == ["1", "2"]
-    check_loads(store, "1", before)
-    check_loads(store, "2", {key: torch.zeros_like(value) for key, value in before.items()})
-
-
-@pytest.mark.parametrize("where", ["save", "wait"])
-def test_an_error_in_the_background_surfaces_once(tmp_path, where):
-    store = Store(f"faulty://{tmp_path}", asynchronous=True)
-    store.save("1", weights(1), {})
-    store.wait()
-
-    def strike(operation):
-        if "2/manifest" in operation:
-            raise RuntimeError("the cable is out")
-
-    faults.arm(None, strike)
-    store.save("2", weights(2), {})
-    assert store.names() == ["1"]
-    with pytest.raises(OSError, match="faulty.*: the checkpoint 2 could not .*the cable is"):
-        store.wait() if where == "wait" else store.save("3", weights(3), {})
-    faults.arm(None, None)
-    store.wait()
-    assert store.names() == ["1"]
-    check_loads(store, "1", weights(1))
-    store.save("3", weights(3), {})
-    assert store.names() == ["1", "3"]
-    assert not (tmp_path / "2").exists()
-
-
-# --- places that won't do
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def embed(
         prompts, bool(encoder.image_keys), batch_size=batch_size, shard_size=shard_size
     )
     names = list(by_key)
-    store, fingerprint = StoreFolder.of(url), encoder.fingerprint()
+    store, fingerprint = StoreFolder.of(url, writing=True), encoder.fingerprint()
     if overwrite:
         store.clear()
     parts: list[tuple[str | None, ...]] = [

@@ -44,13 +44,17 @@ class StoreFolder:
     root: str
 
     @classmethod
-    def of(cls, url: str) -> StoreFolder:
+    def of(cls, url: str, *, writing: bool = False) -> StoreFolder:
         """Locates a folder by its URL.
 
+        Args:
+            url: The folder.
+            writing: Whether files will be written there.
+
         Raises:
-            ValueError: If the file system of the URL is unknown.
+            ValueError: If the URL's file system is not supported.
         """
-        return cls(url.rstrip("/") or url, *locate(url))
+        return cls(url.rstrip("/") or url, *locate(url, writing=writing))
 
     def read(self, file: str) -> bytes | None:
         """Reads a file; returns ``None`` if it does not exist.

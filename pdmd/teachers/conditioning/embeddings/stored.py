@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pdmd.files import local_path
 from pdmd.teachers.conditioning.embeddings.cache import (
     StoredTexts,
     default_cache,
@@ -58,7 +59,8 @@ class StoredEmbeddings(Prompts):
         self.store = StoreFolder.of(str(url))
         self.index = Index.read(self.store)
         self._chosen = tuple(prompts)
-        self._folder, self._progress = Path(cache or default_cache()), progress
+        self._folder = local_path(cache or default_cache(), "the local copy of embeddings")
+        self._progress = progress
         self._opened: TensorDict | None = None
         self._all: StoredTexts | NamedImagePrompts | None = None
 

@@ -1,8 +1,7 @@
-"""What every model family keeps to: samples apart, gradients, guidance, parts, distillation."""
+"""Families distilled, saved, resumed and run from the command line."""
 
 import functools
 import json
-import re
 
 import pytest
 import torch
@@ -24,94 +23,18 @@ from pdmd import (
 from pdmd.cli.config import TeacherConfig
 from pdmd.cli.main import main
 from pdmd.evaluation.figures import side_by_side
-from pdmd.teachers import WanTeacher
+from pdmd.teachers import (
+    WanTeacher,
+)
 from pdmd.teachers.base import teachers
-from pdmd.teachers.families.qwen_image import _pack, _unpack
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 from pdmd.training.monitoring.recorder import Recorder
 from pdmd.typing import join_conditions
 from tests.helpers.distilling import distill
-from tests.helpers.tiny_families import FAMILIES, QWEN, WAN, close, family, noise
+from tests.helpers.tiny_families import QWEN, WAN
+from tests.helpers.tiny_flows import FLOWS, flow
 
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_is_a_function_of_each_sample_alone(name):
-    teacher = family(name)
-    condition = teacher.encode(teacher.prompts)
-    x, t = noise(teacher, 3), torch.tensor([0.3, 0.9, 1.0])
-    with torch.no_grad():
-        whole = teacher(x, t, condition).value
-        assert torch.equal(whole, teacher(x, t, condition).value)
-        alone = teacher(x[1:2], t[1:2], condition[1:2]).value
-        other = teacher(x[1:2], t[1:2], condition[2:3]).value
-        later = teacher(x[1:2], t[2:3], condition[1:2]).value
-    close(whole[1:2], alone)
-    assert (other - alone).abs().max() > 1e-3  # it heeds its prompt
-    assert (later - alone).abs().max() > 1e-3  # and its time
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_gradients_reach_the_input_and_only_copies_train(name):
-    teacher = family(name)
-    condition = teacher.encode(teacher.prompts[:1])
-    x = noise(teacher, 1).double().float().requires_grad_(True)
-    direction = noise(teacher, 1, seed=3)
-    value = teacher(x, 0.6, condition).value
-    (gradient,) = torch.autograd.grad((value * direction).sum(), x)
-    with torch.no_grad():
-        step = 1e-2 * direction
-        rise = ((teacher(x + step, 0.6, condition).value - value) * direction).sum()
-        fall = ((teacher(x - step, 0.6, condition).value - value) * direction).sum()
-    torch.testing.assert_close((gradient * step).sum(), (rise - fall) / 2, rtol=2e-2, atol=2e-3)
-    part = teacher.trainable_part(0.6, 0.5)
-    part(x, 0.6, condition).value.square().sum().backward()
-    for path, parameter in part.named_parameters():
-        # what the last block makes of the text goes nowhere
-        if not re.search(r"transformer_blocks\.1\.(txt_mlp|attn\.(to_add_out|.*add.*q))", path):
-            assert parameter.grad is not None and parameter.grad.isfinite().all(), path
-    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
-    with torch.no_grad():
-        close(part(x, 0.6, condition).value, value, 0)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_guidance_of_one_is_none(name):
-    teacher = family(name)
-    condition = teacher.encode(teacher.prompts)
-    x, t = noise(teacher, 3), torch.tensor([0.3, 0.9, 1.0])
-    with torch.no_grad():
-        value = teacher(x, t, condition).value
-        assert torch.equal(Guided(teacher, 1.0)(x, t, condition).value, value)
-        null = teacher(x, t, teacher.encode([None] * 3)).value
-        close(teacher.guide(value, null, 1.0), value)
-        guided = Guided(teacher, 3.0)(x, t, condition).value
-        assert (guided - value).abs().max() > 1e-3
-    if name == "qwen_image":  # every token keeps its length
-        close(_pack(guided).norm(dim=-1), _pack(value).norm(dim=-1))
-
-
-def test_every_network_of_two_has_its_own_guidance():
-    teacher = family("wan_2.2_a14b")
-    condition = teacher.encode(teacher.prompts[:2])
-    x, t = noise(teacher, 2), torch.tensor([0.95, 0.5])
-    with torch.no_grad():
-        both = Guided(teacher, (4.0, 2.0))(x, t, condition).value
-        close(both[:1], Guided(teacher, 4.0)(x, t, condition).value[:1])
-        close(both[1:], Guided(teacher, 2.0)(x, t, condition).value[1:])
-    assert Guided(teacher, (1.0, 1.0)).evaluations == 1
-    with pytest.raises(ValueError, match="3 guidance scales"):
-        Guided(teacher, (1.0, 2.0, 3.0))
-    with pytest.raises(ValueError, match="2 guidance scales"):
-        Guided(family("wan_2.1"), (1.0, 2.0))
-
-
-def test_packing_is_the_pipelines():
-    from diffusers import QwenImagePipeline
-
-    x = torch.randn(2, 4, 6, 8)
-    packed = QwenImagePipeline._pack_latents(x, 2, 4, 6, 8)
-    assert torch.equal(_pack(x), packed)
-    assert torch.equal(_unpack(packed, 6, 8), x)
+TINY = {"updates": 2, "fake_updates": 1, "batch_size": 2}
 
 
 def test_prompts_of_different_lengths_join():
@@ -128,21 +51,6 @@ def test_prompts_of_different_lengths_join():
     assert all(torch.equal(joined[key], pairwise[key]) for key in joined.keys())
 
 
-def test_an_expert_starts_at_the_network_of_its_phase():
-    teacher = family("wan_2.2_a14b")
-    high, low = teacher.routed.denoisers
-    for t_start, t_end, source in ((1.0, 0.875, high), (0.875, 0.4, low), (0.4, 0.0, low)):
-        for whole in (teacher, Guided(teacher, (4.0, 3.0))):
-            part = whole.trainable_part(t_start, t_end)
-            assert isinstance(part, WanTeacher)
-            for own, other in zip(part.parameters(), source.parameters(), strict=True):
-                assert torch.equal(own, other) and own is not other and own.requires_grad
-            with pytest.raises(ValueError, match="no prompts"):
-                part.encode(["a cat"])
-    both = teacher.trainable_part(0.9, 0.8)
-    assert isinstance(both, RoutedDenoiser) and len(both.denoisers) == 2
-
-
 cuts = st.lists(st.integers(1, 99), min_size=1, max_size=4, unique=True)
 
 
@@ -157,9 +65,6 @@ def test_a_router_serves_an_interval_where_one_expert_serves_all_of_it(inner, a,
     served = router(inside).unique().tolist()
     # an inner boundary is on the cleaner side, which an interval that only touches it ignores
     assert router.serves(high, low) == (served[0] if len(served) == 1 else None)
-
-
-TINY = {"updates": 2, "fake_updates": 1, "batch_size": 2}
 
 
 @pytest.mark.parametrize(
@@ -299,3 +204,25 @@ def test_sampling_steps_through_the_times_given():
     for times in ([0.9, 0.0], [1.0], [1.0, 0.5, 0.5]):
         with pytest.raises(ValueError, match="strictly decreasing from 1"):
             draw(times=times)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_flow_family_is_distilled_saved_and_loaded_to_the_same_bits(tmp_path, name):
+    teacher, family = flow(name), FLOWS[name]
+    source = {"teacher": family.registered, "arguments": family.arguments}
+    student = distill(
+        Guided(teacher, 3.0),
+        PhasePlan.uniform(2, shift=teacher.shift),
+        source=source,
+        updates=1,
+        fake_updates=1,
+        batch_size=2,
+    )
+    student.save(tmp_path)
+    loaded = Student.load(tmp_path)
+    condition = loaded.encode(loaded.prompts)
+    first, second = (
+        sample(one, condition, generator=torch.Generator().manual_seed(0))
+        for one in (student, loaded)
+    )
+    assert first.isfinite().all() and torch.equal(first, second)

@@ -1,0 +1,241 @@
+"""Checks of a pipeline's folder before anything in it is loaded.
+
+A teacher is loaded from the pipeline of its family, in weights that are values: an editing
+pipeline shares its network's class with the text-to-image one and differs in what it feeds it;
+integers and 8-bit floats are codes whose scales lie elsewhere; a network with an unmerged adapter
+has other names. All of these would load and be wrong. Pickled weights and Python files are code,
+and none is run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "UnusableWeights",
+    "check_index",
+    "check_modules",
+    "check_tensor",
+    "check_values",
+    "check_weights",
+    "read_index",
+    "variant_of",
+]
+
+PIPELINES: Mapping[str, frozenset[str]] = {
+    "DiTTransformer2DModel": frozenset({"DiTPipeline"}),
+    "FluxTransformer2DModel": frozenset({"FluxPipeline"}),
+    "LTXVideoTransformer3DModel": frozenset({"LTXPipeline"}),
+    "QwenImageTransformer2DModel": frozenset({"QwenImagePipeline"}),
+    "SD3Transformer2DModel": frozenset({"StableDiffusion3Pipeline"}),
+    "UNet2DConditionModel": frozenset({"StableDiffusionPipeline", "StableDiffusionXLPipeline"}),
+    "UNet2DModel": frozenset({"DDPMPipeline", "DDIMPipeline", "PNDMPipeline"}),
+    "WanTransformer3DModel": frozenset({"WanPipeline", "WanImageToVideoPipeline"}),
+    "ZImageTransformer2DModel": frozenset({"ZImagePipeline"}),
+}
+"""The pipelines from which a network of a class is read as this package's families read it."""
+
+
+class UnusableWeights(ValueError):
+    """A pipeline's weights are there and cannot be used as they are."""
+
+
+VALUES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
+LIBRARIES = ("diffusers", "transformers")
+
+
+def read_index(folder: str | Path) -> dict[str, Any]:
+    """Returns a pipeline's ``model_index.json``, empty if the folder has none.
+
+    Args:
+        folder: The pipeline's folder, or its hub name, of which the file is downloaded.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    path = Path(folder) / "model_index.json"
+    if not Path(folder).is_dir():
+        from huggingface_hub import hf_hub_download
+
+        try:
+            path = Path(hf_hub_download(str(folder), path.name))
+        except Exception:  # of many classes; loading the part that follows states the reason
+            return {}
+    if not path.is_file():
+        return {}
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        assert isinstance(index, dict)
+    except (ValueError, RecursionError, AssertionError) as error:
+        raise ValueError(f"{path} is damaged; download or save the folder again") from error
+    return index
+
+
+def check_index(folder: str | Path, network: str = "", pipeline: str = "") -> None:
+    """Checks that a folder is a pipeline of a class that is read as such, and ships no code.
+
+    Args:
+        folder: The pipeline's folder or hub name; one without ``model_index.json`` passes.
+        network: The class of a network that is read from it.
+        pipeline: The class that it is read as, where that is known.
+
+    Raises:
+        ValueError: If it is of another class, or one of its parts is defined by a Python file.
+    """
+    index = read_index(folder)
+    found = index.get("_class_name")
+    wanted = frozenset({pipeline}) if pipeline else PIPELINES.get(network, frozenset())
+    if isinstance(found, list):  # a pipeline that is defined by a file of the folder
+        raise UnusableWeights(_code(folder, str(found[0])))
+    if found is not None and wanted and found not in wanted:
+        raise UnusableWeights(
+            f"{folder} is a {found}, which asks its network other things than a "
+            f"{' or '.join(sorted(wanted))} does; give a pipeline of that class, or register a "
+            f"teacher for {found}"
+        )
+    for part, value in index.items():
+        if not isinstance(value, list) or not value or not isinstance(value[0], str):
+            continue
+        if (Path(folder) / part / f"{value[0]}.py").is_file():
+            raise UnusableWeights(_code(folder, f"{part}/{value[0]}.py"))
+        if not re.fullmatch(r"\w+", value[0]) or (
+            value[0] not in LIBRARIES and not _is_diffusers_module(value[0])
+        ):
+            raise UnusableWeights(
+                f"{folder} takes its {part} from the package {value[0]!r:.60}; give a pipeline "
+                f"whose parts are of {' and '.join(LIBRARIES)}"
+            )
+
+
+def check_weights(folder: str | Path, parts: Iterable[str]) -> None:
+    """Checks that the weights of a pipeline's parts are safetensors.
+
+    Args:
+        folder: The pipeline's folder; a hub name passes, whose pickles are never downloaded.
+        parts: Patterns of the parts' names.
+
+    Raises:
+        ValueError: If a part has pickled weights and no others.
+    """
+    for place in sorted({path for part in parts for path in Path(folder).glob(part)}):
+        names = [path.name for path in place.iterdir()] if place.is_dir() else []
+        pickled = sorted(name for name in names if name.endswith(PICKLES))
+        if pickled and not any(name.endswith(".safetensors") for name in names):
+            raise UnusableWeights(
+                f"{place} has its weights in {pickled[0]}, a pickle, which could run code when "
+                "read; convert them, where you trust them, by loading the part and "
+                "save_pretrained(..., safe_serialization=True)"
+            )
+
+
+def check_values(folder: str | Path, config: Mapping[str, Any]) -> None:
+    """Checks that a network's configuration tells of no quantisation.
+
+    Raises:
+        ValueError: If it does.
+    """
+    if config.get("quantization_config"):
+        kind = config["quantization_config"]
+        method = kind.get("quant_method", "unknown") if isinstance(kind, dict) else kind
+        raise UnusableWeights(
+            f"the network of {folder} is quantised ({method!s:.60}), and a teacher's weights are "
+            "values; give the pipeline in float32, bfloat16 or float16"
+        )
+
+
+def check_tensor(place: str, path: str, tensor: Tensor, wanted: torch.dtype | None) -> None:
+    """Checks that a tensor of a file is what a network takes it for.
+
+    Args:
+        place: The network's place, for the error.
+        path: The tensor's name.
+        tensor: The tensor.
+        wanted: The type that it has in the network; ``None`` if the network has none of its name.
+
+    Raises:
+        UnusableWeights: If it is a quantised weight, or belongs to an adapter.
+    """
+    if re.search(r"(^|\.)(base_layer|lora_[AB]|lora_(up|down)|lora_magnitude_vector)\b", path):
+        raise UnusableWeights(
+            f"{place} has an adapter that is not merged ({path}); merge it (fuse_lora or "
+            "merge_and_unload), unload it and save the pipeline again"
+        )
+    takes_values = wanted is None or wanted.is_floating_point
+    scale = re.search(r"(_scale(_inv)?|scale_(weight|input)|absmax|quant_map|qzeros)$", path)
+    if (takes_values and tensor.dtype not in VALUES) or (wanted is None and scale):
+        raise UnusableWeights(
+            f"{place} has quantised weights ({path} in "
+            f"{str(tensor.dtype).removeprefix('torch.')}), and a teacher's are values; give the "
+            "pipeline in float32, bfloat16 or float16"
+        )
+
+
+def check_modules(network: Any) -> None:
+    """Checks that a network has no adapters of PEFT in it.
+
+    Raises:
+        ValueError: If it has.
+    """
+    if not isinstance(network, nn.Module):
+        return
+    for path, module in network.named_modules():
+        if type(module).__module__.partition(".")[0] == "peft":
+            raise UnusableWeights(
+                f"the {type(network).__name__} has an adapter that is not merged ({path}); merge "
+                "it and unload it (pipeline.fuse_lora() and unload_lora_weights()), then make the "
+                "teacher"
+            )
+
+
+def variant_of(folder: str | Path, part: str, stem: str) -> str | None:
+    """Returns the variant that a part's weights are saved in, where they are in one alone.
+
+    Args:
+        folder: The pipeline's folder.
+        part: The part.
+        stem: What its weights' files are called, such as ``model``.
+
+    Raises:
+        ValueError: If there are several and none without.
+    """
+    place = Path(folder) / part
+    plain = (place / f"{stem}.safetensors{end}" for end in ("", ".index.json"))
+    if not place.is_dir() or any(path.is_file() for path in plain):
+        return None
+    if any(re.fullmatch(rf"{stem}-\d+-of-\d+\.safetensors", p.name) for p in place.iterdir()):
+        return None
+    shard = r"(?:-\d+-of-\d+)?"
+    pattern = rf"{stem}(?:\.(\w+){shard}|-\d+-of-\d+\.(\w+))\.safetensors"
+    names = [m for p in place.iterdir() if (m := re.fullmatch(pattern, p.name))]
+    found = {m[1] or m[2] for m in names}
+    if len(found) > 1:
+        raise UnusableWeights(
+            f"{place} has weights in the variants {', '.join(sorted(found))} and none without; "
+            "remove all but one of them"
+        )
+    return next(iter(found), None)
+
+
+def _is_diffusers_module(name: str) -> bool:
+    """Returns whether a name is a module of diffusers' pipelines, such as ``stable_diffusion``."""
+    import importlib.util
+
+    try:
+        return importlib.util.find_spec(f"diffusers.pipelines.{name}") is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _code(folder: str | Path, file: str) -> str:
+    return (
+        f"{folder} comes with Python code ({file:.100}), which is not run; give a pipeline whose "
+        "parts are of diffusers and transformers"
+    )

@@ -1,0 +1,166 @@
+"""Students of others: what their folders name is used only where the user says so."""
+
+import json
+
+import pytest
+
+from pdmd import MixtureTeacher, MlpDenoiser, OdeExpert, PhasePlan, Student
+from pdmd.cli.main import main
+from pdmd.distillation.student_folders import source_teacher
+
+WORLD = {"dim": 2, "modes": 2, "classes": 2}
+NETWORK = {"dim": 2, "classes": 2, "width": 8, "depth": 1, "kind": "velocity"}
+QWEN = {
+    "height": 64,
+    "width": 48,
+    "num_layers": 1,
+    "num_attention_heads": 3,
+    "attention_head_dim": 16,
+    "joint_attention_dim": 16,
+    "latent_channels": 4,
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    teacher = MixtureTeacher.random(**WORLD)
+    network = MlpDenoiser(schedule=teacher.schedule, **NETWORK)
+    source = {
+        "teacher": "mixture",
+        "arguments": WORLD,
+        "network": {"name": "mlp", "arguments": NETWORK},
+    }
+    Student([OdeExpert(network, p) for p in PhasePlan.uniform(2)], source=source).save(
+        tmp_path / "student"
+    )
+    return tmp_path / "student"
+
+
+def edit(folder, **source):
+    path = folder / "student.json"
+    content = json.loads(path.read_text())
+    content["source"] |= source
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({**QWEN, "embeddings": "s3://bucket/prompts"}, "embeddings = 's3://bucket/prompts'"),
+        ({**QWEN, "embeddings": "memory://a", "prompts": "https://x/y.txt"}, "prompts = 'https"),
+        ({**QWEN, "embeddings": "reference://::data:application/json,{}"}, "reference://"),
+        ({**QWEN, "embeddings": "/a/store", "cache": "/home/x/.ssh"}, "cache = '/home/x/.ssh'"),
+        ({**QWEN, "cache_dir": "here"}, "cache_dir = 'here'"),
+        ({**WORLD, "plugins": ["evil"]}, "plugins = 'evil'"),
+        ({**WORLD, "deep": {"er": ["hf://a/b"]}}, "deep.er = 'hf://a/b'"),
+    ],
+)
+def test_places_are_named_and_not_used(folder, tmp_path, capsys, monkeypatch, arguments, named):
+    import fsspec.core
+
+    def opened(*arguments, **named):
+        raise AssertionError(f"{arguments} reached fsspec")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", opened)
+    edit(folder, teacher="qwen_image", arguments=arguments)
+    with pytest.raises(ValueError, match="only if you trust it") as caught:
+        Student.load(folder)
+    assert named in str(caught.value) and "--trust-source" in str(caught.value)
+    before = sorted(tmp_path.rglob("*"))
+    for words in (
+        ["sample", str(folder), "--out", str(tmp_path / "x.safetensors")],
+        ["evaluate", str(folder)],
+        ["export", str(folder), str(tmp_path / "out")],
+    ):
+        assert main(words) == 2
+        error = capsys.readouterr().err.strip()
+        assert named in error and "--trust-source" in error and "\n" not in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_all_places_are_named_at_once(folder):
+    edit(folder, arguments={**WORLD, "embeddings": "s3://a", "prompts": "gs://b", "cache": "c"})
+    with pytest.raises(
+        ValueError, match=r"embeddings = 's3://a', prompts = 'gs://b', cache = 'c'"
+    ):
+        Student.load(folder)
+
+
+def test_trust_and_the_users_own_arguments_let_places_be_used(folder, tmp_path):
+    from pdmd.teachers.conditioning.embeddings import embed
+    from tests.helpers.tiny_families import family
+
+    teacher = family("qwen_image")
+    url = f"memory://{tmp_path.name}"
+    embed(teacher.text, ["random 0", "random 1"], url, progress=False)
+    there = {"embeddings": url, "cache": str(tmp_path / "cache")}
+    width = embed_width(teacher)
+    edit(folder, teacher="qwen_image", arguments={**QWEN, "joint_attention_dim": width, **there})
+    with pytest.raises(ValueError, match=r"embeddings = 'memory://.*, cache = "):
+        source_teacher(folder)
+    with pytest.raises(ValueError, match=r"trust it: cache = "):
+        source_teacher(folder, {"embeddings": url})
+    assert not (tmp_path / "cache").exists()
+    for given in (
+        source_teacher(folder, trust_source=True),
+        source_teacher(folder, there),
+    ):
+        assert list(given.prompts) == ["random 0", "random 1"]
+
+
+def embed_width(teacher):
+    return int(teacher.encode(["random 0"])["prompt"].shape[-1])
+
+
+def test_a_chain_is_rejected_even_where_the_folder_is_trusted(folder):
+    edit(
+        folder,
+        teacher="qwen_image",
+        arguments={**QWEN, "embeddings": "reference://::data:application/json,{}"},
+    )
+    with pytest.raises(ValueError, match="chains file systems"):
+        Student.load(folder, trust_source=True)
+
+
+def test_local_folders_and_given_teachers_need_no_trust(folder):
+    Student.load(folder)
+    edit(folder, arguments={**WORLD, "embeddings": "s3://a"})
+    student = Student.load(folder, teacher=MixtureTeacher.random(**WORLD))
+    assert len(student.experts) == 2
+
+
+def test_saving_leaves_the_users_folders_alone(folder, tmp_path):
+    student = Student.load(folder)
+    for name in ("x.partial", "x.tmp", ".x.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("mine")
+    student.save(tmp_path / "x")
+    student.save(tmp_path / "x")
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "x",
+        "student",
+        "x.partial",
+        "x.tmp",
+        ".x.partial",
+    }
+    assert (tmp_path / "x.partial" / "mine").read_text() == "mine"
+
+
+def test_a_failed_save_leaves_nothing(folder, tmp_path, monkeypatch):
+    import safetensors.torch
+
+    def full(*arguments, **named):
+        raise OSError("No space left on device")
+
+    student = Student.load(folder)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        student.save(tmp_path / "x")
+    assert [p.name for p in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_student_is_not_saved_to_a_url(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="a student is written to a local path"):
+        Student.load(folder).save("s3://bucket/student")
+    assert [p.name for p in tmp_path.iterdir()] == ["student"]
