@@ -13,6 +13,7 @@ from pdmd.cli.arguments import parse_config
 from pdmd.cli.config import DistillConfig, TeacherConfig
 from pdmd.distillation.initializers import FromDenoiser, FromTeacher, Initializer, LowRankRoles
 from pdmd.distributed.degrees import PRECISIONS
+from pdmd.files import local_path, write_file
 from pdmd.planning.evaluations import Work
 from pdmd.planning.memory import Precision
 from pdmd.planning.run_plan import RunPlan, check_cluster, measure_roles, plan_roles
@@ -48,15 +49,16 @@ def plan_command(words: list[str]) -> int:
         raise ValueError(f"--show is at least 1, got {options.show}")
     if options.json and Path(options.json).suffix != ".json":
         raise ValueError(f"--json ends in .json, got {options.json!r}")
+    local_path(options.json, "a plan")
     plan = plan_run(
         parsed.config,
         gpus=options.gpus,
         memory=options.memory,
     )
     if options.json:
-        out = Path(options.json)
+        out = local_path(options.json, "a plan")
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(plan.figures(), indent=2) + "\n")
+        write_file(out, json.dumps(plan.figures(), indent=2) + "\n")
     print(tables(plan, show=options.show))
     return 0
 

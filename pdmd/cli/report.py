@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pdmd.cli.arguments import no_more, take_name
+from pdmd.files import local_path
 
 __all__ = ["report_command"]
 
@@ -30,7 +29,7 @@ def report_command(words: list[str]) -> int:
             "results file of 'pdmd bench'."
         )
         return 0
-    path = Path(name)
+    path = local_path(name, "a report")
     if path.suffix == ".json":
         print(write_bench_report(read_results(path), path.with_suffix(".html")))
         return 0

@@ -37,6 +37,7 @@ from pdmd.distillation.student_folders import describe_plan
 from pdmd.distillation.students import Student
 from pdmd.distributed.runtime import Runtime
 from pdmd.evaluation.evaluate import evaluate
+from pdmd.files import local_path, write_file
 from pdmd.teachers.base import Teacher, networks
 from pdmd.teachers.guided import unguided
 from pdmd.teachers.packaged.pretraining import network_arguments, pretrained_network
@@ -94,11 +95,13 @@ class Run:
         progress: bool = True,
     ) -> None:
         config.check()
+        self.folder = local_path(config.out, "a run")
+        if config.train.buffer_folder:
+            local_path(config.train.buffer_folder, "the phase-input buffer")
         self.config, train = config, config.train
         self.runtime = runtime or config.parallel.build(train.seed)
         self.resume, self.overwrite = resume, overwrite
         self.progress = progress and self.runtime.main
-        self.folder = Path(config.out)
         self.training = False
         with self.runtime.agreed():
             self.runtime.local(train.batch_size)
@@ -150,7 +153,8 @@ class Run:
                 self._clear()
         if self.runtime.main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_config(config, self.folder / "config.toml")
+            if not self.resume or not (self.folder / "config.toml").exists():
+                write_config(config, self.folder / "config.toml")
             _write_plan(self.folder / "plan.json", self.plan, self.teacher.schedule)
         self.checkpointer.store.check()  # now that the folder is made
         init, source = self._start()
@@ -200,7 +204,7 @@ class Run:
             "evaluations": self.account.state(),
             "prompts": [p for p in few if isinstance(p, str | int)],  # to show how to ask
         }
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_file(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         if self.checkpointer.stop_requested:  # after the last update
             raise Interrupted("stopped before the evaluation")
         return student
@@ -228,7 +232,7 @@ class Run:
             teacher_steps=config.teacher_steps,
             progress=self.progress,
         )
-        (self.folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        write_file(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         write_grids(self.folder, student, self.teacher, teacher_steps=config.teacher_steps)
         write_report(self.folder)
         self.checkpointer.clear()
@@ -393,4 +397,4 @@ def _write_plan(path: Path, plan: PhasePlan, schedule: Schedule) -> None:
     for phase, entry in zip(plan, phases, strict=True):
         values = [float(schedule.log_snr(t)) for t in (*phase.timesteps, phase.t_end)]
         entry["log_snr"] = [v if math.isfinite(v) else None for v in values]
-    path.write_text(json.dumps({"schedule": repr(schedule), "phases": phases}, indent=2) + "\n")
+    write_file(path, json.dumps({"schedule": repr(schedule), "phases": phases}, indent=2) + "\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdmd.cli.arguments import check_numbers, parse, take_name
+from pdmd.files import local_path
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,7 @@ def sample_command(words: list[str]) -> int:
     from pdmd.distributed.runtime import pick_device
     from pdmd.evaluation.pictures import caption_of, pictures_to
 
-    out, device = Path(options.out), pick_device(options.device)
+    out, device = local_path(options.out, "samples"), pick_device(options.device)
     latents = out.suffix == ".safetensors"
     if not latents:
         pictures_to(options.out, fps=options.fps)  # for its errors, before any work

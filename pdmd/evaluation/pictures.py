@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pdmd.files import local_path, write_file
+
 __all__ = ["Album", "Grid", "PictureFolder", "Pictures", "caption_of", "pictures_to", "to_bytes"]
 
 GAP = 2
@@ -110,7 +112,7 @@ class PictureFolder(Pictures):
 
     def finish(self) -> None:
         text = json.dumps(self.listed, indent=1, ensure_ascii=False)
-        (self.folder / "prompts.json").write_text(text + "\n", encoding="utf-8")
+        write_file(self.folder / "prompts.json", f"{text}\n".encode("utf-8", "replace"))
 
 
 class Album(Pictures):
@@ -234,7 +236,7 @@ def pictures_to(out: str, *, video: bool | None = None, fps: float = 16.0) -> Pi
         ValueError: If the path's suffix is none of these or does not suit, or what writes it is
             not installed.
     """
-    path = Path(out)
+    path = local_path(out, "samples")
     folder = not path.suffix or out.endswith("/") or path.is_dir()
     if not folder and path.suffix not in (".png", ".mp4", ".gif"):
         raise ValueError(
