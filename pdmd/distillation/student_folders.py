@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,9 +18,11 @@ from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser, Router
 from pdmd.distillation.adapters import LowRank, adapt, adapted_parts, base_digest
 from pdmd.distillation.experts import Expert, experts
 from pdmd.distillation.phases import Phase, PhasePlan
+from pdmd.distillation.student_sizes import FolderSizes
+from pdmd.documents import read_json
 from pdmd.files import is_url
 from pdmd.registry import Registry
-from pdmd.teachers.base import Teacher, teachers
+from pdmd.teachers.base import Teacher, outline_arguments, teachers
 from pdmd.teachers.with_schedule import ENDS, on_schedule
 
 __all__ = [
@@ -91,18 +92,27 @@ def source_teacher(
             teacher does not take the arguments, or the folder names places that are not trusted.
     """
     folder = Path(folder)
-    source = read_description(folder)["source"]
+    content = read_description(folder)
+    source = content["source"]
     if source is None:
         raise ValueError(
             f"{folder} names no registered teacher; load it in Python with teacher=..."
         )
     if not trust_source:
         check_places(source, folder, except_for=arguments or {})
-    together = {**source.get("arguments", {}), **(arguments or {})}
+    own = {k: v for k, v in source.get("arguments", {}).items() if k not in (arguments or {})}
+    sizes = FolderSizes.read(folder, content)
+    sizes.check_arguments(source["teacher"], own)
+    together = {**own, **(arguments or {})}
     if device and source["teacher"] in teachers and "device" not in (arguments or {}):
         told = inspect.signature(teachers[source["teacher"]]).parameters
         if {"device", "folder"} & told.keys():  # a folder's factory passes it on
             together["device"] = device
+    if source["teacher"] in teachers and not together.get("folder"):
+        outline = outline_arguments(source["teacher"])
+        if outline:  # its weights are random, and as many as the arguments say
+            made = build(teachers, source["teacher"], {**together, **outline}, folder)
+            sizes.check_outline(source["teacher"], made)
     teacher = build(teachers, source["teacher"], together, folder)
     return on_schedule(teacher, *schedule_of(source))
 
@@ -173,7 +183,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{folder} is not a student folder: it has no student.json")
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         number = content["format"]
         for key in ("plan", "experts", "source"):
             content[key]

@@ -11,6 +11,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +35,7 @@ from pdmd.distillation.student_folders import (
     read_description,
     source_teacher,
 )
+from pdmd.distillation.student_sizes import FolderSizes
 from pdmd.files import local_path
 from pdmd.teachers.base import Teacher, networks
 from pdmd.typing import Condition, Latents
@@ -227,8 +229,14 @@ class Student(Teacher):
                 )
             network = (source or {}).get("network")
             if network is not None:
-                arguments = {**network.get("arguments", {}), "schedule": teacher.schedule}
-                template = build(networks, network["name"], arguments, folder)
+                own, name = network.get("arguments", {}), network["name"]
+                sizes = FolderSizes.read(folder, content)
+                sizes.check_arguments(name, own)
+                make = partial(
+                    build, networks, name, {**own, "schedule": teacher.schedule}, folder
+                )
+                sizes.check_network(name, make, content)
+                template = make()
             else:
                 template = teacher
         assert template is not None
