@@ -101,8 +101,8 @@ class FolderSizes:
             if abs(value) > most:
                 raise ValueError(
                     f"{self.folder / 'student.json'} is damaged: {key} = {value!s:.40} of "
-                    f"{name!r} does not fit the {self.tensors} tensors of {self.numbers:,} numbers beside "
-                    "it; distill again or restore it"
+                    f"{name!r} does not fit the weights beside it, {self.tensors} tensors of "
+                    f"{self.numbers:,} numbers; distill again or restore it"
                 )
 
     def check_outline(self, name: str, outline: nn.Module) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pdmd.teachers.conditioning.embeddings.index import Index, Place
+from pdmd.teachers.conditioning.embeddings.store_checks import check_files
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
@@ -58,9 +59,21 @@ def open_cache(place: Place, index: Index, folder: Path, *, progress: bool) -> T
             if not path.is_dir():  # another process may have made it meanwhile
                 draft = folder / f"{index.digest}.partial"
                 shutil.rmtree(draft, ignore_errors=True)
+                check_files(place, index.shards)
                 _fill(place, index, draft, progress)
                 draft.rename(path)
-    return TensorDict.load_memmap(path)
+    try:
+        cache = TensorDict.load_memmap(path)
+        text = cache["starts.text"]
+        whole = len(text) == index.rows + 1 and len(cache["text"]) == int(text[-1])
+        whole = whole and all(f"rows.{key}" in cache.keys() for key in index.forms)
+    except Exception:  # of many classes, for files that are cut or gone
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"{path}, the local copy of {place.url}, is damaged; remove it, and it is made again"
+        )
+    return cache
 
 
 def _fill(place: Place, index: Index, folder: Path, progress: bool) -> None:
@@ -94,6 +107,11 @@ def _fill(place: Place, index: Index, folder: Path, progress: bool) -> None:
     )
     for entry in index.shards:
         shard = entry.read(place)
+        if dict(shard.forms) != dict(index.forms):
+            raise ValueError(
+                f"the embeddings in {place.url} are damaged: {entry.file} has other entries than "
+                "the index says; run the same `pdmd embed` again"
+            )
         for key, value in shard.tensors.items():
             flat[key][ends[key] : ends[key] + len(value)] = value
             if key in starts:

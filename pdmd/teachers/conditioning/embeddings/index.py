@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.documents import parse_json
 from pdmd.files import FileDigest, locate, own_digest, put, telling, write_whole
 from pdmd.teachers.conditioning.embeddings.rows import Form
+from pdmd.teachers.conditioning.embeddings.store_checks import check_index, check_shard
 
 __all__ = ["Index", "Place", "Shard", "ShardEntry"]
 
@@ -138,15 +140,20 @@ class Shard:
 
         try:
             size = int.from_bytes(data[:8], "little")
-            about = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["pdmd"])
+            header = parse_json(data[8 : 8 + size], "the header")
+            about = parse_json(header["__metadata__"]["pdmd"], "the metadata")
             number, tensors = about["format"], load(data)
             whole = number != FORMAT or about["content"] == _content(tensors)
-        except (ValueError, KeyError, TypeError, SafetensorError):
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError):
             raise ValueError("is no shard of embeddings, or truncated") from None
         if number != FORMAT:
             raise ValueError(f"has format {number}, and this version of pdmd reads {FORMAT}")
         if not whole:
             raise ValueError("holds other bytes than were written")
+        try:
+            check_shard(about, tensors)
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"is no shard of embeddings ({str(error)[:80]})") from None
         forms = {key: Form.read(value) for key, value in about["entries"].items()}
         return cls(
             tuple(about["prompts"]),
@@ -202,7 +209,18 @@ class ShardEntry:
                 f"the embeddings in {place.url} are damaged: {self.file} {damage}; run the same "
                 "`pdmd embed` again, which keeps what is whole"
             )
-        return Shard.loads(data)
+        try:
+            shard = Shard.loads(data)
+        except ValueError as error:
+            raise ValueError(
+                f"the embeddings in {place.url} are damaged: {self.file} {error}"
+            ) from None
+        if asdict(shard.entry(0, data)) | {"file": self.file} != asdict(self):
+            raise ValueError(
+                f"the embeddings in {place.url} are damaged: {self.file} is not what the index "
+                "says; run the same `pdmd embed` again"
+            )
+        return shard
 
 
 @dataclass(frozen=True)
@@ -270,9 +288,10 @@ class Index:
                 "where it stopped"
             )
         try:
-            body = json.loads(data)
+            body = parse_json(data, INDEX)
             whole, number = body.pop("sha256") == own_digest(body), body["format"]
             if whole and number == FORMAT:
+                check_index(body)
                 forms = {key: Form.read(value) for key, value in body["entries"].items()}
                 shards = tuple(ShardEntry(**entry) for entry in body["shards"])
                 imaged = tuple(body.get("imaged", ()))
