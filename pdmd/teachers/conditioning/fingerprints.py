@@ -4,7 +4,8 @@ A fingerprint is a digest of a pipeline's class, which decides how a prompt is p
 that is in its folders ``text_encoder*`` and ``tokenizer*``: of configurations, less what only says
 where they were saved, of every weight's name, type and shape, and of up to 4 KiB of its values. It
 reads megabytes of the gigabytes that an encoder has, and does not depend on how weights are spread
-over files. What it cannot see is a weight that differs only where it does not look.
+over files. The version of the package ``ftfy`` belongs to it for pipelines that clean texts with it
+where it is installed. What it cannot see is a weight that differs only where it does not look.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
+
+from pdmd.documents import read_json
 
 __all__ = ["encoder_fingerprint"]
 
@@ -22,6 +27,9 @@ SAMPLE = 4096
 PROVENANCE = {"dtype", "torch_dtype", "transformers_version", "name_or_path"}
 """Entries of configurations that say where and how a folder was saved; so do those that begin
 with an underscore."""
+
+CLEANED = "Wan"
+"""How the classes of pipelines begin whose texts are cleaned by the package ``ftfy`` where it is installed."""
 
 
 def encoder_fingerprint(folder: str | Path, *, images: bool = False) -> str | None:
@@ -41,8 +49,11 @@ def encoder_fingerprint(folder: str | Path, *, images: bool = False) -> str | No
     if place is None:
         return None
     index = place / "model_index.json"
-    known = json.loads(index.read_text()) if index.is_file() else {}
-    digest = hashlib.sha256(f"{known.get('_class_name', '')}\n".encode())
+    known = read_json(index) if index.is_file() else {}
+    pipeline = str(known.get("_class_name", ""))
+    digest = hashlib.sha256(f"{pipeline}\n".encode())
+    if pipeline.startswith(CLEANED) and (cleaner := _cleaner()):
+        digest.update(f"{cleaner}\n".encode())
     weights: set[str] = set()
     patterns = (*PARTS, *IMAGE_PARTS) if images else PARTS
     for part in sorted({path for pattern in patterns for path in place.glob(pattern)}):
@@ -64,6 +75,14 @@ def encoder_fingerprint(folder: str | Path, *, images: bool = False) -> str | No
         if any((known.get(part) or [None])[0] and part not in weights for part in seeing):
             return None
     return digest.hexdigest() if any(part.startswith("text") for part in weights) else None
+
+
+def _cleaner() -> str:
+    """Returns the name and version of the package that cleans texts, if it is installed."""
+    try:
+        return f"ftfy {version('ftfy')}" if find_spec("ftfy") is not None else ""
+    except (PackageNotFoundError, ValueError):
+        return "ftfy"
 
 
 def _local(folder: str | Path) -> Path | None:

@@ -60,19 +60,19 @@ class ImagePrompt:
     image: Any
 
     def picture(self) -> Any:
-        """Returns the image as PIL's, in colours.
+        """Returns the image as PIL's, in colours and upright, as its EXIF orientation has it.
 
         Raises:
             ValueError: If it cannot be read or is none.
         """
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image, ImageOps, UnidentifiedImageError
 
         image = self.image
         if isinstance(image, str | Path | bytes):
             called = f"of {self.text!r}" if isinstance(image, bytes) else str(image)
             try:
                 with _opened(image) as file, Image.open(file) as opened:
-                    return opened.convert("RGB")
+                    return ImageOps.exif_transpose(opened).convert("RGB")
             except UnidentifiedImageError as error:
                 raise ValueError(
                     f"cannot read the image {called} (it is of no format that is known)"
@@ -91,7 +91,7 @@ class ImagePrompt:
             levels = (255 * image.float().cpu()).round().to(torch.uint8)
             return Image.fromarray(levels.permute(1, 2, 0).numpy())
         if isinstance(image, Image.Image):
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
         if isinstance(image, EncodedImage):
             raise ValueError(
                 f"the image of {self.text!r} is not stored, only what encoders made of it; name "
