@@ -4,8 +4,8 @@ A fingerprint is a digest of a pipeline's class, which decides how a prompt is p
 that is in its folders ``text_encoder*`` and ``tokenizer*``: of configurations, less what only says
 where they were saved, of every weight's name, type and shape, and of up to 4 KiB of its values. It
 reads megabytes of the gigabytes that an encoder has, and does not depend on how weights are spread
-over files. The version of the package ``ftfy`` belongs to it for pipelines that clean texts with it
-where it is installed. What it cannot see is a weight that differs only where it does not look.
+over files. For pipelines that clean texts with the package ``ftfy`` where it is installed, its
+version belongs to it. What it cannot see is a weight that differs only where it does not look.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROVENANCE = {"dtype", "torch_dtype", "transformers_version", "name_or_path"}
 with an underscore."""
 
 CLEANED = "Wan"
-"""How the classes of pipelines begin whose texts are cleaned by the package ``ftfy`` where it is installed."""
+"""How pipelines' classes begin that clean texts with ``ftfy`` where it is installed."""
 
 
 def encoder_fingerprint(folder: str | Path, *, images: bool = False) -> str | None:
