@@ -18,6 +18,8 @@ def report_command(words: list[str]) -> int:
         The exit code.
     """
     from pdmd.benchmarks import read_results
+    from pdmd.cli.config_files import read_config
+    from pdmd.documents import read_toml
     from pdmd.evaluation.bench_report import write_bench_report
     from pdmd.evaluation.report import write_report
 
@@ -35,5 +37,6 @@ def report_command(words: list[str]) -> int:
         return 0
     if not (path / "config.toml").is_file():
         raise ValueError(f"{name} is neither a run folder nor a results file (.json)")
+    read_config(read_toml(path / "config.toml")[1])  # for its errors
     print(write_report(path))
     return 0

@@ -6,6 +6,7 @@ are computed once, until somebody changes it.
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -24,9 +25,12 @@ def as_times(t: Times) -> Tensor:
     trainer draws times on the CPU.
 
     Raises:
+        TypeError: If it is neither a number nor a tensor of real numbers.
         ValueError: If a time is outside [0, 1] or not finite.
     """
     if isinstance(t, Tensor):
+        if t.dtype is torch.bool or t.is_complex():
+            raise TypeError(f"times are real numbers in [0, 1], got a tensor of {t.dtype}")
         if t.dtype is not torch.float64:
             t = t.to(torch.float64)
         if not t.is_cpu:
@@ -35,7 +39,12 @@ def as_times(t: Times) -> Tensor:
             return t
         low, high = (v.item() for v in torch.aminmax(t)) if t.numel() else (0.0, 1.0)
     else:
-        low = high = t
+        if isinstance(t, bool) or not isinstance(t, Real):
+            raise TypeError(
+                f"a time is a number or a tensor in [0, 1], got {t!r:.60}; pass a float or a "
+                "torch.Tensor"
+            )
+        low = high = float(t)
         t = torch.as_tensor(t, dtype=torch.float64)
     if not (low >= 0 and high <= 1):  # also where either is not a number
         bad = t[~((t >= 0) & (t <= 1))].flatten()[0].item()

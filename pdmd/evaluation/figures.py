@@ -63,6 +63,7 @@ def png(figure: Figure, dpi: float | None = None, *, tight: bool = False) -> byt
     with rc_context({"text.parse_math": False, "text.usetex": False}):  # for ticks made on drawing
         for text in figure.findobj(Text):
             assert isinstance(text, Text)
+            text.set_text("\n".join(map(plain_text, text.get_text().split("\n"))))
             text.set_parse_math(False)
             text.set_usetex(False)
         figure.savefig(buffer, format="png", dpi=dpi or figure.dpi, **cut)
