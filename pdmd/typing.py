@@ -83,19 +83,11 @@ def expand(coefficient: torch.Tensor, x: Latents) -> torch.Tensor:
 
     Returns:
         The coefficient with shape :math:`()` or :math:`(B, 1, ...)`, in float32 or wider.
-
-    Raises:
-        ValueError: If there are neither one nor :math:`B` coefficients.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     coefficient = moved(coefficient, x.device).to(dtype)
     if coefficient.ndim == 0:
         return coefficient
-    if coefficient.ndim == 1 and len(coefficient) not in (1, len(x)):
-        raise ValueError(
-            f"{len(coefficient)} coefficients for a batch of {len(x)} samples; give one, or one "
-            "for each"
-        )
     return coefficient.reshape(-1, *(1,) * (x.ndim - 1))
 
 
