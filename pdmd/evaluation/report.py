@@ -152,6 +152,7 @@ def write_report(folder: str | Path) -> Path:
         history = read_history(path) if path.exists() else []
     rows: list[Any] = []
     figures: dict[str, str] = {}
+    nfe = 0
     if plan:
         with naming(folder / "plan.json", REMEDY):
             _few(plan["phases"], PHASES)
@@ -193,7 +194,7 @@ def write_report(folder: str | Path) -> Path:
             samples=_picture(grids / "samples.png"),
             within=_picture(grids / "prompts.png"),
             grids=[_picture(p) for _, p in found],
-            nfe=nfe if plan else 0,
+            nfe=nfe,
         )
     out = folder / "report.html"
     write_file(out, page.encode("utf-8", "replace"))

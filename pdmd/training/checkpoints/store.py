@@ -48,7 +48,7 @@ class Store:
     them, and stored once.
 
     Args:
-        url: The folder, on any file system that fsspec knows.
+        url: The folder, a path or URL (:data:`pdmd.files.PROTOCOLS`).
         keep: How many checkpoints to keep.
         asynchronous: Whether :meth:`save` returns once tensors are copied to CPU memory, and
             writes in the background; one save at a time, the next waits.

@@ -31,12 +31,10 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     for line in read_text(path, size=HISTORY).splitlines():
         try:
             row = parse_json(line, str(path))
-            complete = isinstance(row["scalars"], dict) and all(
-                isinstance(row[key], int | float) for key in ("phase", "update", "seconds")
-            )
-        except (ValueError, TypeError, LookupError):
-            complete = False
-        if not complete:
+            numbers = [row["phase"], row["update"], row["seconds"]]
+            if not all(isinstance(n, int | float) for n in numbers) or not row["scalars"].items():
+                break
+        except (ValueError, TypeError, LookupError, AttributeError):
             break
         rows.append(row)
     return rows

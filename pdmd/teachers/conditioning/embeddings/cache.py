@@ -64,15 +64,13 @@ def open_cache(place: Place, index: Index, folder: Path, *, progress: bool) -> T
                 draft.rename(path)
     try:
         cache = TensorDict.load_memmap(path)
-        text = cache["starts.text"]
-        whole = len(text) == index.rows + 1 and len(cache["text"]) == int(text[-1])
-        whole = whole and all(f"rows.{key}" in cache.keys() for key in index.forms)
-    except Exception:  # of many classes, for files that are cut or gone
-        whole = False
-    if not whole:
+        ends = cache["starts.text"]
+        assert len(ends) == index.rows + 1 and len(cache["text"]) == int(ends[-1])
+        assert all(f"rows.{key}" in cache.keys() for key in index.forms)
+    except Exception as error:  # of many classes, for files that are cut or gone
         raise ValueError(
             f"{path}, the local copy of {place.url}, is damaged; remove it, and it is made again"
-        )
+        ) from error
     return cache
 
 

@@ -36,7 +36,7 @@ def embed(
         encoder: What encodes.
         prompts: The prompts, each once: texts or, for an encoder that takes them, texts with
             their first images.
-        url: The store, on any file system that fsspec knows.
+        url: The store, a path or URL (:data:`pdmd.files.PROTOCOLS`).
         teacher: The registered name of the teacher whose encoder it is, to be written down.
         batch_size: Prompts encoded at a time.
         shard_size: Prompts in a shard.

@@ -34,7 +34,7 @@ class StoredEmbeddings(Prompts):
     or embeddings are first asked for, to memory-mapped files on a local disk.
 
     Args:
-        url: The store, on any file system that fsspec knows.
+        url: The store, a path or URL (:data:`pdmd.files.PROTOCOLS`).
         prompts: The prompts that a distillation draws from; all of the store's by default.
         cache: Where local copies are kept; ``pdmd/embeddings`` in the user's cache by default.
         progress: Whether to show a progress bar, on a terminal, while a copy is made.
