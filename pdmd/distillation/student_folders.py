@@ -41,6 +41,8 @@ __all__ = [
     "source_teacher",
 ]
 
+LOCAL = ("folder", "embeddings", "prompts")
+"""Arguments of teachers that may be local paths."""
 FORMAT = 1
 """The number of the folder's format that this version writes and reads."""
 
@@ -103,6 +105,7 @@ def source_teacher(
     own = {k: v for k, v in source.get("arguments", {}).items() if k not in (arguments or {})}
     sizes = FolderSizes.read(folder, content)
     sizes.check_arguments(source["teacher"], own)
+    own = {key: _found(key, value, folder) for key, value in own.items()}
     together = {**own, **(arguments or {})}
     if device and source["teacher"] in teachers and "device" not in (arguments or {}):
         told = inspect.signature(teachers[source["teacher"]]).parameters
@@ -143,6 +146,16 @@ def check_places(
         f"{folder} names places that are used only if you trust it: {named}{more}; pass "
         "--trust-source (trust_source=True in Python), or give others with --arguments NAME VALUE"
     )
+
+
+def _found(key: str, value: Any, folder: Path) -> Any:
+    """Returns a relative path as it is found from a student's folder, if not from here."""
+    if key not in LOCAL or not isinstance(value, str) or not value or Path(value).exists():
+        return value
+    if is_url(value) or Path(value).is_absolute() or ".." in Path(value).parts:
+        return value
+    places = (parent / value for parent in folder.resolve().parents)
+    return next((str(place) for place in places if place.exists()), value)
 
 
 def _places(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

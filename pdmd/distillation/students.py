@@ -148,10 +148,13 @@ class Student(Teacher):
         try:
             self._write(draft)
             self._place(draft, folder)
+        except OSError as error:
+            raise OSError(f"the student could not be written to {folder} ({error})") from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
     def _write(self, draft: Path) -> None:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         entries = []
@@ -161,9 +164,11 @@ class Student(Teacher):
             name = names.setdefault(id(expert.denoiser), f"expert_{i + 1}.safetensors")
             if not shared:
                 state = expert.denoiser.state_dict()
-                save_file(
-                    {k: v.detach().cpu().contiguous() for k, v in state.items()}, draft / name
-                )
+                tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+                try:
+                    save_file(tensors, draft / name)
+                except SafetensorError as error:
+                    raise OSError(f"{name} could not be written ({error})") from error
             entries.append({"file": name, "sha256": checksum(draft / name), **entry_of(expert)})
         content = {
             "format": FORMAT,

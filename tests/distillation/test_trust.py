@@ -241,3 +241,37 @@ def test_a_description_that_is_no_student_is_one_line(folder, text):
     with pytest.raises(ValueError, match="student.json is damaged") as caught:
         Student.load(folder)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_relative_places_are_found_from_the_students_folder(folder, tmp_path, monkeypatch):
+    from pdmd.distillation.student_folders import _found
+
+    (tmp_path / "models" / "q").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert _found("folder", "models/q", folder) == str(tmp_path / "models" / "q")
+    for key, value in (
+        ("folder", "models/other"),
+        ("folder", "../models/q"),
+        ("folder", "s3://models/q"),
+        ("folder", "/models/q"),
+        ("name", "models/q"),
+        ("folder", 3),
+    ):
+        assert _found(key, value, folder) == value
+    monkeypatch.chdir(tmp_path)
+    assert _found("folder", "models/q", folder) == "models/q"
+
+
+def test_a_disk_that_is_full_while_saving_is_an_os_error(folder, tmp_path, monkeypatch):
+    import safetensors
+    import safetensors.torch
+
+    def full(*arguments, **named):
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    student = Student.load(folder)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="could not be written to .*No space left"):
+        student.save(tmp_path / "x")
+    assert [p.name for p in tmp_path.iterdir()] == ["student"]
