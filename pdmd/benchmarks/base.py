@@ -27,6 +27,8 @@ from typing import Any
 import torch
 import tyro
 
+from pdmd.documents import read_json
+from pdmd.files import local_path, write_file
 from pdmd.registry import Registry
 
 __all__ = ["BenchConfig", "Benchmark", "benchmarks", "machine", "read_results", "run_benchmark"]
@@ -189,7 +191,7 @@ def run_benchmark(
 
     from pdmd import __version__
 
-    out = Path(out)
+    out = local_path(out, "a results file")
     settings = json.dumps(dataclasses.asdict(config), sort_keys=True).encode()
     folder = out.with_name(out.name + ".shared") / hashlib.sha256(settings).hexdigest()[:12]
     benchmark = benchmarks[config.name](config, folder)
@@ -271,19 +273,27 @@ def read_results(path: str | Path) -> dict[str, Any]:
         ValueError: If it is missing or not a results file.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = read_json(path)
         for row in content["rows"]:
             if not {"method", "seed", "nfe"} <= set(row):
-                raise ValueError(f"a row lacks its method, seed or nfe: {row}")
-        str(content["config"]["name"])
+                raise ValueError(f"a row lacks its method, seed or nfe: {row!r:.120}")
+            for name, value in row.items():
+                if name not in ("method", "run") and not isinstance(value, int | float):
+                    raise ValueError(f"{name} of a row is a number, got {value!r:.80}")
+            if not isinstance(row["method"], str):
+                raise ValueError(f"a method is text, got {row['method']!r:.80}")
+        for name in ("config", "samples", "methods"):
+            if not isinstance(content.get(name, {}), dict):
+                raise ValueError(f"{name} is an object, got {content[name]!r:.80}")
+        if not isinstance(content["rows"], list) or not isinstance(content["config"]["name"], str):
+            raise ValueError("rows are a list and a benchmark's name text")
+        str(content["version"])
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist; write it with 'pdmd bench'") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a results file of 'pdmd bench' ({error})") from error
     return content
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    draft = path.with_name(path.name + ".partial")
-    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_file(path, json.dumps(content, indent=1) + "\n")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from pdmd.benchmarks import BenchConfig, run_benchmark
 from pdmd.cli.arguments import parse, take_name
+from pdmd.files import local_path
 
 __all__ = ["bench_command"]
 
@@ -52,7 +52,7 @@ def bench_command(words: list[str]) -> int:
     default = BenchOptions(config=BenchConfig(name=name))
     options = parse(BenchOptions, rest, "pdmd bench NAME", default, flat=True)
     config = options.config
-    out = Path(options.out or f"runs/bench_{name}.json")
+    out = local_path(options.out or f"runs/bench_{name}.json", "a results file")
     if out.suffix != ".json":
         raise ValueError(f"--out ends in .json, got {options.out!r}")
     for reason in benchmarks[name](config, out.parent).left_out().values():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import tomllib
 import types
 from importlib import resources
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from pdmd.cli.config import DistillConfig
 from pdmd.cli.renamed_keys import check_renamed
 from pdmd.cli.values import short
+from pdmd.documents import read_toml
+from pdmd.files import write_file
 
 __all__ = ["load_config", "presets", "read_config", "write_config"]
 
@@ -41,10 +42,9 @@ def load_config(name: str) -> DistillConfig:
                 f"{name!r} is neither a preset nor a TOML file: {hint}presets are "
                 f"{', '.join(presets())}"
             )
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path} is not readable TOML: {error}") from error
+    data = read_toml(path)[1]
+    if not data:
+        raise ValueError(f"{path} is empty; restore it, or name a preset ({', '.join(presets())})")
     config = read_config(data)
     config.out = config.out or f"runs/{path.stem}"
     return config
@@ -63,7 +63,7 @@ def write_config(config: DistillConfig, path: Path) -> None:
     """Writes the resolved configuration as TOML."""
     import tomli_w
 
-    path.write_text(tomli_w.dumps(dataclasses.asdict(config)))
+    write_file(path, tomli_w.dumps(dataclasses.asdict(config)))
 
 
 def _read(cls: type[T], data: Any, where: str) -> T:

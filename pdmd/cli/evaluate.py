@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pdmd.cli.arguments import check_numbers, parse, take_name
 from pdmd.cli.sample import STUDENT, load_student
+from pdmd.files import local_path, write_file
 
 __all__ = ["evaluate_command"]
 
@@ -51,6 +51,9 @@ def evaluate_command(words: list[str]) -> int:
     name, rest = take_name(words, STUDENT)
     options = parse(EvaluateOptions, rest, "pdmd evaluate STUDENT", flat=True)
     check_numbers(options, samples=(100, 10**6), teacher_steps=(1, 10**4), seed=(0, 2**63 - 1))
+    out = local_path(options.out, "an evaluation")
+    if options.out:
+        out.parent.mkdir(parents=True, exist_ok=True)
     student, teacher = load_student(
         name,
         options.plugins,
@@ -60,8 +63,6 @@ def evaluate_command(words: list[str]) -> int:
     source = student.source or {}
     teacher = guided(unguided(teacher), options.guidance or source.get("guidance", 1.0))
     teacher = on_schedule(teacher, *schedule_of(source))
-    if options.out:
-        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     metrics = evaluate(
         student,
         teacher,
@@ -71,5 +72,5 @@ def evaluate_command(words: list[str]) -> int:
     )
     print(format_table(metrics["rows"]))
     if options.out:
-        Path(options.out).write_text(json.dumps(metrics, indent=2) + "\n")
+        write_file(out, json.dumps(metrics, indent=2) + "\n")
     return 0

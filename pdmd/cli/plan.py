@@ -14,6 +14,7 @@ from pdmd.cli.arguments import parse_config
 from pdmd.cli.config import DistillConfig, TeacherConfig
 from pdmd.cli.parallel_config import PRECISIONS
 from pdmd.distillation.initializers import FromDenoiser
+from pdmd.files import local_path, write_file
 from pdmd.objectives import (
     DistributionMatching,
     FDivergence,
@@ -60,15 +61,16 @@ def plan_command(words: list[str]) -> int:
         raise ValueError(f"--show is at least 1, got {options.show}")
     if options.json and Path(options.json).suffix != ".json":
         raise ValueError(f"--json ends in .json, got {options.json!r}")
+    local_path(options.json, "a plan")
     plan = plan_run(
         parsed.config,
         gpus=options.gpus,
         memory=options.memory,
     )
     if options.json:
-        out = Path(options.json)
+        out = local_path(options.json, "a plan")
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(plan.to_dict(), indent=2) + "\n")
+        write_file(out, json.dumps(plan.to_dict(), indent=2) + "\n")
     print(format_plan(plan, show=options.show))
     return 0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pdmd.cli.arguments import parse, take_name
+from pdmd.files import local_path
 
 __all__ = ["pretrain_command"]
 
@@ -41,7 +42,7 @@ def pretrain_command(words: list[str]) -> int:
     if options.updates < 0:
         raise ValueError(f"--updates must not be negative, got {options.updates}")
     default, pretrain = PACKAGED[name]
-    out = Path(options.out or default)
+    out = local_path(options.out or default, "a network")
     out.parent.mkdir(parents=True, exist_ok=True)  # for its errors, before any work
     more = {"updates": options.updates or None, "seed": options.seed}
     pretrain(out, {key: value for key, value in more.items() if value is not None})

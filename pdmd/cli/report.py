@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pdmd.cli.arguments import no_more, take_name
+from pdmd.files import local_path
 
 __all__ = ["report_command"]
 
@@ -19,7 +18,8 @@ def report_command(words: list[str]) -> int:
         The exit code.
     """
     from pdmd.benchmarks import read_results
-    from pdmd.cli.config_files import load_config
+    from pdmd.cli.config_files import read_config
+    from pdmd.documents import read_toml
     from pdmd.evaluation.bench_report import write_bench_report
     from pdmd.evaluation.report import write_report
 
@@ -31,12 +31,12 @@ def report_command(words: list[str]) -> int:
             "a results file of 'pdmd bench'."
         )
         return 0
-    path = Path(name)
+    path = local_path(name, "a report")
     if path.suffix == ".json":
         print(write_bench_report(read_results(path), path.with_suffix(".html")))
         return 0
     if not (path / "config.toml").is_file():
         raise ValueError(f"{name} is neither a run folder nor a results file (.json)")
-    load_config(str(path / "config.toml"))  # for its errors
+    read_config(read_toml(path / "config.toml")[1])  # for its errors
     print(write_report(path))
     return 0

@@ -13,7 +13,6 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -30,6 +29,7 @@ from pdmd.distillation.students import Student
 from pdmd.distillation.validation import check_teacher
 from pdmd.distributed.runtime import Runtime
 from pdmd.evaluation.evaluate import evaluate
+from pdmd.files import local_path, write_file
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import unguided
 from pdmd.teachers.packaged.pretraining import network_arguments, pretrained_network
@@ -76,11 +76,13 @@ class Run:
         progress: bool = True,
     ) -> None:
         config.check()
+        self.folder = local_path(config.out, "a run")
+        if config.train.buffer_folder:
+            local_path(config.train.buffer_folder, "the phase-input buffer")
         self.config, train = config, config.train
         self.runtime = runtime or config.parallel.build(train.seed)
         self.resume, self.overwrite = resume, overwrite
         self.progress = progress and self.runtime.main
-        self.folder = Path(config.out)
         self.training = False
         with self.runtime.ranks.consensus():
             self.runtime.ranks.local_batch(train.batch_size)
@@ -141,7 +143,8 @@ class Run:
                 clear_folder(self.folder)
         if self.runtime.main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_config(config, self.folder / "config.toml")
+            if not self.resume or not (self.folder / "config.toml").exists():
+                write_config(config, self.folder / "config.toml")
             write_plan(self.folder / "plan.json", self.plan, self.teacher.schedule)
         self.checkpointer.store.check()  # now that the folder exists
         initializer, source = self._start()
@@ -202,7 +205,7 @@ class Run:
             "evaluations": self.account.state(),
             "prompts": [p for p in few if isinstance(p, str | int)],  # for the report's example
         }
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_file(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         if self.checkpointer.stop_requested:  # after the last update
             raise Interrupted("stopped before the evaluation")
         return student
@@ -230,7 +233,7 @@ class Run:
             teacher_steps=config.teacher_steps,
             progress=self.progress,
         )
-        (self.folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        write_file(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         write_grids(self.folder, student, self.teacher, teacher_steps=config.teacher_steps)
         write_report(self.folder)
         self.checkpointer.clear()

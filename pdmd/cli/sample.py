@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pdmd.cli.arguments import check_numbers, parse, take_name
 from pdmd.cli.values import Arguments
+from pdmd.files import local_path
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +64,7 @@ def sample_command(words: list[str]) -> int:
     from pdmd.distributed.runtime import pick_device
     from pdmd.evaluation.pictures import caption, sample_writer
 
-    out, device = Path(options.out), pick_device(options.device)
+    out, device = local_path(options.out, "samples"), pick_device(options.device)
     latents = out.suffix == ".safetensors"
     if not latents:
         sample_writer(options.out, fps=options.fps)  # for its errors, before any work

@@ -15,6 +15,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from pdmd.diffusion.checks import check_latents, check_times
 from pdmd.diffusion.predictions import Kind, Prediction, check_kind
 from pdmd.diffusion.schedules import Schedule
 from pdmd.typing import Condition, Latents, Times, moved
@@ -92,6 +93,8 @@ class Denoiser(nn.Module, ABC):
         Returns:
             A prediction of :attr:`kind`, with a value of shape :math:`(B, *)`.
         """
+        check_latents("x_t", x_t)
+        check_times("t", t, len(x_t))
         t = moved(torch.as_tensor(t, dtype=torch.float64), x_t.device)
         if self.precision == torch.float32:
             value = self.network(x_t, t.expand(len(x_t)), condition)

@@ -33,6 +33,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pdmd.diffusion.checks import (
+    check_coefficient,
+    check_latents,
+    check_same_shape,
+    check_times,
+)
 from pdmd.diffusion.schedules import Schedule
 from pdmd.typing import Latents, Times, expand
 
@@ -48,7 +54,7 @@ def check_kind(kind: str) -> Kind:
     Raises:
         ValueError: If it is not one of :data:`KINDS`.
     """
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"unknown prediction kind {kind!r}; choose one of {', '.join(KINDS)}")
     return kind  # type: ignore[return-value]
 
@@ -103,6 +109,10 @@ class Prediction:
         x_t: The network's input, with shape :math:`(B, *)`.
         t: The times of ``x_t``, with shape :math:`()` or :math:`(B)`.
         schedule: The forward process of ``x_t``.
+
+    Raises:
+        TypeError: If a tensor, a time or the schedule has the wrong type.
+        ValueError: If the kind is unknown, or shapes do not belong together.
     """
 
     value: Latents
@@ -110,6 +120,18 @@ class Prediction:
     x_t: Latents
     t: Times
     schedule: Schedule
+
+    def __post_init__(self) -> None:
+        check_kind(self.kind)
+        check_latents("the prediction's value", self.value)
+        check_latents("x_t", self.x_t)
+        check_same_shape("the prediction's value", self.value, "x_t", self.x_t)
+        check_times("t", self.t, len(self.x_t))
+        if not isinstance(self.schedule, Schedule):
+            raise TypeError(
+                f"a prediction's schedule is a Schedule, got {self.schedule!r:.60}; pass one such "
+                "as RectifiedFlow()"
+            )
 
     def to(self, kind: Kind) -> Latents:
         r"""Returns the prediction as another kind.
@@ -143,7 +165,13 @@ class Prediction:
 
         Returns:
             The combination, with shape :math:`(B, *)`, in float32 or wider.
+
+        Raises:
+            TypeError: If a weight is not a tensor.
+            ValueError: If it is of another shape.
         """
+        check_coefficient("c_x", c_x, len(self.x_t))
+        check_coefficient("c_eps", c_eps, len(self.x_t))
         alpha_t, sigma_t = self.schedule(self.t)
         own_x, own_eps = combination(self.kind, self.t, self.schedule)
         if self.kind == "score":  # as epsilon, whose coefficients are finite at t = 0
@@ -163,7 +191,12 @@ def _flatten(prediction: Prediction) -> tuple[list[Any], tuple[Kind, Schedule]]:
 
 def _unflatten(children: Iterable[Any], context: tuple[Kind, Schedule]) -> Prediction:
     (value, x_t, t), (kind, schedule) = children, context
-    return Prediction(value=value, kind=kind, x_t=x_t, t=t, schedule=schedule)
+    made = object.__new__(Prediction)  # its leaves may be anything that a tree holds
+    for name, leaf in zip(
+        ("value", "kind", "x_t", "t", "schedule"), (value, kind, x_t, t, schedule), strict=True
+    ):
+        object.__setattr__(made, name, leaf)
+    return made
 
 
 # Sharded networks hook the tensors in the output of a forward pass, found by pytree.

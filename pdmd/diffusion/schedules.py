@@ -105,6 +105,10 @@ class Schedule(ABC):
         The result for the last :math:`s` is cached with the tensor of times, since several
         formulas evaluate one batch of times at one phase's end.
 
+        :math:`\sigma_{t|s}` comes from the difference of two log-SNRs, so its relative error is
+        about :math:`10^{-16} |\lambda_s| / |\lambda_t - \lambda_s|` beyond rounding: some
+        :math:`10^{-8}` at :math:`t - s = 10^{-9}`, below :math:`10^{-13}` at :math:`10^{-3}`.
+
         Args:
             s: The cleaner time, in :math:`[0, 1)`.
             t: The noisier time, in :math:`(s, 1]`; broadcasts with ``s``.
@@ -119,6 +123,11 @@ class Schedule(ABC):
         if cached := CachedTransition.find(self, end, t):
             return cached.a, cached.b
         s = as_times(end)
+        if s.ndim and t.ndim and len(s) != len(t) and 1 not in (len(s), len(t)):
+            raise ValueError(
+                f"s has shape {tuple(s.shape)} and t {tuple(t.shape)}; give one time, or one for "
+                "each sample of one batch"
+            )
         if s.is_cpu and t.is_cpu and bool((s >= t).any()):
             s_all, t_all = torch.broadcast_tensors(s, t)
             i = int((s_all >= t_all).flatten().nonzero()[0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from pdmd.diffusion.checks import check_latents, check_same_shape, check_times
 from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.schedules import Schedule
 from pdmd.diffusion.timesteps import as_times
@@ -35,6 +36,7 @@ def ode_step(prediction: Prediction, s: Times) -> Latents:
     References:
         Song et al., DDIM, arXiv:2010.02502, Eq. 12.
     """
+    check_times("s", s, len(prediction.x_t))
     s = moved(as_times(s), prediction.x_t.device)
     alpha_s, sigma_s = prediction.schedule(s)
     return prediction.combine(alpha_s, sigma_s)
@@ -56,11 +58,17 @@ def diffuse(x_s: Latents, epsilon: Latents, s: Times, t: Times, schedule: Schedu
         Latents at time :math:`t`, with shape :math:`(B, *)`.
 
     Raises:
-        ValueError: If :math:`s \geq t` anywhere.
+        TypeError: If a tensor or a time is something else.
+        ValueError: If :math:`s \geq t` anywhere, or shapes do not belong together.
 
     References:
         Fan et al., Phased DMD, arXiv:2510.27684, Section 3.2.
     """
+    check_latents("x_s", x_s)
+    check_latents("epsilon", epsilon)
+    check_same_shape("epsilon", epsilon, "x_s", x_s)
+    for name, time in (("s", s), ("t", t)):
+        check_times(name, time, len(x_s))
     a, b = schedule.transition(s, t)
     return expand(a, x_s) * x_s + expand(b, x_s) * epsilon
 

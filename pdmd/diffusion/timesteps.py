@@ -6,6 +6,7 @@ its last transition are computed once, until it is modified in place.
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -26,9 +27,12 @@ def as_times(t: Times) -> Tensor:
         t: A float or a tensor of any shape.
 
     Raises:
+        TypeError: If it is neither a number nor a tensor of real numbers.
         ValueError: If a time is outside [0, 1] or not finite.
     """
     if isinstance(t, Tensor):
+        if t.dtype is torch.bool or t.is_complex():
+            raise TypeError(f"times are real numbers in [0, 1], got a tensor of {t.dtype}")
         if t.dtype is not torch.float64:
             t = t.to(torch.float64)
         if not t.is_cpu:
@@ -37,7 +41,12 @@ def as_times(t: Times) -> Tensor:
             return t
         low, high = (v.item() for v in torch.aminmax(t)) if t.numel() else (0.0, 1.0)
     else:
-        low = high = t
+        if isinstance(t, bool) or not isinstance(t, Real):
+            raise TypeError(
+                f"a time is a number or a tensor in [0, 1], got {t!r:.60}; pass a float or a "
+                "torch.Tensor"
+            )
+        low = high = float(t)
         t = torch.as_tensor(t, dtype=torch.float64)
     if not (low >= 0 and high <= 1):  # also if either is NaN
         bad = t[~((t >= 0) & (t <= 1))].flatten()[0].item()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,9 +18,11 @@ from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser, Router
 from pdmd.distillation.adapters import LowRank, adapt, adapted_parts, base_digest
 from pdmd.distillation.experts import Expert, experts
 from pdmd.distillation.phases import Phase, PhasePlan
+from pdmd.distillation.student_sizes import FolderSizes
+from pdmd.documents import read_json
 from pdmd.files import is_url
 from pdmd.registry import Registry
-from pdmd.teachers.base import Teacher, teachers
+from pdmd.teachers.base import Teacher, outline_arguments, teachers
 from pdmd.teachers.with_schedule import ENDS, on_schedule
 
 __all__ = [
@@ -40,6 +41,8 @@ __all__ = [
     "source_teacher",
 ]
 
+LOCAL = ("folder", "embeddings", "prompts")
+"""Arguments of teachers that may be local paths."""
 FORMAT = 1
 """The folder format that this version writes and reads."""
 
@@ -91,18 +94,28 @@ def source_teacher(
             teacher does not take the arguments, or the folder names places that are not trusted.
     """
     folder = Path(folder)
-    source = read_description(folder)["source"]
+    content = read_description(folder)
+    source = content["source"]
     if source is None:
         raise ValueError(
             f"{folder} names no registered teacher; load it in Python with teacher=..."
         )
     if not trust_source:
         check_places(source, folder, except_for=arguments or {})
-    merged = {**source.get("arguments", {}), **(arguments or {})}
+    own = {k: v for k, v in source.get("arguments", {}).items() if k not in (arguments or {})}
+    sizes = FolderSizes.read(folder, content)
+    sizes.check_arguments(source["teacher"], own)
+    own = {key: _found(key, value, folder) for key, value in own.items()}
+    merged = {**own, **(arguments or {})}
     if device and source["teacher"] in teachers and "device" not in (arguments or {}):
         parameters = inspect.signature(teachers[source["teacher"]]).parameters
         if {"device", "folder"} & parameters.keys():  # a factory with a folder passes it on
             merged["device"] = device
+    if source["teacher"] in teachers and not merged.get("folder"):
+        outline = outline_arguments(source["teacher"])
+        if outline:  # random weights, as many as the arguments say
+            outlined = build(teachers, source["teacher"], {**merged, **outline}, folder)
+            sizes.check_outline(source["teacher"], outlined)
     teacher = build(teachers, source["teacher"], merged, folder)
     return on_schedule(teacher, *schedule_of(source))
 
@@ -133,6 +146,16 @@ def check_places(
         f"{folder} names places that are used only if you trust it: {named}{more}; pass "
         "--trust-source (trust_source=True in Python), or give others with --arguments NAME VALUE"
     )
+
+
+def _found(key: str, value: Any, folder: Path) -> Any:
+    """Returns a relative path as it is found from a student's folder, if not from here."""
+    if key not in LOCAL or not isinstance(value, str) or not value or Path(value).exists():
+        return value
+    if is_url(value) or Path(value).is_absolute() or ".." in Path(value).parts:
+        return value
+    places = (parent / value for parent in folder.resolve().parents)
+    return next((str(place) for place in places if place.exists()), value)
 
 
 def _places(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -173,7 +196,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{folder} is not a student folder: it has no student.json")
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         number = content["format"]
         for key in ("plan", "experts", "source"):
             content[key]

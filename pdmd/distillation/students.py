@@ -11,6 +11,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +35,7 @@ from pdmd.distillation.student_folders import (
     read_description,
     source_teacher,
 )
+from pdmd.distillation.student_sizes import FolderSizes
 from pdmd.files import local_path
 from pdmd.teachers.base import Teacher, networks
 from pdmd.typing import Condition, Latents
@@ -146,10 +148,13 @@ class Student(Teacher):
         try:
             self._write(draft)
             self._place(draft, folder)
+        except OSError as error:
+            raise OSError(f"the student could not be written to {folder} ({error})") from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
     def _write(self, draft: Path) -> None:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         entries = []
@@ -159,9 +164,11 @@ class Student(Teacher):
             name = names.setdefault(id(expert.denoiser), f"expert_{i + 1}.safetensors")
             if not shared:
                 state = expert.denoiser.state_dict()
-                save_file(
-                    {k: v.detach().cpu().contiguous() for k, v in state.items()}, draft / name
-                )
+                tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+                try:
+                    save_file(tensors, draft / name)
+                except SafetensorError as error:
+                    raise OSError(f"{name} could not be written ({error})") from error
             entries.append(
                 {"file": name, "sha256": checksum(draft / name), **describe_expert(expert)}
             )
@@ -229,8 +236,14 @@ class Student(Teacher):
                 )
             network = (source or {}).get("network")
             if network is not None:
-                arguments = {**network.get("arguments", {}), "schedule": teacher.schedule}
-                template = build(networks, network["name"], arguments, folder)
+                own, name = network.get("arguments", {}), network["name"]
+                sizes = FolderSizes.read(folder, content)
+                sizes.check_arguments(name, own)
+                make = partial(
+                    build, networks, name, {**own, "schedule": teacher.schedule}, folder
+                )
+                sizes.check_network(name, make, content)
+                template = make()
             else:
                 template = teacher
         assert template is not None

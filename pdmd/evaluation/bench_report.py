@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pdmd.documents import naming
+from pdmd.files import local_path, write_file
+
 __all__ = ["summarise", "tradeoff_figures", "write_bench_report"]
 
 COST = ("nfe", "forwards", "cpu_seconds", "saved_mib")
@@ -82,6 +85,8 @@ def tradeoff_figures(summary: Sequence[Mapping[str, Any]], names: Sequence[str])
                     color=colours(k % 20),
                 )
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.xaxis.set_minor_formatter(lambda value, _: "")
             axes.set_xlabel(label, fontsize=8)
             axes.set_ylabel(name.replace("_", " "), fontsize=9)
             style_axes(axes)
@@ -105,28 +110,30 @@ def write_bench_report(results: Mapping[str, Any], out: str | Path) -> Path:
 
     from pdmd.evaluation.figures import data_uri, is_picture
 
-    name = results["config"]["name"]
-    summary = summarise(results["rows"])
-    metrics = [k for k in (summary[0] if summary else {}) if k not in ("method", "n", *COST)]
-    plotted = [k for k in QUALITY.get(name, ()) if k in metrics]
-    environment = Environment(
-        loader=PackageLoader("pdmd.evaluation", "."), autoescape=select_autoescape(["j2", "html"])
-    )
-    page = environment.get_template("bench.html.j2").render(
-        name=name,
-        config=results["config"],
-        version=results["version"],
-        summary=summary,
-        metrics=metrics,
-        cost=[c for c in COST if summary and c in summary[0]],
-        tradeoff=data_uri(tradeoff_figures(summary, plotted)) if plotted else None,
-        samples={k: v for k, v in results.get("samples", {}).items() if is_picture(v)},
-        about=results.get("methods", {}),
-        number=_number,
-    )
-    path = Path(out)
+    with naming("the content of a results file", "measure again"):
+        name = results["config"]["name"]
+        summary = summarise(results["rows"])
+        metrics = [k for k in (summary[0] if summary else {}) if k not in ("method", "n", *COST)]
+        plotted = [k for k in QUALITY.get(name, ()) if k in metrics]
+        environment = Environment(
+            loader=PackageLoader("pdmd.evaluation", "."),
+            autoescape=select_autoescape(["j2", "html"]),
+        )
+        page = environment.get_template("bench.html.j2").render(
+            name=name,
+            config=results["config"],
+            version=results["version"],
+            summary=summary,
+            metrics=metrics,
+            cost=[c for c in COST if summary and c in summary[0]],
+            tradeoff=data_uri(tradeoff_figures(summary, plotted)) if plotted else None,
+            samples={k: v for k, v in results.get("samples", {}).items() if is_picture(v)},
+            about=results.get("methods", {}),
+            number=_number,
+        )
+    path = local_path(out, "a report")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_file(path, page.encode("utf-8", "replace"))
     return path
 
 

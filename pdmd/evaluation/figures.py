@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from torch import Tensor
 
 __all__ = [
@@ -20,7 +22,9 @@ __all__ = [
     "image_grid",
     "is_picture",
     "loss_figure",
+    "plain_text",
     "plan_figure",
+    "png",
     "prompt_rows",
     "side_by_side",
     "tradeoff_figure",
@@ -33,6 +37,9 @@ COLOURS = ("#3b6ea8", "#d9822b", "#4d9a57", "#a8485f", "#7a5ea8", "#8a7340", "#3
 PIXELS = 416
 """Width of a panel in pixels; wider ones are averaged."""
 
+SCALARS = 60
+"""Scalars of a history that are drawn, at most."""
+
 LONGEST = 36
 """Maximum characters of a prompt beside its pictures."""
 
@@ -43,17 +50,47 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def png(figure: Figure, dpi: float | None = None, *, tight: bool = False) -> bytes:
+    """Draws a figure as a PNG, its texts as they are: no character in them is markup.
+
+    Args:
+        figure: The figure.
+        dpi: Its resolution; its own by default.
+        tight: Whether to cut the margins.
+    """
+    cut = {"bbox_inches": "tight", "pad_inches": 0.05} if tight else {}
+    buffer = io.BytesIO()
+    with rc_context({"text.parse_math": False, "text.usetex": False}):  # for ticks made on drawing
+        for text in figure.findobj(Text):
+            assert isinstance(text, Text)
+            text.set_text("\n".join(map(plain_text, text.get_text().split("\n"))))
+            text.set_parse_math(False)
+            text.set_usetex(False)
+        figure.savefig(buffer, format="png", dpi=dpi or figure.dpi, **cut)
+    return buffer.getvalue()
+
+
+def plain_text(value: Any) -> str:
+    """Returns a text in one line, without characters that cannot be drawn or encoded."""
+    text = " ".join(str(value).split())
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return text.encode("utf-8", "replace").decode()
+
+
 def data_uri(picture: Figure | bytes, dpi: float | None = None) -> str:
     """Returns a figure, or the content of a PNG file, as a data URI for a page.
 
     Args:
         picture: The figure or the content.
         dpi: A figure's resolution; by default the figure's.
+
+    Raises:
+        ValueError: If the content is not a PNG.
     """
     if isinstance(picture, Figure):
-        buffer = io.BytesIO()
-        picture.savefig(buffer, format="png", dpi=dpi or picture.dpi)
-        picture = buffer.getvalue()
+        picture = png(picture, dpi)
+    if not picture.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise ValueError("a picture is no PNG; draw it again")
     return "data:image/png;base64," + base64.b64encode(picture).decode()
 
 
@@ -108,7 +145,7 @@ def prompt_rows(panels: Mapping[str, Tensor], prompts: Sequence[str]) -> Figure:
         panels: Pictures in [0, 1], with shape :math:`(PN, C, H, W)`, grouped by prompt.
         prompts: The P prompts, drawn at the left.
     """
-    rows = len(prompts)
+    rows, prompts = len(prompts), [plain_text(prompt) for prompt in prompts]
     longest = 0.085 * min(LONGEST, max(map(len, prompts)))
     pictures = next(iter(panels.values()))
     figure = side_by_side(panels, columns=len(pictures) // rows)
@@ -189,6 +226,7 @@ def loss_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
             if not name.startswith("evaluations/"):
                 seen.setdefault(name, set()).add(value)
     names = sorted(name for name, values in seen.items() if len(values) > 1) or sorted(seen)
+    names = names[:SCALARS]
     figure = new_figure(9, 2.3 * math.ceil(len(names) / 2))
     ends: dict[int, int] = {}
     for row in history:
@@ -246,7 +284,14 @@ def tradeoff_figure(rows: Sequence[Mapping[str, Any]], quality: str, diversity: 
     for i, name in enumerate((quality, diversity)):
         axes = figure.add_subplot(1, 2, i + 1)
         for j, row in enumerate(shown):
-            axes.plot(row["nfe"], row[name], "o", ms=8, color=COLOURS[j], label=row["method"])
+            axes.plot(
+                row["nfe"],
+                row[name],
+                "o",
+                ms=8,
+                color=COLOURS[j % len(COLOURS)],
+                label=row["method"],
+            )
         axes.set_xscale("log")
         ticks = sorted({row["nfe"] for row in shown})
         axes.set_xticks(ticks, [str(n) for n in ticks], minor=False)

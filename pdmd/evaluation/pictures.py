@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pdmd.files import local_path, write_file
+
 __all__ = [
     "GridWriter",
     "ImageGrid",
@@ -118,7 +120,7 @@ class FolderWriter(SampleWriter):
 
     def close(self) -> None:
         text = json.dumps(self.listed, indent=1, ensure_ascii=False)
-        (self.folder / "prompts.json").write_text(text + "\n", encoding="utf-8")
+        write_file(self.folder / "prompts.json", f"{text}\n".encode("utf-8", "replace"))
 
 
 class GridWriter(SampleWriter):
@@ -241,7 +243,7 @@ def sample_writer(out: str, *, video: bool | None = None, fps: float = 16.0) -> 
     Raises:
         ValueError: If the suffix is not supported, or a package is not installed.
     """
-    path = Path(out)
+    path = local_path(out, "samples")
     folder = not path.suffix or out.endswith("/") or path.is_dir()
     if not folder and path.suffix not in (".png", ".mp4", ".gif"):
         raise ValueError(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-import tomllib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,20 @@ from pdmd.diffusion.sampling import sample_ode
 from pdmd.diffusion.solvers import renoise_step
 from pdmd.distillation.sampling import sample, trajectory
 from pdmd.distillation.students import Student
+from pdmd.documents import SIZE, naming, read_json, read_toml
 from pdmd.evaluation.figures import (
     calibration_figure,
     data_uri,
     loss_figure,
+    plain_text,
     plan_figure,
+    png,
     prompt_rows,
     side_by_side,
     tradeoff_figure,
     vector_scatter,
 )
+from pdmd.files import local_path, write_file
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import unguided
 from pdmd.training.monitoring.recorder import read_history
@@ -39,6 +42,9 @@ ROWS, EACH = 8, 10
 """Prompts in ``prompts.png``, and pictures per prompt."""
 TOGETHER = 2**16
 """Maximum size of a batch of latents to decode."""
+PHASES = 1000
+"""Maximum number of phases, curves and rows of a report."""
+REMEDY = "remove it to leave it out of the report"
 
 
 def write_grids(
@@ -60,7 +66,7 @@ def write_grids(
         teacher_steps: Steps of the teacher's samples.
         seed: The seed of all random numbers.
     """
-    grids = Path(folder) / "grids"
+    grids = local_path(folder, "a report") / "grids"
     grids.mkdir(parents=True, exist_ok=True)
     decode = getattr(unguided(teacher), "decode", None)
     small = math.prod(teacher.latent_shape) <= SMALL
@@ -100,22 +106,20 @@ def write_grids(
             f"student, {n} steps": sample(student, repeated, batch=batch, generator=generator()),
         }
         figure = prompt_rows({k: _decoded(decode, x) for k, x in rows.items()}, texts)
-        figure.savefig(grids / "prompts.png", bbox_inches="tight", pad_inches=0.05)
+        write_file(grids / "prompts.png", png(figure, tight=True))
     panels = {
         f"teacher, {teacher_steps} steps": clean,
         f"teacher, {n} steps": few,
         f"student, {n} steps": states[-1],
     }
-    draw(panels).savefig(grids / "samples.png", bbox_inches="tight", pad_inches=0.05)
+    write_file(grids / "samples.png", png(draw(panels), tight=True))
     for phase, state in zip(student.plan, states[1:], strict=True):
         exact = clean
         if phase.t_end > 0:
             exact = renoise_step(clean, 0.0, phase.t_end, student.schedule, generator())
         where = f"t = {phase.t_end:.3g}"
         figure = draw({f"teacher at {where}": exact, f"student at {where}": state})
-        figure.savefig(
-            grids / f"phase_{phase.index + 1}.png", bbox_inches="tight", pad_inches=0.05
-        )
+        write_file(grids / f"phase_{phase.index + 1}.png", png(figure, tight=True))
 
 
 def _decoded(decode: Callable[[Latents], Tensor], x: Latents) -> Tensor:
@@ -139,65 +143,84 @@ def write_report(folder: str | Path) -> Path:
     """
     from jinja2 import Environment, PackageLoader, select_autoescape
 
-    folder = Path(folder)
-    settings, config = _settings(folder / "config.toml")
+    folder = local_path(folder, "a report")
+    settings, config = read_toml(folder / "config.toml")
     plan, summary = _json(folder / "plan.json"), _json(folder / "summary.json")
     metrics, curves = _json(folder / "metrics.json"), _json(folder / "calibration.json")
     path = folder / "history.jsonl"
-    history = read_history(path) if path.exists() else []
-    rows = metrics["rows"] if metrics else []
+    with naming(path, REMEDY):
+        history = read_history(path) if path.exists() else []
+    rows: list[Any] = []
     figures: dict[str, str] = {}
+    nfe = 0
     if plan:
-        figures["plan"] = data_uri(plan_figure(plan["phases"]))
+        with naming(folder / "plan.json", REMEDY):
+            _few(plan["phases"], PHASES)
+            figures["plan"] = data_uri(plan_figure(plan["phases"]))
+            nfe = sum(len(p["timesteps"]) for p in plan["phases"])
     if history:
-        figures["losses"] = data_uri(loss_figure(history))
+        with naming(path, REMEDY):
+            figures["losses"] = data_uri(loss_figure(history))
     if curves:
-        figures["calibration"] = data_uri(calibration_figure(curves))
-    if metrics and "quality" in metrics:
-        pair = metrics["quality"], metrics["diversity"]
-        figures["tradeoff"] = data_uri(tradeoff_figure(rows, *pair))
-    found = sorted((folder / "grids").glob("phase_*.png"), key=lambda p: int(p.stem.split("_")[1]))
-    samples, within = folder / "grids" / "samples.png", folder / "grids" / "prompts.png"
+        with naming(folder / "calibration.json", REMEDY):
+            figures["calibration"] = data_uri(calibration_figure(_few(curves, PHASES)))
+    if metrics:
+        with naming(folder / "metrics.json", REMEDY):
+            rows = [dict(row) for row in _few(metrics["rows"], PHASES)]
+            if "quality" in metrics:
+                pair = metrics["quality"], metrics["diversity"]
+                figures["tradeoff"] = data_uri(tradeoff_figure(rows, *pair))
+    grids = folder / "grids"
+    numbered = [(re.fullmatch(r"phase_(\d{1,4})\.png", p.name), p) for p in grids.glob("*.png")]
+    found = sorted((int(number[1]), p) for number, p in numbered if number)
     environment = Environment(
         loader=PackageLoader("pdmd.evaluation", "."), autoescape=select_autoescape(["j2", "html"])
     )
-    page = environment.get_template("report.html.j2").render(
-        name=folder.name,
-        folder=str(folder),
-        config=config,
-        settings=settings,
-        plan=plan,
-        summary=summary,
-        rows=rows,
-        figures=figures,
-        prompts=(summary or {}).get("prompts") or [None],
-        samples=data_uri(samples.read_bytes()) if samples.exists() else None,
-        within=data_uri(within.read_bytes()) if within.exists() else None,
-        grids=[data_uri(p.read_bytes()) for p in found],
-        nfe=sum(len(p["timesteps"]) for p in plan["phases"]) if plan else 0,
-    )
+    unread = f"config.toml or summary.json in {folder}"
+    with naming(unread, "restore it from the run"):
+        page = environment.get_template("report.html.j2").render(
+            name=folder.name,
+            folder=str(folder),
+            config=config,
+            settings=settings,
+            plan=plan,
+            summary=summary,
+            rows=rows,
+            figures=figures,
+            prompts=[
+                plain_text(p) if isinstance(p, str) else p
+                for p in (summary or {}).get("prompts") or [None]
+            ],
+            samples=_picture(grids / "samples.png"),
+            within=_picture(grids / "prompts.png"),
+            grids=[_picture(p) for _, p in found],
+            nfe=nfe,
+        )
     out = folder / "report.html"
-    out.write_text(page, encoding="utf-8")
+    write_file(out, page.encode("utf-8", "replace"))
     return out
 
 
+def _few(values: Any, most: int) -> Any:
+    """Returns a list that is short enough to draw.
+
+    Raises:
+        ValueError: If it is not one.
+    """
+    if not isinstance(values, list) or len(values) > most:
+        raise ValueError(f"a list of up to {most} is expected")
+    return values
+
+
+def _picture(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with naming(path, REMEDY):
+        if path.stat().st_size > SIZE:
+            raise ValueError(f"it is larger than {SIZE} bytes")
+        return data_uri(path.read_bytes())
+
+
 def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text()) if path.exists() else None
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); remove it to leave it out of the report"
-        ) from error
-
-
-def _settings(path: Path) -> tuple[str, dict[str, Any]]:
-    """Returns the resolved configuration of a run, as text and as plain values."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable TOML: {error}") from error
-    for section in ("teacher", "train"):
-        if not isinstance(values.get(section), dict):
-            raise ValueError(f"{path} is not the configuration of a run: it has no [{section}]")
-    return text, values
+    with naming(path, REMEDY):
+        return read_json(path) if path.exists() else None

@@ -36,6 +36,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from pdmd.diffusion.checks import check_latents, check_same_shape, check_times
 from pdmd.diffusion.predictions import Kind, Prediction, combination
 from pdmd.diffusion.schedules import Schedule
 from pdmd.diffusion.solvers import diffuse
@@ -66,11 +67,17 @@ def subinterval_target(
         The target, with shape :math:`(B, *)`, in float32 or wider.
 
     Raises:
-        ValueError: If :math:`s \geq t` anywhere.
+        TypeError: If a tensor or a time is something else.
+        ValueError: If :math:`s \geq t` anywhere, or shapes do not belong together.
 
     References:
         Fan et al., Phased DMD, arXiv:2510.27684, Section 3.2.
     """
+    check_latents("x_s", x_s)
+    check_latents("epsilon", epsilon)
+    check_same_shape("epsilon", epsilon, "x_s", x_s)
+    for name, time in (("s", s), ("t", t)):
+        check_times(name, time, len(x_s))
     _, b = schedule.transition(s, t)
     (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule(s), schedule(t)
     c_x, c_eps = combination(kind, t, schedule)

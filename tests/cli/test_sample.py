@@ -55,7 +55,9 @@ def video_student(tmp_path_factory):
 
 
 def sampled(student, out, *words):
-    return main(["sample", str(student), "--out", str(out), "--no-progress", *words])
+    return main(
+        ["sample", str(student), "--out", str(out), "--no-progress", "--trust-source", *words]
+    )
 
 
 def test_files_hold_what_the_vae_decodes(image_student, tmp_path, monkeypatch, capsys):
@@ -64,7 +66,7 @@ def test_files_hold_what_the_vae_decodes(image_student, tmp_path, monkeypatch, c
     assert sampled(image_student, tmp_path / "each", *words) == 0
     assert "4 samples with NFE 2" in capsys.readouterr().out
     assert sampled(image_student, tmp_path / "x.safetensors", *words) == 0
-    teacher = source_teacher(image_student)
+    teacher = source_teacher(image_student, trust_source=True)
     student = pdmd.Student.load(image_student, teacher=teacher)
     generator = torch.Generator().manual_seed(5)
     requested = [*PROMPTS, PROMPTS[0]]
@@ -125,7 +127,7 @@ def test_videos_are_written_in_every_form(video_student, tmp_path):
 )
 def test_bad_input_is_one_line(image_student, tmp_path, monkeypatch, capsys, words, named):
     monkeypatch.chdir(tmp_path)
-    assert main(["sample", str(image_student), *words]) == 2
+    assert main(["sample", str(image_student), "--trust-source", *words]) == 2
     error = capsys.readouterr().err.strip()
     assert named in error and "\n" not in error
     assert not any(tmp_path.iterdir())
@@ -156,7 +158,7 @@ def test_a_student_without_decoder_cannot_write_images(tmp_path, capsys):
 @pytest.mark.parametrize("small", [True, False])
 def test_grids_show_what_is_decoded(request, tmp_path, monkeypatch, kind, small):
     folder = request.getfixturevalue(f"{kind}_student")
-    teacher = source_teacher(folder)
+    teacher = source_teacher(folder, trust_source=True)
     student = pdmd.Student.load(folder, teacher=teacher)
     monkeypatch.setattr("pdmd.evaluation.report.SMALL", 10**6 if small else 1)
     panels = []
@@ -186,7 +188,7 @@ def test_grids_show_what_is_decoded(request, tmp_path, monkeypatch, kind, small)
 
 
 def test_a_text_student_is_evaluated_in_latents(image_student):
-    teacher = source_teacher(image_student)
+    teacher = source_teacher(image_student, trust_source=True)
     student = pdmd.Student.load(image_student, teacher=teacher)
     rows = evaluate(student, teacher, samples=100, teacher_steps=2, progress=False)["rows"]
     assert [row["method"] for row in rows] == ["teacher", "teacher_euler_2", "student"]

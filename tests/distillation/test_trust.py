@@ -164,3 +164,114 @@ def test_a_student_is_not_saved_to_a_url(folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="a student is written to a local path"):
         Student.load(folder).save("s3://bucket/student")
     assert [p.name for p in tmp_path.iterdir()] == ["student"]
+
+
+# --- small files that ask for much
+
+
+@pytest.mark.parametrize(
+    ("network", "told"),
+    [
+        ({"width": 10**6}, "would have|does not fit the network"),
+        ({"width": 10**5, "depth": 30}, "would have"),
+        ({"depth": 10**7}, "depth = 10000000 of 'mlp' does not fit"),
+        ({"depth": 200, "width": 2000}, "would have"),
+        ({"dim": 10**9}, "dim = 1000000000 of 'mlp' does not fit"),
+        ({"classes": 10**12}, "classes = 1000000000000 of"),
+        ({"width": 9}, r"layers.0.bias is .8. in the file and .9. in the 'mlp'"),
+        ({"depth": 2}, "in the file and"),
+        ({"width": -5}, "damaged"),
+    ],
+)
+def test_a_network_beyond_the_weights_is_not_built(folder, monkeypatch, network, told):
+    import torch
+
+    path = folder / "student.json"
+    content = json.loads(path.read_text())
+    content["source"]["network"]["arguments"] |= network
+    path.write_text(json.dumps(content))
+    real = torch.nn.Linear.reset_parameters
+
+    def watched(layer):
+        assert layer.weight.is_meta or layer.weight.numel() < 10**6, "memory was taken"
+        real(layer)
+
+    monkeypatch.setattr(torch.nn.Linear, "reset_parameters", watched)
+    with pytest.raises(ValueError, match=told) as caught:
+        Student.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({}, "'qwen_image' would have [0-9,]+ numbers, and the files beside it hold"),
+        ({**QWEN, "num_layers": 10**8}, "num_layers = 100000000 of"),
+        ({**QWEN, "num_attention_heads": 4000}, "would have"),
+        ({**QWEN, "height": 10**9}, "height = 1000000000 of"),
+    ],
+)
+def test_a_random_teacher_beyond_the_weights_is_not_built(folder, arguments, told):
+    edit(folder, teacher="qwen_image", arguments=arguments)
+    with pytest.raises(ValueError, match=told):
+        Student.load(folder)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"\xff" * 8,
+        (10**6).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"[]",
+        (13).to_bytes(8, "little") + b'{"a":{"b":1}}',
+        (80_000).to_bytes(8, "little") + b"[" * 80_000,
+    ],
+)
+def test_a_damaged_header_is_one_line(folder, header):
+    (folder / "expert_1.safetensors").write_bytes(header)
+    with pytest.raises(ValueError, match="expert_1.safetensors is damaged") as caught:
+        Student.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"a":' * 90 + "1" + "}" * 90, "", "\xff", "[]"])
+def test_a_description_that_is_no_student_is_one_line(folder, text):
+    (folder / "student.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match="student.json is damaged") as caught:
+        Student.load(folder)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_relative_places_are_found_from_the_students_folder(folder, tmp_path, monkeypatch):
+    from pdmd.distillation.student_folders import _found
+
+    (tmp_path / "models" / "q").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert _found("folder", "models/q", folder) == str(tmp_path / "models" / "q")
+    for key, value in (
+        ("folder", "models/other"),
+        ("folder", "../models/q"),
+        ("folder", "s3://models/q"),
+        ("folder", "/models/q"),
+        ("name", "models/q"),
+        ("folder", 3),
+    ):
+        assert _found(key, value, folder) == value
+    monkeypatch.chdir(tmp_path)
+    assert _found("folder", "models/q", folder) == "models/q"
+
+
+def test_a_disk_that_is_full_while_saving_is_an_os_error(folder, tmp_path, monkeypatch):
+    import safetensors
+    import safetensors.torch
+
+    def full(*arguments, **named):
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    student = Student.load(folder)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="could not be written to .*No space left"):
+        student.save(tmp_path / "x")
+    assert [p.name for p in tmp_path.iterdir()] == ["student"]

@@ -84,17 +84,46 @@ def trips(tmp_path_factory):
         run = place / name
         assert main(["distill", str(config), "--out", str(run), "--no-progress"]) == 0
         out = place / f"{name}_exported"
-        assert main(["export", str(run), str(out), "--to", "diffusers", "--no-progress"]) == 0
-        student = Student.load(run / "student")
+        assert (
+            main(
+                [
+                    "export",
+                    str(run),
+                    str(out),
+                    "--to",
+                    "diffusers",
+                    "--no-progress",
+                    "--trust-source",
+                ]
+            )
+            == 0
+        )
+        student = Student.load(run / "student", trust_source=True)
         cases.append(Case(name, out, student))
         if name == "wan":
             near = place / "near"
             stock = ["--to", "diffusers", "--scheduler", "stock", "--measure", "3"]
-            assert main(["export", str(run), str(near), *stock, "--no-progress"]) == 0
+            assert (
+                main(["export", str(run), str(near), *stock, "--no-progress", "--trust-source"])
+                == 0
+            )
             cases.append(Case("near", near, student, trust=False))
         if lora:
             files = place / f"{name}_files"
-            assert main(["export", str(run), str(files), "--to", "lora", "--no-progress"]) == 0
+            assert (
+                main(
+                    [
+                        "export",
+                        str(run),
+                        str(files),
+                        "--to",
+                        "lora",
+                        "--no-progress",
+                        "--trust-source",
+                    ]
+                )
+                == 0
+            )
             cases.append(Case(f"{name}_files", files, student, files="diffusers"))
             cases.append(Case(f"{name}_comfyui", files, student, files="comfyui", card=False))
     run = place / "glyphs"

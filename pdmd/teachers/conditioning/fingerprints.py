@@ -4,7 +4,8 @@ A fingerprint is a digest of the class of a pipeline, which determines the promp
 its folders ``text_encoder*`` and ``tokenizer*``: the configurations without provenance, and the
 name, dtype, shape and up to 4 KiB of the values of every weight. It reads megabytes of an encoder
 of gigabytes, and is independent of how the weights are sharded over files. It misses changes of
-weights outside the sampled bytes.
+weights outside the sampled bytes. For pipelines that
+clean texts with ``ftfy`` where it is installed, its version is part of it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
+
+from pdmd.documents import read_json
 
 __all__ = ["encoder_fingerprint"]
 
@@ -22,6 +27,9 @@ SAMPLE = 4096
 PROVENANCE = {"dtype", "torch_dtype", "transformers_version", "name_or_path"}
 """Keys of configurations that record how a folder was saved; so do keys with a leading
 underscore."""
+
+CLEANED = "Wan"
+"""How pipelines' classes begin that clean texts with ``ftfy`` where it is installed."""
 
 
 def encoder_fingerprint(folder: str | Path, *, images: bool = False) -> str | None:
@@ -41,8 +49,11 @@ def encoder_fingerprint(folder: str | Path, *, images: bool = False) -> str | No
     if local is None:
         return None
     index_file = local / "model_index.json"
-    index = json.loads(index_file.read_text()) if index_file.is_file() else {}
-    digest = hashlib.sha256(f"{index.get('_class_name', '')}\n".encode())
+    index = read_json(index_file) if index_file.is_file() else {}
+    pipeline = str(index.get("_class_name", ""))
+    digest = hashlib.sha256(f"{pipeline}\n".encode())
+    if pipeline.startswith(CLEANED) and (cleaner := _cleaner()):
+        digest.update(f"{cleaner}\n".encode())
     weights: set[str] = set()
     patterns = (*PARTS, *IMAGE_PARTS) if images else PARTS
     for part in sorted({path for pattern in patterns for path in local.glob(pattern)}):
@@ -64,6 +75,14 @@ def encoder_fingerprint(folder: str | Path, *, images: bool = False) -> str | No
         if any((index.get(part) or [None])[0] and part not in weights for part in networks):
             return None
     return digest.hexdigest() if any(part.startswith("text") for part in weights) else None
+
+
+def _cleaner() -> str:
+    """Returns the name and version of the package that cleans texts, if it is installed."""
+    try:
+        return f"ftfy {version('ftfy')}" if find_spec("ftfy") is not None else ""
+    except (PackageNotFoundError, ValueError):
+        return "ftfy"
 
 
 def _local(folder: str | Path) -> Path | None:

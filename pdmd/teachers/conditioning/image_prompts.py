@@ -60,19 +60,19 @@ class ImagePrompt:
     image: Any
 
     def picture(self) -> Any:
-        """Returns the image as an RGB image of PIL.
+        """Returns the image as an RGB image of PIL, rotated by its EXIF orientation.
 
         Raises:
             ValueError: If the image cannot be read, or is not of a supported type.
         """
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image, ImageOps, UnidentifiedImageError
 
         image = self.image
         if isinstance(image, str | Path | bytes):
             called = f"of {self.text!r}" if isinstance(image, bytes) else str(image)
             try:
                 with _opened(image) as file, Image.open(file) as opened:
-                    return opened.convert("RGB")
+                    return ImageOps.exif_transpose(opened).convert("RGB")
             except UnidentifiedImageError as error:
                 raise ValueError(
                     f"cannot read the image {called} (unknown image format)"
@@ -93,7 +93,7 @@ class ImagePrompt:
             pixels = (255 * image.float().cpu()).round().to(torch.uint8)
             return Image.fromarray(pixels.permute(1, 2, 0).numpy())
         if isinstance(image, Image.Image):
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
         if isinstance(image, EncodedImage):
             raise ValueError(
                 f"only the embeddings of the image of {self.text!r} are stored, not the image; "

@@ -46,7 +46,7 @@ class Store:
     tensor under the same name on several ranks must be equal on all of them, and is stored once.
 
     Args:
-        url: The folder, on any file system that fsspec knows.
+        url: The folder, a path or URL (:data:`pdmd.files.PROTOCOLS`).
         keep: How many checkpoints to keep.
         asynchronous: Whether :meth:`save` returns once tensors are copied to CPU memory, and
             writes in the background; one save at a time, the next waits.

@@ -12,18 +12,31 @@ from pathlib import Path
 from typing import Any
 
 from pdmd.distillation.phases import Phase
+from pdmd.documents import parse_json, read_json, read_text
+from pdmd.files import local_path, write_file
 
 __all__ = ["Recorder", "RunRecorder", "NullRecorder", "read_history"]
 
+HISTORY = 1 << 30
+"""Bytes of a history, at most."""
+
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """Reads ``history.jsonl``, up to a line cut off by a kill."""
-    rows = []
-    for line in path.read_text().splitlines():
+    """Reads ``history.jsonl``, up to a line cut off by a kill.
+
+    Raises:
+        ValueError: If it is very large or not text.
+    """
+    rows: list[dict[str, Any]] = []
+    for line in read_text(path, size=HISTORY).splitlines():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = parse_json(line, str(path))
+            numbers = [row["phase"], row["update"], row["seconds"]]
+            if not all(isinstance(n, int | float) for n in numbers) or not row["scalars"].items():
+                break
+        except (ValueError, TypeError, LookupError, AttributeError):
             break
+        rows.append(row)
     return rows
 
 
@@ -78,7 +91,7 @@ class RunRecorder(Recorder):
     """
 
     def __init__(self, folder: str | Path, *, progress: bool = True) -> None:
-        self.folder = Path(folder)
+        self.folder = local_path(folder, "a run")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.progress = progress
         self.writer = self._open_writer()
@@ -98,7 +111,7 @@ class RunRecorder(Recorder):
         """Drops the records after the checkpoint."""
         rows = read_history(self.history)
         kept = [r for r in rows if (r["phase"], r["update"]) <= (phase, update)]
-        self.history.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_file(self.history, "".join(json.dumps(row) + "\n" for row in kept))
         if kept:
             self.started -= kept[-1]["seconds"]
         ends = {row["phase"]: row["update"] for row in kept if row["phase"] < phase}
@@ -107,8 +120,8 @@ class RunRecorder(Recorder):
         self.writer = self._open_writer(purge_step=self.before + update + 1)
         path = self.folder / "calibration.json"
         if path.exists():
-            with contextlib.suppress(ValueError):  # cut off by a kill
-                self.curves = [c for c in json.loads(path.read_text()) if c["phase"] < phase]
+            with contextlib.suppress(ValueError, TypeError, LookupError):  # of another version
+                self.curves = [c for c in read_json(path) if c["phase"] < phase]
 
     def on_phase_start(self, phase: Phase, phases: int, updates: int, done: int) -> None:
         """Opens the phase's progress bar."""
@@ -161,7 +174,7 @@ class RunRecorder(Recorder):
         self.curves.append(
             {"phase": phase.index + 1, "t": list(times), "fake": list(fake), "real": list(real)}
         )
-        (self.folder / "calibration.json").write_text(json.dumps(self.curves, indent=2) + "\n")
+        write_file(self.folder / "calibration.json", json.dumps(self.curves, indent=2) + "\n")
 
     def close_bar(self) -> None:
         """Closes the progress bar."""

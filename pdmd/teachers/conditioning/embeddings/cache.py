@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pdmd.teachers.conditioning.embeddings.index import Index, StoreFolder
+from pdmd.teachers.conditioning.embeddings.store_checks import check_files
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
@@ -61,9 +62,19 @@ def open_cache(store: StoreFolder, index: Index, folder: Path, *, progress: bool
             if not path.is_dir():  # another process may have created it while this one waited
                 partial = folder / f"{index.digest}.partial"
                 shutil.rmtree(partial, ignore_errors=True)
+                check_files(store, index.shards)
                 _copy(store, index, partial, progress)
                 partial.rename(path)
-    return TensorDict.load_memmap(path)
+    try:
+        cache = TensorDict.load_memmap(path)
+        ends = cache["starts.text"]
+        assert len(ends) == index.rows + 1 and len(cache["text"]) == int(ends[-1])
+        assert all(f"rows.{key}" in cache.keys() for key in index.specs)
+    except Exception as error:  # of many classes, for files that are truncated or missing
+        raise ValueError(
+            f"{path}, the local copy of {store.url}, is damaged; remove it, and it is copied again"
+        ) from error
+    return cache
 
 
 def _copy(store: StoreFolder, index: Index, folder: Path, progress: bool) -> None:
@@ -97,6 +108,11 @@ def _copy(store: StoreFolder, index: Index, folder: Path, progress: bool) -> Non
     )
     for info in index.shards:
         shard = info.read(store)
+        if dict(shard.specs) != dict(index.specs):
+            raise ValueError(
+                f"the embeddings in {store.url} are damaged: {info.file} has other fields than "
+                "the index states; run the same `pdmd embed` again"
+            )
         for key, value in shard.tensors.items():
             flat[key][ends[key] : ends[key] + len(value)] = value
             if key in starts:

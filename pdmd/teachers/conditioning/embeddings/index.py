@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.documents import parse_json
 from pdmd.files import FileDigest, locate, own_digest, put, telling, write_whole
 from pdmd.teachers.conditioning.embeddings.packing import FieldSpec
+from pdmd.teachers.conditioning.embeddings.store_checks import check_index, check_shard
 
 __all__ = ["Index", "Shard", "ShardInfo", "StoreFolder", "shard_name"]
 
@@ -139,15 +141,20 @@ class Shard:
 
         try:
             size = int.from_bytes(data[:8], "little")
-            about = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["pdmd"])
+            header = parse_json(data[8 : 8 + size], "the header")
+            about = parse_json(header["__metadata__"]["pdmd"], "the metadata")
             number, tensors = about["format"], load(data)
             intact = number != FORMAT or about["content"] == _content(tensors)
-        except (ValueError, KeyError, TypeError, SafetensorError):
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError):
             raise ValueError("is not a shard of embeddings, or is truncated") from None
         if number != FORMAT:
             raise ValueError(f"has format {number}, and this version of pdmd reads {FORMAT}")
         if not intact:
             raise ValueError("does not match its digest")
+        try:
+            check_shard(about, tensors)
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"is not a shard of embeddings ({str(error)[:80]})") from None
         specs = {key: FieldSpec.read(value) for key, value in about["entries"].items()}
         return cls(
             tuple(about["prompts"]),
@@ -208,7 +215,18 @@ class ShardInfo:
                 f"the embeddings in {store.url} are damaged: {self.file} {damage}; run the same "
                 "`pdmd embed` again, which keeps intact shards"
             )
-        return Shard.loads(data)
+        try:
+            shard = Shard.loads(data)
+        except ValueError as error:
+            raise ValueError(
+                f"the embeddings in {store.url} are damaged: {self.file} {error}"
+            ) from None
+        if asdict(shard.info(0, data)) | {"file": self.file} != asdict(self):
+            raise ValueError(
+                f"the embeddings in {store.url} are damaged: {self.file} does not match the index "
+                "; run the same `pdmd embed` again"
+            )
+        return shard
 
 
 @dataclass(frozen=True)
@@ -276,9 +294,10 @@ class Index:
                 "interrupted run"
             )
         try:
-            body = json.loads(data)
+            body = parse_json(data, INDEX)
             intact, number = body.pop("sha256") == own_digest(body), body["format"]
             if intact and number == FORMAT:
+                check_index(body)
                 specs = {key: FieldSpec.read(value) for key, value in body["entries"].items()}
                 shards = tuple(ShardInfo(**record) for record in body["shards"])
                 image_keys = tuple(body.get("imaged", ()))

@@ -34,7 +34,7 @@ class StoredEmbeddings(Prompts):
     disk when prompts or embeddings are first accessed.
 
     Args:
-        url: URL or path of the store, on any fsspec file system.
+        url: URL or path of the store, on a file system of :data:`pdmd.files.PROTOCOLS`.
         prompts: The default prompts of a distillation; all prompts of the store if empty.
         cache: Folder of local copies; ``pdmd/embeddings`` in the user's cache folder if empty.
         progress: Whether to show a progress bar, on a terminal, while the shards are copied.

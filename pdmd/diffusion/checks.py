@@ -1,0 +1,98 @@
+"""Checks of tensors that belong together, where broadcasting would hide a mistake."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["check_coefficient", "check_latents", "check_same_shape", "check_times"]
+
+
+def check_latents(name: str, x: Any) -> None:
+    """Checks that a value is a batch of latents.
+
+    Args:
+        name: What it is called, for the error.
+        x: The value.
+
+    Raises:
+        TypeError: If it is not a floating-point tensor.
+        ValueError: If it has no batch.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is a tensor of shape (B, *), got {x!r:.60}; pass a torch.Tensor")
+    if not x.is_floating_point():
+        raise TypeError(
+            f"{name} is a floating-point tensor, got {x.dtype}; convert it by .float()"
+        )
+    if x.ndim == 0:
+        raise ValueError(f"{name} has shape (B, *), got a scalar; add a batch, as in x[None]")
+
+
+def check_same_shape(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """Checks that two batches of latents have one shape.
+
+    Args:
+        name: What the first is called, for the error.
+        x: The first.
+        other_name: What the second is called.
+        other: The second.
+
+    Raises:
+        ValueError: If their shapes differ, even where one would broadcast to the other.
+    """
+    if x.shape != other.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)} and {other_name} {tuple(other.shape)}; both are "
+            "batches of the same samples, so give them one shape (B, *)"
+        )
+
+
+def check_times(name: str, t: Any, batch: int) -> None:
+    """Checks that times are one for all samples of a batch or one for each.
+
+    Args:
+        name: What they are called, for the error.
+        t: A number, or a tensor.
+        batch: The number of samples.
+
+    Raises:
+        TypeError: If they are neither.
+        ValueError: If they are of another shape.
+    """
+    if not isinstance(t, Tensor):
+        if isinstance(t, bool) or not isinstance(t, int | float):
+            raise TypeError(
+                f"{name} is a number or a tensor in [0, 1], got {t!r:.60}; pass a float or a "
+                "tensor of shape (B)"
+            )
+    elif t.ndim > 1 or (t.ndim == 1 and len(t) not in (1, batch)):
+        raise ValueError(
+            f"{name} has shape {tuple(t.shape)} for a batch of {batch}; give one time, or one for "
+            f"each sample with shape ({batch},)"
+        )
+
+
+def check_coefficient(name: str, coefficient: Any, batch: int) -> None:
+    """Checks that a coefficient is a tensor, one for all samples of a batch or one for each.
+
+    Args:
+        name: What it is called, for the error.
+        coefficient: The coefficient.
+        batch: The number of samples.
+
+    Raises:
+        TypeError: If it is not a tensor.
+        ValueError: If it is of another shape.
+    """
+    if not isinstance(coefficient, Tensor):
+        raise TypeError(
+            f"{name} is a tensor of shape () or (B), got {coefficient!r:.60}; pass "
+            "torch.as_tensor(..., dtype=torch.float64)"
+        )
+    if coefficient.ndim > 1 or (coefficient.ndim == 1 and len(coefficient) not in (1, batch)):
+        raise ValueError(
+            f"{name} has shape {tuple(coefficient.shape)} for a batch of {batch}; give one "
+            f"coefficient, or one for each sample with shape ({batch},)"
+        )
