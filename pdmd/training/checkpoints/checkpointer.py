@@ -3,7 +3,7 @@
 A checkpoint is a set of named tensors and a *cursor* of JSON values. Tensors are stored in the
 layout of the plain network, so that a run may resume on another number of ranks.
 
-Checkpoints are trusted input: see :mod:`pdmd.training.checkpoints.store`.
+What is checked of a checkpoint when it is read: :mod:`pdmd.training.checkpoints.metadata`.
 """
 
 from __future__ import annotations
