@@ -1,4 +1,4 @@
-"""Sizes: what a student's folder asks to build, compared with the weights that it holds.
+"""Sizes: the networks that a student folder describes, compared with its stored weights.
 
 A few bytes of ``student.json`` name widths and depths, and networks of them are built before
 weights are read. So the shapes in the headers of the folder's files come first: what is built is

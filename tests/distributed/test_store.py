@@ -159,7 +159,7 @@ def together(folder):
     assert_agreed(raised(ValueError, lambda: store.save("2", {"w": [shared, 3][rank]}, {})))
     wrong = {**zeros(copies), "plain": torch.zeros(1000 + rank)}
     assert "plain (there float32 [1000]" in raised(ValueError, lambda: store.load("1", wrong))
-    assert "not asked for: rng.0, rng.1" in raised(
+    assert "not requested: rng.0, rng.1" in raised(
         ValueError, lambda: store.load("1", {"plain": shared, "replicated": copies["replicated"]})
     )
     for failing in (0, 1):

@@ -187,9 +187,9 @@ class Store:
             for key, entry in metadata.state_dict_metadata.items()
             if isinstance(entry, TensorStorageMetadata)
         }
-        asked = set().union(*self._ranks.each(lambda: list(tensors)))
-        asked |= stored.keys() if partial else set()
-        self._ranks.each(lambda: self._check_fit(name, stored, tensors, asked))
+        requested = set().union(*self._ranks.each(lambda: list(tensors)))
+        requested |= stored.keys() if partial else set()
+        self._ranks.each(lambda: self._check_fit(name, stored, tensors, requested))
         try:
             load(
                 {key: value.detach() for key, value in tensors.items()},
@@ -282,12 +282,12 @@ class Store:
         name: str,
         stored: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
         tensors: Mapping[str, Tensor],
-        asked: set[str],
+        requested: set[str],
     ) -> None:
         here = {key: (tuple(value.shape), value.dtype) for key, value in tensors.items()}
         found = {
             "not in the checkpoint": sorted(tensors.keys() - stored.keys()),
-            "in the checkpoint but not asked for": sorted(stored.keys() - asked),
+            "in the checkpoint but not requested": sorted(stored.keys() - requested),
             "different": [
                 f"{key} (there {_describe(stored[key])}, here {_describe(given)})"
                 for key, given in here.items()
@@ -326,7 +326,7 @@ def _check_tensors(name: str, tensors: Mapping[str, Tensor]) -> None:
         if not isinstance(value, Tensor) or value.is_meta:
             kind = "on the meta device" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
-                f"the checkpoint {name} wants tensors that have values, and {key!r} is {kind}; "
+                f"the checkpoint {name} requires tensors that have values, and {key!r} is {kind}; "
                 "what is not a tensor goes into the content"
             )
 

@@ -193,7 +193,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path):
         store.load("1", wrong)
     message = str(caught.value)
     assert "not in the checkpoint: extra;" in message
-    assert "not asked for: rng;" in message
+    assert "not requested: rng;" in message
     assert "network.weight (there float32 [8, 5], here float32 [5, 8])" in message
     assert "network.half (there bfloat16 [3], here float32 [3])" in message
     assert all(not value.any() for value in wrong.values())

@@ -1,7 +1,7 @@
 """Checks of what a store's index and shards say, before anything is made of it.
 
 A store may come from someone else, and its digests say only that it is what they wrote. So every
-value has a type and a range here, and the space that an index asks for is bounded by the sizes of
+value has a type and a range here, and the memory that an index requires is bounded by the sizes of
 the files that are there.
 """
 
