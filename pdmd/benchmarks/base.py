@@ -47,7 +47,7 @@ RANGES: dict[str, tuple[float, float]] = {
 class BenchConfig:
     """Options of a benchmark; 0 selects the benchmark's default."""
 
-    name: tyro.conf.SuppressFixed[str]
+    name: tyro.conf.SuppressFixed[tyro.conf.Fixed[str]]
     """The benchmark."""
     updates: int = 0
     """Generator updates over all phases; 0 selects the benchmark's default."""
