@@ -100,7 +100,7 @@ def check_url(url: str, *, writing: bool = False) -> None:
         return
     if protocol not in PROTOCOLS:
         raise ValueError(
-            f"{shown} is on no file system that is known (protocol {protocol[:20]!r}; supported "
+            f"{shown} is on an unknown file system (protocol {protocol[:20]!r}; supported "
             f"are {', '.join(PROTOCOLS)}); give a path, or a URL such as s3://bucket/run (others "
             "after pdmd.files.allow_protocol)"
         )

@@ -90,7 +90,7 @@ def data_uri(picture: Figure | bytes, dpi: float | None = None) -> str:
     if isinstance(picture, Figure):
         picture = png(picture, dpi)
     if not picture.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise ValueError("a picture is no PNG; draw it again")
+        raise ValueError("a picture is not a PNG; draw it again")
     return "data:image/png;base64," + base64.b64encode(picture).decode()
 
 

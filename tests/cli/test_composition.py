@@ -107,7 +107,7 @@ GENERATORS = {
         """,
         lambda: VelocityRegression(0.75),
     ),
-    "repulsion": ("view = 'outputs'\nleast = 1e-3", lambda: Repulsion(Outputs(), 1e-3)),
+    "repulsion": ("view = 'outputs'\nmin_bandwidth = 1e-3", lambda: Repulsion(Outputs(), 1e-3)),
     "noise_sensitivity": ("", NoiseSensitivity),
 }
 
@@ -247,7 +247,7 @@ def test_the_sections_keys_are_defaults_of_terms():
     """
     built = composed(text)
     (_, matching), (_, fisher) = built.generator.terms
-    assert repr(matching.weight) == "PosteriorDifference()" and matching.timestep_samples == 2
+    assert repr(matching.weighting) == "PosteriorDifference()" and matching.timestep_samples == 2
     assert repr(matching.times) == repr(built.fake.times) == repr(LogSnrTimes(0.1))
     assert repr(fisher.times) == repr(UniformTimes(0.1))
     assert repr(built.fake.weighting) == "RatioWeighting()"
@@ -276,7 +276,7 @@ def test_the_default_objectives_are_the_papers():
         ),
         (
             "fake = [{ name = 'score_matching', times = { name = 'log_snr', margin = 0.7 } }]",
-            "objective.fake[1].times: a time margin is in (0, 0.5), got 0.7",
+            "objective.fake[1].times: a time margin must be in (0, 0.5), got 0.7",
         ),
         ("fake = [{ name = 'score_matching', weighting = 3 }]", "known are none, clamped"),
         (
@@ -291,7 +291,10 @@ def test_the_default_objectives_are_the_papers():
             "generator = [{ name = 'trajectory_regression', steps = true }]",
             "objective.generator[1].steps is a whole number, got True",
         ),
-        ("generator = [{ name = 'repulsion', least = inf }]", "least is a number, got inf"),
+        (
+            "generator = [{ name = 'repulsion', min_bandwidth = inf }]",
+            "min_bandwidth is a number, got inf",
+        ),
         ("generator = [{ name = 'repulsion', phases = [0] }]", "whole numbers from 1, got [0]"),
         ("generator = [{ name = 'repulsion', weight = 'x' }]", "weight is a number, got x"),
         ("generator = [{ name = 'repulsion', weight = nan }]", "use a finite number"),

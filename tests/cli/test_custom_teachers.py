@@ -118,7 +118,7 @@ class Captioned(Custom):
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: Custom(kind="epsilon"), "no step can be made from a prediction of epsilon"),
+        (lambda: Custom(kind="epsilon"), "no step can be taken from a prediction of epsilon"),
         (Image, "latents of shape (1, 4, 4)"),
         (Captioned, "condition 'label'"),
     ],

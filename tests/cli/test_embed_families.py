@@ -249,7 +249,7 @@ def test_an_interrupted_embed_prints_how_to_resume(qwen_folder, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(EncodedText, "encode", failing)
         assert embedded(qwen_folder, tmp_path, "--shard-size", "2") == 130
-    assert f"what is done is in {tmp_path / 'store'}; run again" in capsys.readouterr().err
+    assert f"prompts are in {tmp_path / 'store'}" in capsys.readouterr().err
     assert len(list((tmp_path / "store").iterdir())) == 2
     monkeypatch.setattr(EncodedText, "encode", lambda s, p: seen.append(p) or encode(s, p))
     assert embedded(qwen_folder, tmp_path, "--shard-size", "2") == 0

@@ -11,7 +11,7 @@ from pdmd.cli.main import main
     ("name", "content", "named"),
     [
         ("config.toml", "[[", "not readable TOML"),
-        ("config.toml", "x = 1", "has no [teacher]"),
+        ("config.toml", "x = 1", "unknown key 'x'"),
         ("metrics.json", "{", "metrics.json is damaged"),
         ("plan.json", "[", "plan.json is damaged"),
     ],

@@ -150,7 +150,7 @@ def test_a_folder_that_is_no_run_is_not_overwritten(tmp_path, capsys):
         (["sample", "--prompts", "2"], "'2' is not a class"),
         (["sample", "--prompts", ""], "'' is not a class"),
         (["sample", "--out", "x.png"], "use --out samples.safetensors"),
-        (["sample", "--out", "x.jpg"], "--out is a folder, or ends in"),
+        (["sample", "--out", "x.jpg"], "--out must be a folder or end in"),
         (["sample", "--n", "0"], "--n is from 1"),
         (["sample", "--n", str(10**12)], "--n is from 1"),
         (["sample", "--seed", str(10**30)], "--seed is from 0"),

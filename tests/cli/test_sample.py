@@ -117,11 +117,11 @@ def test_videos_are_written_in_every_form(video_student, tmp_path):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--out", "x.jpg"], "ends in .png, .mp4, .gif or .safetensors; got 'x.jpg'"),
-        (["--out", "x.mp4"], "makes images, not videos; use .png"),
+        (["--out", "x.jpg"], "end in .png, .mp4, .gif or .safetensors, got 'x.jpg'"),
+        (["--out", "x.mp4"], "samples images, not videos; use .png"),
         (["--n", "-1"], "--n is from 1"),
         (["--batch-size", "-1"], "--batch-size is from 0"),
-        (["--fps", "0"], "--fps is above 0"),
+        (["--fps", "0"], "--fps must be above 0"),
         (["--device", "tpu"], "'tpu'"),
     ],
 )

@@ -22,7 +22,7 @@ BROKEN = [
     ("oracle", lambda: SmallTeacher(BadSlope(), "velocity"), "from x_0"),
     ("oracle", lambda: SmallTeacher(Unclean()), "from x_0"),
     ("plans", lambda: SmallTeacher(time_range=(0.1, 0.9)), "t = 1, outside its range"),
-    ("plans", lambda: SmallTeacher(RectifiedFlow(), "epsilon"), "no step can be made"),
+    ("plans", lambda: SmallTeacher(RectifiedFlow(), "epsilon"), "no step can be taken"),
     ("samples", lambda: Reversed(**MEANS), "expected 1"),
     ("samples", lambda: TimeOff(**MEANS), "expected 1"),
 ]

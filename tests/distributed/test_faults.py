@@ -164,7 +164,7 @@ def test_a_run_stopped_on_one_or_all_ranks_resumes_to_the_same_bits(tmp_path):
         assert again == f"pdmd distill {folder / 'config.toml'} --resume"
         saved = f"phase-{int(phase):04d}-update-{int(update):09d}"
         assert whole_checkpoints(folder)[-1] == saved and saved not in before
-        asked = "pdmd: stopping after this update (once more to stop at once)"
+        asked = "pdmd: stopping after this update (repeat to stop immediately)"
         assert said[:-1] == [asked] * stopped.count(0) and silent == [asked] * stopped.count(1)
     with Ranks(folder, *words, "--resume") as ranks, Ranks(tmp_path / "whole", *words) as whole:
         assert ranks.end() == whole.end() == [(0, []), (0, [])]

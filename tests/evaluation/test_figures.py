@@ -42,7 +42,10 @@ def test_a_data_uri_contains_the_png():
     prefix, content = data_uri(figure).split(",")
     assert prefix == "data:image/png;base64"
     assert base64.b64decode(content).startswith(b"\x89PNG")
-    assert base64.b64decode(data_uri(b"bytes").split(",")[1]) == b"bytes"
+    again = data_uri(base64.b64decode(content))
+    assert again.split(",")[1] == content
+    with pytest.raises(ValueError, match="is not a PNG"):
+        data_uri(b"bytes")
 
 
 def test_images_are_placed_in_rows():

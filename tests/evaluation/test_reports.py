@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from pdmd.benchmarks.base import read_results
 from pdmd.cli.config_files import load_config, write_config
 from pdmd.cli.main import main
-from pdmd.cli.runs import _write_plan
+from pdmd.cli.run_folders import write_plan
 from pdmd.evaluation.bench_report import tradeoff_figures, write_bench_report
 from pdmd.evaluation.figures import (
     data_uri,
@@ -92,7 +92,7 @@ def run(tmp_path):
     write_config(config, folder / "config.toml")
     from pdmd import RectifiedFlow
 
-    _write_plan(folder / "plan.json", config.plan.build(), RectifiedFlow())
+    write_plan(folder / "plan.json", config.plan.build(), RectifiedFlow())
     rows = [
         {"phase": p, "update": u, "seconds": 0.1, "scalars": {"loss": 1.0, "x/norm": float(u)}}
         for p in (1, 2)

@@ -6,7 +6,7 @@ from pdmd import MixtureTeacher, OdeExpert, PhasePlan, Student
 from pdmd.distillation.experts import RenoisingExpert
 from pdmd.export import network_intervals
 from pdmd.export.network_schedule import base_networks, midpoints, pipeline_layout, renoise_times
-from pdmd.teachers.families.layouts import QWEN_IMAGE
+from pdmd.teachers import QwenImageTeacher
 from tests.helpers.exporting import BOUNDARY_ON_GRID, FOUR, RANK, student_of
 
 
@@ -17,7 +17,10 @@ def test_every_phase_is_an_interval_with_midpoint_boundaries():
     assert [interval.times for interval in intervals] == [(t,) for t in times[:-1]]
     expected = [(t + s) / 2 for t, s in zip(times[:3], times[1:4], strict=True)]
     assert midpoints(intervals) == pytest.approx(expected)
-    assert len(base_networks(intervals)) == 4 and pipeline_layout(intervals) is QWEN_IMAGE
+    assert (
+        len(base_networks(intervals)) == 4
+        and pipeline_layout(intervals) is QwenImageTeacher.layout
+    )
 
 
 def test_adapters_share_their_base_network():

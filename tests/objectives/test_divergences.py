@@ -5,7 +5,7 @@ import torch
 
 from pdmd.objectives.divergences import BatchNormalised, Divergence, divergences
 
-ALL = [divergences[name]() for name in divergences]
+ALL = [divergences[name]() for name in divergences if name != "batch_normalised"]
 
 
 @pytest.mark.parametrize("divergence", ALL, ids=repr)

@@ -14,8 +14,8 @@ from pdmd.objectives import (
     RatioWeighting,
     Unweighted,
     subinterval_target,
-    weightings,
 )
+from pdmd.objectives.weightings import weightings
 from tests.helpers.gaussians import coefficients
 from tests.helpers.strategies import ordered_times, schedules
 

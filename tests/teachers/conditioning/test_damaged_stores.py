@@ -11,14 +11,14 @@ from safetensors.torch import load, save
 
 from pdmd.files import FileDigest, own_digest
 from pdmd.teachers.conditioning.embeddings import StoredEmbeddings
-from tests.teachers.conditioning.test_embeddings import Encoder, names, opened, quiet
+from tests.helpers.stores import Encoder, embed_quietly, open_store, prompt_names
 
 JUNK = [None, True, -1, 0, 10**15, 1.5, "x", "../../x", [], {}, [None], "\ud800"]
 
 
 @pytest.fixture
 def store(tmp_path):
-    quiet(Encoder(), names(6), tmp_path / "store")
+    embed_quietly(Encoder(), prompt_names(6), tmp_path / "store")
     return tmp_path / "store"
 
 
@@ -33,7 +33,7 @@ def reindex(store, change):
 
 def use(store, tmp_path):
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
-    stored = opened(str(store), tmp_path)
+    stored = open_store(str(store), tmp_path)
     return stored.encode(list(stored.prompts))
 
 
@@ -147,4 +147,4 @@ def test_a_damaged_local_copy_is_named(store, tmp_path):
         damage()
         stored = StoredEmbeddings(str(store), cache=tmp_path / "cache", progress=False)
         with pytest.raises(ValueError, match=f"{folder.name}, the local copy of .* is damaged"):
-            stored.encode([names(1)[0]])
+            stored.encode([prompt_names(1)[0]])

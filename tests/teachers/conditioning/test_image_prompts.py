@@ -30,12 +30,15 @@ def test_an_image_is_a_path_a_picture_or_a_tensor(tmp_path):
         ("nowhere.png", "cannot read the image nowhere.png"),
         (
             torch.zeros(4, 8, 8),
-            r"of shape \(3, H, W\) in \[0, 1\], got torch.float32 of \(4, 8, 8",
+            r"with shape \(3, H, W\) in \[0, 1\], got torch.float32 of shape \(4, 8, 8",
         ),
         (torch.zeros(3, 8, 8, dtype=torch.uint8), "got torch.uint8"),
-        (torch.full((3, 2, 2), 255.0), r"values are in \[0, 1\], got 255 to 255"),
-        (torch.full((3, 2, 2), torch.nan), r"values are in \[0, 1\], got nan to nan"),
-        (7, "a path, an image of PIL or a tensor, got a int"),
+        (torch.full((3, 2, 2), 255.0), r"values of an image must be in \[0, 1\], got 255 to 255"),
+        (
+            torch.full((3, 2, 2), torch.nan),
+            r"values of an image must be in \[0, 1\], got nan to nan",
+        ),
+        (7, "a path, a PIL image or a tensor, got a int"),
     ],
 )
 def test_what_is_no_image_is_named(image, message):
@@ -52,14 +55,14 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no prompts"),
+        ("", "has no prompts"),
         ('{"text": "a cat", "image": "0.png"}\n{"text": "a dog"}', "row 2 of .* has no image in"),
         ('{"text": "a cat", "image": ""}', "row 1 of .* has no image in 'image'"),
         ('{"text": "a cat", "image": 5}', "row 1 of .* has no image in 'image'"),
         ('{"image": "0.png"}', "row 1 of .* has neither 'prompt' nor 'text' but 'image'"),
-        ("a cat", "line 1 of .* is no JSON object"),
-        ('{"text": 3, "image": "0.png"}', "prompt 1 of .* is no text but 3"),
-        ('["a cat", "0.png"]', "line 1 of .* is no JSON object"),
+        ("a cat", "line 1 of .* is not a JSON object"),
+        ('{"text": 3, "image": "0.png"}', "prompt 1 of .* must be a text, got 3"),
+        ('["a cat", "0.png"]', "line 1 of .* is not a JSON object"),
     ],
 )
 def test_a_file_of_prompts_names_its_bad_line(tmp_path, text, message):
@@ -70,7 +73,9 @@ def test_a_file_of_prompts_names_its_bad_line(tmp_path, text, message):
     with pytest.raises(ValueError, match="does not exist"):
         read_image_prompts(str(tmp_path / "nowhere.jsonl"))
     (tmp_path / "prompts.txt").write_text("a cat\n")
-    with pytest.raises(ValueError, match="texts alone, and this teacher's prompts have first im"):
+    with pytest.raises(
+        ValueError, match="has no images, and the prompts of this teacher need first im"
+    ):
         read_image_prompts(str(tmp_path / "prompts.txt"))
 
 
@@ -88,7 +93,9 @@ def counted():
     def embed_image(encoders, image):
         return {"first": torch.full((1, 2), float(image.width))}
 
-    return calls, EncodedImageText(load, embed_text, embed_image, imaged=["first"], null="none")
+    return calls, EncodedImageText(
+        load, embed_text, embed_image, image_keys=["first"], null="none"
+    )
 
 
 def test_texts_and_images_are_encoded_row_by_row_by_encoders_loaded_once():

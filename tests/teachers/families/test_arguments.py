@@ -60,7 +60,7 @@ def test_the_shift_given_replaces_the_recommended_one(name):
         ("qwen_image", {"attention_head_dim": 7}, "even and at least 8, got 7"),
         ("qwen_image", {"dtype": "int8"}, "float32, bfloat16 or float16, got 'int8'"),
         ("qwen_image", {"prompts": "file.txt"}, "need a text encoder"),
-        ("qwen_image", {"random_prompts": 0}, "random_prompts is at least 1, got 0"),
+        ("qwen_image", {"random_prompts": 0}, "random_prompts must be at least 1, got 0"),
         ("wan", {"frames": 8}, "frames must be a multiple of 4 plus one, got 8"),
         ("wan", {"width": 24}, "width must be a multiple of 16, got 24"),
         ("wan", {"boundary_ratio": 1.5}, r"in \(0, 1\), got 1.5"),

@@ -79,7 +79,7 @@ def test_the_command_line_plans_a_tiny_one(tmp_path, name):
 )
 def test_only_what_a_plan_splits_is_planned_to_be_split(name, splits):
     teacher = flow(name)
-    measured = footprint.measure(teacher, teacher.encode(["random 0"]), train=False)
+    measured = footprint.measure_footprint(teacher, teacher.encode(["random 0"]), train=False)
     assert (measured.heads > 0) == splits and len(measured.units) > 0
 
 
@@ -89,9 +89,9 @@ def test_a_network_of_lists_is_planned_by_its_peaks(monkeypatch, train):
     condition = teacher.encode(["random 0"])
 
     def peaks():
-        course = footprint.measure(teacher, condition, train=train).recorded
+        course = footprint.measure_footprint(teacher, condition, train=train).training_memory
         live = course.bytes(6, (1, 1, 1, 1, 1))
-        return live[: course.turn + 1].max(), live[course.turn :].max()
+        return live[: course.forward_end + 1].max(), live[course.forward_end :].max()
 
     predicted = peaks()  # from other batches than the one asked
     monkeypatch.setattr(footprint, "_BATCHES", (6, 8))

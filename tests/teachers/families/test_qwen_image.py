@@ -178,7 +178,7 @@ def test_shards_load_and_what_is_missing_is_named(tmp_path):
     loaded = QwenImageTeacher.from_pretrained(tmp_path, **size)
     for key, weight in teacher.state_dict().items():
         assert torch.equal(weight, loaded.state_dict()[key])
-    with pytest.raises(ValueError, match=r"no prompts to draw from; pass prompts="):
+    with pytest.raises(ValueError, match=r"the teacher has no prompts; pass prompts="):
         _ = loaded.prompts
     whole = shards[1].read_bytes()
     shards[1].write_bytes(whole[: len(whole) // 2])
@@ -194,7 +194,7 @@ def test_unknown_prompts_are_named():
     with pytest.raises(ValueError, match="no embedding of the prompt 'a cat'"):
         teacher.encode(["a cat"])
     rows = TensorDict({"prompt": torch.zeros(2, 3, 4)}, batch_size=[2])
-    with pytest.raises(ValueError, match="comes twice"):
+    with pytest.raises(ValueError, match="is repeated"):
         PromptEmbeddings(["a", "a"], rows)
     with pytest.raises(ValueError, match="1 prompts for 2 embeddings"):
         PromptEmbeddings(["a"], rows)

@@ -69,7 +69,7 @@ class Captioned(MixtureTeacher):
 def arguments_for(teacher):
     condition = teacher.encode(teacher.prompts)
     return network_arguments(
-        teacher, condition, teacher_name="custom", name="mlp", width=8, depth=2
+        teacher, condition, teacher_name="custom", name="mlp", arguments={"width": 8, "depth": 2}
     )
 
 

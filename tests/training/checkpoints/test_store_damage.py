@@ -22,8 +22,8 @@ from tests.helpers.checkpoints import check_loads, extend, flip, truncate, weigh
     ("harm", "told"),
     [
         (truncate, r"is truncated to \d+ of \d+ bytes"),
-        (extend, r"holds \d+ bytes instead of \d+"),
-        (flip, "holds other bytes than were written"),
+        (extend, r"has \d+ bytes instead of \d+"),
+        (flip, "does not match its SHA-256"),
         (Path.unlink, "is missing"),
     ],
 )

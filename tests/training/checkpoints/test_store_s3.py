@@ -12,7 +12,7 @@ from pdmd.cli.main import main
 from pdmd.teachers.conditioning.embeddings.index import StoreFolder
 from pdmd.training.checkpoints.store import DamagedCheckpoint, Store
 from pdmd.training.monitoring.recorder import RunRecorder
-from tests.teachers.conditioning.test_embeddings import Encoder, names, opened, quiet, same
+from tests.helpers.stores import Encoder, assert_same, embed_quietly, open_store, prompt_names
 
 s3fs = pytest.importorskip("s3fs")
 server = pytest.importorskip("moto.server")
@@ -67,7 +67,7 @@ def test_checkpoints_in_a_bucket(bucket, asynchronous):
     store = Store(f"s3://{bucket}/deep/run", keep=2, asynchronous=asynchronous)
     for i in range(4):
         store.save(f"{i}", weights(i), {"i": i})
-    assert store.names() == ["2", "3"]
+    assert store.prompt_names() == ["2", "3"]
     fs = s3fs.S3FileSystem(skip_instance_cache=True)
     files = {path.split("/run/")[1] for path in fs.find(bucket)}
     kinds = ("manifest.json", ".metadata", ".pdmd", "__0_0.distcp")
@@ -87,7 +87,7 @@ def test_checkpoints_in_a_bucket(bucket, asynchronous):
     with pytest.raises(DamagedCheckpoint, match="distcp does not match its SHA-256.*whole is 2"):
         again.verify("3")
     store.clear()
-    assert store.names() == [] and fs.find(bucket, refresh=True) == []
+    assert store.prompt_names() == [] and fs.find(bucket, refresh=True) == []
 
 
 def fail_uploads(fs, monkeypatch, part):
@@ -116,10 +116,10 @@ def test_an_upload_that_fails_is_told_and_never_chosen(bucket, monkeypatch, part
             OSError, match=f"{url}: the checkpoint 2 could not.*the quota is used up"
         ):
             store.save("2", weights(2), {})
-    assert store.names() == ["1"]
+    assert store.prompt_names() == ["1"]
     check_loads(store, "1", weights(1))
     store.save("3", weights(3), {})
-    assert store.names() == ["3"]
+    assert store.prompt_names() == ["3"]
     check_loads(store, "3", weights(3))
     left = s3fs.S3FileSystem(skip_instance_cache=True).find(bucket)
     assert {path.split("/")[2] for path in left} == {"3"}
@@ -179,18 +179,20 @@ def test_a_run_keeps_its_checkpoints_in_a_bucket(bucket, tmp_path, monkeypatch, 
     assert code == 2 and "no-such-bucket" in error and "\n" not in error.strip()
 
 
-def test_embeddings_in_a_bucket_go_on_where_they_stopped(bucket, tmp_path):
-    url, prompts = f"s3://{bucket}/deep/prompts", names(10)
+def test_embedding_into_a_bucket_resumes(bucket, tmp_path):
+    url, prompts = f"s3://{bucket}/deep/prompts", prompt_names(10)
     encoder = Encoder()
     encoder.fails_at = 5
     with pytest.raises(KeyboardInterrupt):
-        quiet(encoder, prompts, url, batch_size=1)
+        embed_quietly(encoder, prompts, url, batch_size=1)
     encoder.fails_at = None
-    quiet(encoder, prompts, url, batch_size=1)
+    embed_quietly(encoder, prompts, url, batch_size=1)
     assert encoder.evaluated_at == [*prompts[:5], *prompts[4:], None]
     assert StoreFolder.of(url).shards() == [f"embeddings-0000{i}.safetensors" for i in range(3)]
-    same(opened(url, tmp_path).encode([*prompts, None]), Encoder().encode([*prompts, None]))
-    quiet(Encoder(), names(3), url, overwrite=True)
+    assert_same(
+        open_store(url, tmp_path).encode([*prompts, None]), Encoder().encode([*prompts, None])
+    )
+    embed_quietly(Encoder(), prompt_names(3), url, overwrite=True)
     assert StoreFolder.of(url).shards() == ["embeddings-00000.safetensors"]
     with pytest.raises((OSError, ValueError), match="no-such-bucket"):
-        quiet(Encoder(), prompts, "s3://no-such-bucket/prompts")
+        embed_quietly(Encoder(), prompts, "s3://no-such-bucket/prompts")
