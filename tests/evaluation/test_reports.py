@@ -200,7 +200,7 @@ def test_damaged_files_of_a_run_end_in_one_line(run, name):
         ("config.toml", "a = " + "[" * 5000 + "]" * 5000, "config.toml is not readable TOML"),
         ("config.toml", "x = 1", "unknown key 'x'"),
         ("config.toml", "", "config.toml or summary.json in .* is damaged"),
-        ("grids/samples.png", "root:x:0:0", "samples.png is damaged .*no PNG"),
+        ("grids/samples.png", "root:x:0:0", "samples.png is damaged .*not a PNG"),
         ("grids/phase_x.png", "", None),
     ],
 )

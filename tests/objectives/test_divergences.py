@@ -45,6 +45,7 @@ def test_a_custom_divergence_implements_f_and_log_h():
 
 def test_divergences_are_registered():
     assert set(divergences) == {
+        "batch_normalised",
         "neyman",
         "softened_reverse_kl",
         "reverse_kl",

@@ -67,7 +67,7 @@ def test_checkpoints_in_a_bucket(bucket, asynchronous):
     store = Store(f"s3://{bucket}/deep/run", keep=2, asynchronous=asynchronous)
     for i in range(4):
         store.save(f"{i}", weights(i), {"i": i})
-    assert store.prompt_names() == ["2", "3"]
+    assert store.names() == ["2", "3"]
     fs = s3fs.S3FileSystem(skip_instance_cache=True)
     files = {path.split("/run/")[1] for path in fs.find(bucket)}
     kinds = ("manifest.json", ".metadata", ".pdmd", "__0_0.distcp")
@@ -87,7 +87,7 @@ def test_checkpoints_in_a_bucket(bucket, asynchronous):
     with pytest.raises(DamagedCheckpoint, match="distcp does not match its SHA-256.*whole is 2"):
         again.verify("3")
     store.clear()
-    assert store.prompt_names() == [] and fs.find(bucket, refresh=True) == []
+    assert store.names() == [] and fs.find(bucket, refresh=True) == []
 
 
 def fail_uploads(fs, monkeypatch, part):
@@ -116,10 +116,10 @@ def test_an_upload_that_fails_is_told_and_never_chosen(bucket, monkeypatch, part
             OSError, match=f"{url}: the checkpoint 2 could not.*the quota is used up"
         ):
             store.save("2", weights(2), {})
-    assert store.prompt_names() == ["1"]
+    assert store.names() == ["1"]
     check_loads(store, "1", weights(1))
     store.save("3", weights(3), {})
-    assert store.prompt_names() == ["3"]
+    assert store.names() == ["3"]
     check_loads(store, "3", weights(3))
     left = s3fs.S3FileSystem(skip_instance_cache=True).find(bucket)
     assert {path.split("/")[2] for path in left} == {"3"}
@@ -187,7 +187,7 @@ def test_embedding_into_a_bucket_resumes(bucket, tmp_path):
         embed_quietly(encoder, prompts, url, batch_size=1)
     encoder.fails_at = None
     embed_quietly(encoder, prompts, url, batch_size=1)
-    assert encoder.evaluated_at == [*prompts[:5], *prompts[4:], None]
+    assert encoder.encoded == [*prompts[:5], *prompts[4:], None]
     assert StoreFolder.of(url).shards() == [f"embeddings-0000{i}.safetensors" for i in range(3)]
     assert_same(
         open_store(url, tmp_path).encode([*prompts, None]), Encoder().encode([*prompts, None])
