@@ -98,7 +98,7 @@ def check_index(folder: str | Path, network: str = "", pipeline: str = "") -> No
     if found is not None and wanted and found not in wanted:
         raise UnusableWeights(
             f"{folder} is a {found}, which calls its network differently from a "
-            f"{' or '.join(sorted(wanted))} does; give a pipeline of that class, or register a "
+            f"{' or '.join(sorted(wanted))}; give a pipeline of that class, or register a "
             f"teacher for {found}"
         )
     for part, value in index.items():

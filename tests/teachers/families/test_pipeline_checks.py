@@ -52,7 +52,7 @@ def rejected(folder, told):
 )
 def test_a_pipeline_of_another_class(folder, name, meta):
     edit(folder / "model_index.json", _class_name=name)
-    with pytest.raises(ValueError, match=f"is a {name}, which asks .* a QwenImagePipeline does"):
+    with pytest.raises(ValueError, match=f"is a {name}, which calls .* a QwenImagePipeline;"):
         load(folder, meta=meta)
 
 
