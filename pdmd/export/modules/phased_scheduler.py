@@ -122,7 +122,7 @@ class PhasedScheduler(SchedulerMixin, ConfigMixin):
                 for own in (equal, self._times[:-1])
             )
         ):
-            raise ValueError(f"{grid}, and no other times; remove sigmas and timesteps")
+            raise ValueError(f"{grid}, and no other times; leave sigmas and timesteps out")
         self._set_device(device)
         self._step_index = self._begin_index = self._sample = None
 
