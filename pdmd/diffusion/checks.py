@@ -6,7 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["check_coefficient", "check_latents", "check_same_shape", "check_times"]
+__all__ = [
+    "check_coefficient",
+    "check_latents",
+    "check_same_shape",
+    "check_times",
+    "check_transition",
+]
 
 
 def check_latents(name: str, x: Any) -> None:
@@ -96,3 +102,23 @@ def check_coefficient(name: str, coefficient: Any, batch: int) -> None:
             f"{name} has shape {tuple(coefficient.shape)} for a batch of {batch}; give one "
             f"coefficient, or one for each sample with shape ({batch},)"
         )
+
+
+def check_transition(x_s: Any, epsilon: Any, s: Any, t: Any) -> None:
+    """Checks the latents, noise and times of a transition from one time to another.
+
+    Args:
+        x_s: Latents at time ``s``, with shape ``(B, *)``.
+        epsilon: Noise, with the shape of ``x_s``.
+        s: Starting time, with shape ``()`` or ``(B)``.
+        t: Final time, likewise.
+
+    Raises:
+        TypeError: If a tensor or a time is something else.
+        ValueError: If shapes do not belong together.
+    """
+    check_latents("x_s", x_s)
+    check_latents("epsilon", epsilon)
+    check_same_shape("epsilon", epsilon, "x_s", x_s)
+    for name, time in (("s", s), ("t", t)):
+        check_times(name, time, len(x_s))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from pdmd.diffusion.checks import check_latents, check_same_shape, check_times
+from pdmd.diffusion.checks import check_times, check_transition
 from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.schedules import Schedule
 from pdmd.diffusion.timesteps import as_times
@@ -64,11 +64,7 @@ def diffuse(x_s: Latents, epsilon: Latents, s: Times, t: Times, schedule: Schedu
     References:
         Fan et al., Phased DMD, arXiv:2510.27684, Section 3.2.
     """
-    check_latents("x_s", x_s)
-    check_latents("epsilon", epsilon)
-    check_same_shape("epsilon", epsilon, "x_s", x_s)
-    for name, time in (("s", s), ("t", t)):
-        check_times(name, time, len(x_s))
+    check_transition(x_s, epsilon, s, t)
     a, b = schedule.transition(s, t)
     return expand(a, x_s) * x_s + expand(b, x_s) * epsilon
 

@@ -36,7 +36,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from pdmd.diffusion.checks import check_latents, check_same_shape, check_times
+from pdmd.diffusion.checks import check_transition
 from pdmd.diffusion.predictions import Kind, Prediction, combination
 from pdmd.diffusion.schedules import Schedule
 from pdmd.diffusion.solvers import diffuse
@@ -73,11 +73,7 @@ def subinterval_target(
     References:
         Fan et al., Phased DMD, arXiv:2510.27684, Section 3.2.
     """
-    check_latents("x_s", x_s)
-    check_latents("epsilon", epsilon)
-    check_same_shape("epsilon", epsilon, "x_s", x_s)
-    for name, time in (("s", s), ("t", t)):
-        check_times(name, time, len(x_s))
+    check_transition(x_s, epsilon, s, t)
     _, b = schedule.transition(s, t)
     (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule(s), schedule(t)
     c_x, c_eps = combination(kind, t, schedule)
