@@ -10,7 +10,7 @@ word, as odd integers :math:`|w| < 2^{31}`, give a normal number
 .. math:: z = -\operatorname{sign}(w) \, \Phi^{-1}(|w| \, 2^{-32}), \qquad |z| < 6.24,
 
 whose law is symmetric. :math:`\Phi^{-1}` is linear between 1024 points per power of two, within
-:math:`5 \cdot 10^{-7}`. There are no functions here but products and sums, which are rounded alike
+:math:`6 \cdot 10^{-7}`. There are no functions here but products and sums, which are rounded alike
 everywhere, so that a CPU and an accelerator compute the same bits.
 
 Few numbers are computed on the CPU, by the Philox of NumPy; many for an accelerator on itself.
@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 import threading
 from functools import cache
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ _HALF, _WORD = 2**32 - 1, 2**64 - 1
 
 _ON_DEVICE = 2**17  # fewer numbers are computed sooner on the CPU, and sent
 _CHUNK = 2**13  # numbers computed at once, in a core's cache
-_DEVICE_CHUNK = 2**21  # numbers computed at once, in 100 MB
+_DEVICE_CHUNK = 2**21  # numbers computed at once, within 100 MB
 
 _SHIFT = 13  # the bits of a float32 without its sign, exponent and 10 bits of its mantissa
 _UPPER, _ODD = np.array(_SHIFT, np.uint32), np.array(1, np.int32)
@@ -101,7 +102,7 @@ def normal(seed: int, draw: int, first: int, count: int, *, device: torch.device
     if device.type == "cpu" or 2 * count < _ON_DEVICE:
         z = torch.from_numpy(_host_normal(seed, draw, first, count))
         return z if device.type == "cpu" else moved(z, device)
-    z = torch.empty(2 * count, device=device)
+    z = torch.empty(2 * count, dtype=torch.float32, device=device)
     for start in range(0, count, _DEVICE_CHUNK // 2):
         n = min(_DEVICE_CHUNK // 2, count - start)
         word = _device_words(seed, draw, first + start, n, device)
@@ -124,7 +125,7 @@ def philox4x64(counter: Tensor, key: tuple[int, int]) -> Tensor:
     even, odd = counter[0::2], counter[1::2].flip(0)
     low, high, whole = _multipliers(counter.device)
     keys = [[_signed(key[i] + n * _WEYL[i]) for i in (1, 0)] for n in range(10)]
-    for k in moved(torch.tensor(keys), counter.device).unsqueeze(2):
+    for k in moved(torch.tensor(keys, device="cpu"), counter.device).unsqueeze(2):
         even, odd = ((_upper(even, low, high) ^ odd) ^ k).flip(0), even * whole
     return torch.stack((even[0], odd[1], even[1], odd[0]))
 
@@ -180,45 +181,32 @@ def _resolution(dtype: torch.dtype) -> tuple[np.ndarray, float]:
 
 
 @cache
-def _lines(device: torch.device) -> tuple[Tensor, Tensor]:
+def _host_lines() -> tuple[np.ndarray, np.ndarray]:
     """Returns slopes and intercepts of the normal numbers by the upper bits of ``float(w)``."""
-    if device.type != "cpu":
-        slope, intercept = _lines(torch.device("cpu"))
-        return moved(slope, device), moved(intercept, device)
-    used = torch.arange(*(_index(w) for w in (1.0, 2.0**31)), device="cpu")
-    left, right = _number(used), _number(used + 1)
-    z_left, z_middle, z_right = (_quantile(w) for w in (left, (left + right) / 2, right))
-    slope = torch.zeros(2 ** (32 - _SHIFT), dtype=torch.float64, device="cpu")
-    intercept = torch.zeros_like(slope)
-    slope[used] = (z_right - z_left) / (right - left)
+    lowest, highest = (int(np.float32(w).view(np.uint32)) >> _SHIFT for w in (1, 2**31))
+    used = np.arange(lowest, highest + 1)
+    edges = np.append(used, highest + 1).astype(np.uint32) << np.uint32(_SHIFT)
+    w = edges.view(np.float32).astype(np.float64)
+    middle = (w[:-1] + w[1:]) / 2
+    z, z_middle = _quantiles(w), _quantiles(middle)
+    slope, intercept = np.zeros((2, 2 ** (32 - _SHIFT)))
+    slope[used] = np.diff(z) / np.diff(w)
     # A line halfway between the chord and the tangent has the least error.
-    intercept[used] = (
-        z_left - slope[used] * left + z_middle - slope[used] * (left + right) / 2
-    ) / 2
-    last = _index(2.0**31)  # w that are rounded to it
-    slope[last] = -math.sqrt(2 * math.pi) * 2.0**-32
-    intercept[last] = -slope[last] * 2.0**31
-    half = len(slope) // 2
+    intercept[used] = (z[:-1] - slope[used] * w[:-1] + z_middle - slope[used] * middle) / 2
+    half = len(slope) // 2  # from which on w is negative
     slope[half:], intercept[half:] = slope[:half], -intercept[:half]
-    return slope.float(), intercept.float()
+    return slope.astype(np.float32), intercept.astype(np.float32)
 
 
 @cache
-def _host_lines() -> tuple[np.ndarray, np.ndarray]:
-    slope, intercept = _lines(torch.device("cpu"))
-    return slope.numpy(), intercept.numpy()
+def _lines(device: torch.device) -> tuple[Tensor, Tensor]:
+    slope, intercept = (moved(torch.from_numpy(line), device) for line in _host_lines())
+    return slope, intercept
 
 
-def _quantile(w: Tensor) -> Tensor:
-    return -torch.special.ndtri(w * 2.0**-32)
-
-
-def _index(w: float) -> int:
-    return int(torch.tensor(w, dtype=torch.float32, device="cpu").view(torch.int32)) >> _SHIFT
-
-
-def _number(index: Tensor) -> Tensor:
-    return (index << _SHIFT).to(torch.int32).view(torch.float32).double()
+def _quantiles(w: np.ndarray) -> np.ndarray:
+    quantile = NormalDist().inv_cdf
+    return np.array([-quantile(u) for u in w * 2.0**-32])
 
 
 @cache
@@ -226,7 +214,7 @@ def _multipliers(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     parts = [
         [f(m) for m in _MULTIPLIERS] for f in (lambda m: m & _HALF, lambda m: m >> 32, _signed)
     ]
-    low, high, whole = moved(torch.tensor(parts).unsqueeze(2), device)
+    low, high, whole = moved(torch.tensor(parts, device="cpu").unsqueeze(2), device)
     return low, high, whole
 
 

@@ -99,7 +99,7 @@ def test_normal_numbers_are_quantiles_of_their_words():
     powers = 2 ** torch.arange(31)
     w = torch.cat((random, tail, ends, powers, -powers, powers - 1)).int()
     z = philox._device_normal(w).double()
-    assert (z - quantile((w | 1).double())).abs().max() < 5e-7
+    assert (z - quantile((w | 1).double())).abs().max() < 6e-7
     assert torch.equal(philox._device_normal(-(w | 1)).double(), -z)
     assert 6.2 < z.max() < 6.24
 
