@@ -85,9 +85,9 @@ class RankGenerator(torch.Generator):
 
     def clone_state(self) -> RankGenerator:
         """Returns another generator in the same state, of the same rank."""
-        return _restored(*self.__reduce__()[1])
+        return _restored(self.rank, self.ranks, self.get_state())
 
-    def __reduce__(self) -> tuple[Any, tuple[int, int, Tensor]]:
+    def __reduce__(self) -> Any:
         return _restored, (self.rank, self.ranks, self.get_state())
 
     def next_rows(self, rows: int, words: int) -> tuple[int, int, int, int]:

@@ -119,9 +119,9 @@ def test_numbers_follow_their_laws():
 @pytest.mark.parametrize("vary", ["seed", "draw", "row"])
 def test_numbers_of_neighbouring_seeds_draws_and_rows_are_independent(vary):
     n, rows = 2**15, 12
-    position = {"seed": (1, 0, 0), "draw": (0, 1, 0), "row": (0, 0, n // 2)}[vary]
+    seed, draw, first = {"seed": (1, 0, 0), "draw": (0, 1, 0), "row": (0, 0, n // 2)}[vary]
     z = torch.stack(
-        [normal(*(i * p for p in position), n // 2, device="cpu") for i in range(rows)]
+        [normal(i * seed, i * draw, i * first, n // 2, device="cpu") for i in range(rows)]
     ).double()
     for x in (z, z**2 - 1, z.sign()):  # also of sizes and signs
         x = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)

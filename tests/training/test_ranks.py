@@ -44,6 +44,7 @@ class Recorded(Objective):
 
     def losses(self, models, rollout, generator):
         x = rollout.phase_input
+        assert x is not None
         t = UniformTimes()(len(x), rollout.phase, models.real.schedule, generator)
         noise = randn_like(x, generator)
         rows = {"x": x, "label": labels_of(rollout.condition), "t": t, "noise": noise}
