@@ -78,7 +78,17 @@ class RankGenerator(torch.Generator):
         return torch.cat((super().get_state(), draws))
 
     def set_state(self, new_state: Tensor) -> RankGenerator:
-        """Restores what :meth:`get_state` returned on any rank, of any number of them."""
+        """Restores what :meth:`get_state` returned on any rank, of any number of them.
+
+        Raises:
+            ValueError: If the state is that of another class of generators.
+        """
+        expected = len(super().get_state()) + 8
+        if len(new_state) != expected:
+            raise ValueError(
+                f"a RankGenerator's state has {expected} bytes, got {len(new_state)}; pass what "
+                "its get_state() returned"
+            )
         super().set_state(new_state[:-8].clone())
         self.draws = int(new_state[-8:].clone().view(torch.int64))
         return self

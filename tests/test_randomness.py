@@ -170,6 +170,11 @@ def test_a_saved_state_resumes_on_another_number_of_ranks(seed, ranks, n):
     assert all(torch.equal(torch.rand(2, generator=g), expected) for g in resumed)
 
 
+def test_the_state_of_another_generator_raises():
+    with pytest.raises(ValueError, match=r"state has \d+ bytes, got \d+; pass what its get_state"):
+        RankGenerator.make(0).set_state(torch.Generator().get_state())
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, RankGenerator.clone_state])
 def test_a_copy_continues_alone(copied):
     generator = RankGenerator.make(3, 1, 2)
