@@ -109,7 +109,7 @@ class MeshPlacement(Placement):
             if isinstance(module, Guided) and module.null is not None:
                 module.null = module.null.to(self.device)
             if isinstance(module, RoutedDenoiser):
-                module.together = self._batch_is_split
+                module.collective = self._batch_is_split
         set_precision(network, self.precision)
 
     def _shard_base(self, network: Denoiser) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.timesteps import evaluating
 from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Models
 from pdmd.objectives.real_samples import PerPhase
@@ -33,6 +34,11 @@ __all__ = ["Critic", "CriticFactory", "Critics", "FeatureCritic", "MlpCritic", "
 
 class Critic(nn.Module, ABC):
     """A network that returns one logit per sample, high for real samples."""
+
+    def __call__(self, x_t: Latents, t: Tensor, condition: Condition = None) -> Tensor:
+        """Calls :meth:`forward`, with the interval of the times known to routed denoisers."""
+        with evaluating(t):
+            return super().__call__(x_t, t, condition)
 
     @abstractmethod
     def forward(self, x_t: Latents, t: Tensor, condition: Condition = None) -> Tensor:

@@ -39,8 +39,8 @@ class At(TimeSampler):
     def __init__(self, t):
         self.t = t
 
-    def __call__(self, n, phase, schedule, generator):
-        return torch.full((n,), self.t, dtype=torch.float64)
+    def from_uniform(self, u, phase, schedule):
+        return torch.full_like(u, self.t)
 
     def bounds(self, phase):
         return self.t, self.t

@@ -75,8 +75,8 @@ def test_another_target_is_regressed_on():
 class At(TimeSampler):
     """Samples one time only."""
 
-    def __call__(self, n, phase, schedule, generator):
-        return at(0.7, n)
+    def from_uniform(self, u, phase, schedule):
+        return at(0.7, len(u))
 
     def bounds(self, phase):
         return 0.7, 0.7
