@@ -152,6 +152,11 @@ class RoutedDenoiser(Denoiser):
         self.router = router
         self.collective = self.padded = False
 
+    @property
+    def parts(self) -> list[Denoiser]:
+        """The denoisers, noisiest first."""
+        return cast("list[Denoiser]", list(self.denoisers))
+
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Evaluates each sample with the denoiser that its time is routed to."""
         known = self._served()
@@ -198,7 +203,7 @@ class RoutedDenoiser(Denoiser):
             sorted(
                 {*own}.union(
                     t
-                    for denoiser, high, low in zip(self._all(), ends, ends[1:], strict=False)
+                    for denoiser, high, low in zip(self.parts, ends, ends[1:], strict=False)
                     for t in denoiser.switches
                     if low < t < high
                 ),
@@ -208,12 +213,9 @@ class RoutedDenoiser(Denoiser):
 
     def trainable_copy(self) -> Denoiser:
         """Returns a routed denoiser of trainable copies."""
-        return RoutedDenoiser([d.trainable_copy() for d in self._all()], self.router)
+        return RoutedDenoiser([d.trainable_copy() for d in self.parts], self.router)
 
     def part(self, t_start: float, t_end: float) -> Denoiser:
         """Returns the denoiser that serves all times between two; itself if several do."""
         index = self.router.serves(t_start, t_end)
-        return self if index is None else self._all()[index].part(t_start, t_end)
-
-    def _all(self) -> list[Denoiser]:
-        return cast("list[Denoiser]", list(self.denoisers))
+        return self if index is None else self.parts[index].part(t_start, t_end)

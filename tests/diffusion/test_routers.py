@@ -91,11 +91,9 @@ def test_times_in_a_known_interval_evaluate_one_network(wrap, collective):
 
 def test_switches_include_those_of_nested_networks_within_their_interval():
     inner = RoutedDenoiser(mixtures(0, 3), IntervalRouter([1, 0.3, 0]))
-    assert RoutedDenoiser([*mixtures(0), inner], IntervalRouter([1, 0.5, 0])).switches == (
-        0.5,
-        0.3,
-    )
-    assert RoutedDenoiser([inner, *mixtures(0)], IntervalRouter([1, 0.5, 0])).switches == (0.5,)
+    outer, (plain,) = IntervalRouter([1, 0.5, 0]), mixtures(0)
+    assert RoutedDenoiser([plain, inner], outer).switches == (0.5, 0.3)
+    assert RoutedDenoiser([inner, plain], outer).switches == (0.5,)
 
 
 @pytest.mark.parametrize(
