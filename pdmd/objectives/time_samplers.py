@@ -85,24 +85,21 @@ class TimeSampler(ABC):
         """Returns the lowest and highest time of a phase's samples."""
 
     def to_uniform(self, t: float, phase: Phase, schedule: Schedule) -> float:
-        """Returns the number that :meth:`from_uniform` maps to a time, by bisection.
+        """Returns the number that :meth:`from_uniform` maps to a time, by refining a grid.
 
         Args:
             t: A time within :meth:`bounds`.
             phase: The phase.
             schedule: The forward process.
         """
-        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-        first, last = self.from_uniform(ends, phase, schedule).tolist()
-        below, above = (0.0, 1.0) if first < last else (1.0, 0.0)
-        for _ in range(52):
-            middle = (below + above) / 2
-            u = torch.tensor(middle, dtype=torch.float64)
-            if float(self.from_uniform(u, phase, schedule)) < t:
-                below = middle
-            else:
-                above = middle
-        return (below + above) / 2
+        first, last = 0.0, 1.0
+        for _ in range(5):
+            u = torch.linspace(first, last, 1025, dtype=torch.float64)
+            times = self.from_uniform(u, phase, schedule)
+            passed = times < t if times[0] < times[-1] else times > t
+            i = max(1, min(int(passed.sum()), 1024))
+            first, last = float(u[i - 1]), float(u[i])
+        return (first + last) / 2
 
     def __call__(
         self, n: int, phase: Phase, schedule: Schedule, generator: torch.Generator

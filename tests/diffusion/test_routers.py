@@ -145,3 +145,28 @@ def test_boundaries_that_do_not_decrease_from_1_to_0_raise(boundaries):
         IntervalRouter(boundaries)
     with pytest.raises(ValueError, match="at least one denoiser"):
         RoutedDenoiser([], IntervalRouter([1, 0]))
+
+
+def test_a_padding_row_doubles_the_activations_that_a_known_interval_saves():
+    torch.manual_seed(0)
+    networks = [MlpDenoiser.rectified_flow(dim=2, width=64) for _ in range(2)]
+    routed = RoutedDenoiser(networks, IntervalRouter([1, 0.5, 0]))
+    routed.collective = True
+
+    def saved(t):
+        parameters = {p.untyped_storage().data_ptr() for p in routed.parameters()}
+        storages = {}
+
+        def keep(x):
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in parameters:
+                storages[storage.data_ptr()] = x
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            routed(torch.randn(1, 2), t)
+        return sum(x.untyped_storage().nbytes() for x in storages.values())
+
+    t = torch.tensor([0.8], dtype=torch.float64)
+    both, one = saved(t), saved(within(t, 0.51, 1.0))
+    assert both == pytest.approx(2 * one, rel=0.05)
