@@ -25,7 +25,7 @@ class Equivalents(Recorder):
     """Counts the forward equivalents of every phase: of the transformers, and by the account."""
 
     def __init__(self):
-        self.account, self.rows, self.starts = Account(), 0, []
+        self.account, self.rows, self.starts, self.ends = Account(), 0, [], []
         self.handle = register_module_forward_hook(self.count)
 
     def count(self, module, args, output):
@@ -36,12 +36,14 @@ class Equivalents(Recorder):
     def on_phase_start(self, *arguments):
         self.starts.append((self.rows, self.account.forward_equivalents))
 
+    def on_update(self, update):  # before the calibration at the end of a phase
+        self.ends.append((self.rows, self.account.forward_equivalents))
+
     def phases(self):
         self.handle.remove()
-        ends = [*self.starts[1:], (self.rows, self.account.forward_equivalents)]
         return [
             tuple(after - before for before, after in zip(start, end, strict=True))
-            for start, end in zip(self.starts, ends, strict=True)
+            for start, end in zip(self.starts, self.ends, strict=True)
         ]
 
 
