@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pdmd.diffusion.checks import check_latents, check_times
 from pdmd.diffusion.predictions import Kind, Prediction, check_kind
 from pdmd.diffusion.schedules import Schedule
-from pdmd.diffusion.timesteps import current_interval, evaluating, within
+from pdmd.diffusion.time_intervals import current_interval, evaluating, within
 from pdmd.typing import Condition, Latents, Times, moved
 
 __all__ = ["Denoiser"]

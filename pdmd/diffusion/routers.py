@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.schedules import same_process
-from pdmd.diffusion.timesteps import as_times, current_interval
+from pdmd.diffusion.time_intervals import current_interval
+from pdmd.diffusion.timesteps import as_times
 from pdmd.registry import Registry
 from pdmd.typing import Condition, Latents, Times
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import RoutedDenoiser
-from pdmd.diffusion.timesteps import evaluating
+from pdmd.diffusion.time_intervals import evaluating
 from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Models
 from pdmd.objectives.real_samples import PerPhase

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from pdmd.diffusion.predictions import Prediction
-from pdmd.diffusion.timesteps import interval_of, within
+from pdmd.diffusion.time_intervals import interval_of, within
 from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Models, Objective, Rollout
 from pdmd.objectives.distribution_matching import (

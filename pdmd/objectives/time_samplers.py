@@ -30,7 +30,7 @@ from torch import Tensor
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.schedules import Schedule
-from pdmd.diffusion.timesteps import within
+from pdmd.diffusion.time_intervals import within
 from pdmd.distillation.phases import Phase
 from pdmd.randomness import rand
 from pdmd.registry import Registry

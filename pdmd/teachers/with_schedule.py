@@ -36,7 +36,7 @@ from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import Kind, Prediction, combination
 from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.diffusion.schedules import RectifiedFlow, Schedule, Truncated
-from pdmd.diffusion.timesteps import current_interval, within
+from pdmd.diffusion.time_intervals import current_interval, within
 from pdmd.registry import Registry
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.routed import RoutedTeacher

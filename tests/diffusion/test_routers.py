@@ -5,7 +5,7 @@ import torch
 
 from pdmd import IntervalRouter, LinearVP, MixtureTeacher, MlpDenoiser, RoutedDenoiser
 from pdmd.diffusion.routers import Router
-from pdmd.diffusion.timesteps import within
+from pdmd.diffusion.time_intervals import within
 from pdmd.diffusion.variance_preserving import CosineVP
 from pdmd.teachers.with_schedule import DenoiserWithSchedule
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pdmd import Guided, IntervalRouter, MlpDenoiser, RoutedDenoiser, teachers
-from pdmd.diffusion.timesteps import within
+from pdmd.diffusion.time_intervals import within
 from pdmd.objectives import Models
 from pdmd.objectives.adversarial import R1
 from pdmd.objectives.critics import Critics, FeatureCritic, MlpCritic
