@@ -164,7 +164,7 @@ class SubintervalScoreMatching(Objective):
         """
         self.times.bounds(phase)
 
-    def measures(self) -> dict[str, Tensor]:
+    def diagnostics(self) -> dict[str, Tensor]:
         """Returns the ``relative_error`` of the fake score at the last :meth:`losses`.
 
         See :func:`relative_score_error`.
