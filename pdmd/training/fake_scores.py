@@ -166,8 +166,8 @@ class AdaptiveUpdates(FakeUpdates):
         diagnostics = measure()
         if "relative_error" not in diagnostics:
             raise ValueError(
-                "AdaptiveUpdates requires a fake objective whose diagnostics have relative_error; use "
-                "SubintervalScoreMatching"
+                "AdaptiveUpdates requires a fake objective whose diagnostics have "
+                "relative_error; use SubintervalScoreMatching"
             )
         values = diagnostics["relative_error"].tolist()
         if not self._updates:
