@@ -111,6 +111,10 @@ class Objective(ABC):
 
     Objectives add and scale: ``DistributionMatching() + 0.05 * PosteriorDistance()``.
 
+    Sampled times come from :meth:`~pdmd.objectives.time_samplers.TimeSampler.sample`, so that one
+    network of a routed teacher is evaluated. At other times that differ between rows, all of its
+    networks are.
+
     Attributes:
         name: The name of the objective and of its loss, unique within a sum.
     """
