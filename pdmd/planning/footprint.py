@@ -278,6 +278,7 @@ def _placed(condition: Any, device: str) -> Any:
         if value.dtype == torch.bool
         else value.to(device)
         for key, value in condition.items(True, True)
+        if isinstance(value, Tensor)  # without lengths texts are not trimmed
     }
     return TensorDict(fields, batch_size=condition.batch_size)
 

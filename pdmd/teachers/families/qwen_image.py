@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.teachers.conditioning.text_lengths import text_mask
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.pipelines import configuration
 from pdmd.teachers.families.text import TextTeacher
@@ -115,15 +116,12 @@ class QwenImageTeacher(TextTeacher):
         """Packs, evaluates and unpacks; the time is the network's own."""
         rows = self.conditioned(condition, x_t)
         height, width = x_t.shape[-2:]
-        mask = rows.get("mask", None)
-        if mask is not None and bool(mask.all()):  # attention without a mask is faster
-            mask = None
         dtype = self.backbone.dtype
         value = self.backbone(
             hidden_states=pack(x_t).to(dtype),
             timestep=t.float(),
             encoder_hidden_states=rows["prompt"].to(dtype),
-            encoder_hidden_states_mask=mask,
+            encoder_hidden_states_mask=text_mask(rows),
             img_shapes=[[(1, height // 2, width // 2)]] * len(x_t),
             return_dict=False,
         )[0]
