@@ -18,7 +18,7 @@ from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.schedules import same_process
 from pdmd.diffusion.timesteps import as_times
 from pdmd.registry import Registry
-from pdmd.typing import Condition, Latents, Times
+from pdmd.typing import Condition, Latents, Times, moved
 
 __all__ = ["IntervalRouter", "RoutedDenoiser", "Router", "routers"]
 
@@ -76,7 +76,7 @@ class IntervalRouter(Router):
 
     def __call__(self, t: Times) -> Tensor:
         t = as_times(t)
-        return (t.unsqueeze(-1) <= self._inner.to(t.device)).sum(-1)
+        return (t.unsqueeze(-1) <= moved(self._inner, t.device)).sum(-1)
 
     def serves(self, t_start: float, t_end: float) -> int | None:
         slack = 2**-22  # an end that equals a boundary in float32 is on it
