@@ -51,12 +51,13 @@ def recomputes(network: nn.Module) -> bool:
     )
 
 
-def restore_counts(unit: CheckpointWrapper) -> None:
+def restore_counts(unit: nn.Module) -> None:
     """Makes a wrapped unit restore the token counts of context parallel ranks.
 
     Args:
-        unit: The wrapped unit, changed in place.
+        unit: The unit, in torchtitan's wrapper, changed in place.
     """
+    assert isinstance(unit, CheckpointWrapper)
     contexts = RestoredCounts(_inner_contexts(unit))
     unit.checkpoint_fn = partial(unit.checkpoint_fn, context_fn=contexts)
 
