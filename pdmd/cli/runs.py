@@ -26,7 +26,7 @@ from pdmd.distillation.experts import experts
 from pdmd.distillation.initializers import FromDenoiser, Initializer
 from pdmd.distillation.low_rank import layers_of
 from pdmd.distillation.students import Student
-from pdmd.distillation.validation import check_teacher
+from pdmd.distillation.validation import check_teacher, check_times
 from pdmd.distributed.runtime import Runtime
 from pdmd.evaluation.evaluate import evaluate
 from pdmd.files import local_path, write_file
@@ -41,7 +41,6 @@ from pdmd.training.monitoring.accounting import Account
 from pdmd.training.monitoring.recorder import NullRecorder, RunRecorder
 from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
-from pdmd.typing import Condition
 
 __all__ = ["Run"]
 
@@ -103,9 +102,12 @@ class Run:
             self.teacher = config.teacher.build()
             self.plan = config.plan.build()
             self.generator_objective, self.fake_objective = config.objective.build()
-            condition = self.teacher.conditions(self.teacher.prompts)
-            if self.runtime.placement.in_place:  # a sharded teacher is checked after sharding
-                check_teacher(self.teacher, self.plan, self.generator_objective, condition)
+            self.conditions = self.teacher.conditions(self.teacher.prompts)
+            check_times(self.teacher, self.plan, self.generator_objective)
+            here = self.runtime.placement.in_place and self.runtime.device.type == "cpu"
+            if here:  # a teacher that is moved or sharded is checked by distill, where it runs
+                objective = self.generator_objective
+                check_teacher(self.teacher, self.plan, objective, self.conditions)
             if not _has_weights(self.teacher) and not hasattr(unguided(self.teacher), "sample"):
                 raise ValueError(
                     f"{config.teacher.name} has neither weights nor samples to pretrain a network "
@@ -117,7 +119,7 @@ class Run:
             network: nn.Module = self.teacher
             if not _has_weights(self.teacher):
                 network = config.network.build(
-                    self._network_arguments(condition), self.teacher.schedule
+                    self._network_arguments(self.conditions), self.teacher.schedule
                 )
             self.runtime.placement.check(network)
             self._check_lora()
@@ -187,6 +189,7 @@ class Run:
                 account=self.account,
                 max_consecutive_skips=train.max_consecutive_skips,
             ),
+            conditions=self.conditions,
             seed=train.seed,
             source=source,
         )
@@ -287,7 +290,7 @@ class Run:
             }
         if _has_weights(self.teacher):
             return config.train.build_initializer(adapters=config.lora.build()), source
-        arguments = self._network_arguments(self.teacher.encode(self.teacher.prompts))
+        arguments = self._network_arguments(self.conditions)
         source["network"] = {"name": config.network.name, "arguments": arguments}
         network = pretrained_network(
             self.teacher,
@@ -299,7 +302,7 @@ class Run:
         )
         return config.train.build_initializer(FromDenoiser(network)), source
 
-    def _network_arguments(self, condition: Condition) -> dict[str, Any]:
+    def _network_arguments(self, condition: Any) -> dict[str, Any]:
         network = self.config.network
         return network_arguments(
             self.teacher,

@@ -28,6 +28,7 @@ from pdmd.training.loop import calibrate, train_phase
 from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
 from pdmd.training.trainer import PhaseTrainer
+from pdmd.typing import Conditions
 
 __all__ = ["distill"]
 
@@ -44,6 +45,7 @@ def distill(
     rollouts: Rollouts | None = None,
     fake_scores: FakeScoreTraining | None = None,
     session: Session | None = None,
+    conditions: Conditions | None = None,
     seed: int = 0,
     source: Mapping[str, Any] | None = None,
 ) -> Student:
@@ -70,6 +72,7 @@ def distill(
         rollouts: Batch size, truncation and phase inputs of rollouts.
         fake_scores: Number and training of the fake scores.
         session: Device and ranks, recorder, checkpoints and NFE account.
+        conditions: The prompts, if the teacher has encoded them already.
         seed: Seed of all randomness, in [0, 2^63); the same seed gives the same bits on the same
             machine.
         source: The ``source`` of the :class:`~pdmd.distillation.students.Student`.
@@ -95,12 +98,12 @@ def distill(
     fake_scores, session = fake_scores or FakeScoreTraining(), session or Session()
     runtime, checkpointer = session.runtime, session.checkpointer
     per_phase, health = updates_of(plan, updates), session.health()
-    encoded = encode(teacher, prompts)
+    encoded = encode(teacher, prompts) if conditions is None else conditions
     check_objectives(plan, generator_objective, fake_objective)
     check_fake_scores(plan, rollouts, fake_scores.scores)
     runtime.ranks.local_batch(rollouts.batch_size)
     runtime.placement.check(teacher)
-    conditions = ConditionStream(None if encoded is None else encoded.to(runtime.device))
+    stream = ConditionStream(None if encoded is None else encoded.to(runtime.device))
     generator = runtime.ranks.generator(seed)
     finished = FinishedExperts(teacher, experts, runtime)
 
@@ -130,7 +133,7 @@ def distill(
                 ],
                 generator_objective=generator_objective,
                 fake_objective=fake_objective,
-                conditions=conditions,
+                conditions=stream,
                 updates=sum(per_phase[phase.index] for phase in group),
                 generator=generator,
                 expert_training=experts,

@@ -24,7 +24,7 @@ from pdmd.distributed import (
     tensor_parallelize,
     units_of,
 )
-from pdmd.distributed.activation_checkpointing import checkpoint_units
+from pdmd.distributed.activation_checkpointing import checkpoint_units, restore_counts
 from pdmd.distributed.placement import Placement, set_precision, widen
 from pdmd.distributed.shared_bases import SharedBases, split_factors
 from pdmd.distributed.titan_parts import FullAC, ParallelDims, SelectiveAC
@@ -191,6 +191,8 @@ class MeshPlacement(Placement):
         if self.activation_checkpointing != "none":
             policy = FullAC if self.activation_checkpointing == "full" else SelectiveAC
             unit = policy.Config().build()._wrap_block(unit, base_fqn=name)
+            if self.dims.cp_enabled and not self.compile:  # a compiled unit keeps its own counts
+                restore_counts(unit)
             parent, _, leaf = name.rpartition(".")
             network.get_submodule(parent).register_module(leaf, unit)
         if self.compile:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.teachers.base import Teacher
+from pdmd.teachers.conditioning.text_lengths import trimmed, with_lengths
 from pdmd.teachers.routed import RoutedTeacher
 from pdmd.teachers.with_schedule import WithSchedule
 from pdmd.typing import Condition, Conditions, Latents, expand, join_conditions, moved
@@ -32,8 +33,11 @@ __all__ = ["Guided", "guided", "unguided"]
 class Guided(Teacher):
     r"""A teacher under classifier-free guidance.
 
-    Both evaluations run as one batch. With ``scale=1`` the teacher is evaluated once, and with
-    ``condition=None`` its unconditional prediction is returned.
+    Both evaluations run as one batch, unless texts have a mask or the null condition another
+    shape: then they run one after the other, each padded to its own longest text only. Which of
+    the two depends on the teacher alone, not on the batch, so that all ranks agree. With
+    ``scale=1`` the teacher is evaluated once, and with ``condition=None`` its unconditional
+    prediction is returned.
 
     Args:
         teacher: The teacher to guide.
@@ -80,17 +84,23 @@ class Guided(Teacher):
                 f"{type(teacher).__name__} takes no conditions, so it cannot be guided; "
                 "use scale=1"
             )
+        if self.null is not None:
+            self.null = trimmed(with_lengths(self.null))
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
-        """Evaluates the conditional and unconditional prediction in one batch, and guides."""
+        """Evaluates the conditional and unconditional prediction, and guides."""
         if not self.guides:
             return self.teacher.network(x_t, t, condition)
         if self.null is None or condition is None:  # the two predictions would be equal
             return self.teacher.network(x_t, t, None)
         null = self.teacher.unconditional(condition, self.null.to(x_t.device, non_blocking=True))
-        both = join_conditions(null, condition)
-        value = self.teacher.network(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
-        unconditional, conditional = value.chunk(2)
+        if _padded(null, condition):
+            unconditional = self.teacher.network(x_t, t, null)
+            conditional = self.teacher.network(x_t, t, condition)
+        else:
+            both = join_conditions(null, condition)
+            value = self.teacher.network(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+            unconditional, conditional = value.chunk(2)
         return self.teacher.guide(conditional, unconditional, self._scale(t, x_t))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Guided:
@@ -139,6 +149,15 @@ class Guided(Teacher):
             return self.scales[0]
         scales = moved(torch.tensor(self.scales, dtype=torch.float64), t.device)
         return expand(scales[self.teacher.routed.router(t)], x_t)
+
+
+def _padded(null: TensorDict, condition: TensorDict) -> bool:
+    """Returns whether joining two conditions would pad texts."""
+    shapes = [
+        {key: value.shape[1:] for key, value in c.items() if isinstance(value, Tensor)}
+        for c in (null, condition)
+    ]
+    return "mask" in shapes[1] or shapes[0] != shapes[1]
 
 
 def guided(teacher: Teacher, scales: float | Sequence[float]) -> Teacher:

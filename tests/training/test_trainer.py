@@ -5,7 +5,6 @@ The meta device stands for an accelerator: its tensors cannot be mixed with thos
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pdmd import (
     AdamRecipe,
@@ -35,8 +34,7 @@ from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputBuffer
 from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
 from pdmd.training.trainer import PhaseTrainer
-
-META = torch.device("meta")
+from tests.helpers.waiting import META, MetaOptimizer, Synchronizations
 
 
 def network():
@@ -73,39 +71,6 @@ def test_objectives_compute_on_the_device_of_the_networks(weight, index, monkeyp
     t = torch.rand(4, dtype=torch.float64)
     assert critic(x, t, condition).device.type == "meta"
     assert RectifiedFlow()(0.5)[0].device.type == "cpu"
-
-
-class Synchronizations(TorchDispatchMode):
-    """Records operations that synchronize with the device, and counts copies to it."""
-
-    def __init__(self):
-        super().__init__()
-        self.found, self.copies = [], 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out, name = func(*args, **(kwargs or {})), str(func)
-        tensors = [a for a in args if isinstance(a, torch.Tensor)]
-        on_meta = [a for a in tensors if a.device == META]
-        if on_meta and any(
-            word in name for word in ("local_scalar", "nonzero", "unique", "equal")
-        ):
-            self.found.append(name)
-        if isinstance(out, torch.Tensor) and "copy" in name and len(tensors) > len(on_meta):
-            if out.device == META:
-                self.copies += 1
-                if not (kwargs or {}).get("non_blocking"):
-                    self.found.append(f"{name} of {[tuple(a.shape) for a in tensors]}")
-        return out
-
-
-class MetaOptimizer(torch.optim.Optimizer):
-    """Replaces the fused optimizer, which does not support the meta device."""
-
-    def __init__(self, parameters):
-        super().__init__(parameters, {"lr": 0.1})
-
-    def step(self, closure=None):
-        assert self.found_inf.device == META
 
 
 class EveryThird(Recorder):
