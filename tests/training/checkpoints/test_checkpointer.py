@@ -24,11 +24,11 @@ def test_a_flipped_byte_in_a_checkpoint_raises(tmp_path):
     path = max((tmp_path / "c").glob("*/*.distcp"))
     content = path.read_bytes()
     path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
-    with pytest.raises(ValueError, match="phase-0003.*damaged.*checkpoint phase-0002"):
+    with pytest.raises(ValueError, match="update-000000006.*damaged.*phase-0002-update-0+ ?"):
         small(checkpointer=Checkpointer(tmp_path / "c"), resume=True)
     again = Checkpointer(tmp_path / "c", name="phase-0002-update-000000000")
     assert torch.equal(weights(small(checkpointer=again, resume=True)), weights(small()))
-    assert again.store.latest() == "phase-0003-update-000000000"  # the damaged one is replaced
+    assert again.store.latest() == "phase-0002-update-000000006"  # the damaged one is replaced
 
 
 def test_resuming_with_other_settings_raises(tmp_path):
