@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ class RunOptions:
     """Resume from this checkpoint instead of the newest."""
     overwrite: bool = False
     """Replace the files of an earlier run in the folder."""
+    allow_changed: bool = False
+    """Resume although prompts, embeddings or weights have changed since the checkpoint."""
     progress: bool = True
     """Show progress bars."""
 
@@ -41,6 +44,8 @@ def distill_command(words: list[str]) -> int:
     """
     from pdmd.cli.config import DistillConfig
 
+    if words[:1] == ["--resume"] and words[1:] and not words[1].startswith("-"):
+        words = [words[1], "--resume", *words[2:]]  # the run to resume
     parsed = parse_config(words, "distill", RunOptions(), DistillConfig.__doc__)
     return _run(parsed.config, parsed.options)
 
@@ -77,6 +82,7 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int
         resume=options.resume or bool(options.checkpoint),
         checkpoint=options.checkpoint,
         overwrite=options.overwrite,
+        allow_changed=options.allow_changed,
         progress=options.progress,
     )
     plan, folder = run.plan, run.folder
@@ -84,11 +90,12 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int
 
     def say(text: str, file: TextIO | None = None) -> None:
         if runtime.main:
-            print(text, file=file or sys.stdout, flush=True)
+            with contextlib.suppress(OSError, ValueError):  # a closed terminal ends no run
+                print(text, file=file or sys.stdout, flush=True)
 
     say(f"distilling {config.teacher.name} into {len(plan)} experts, {plan.nfe} steps -> {folder}")
     try:
-        with run.stop_on(signal.SIGINT, signal.SIGTERM):
+        with run.stop_on(signal.SIGINT, signal.SIGTERM), run.locked():
             student = run.distill()
             run.leave()
             if not runtime.main:

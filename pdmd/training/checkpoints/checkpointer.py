@@ -143,6 +143,11 @@ class Checkpointer(NoCheckpoints):
         self.store.clear()
         self._last = ""
 
+    def keep_last(self) -> None:
+        """Removes every checkpoint but the newest."""
+        for name in self.store.names()[:-1]:
+            self.store.remove(name)
+
     def should_stop(self, ranks: Communicator) -> bool:
         return ranks.any(self.stop_requested)
 

@@ -193,6 +193,7 @@ class RunRecorder(Recorder):
             )
 
     def _append(self, row: Mapping[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)  # it may have been removed
         with self.history.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
