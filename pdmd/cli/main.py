@@ -1,7 +1,7 @@
 """The command line: a thin skin over the library.
 
-Exit codes: 0 for success, 2 for invalid input (one line, with the remedy), 1 for a run that failed
-and 130 for one that was interrupted.
+Exit codes: 0 for success, 2 for invalid input (one line, with the remedy), 1 for a run that
+failed, 130 for one that was interrupted, and 141 where nobody reads the output.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from pdmd.cli.arguments import HelpPrinted, UsageError, one_line
+from pdmd.cli.streams import standard_streams
 
 __all__ = ["main"]
 
@@ -64,7 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    with standard_streams():
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         from pdmd.cli.config_files import presets
 
@@ -90,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 file=sys.stderr,
             )
         return 1
+    except BrokenPipeError:  # whoever read the output has left
+        return 141
     except (ValueError, OSError) as error:
         if os.environ.get("RANK", "0") == "0":  # all ranks raise the same
             print(f"pdmd: error: {one_line(error)}", file=sys.stderr)

@@ -304,15 +304,12 @@ class Run:
             numbers: The signals.
         """
         import signal
-        import sys
 
         def request(number: int, frame: Any) -> None:
             if self.checkpointer.stop_requested or not self.training:
                 raise KeyboardInterrupt
             self.checkpointer.stop_requested = True
-            print(
-                "\npdmd: stopping after this update (repeat to stop immediately)", file=sys.stderr
-            )
+            say("\npdmd: stopping after this update (repeat to stop immediately)")
 
         previous = {}
         with contextlib.suppress(ValueError):  # only the main thread may set handlers

@@ -11,7 +11,15 @@ from typing import Any, cast
 
 __all__ = ["UNSET", "SettingChange", "differences", "may_change"]
 
-UNSET = "unset"
+
+class Unset:
+    """The value of a setting that a run does not have."""
+
+    def __repr__(self) -> str:
+        return "unset"
+
+
+UNSET = Unset()
 """Stands for the value of a setting that one of two runs does not have."""
 
 SettingChange = tuple[Any, Any]
