@@ -36,7 +36,7 @@ from pdmd.distillation.student_folders import (
     source_teacher,
 )
 from pdmd.distillation.student_sizes import FolderSizes
-from pdmd.files import local_path
+from pdmd.files import local_path, own_digest
 from pdmd.teachers.base import Teacher, networks
 from pdmd.typing import Condition, Latents
 
@@ -178,6 +178,7 @@ class Student(Teacher):
             "plan": describe_plan(self.plan),
             "experts": entries,
         }
+        content["sha256"] = own_digest(json.loads(json.dumps(content)))
         (draft / "student.json").write_text(json.dumps(content, indent=2) + "\n")
 
     @staticmethod
