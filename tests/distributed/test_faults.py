@@ -278,7 +278,7 @@ def test_bad_input_ends_all_ranks_in_one_line_and_writes_nothing(tmp_path, unfin
         ("there is no checkpoint 'phase-9'", [*there, "--checkpoint", "phase-9"]),
         ("was written with train.ema = 0.9", [*there, "--resume", "--train.ema", "0.5"]),
         (
-            "was written with network.arguments.width = unset, this run has ",
+            "was written with network.arguments.width = 64, this run has 32",
             [*there, "--resume", "--network.arguments.width=32"],
         ),
     ]

@@ -25,7 +25,7 @@ BASE = [
 ]
 OBJECTIVES = [
     [],
-    ["--objective.weighting=exact_kl"],
+    ["--objective.weight=exact_kl"],
     ["--objective.times=log_snr", "--objective.timestep-samples=2"],
 ]
 FAKES = [
