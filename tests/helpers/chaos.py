@@ -8,8 +8,15 @@ import shutil
 import signal
 import time
 
+import matplotlib.pyplot  # noqa: F401 - here, so that forks do not import for seconds
 import torch
+import torch.distributed.checkpoint.state_dict_saver
+import torch.utils.tensorboard.summary
 
+import pdmd.cli.distill
+import pdmd.cli.runs
+import pdmd.evaluation.report
+import pdmd.training.checkpoints.storage  # noqa: F401
 from pdmd.cli.main import main
 from tests.helpers.tiny_runs import bits
 
