@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int
         resume=options.resume or bool(options.checkpoint),
         checkpoint=options.checkpoint,
         overwrite=options.overwrite,
+        restarted=os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0",
         allow_changed=options.allow_changed,
         progress=options.progress,
     )

@@ -64,6 +64,8 @@ class Run:
         overwrite: Whether to replace the files of an earlier run in the folder.
         progress: Whether to show progress bars.
         checkpoint: The checkpoint to resume from; the newest by default.
+        restarted: Whether the launcher started the ranks again after a failure: the run resumes
+            from its newest checkpoint, or starts again if there is none.
         allow_changed: Whether to resume although prompts, embeddings or weights have changed.
 
     Raises:
@@ -81,6 +83,7 @@ class Run:
         checkpoint: str = "",
         resume: bool = False,
         overwrite: bool = False,
+        restarted: bool = False,
         allow_changed: bool = False,
         progress: bool = True,
     ) -> None:
@@ -90,7 +93,6 @@ class Run:
             local_path(config.train.buffer_folder, "the phase-input buffer")
         self.config, train = config, config.train
         self.runtime = runtime or config.parallel.build(train.seed)
-        self.resume, self.overwrite = resume, overwrite
         self.allow_changed = allow_changed
         checkpoints = config.train.checkpoint_folder
         own = [] if is_url(checkpoints) or not checkpoints else [Path(checkpoints)]
@@ -109,6 +111,9 @@ class Run:
         )
         self.checkpointer = self._checkpointer(checkpoint)  # may write to the folder to test it
         unfinished = self.checkpointer.exists()
+        if restarted:
+            resume, overwrite = unfinished, not unfinished
+        self.resume, self.overwrite = resume, overwrite
         with self.runtime.ranks.consensus():
             if self.runtime.main:
                 check_folder(

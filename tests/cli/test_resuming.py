@@ -107,6 +107,18 @@ def test_a_finished_run_trains_longer_from_its_last_checkpoint(tmp_path, finishe
     assert torch.equal(bits(folder), again)
 
 
+def test_a_restarted_run_resumes_or_starts_again(run, tmp_path, monkeypatch, finished):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert distill(run) == 0
+    assert torch.equal(bits(run), bits(finished))
+    died = tmp_path / "died"
+    died.mkdir()
+    for name in ("config.toml", "plan.json"):
+        shutil.copy(run / name, died / name)
+    assert distill(died) == 0
+    assert torch.equal(bits(died), bits(finished))
+
+
 def test_no_checkpoint_stays_where_none_is_to_be_kept(tmp_path):
     assert distill(tmp_path / "run", "--train.checkpoint-keep=0") == 0
     assert not (tmp_path / "run" / "checkpoint").exists()

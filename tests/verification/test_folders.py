@@ -86,8 +86,10 @@ def test_a_store_is_checked_shard_by_shard(tmp_path):
     embed(Encoder(), ["a", "b", "c"], str(store), shard_size=2, progress=False)
     assert verify(store).faults == [] and verify(store).checked == 3
     flip(store / "embeddings-00001.safetensors")
-    found = verify(f"file://{store}")
-    assert found.faults == [f"file://{store}/embeddings-00001.safetensors does not match its SHA-256"]
+    url = f"file://{store}"
+    assert found.faults == [
+        f"file://{store}/embeddings-00001.safetensors does not match its SHA-256"
+    ]
 
 
 def test_a_folder_of_something_else_is_an_error(tmp_path, capsys):
