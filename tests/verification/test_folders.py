@@ -87,9 +87,8 @@ def test_a_store_is_checked_shard_by_shard(tmp_path):
     assert verify(store).faults == [] and verify(store).checked == 3
     flip(store / "embeddings-00001.safetensors")
     url = f"file://{store}"
-    assert found.faults == [
-        f"file://{store}/embeddings-00001.safetensors does not match its SHA-256"
-    ]
+    damaged = f"{url}/embeddings-00001.safetensors does not match its SHA-256"
+    assert verify(url).faults == [damaged]
 
 
 def test_a_folder_of_something_else_is_an_error(tmp_path, capsys):

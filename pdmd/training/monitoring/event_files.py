@@ -26,7 +26,7 @@ class EventFile:
     """
 
     def __init__(self, folder: str | Path, *, purge_step: int | None = None) -> None:
-        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder = Path(folder)
@@ -38,7 +38,9 @@ class EventFile:
         self._records = RecordWriter(self._file)
         self._write(file_version="brain.Event:2")
         if purge_step is not None:
-            start = SessionLog(status=SessionLog.SessionStatus.Value("START"))
+            messages: Any = event_pb2  # generated, without types
+            status = messages.SessionLog.SessionStatus.Value("START")
+            start = messages.SessionLog(status=status)
             self._write(session_log=start, step=purge_step)
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
@@ -61,7 +63,8 @@ class EventFile:
         self._file.close()
 
     def _write(self, **fields: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto import event_pb2
 
-        event = Event(wall_time=time.time(), **fields)
+        messages: Any = event_pb2
+        event = messages.Event(wall_time=time.time(), **fields)
         self._records.write(event.SerializeToString())
