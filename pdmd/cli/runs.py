@@ -98,7 +98,7 @@ class Run:
         own = [] if is_url(checkpoints) or not checkpoints else [Path(checkpoints)]
         self.locks = RunLocks([self.folder, *own])
         self.progress = progress and self.runtime.main
-        self.training = False
+        self.training = self.started = False
         with self.runtime.ranks.consensus():
             self.runtime.ranks.local_batch(train.batch_size)
             if self.runtime.main and self.folder.exists() and not self.folder.is_dir():
@@ -148,10 +148,8 @@ class Run:
                 None if _has_weights(self.teacher) else FromDenoiser(network), config.lora.build()
             )
             if self.runtime.main:
-                inputs = digest_inputs(config)
-                self.checkpointer.add_inputs(
-                    inputs | {"prompts": digest_prompts(self.teacher.prompts)}
-                )
+                prompts = digest_prompts(self.teacher.prompts)
+                self.checkpointer.add_inputs({**digest_inputs(config), "prompts": prompts})
         if resume:
             self.checkpointer.read()
         self.account = Account()
@@ -169,6 +167,9 @@ class Run:
             with self.runtime.ranks.consensus():
                 if self.runtime.main:
                     held.enter_context(self.locks.held())
+                    new = not (self.started or self.resume or self.overwrite)
+                    if new and (self.folder / "config.toml").exists():
+                        raise ValueError(f"another process has used {self.folder} meanwhile")
             yield
 
     def distill(self) -> Student:
@@ -184,7 +185,7 @@ class Run:
 
     def _distill(self) -> Student:
         config, train = self.config, self.config.train
-        started = time.perf_counter()
+        started, self.started = time.perf_counter(), True
         if self.overwrite and not self.resume:
             self.checkpointer.clear()
             if self.runtime.main:
