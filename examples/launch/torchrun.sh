@@ -41,6 +41,7 @@ fi
 
 if [[ -n ${MAX_RESTARTS:-} ]]; then
     words+=(--max-restarts "$MAX_RESTARTS")
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # or restarted ranks read what dead ones wrote
 fi
 
 stopping=

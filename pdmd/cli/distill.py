@@ -51,8 +51,25 @@ def distill_command(words: list[str]) -> int:
     return _run(parsed.config, parsed.options)
 
 
+def _restarted() -> bool:
+    """Returns whether torchrun has started this rank again after a failure.
+
+    Raises:
+        ValueError: If the ranks would meet in the store of those before, and read their addresses.
+    """
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return False
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise ValueError(
+            "torchrun restarted the ranks with the store of those that died; set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, or resume the run with --resume"
+        )
+    return True
+
+
 def _run(config: DistillConfig, options: RunOptions) -> int:
     config.check()
+    _restarted()
     runtime = config.parallel.build(config.train.seed)
     try:
         code = _run_on(runtime, config, options)
@@ -83,7 +100,7 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int
         resume=options.resume or bool(options.checkpoint),
         checkpoint=options.checkpoint,
         overwrite=options.overwrite,
-        restarted=os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0",
+        restarted=_restarted(),
         allow_changed=options.allow_changed,
         progress=options.progress,
     )
