@@ -14,6 +14,8 @@
 #   RDZV_ENDPOINT   rendezvous HOST:PORT, where HOST is one of the nodes; the same on all of them,
 #                   required for several nodes
 #   RDZV_ID         name of the run, the same on all nodes (default: pdmd)
+#   MAX_RESTARTS    how often the ranks are started again when one of them dies (default: 0); the
+#                   run then goes on from its newest checkpoint
 #   GRACE           seconds that the ranks have to write a checkpoint after a signal
 #                   (default: 600)
 #
@@ -35,6 +37,11 @@ if ((nodes > 1)); then
     words+=(--rdzv-backend c10d --rdzv-endpoint "$endpoint" --rdzv-id "${RDZV_ID:-pdmd}")
 else
     words+=(--standalone)
+fi
+
+if [[ -n ${MAX_RESTARTS:-} ]]; then
+    words+=(--max-restarts "$MAX_RESTARTS")
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # or restarted ranks read what dead ones wrote
 fi
 
 stopping=

@@ -20,6 +20,8 @@ from pdmd.objectives.base import Objective
 from pdmd.objectives.distribution_matching import DistributionMatching
 from pdmd.objectives.score_matching import SubintervalScoreMatching
 from pdmd.teachers.base import Teacher
+from pdmd.training.checkpoints.global_generators import load_global_states
+from pdmd.training.checkpoints.inputs import digest_prompts
 from pdmd.training.checkpoints.training_state import load_generator, load_trainer, save_training
 from pdmd.training.conditions import ConditionStream
 from pdmd.training.expert_training import ExpertTraining
@@ -106,6 +108,8 @@ def distill(
     stream = ConditionStream(None if encoded is None else encoded.to(runtime.device))
     generator = runtime.ranks.generator(seed)
     finished = FinishedExperts(teacher, experts, runtime)
+    listed = teacher.prompts if prompts is None else prompts
+    checkpointer.add_inputs({"prompts": digest_prompts(listed)})
 
     with session.freezing(teacher):
         cursor = checkpointer.read() if session.resume else {"finished": 0, "update": None}
@@ -120,6 +124,9 @@ def distill(
             if group[0].index < cursor["finished"]:
                 finished.restore(group, checkpointer)
                 continue
+            resumed = session.resume and group[0].index == cursor["finished"]
+            if resumed:  # what follows may draw from them
+                load_global_states(checkpointer, cursor, runtime.device)
             trainer = PhaseTrainer(
                 experts=finished.initialize(group),
                 earlier=finished.placed,
@@ -143,9 +150,10 @@ def distill(
                 health=health,
                 seed=seed,
             )
-            if session.resume and group[0].index == cursor["finished"]:
+            if resumed:
                 if cursor["update"] is not None:
                     load_trainer(trainer, cursor)
+                    load_global_states(checkpointer, cursor, runtime.device)
                     session.account.restore(cursor["account"])  # repeated updates count once
                 load_generator(checkpointer, generator)
             train_phase(trainer, len(plan), finished.experts)
@@ -154,13 +162,16 @@ def distill(
             finished.gather(group, trainer.finished())
             del trainer  # before the next phase's networks are built
             gc.collect()  # sharded modules refer to themselves
-            save_training(session, finished.experts, generator, rollouts.phase_inputs)
+            if group[-1].index + 1 < len(plan):  # else the trainer's is the last, to train longer
+                save_training(session, finished.experts, generator, rollouts.phase_inputs)
+                session.report_checkpoints()
         checkpointer.wait()
+        session.report_checkpoints()
 
     student = Student(
         finished.release(),
         encode=teacher.encode,
-        prompts=teacher.prompts if prompts is None else prompts,
+        prompts=listed,
         source=source,
     )
     return student.eval().requires_grad_(False)

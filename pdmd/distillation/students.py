@@ -36,7 +36,7 @@ from pdmd.distillation.student_folders import (
     source_teacher,
 )
 from pdmd.distillation.student_sizes import FolderSizes
-from pdmd.files import local_path
+from pdmd.files import local_path, own_digest, save_tensors
 from pdmd.teachers.base import Teacher, networks
 from pdmd.typing import Condition, Latents
 
@@ -154,9 +154,6 @@ class Student(Teacher):
             shutil.rmtree(draft, ignore_errors=True)
 
     def _write(self, draft: Path) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         entries = []
         names: dict[int, str] = {}
         for i, expert in enumerate(self._experts()):
@@ -165,10 +162,7 @@ class Student(Teacher):
             if not shared:
                 state = expert.denoiser.state_dict()
                 tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-                try:
-                    save_file(tensors, draft / name)
-                except SafetensorError as error:
-                    raise OSError(f"{name} could not be written ({error})") from error
+                save_tensors(tensors, draft / name)
             entries.append(
                 {"file": name, "sha256": checksum(draft / name), **describe_expert(expert)}
             )
@@ -178,6 +172,7 @@ class Student(Teacher):
             "plan": describe_plan(self.plan),
             "experts": entries,
         }
+        content["sha256"] = own_digest(json.loads(json.dumps(content)))
         (draft / "student.json").write_text(json.dumps(content, indent=2) + "\n")
 
     @staticmethod

@@ -29,6 +29,7 @@ from pdmd.export.network_schedule import (
     pipeline_layout,
     renoise_times,
 )
+from pdmd.files import save_tensors
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.pipelines import dtype_of
 
@@ -141,7 +142,6 @@ def _write(
     kind: str,
     dtype: torch.dtype | None,
 ) -> None:
-    from safetensors.torch import save_file
 
     metadata = {"format": "pt"}
     if kind == "diffusers":
@@ -162,7 +162,7 @@ def _write(
         .clone()
         for name, value in weights.items()
     }
-    save_file(kept, path, metadata=metadata)
+    save_tensors(kept, path, metadata=metadata)
 
 
 def _spec(interval: NetworkInterval) -> LowRank:

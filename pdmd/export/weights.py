@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pdmd.files import save_tensors
+
 __all__ = ["parse_size", "write_weights"]
 
 STEM = "diffusion_pytorch_model"
@@ -48,8 +50,6 @@ def write_weights(
         tell: Called with the bytes of each written shard.
         changes: Functions that compute what is added to some weights, in float32.
     """
-    from safetensors.torch import save_file
-
     shards = _split(weights, types, shard)
     index: dict[str, str] = {}
     for i, names in enumerate(shards):
@@ -62,7 +62,7 @@ def write_weights(
                 value = value.float() + changes[name]().detach().to(value.device)
             part[name] = value.to("cpu", kept).contiguous()
         file = f"{STEM}{suffix}.safetensors"
-        save_file(part, folder / file, metadata={"format": "pt"})
+        save_tensors(part, folder / file, metadata={"format": "pt"})
         index.update(dict.fromkeys(names, file))
         tell(sum(_bytes(name, weights[name], types) for name in names))
     if len(shards) > 1:

@@ -47,6 +47,11 @@ class Session:
         """
         return Health(self.max_consecutive_skips)
 
+    def report_checkpoints(self) -> None:
+        """Notifies the recorder of checkpoints that could not be written."""
+        for warning in self.checkpointer.drain():
+            self.recorder.on_warning(warning)
+
     @contextmanager
     def freezing(self, teacher: nn.Module) -> Iterator[None]:
         """Freezes a teacher within a block; then restores it, and closes account and recorder.

@@ -98,7 +98,7 @@ class TrainConfig:
     checkpoint_every: int = 50
     """Updates between checkpoints."""
     checkpoint_keep: int = 2
-    """Number of newest checkpoints to keep."""
+    """Number of newest checkpoints to keep; the last one stays after the run, unless this is 0."""
     checkpoint_folder: str = ""
     """Folder or URL of checkpoints, for example s3://bucket/run; OUT/checkpoint by default."""
     checkpoint_async: bool = False

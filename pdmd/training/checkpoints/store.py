@@ -19,10 +19,11 @@ numbers are those of a training is for whoever loads it to know.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.api import CheckpointException
 
 __all__ = ["DamagedCheckpoint", "Store"]
+
+T = TypeVar("T")
 
 
 class Store:
@@ -127,6 +130,14 @@ class Store:
     def latest(self) -> str | None:
         """The newest whole checkpoint."""
         return next(reversed(self.names()), None)
+
+    def on_first(self, act: Callable[[], T]) -> T:
+        """Calls a function on the first rank, and returns its result, or raises its error, on all.
+
+        Args:
+            act: The function; what it returns can be pickled.
+        """
+        return self._ranks.first(act)
 
     def sees_whole(self) -> bool:
         """Returns whether this rank sees a whole checkpoint, without communication."""
@@ -245,6 +256,9 @@ class Store:
                 **self._ranks.for_dcp(),
             )
         except CheckpointException as error:  # anything else is not the file system's fault
+            if isinstance(_cause(error), Exception):  # frees its space, if it can
+                with suppress(ValueError, OSError):
+                    self._ranks.first(lambda: folders.discard(name))
             with folders.telling(f"the checkpoint {name} could not be written"):
                 raise _cause(error) from None
         self._ranks.first(lambda: folders.prune(self.keep))

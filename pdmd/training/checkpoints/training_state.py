@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pdmd.distillation.experts import Expert
 from pdmd.training.checkpoints.checkpointer import NoCheckpoints, State
+from pdmd.training.checkpoints.global_generators import describe_global_generators, global_states
 from pdmd.training.phase_inputs import PhaseInputs
 from pdmd.training.session import Session
 from pdmd.training.trainer import PhaseTrainer
@@ -41,7 +42,8 @@ def save_training(
     """
 
     def collect() -> State:
-        tensors: dict[str, Tensor] = {"rng": generator.get_state()}
+        device = session.runtime.device
+        tensors: dict[str, Tensor] = {"rng": generator.get_state(), **global_states(device)}
         for i, expert in enumerate(finished):
             tensors.update(_named(f"finished.{i}", expert.denoiser.state_dict()))
         cursor: dict[str, Any] = {
@@ -49,6 +51,7 @@ def save_training(
             "update": None,
             "phase_inputs": phase_inputs.state(),
             "account": session.account.state(),
+            "global_generators": describe_global_generators(device),
         }
         if trainer is not None:
             trainer.settle()
