@@ -135,8 +135,7 @@ class Schedule(ABC):
                 "each sample of one batch"
             )
         low = lowest(t) if isinstance(end, float) else None
-        below = s.is_cpu and t.is_cpu and bool((s >= t).any()) if low is None else end >= low
-        if below:
+        if (low is None or end >= low) and s.is_cpu and t.is_cpu and bool((s >= t).any()):
             s_all, t_all = torch.broadcast_tensors(s, t)
             i = int((s_all >= t_all).flatten().nonzero()[0])
             raise ValueError(
