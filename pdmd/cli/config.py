@@ -34,6 +34,7 @@ RANGES = {
         "fake_updates": (0, 10**4),
         "batch_size": (1, 10**6),
         "accumulate": (1, 10**4),
+        "fake_accumulate": (1, 10**4),
         "fake_updates_per_rollout": (1, 10**4),
         "buffer_batches": (0, 10**6),
         "buffer_uses": (1, 10**6),

@@ -173,6 +173,7 @@ class Run:
             fake_scores=FakeScoreTraining(
                 updates=train.build_fake_updates(),
                 updates_per_rollout=train.fake_updates_per_rollout,
+                accumulate=train.fake_accumulate,
                 scores=train.build_fake_scores(),
                 optimizer=fake_optimizer,
                 max_grad_norm=train.max_grad_norm,

@@ -65,6 +65,8 @@ class TrainConfig:
     """Samples in each rollout."""
     accumulate: int = 1
     """Rollouts whose gradients are accumulated for one generator update."""
+    fake_accumulate: int = 1
+    """Rollouts whose gradients are accumulated for one fake-score update."""
     fake_updates_per_rollout: int = 1
     """Fake-score updates that reuse one rollout, the generator's first."""
     phase_inputs: Literal["fresh", "buffer"] = "fresh"
@@ -160,7 +162,8 @@ class TrainConfig:
         """Builds the source of phase inputs."""
         if self.phase_inputs == "fresh":
             return FreshPhaseInputs()
-        rollouts = max(self.updates_of(plan)) * (self.fake_updates + self.accumulate)
+        per_cycle = self.fake_updates * self.fake_accumulate + self.accumulate
+        rollouts = max(self.updates_of(plan)) * per_cycle
         batches = self.buffer_batches or -(-rollouts // self.buffer_uses)
         return PhaseInputBuffer(
             batches,
