@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.distributed.communicator import Communicator
-from pdmd.distributed.degrees import Degrees
+from pdmd.distributed.degrees import Degrees, ranks_per_node
 from pdmd.distributed.full_state_dict import (
     full_moments,
     full_tensors,
@@ -62,8 +62,9 @@ class TitanRuntime(Runtime):
     """Many ranks, started by torchrun, or a single one, with parts of torchtitan.
 
     Args:
-        dp_replicate: Replicas of the sharded networks (HSDP).
-        dp_shard: Ranks that shard parameters and split the batch; -1 for all remaining ranks.
+        dp_replicate: Replicas of the sharded networks (HSDP); -1 for one on each node.
+        dp_shard: Ranks that shard parameters and split the batch; -1 for those of a node, or for
+            all remaining ranks where ``dp_replicate`` is given.
         cp: Ranks that split every sample's tokens.
         tp: Ranks that split every layer.
         precision: The dtype in which networks compute and are gathered; master weights, gradient
@@ -80,13 +81,14 @@ class TitanRuntime(Runtime):
         degrees: The degrees of parallelism.
 
     Raises:
-        ValueError: If the product of the degrees is not the number of ranks.
+        ValueError: If the product of the degrees is not the number of ranks, or nodes have
+            different numbers of ranks.
     """
 
     def __init__(
         self,
         *,
-        dp_replicate: int = 1,
+        dp_replicate: int = -1,
         dp_shard: int = -1,
         cp: int = 1,
         tp: int = 1,
@@ -101,7 +103,12 @@ class TitanRuntime(Runtime):
         ready = dist.is_initialized()
         world = dist.get_world_size() if ready else int(os.environ.get("WORLD_SIZE", "1"))
         self.degrees = Degrees.over(
-            world, dp_replicate=dp_replicate, dp_shard=dp_shard, cp=cp, tp=tp
+            world,
+            dp_replicate=dp_replicate,
+            dp_shard=dp_shard,
+            cp=cp,
+            tp=tp,
+            per_node=ranks_per_node(world) if dp_replicate == dp_shard == -1 else None,
         )
         for name, value in _SINGLE_RANK.items():
             os.environ.setdefault(name, value)
@@ -120,7 +127,7 @@ class TitanRuntime(Runtime):
                 CommConfig(init_timeout_seconds=timeout, trace_buf_size=0)
             )
         dims = ParallelDims(
-            dp_replicate=dp_replicate,
+            dp_replicate=self.degrees.dp_replicate,
             dp_shard=self.degrees.dp_shard,
             cp=cp,
             tp=tp,
