@@ -59,7 +59,7 @@ class Degrees:
         Args:
             world: The number of ranks.
             dp_replicate: As in the class; -1 for all ranks that the other degrees leave.
-            dp_shard: As in the class; -1 for the ranks of a node that ``cp x tp`` leaves, or, where
+            dp_shard: As in the class; -1 for those of a node that ``cp x tp`` leaves, or, where
                 ``dp_replicate`` is given, for all remaining ranks.
             cp: As in the class.
             tp: As in the class.
