@@ -39,7 +39,7 @@ RANGES = {
         "buffer_batches": (0, 10**6),
         "buffer_uses": (1, 10**6),
         "buffer_chunk": (1, 10**6),
-        "checkpoint_every": (1, 10**9),
+        "checkpoint_every": (0, 10**9),
         "checkpoint_keep": (1, 10**4),
         "max_consecutive_skips": (0, 10**6),
     },

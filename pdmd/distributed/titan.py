@@ -31,7 +31,12 @@ from pdmd.distributed.full_state_dict import (
     permuted_moments,
 )
 from pdmd.distributed.optimization import Optimization, Optimizers, Rates
-from pdmd.distributed.rank_consensus import consensus, drop_unused, mean_over_ranks, on_any_rank
+from pdmd.distributed.rank_consensus import (
+    consensus,
+    drop_unused,
+    highest_over_ranks,
+    mean_over_ranks,
+)
 from pdmd.distributed.runtime import Runtime
 from pdmd.distributed.state_layout import (
     Moments,
@@ -178,14 +183,17 @@ class ProcessGroup(Communicator):
         batch = dims.get_optional_mesh("batch")
         self.data_ranks = dims.dp_replicate * dims.dp_shard
         self.data_rank = 0 if batch is None else batch.get_local_rank()
+        self.hosts: dist.ProcessGroup | None = None
+        if device.type != "cpu":
+            self.hosts = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
         if dist.get_world_size() > 1:
             watchdog.start()
 
     def mean(self, value: Tensor) -> Tensor:
         return mean_over_ranks(value, self.device)
 
-    def any(self, flag: bool) -> bool:
-        return on_any_rank(flag, self.device)
+    def highest(self, value: int) -> int:
+        return highest_over_ranks(value, self.hosts)
 
     def consensus(self) -> AbstractContextManager[None]:
         return consensus(self.rank)
