@@ -30,6 +30,7 @@ from pdmd.distributed import (
     units_of,
 )
 from pdmd.distributed.activation_checkpointing import checkpoint_units
+from pdmd.distributed.compilation import compile_units
 from pdmd.distributed.placement import Placement, set_precision, widen
 from pdmd.distributed.shared_bases import SharedBases, split_factors
 from pdmd.distributed.titan_parts import FullAC, ParallelDims, SelectiveAC
@@ -125,11 +126,11 @@ class MeshPlacement(Placement):
 
     def _shard_base(self, network: Denoiser, offload: bool) -> None:
         """Shards a frozen network that several roles share, in place."""
-        if self.compile or self.activation_checkpointing == "selective":
+        if self.activation_checkpointing == "selective":
             raise ValueError(
-                "low-rank adapters over a shared base support neither compiled blocks nor "
-                "selective activation checkpointing; set parallel.compile = False and "
-                "parallel.activation_checkpointing to 'none' or 'full', or train full weights"
+                "low-rank adapters over a shared base do not support selective activation "
+                "checkpointing; set parallel.activation_checkpointing to 'none' or 'full', or "
+                "train full weights"
             )
         self._prepare(network)
         for parameter in network.parameters():
@@ -138,6 +139,8 @@ class MeshPlacement(Placement):
             tensor_parallelize(network, self.dims.get_mesh("tp"))
         if self.dims.cp_enabled:
             context_parallelize(network, self.dims.get_mesh("cp"))
+        if self.compile:
+            compile_units(network)
         if self.activation_checkpointing != "none":
             checkpoint_units(network)  # torchtitan's would not recompute under the adapter
         sharded = [unit for _, unit in units_of(network)]
