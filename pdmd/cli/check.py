@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pdmd.cli.arguments import no_more, parse, take_name
-from pdmd.cli.values import Arguments
+from pdmd.cli.values import Arguments, Table
 
 __all__ = ["check_command", "teachers_command"]
 
@@ -27,10 +27,14 @@ class CheckOptions:
     """Check it on this schedule: rectified_flow, cosine or linear; the teacher's by default."""
     schedule_end: Literal["noise", "teacher"] = "noise"
     """Where that schedule ends: at pure noise, or at the teacher's noisiest level."""
+    router: Table = field(default_factory=dict)
+    """Check its networks behind this router; the teacher's own by default."""
     prompts: tuple[str, ...] = ()
     """Prompts to evaluate it with; the teacher's by default."""
     seed: int = 0
     """Seed of the checks."""
+    skip: tuple[str, ...] = ()
+    """Checks to leave out, for example score, which samples the teacher."""
     plugins: tuple[str, ...] = ()
     """Python modules to import first; they may register the teacher."""
 
@@ -62,7 +66,7 @@ def check_command(words: list[str]) -> int:
     shared = {f.name for f in dataclasses.fields(TeacherConfig)} - {"name"}
     chosen = {key: getattr(options, key) for key in shared}
     teacher = TeacherConfig(name=name, **chosen).build()
-    report = check(teacher, options.prompts or None, seed=options.seed)
+    report = check(teacher, options.prompts or None, seed=options.seed, skip=options.skip)
     print(report)
     passed = sum(outcome.passed is True for outcome in report.outcomes)
     idle = sum(outcome.passed is None for outcome in report.outcomes)
