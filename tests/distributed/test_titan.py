@@ -215,6 +215,27 @@ def test_two_ranks_train_adapters_as_one_process_does():
     )
 
 
+def compiled(degrees, more):
+    from pdmd.distributed import compilation
+    from pdmd.distributed.titan import TitanRuntime
+
+    compilation.BACKEND = "eager"  # traces what inductor would compile
+    return train(TitanRuntime(compile=True, **degrees), "digits", more)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("degrees", [{"activation_checkpointing": "full"}, {"tp": 2}])
+def test_two_ranks_compile_blocks_under_adapters(degrees):
+    more = {"init": ADAPTERS, "plan": PhasePlan.uniform(1), "fake_updates": 1, "updates": 1}
+    losses, gradients, _ = train(OneProcess(), "digits", more)
+    got = run_ranks(compiled, 2, degrees, more)[0]
+    least = 1e-3 * max(float(g.abs().max()) for g in gradients)
+    for expected, actual in zip(losses, got[0], strict=True):
+        assert actual == pytest.approx(expected, rel=1e-5, abs=1e-10)
+    for expected, actual in zip(gradients, got[1], strict=True):
+        assert furthest(actual, expected, least) < 1e-5
+
+
 def in_8_bits(degrees):
     from pdmd.distributed.titan import TitanRuntime
 
