@@ -262,7 +262,7 @@ class PhaseTrainer:
             if reuse > 1:
                 rollouts = current = list(rollouts)
             scalars.update(self._apply("fake", self.fake_objective, rollouts, parts, k))
-            self.fake_updates.observe(self._measures)
+            self.fake_updates.observe(self._diagnostics)
             done += 1
         self.networks["fake"].requires_grad_(False)
         parts = self.expert_training.accumulate
@@ -335,7 +335,7 @@ class PhaseTrainer:
         steps, self._pending_steps = self._pending_steps, []
         self.health.settle(steps)
 
-    def _measures(self) -> dict[str, Tensor]:
-        measures = self.fake_objective.measures()
+    def _diagnostics(self) -> dict[str, Tensor]:
+        diagnostics = self.fake_objective.diagnostics()
         ranks = self.session.runtime.ranks
-        return {name: ranks.mean(value) for name, value in measures.items()}
+        return {name: ranks.mean(value) for name, value in diagnostics.items()}
