@@ -114,7 +114,7 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int
 
     say(f"distilling {config.teacher.name} into {len(plan)} experts, {plan.nfe} steps -> {folder}")
     try:
-        with run.stop_on(signal.SIGINT, signal.SIGTERM), run.locked():
+        with run.stop_on(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1), run.locked():
             student = run.distill()
             run.leave()
             if not runtime.main:

@@ -28,6 +28,7 @@ FREE = (
     "train.checkpoint_*",
     "train.max_consecutive_skips",
     "train.save_before",
+    "train.time_limit",
 )
 """Settings that are not compared; nor are those of ``[parallel]`` but its precision."""
 

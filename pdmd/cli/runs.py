@@ -91,6 +91,7 @@ class Run:
         if config.train.buffer_folder:
             local_path(config.train.buffer_folder, "the phase-input buffer")
         self.config, train = config, config.train
+        self.began = time.time()
         self.runtime = runtime or config.parallel.build(train.seed)
         self.allow_changed = allow_changed
         checkpoints = config.train.checkpoint_folder
@@ -227,6 +228,7 @@ class Run:
             fake_scores=FakeScoreTraining(
                 updates=train.build_fake_updates(),
                 updates_per_rollout=train.fake_updates_per_rollout,
+                accumulate=train.fake_accumulate,
                 scores=train.build_fake_scores(),
                 optimizer=fake_optimizer,
                 max_grad_norm=train.max_grad_norm,
@@ -261,7 +263,7 @@ class Run:
             "prompts": [p for p in few if isinstance(p, str | int)],  # for the report's example
         }
         write_file(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-        if self.checkpointer.stop_requested:  # after the last update
+        if self.checkpointer.stopping():  # after the last update
             raise Interrupted("stopped before the evaluation")
         return student
 
@@ -390,7 +392,8 @@ class Run:
         )
         return Checkpointer(
             store,
-            every=train.checkpoint_every,
+            every=train.build_interval(),
+            limit=train.build_time_limit(self.began),
             fingerprint=fingerprint(self.config),
             name=name,
             may_change=CHANGEABLE,

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from pdmd.distillation.experts import Expert
-from pdmd.training.checkpoints.checkpointer import Interrupted
+from pdmd.training.checkpoints.checkpointer import Decision, Interrupted
 from pdmd.training.checkpoints.training_state import save_training
 from pdmd.training.monitoring.calibration import calibration_slopes
 from pdmd.training.phase_inputs import FreshPhaseInputs
@@ -41,8 +41,10 @@ def train_phase(trainer: PhaseTrainer, phases: int, finished: Sequence[Expert]) 
     sound = True  # the state is that between two updates
     try:
         while trainer.update < trainer.updates:
-            if checkpointer.should_stop(session.runtime.ranks):
+            decision = checkpointer.decide(trainer.update, session.runtime.ranks)
+            if decision is not Decision.CONTINUE:
                 save()
+            if decision is Decision.STOP:
                 checkpointer.wait()
                 raise Interrupted(
                     f"stopped in phase {trainer.phase.index + 1} after update {trainer.update}"
@@ -57,8 +59,6 @@ def train_phase(trainer: PhaseTrainer, phases: int, finished: Sequence[Expert]) 
                 values = {name: float(value) for name, value in scalars.items()}
                 values |= session.account.scalars()
                 recorder.on_scalars(trainer.phase, trainer.update, values)
-            if checkpointer.due(trainer.update):
-                save()
         if trainer.experts[-1].phase.index + 1 == phases:  # from which it may be trained longer
             save()
     except Interrupted:
