@@ -24,9 +24,10 @@ from pdmd.objectives import (
     Repulsion,
     WeightedSum,
 )
+from pdmd.planning.clusters import Cluster
 from pdmd.planning.evaluations import Workload
 from pdmd.planning.memory import Precision
-from pdmd.planning.run_plan import RunPlan, check_cluster, measure_roles, plan_roles
+from pdmd.planning.run_plan import RunPlan, measure_roles, plan_roles
 from pdmd.teachers.base import Teacher, import_plugins, outline_arguments
 from pdmd.teachers.packaged.pretraining import network_arguments
 
@@ -43,10 +44,39 @@ class PlanOptions:
     """Number of GPUs."""
     memory: float = 80.0
     """Memory of each GPU, in GiB."""
+    node_gpus: int = 8
+    """GPUs of a node."""
+    node_memory: float = 1024.0
+    """CPU memory of a node, in GiB."""
+    rate: float = 0.4
+    """PFLOP/s that a GPU achieves."""
+    node: float = 450.0
+    """GB/s that a GPU sends to others of its node."""
+    network: float = 50.0
+    """GB/s that a node sends to others: 50 is one card of 400 Gbit/s, 400 is eight."""
+    host: float = 50.0
+    """GB/s between a GPU and the CPU's memory."""
     show: int = 10
     """Number of parallelism degrees to list."""
     json: str = ""
     """Also write all numbers to this JSON file."""
+
+    def cluster(self) -> Cluster:
+        """Returns the GPUs and their links.
+
+        Raises:
+            ValueError: If a number is out of its range.
+        """
+        return Cluster(
+            gpus=self.gpus,
+            memory=self.memory,
+            node_gpus=self.node_gpus,
+            node_memory=self.node_memory,
+            flops=self.rate * 1e15,
+            node_bandwidth=self.node * 1e9,
+            network_bandwidth=self.network * 1e9,
+            host_bandwidth=self.host * 1e9,
+        )
 
 
 def plan_command(words: list[str]) -> int:
@@ -62,11 +92,7 @@ def plan_command(words: list[str]) -> int:
     if options.json and Path(options.json).suffix != ".json":
         raise ValueError(f"--json ends in .json, got {options.json!r}")
     local_path(options.json, "a plan")
-    plan = plan_run(
-        parsed.config,
-        gpus=options.gpus,
-        memory=options.memory,
-    )
+    plan = plan_run(parsed.config, options.cluster())
     if options.json:
         out = local_path(options.json, "a plan")
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +101,7 @@ def plan_command(words: list[str]) -> int:
     return 0
 
 
-def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> RunPlan:
+def plan_run(config: DistillConfig, cluster: Cluster | None = None) -> RunPlan:
     """Plans a configured run without training, and without loading weights where possible.
 
     Precision and activation checkpointing are those of the configuration. An adaptive number of
@@ -83,8 +109,7 @@ def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> R
 
     Args:
         config: The configuration.
-        gpus: Number of ranks.
-        memory: Memory of each rank in GiB.
+        cluster: The GPUs and their links; one GPU of 80 GiB by default.
 
     Returns:
         The plan.
@@ -92,7 +117,6 @@ def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> R
     Raises:
         ValueError: If a value is out of its range, or no degrees divide the work.
     """
-    check_cluster(gpus, memory)
     config.check()
     if config.parallel.activation_checkpointing == "selective":
         raise ValueError(
@@ -153,7 +177,14 @@ def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> R
     precision = Precision(compute=compute, frozen=compute)
     roles = measure_roles(teacher, initializer, condition, work, precision=precision)
     name = config.teacher.name
-    return plan_roles(roles, work, name=name, gpus=gpus, memory=memory, precision=precision)
+    return plan_roles(
+        roles,
+        work,
+        name=name,
+        cluster=cluster or Cluster(),
+        precision=precision,
+        checkpoints=train.checkpoint_keep,
+    )
 
 
 def timestep_samples(objective: Objective, phases: int) -> int:
