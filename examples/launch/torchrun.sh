@@ -17,7 +17,7 @@
 #   GRACE           seconds that the ranks have to write a checkpoint after a signal
 #                   (default: 600)
 #
-# On SIGTERM or SIGINT (Ctrl-C) the run saves a checkpoint and exits. Only the first signal is
+# On SIGTERM, SIGUSR1 or SIGINT (Ctrl-C) the run saves a checkpoint and exits. Only the first signal is
 # forwarded: a rank that receives two exits without saving. Exit codes: 0; 130 if the run was
 # interrupted; otherwise torchrun's, which is 1 whatever the ranks' codes: its report lists those.
 
@@ -45,7 +45,7 @@ stop() {
         kill -TERM "$pid" 2>/dev/null || true
     fi
 }
-trap stop TERM INT
+trap stop TERM INT USR1
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${GRACE:-600}

@@ -88,7 +88,7 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int
 
     say(f"distilling {config.teacher.name} into {len(plan)} experts, {plan.nfe} steps -> {folder}")
     try:
-        with run.stop_on(signal.SIGINT, signal.SIGTERM):
+        with run.stop_on(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             student = run.distill()
             run.leave()
             if not runtime.main:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from pdmd.distributed.degrees import Degrees
+from pdmd.distributed.degrees import Degrees, ranks_per_node
 from pdmd.distributed.runtime import OneProcess, Runtime, pick_device
 
 __all__ = ["PRECISIONS", "ParallelConfig"]
@@ -21,10 +21,11 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class ParallelConfig:
     """How the run is distributed over the ranks that torchrun starts, and how it computes."""
 
-    dp_replicate: int = 1
-    """Replicas of the sharded networks (HSDP)."""
+    dp_replicate: int = -1
+    """Replicas of the sharded networks (HSDP); -1 for one on each node."""
     dp_shard: int = -1
-    """Ranks that shard parameters and split the batch (FSDP); -1 takes those that are left."""
+    """Ranks that shard parameters and split the batch (FSDP); -1 for those of a node, or for all
+    that are left where dp_replicate is given."""
     cp: int = 1
     """Ranks that split each sample's tokens (context parallel)."""
     tp: int = 1
@@ -59,7 +60,8 @@ class ParallelConfig:
         precision = PRECISIONS[self.precision]
         degrees = {name: getattr(self, name) for name in ("dp_replicate", "dp_shard", "cp", "tp")}
         world = int(os.environ.get("WORLD_SIZE", "1"))
-        Degrees.over(world, **degrees)
+        by_node = self.dp_replicate == self.dp_shard == -1
+        Degrees.over(world, **degrees, per_node=ranks_per_node(world) if by_node else None)
         parts = self.torchtitan or self.compile or self.activation_checkpointing == "selective"
         if world == 1 and not parts:
             if self.deterministic:

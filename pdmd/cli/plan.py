@@ -149,6 +149,7 @@ def plan_run(config: DistillConfig, cluster: Cluster | None = None) -> RunPlan:
         batch_size=train.batch_size,
         fake_updates=train.fake_updates,
         accumulate=train.accumulate,
+        fake_accumulate=train.fake_accumulate,
         timestep_samples=timestep_samples(config.objective.build()[0], len(plan)),
         evaluations=2 if guided else 1,
         fake_updates_per_rollout=train.fake_updates_per_rollout,

@@ -80,6 +80,7 @@ class Run:
         if config.train.buffer_folder:
             local_path(config.train.buffer_folder, "the phase-input buffer")
         self.config, train = config, config.train
+        self.started = time.time()
         self.runtime = runtime or config.parallel.build(train.seed)
         self.resume, self.overwrite = resume, overwrite
         self.progress = progress and self.runtime.main
@@ -173,6 +174,7 @@ class Run:
             fake_scores=FakeScoreTraining(
                 updates=train.build_fake_updates(),
                 updates_per_rollout=train.fake_updates_per_rollout,
+                accumulate=train.fake_accumulate,
                 scores=train.build_fake_scores(),
                 optimizer=fake_optimizer,
                 max_grad_norm=train.max_grad_norm,
@@ -206,7 +208,7 @@ class Run:
             "prompts": [p for p in few if isinstance(p, str | int)],  # for the report's example
         }
         write_file(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-        if self.checkpointer.stop_requested:  # after the last update
+        if self.checkpointer.stopping():  # after the last update
             raise Interrupted("stopped before the evaluation")
         return student
 
@@ -331,7 +333,8 @@ class Run:
         )
         return Checkpointer(
             store,
-            every=train.checkpoint_every,
+            every=train.build_interval(),
+            limit=train.build_time_limit(self.started),
             fingerprint=_fingerprint(self.config),
             name=name,
         )
@@ -346,7 +349,8 @@ def _fingerprint(config: DistillConfig) -> dict[str, Any]:
     settings["train"] = {
         k: v
         for k, v in settings["train"].items()
-        if k not in ("max_consecutive_skips", "buffer_folder") and not k.startswith("checkpoint_")
+        if k not in ("max_consecutive_skips", "buffer_folder", "save_before", "time_limit")
+        and not k.startswith("checkpoint_")
     }
     return settings
 

@@ -73,8 +73,8 @@ class FinishedExperts:
     def restore(self, group: Sequence[Phase], checkpointer: NoCheckpoints) -> None:
         """Adds the experts of a finished group from a checkpoint."""
         plain = self.initialize(group)
-        for expert in plain:
-            load_expert(checkpointer, expert)
+        for expert in {id(one.denoiser): one for one in reversed(plain)}.values():
+            load_expert(checkpointer, expert)  # experts that share a network have one copy of it
         self.experts += [_freeze(expert) for expert in plain]
         networks = {id(expert.denoiser): expert.denoiser for expert in plain}
         placed = {key: self.runtime.placement.frozen(network) for key, network in networks.items()}

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.distributed.communicator import Communicator
-from pdmd.distributed.degrees import Degrees
+from pdmd.distributed.degrees import Degrees, ranks_per_node
 from pdmd.distributed.full_state_dict import (
     full_moments,
     full_tensors,
@@ -31,7 +31,12 @@ from pdmd.distributed.full_state_dict import (
     permuted_moments,
 )
 from pdmd.distributed.optimization import Optimization, Optimizers, Rates
-from pdmd.distributed.rank_consensus import consensus, drop_unused, mean_over_ranks, on_any_rank
+from pdmd.distributed.rank_consensus import (
+    consensus,
+    drop_unused,
+    highest_over_ranks,
+    mean_over_ranks,
+)
 from pdmd.distributed.runtime import Runtime
 from pdmd.distributed.state_layout import (
     Moments,
@@ -62,8 +67,9 @@ class TitanRuntime(Runtime):
     """Many ranks, started by torchrun, or a single one, with parts of torchtitan.
 
     Args:
-        dp_replicate: Replicas of the sharded networks (HSDP).
-        dp_shard: Ranks that shard parameters and split the batch; -1 for all remaining ranks.
+        dp_replicate: Replicas of the sharded networks (HSDP); -1 for one on each node.
+        dp_shard: Ranks that shard parameters and split the batch; -1 for those of a node, or for
+            all remaining ranks where ``dp_replicate`` is given.
         cp: Ranks that split every sample's tokens.
         tp: Ranks that split every layer.
         precision: The dtype in which networks compute and are gathered; master weights, gradient
@@ -80,13 +86,14 @@ class TitanRuntime(Runtime):
         degrees: The degrees of parallelism.
 
     Raises:
-        ValueError: If the product of the degrees is not the number of ranks.
+        ValueError: If the product of the degrees is not the number of ranks, or nodes have
+            different numbers of ranks.
     """
 
     def __init__(
         self,
         *,
-        dp_replicate: int = 1,
+        dp_replicate: int = -1,
         dp_shard: int = -1,
         cp: int = 1,
         tp: int = 1,
@@ -101,7 +108,12 @@ class TitanRuntime(Runtime):
         ready = dist.is_initialized()
         world = dist.get_world_size() if ready else int(os.environ.get("WORLD_SIZE", "1"))
         self.degrees = Degrees.over(
-            world, dp_replicate=dp_replicate, dp_shard=dp_shard, cp=cp, tp=tp
+            world,
+            dp_replicate=dp_replicate,
+            dp_shard=dp_shard,
+            cp=cp,
+            tp=tp,
+            per_node=ranks_per_node(world) if dp_replicate == dp_shard == -1 else None,
         )
         for name, value in _SINGLE_RANK.items():
             os.environ.setdefault(name, value)
@@ -120,7 +132,7 @@ class TitanRuntime(Runtime):
                 CommConfig(init_timeout_seconds=timeout, trace_buf_size=0)
             )
         dims = ParallelDims(
-            dp_replicate=dp_replicate,
+            dp_replicate=self.degrees.dp_replicate,
             dp_shard=self.degrees.dp_shard,
             cp=cp,
             tp=tp,
@@ -171,14 +183,17 @@ class ProcessGroup(Communicator):
         batch = dims.get_optional_mesh("batch")
         self.data_ranks = dims.dp_replicate * dims.dp_shard
         self.data_rank = 0 if batch is None else batch.get_local_rank()
+        self.hosts: dist.ProcessGroup | None = None
+        if device.type != "cpu":
+            self.hosts = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
         if dist.get_world_size() > 1:
             watchdog.start()
 
     def mean(self, value: Tensor) -> Tensor:
         return mean_over_ranks(value, self.device)
 
-    def any(self, flag: bool) -> bool:
-        return on_any_rank(flag, self.device)
+    def highest(self, value: int) -> int:
+        return highest_over_ranks(value, self.hosts)
 
     def consensus(self) -> AbstractContextManager[None]:
         return consensus(self.rank)

@@ -279,7 +279,7 @@ def _moments(
     ]
     if not learns:
         return moments
-    last = backward("fake", fake)
+    last = backward("fake", fake, added=work.fake_accumulate > 1)
     if reused:
         last = dataclasses.replace(
             last,

@@ -63,8 +63,9 @@ def _head(plan: RunPlan) -> str:
         f"{format_count(expert.parameters)} {where}"
         + (f", sequence {expert.tokens}, {expert.heads} heads" if expert.heads else ""),
         f"{len(work.plan)} phases of {steps} steps, batch {work.batch_size}, "
-        f"{work.fake_updates} fake updates, accumulate {work.accumulate}, "
-        f"NFE per teacher call: {work.evaluations}",
+        f"{work.fake_updates} fake updates, accumulate {work.accumulate}"
+        + (f" (fake {work.fake_accumulate}), " if work.fake_accumulate > 1 else ", ")
+        + f"NFE per teacher call: {work.evaluations}",
         f"compute in {compute}, frozen networks in {frozen}, "
         f"activation checkpointing {'on' if work.activation_checkpointing else 'off'}",
     ]

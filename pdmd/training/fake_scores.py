@@ -203,6 +203,8 @@ class FakeScoreTraining:
         updates_per_rollout: Fake updates that reuse one rollout, each with new times and noise;
             above 1, the first of them reuse the rollout of the expert's update. Saves network
             evaluations, at the cost of less varied samples.
+        accumulate: Rollouts per fake update, over which gradients are accumulated: the update of
+            one rollout with as many times the samples, in the memory of one.
         scores: How many fake scores a phase has, and which one a rollout trains.
         optimizer: The optimizer of the fake scores; by default the expert's, with twice the
             learning rate, constant.
@@ -214,6 +216,7 @@ class FakeScoreTraining:
 
     updates: int | FakeUpdates = 5
     updates_per_rollout: int = 1
+    accumulate: int = 1
     scores: FakeScores = field(default_factory=OneFakeScore)
     optimizer: AdamRecipe | None = None
     max_grad_norm: float = 10.0
@@ -224,6 +227,8 @@ class FakeScoreTraining:
             raise ValueError(
                 f"updates_per_rollout must be at least 1, got {self.updates_per_rollout}"
             )
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
         if not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm}")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from pdmd.distillation.experts import Expert
-from pdmd.training.checkpoints.checkpointer import Interrupted
+from pdmd.training.checkpoints.checkpointer import Decision, Interrupted
 from pdmd.training.checkpoints.training_state import save_training
 from pdmd.training.monitoring.calibration import calibration_slopes
 from pdmd.training.phase_inputs import FreshPhaseInputs
@@ -36,8 +36,10 @@ def train_phase(trainer: PhaseTrainer, phases: int, finished: Sequence[Expert]) 
 
     recorder.on_phase_start(trainer.phase, phases, trainer.updates, trainer.update)
     while trainer.update < trainer.updates:
-        if checkpointer.should_stop(session.runtime.ranks):
+        decision = checkpointer.decide(trainer.update, session.runtime.ranks)
+        if decision is not Decision.CONTINUE:
             save()
+        if decision is Decision.STOP:
             checkpointer.wait()
             raise Interrupted(
                 f"stopped in phase {trainer.phase.index + 1} after update {trainer.update}"
@@ -50,8 +52,6 @@ def train_phase(trainer: PhaseTrainer, phases: int, finished: Sequence[Expert]) 
             values = {name: float(value) for name, value in scalars.items()}
             values |= session.account.scalars()
             recorder.on_scalars(trainer.phase, trainer.update, values)
-        if checkpointer.due(trainer.update):
-            save()
 
 
 def calibrate(trainer: PhaseTrainer) -> None:

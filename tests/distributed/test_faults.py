@@ -261,7 +261,7 @@ def test_bad_input_ends_all_ranks_in_one_line_and_writes_nothing(tmp_path, unfin
     (tmp_path / "file").write_text("mine")
     new, there = ["--out", str(tmp_path / "new")], ["--out", str(unfinished)]
     cases = [
-        ("but there are 2 ranks", [*new, "--parallel.dp-shard", "3"]),
+        ("2 ranks are not divisible by dp_shard", [*new, "--parallel.dp-shard", "3"]),
         ("2 ranks are not divisible by", [*new, "--parallel.tp", "3"]),
         ("is not divisible by 2 data ranks", [*new, "--train.batch-size", "7"]),
         ("states no parallel plan", [*new, "--parallel.tp", "2"]),

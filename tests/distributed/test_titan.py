@@ -208,6 +208,7 @@ def test_two_ranks_train_adapters_as_one_process_does():
             ("digits", {"tp": 2}, {"init": EVERYWHERE}),
             ("digits", {"cp": 2}, {"init": EVERYWHERE}),
             ("digits", {"dp_replicate": 2}, ROUTED),
+            ("digits", {}, {"init": ADAPTERS, "accumulate": 2, "fake_accumulate": 2}),
             ("perceptron", {}, {"init": ADAPTERS}),
         ],
     )

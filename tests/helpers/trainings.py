@@ -88,6 +88,7 @@ def trainer_of(
         fake_training=FakeScoreTraining(
             updates=work.fake_updates,
             updates_per_rollout=work.fake_updates_per_rollout,
+            accumulate=work.fake_accumulate,
             optimizer=AdamRecipe(),
         ),
         session=Session(

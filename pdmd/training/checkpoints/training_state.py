@@ -5,6 +5,7 @@ All ranks write a checkpoint together, each its shards of every tensor.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,8 +43,6 @@ def save_training(
 
     def collect() -> State:
         tensors: dict[str, Tensor] = {"rng": generator.get_state()}
-        for i, expert in enumerate(finished):
-            tensors.update(_named(f"finished.{i}", expert.denoiser.state_dict()))
         cursor: dict[str, Any] = {
             "finished": len(finished),
             "update": None,
@@ -60,6 +59,10 @@ def save_training(
             tensors.update(_trainer_tensors(trainer, moments))
         return tensors, cursor
 
+    for expert in finished:
+        session.checkpointer.save_expert(
+            expert.phase.index, functools.partial(_expert_tensors, finished, expert)
+        )
     update = 0 if trainer is None else trainer.update
     session.checkpointer.save(f"phase-{len(finished) + 1:04d}-update-{update:09d}", collect)
 
@@ -70,8 +73,7 @@ def load_expert(checkpointer: NoCheckpoints, expert: Expert) -> None:
     Raises:
         ValueError: If the checkpoint's network has other names or shapes.
     """
-    network = expert.denoiser
-    checkpointer.load(_named(f"finished.{expert.phase.index}", network.state_dict()))
+    checkpointer.load_expert(expert.phase.index, _named("expert", expert.denoiser.state_dict()))
 
 
 def load_generator(checkpointer: NoCheckpoints, generator: torch.Generator) -> None:
@@ -105,7 +107,16 @@ def load_trainer(trainer: PhaseTrainer, cursor: Mapping[str, Any]) -> None:
         states.load(network, _part(tensors, role))
         states.load_moments(network, trainer.optimizers[role], moments[role])
         trainer.rates[role].load_state_dict({"last_epoch": trainer.update})
-    states.load(trainer.ema.network, _part(tensors, "ema"))
+    if trainer.ema.decay:
+        states.load(trainer.ema.network, _part(tensors, "ema"))
+    else:
+        trainer.ema.update(trainer.networks["generator"], trainer.update)
+
+
+def _expert_tensors(finished: Sequence[Expert], expert: Expert) -> dict[str, Tensor]:
+    """Returns the tensors of a finished expert; none if an earlier one has the same network."""
+    first = next(one for one in finished if one.denoiser is expert.denoiser)
+    return {} if first is not expert else _named("expert", expert.denoiser.state_dict())
 
 
 def _moments(trainer: PhaseTrainer, role: str) -> dict[str, dict[str, Tensor]]:
@@ -123,7 +134,8 @@ def _trainer_tensors(
         for name, state in moments[role].items():
             for key, value in state.items():
                 tensors[f"optimizer.{role}.{name}.{key}"] = value
-    tensors.update(_named("ema", states.tensors(trainer.ema.network)))
+    if trainer.ema.decay:  # otherwise it equals the generator
+        tensors.update(_named("ema", states.tensors(trainer.ema.network)))
     return tensors
 
 

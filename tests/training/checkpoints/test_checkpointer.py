@@ -1,10 +1,16 @@
 """Checkpointers: a resumed run equals one that was not interrupted."""
 
+import shutil
+import time
+
 import pytest
 import torch
 
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
+from pdmd.training.checkpoints.intervals import Interval
+from pdmd.training.checkpoints.time_limits import TimeLimit
 from pdmd.training.monitoring.accounting import Account
+from pdmd.training.monitoring.recorder import Recorder
 from tests.helpers.small_runs import StopAt, small, weights
 
 
@@ -36,3 +42,59 @@ def test_resuming_with_other_settings_raises(tmp_path):
     small(checkpointer=checkpointer)
     with pytest.raises(ValueError, match="lr = 1"):
         small(checkpointer=Checkpointer(tmp_path / "c", fingerprint={"lr": 2}), resume=True)
+
+
+class Saves(Recorder):
+    """Moves a clock by a minute an update."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def on_update(self, update):
+        self.clock[0] += 60.0
+
+
+def test_checkpoints_are_written_after_minutes_since_the_last(tmp_path, monkeypatch):
+    clock, names = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    checkpointer = Checkpointer(tmp_path / "c", every=Interval(minutes=2))
+    save = checkpointer.store.save
+    monkeypatch.setattr(checkpointer.store, "save", lambda *a: (names.append(a[0]), save(*a)))
+    small(checkpointer=checkpointer, recorder=Saves(clock), updates=5)
+    first = [name[-3:] for name in names if name.startswith("phase-0001")]
+    assert first == ["002", "004"]  # and the phase's end is the start of the next
+    assert names[2].startswith("phase-0002-update-000000000")
+
+
+def test_a_run_stops_before_its_time_limit_and_resumes(tmp_path, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    limit = TimeLimit(end=1000 + 60 * 7, before=60 * 2)
+    checkpointer = Checkpointer(tmp_path / "c", every=100, limit=limit)
+    with pytest.raises(Interrupted, match="after update"):
+        small(checkpointer=checkpointer, recorder=Saves(clock))
+    assert clock[0] == 1000 + 60 * 5
+    resumed = small(checkpointer=Checkpointer(tmp_path / "c"), resume=True)
+    assert torch.equal(weights(resumed), weights(small()))
+
+
+def test_a_damaged_or_replaced_finished_expert_raises(tmp_path):
+    small(checkpointer=Checkpointer(tmp_path / "c"))
+    expert = tmp_path / "c" / "experts" / "expert-0002"
+    path = next(expert.glob("*.distcp"))
+    content = path.read_bytes()
+    path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    with pytest.raises(ValueError, match="expert-0002/.*SHA-256.*checkpoint phase-0002"):
+        small(checkpointer=Checkpointer(tmp_path / "c"), resume=True)
+    again = Checkpointer(tmp_path / "c", name="phase-0002-update-000000000")
+    assert torch.equal(weights(small(checkpointer=again, resume=True)), weights(small()))
+    shutil.rmtree(expert)
+    with pytest.raises(ValueError, match="expert-0002 is missing"):
+        small(checkpointer=Checkpointer(tmp_path / "c"), resume=True)
+
+
+def test_clearing_leaves_no_folder_of_experts(tmp_path):
+    checkpointer = Checkpointer(tmp_path / "c")
+    small(checkpointer=checkpointer)
+    checkpointer.clear()
+    assert not list((tmp_path / "c").iterdir())
