@@ -108,9 +108,7 @@ def footprints(model, kind, size):
         condition = teacher.encode(list(teacher.prompts)[:1])
         precision = Precision(compute=torch.bfloat16, frozen=torch.bfloat16)
         measured.append(
-            measure_roles(
-                teacher, ROLES[kind], condition, workload(model, 1), precision=precision
-            )
+            measure_roles(teacher, ROLES[kind], condition, workload(model, 1), precision=precision)
         )
     depth = MODELS[model]["depth"]
     return [deepen_roles(a, b, DEPTHS, depth) for a, b in zip(*measured, strict=True)]
@@ -119,9 +117,7 @@ def footprints(model, kind, size):
 def planned(model, kind, gpus, cp, setting, size):
     """Returns memory and seconds of the phase with the highest peak."""
     moment_bytes, offload = SETTINGS[setting]
-    precision = Precision(
-        compute=torch.bfloat16, frozen=torch.bfloat16, moment_bytes=moment_bytes
-    )
+    precision = Precision(compute=torch.bfloat16, frozen=torch.bfloat16, moment_bytes=moment_bytes)
     cluster = Cluster(gpus=gpus, memory=MEMORY, node_memory=NODE_MEMORY)
     # a network is sharded over all GPUs: over a node of eight, replicas do not fit better
     degrees = Degrees(dp_shard=gpus // cp, cp=cp)

@@ -34,7 +34,7 @@ def deepen(few: Footprint, many: Footprint, depths: tuple[int, int], depth: int)
     Args:
         few: The footprint at the first depth.
         many: The footprint at the second.
-        depths: The two numbers of units, of a network or of each part of a routed one.
+        depths: The two numbers of units, of a network or of each one of a routed denoiser.
         depth: The number of units of the network in question.
 
     Raises:
@@ -61,6 +61,7 @@ def deepen(few: Footprint, many: Footprint, depths: tuple[int, int], depth: int)
         base_root=_group(few.base_root, many.base_root, factor),
         units=_repeated(many.units, depths[1], depth),
         base_units=_repeated(many.base_units, depths[1], depth),
+        idle=_idle(few.idle, many.idle, depths, depth),
         inference_memory=timeline(few.inference_memory, many.inference_memory),
         training_memory=timeline(few.training_memory, many.training_memory),
         **{name: at(getattr(few, name), getattr(many, name)) for name in _AFFINE},
@@ -90,9 +91,26 @@ def _group(few: ParameterGroup, many: ParameterGroup, factor: float) -> Paramete
 def _repeated(
     units: tuple[ParameterGroup, ...], shallow: int, depth: int
 ) -> tuple[ParameterGroup, ...]:
-    """Repeats the last unit of every part."""
-    parts = [units[i : i + shallow] for i in range(0, len(units), shallow)]
-    return tuple(unit for part in parts for unit in (*part, *part[-1:] * (depth - shallow)))
+    """Repeats the last unit."""
+    return (*units, *units[-1:] * (depth - shallow)) if units else ()
+
+
+def _idle(
+    few: tuple[ParameterGroup, ...],
+    many: tuple[ParameterGroup, ...],
+    depths: tuple[int, int],
+    depth: int,
+) -> tuple[ParameterGroup, ...]:
+    """Returns the groups of the networks that a call does not evaluate: a root and its units."""
+    factor = (depth - depths[0]) / (depths[1] - depths[0])
+    parts = len(many) // (1 + depths[1]) if len(many) != len(few) else len(many)
+    shallow = [few[i * len(few) // parts : (i + 1) * len(few) // parts] for i in range(parts)]
+    deep = [many[i * len(many) // parts : (i + 1) * len(many) // parts] for i in range(parts)]
+    return tuple(
+        group
+        for a, b in zip(shallow, deep, strict=True)
+        for group in (_group(a[0], b[0], factor), *_repeated(b[1:], depths[1], depth))
+    )
 
 
 def _peaks(few: MemoryTimeline, many: MemoryTimeline) -> tuple[list[int], list[int]]:

@@ -184,7 +184,7 @@ def _moments(
         generator_optimizer=optimizer(own),
         fake_optimizer=optimizer(fake) * learns,
         generator_gradients=master(own),
-        fake_gradients=master(fake) * learns,
+        fake_gradients=MASTER * fake.evaluated(tp) / shards * learns,
         activations=0.0,
         in_flight=0.0,
         data=data(latents),

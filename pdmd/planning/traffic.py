@@ -70,7 +70,7 @@ def traffic_of(
     gather = reduce = copies = tensor = sequence = 0.0
     for role, network, forward, backward in _passes(roles, work, index):
         passes = forward / work.evaluations if role == "teacher" else forward
-        local, (units, root) = network.local(tp), network.gathered(tp)
+        local, (units, root) = network.evaluated(tp), network.gathered(tp)
         gathered = passes * (units + root) + backward * units
         gather += sharded * precision.compute.itemsize * gathered
         reduce += sharded * 4 * backward * local
@@ -105,7 +105,7 @@ def _host_copies(
         passes = forward / work.evaluations if role == "teacher" else forward
         frozen = network.local_base(tp) if network.base_units else 0.0
         if role == "teacher" or role == "frozen" and offload.experts:
-            frozen += network.local(tp)
+            frozen += network.evaluated(tp)
         if not (offload.experts if role == "frozen" else offload.teacher):
             continue
         copied += (passes + backward) * precision.frozen.itemsize * frozen / shards

@@ -3,8 +3,17 @@
 import pytest
 
 from pdmd import LowRank, LowRankRoles, PhasePlan, StochasticTruncation
+from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser
 from pdmd.distillation.initializers import FromTeacher
-from pdmd.planning import Degrees, Precision, Workload, measure_roles, memory_of, traffic_of
+from pdmd.planning import (
+    Degrees,
+    Precision,
+    Workload,
+    measure_footprint,
+    measure_roles,
+    memory_of,
+    traffic_of,
+)
 from pdmd.planning.depth import deepen, deepen_roles
 from pdmd.planning.traffic import flops_of
 from tests.helpers.trainings import MEDIUM, Images
@@ -55,3 +64,15 @@ def test_a_deep_network_is_planned_from_two_shallow_ones(name, activation_checkp
 def test_depths_increase():
     with pytest.raises(ValueError, match="two depths increase"):
         deepen(None, None, (3, 3), 12)
+
+
+def test_a_deep_routed_network_has_the_parameters_of_all_and_gathers_one():
+    def pair(depth):
+        network = Images(**{**MEDIUM, "depth": depth})
+        router = IntervalRouter((1.0, 0.5, 0.0))
+        both = RoutedDenoiser([network, network.trainable_copy()], router)
+        return measure_footprint(both, network.encode([1]), train=False)
+
+    deep, built = deepen(pair(1), pair(2), (1, 2), 5), pair(5)
+    assert deep.parameters == built.parameters and deep.idle == built.idle
+    assert deep.gathered(2) == built.gathered(2) and deep.evaluated(1) == built.evaluated(1)
