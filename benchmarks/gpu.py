@@ -12,8 +12,8 @@ last phase follow: rollouts through the frozen expert, the fake updates and the 
 The JSON is written after every measurement, so a run that is interrupted keeps its figures. No
 measurement starts for which too few seconds of the budget are left.
 
-FLOPs and memory are those of ``pdmd plan``. They take minutes on the meta device, so they are read
-from ``--plans``, which ``--plan-only`` writes on any machine.
+FLOPs and memory are those of ``pdmd plan``, from networks of two and three blocks on the meta
+device.
 """
 
 import argparse
@@ -39,6 +39,7 @@ from pdmd import (
 from pdmd.distillation.experts import OdeExpert
 from pdmd.distributed.runtime import OneProcess
 from pdmd.planning import Degrees, Precision, Workload, measure_roles, memory_of
+from pdmd.planning.depth import deepen_roles
 from pdmd.planning.traffic import flops_of
 from pdmd.teachers import QwenImageTeacher, WanTeacher
 from pdmd.teachers.guided import Guided
@@ -57,7 +58,7 @@ GIB = 2**30
 COUNTED = 0.9  # of a GPU's memory; the rest is for what the plan does not count
 FAKE_UPDATES = 5
 REPEATS = 3
-PLANS = Path(__file__).parents[1] / "docs" / "evidence" / "gpu_plans.json"
+DEPTHS = (2, 3)
 ADAPTER = LowRank(rank=64, alpha=8.0)
 ROLES = LowRankRoles(ADAPTER, ADAPTER)
 PRECISION = Precision(compute=torch.bfloat16, frozen=torch.bfloat16)
@@ -69,6 +70,7 @@ MODELS = {
         "sizes": {"height": 1024, "width": 1024, "text_length": 512},
         "tiny": {**TINY, "height": 32, "width": 32, "joint_attention_dim": 64},
         "plan": PhasePlan.uniform(2, steps=2, shift=3.0),
+        "depth": 60,
     },
     "wan_a14b": {
         "teacher": WanTeacher,
@@ -76,6 +78,7 @@ MODELS = {
         "tiny": {**TINY, "height": 32, "width": 32, "ffn_dim": 64, "text_dim": 64, "frames": 5}
         | {"boundary_ratio": 0.0},
         "plan": PhasePlan.uniform(2, steps=2, shift=7.0),
+        "depth": 40,
     },
 }
 
@@ -126,8 +129,8 @@ class Seldom(Recorder):
 
 def build_teacher(name, tiny, **where):
     model = MODELS[name]
-    sizes = model["tiny" if tiny else "sizes"]
-    return model["teacher"].from_config(**sizes, dtype="bfloat16", **where)
+    sizes = {**model["tiny" if tiny else "sizes"], **where}
+    return model["teacher"].from_config(dtype="bfloat16", **sizes)
 
 
 def workload(name, batch):
@@ -141,13 +144,21 @@ def workload(name, batch):
     )
 
 
-def plan_model(name, tiny, batch):
-    """Plans the last phase on the meta device."""
-    work = workload(name, batch)
-    outline = build_teacher(name, tiny, meta=True)
+def measured_roles(name, tiny, work, **sizes):
+    """Measures the networks of the last phase on the meta device."""
+    outline = build_teacher(name, tiny, meta=True, **sizes)
     condition = outline.encode(list(outline.prompts)[:1])
-    roles = measure_roles(outline, ROLES, condition, work, precision=PRECISION)[-1]
-    last = len(work.plan) - 1
+    return measure_roles(outline, ROLES, condition, work, precision=PRECISION)[-1]
+
+
+def plan_model(name, tiny, batch):
+    """Plans the last phase."""
+    work = workload(name, batch)
+    if tiny:
+        roles = measured_roles(name, tiny, work)
+    else:
+        shallow = [measured_roles(name, tiny, work, num_layers=depth) for depth in DEPTHS]
+        roles = deepen_roles(*shallow, DEPTHS, MODELS[name]["depth"])
 
     def passes(network):
         return {
@@ -156,14 +167,13 @@ def plan_model(name, tiny, batch):
             "recomputed": batch * network.recomputed_flops,
         }
 
-    memory = memory_of(roles, work, Degrees(), PRECISION)
     return {
         "batch": batch,
         "parameters": roles.teacher.parameters,
         "tokens": roles.teacher.tokens,
-        "gib": memory.total / GIB,
+        "gib": memory_of(roles, work, Degrees(), PRECISION).total / GIB,
         "roles": {role: passes(getattr(roles, role)) for role in ("teacher", "generator", "fake")},
-        "cycle": flops_of(roles, work, last),
+        "cycle": flops_of(roles, work, len(work.plan) - 1),
     }
 
 
@@ -316,30 +326,17 @@ def machine_of(device):
     }
 
 
-def read_plans(options):
-    """Returns the plans by model, from the file unless they are of other sizes."""
-    if options.tiny or options.plan_only or not options.plans.exists():
-        return {name: plan_model(name, options.tiny, options.batch) for name in options.models}
-    plans = json.loads(options.plans.read_text())
-    for name in options.models:
-        if name not in plans or plans[name]["batch"] != options.batch:
-            plans[name] = plan_model(name, options.tiny, options.batch)
-    return plans
-
-
 def parsed(arguments):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)}")
-    parser.add_argument("--out", type=Path, help="the JSON to write")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON to write")
     parser.add_argument("--seconds", type=float, default=480.0, help="the budget (480)")
     parser.add_argument("--cycles", type=int, default=3, help="cycles after the first (3)")
     parser.add_argument("--batch", type=int, default=1, help="samples of a rollout (1)")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--memory", type=float, help="GiB to plan for; the GPU's by default")
-    parser.add_argument("--plans", type=Path, default=PLANS, help="the plans, as JSON")
-    parser.add_argument("--plan-only", action="store_true", help="write the plans and stop")
     parser.add_argument("--tiny", action="store_true", help="networks of two blocks, for a test")
     options = parser.parse_args(arguments)
     options.models = options.models or list(MODELS)
@@ -348,10 +345,7 @@ def parsed(arguments):
     for name in ("cycles", "batch", "seconds"):
         if not getattr(options, name) > 0:
             parser.error(f"--{name} must be positive, got {getattr(options, name)}")
-    if options.out is None and not options.plan_only:
-        parser.error("--out is required")
-    cuda = torch.device(options.device).type == "cuda"
-    if cuda and not options.plan_only and not torch.cuda.is_available():
+    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         parser.error("CUDA is not available; try --device cpu --tiny")
     return options
 
@@ -359,10 +353,6 @@ def parsed(arguments):
 def main(arguments=None):
     options = parsed(arguments)
     budget = Budget(options.seconds)
-    plans = read_plans(options)
-    if options.plan_only:
-        options.plans.write_text(json.dumps(plans, indent=2) + "\n")
-        return
     device, report = torch.device(options.device), Report(options.out)
     machine = report.figures["machine"] = machine_of(device)
     memory = options.memory or machine["memory_gib"]
@@ -370,14 +360,15 @@ def main(arguments=None):
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        needed = plans[name]["gib"]
+        plan = plan_model(name, options.tiny, options.batch)
+        needed = plan["gib"]
         if memory and needed > COUNTED * memory:
             report.leave_out(
                 name, f"it needs {needed:.3g} GiB of {COUNTED:.0%} of {memory:.3g} GiB"
             )
             continue
         try:
-            measure_model(name, plans[name], options, budget, report)
+            measure_model(name, plan, options, budget, report)
         except (OutOfTime, torch.OutOfMemoryError) as error:
             report.leave_out(name, str(error).splitlines()[0])
     report.figures["seconds"] = budget.spent

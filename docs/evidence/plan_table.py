@@ -5,7 +5,8 @@ python docs/evidence/plan_table.py [--check | --measure]
 --measure finds the largest image, or number of frames, that fits on each machine with each
 setting, and writes plans.json; without an option the tables are written from it.
 
-Footprints of all blocks follow from networks of two and three blocks (pdmd.planning.depth).
+Footprints of all blocks and sizes follow from networks of two and three blocks at three sizes
+(pdmd.planning.depth, pdmd.planning.sizes).
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from pdmd.planning import Cluster, Degrees, Offload, Precision, Workload, measur
 from pdmd.planning.depth import deepen_roles
 from pdmd.planning.duration import seconds_of
 from pdmd.planning.memory import EIGHT_BIT
+from pdmd.planning.sizes import resize_roles
 from pdmd.planning.tables import format_bytes
 from pdmd.planning.traffic import flops_of, traffic_of
 from pdmd.teachers import QwenImageTeacher, WanTeacher
@@ -38,6 +40,9 @@ MODELS = {
         "teacher": QwenImageTeacher,
         "plan": PhasePlan.uniform(2, steps=2, shift=3.0),
         "depth": 60,
+        "measured": [
+            {"height": side, "width": side, "text_length": 512} for side in (256, 512, 1024)
+        ],
         "ladders": {
             "largest image": [
                 {"height": side, "width": side, "text_length": 512}
@@ -49,6 +54,7 @@ MODELS = {
         "teacher": WanTeacher,
         "plan": PhasePlan.from_timesteps((1.0, 0.9375, 0.875, 0.5, 0.0), steps=2),
         "depth": 40,
+        "measured": [{"height": 480, "width": 832, "frames": frames} for frames in (1, 5, 33)],
         "ladders": {
             f"frames of {width} x {height}": [
                 {"height": height, "width": width, "frames": frames}
@@ -97,21 +103,36 @@ def workload(model, batch):
     )
 
 
+def tokens_of(size):
+    """Returns a sample's tokens: of 16 x 16 pixels, and of 4 frames after the first."""
+    frames = (size.get("frames", 1) - 1) // 4 + 1
+    return frames * (size["height"] // 16) * (size["width"] // 16)
+
+
 @functools.cache
-def footprints(model, kind, size):
-    """Returns the footprints of both phases' networks."""
-    measured = []
-    for depth in DEPTHS:
-        teacher = MODELS[model]["teacher"].from_config(
-            **dict(size), num_layers=depth, dtype="bfloat16", meta=True
-        )
-        condition = teacher.encode(list(teacher.prompts)[:1])
-        precision = Precision(compute=torch.bfloat16, frozen=torch.bfloat16)
-        measured.append(
-            measure_roles(teacher, ROLES[kind], condition, workload(model, 1), precision=precision)
-        )
-    depth = MODELS[model]["depth"]
-    return [deepen_roles(a, b, DEPTHS, depth) for a, b in zip(*measured, strict=True)]
+def shallow(model, kind):
+    """Returns the footprints of every phase at the measured sizes, with all blocks."""
+    out = []
+    for size in MODELS[model]["measured"]:
+        roles = []
+        for depth in DEPTHS:
+            teacher = MODELS[model]["teacher"].from_config(
+                **size, num_layers=depth, dtype="bfloat16", meta=True
+            )
+            condition = teacher.encode(list(teacher.prompts)[:1])
+            precision = Precision(compute=torch.bfloat16, frozen=torch.bfloat16)
+            work = workload(model, 1)
+            roles.append(measure_roles(teacher, ROLES[kind], condition, work, precision=precision))
+        depth = MODELS[model]["depth"]
+        out.append([deepen_roles(a, b, DEPTHS, depth) for a, b in zip(*roles, strict=True)])
+    return out
+
+
+@functools.cache
+def footprints(model, kind, tokens):
+    """Returns the footprints of every phase for samples of so many tokens."""
+    phases = zip(*shallow(model, kind), strict=True)
+    return [resize_roles(measured, tokens) for measured in phases]
 
 
 def planned(model, kind, gpus, cp, setting, size):
@@ -122,7 +143,7 @@ def planned(model, kind, gpus, cp, setting, size):
     # a network is sharded over all GPUs: over a node of eight, replicas do not fit better
     degrees = Degrees(dp_shard=gpus // cp, cp=cp)
     work, rows = workload(model, degrees.batches), []
-    for k, roles in enumerate(footprints(model, kind, tuple(size.items()))):
+    for k, roles in enumerate(footprints(model, kind, tokens_of(size))):
         memory = memory_of(roles, work, degrees, precision, offload)
         sent = traffic_of(roles, work, k, degrees, precision, offload)
         flops = sum(flops_of(roles, work, k).values())
