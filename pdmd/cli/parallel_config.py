@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from pdmd.distributed.degrees import Degrees, ranks_per_node
+from pdmd.distributed.offload import Offload
 from pdmd.distributed.runtime import OneProcess, Runtime, pick_device
 
 __all__ = ["PRECISIONS", "ParallelConfig"]
@@ -36,6 +37,8 @@ class ParallelConfig:
     """Recompute blocks in the backward pass (full), or all but their costly operations."""
     compile: bool = False
     """Compile the blocks of every network."""
+    offload: tuple[Literal["teacher", "experts", "averages", "optimizers"], ...] = ()
+    """What is kept in CPU memory: teacher, (finished) experts, averages, optimizers."""
     deterministic: bool = False
     """Insist on deterministic algorithms, which may be slower."""
     torchtitan: bool = False
@@ -62,7 +65,9 @@ class ParallelConfig:
         world = int(os.environ.get("WORLD_SIZE", "1"))
         by_node = self.dp_replicate == self.dp_shard == -1
         Degrees.over(world, **degrees, per_node=ranks_per_node(world) if by_node else None)
+        offload = Offload(**{name: True for name in self.offload})
         parts = self.torchtitan or self.compile or self.activation_checkpointing == "selective"
+        parts = parts or offload.networks  # shards are what is offloaded
         if world == 1 and not parts:
             if self.deterministic:
                 torch.use_deterministic_algorithms(True)
@@ -70,6 +75,7 @@ class ParallelConfig:
                 pick_device(self.device),
                 precision,
                 activation_checkpointing=self.activation_checkpointing == "full",
+                offload_optimizers=offload.optimizers,
             )
         if self.device != "auto":
             raise ValueError(
@@ -92,4 +98,5 @@ class ParallelConfig:
             heartbeat_timeout=self.heartbeat_timeout,
             seed=seed,
             deterministic=self.deterministic,
+            offload=offload,
         )

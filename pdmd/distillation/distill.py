@@ -106,7 +106,9 @@ def distill(
 
     with session.freezing(teacher):
         cursor = checkpointer.read() if session.resume else {"finished": 0, "update": None}
-        real = runtime.placement.frozen(teacher, shared=experts.initializer.adapts)
+        real = runtime.placement.frozen(
+            teacher, shared=experts.initializer.adapts, offload=runtime.offload.teacher
+        )
         check_teacher(real, plan, generator_objective, encoded)
         if session.resume:
             session.account.restore(cursor["account"])

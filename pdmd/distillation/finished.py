@@ -67,6 +67,8 @@ class FinishedExperts:
             plain = self.initialize(group)
             for one, placed in zip(plain, done, strict=True):
                 one.denoiser.load_state_dict(self.runtime.states.full(placed.denoiser))
+            if self.runtime.offload.experts and not self.runtime.offload.averages:
+                done = self._place(plain)  # otherwise averages stay where they are
         self.experts += [_freeze(one) for one in plain]
         self.placed += done
 
@@ -76,11 +78,7 @@ class FinishedExperts:
         for expert in {id(one.denoiser): one for one in reversed(plain)}.values():
             load_expert(checkpointer, expert)  # experts that share a network have one copy of it
         self.experts += [_freeze(expert) for expert in plain]
-        networks = {id(expert.denoiser): expert.denoiser for expert in plain}
-        placed = {key: self.runtime.placement.frozen(network) for key, network in networks.items()}
-        self.placed += [
-            _freeze(type(expert)(placed[id(expert.denoiser)], expert.phase)) for expert in plain
-        ]
+        self.placed += self._place(plain)
 
     def release(self) -> list[Expert]:
         """Returns the finished experts over plain networks on the CPU."""
@@ -89,6 +87,17 @@ class FinishedExperts:
             for part in adapted_parts(expert):  # the base is the teacher's, and stays frozen
                 part.base.requires_grad_(False)
         return self.experts
+
+    def _place(self, plain: Sequence[Expert]) -> list[Expert]:
+        """Returns the frozen experts of a group over placed networks, one for each plain one."""
+        placement, offload = self.runtime.placement, self.runtime.offload.experts
+        placed = {
+            id(network): placement.frozen(network, offload=offload)
+            for network in {id(expert.denoiser): expert.denoiser for expert in plain}.values()
+        }
+        return [
+            _freeze(type(expert)(placed[id(expert.denoiser)], expert.phase)) for expert in plain
+        ]
 
 
 def _freeze(expert: Expert) -> Expert:

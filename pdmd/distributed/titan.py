@@ -30,7 +30,8 @@ from pdmd.distributed.full_state_dict import (
     load_permuted,
     permuted_moments,
 )
-from pdmd.distributed.optimization import Optimization, Optimizers, Rates
+from pdmd.distributed.offload import Offload
+from pdmd.distributed.optimization import Optimization, Optimizers, Rates, SingleOptimizer
 from pdmd.distributed.rank_consensus import (
     consensus,
     drop_unused,
@@ -58,7 +59,7 @@ from pdmd.distributed.titan_parts import (
 )
 from pdmd.distributed.titan_placement import ActivationCheckpointing, MeshPlacement
 from pdmd.distributed.watchdog import Watchdog
-from pdmd.training.optimizers import AdamRecipe, ContainerRates
+from pdmd.training.optimizers import AdamRecipe, ContainerRates, RateSchedule
 
 __all__ = ["TitanRuntime"]
 
@@ -81,6 +82,7 @@ class TitanRuntime(Runtime):
         heartbeat_timeout: Seconds without a heartbeat after which a rank is considered dead.
         seed: Seed of torch's global generators; training uses explicit ones.
         deterministic: Whether to require deterministic algorithms.
+        offload: What is kept in CPU memory; nothing by default.
 
     Attributes:
         degrees: The degrees of parallelism.
@@ -104,7 +106,9 @@ class TitanRuntime(Runtime):
         heartbeat_timeout: float = 60,
         seed: int = 0,
         deterministic: bool = False,
+        offload: Offload | None = None,
     ) -> None:
+        offload = offload or Offload()
         ready = dist.is_initialized()
         world = dist.get_world_size() if ready else int(os.environ.get("WORLD_SIZE", "1"))
         self.degrees = Degrees.over(
@@ -160,10 +164,11 @@ class TitanRuntime(Runtime):
                 activation_checkpointing=activation_checkpointing,
                 compile=compile,
             ),
-            optimization=TitanOptimization(device),
+            optimization=TitanOptimization(device, offload=offload.optimizers, split=tp > 1),
             ranks=ProcessGroup(dims, device, Watchdog(heartbeat_timeout)),
             states=ShardedStates(),
             loss_scale=float(cp),
+            offload=offload,
         )
 
 
@@ -219,12 +224,23 @@ class TitanOptimization(Optimization):
 
     Args:
         device: Device of this rank.
+        offload: Whether to keep moments in CPU memory.
+        split: Whether layers are split over ranks (tensor parallelism).
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(
+        self, device: torch.device, *, offload: bool = False, split: bool = False
+    ) -> None:
+        self.device, self.offload, self.split = device, offload, split
 
     def optimizers(self, recipe: AdamRecipe, network: nn.Module) -> Optimizers:
+        if recipe.bits == 8 and self.split:
+            raise ValueError(
+                "moments in 8 bits do not support tensor parallelism, which splits the rows of "
+                "their blocks; set train.adam_bits = 32 or parallel.tp = 1"
+            )
+        if self.offload or recipe.bits == 8:
+            return SingleOptimizer(recipe.build(network.parameters(), offload=self.offload))
         group = ParamGroupConfig(
             pattern=".*",
             optimizer_name="AdamW",
@@ -238,6 +254,8 @@ class TitanOptimization(Optimization):
         return cast(Optimizers, config.build(model_parts=[network]))
 
     def rates(self, optimizers: Optimizers, recipe: AdamRecipe, updates: int) -> Rates:
+        if isinstance(optimizers, SingleOptimizer):
+            return RateSchedule(optimizers, recipe, updates)
         return ContainerRates(
             LRSchedulersContainer(
                 cast(OptimizersContainer, optimizers),
@@ -270,8 +288,8 @@ class ShardedStates(StateLayout):
     def moments(self, network: nn.Module, optimizers: Optimizers) -> Moments:
         return full_moments(network, moments_of(network, optimizers))
 
-    def blank_moments(self, network: nn.Module) -> Moments:
-        return full_moments(network, blank_moments(network))
+    def blank_moments(self, network: nn.Module, optimizers: Optimizers) -> Moments:
+        return full_moments(network, blank_moments(network, optimizers))
 
     def load_moments(
         self,

@@ -11,7 +11,12 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import RoutedDenoiser
@@ -25,6 +30,7 @@ from pdmd.distributed import (
     units_of,
 )
 from pdmd.distributed.activation_checkpointing import checkpoint_units
+from pdmd.distributed.compilation import compile_units
 from pdmd.distributed.placement import Placement, set_precision, widen
 from pdmd.distributed.shared_bases import SharedBases, split_factors
 from pdmd.distributed.titan_parts import FullAC, ParallelDims, SelectiveAC
@@ -74,21 +80,25 @@ class MeshPlacement(Placement):
         if tensor or context:
             check(network, tensor=tensor, context=context)
 
-    def frozen(self, network: Denoiser, *, shared: bool = False) -> Denoiser:
+    def frozen(
+        self, network: Denoiser, *, shared: bool = False, offload: bool = False
+    ) -> Denoiser:
         copied = copy.deepcopy(network).requires_grad_(False).eval()
         self._narrow(copied)
         if adapted_parts(copied):
-            return self._shard_roles(copied)
+            return self._shard_roles(copied, offload)
         if not shared:
-            return self._shard(copied)
+            return self._shard(copied, offload)
         pairs = list(zip(network.modules(), copied.modules(), strict=True))  # before wrapping
-        self._shard_base(copied)
+        self._shard_base(copied, offload)
         self.bases.add(pairs)
         return copied
 
-    def trained(self, network: N) -> N:
+    def trained(self, network: N, *, offload: bool = False) -> N:
         widen(network)
-        return self._shard_roles(network) if adapted_parts(network) else self._shard(network)
+        if adapted_parts(network):
+            return self._shard_roles(network, offload)
+        return self._shard(network, offload)
 
     def release(self, network: nn.Module) -> None:
         """Does nothing: a frozen network is a copy."""
@@ -104,6 +114,8 @@ class MeshPlacement(Placement):
 
     def _prepare(self, network: nn.Module) -> None:
         for module in network.modules():
+            if isinstance(module, Denoiser):
+                module.execution_device = self.device
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(self.device))
             if isinstance(module, Guided) and module.null is not None:
@@ -112,13 +124,13 @@ class MeshPlacement(Placement):
                 module.together = self._batch_is_split
         set_precision(network, self.precision)
 
-    def _shard_base(self, network: Denoiser) -> None:
+    def _shard_base(self, network: Denoiser, offload: bool) -> None:
         """Shards a frozen network that several roles share, in place."""
-        if self.compile or self.activation_checkpointing == "selective":
+        if self.activation_checkpointing == "selective":
             raise ValueError(
-                "low-rank adapters over a shared base support neither compiled blocks nor "
-                "selective activation checkpointing; set parallel.compile = False and "
-                "parallel.activation_checkpointing to 'none' or 'full', or train full weights"
+                "low-rank adapters over a shared base do not support selective activation "
+                "checkpointing; set parallel.activation_checkpointing to 'none' or 'full', or "
+                "train full weights"
             )
         self._prepare(network)
         for parameter in network.parameters():
@@ -127,14 +139,16 @@ class MeshPlacement(Placement):
             tensor_parallelize(network, self.dims.get_mesh("tp"))
         if self.dims.cp_enabled:
             context_parallelize(network, self.dims.get_mesh("cp"))
+        if self.compile:
+            compile_units(network)
         if self.activation_checkpointing != "none":
             checkpoint_units(network)  # torchtitan's would not recompute under the adapter
         sharded = [unit for _, unit in units_of(network)]
         sharded += [network.get_submodule(path) for path in plans_of(network)]
         for module in sharded:
-            fully_shard(module, **self._sharding(), reshard_after_forward=True)
+            fully_shard(module, **self._sharding(offload), reshard_after_forward=True)
 
-    def _shard_roles(self, network: N) -> N:
+    def _shard_roles(self, network: N, offload: bool) -> N:
         """Shards the adapters in a network, over bases that are sharded once."""
         self._prepare(network)
         for part in adapted_parts(network):
@@ -146,11 +160,13 @@ class MeshPlacement(Placement):
             part.to(self.device)
             tensor, context = (self.dims.get_optional_mesh(name) for name in ("tp", "cp"))
             split_factors(part, tensor, context)
-            fully_shard(part, **self._sharding(), reshard_after_forward=True)
+            fully_shard(part, **self._sharding(offload), reshard_after_forward=True)
         return network
 
-    def _sharding(self) -> dict[str, Any]:
+    def _sharding(self, offload: bool) -> dict[str, Any]:
+        pinned = self.device.type != "cpu"
         return {
+            "offload_policy": CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy(),
             "mesh": self.dims.get_activated_mesh(["dp_replicate", "fsdp"]),
             "mp_policy": MixedPrecisionPolicy(
                 param_dtype=None if self.precision == torch.float32 else self.precision,
@@ -159,7 +175,7 @@ class MeshPlacement(Placement):
             ),
         }
 
-    def _shard(self, network: N) -> N:
+    def _shard(self, network: N, offload: bool) -> N:
         """Parallelizes and shards a network, in place."""
         self._prepare(network)
         if not any(True for _ in network.parameters()):
@@ -179,10 +195,10 @@ class MeshPlacement(Placement):
             (context_parallelize if planned else replicate)(network, self.dims.get_mesh("cp"))
         units = [self._wrap(network, name, unit) for name, unit in units_of(network)]
         for unit in units:
-            fully_shard(unit, **self._sharding())
+            fully_shard(unit, **self._sharding(offload))
         # The root too is resharded after forward: rollouts without a gradient would leave it
         # gathered, and updates of its parameters in between would be lost.
-        fully_shard(network, **self._sharding(), reshard_after_forward=True)
+        fully_shard(network, **self._sharding(offload), reshard_after_forward=True)
         return network
 
     def _wrap(self, network: nn.Module, name: str, unit: nn.Module) -> nn.Module:

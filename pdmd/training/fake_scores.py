@@ -242,4 +242,4 @@ class FakeScoreTraining:
 
     def recipe(self, experts: AdamRecipe) -> AdamRecipe:
         """Returns the optimizer recipe, given that of the experts."""
-        return self.optimizer or AdamRecipe(lr=2 * experts.lr, decay_from=1.0)
+        return self.optimizer or AdamRecipe(lr=2 * experts.lr, decay_from=1.0, bits=experts.bits)

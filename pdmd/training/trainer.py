@@ -109,8 +109,10 @@ class PhaseTrainer:
         )  # before hooks are registered, which a copy would keep
         averages = cast("list[Denoiser]", list(self.ema.network.values()))
         self._average = dict(zip(trained, averages, strict=True))
-        for denoiser in (*trained.values(), *averages, *scores):
+        for denoiser in (*trained.values(), *scores):
             runtime.placement.trained(denoiser)
+        for average in averages:
+            runtime.placement.trained(average, offload=runtime.offload.averages)
         self._count_evaluations([*trained.values()], scores)
         self._start_phase(seed)
         self.networks: dict[str, nn.ModuleDict] = {
@@ -200,6 +202,8 @@ class PhaseTrainer:
 
     def finished(self) -> list[Expert]:
         """Returns the experts over the current averages of their networks."""
+        self.ema.wait()
+        self.session.runtime.synchronize()
         return [type(e)(self._average[id(e.denoiser)], e.phase) for e in self.experts]
 
     @torch.no_grad()
@@ -306,6 +310,8 @@ class PhaseTrainer:
         scalars = dict(zip((f"{role}/{name}" for name in sums), means, strict=True))
         scalars[f"{role}/gradient_norm"] = norm.detach()
         finite = torch.isfinite(norm.detach()) & torch.isfinite(means.sum())
+        if role == "generator":
+            self.ema.wait()
         runtime.optimization.step(optimizer, finite)
         self._pending_steps.append(
             Step(

@@ -10,6 +10,7 @@ from pdmd.distillation.adapters import LowRank
 from pdmd.distillation.experts import FullGradient
 from pdmd.distillation.initializers import LowRankRoles, PerStep
 from pdmd.distributed import permutations
+from pdmd.distributed.offload import Offload
 from pdmd.distributed.runtime import OneProcess
 from pdmd.distributed.state_layout import parameter_names
 from pdmd.objectives import DistributionMatching, SubintervalScoreMatching
@@ -212,6 +213,33 @@ def test_two_ranks_train_adapters_as_one_process_does():
             ("perceptron", {}, {"init": ADAPTERS}),
         ],
     )
+
+
+def in_8_bits(degrees):
+    from pdmd.distributed.titan import TitanRuntime
+
+    recipe = AdamRecipe(lr=1e-4, bits=8)
+    student = distill(
+        digits(),
+        PhasePlan.uniform(1),
+        updates=3,
+        fake_updates=2,
+        batch_size=8,
+        optimizer=recipe,
+        fake_optimizer=recipe,
+        runtime=OneProcess() if degrees is None else TitanRuntime(**degrees),
+    )
+    return student.state_dict()
+
+
+def test_two_ranks_store_the_8_bit_moments_of_one_process():
+    pytest.importorskip("torchao")
+    expected = in_8_bits(None)
+    got = run_ranks(in_8_bits, 2, {"offload": Offload(optimizers=True)})[0]
+    for name, value in expected.items():
+        assert furthest(got[name], value) < 1e-4, name
+    with pytest.raises(RuntimeError, match="8 bits do not support tensor parallelism"):
+        run_ranks(in_8_bits, 2, {"tp": 2})
 
 
 class Failing(Objective):

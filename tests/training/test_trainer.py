@@ -115,7 +115,9 @@ class EveryThird(Recorder):
 def test_a_cycle_does_not_synchronize_with_the_device(
     phase_inputs, updates_per_rollout, monkeypatch
 ):
-    monkeypatch.setattr(AdamRecipe, "build", lambda recipe, parameters: MetaOptimizer(parameters))
+    monkeypatch.setattr(
+        AdamRecipe, "build", lambda recipe, parameters, **_: MetaOptimizer(parameters)
+    )
     teacher, plan = Guided(network(), 2.0).to(META), PhasePlan.uniform(2, steps=2)
     trainer = PhaseTrainer(
         experts=[OdeExpert(network(), plan[1])],

@@ -85,6 +85,8 @@ class TrainConfig:
     """Learning rate of the experts."""
     fake_lr: float = 1e-3
     """Learning rate of the fake scores."""
+    adam_bits: Literal[32, 8] = 32
+    """Bits of the optimizers' moments; 8 bits need torchao."""
     ema: float = 0.99
     """Decay of the weight average that becomes the expert."""
     max_grad_norm: float = 10.0
@@ -141,7 +143,8 @@ class TrainConfig:
 
     def recipes(self) -> tuple[AdamRecipe, AdamRecipe]:
         """Returns the optimizer recipes of the experts and of the fake scores."""
-        return AdamRecipe(lr=self.lr), AdamRecipe(lr=self.fake_lr, decay_from=1.0)
+        expert = AdamRecipe(lr=self.lr, bits=self.adam_bits)
+        return expert, AdamRecipe(lr=self.fake_lr, decay_from=1.0, bits=self.adam_bits)
 
     def updates_of(self, plan: PhasePlan) -> list[int]:
         """Returns the number of updates of each phase."""

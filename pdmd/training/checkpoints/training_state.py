@@ -51,6 +51,8 @@ def save_training(
         }
         if trainer is not None:
             trainer.settle()
+            trainer.ema.wait()
+            session.runtime.synchronize()
             cursor["update"] = trainer.update
             cursor["fake_updates"] = trainer.fake_updates.state()
             cursor["skipped"] = trainer.health.state()
@@ -99,7 +101,7 @@ def load_trainer(trainer: PhaseTrainer, cursor: Mapping[str, Any]) -> None:
     trainer.health.restore(cursor["skipped"])
     moments: dict[str, dict[str, dict[str, Tensor]]] = {}
     for role, network in trainer.networks.items():
-        blank = states.blank_moments(network)
+        blank = states.blank_moments(network, trainer.optimizers[role])
         moments[role] = {name: blank[name] for name in cursor["moments"][role]}
     tensors = _trainer_tensors(trainer, moments)
     trainer.session.checkpointer.load(tensors)

@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from pdmd import AdamRecipe, FromDenoiser, MlpDenoiser
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 from pdmd.training.checkpoints.intervals import Interval
 from pdmd.training.checkpoints.time_limits import TimeLimit
@@ -98,3 +99,22 @@ def test_clearing_leaves_no_folder_of_experts(tmp_path):
     small(checkpointer=checkpointer)
     checkpointer.clear()
     assert not list((tmp_path / "c").iterdir())
+
+
+def test_a_run_with_moments_in_8_bits_resumes_to_the_same_bits(tmp_path):
+    pytest.importorskip("torchao")
+    torch.manual_seed(0)
+    network = MlpDenoiser.rectified_flow(dim=2, classes=2, width=64)
+    recipes = {
+        "optimizer": AdamRecipe(lr=1e-3, bits=8),
+        "fake_optimizer": AdamRecipe(lr=1e-3, bits=8),
+        "init": FromDenoiser(network),
+    }
+    checkpointer = Checkpointer(tmp_path / "c")
+    with pytest.raises(Interrupted):
+        small(checkpointer=checkpointer, recorder=StopAt(checkpointer, 4), **recipes)
+    resumed = small(checkpointer=Checkpointer(tmp_path / "c"), resume=True, **recipes)
+    whole = small(**recipes)
+    assert torch.equal(weights(resumed), weights(whole))
+    exact = {**recipes, "optimizer": AdamRecipe(lr=1e-3), "fake_optimizer": AdamRecipe(lr=1e-3)}
+    assert not torch.equal(weights(small(**exact)), weights(whole))
