@@ -14,6 +14,7 @@ from pdmd.cli.arguments import parse_config
 from pdmd.cli.config import DistillConfig, TeacherConfig
 from pdmd.cli.parallel_config import PRECISIONS
 from pdmd.distillation.initializers import FromDenoiser
+from pdmd.distributed.offload import Offload
 from pdmd.files import local_path, write_file
 from pdmd.objectives import (
     DistributionMatching,
@@ -26,7 +27,7 @@ from pdmd.objectives import (
 )
 from pdmd.planning.clusters import Cluster
 from pdmd.planning.evaluations import Workload
-from pdmd.planning.memory import Precision
+from pdmd.planning.memory import EIGHT_BIT, Precision
 from pdmd.planning.run_plan import RunPlan, measure_roles, plan_roles
 from pdmd.teachers.base import Teacher, import_plugins, outline_arguments
 from pdmd.teachers.packaged.pretraining import network_arguments
@@ -104,7 +105,8 @@ def plan_command(words: list[str]) -> int:
 def plan_run(config: DistillConfig, cluster: Cluster | None = None) -> RunPlan:
     """Plans a configured run without training, and without loading weights where possible.
 
-    Precision and activation checkpointing are those of the configuration. An adaptive number of
+    Precision, activation checkpointing, offloading and the bits of moments are those of the
+    configuration. An adaptive number of
     fake updates is planned at its maximum.
 
     Args:
@@ -175,7 +177,11 @@ def plan_run(config: DistillConfig, cluster: Cluster | None = None) -> RunPlan:
         with torch.device("meta"):
             origin = FromDenoiser(config.network.build(arguments, teacher.schedule))
     initializer = train.build_initializer(origin, adapters)
-    precision = Precision(compute=compute, frozen=compute)
+    precision = Precision(
+        compute=compute,
+        frozen=compute,
+        moment_bytes=EIGHT_BIT if train.adam_bits == 8 else 4.0,
+    )
     roles = measure_roles(teacher, initializer, condition, work, precision=precision)
     name = config.teacher.name
     return plan_roles(
@@ -184,6 +190,7 @@ def plan_run(config: DistillConfig, cluster: Cluster | None = None) -> RunPlan:
         name=name,
         cluster=cluster or Cluster(),
         precision=precision,
+        offload=Offload(**dict.fromkeys(config.parallel.offload, True)),
         checkpoints=train.checkpoint_keep,
     )
 

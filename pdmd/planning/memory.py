@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from pdmd.distributed.degrees import Degrees
+from pdmd.distributed.offload import Offload
 from pdmd.planning.evaluations import Workload
 from pdmd.planning.footprint import Footprint
-from pdmd.planning.offloading import Offload
 from pdmd.planning.recording import MemoryTimeline
 from pdmd.training.phase_inputs import PhaseInputBuffer
 
@@ -291,7 +291,9 @@ def _moments(
 
 def _offloaded(memory: RankMemory, offload: Offload) -> RankMemory:
     """Moves the items of offloaded roles to the CPU's memory."""
-    moved = {name: 0.0 for role in offload.roles for name in _OFFLOADED[role]}
+    moved = {
+        name: 0.0 for role, names in _OFFLOADED.items() if getattr(offload, role) for name in names
+    }
     host = sum(getattr(memory, name) for name in moved)
     return dataclasses.replace(memory, **moved, host=memory.host + host)
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.initializers import Initializer
+from pdmd.distributed.offload import Offload
 from pdmd.planning.clusters import Cluster
 from pdmd.planning.evaluations import CyclePasses, Workload, cycle_passes
 from pdmd.planning.footprint import Footprint, measure_footprint
 from pdmd.planning.memory import PhaseFootprints, Precision
-from pdmd.planning.offloading import Offload
 from pdmd.planning.search import Choice, search_degrees
 from pdmd.planning.totals import RunTotals, run_totals
 from pdmd.planning.traffic import flops_of
@@ -89,7 +89,7 @@ class RunPlan:
             "precision": str(self.precision.compute).removeprefix("torch."),
             "frozen_precision": str(self.precision.frozen).removeprefix("torch."),
             "moment_bytes": self.precision.moment_bytes,
-            "offload": list(self.offload.roles),
+            "offload": [name for name, value in vars(self.offload).items() if value],
             "activation_checkpointing": self.work.activation_checkpointing,
             "batch_size": self.work.batch_size,
             "totals": dataclasses.asdict(self.totals()),

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pdmd.distributed.degrees import Degrees
+from pdmd.distributed.offload import Offload
 from pdmd.planning.clusters import Cluster
 from pdmd.planning.duration import CycleSeconds, seconds_of
 from pdmd.planning.evaluations import Workload
 from pdmd.planning.memory import PhaseFootprints, Precision, RankMemory, memory_of
-from pdmd.planning.offloading import Offload
 from pdmd.planning.traffic import Traffic, flops_of, traffic_of
 
 GIB = 2**30

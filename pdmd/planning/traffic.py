@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pdmd.distributed.degrees import Degrees
+from pdmd.distributed.offload import Offload
 from pdmd.planning.evaluations import Workload, cycle_passes
 from pdmd.planning.footprint import Footprint
 from pdmd.planning.memory import MASTER, PhaseFootprints, Precision
-from pdmd.planning.offloading import Offload
 from pdmd.training.monitoring.accounting import ROLES
 
 __all__ = ["Traffic", "flops_of", "traffic_of"]

@@ -39,6 +39,20 @@ def test_a_plan_follows_its_configuration():
     assert sum(recomputing.flops[0].values()) > sum(plan.flops[0].values())
 
 
+def test_offloading_and_moments_are_those_of_the_configuration():
+    config = load_config("digits")
+    plain = plan_run(config, Cluster(gpus=2))
+    config.parallel.offload = ("optimizers", "teacher")
+    config.train.adam_bits = 8
+    plan = plan_run(config, Cluster(gpus=2))
+    assert plan.offload.optimizers and plan.offload.teacher and not plan.offload.averages
+    for a, b in zip(plain.choices, plan.choices, strict=True):
+        assert a.host == 0 < b.host and b.memory.items["teacher"] == 0
+        assert b.traffic.host_copies > 0
+    assert plan.precision.moment_bytes < 1.1
+    assert plan.totals().checkpoint < plain.totals().checkpoint
+
+
 @pytest.mark.parametrize("gpus", [0, 10**6])
 def test_the_number_of_gpus_is_checked(gpus):
     with pytest.raises(ValueError, match=f"expected 1 to 100,000 GPUs, got {gpus}"):
