@@ -1,5 +1,7 @@
 """Run plans: networks on the meta device, settings of the configuration."""
 
+from importlib.util import find_spec
+
 import pytest
 
 from pdmd.cli.config_files import load_config
@@ -43,12 +45,19 @@ def test_offloading_and_moments_are_those_of_the_configuration():
     config = load_config("digits")
     plain = plan_run(config, Cluster(gpus=2))
     config.parallel.offload = ("optimizers", "teacher")
-    config.train.adam_bits = 8
     plan = plan_run(config, Cluster(gpus=2))
     assert plan.offload.optimizers and plan.offload.teacher and not plan.offload.averages
     for a, b in zip(plain.choices, plan.choices, strict=True):
         assert a.host == 0 < b.host and b.memory.items["teacher"] == 0
         assert b.traffic.host_copies > 0
+
+
+@pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao")
+def test_the_bits_of_moments_are_those_of_the_configuration():
+    config = load_config("digits")
+    plain = plan_run(config)
+    config.train.adam_bits = 8
+    plan = plan_run(config)
     assert plan.precision.moment_bytes < 1.1
     assert plan.totals().checkpoint < plain.totals().checkpoint
 
