@@ -177,7 +177,8 @@ def largest(model, kind, gpus, cp, setting, ladder):
     return {"largest": found, "next": beyond}
 
 
-def measured():
+def measure():
+    """Writes the figures after every row."""
     rows = []
     for model, kind, gpus, degrees in MACHINES:
         for setting in SETTINGS:
@@ -189,7 +190,8 @@ def measured():
                 }
                 rows.append({**row, "sizes": sizes})
                 print({**row, "sizes": {k: words(v) for k, v in sizes.items()}}, flush=True)
-    return {"memory": MEMORY, "node_memory": NODE_MEMORY, "rows": rows}
+            figures = {"memory": MEMORY, "node_memory": NODE_MEMORY, "rows": rows}
+            FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def words(found):
@@ -215,6 +217,8 @@ def text():
             for r in figures["rows"]
             if (r["model"], r["roles"], r["gpus"]) == (model, kind, gpus)
         ]
+        if not chosen:
+            continue
         names = list(MODELS[model]["ladders"])
         count = "one GPU" if gpus == 1 else f"{gpus} GPUs"
         parts.append(f"### {TITLES[model]} on {count} of 80 GB: {WORDS[kind]}")
@@ -238,7 +242,7 @@ def page():
 
 def main():
     if "--measure" in sys.argv:
-        FIGURES.write_text(json.dumps(measured(), indent=1) + "\n")
+        measure()
     if "--check" in sys.argv:
         if PAGE.read_text() != page():
             sys.exit("docs/planning.md does not match plans.json; run docs/evidence/plan_table.py")
