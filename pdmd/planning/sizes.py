@@ -54,6 +54,12 @@ def resize(measured: Sequence[Footprint], tokens: int) -> Footprint:
             forward_end=a.forward_end,
         )
 
+    def group(a: ParameterGroup, b: ParameterGroup) -> ParameterGroup:
+        return ParameterGroup(
+            whole=round(a.whole + factor * (b.whole - a.whole)),
+            split=round(a.split + factor * (b.split - a.split)),
+        )
+
     values: dict[str, float] = {}
     for name in _AFFINE:
         a, b = getattr(first, name), getattr(last, name)
@@ -64,10 +70,8 @@ def resize(measured: Sequence[Footprint], tokens: int) -> Footprint:
     return dataclasses.replace(
         first,
         tokens=tokens,
-        root=ParameterGroup(
-            whole=round(first.root.whole + factor * (last.root.whole - first.root.whole)),
-            split=round(first.root.split + factor * (last.root.split - first.root.split)),
-        ),
+        root=group(first.root, last.root),
+        base_root=group(first.base_root, last.base_root),
         inference_memory=timeline(first.inference_memory, last.inference_memory),
         training_memory=timeline(first.training_memory, last.training_memory),
         **values,  # type: ignore[arg-type]
