@@ -107,6 +107,10 @@ class Footprint:
         """Returns those of the network that a call evaluates."""
         return sum(g.local(tp) for g in (self.root, *self.units))
 
+    def local_base(self, tp: int) -> float:
+        """Returns an adapter's base parameters of one tensor-parallel rank, before sharding."""
+        return sum(g.local(tp) for g in (self.base_root, *self.base_units))
+
     def largest(self, tp: int) -> float:
         """Returns the parameters of the largest unit; of all where there are no units."""
         units = self.base_units or self.units
