@@ -9,6 +9,7 @@ student's exact timesteps, or a stock one, whose error the model card states.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -284,8 +285,8 @@ class _Components:
         for phase, interval in enumerate(self.intervals):
             at = f"networks.{_network_index(networks, interval)}"
             for path, factors in interval.factors().items():
-                weights[f"{at}.{path}.lora_A.{phase}"] = factors.lora_A.weight
-                weights[f"{at}.{path}.lora_B.{phase}"] = factors.lora_B.weight
+                weights[f"{at}.{path}.phase_{phase + 1}_down"] = factors.lora_A.weight
+                weights[f"{at}.{path}.phase_{phase + 1}_up"] = factors.lora_B.weight
         return weights
 
 
@@ -312,8 +313,9 @@ def _dtype_of(
 ) -> torch.dtype:
     if dtype is None or not value.is_floating_point():
         return value.dtype
-    kept = {*(interval.network.backbone._keep_in_fp32_modules or ()), "lora_A", "lora_B"}
-    return torch.float32 if kept & set(name.split(".")) else dtype
+    kept = set(interval.network.backbone._keep_in_fp32_modules or ())
+    factor = re.search(r"\.phase_\d+_(down|up)$", name)
+    return torch.float32 if factor or kept & set(name.split(".")) else dtype
 
 
 @contextmanager
