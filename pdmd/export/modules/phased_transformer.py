@@ -238,18 +238,16 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
 
     def enable_group_offload(self, *args: Any, **more: Any) -> None:
         """Offloads groups of each network's layers."""
-        for network in self.networks:
-            offloaded: Any = network
-            offloaded.enable_group_offload(*args, **more)
+        self._call_each("enable_group_offload", *args, **more)
 
     def enable_layerwise_casting(self, *args: Any, **more: Any) -> None:
-        """Stores the weights of layers in another type.
+        """Stores the weights of layers in another type, except those that the class excludes.
 
         Raises:
             ValueError: If phases have additions, which would lose their small values.
         """
         self._require_full_networks("store layers in another type")
-        super().enable_layerwise_casting(*args, **more)
+        self._call_each("enable_layerwise_casting", *args, **more)
 
     def fuse_qkv_projections(self) -> None:
         """Fuses the projections of attention layers.
@@ -258,7 +256,17 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
             ValueError: If phases have additions, which would be dropped.
         """
         self._require_full_networks("fuse projections")
-        super().fuse_qkv_projections()  # type: ignore[reportAttributeAccessIssue]
+        self._call_each("fuse_qkv_projections")
+
+    def _call_each(self, method: str, *args: Any, **more: Any) -> list[Any]:
+        # networks receive their own dictionaries, from which some methods remove items
+        return [
+            getattr(network, method)(
+                *(dict(a) if isinstance(a, dict) else a for a in args),
+                **{k: dict(a) if isinstance(a, dict) else a for k, a in more.items()},
+            )
+            for network in self.networks
+        ]
 
     def _require_full_networks(self, purpose: str) -> None:
         if self.adapted:
@@ -277,6 +285,27 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
             "a transformer of phases is not split as one; call enable_parallelism on each of "
             "transformer.networks"
         )
+
+    def save_lora_adapter(self, save_directory: Any, adapter_name: Any = None, **more: Any) -> None:
+        """Saves an adapter that is equal on every network.
+
+        Raises:
+            ValueError: If it is not, as after training.
+        """
+        from peft.utils import get_peft_model_state_dict
+
+        name = adapter_name or "default"
+        networks: Any = self.networks
+        if name in getattr(networks[0], "peft_config", {}):
+            kept, *others = (
+                get_peft_model_state_dict(network, adapter_name=name) for network in networks
+            )
+            if any(not torch.equal(kept[k], other[k]) for other in others for k in kept):
+                raise ValueError(
+                    f"the adapter {name!r} differs from network to network; save it from each of "
+                    "transformer.networks"
+                )
+        networks[0].save_lora_adapter(save_directory, name, **more)
 
     def _load_ip_adapter_weights(self, *args: Any, **more: Any) -> None:
         raise ValueError(
@@ -343,15 +372,7 @@ def _on_every_network(key: str, value: Any) -> Any:
         return None
 
     def call_each(self: Any, *args: Any, **more: Any) -> Any:
-        # networks receive their own dictionaries, from which some methods remove items
-        results = [
-            getattr(network, key)(
-                *(dict(a) if isinstance(a, dict) else a for a in args),
-                **{k: dict(a) if isinstance(a, dict) else a for k, a in more.items()},
-            )
-            for network in self.networks
-        ]
-        return results[0]
+        return self._call_each(key, *args, **more)[0]
 
     call_each.__name__ = call_each.__qualname__ = key
     call_each.__doc__ = value.__doc__
