@@ -136,21 +136,32 @@ class Guided(Teacher):
         return expand(scales[self.teacher.routed.router(t)], x_t)
 
 
-def guided(teacher: Teacher, scales: float | Sequence[float]) -> Teacher:
+def guided(
+    teacher: Teacher, scales: float | Sequence[float], *, negative_prompt: str = ""
+) -> Teacher:
     """Wraps a teacher in :class:`Guided` unless every scale is 1.
 
     Args:
         teacher: The teacher.
         scales: One scale, or one per network, as for :class:`Guided`.
+        negative_prompt: The text that guidance leads away from, in the place of no prompt.
 
     Returns:
         The guided teacher, or ``teacher`` itself.
 
     Raises:
-        ValueError: As :class:`Guided`.
+        ValueError: As :class:`Guided`, or if there is a negative prompt and no guidance.
     """
-    wrapped = Guided(teacher, scales)
-    return wrapped if wrapped.guides else teacher
+    if not negative_prompt:
+        wrapped = Guided(teacher, scales)
+        return wrapped if wrapped.guides else teacher
+    wrapped = Guided(teacher, scales, null=teacher.encode_negative(negative_prompt))
+    if not wrapped.guides:
+        raise ValueError(
+            f"the negative prompt {negative_prompt!r:.60} has no effect without guidance; give a "
+            "guidance scale other than 1, or leave it out"
+        )
+    return wrapped
 
 
 def unguided(teacher: Teacher) -> Teacher:

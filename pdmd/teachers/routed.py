@@ -67,6 +67,10 @@ class RoutedTeacher(Teacher):
         """Encodes prompts with the first teacher."""
         return self.first.encode(prompts)
 
+    def encode_negative(self, text: str) -> Condition:
+        """Encodes a text with the first network's teacher."""
+        return self.first.encode_negative(text)
+
     def conditions(self, prompts: Sequence[Any]) -> Conditions | None:
         """Encodes prompts with the first teacher."""
         return self.first.conditions(prompts)

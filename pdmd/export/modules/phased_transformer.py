@@ -286,7 +286,9 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
             "transformer.networks"
         )
 
-    def save_lora_adapter(self, save_directory: Any, adapter_name: Any = None, **more: Any) -> None:
+    def save_lora_adapter(
+        self, save_directory: Any, adapter_name: Any = None, **more: Any
+    ) -> None:
         """Saves an adapter that is equal on every network.
 
         Raises:
