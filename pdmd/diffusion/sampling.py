@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.solvers import ode_step
 from pdmd.randomness import randn
@@ -88,6 +89,7 @@ def _check_range(denoiser: Denoiser, times: Sequence[float]) -> None:
             )
 
 
+@checked
 @torch.no_grad()
 def sample_ode(
     denoiser: Denoiser,

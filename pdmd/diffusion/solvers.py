@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from pdmd.arguments import checked
 from pdmd.diffusion.checks import check_times, check_transition
 from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.schedules import Schedule
@@ -19,6 +20,7 @@ from pdmd.typing import Latents, Times, expand, moved
 __all__ = ["diffuse", "ode_step", "renoise_step"]
 
 
+@checked
 def ode_step(prediction: Prediction, s: Times) -> Latents:
     r"""Steps from :math:`x_t` to a cleaner time along the probability flow.
 
@@ -72,6 +74,7 @@ def diffuse(x_s: Latents, epsilon: Latents, s: Times, t: Times, schedule: Schedu
     return expand(a, x_s) * x_s + expand(b, x_s) * epsilon
 
 
+@checked
 def renoise_step(
     x_s: Latents,
     s: Times,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pdmd.arguments import checked
 from pdmd.diffusion.schedules import Schedule, check_shift, shift_times
 
 __all__ = ["Disjoint", "Nested", "Phase", "PhasePlan", "ScoreRange"]
@@ -52,6 +53,7 @@ class Disjoint(ScoreRange):
         return t_end, t_start
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """One subinterval of the noise range.
@@ -108,6 +110,7 @@ class Phase:
         return len(self.timesteps)
 
 
+@checked
 @dataclass(frozen=True)
 class PhasePlan:
     """Contiguous phases from noise (1) to data (0).
@@ -140,6 +143,7 @@ class PhasePlan:
                 )
 
     @classmethod
+    @checked
     def from_timesteps(
         cls,
         timesteps: Sequence[float],
@@ -189,6 +193,7 @@ class PhasePlan:
         return cls(tuple(phases))
 
     @classmethod
+    @checked
     def uniform(
         cls,
         phases: int = 4,
@@ -227,6 +232,7 @@ class PhasePlan:
         return cls.from_timesteps(grid, steps=counts, shift=shift, score_range=score_range)
 
     @classmethod
+    @checked
     def from_log_snr(
         cls,
         log_snrs: Sequence[float],

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.registry import Registry
@@ -171,6 +172,7 @@ class Objective(ABC):
         """Returns detached scalars or vectors to record of the last :meth:`losses`, by name."""
         return {}
 
+    @checked
     def only(self, *phases: int) -> OnlyPhases:
         """Limits the objective to some phases.
 
@@ -204,6 +206,7 @@ class Objective(ABC):
         return f"{type(self).__name__}({arguments})"
 
 
+@checked
 class WeightedSum(Objective):
     """A weighted sum of objectives with distinct names.
 
@@ -271,6 +274,7 @@ class WeightedSum(Objective):
         return " + ".join(f"{w:g} * {term!r}" if w != 1 else repr(term) for w, term in self.terms)
 
 
+@checked
 class OnlyPhases(Objective):
     """An objective limited to some phases, without losses in the others.
 

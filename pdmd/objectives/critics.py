@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Models
@@ -48,6 +49,7 @@ class Critic(nn.Module, ABC):
         """
 
 
+@checked
 class MlpCritic(Critic):
     """A multilayer perceptron on flattened samples, for teachers without features.
 

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.diffusion.schedules import Schedule
 from pdmd.distillation.phases import Phase
 from pdmd.randomness import rand
@@ -45,6 +46,7 @@ class TimeSampler(ABC):
         return f"{type(self).__name__}({arguments})"
 
 
+@checked
 class _MarginTimes(TimeSampler):
     r"""Samples times with a margin at both ends of the score range.
 

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.diffusion.predictions import Kind, determinant
 from pdmd.diffusion.schedules import Schedule
 from pdmd.registry import Registry
@@ -60,6 +61,7 @@ class Unweighted(Weighting):
 
 
 @weightings.register("clamped")
+@checked
 class ClampedWeighting(Weighting):
     r"""The paper's clamped weight, 1 away from the phase's end.
 
@@ -114,6 +116,7 @@ class EpsilonWeighting(Weighting):
 
 
 @weightings.register("inverse_variance")
+@checked
 class InverseVarianceWeighting(Weighting):
     r"""The inverse conditional variance of the target, for Gaussian data.
 

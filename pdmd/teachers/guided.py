@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.routed import RoutedTeacher
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Guided", "guided", "unguided"]
 
 
+@checked
 class Guided(Teacher):
     r"""A teacher under classifier-free guidance.
 
@@ -136,6 +138,7 @@ class Guided(Teacher):
         return expand(scales[self.teacher.routed.router(t)], x_t)
 
 
+@checked
 def guided(
     teacher: Teacher, scales: float | Sequence[float], *, negative_prompt: str = ""
 ) -> Teacher:

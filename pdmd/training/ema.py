@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
+from pdmd.arguments import checked
 from pdmd.distributed.placement import local_part
 
 __all__ = ["Ema"]
@@ -15,6 +16,7 @@ __all__ = ["Ema"]
 N = TypeVar("N", bound=nn.Module)
 
 
+@checked
 class Ema(Generic[N]):
     r"""An exponential moving average of a network's parameters.
 

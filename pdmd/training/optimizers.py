@@ -17,9 +17,12 @@ from typing import Any
 
 import torch
 
+from pdmd.arguments import checked
+
 __all__ = ["AdamRecipe", "ContainerRates", "RateSchedule"]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class AdamRecipe:
     """AdamW, with a learning rate that is constant and then decays linearly.

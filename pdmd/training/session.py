@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from pdmd.arguments import checked
 from pdmd.distributed.runtime import OneProcess, Runtime
 from pdmd.training.checkpoints.checkpointer import NoCheckpoints
 from pdmd.training.monitoring.accounting import Account
@@ -17,6 +18,7 @@ from pdmd.training.monitoring.recorder import Recorder
 __all__ = ["Session"]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Session:
     """The devices, recorder and checkpoints of a distillation.

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import Kind
 from pdmd.diffusion.schedules import RectifiedFlow, Schedule
@@ -15,6 +16,7 @@ from pdmd.typing import Condition, Latents
 __all__ = ["MlpDenoiser"]
 
 
+@checked
 class MlpDenoiser(Denoiser):
     """An MLP over vectors, optionally class-conditional.
 
