@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["checked", "describe"]
+__all__ = ["at_least", "checked", "describe"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,6 +35,21 @@ def checked(target: F) -> F:
         target.__init__ = _checked_call(target.__init__, target.__name__)  # type: ignore[misc]
         return target
     return _checked_call(target, target.__qualname__)  # type: ignore[return-value]
+
+
+def at_least(least: int, **counts: int) -> None:
+    """Checks that counts are not below a number.
+
+    Args:
+        least: The number.
+        counts: The counts by name.
+
+    Raises:
+        ValueError: If one is below it.
+    """
+    for name, count in counts.items():
+        if count < least:
+            raise ValueError(f"{name} must be at least {least}, got {count}")
 
 
 def describe(value: object) -> str:

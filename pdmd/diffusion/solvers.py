@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from pdmd.arguments import checked
-from pdmd.diffusion.checks import check_times, check_transition
+from pdmd.diffusion.checks import check_latents, check_times, check_transition
 from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.schedules import Schedule
 from pdmd.diffusion.timesteps import as_times
@@ -95,6 +95,8 @@ def renoise_step(
         Latents at time :math:`t`, with shape :math:`(B, *)`.
 
     Raises:
+        TypeError: If a tensor or a time is something else.
         ValueError: If :math:`s \geq t` anywhere.
     """
+    check_latents("x_s", x_s)
     return diffuse(x_s, randn_like(x_s, generator), s, t, schedule)

@@ -76,6 +76,8 @@ class Phase:
     score_range: tuple[float, float]
 
     def __post_init__(self) -> None:
+        if self.index < 0:
+            raise ValueError(f"a phase's index counts from 0, the noisiest, got {self.index}")
         if not self.timesteps:
             raise ValueError(f"phase {self.number} has no steps; every phase takes at least 1")
         times = (*self.timesteps, self.t_end)

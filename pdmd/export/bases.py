@@ -137,7 +137,9 @@ def open_base_pipeline(student: Student, layout: PipelineLayout, folder: str = "
             a damaged model card.
     """
     source: Mapping[str, Any] = student.source or {}
-    name = folder or str(source.get("arguments", {}).get("folder", "")) or layout.folder
+    own: Mapping[str, Any] = source.get("arguments", {})
+    # a network's file lacks the other parts, which come of its config
+    name = folder or str(own.get("config") or own.get("folder") or layout.folder)
     if not name:
         raise ValueError(
             "this student's teacher was not loaded from a pipeline's folder, whose text encoder, "

@@ -11,12 +11,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from pdmd.arguments import checked
+from pdmd.arguments import checked, describe
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.registry import Registry
@@ -193,6 +194,10 @@ class Objective(ABC):
         return WeightedSum([*_terms(self), *_terms(other)])
 
     def __mul__(self, weight: float) -> WeightedSum:
+        if isinstance(weight, bool) or not isinstance(weight, Real):
+            raise TypeError(
+                f"a weight is a number, got {describe(weight)}; multiply an objective by a float"
+            )
         return WeightedSum([(weight * w, term) for w, term in _terms(self)])
 
     __rmul__ = __mul__
@@ -224,6 +229,9 @@ class WeightedSum(Objective):
             raise ValueError("a weighted sum requires at least one objective")
         seen: set[str] = set()
         for weight, term in terms:
+            if isinstance(weight, bool) or not isinstance(weight, Real):
+                raise TypeError(f"a weight is a number, got {describe(weight)}")
+            _terms(term)
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of {term.name!r} is {weight}; use a finite number")
             for name in term.names:
@@ -340,7 +348,10 @@ class OnlyPhases(Objective):
 
 def _terms(objective: Objective) -> tuple[tuple[float, Objective], ...]:
     if not isinstance(objective, Objective):
-        raise TypeError(f"expected an Objective to add, got {type(objective).__name__}")
+        raise TypeError(
+            f"expected an instance of Objective to add, got {describe(objective)}; add objectives, "
+            "as in DistributionMatching() + 0.1 * Repulsion()"
+        )
     return objective.terms if isinstance(objective, WeightedSum) else ((1.0, objective),)
 
 

@@ -41,6 +41,9 @@ class Session:
     account: Account = field(default_factory=Account)
     max_consecutive_skips: int = 3
 
+    def __post_init__(self) -> None:
+        self.health()
+
     def health(self) -> Health:
         """Builds the counter of skipped updates.
 

@@ -109,7 +109,7 @@ CALLS = [
             "score_range": ["01", 3, (0.0,), (0.5, 0.2), (0.0, 2.0), (math.nan, 1.0)],
         },
     ),
-    (PhasePlan, {"phases": PLAN.phases}, {"phases": ["x", 3, (), ("a",), PLAN.phases[:1]]}),
+    (PhasePlan, {"phases": PLAN.phases}, {"phases": ["x", 3, (), ("a",)]}),
     (
         PhasePlan.uniform,
         {"phases": 2},
@@ -152,7 +152,7 @@ CALLS = [
         Student,
         {"experts": EXPERTS},
         {
-            "experts": ["x", 3, [], ["a"], EXPERTS[:1], [OdeExpert]],
+            "experts": ["x", 3, [], ["a"], [OdeExpert]],
             "encode": ["x", 3],
             "router": OBJECTS,
         },
@@ -187,7 +187,7 @@ CALLS = [
     (o.InverseVarianceWeighting, {}, {"std": POSITIVE, "limit": POSITIVE}),
     (o.UniformTimes, {}, {"margin": [*POSITIVE, 0.5]}),
     (o.LogSnrTimes, {}, {"margin": [*POSITIVE, 0.5]}),
-    (o.Normalised, {}, {"epsilon": POSITIVE}),
+    (o.Normalised, {}, {"epsilon": [*NUMBERS, -1.0]}),
     (o.PseudoHuber, {}, {"c": POSITIVE}),
     (o.FiniteDifferenceR1, {}, {"delta": POSITIVE}),
     (o.TeacherSamples, {}, {"pool": COUNTS, "steps": COUNTS, "batch": COUNTS}),
@@ -215,7 +215,11 @@ CALLS = [
             "decay_to": UNIT,
         },
     ),
-    (AdaptiveUpdates, {}, {"tolerance": POSITIVE, "least": COUNTS, "most": COUNTS, "decay": UNIT}),
+    (
+        AdaptiveUpdates,
+        {},
+        {"tolerance": POSITIVE, "least": [2.5, True, -1, 9], "most": COUNTS, "decay": UNIT},
+    ),
     (Ema, {"network": NETWORK, "decay": 0.9}, {"decay": UNIT}),
     (
         ExpertTraining,
@@ -234,7 +238,7 @@ CALLS = [
         FakeScoreTraining,
         {},
         {
-            "updates": [2.5, True, "5", -1, 0, None],
+            "updates": [2.5, True, "5", -1, None],
             "updates_per_rollout": COUNTS,
             "scores": OBJECTS,
             "optimizer": OBJECTS,
@@ -317,7 +321,7 @@ def words(value):
     """Returns what an error says of a value: itself, or its class."""
     if isinstance(value, type):
         return [value.__name__]
-    found = [repr(value)[:40], str(value)]
+    found = [" ".join(repr(value).split())[:40], str(value)]
     if isinstance(value, int | float) and not isinstance(value, bool):
         found += [f"{value:g}", str(float(value))]
     if isinstance(value, list | tuple):
