@@ -79,7 +79,11 @@ class BasePipeline:
         """
         if self.remote:
             patterns = [f"{part}/*" for part in self.parts(layout)]
-            _download(self.name, patterns, revision=self.folder.name)
+            try:
+                _download(self.name, patterns, revision=self.folder.name)
+            except ValueError:  # offline, the client looks for no part of a known revision
+                if not all(_complete(self.folder / part) for part in self.parts(layout)):
+                    raise
         for part in self.parts(layout):
             if not any((self.folder / part).glob("*")):
                 raise ValueError(
@@ -198,6 +202,14 @@ def _download(name: str, patterns: Sequence[str], revision: str | None = None) -
             f"{name} is no folder and cannot be downloaded from the hub ({first}); name the "
             "pipeline's folder with --base FOLDER"
         ) from error
+
+
+def _complete(part: Path) -> bool:
+    """Returns whether a component's files are all in its folder, not its configuration alone."""
+    names = {path.name for path in part.glob("*")}
+    indices = (json.loads(path.read_text()) for path in part.glob("*.safetensors.index.json"))
+    shards = {file for index in indices for file in index["weight_map"].values()}
+    return shards <= names and bool(names - {"config.json"})
 
 
 def _check_vae(base: BasePipeline, student: Student) -> None:

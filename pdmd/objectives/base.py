@@ -349,8 +349,8 @@ class OnlyPhases(Objective):
 def _terms(objective: Objective) -> tuple[tuple[float, Objective], ...]:
     if not isinstance(objective, Objective):
         raise TypeError(
-            f"expected an instance of Objective to add, got {describe(objective)}; add objectives, "
-            "as in DistributionMatching() + 0.1 * Repulsion()"
+            f"expected an instance of Objective to add, got {describe(objective)}; add "
+            "objectives, as in DistributionMatching() + 0.1 * Repulsion()"
         )
     return objective.terms if isinstance(objective, WeightedSum) else ((1.0, objective),)
 

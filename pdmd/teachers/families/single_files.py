@@ -1,7 +1,7 @@
 """Networks in a single file, as pipelines' folders.
 
-A checkpoint of one network, ``model.safetensors``, lacks the other parts of its pipeline. Those are
-taken of a pipeline's folder, and both together are a folder of links that loads as any other.
+A checkpoint of one network, ``model.safetensors``, lacks the other parts of its pipeline. They
+come from a pipeline's folder, and both together are a folder of links that loads as any other.
 Weights with the names of the first release are converted by diffusers, in the memory of the CPU.
 """
 
