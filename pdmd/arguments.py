@@ -32,7 +32,7 @@ def checked(target: F) -> F:
         ValueError: By a call, if a number is NaN.
     """
     if inspect.isclass(target):
-        target.__init__ = _checked_call(target.__init__, target.__name__)  # type: ignore[misc]
+        target.__init__ = _checked_call(target.__init__, None)  # type: ignore[misc]
         return target
     return _checked_call(target, target.__qualname__)  # type: ignore[return-value]
 
@@ -61,7 +61,7 @@ def describe(value: object) -> str:
     return f"{' '.join(repr(value).split()):.80}"
 
 
-def _checked_call(function: Any, name: str) -> Any:
+def _checked_call(function: Any, name: str | None) -> Any:
     signature = inspect.signature(function)
 
     @functools.cache
@@ -91,7 +91,9 @@ def _checked_call(function: Any, name: str) -> Any:
                 inspect.Parameter.VAR_KEYWORD,
             )
             if kind is not None and plain:
-                _check(f"{name}: {key}", value, kind)
+                # a subclass is named, not the class whose constructor it shares
+                owner = type(args[0]).__name__ if name is None else name
+                _check(f"{owner}: {key}", value, kind)
         return function(*args, **more)
 
     return call

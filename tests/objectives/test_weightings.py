@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 from hypothesis import assume, given
@@ -142,7 +140,7 @@ def test_weightings_are_registered():
     }
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
+@pytest.mark.parametrize("value", [0.0, -1.0])
 def test_limits_that_are_not_positive_raise(value):
     with pytest.raises(ValueError, match=f"limit must be positive, got {value}"):
         ClampedWeighting(value)
