@@ -32,8 +32,9 @@ def checked(target: F) -> F:
         ValueError: By a call, if a number is NaN.
     """
     if inspect.isclass(target):
-        target.__init__ = _checked_call(target.__init__, None)  # type: ignore[misc]
-        return target
+        cls: Any = target
+        cls.__init__ = _checked_call(cls.__init__, None)
+        return cls
     return _checked_call(target, target.__qualname__)  # type: ignore[return-value]
 
 

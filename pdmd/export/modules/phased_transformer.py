@@ -21,6 +21,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 __all__ = ["PhasedLinear", "PhasedTransformer"]
 
@@ -139,7 +140,7 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
     @property
     def config(self) -> Any:
         """The networks' configuration, which pipelines read, merged with this one."""
-        own = self._internal_dict
+        own: Any = self._internal_dict
         return FrozenDict({**own["network_config"], **own})
 
     @classmethod
@@ -157,9 +158,8 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
                 "student with full networks, or load it without"
             )
         chosen: Any = _specialised(cls, config["network_class"], config.get("adapters"))
-        return super(PhasedTransformer, chosen).from_pretrained(
-            pretrained_model_name_or_path, **more
-        )
+        load: Any = super(PhasedTransformer, chosen)
+        return load.from_pretrained(pretrained_model_name_or_path, **more)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **more: Any) -> None:
         """Saves the networks and this file, so that the copy can be loaded.
@@ -217,7 +217,7 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
         """Recomputes activations in the phase in which they were computed."""
         inner = gradient_checkpointing_func or _checkpoint
 
-        def checkpoint(module: Callable[..., Any], *args: Any) -> Any:
+        def in_phase(module: Callable[..., Any], *args: Any) -> Any:
             phases = [layer.phase for layer in self.adapted]
 
             def run(*args: Any) -> Any:
@@ -230,7 +230,7 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
 
             return inner(run, *args)
 
-        super().enable_gradient_checkpointing(checkpoint if self.adapted else inner)
+        super().enable_gradient_checkpointing(in_phase if self.adapted else inner)
 
     def _set_phases(self, phases: list[int]) -> None:
         for layer, phase in zip(self.adapted, phases, strict=True):
@@ -382,7 +382,7 @@ def _on_every_network(key: str, value: Any) -> Any:
 
 
 def _checkpoint(module: Callable[..., Any], *args: Any) -> Any:
-    return torch.utils.checkpoint.checkpoint(module, *args, use_reentrant=False)
+    return checkpoint(module, *args, use_reentrant=False)
 
 
 def _factor_names(phase: int) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import atexit
 import functools
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,22 +54,23 @@ def with_network_file(layout: PipelineLayout, file: str | Path, config: str | Pa
 
 
 @functools.cache
-def _linked(network: str, slots: tuple[str, ...], file: str, config: str) -> Path:
-    base = _local(config, slots)
-    if len(slots) > 1 and (base / slots[1]).is_dir():
+def _linked(network: str, slots: Sequence[str], file: str, config: str) -> Path:
+    base, slot = _local(config, slots), slots[0]
+    others = [other for other in slots if other != slot and (base / other).is_dir()]
+    if others:
         raise ValueError(
             f"{config} has two networks, and {file} is one; save both as a pipeline's folder, in "
-            f"{slots[0]}/ and {slots[1]}/"
+            f"{slot}/ and {others[0]}/"
         )
     folder = Path(tempfile.mkdtemp(prefix="pdmd-single-file-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for entry in base.iterdir():
-        if entry.name != slots[0]:
+        if entry.name != slot:
             _link(entry, folder / entry.name)
-    place = folder / slots[0]
+    place = folder / slot
     place.mkdir()
-    shutil.copyfile(base / slots[0] / "config.json", place / "config.json")
-    outline = build_part(network, network_configuration(network, folder, slots[0]), meta=True)
+    shutil.copyfile(base / slot / "config.json", place / "config.json")
+    outline = build_part(network, network_configuration(network, folder, slot), meta=True)
     if set(_names(file)) == set(outline.state_dict()):
         (place / f"diffusion_pytorch_model{SUFFIX}").symlink_to(file)
     else:
@@ -107,7 +109,7 @@ def _convert(network: str, file: str, base: Path, place: Path) -> None:
         model.save_pretrained(place)
 
 
-def _local(config: str, slots: tuple[str, ...]) -> Path:
+def _local(config: str, slots: Sequence[str]) -> Path:
     if Path(config).is_dir():
         return Path(config)
     from huggingface_hub import snapshot_download
