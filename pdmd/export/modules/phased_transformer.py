@@ -130,8 +130,8 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets attributes of the networks, such as ``gradient_checkpointing``, on all of them."""
         networks: Any = self.__dict__.get("_modules", {}).get("networks")
-        known = networks is not None and not name.startswith("_") and name not in self.__dict__
-        if known and not hasattr(type(self), name) and hasattr(networks[0], name):
+        own = name.startswith("_") or name in self.__dict__ or hasattr(type(self), name)
+        if networks is not None and not own and hasattr(networks[0], name):
             for network in networks:
                 setattr(network, name, value)
         else:
