@@ -89,13 +89,11 @@ def expand(coefficient: torch.Tensor, x: Latents) -> torch.Tensor:
         x: The latents to multiply, with shape :math:`(B, *)`.
 
     Returns:
-        The coefficient with shape :math:`()` or :math:`(B, 1, ...)`, on the device of ``x``, in
-        its dtype promoted to at least float32.
+        The coefficient with shape :math:`(1, 1, ...)` or :math:`(B, 1, ...)`, on the device of
+        ``x``, in its dtype promoted to at least float32; so is a product of the two.
     """
     dtype = x.dtype if x.dtype in _WIDE else torch.promote_types(x.dtype, torch.float32)
     coefficient = moved(coefficient, x.device).to(dtype)
-    if coefficient.ndim == 0:
-        return coefficient
     return coefficient.reshape(-1, *(1,) * (x.ndim - 1))
 
 

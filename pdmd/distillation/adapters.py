@@ -29,6 +29,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.distillation.low_rank import Factors, LowRank, is_linear, layers_of
@@ -49,6 +50,7 @@ __all__ = [
 ]
 
 
+@checked
 class AdaptedDenoiser(Denoiser):
     r"""A denoiser with low-rank changes of its linear layers.
 

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pdmd.arguments import checked
 from pdmd.distillation.finished import FinishedExperts
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.students import Student
@@ -35,6 +36,7 @@ from pdmd.typing import Conditions
 __all__ = ["distill"]
 
 
+@checked
 def distill(
     teacher: Teacher,
     plan: PhasePlan,

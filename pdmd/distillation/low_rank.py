@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pdmd.arguments import checked
 from pdmd.distributed.plans import plain_path, units_of
 
 __all__ = ["Factor", "Factors", "LowRank", "is_linear", "layers_of"]
@@ -25,6 +26,7 @@ __all__ = ["Factor", "Factors", "LowRank", "is_linear", "layers_of"]
 HIGHEST_RANK, HIGHEST_ALPHA = 65_536, 1e9
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class LowRank:
     r"""Rank, scale and target layers of an adapter.

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser, Router
 from pdmd.distillation.adapters import base_digest
@@ -43,6 +44,7 @@ from pdmd.typing import Condition, Latents
 __all__ = ["Student"]
 
 
+@checked
 class Student(Teacher):
     """A few-step mixture of experts.
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.conditioning.text_lengths import trimmed, with_lengths
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Guided", "guided", "unguided"]
 
 
+@checked
 class Guided(Teacher):
     r"""A teacher under classifier-free guidance.
 
@@ -160,21 +162,33 @@ def _padded(null: TensorDict, condition: TensorDict) -> bool:
     return "mask" in shapes[1] or shapes[0] != shapes[1]
 
 
-def guided(teacher: Teacher, scales: float | Sequence[float]) -> Teacher:
+@checked
+def guided(
+    teacher: Teacher, scales: float | Sequence[float], *, negative_prompt: str = ""
+) -> Teacher:
     """Wraps a teacher in :class:`Guided` unless every scale is 1.
 
     Args:
         teacher: The teacher.
         scales: One scale, or one per network, as for :class:`Guided`.
+        negative_prompt: The text that guidance leads away from, in the place of no prompt.
 
     Returns:
         The guided teacher, or ``teacher`` itself.
 
     Raises:
-        ValueError: As :class:`Guided`.
+        ValueError: As :class:`Guided`, or if there is a negative prompt and no guidance.
     """
-    wrapped = Guided(teacher, scales)
-    return wrapped if wrapped.guides else teacher
+    if not negative_prompt:
+        wrapped = Guided(teacher, scales)
+        return wrapped if wrapped.guides else teacher
+    wrapped = Guided(teacher, scales, null=teacher.encode_negative(negative_prompt))
+    if not wrapped.guides:
+        raise ValueError(
+            f"the negative prompt {negative_prompt!r:.60} has no effect without guidance; give a "
+            "guidance scale other than 1, or leave it out"
+        )
+    return wrapped
 
 
 def unguided(teacher: Teacher) -> Teacher:

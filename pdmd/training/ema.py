@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pdmd.arguments import checked
 from pdmd.distributed.placement import local_part
 
 __all__ = ["Ema"]
@@ -16,6 +17,7 @@ __all__ = ["Ema"]
 N = TypeVar("N", bound=nn.Module)
 
 
+@checked
 class Ema(Generic[N]):
     r"""An exponential moving average of a network's parameters.
 

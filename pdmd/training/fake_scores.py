@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.distillation.phases import Phase
 from pdmd.training.optimizers import AdamRecipe
 
@@ -114,6 +115,7 @@ class FixedUpdates(FakeUpdates):
         return f"FixedUpdates({self.number})"
 
 
+@checked
 class AdaptiveUpdates(FakeUpdates):
     r"""Trains the fake score until its relative error is below a tolerance.
 
@@ -193,6 +195,7 @@ class AdaptiveUpdates(FakeUpdates):
         )
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class FakeScoreTraining:
     """How the fake scores train.

@@ -17,12 +17,14 @@ from typing import Any
 
 import torch
 
+from pdmd.arguments import checked
 from pdmd.training.moments import EightBitMoments, Float32Moments, MomentFormat
 from pdmd.training.streamed_adam import StreamedAdam
 
 __all__ = ["AdamRecipe", "ContainerRates", "RateSchedule"]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class AdamRecipe:
     """AdamW, with a learning rate that is constant and then decays linearly.

@@ -149,12 +149,14 @@ class TextTeacher(PipelineTeacher):
         dtype: str | torch.dtype = "bfloat16",
         device: str | torch.device = "cpu",
         meta: bool = False,
+        config: str | Path = "",
         **options: Any,
     ) -> Teacher:
         """Loads the network of a pipeline; text encoders and VAE are loaded on first use.
 
         Args:
-            folder: The pipeline's folder or hub name.
+            folder: The pipeline's folder or hub name, or the file of its network
+                (:mod:`~pdmd.teachers.families.single_files`).
             prompts: The prompts that a distillation draws from.
             embeddings: Turns prompts into conditions in place of the text encoders.
             text_length: The number of tokens to which texts are padded or cut, for families that
@@ -162,6 +164,7 @@ class TextTeacher(PipelineTeacher):
             dtype: Type of all weights; those that the family keeps in float32 stay so.
             device: Where they live.
             meta: Whether to leave the network's weights on the meta device.
+            config: With a file, the pipeline with the other parts.
             options: The constructor's arguments, such as the size; those that the folder states
                 by default.
 
@@ -173,6 +176,7 @@ class TextTeacher(PipelineTeacher):
                 another encoder computed the embeddings.
         """
         cls._check_known(options, [*cls.options, *cls.common])
+        folder = cls._pipeline_folder(folder, config)
         if text_length is not None and cls.text_length is None:
             raise ValueError(f"{cls.__name__} takes no text_length, got {text_length}")
         place: dict[str, Any] = {"dtype": dtype, "device": device}
