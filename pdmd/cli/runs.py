@@ -100,7 +100,7 @@ class Run:
                     occupied=occupied,
                     unfinished=unfinished,
                 )
-            self.teacher = config.teacher.build()
+            self.teacher = config.teacher.build(outlined=not self.runtime.placement.in_place)
             self.plan = config.plan.build()
             self.generator_objective, self.fake_objective = config.objective.build()
             condition = self.teacher.conditions(self.teacher.prompts)

@@ -75,7 +75,8 @@ def distill(
         source: The ``source`` of the :class:`~pdmd.distillation.students.Student`.
 
     Returns:
-        The student, frozen, over plain networks on the CPU.
+        The student, frozen. In one process, over plain networks on the CPU; on several ranks, over
+        networks that stay sharded, so that all ranks sample, evaluate and save it together.
 
     Raises:
         ValueError: If a setting is out of its range, the plan leaves the teacher's time range, or
@@ -102,11 +103,12 @@ def distill(
     runtime.placement.check(teacher)
     conditions = ConditionStream(None if encoded is None else encoded.to(runtime.device))
     generator = runtime.ranks.generator(seed)
-    finished = FinishedExperts(teacher, experts, runtime)
+    start = runtime.placement.outline(teacher)
+    finished = FinishedExperts(start, experts, runtime)
 
     with session.freezing(teacher):
         cursor = checkpointer.read() if session.resume else {"finished": 0, "update": None}
-        real = runtime.placement.frozen(teacher, shared=experts.initializer.adapts)
+        real = runtime.placement.frozen(start, shared=experts.initializer.adapts)
         check_teacher(real, plan, generator_objective, encoded)
         if session.resume:
             session.account.restore(cursor["account"])
@@ -119,11 +121,11 @@ def distill(
                 continue
             trainer = PhaseTrainer(
                 experts=finished.initialize(group),
-                earlier=finished.placed,
+                earlier=tuple(finished.experts),
                 teacher=real,
                 fakes=[
                     [
-                        experts.initializer.fake(teacher, phase)
+                        experts.initializer.fake(start, phase)
                         for _ in range(fake_scores.scores.number(phase))
                     ]
                     for phase in group

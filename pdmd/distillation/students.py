@@ -15,7 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser, Router
@@ -36,6 +38,7 @@ from pdmd.distillation.student_folders import (
     source_teacher,
 )
 from pdmd.distillation.student_sizes import FolderSizes
+from pdmd.distributed.weight_files import whole_tensors, write_tensors
 from pdmd.files import local_path
 from pdmd.teachers.base import Teacher, networks
 from pdmd.typing import Condition, Latents
@@ -128,7 +131,8 @@ class Student(Teacher):
         """Writes ``student.json`` and one safetensors file per expert.
 
         A new folder is created atomically. In an existing one, a student is replaced, and other
-        files are kept.
+        files are kept. A student over sharded networks is saved by all ranks together: each of its
+        tensors in turn is gathered and written by the first rank.
 
         Args:
             folder: Where to write.
@@ -136,6 +140,7 @@ class Student(Teacher):
         Raises:
             ValueError: If the router's boundaries are not those of the plan, or an expert's class
                 is not registered, or the folder is a URL.
+            OSError: If it could not be written, on all ranks.
         """
         if boundaries_of(self.router) != self.plan.boundaries:
             raise ValueError(
@@ -143,35 +148,53 @@ class Student(Teacher):
                 f"{list(self.plan.boundaries)}; only the plan is saved"
             )
         folder = local_path(folder, "a student").absolute()
+        described = [describe_expert(expert) for expert in self._experts()]
         draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.partial")
-        draft.mkdir(parents=True)
+        collective = any(isinstance(p, DTensor) for p in self.parameters())
+        first = not collective or dist.get_rank() == 0
+        errors: list[OSError] = []
+
+        def attempt(step: Callable[[], object]) -> None:
+            try:
+                step()
+            except OSError as error:  # the other ranks wait for this one meanwhile
+                errors.append(error)
+
         try:
-            self._write(draft)
-            self._place(draft, folder)
-        except OSError as error:
-            raise OSError(f"the student could not be written to {folder} ({error})") from error
+            if first:
+                attempt(lambda: draft.mkdir(parents=True))
+            files = self._files()
+            for name, expert in {f: e for e, f in reversed(files)}.items():
+                path = draft / name if first and not errors else None
+                attempt(partial(write_tensors, path, whole_tensors(expert.denoiser)))
+            if first and not errors:
+                attempt(lambda: self._describe(draft, [name for _, name in files], described))
+            if first and not errors:
+                attempt(lambda: self._place(draft, folder))
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-
-    def _write(self, draft: Path) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        entries = []
-        names: dict[int, str] = {}
-        for i, expert in enumerate(self._experts()):
-            shared = id(expert.denoiser) in names
-            name = names.setdefault(id(expert.denoiser), f"expert_{i + 1}.safetensors")
-            if not shared:
-                state = expert.denoiser.state_dict()
-                tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-                try:
-                    save_file(tensors, draft / name)
-                except SafetensorError as error:
-                    raise OSError(f"{name} could not be written ({error})") from error
-            entries.append(
-                {"file": name, "sha256": checksum(draft / name), **describe_expert(expert)}
+        failed = [str(error) for error in errors[:1]]
+        if collective:
+            dist.broadcast_object_list(told := [failed])
+            (failed,) = told
+        if failed:
+            raise OSError(f"the student could not be written to {folder} ({failed[0]})") from next(
+                iter(errors), None
             )
+
+    def _files(self) -> list[tuple[Expert, str]]:
+        """Returns the experts and the names of their files, one for those of one network."""
+        names: dict[int, str] = {}
+        return [
+            (expert, names.setdefault(id(expert.denoiser), f"expert_{i + 1}.safetensors"))
+            for i, expert in enumerate(self._experts())
+        ]
+
+    def _describe(self, draft: Path, files: list[str], described: list[dict[str, Any]]) -> None:
+        entries = [
+            {"file": name, "sha256": checksum(draft / name), **entry}
+            for name, entry in zip(files, described, strict=True)
+        ]
         content = {
             "format": FORMAT,
             "source": self.source,

@@ -126,7 +126,7 @@ def train(runtime, name, more=None):
         recorder=recorder,
         runtime=runtime,
     )
-    return recorder.losses, gradients, student.state_dict()
+    return recorder.losses, gradients, runtime.states.full(student)
 
 
 def on_ranks(cases):
@@ -239,6 +239,7 @@ def skipping(degrees):
     from pdmd.distributed.titan import TitanRuntime
 
     recorder = Warnings()
+    runtime = OneProcess() if degrees is None else TitanRuntime(**degrees)
     student = distill(
         digits(),
         PhasePlan.uniform(2),
@@ -250,9 +251,9 @@ def skipping(degrees):
         fake_objective=Failing(SubintervalScoreMatching(), {1, 4}),
         recorder=recorder,
         max_consecutive_skips=2,
-        runtime=OneProcess() if degrees is None else TitanRuntime(**degrees),
+        runtime=runtime,
     )
-    return student.state_dict(), recorder.warnings
+    return runtime.states.full(student), recorder.warnings
 
 
 @pytest.mark.parametrize("degrees", [{}, {"tp": 2}], ids=["fsdp", "tp"])
@@ -348,7 +349,7 @@ def resumed(folder, degrees, stop):
         )
     except Interrupted:
         return None
-    return student.state_dict()
+    return runtime.states.full(student)
 
 
 def test_a_run_resumes_on_other_ranks_and_degrees(tmp_path):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pdmd.distillation.experts import Expert
+from pdmd.distributed.state_layout import StateLayout
 from pdmd.training.checkpoints.checkpointer import NoCheckpoints, State
 from pdmd.training.phase_inputs import PhaseInputs
 from pdmd.training.session import Session
@@ -31,7 +32,7 @@ def save_training(
 
     Args:
         session: Its checkpointer and account are used.
-        finished: The finished experts, over plain networks.
+        finished: The finished experts, placed by the runtime.
         generator: The random generator.
         phase_inputs: Supplies the latents at which rollouts start.
         trainer: The trainer of the current phase; ``None`` between phases.
@@ -41,9 +42,10 @@ def save_training(
     """
 
     def collect() -> State:
+        states = session.runtime.states
         tensors: dict[str, Tensor] = {"rng": generator.get_state()}
         for i, expert in enumerate(finished):
-            tensors.update(_named(f"finished.{i}", expert.denoiser.state_dict()))
+            tensors.update(_named(f"finished.{i}", states.tensors(expert.denoiser)))
         cursor: dict[str, Any] = {
             "finished": len(finished),
             "update": None,
@@ -64,14 +66,21 @@ def save_training(
     session.checkpointer.save(f"phase-{len(finished) + 1:04d}-update-{update:09d}", collect)
 
 
-def load_expert(checkpointer: NoCheckpoints, expert: Expert) -> None:
-    """Fills a finished expert's plain network from the checkpoint last read.
+def load_expert(checkpointer: NoCheckpoints, expert: Expert, states: StateLayout) -> None:
+    """Fills a finished expert's placed network from the checkpoint last read.
+
+    Args:
+        checkpointer: The checkpointer.
+        expert: The expert.
+        states: The layout of its state.
 
     Raises:
         ValueError: If the checkpoint's network has other names or shapes.
     """
-    network = expert.denoiser
-    checkpointer.load(_named(f"finished.{expert.phase.index}", network.state_dict()))
+    name = f"finished.{expert.phase.index}"
+    tensors = _named(name, states.tensors(expert.denoiser))
+    checkpointer.load(tensors)
+    states.load(expert.denoiser, _part(tensors, name))
 
 
 def load_generator(checkpointer: NoCheckpoints, generator: torch.Generator) -> None:
