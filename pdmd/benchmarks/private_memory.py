@@ -1,7 +1,7 @@
 """Private memory of a process: sampled while it works, with the peak of each stage.
 
-Private memory is what the process alone holds (``Anonymous`` in Linux's ``smaps_rollup``). Pages of
-files that are mapped, such as safetensors being read, are the kernel's cache and not counted.
+Private memory is what the process alone holds (``Anonymous`` in Linux's ``smaps_rollup``). Pages
+of files that are mapped, such as safetensors being read, are the kernel's cache and not counted.
 """
 
 from __future__ import annotations

@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser, Router
-from pdmd.distillation.adapters import base_digest
+from pdmd.distillation.adapters import adapted_parts, base_digest
 from pdmd.distillation.experts import Expert, experts
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.student_folders import (
@@ -38,7 +39,14 @@ from pdmd.distillation.student_folders import (
     source_teacher,
 )
 from pdmd.distillation.student_sizes import FolderSizes
-from pdmd.distributed.weight_files import whole_tensors, write_tensors
+from pdmd.distributed.materialization import materialize
+from pdmd.distributed.weight_files import (
+    WeightFiles,
+    load_weights,
+    whole_tensors,
+    write_tensors,
+)
+from pdmd.distributed.weight_sources import is_outline
 from pdmd.files import local_path
 from pdmd.teachers.base import Teacher, networks
 from pdmd.typing import Condition, Latents
@@ -231,7 +239,9 @@ class Student(Teacher):
             template: A network with the architecture of the experts; by default the registered
                 teacher named in the folder provides it.
             teacher: Provides the prompt encoder, and the template unless one is given. Experts
-                that are adapters share its networks, which are frozen.
+                that are adapters share its networks, which are frozen. If it is an outline
+                (:mod:`pdmd.distributed.weight_sources`), so is the student: its weights are read
+                from the files when it is sharded or exported.
             trust_source: Whether to use the URLs and cache folders that the folder itself names
                 for its teacher.
 
@@ -244,7 +254,6 @@ class Student(Teacher):
                 over other weights; or if it names places that are not trusted.
         """
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
 
         folder = Path(folder)
         content = read_description(folder)
@@ -299,8 +308,10 @@ class Student(Teacher):
                         "weights that the student was distilled from, in float32 or bfloat16"
                     )
                 try:
-                    denoiser.load_state_dict(load_file(path))
-                except (RuntimeError, SafetensorError) as error:
+                    load_weights(denoiser, WeightFiles(partial(_one, path)))
+                    for part in adapted_parts(denoiser) if is_outline(denoiser) else ():
+                        materialize(part, torch.device("cpu"))  # factors are small
+                except (RuntimeError, ValueError, SafetensorError) as error:
                     first = str(error).strip().splitlines()[-1].strip()[:300]
                     raise ValueError(f"{path} does not fit the network: {first}") from error
             loaded.append(experts[entry["expert"]](denoiser, phase))
@@ -311,3 +322,7 @@ class Student(Teacher):
                 known["prompts"] = teacher.prompts
         student = cls(loaded, source=source, **known)
         return student.eval().requires_grad_(False)
+
+
+def _one(path: Path) -> list[Path]:
+    return [path]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,17 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pdmd.distributed.tensor_parallel import permutations
-from pdmd.distributed.weight_sources import Region, sources_of, whole
+from pdmd.distributed.weight_sources import (
+    FileWeight,
+    Region,
+    WeightSource,
+    attach_sources,
+    is_outline,
+    sources_of,
+    whole,
+)
 
-__all__ = ["WeightFiles", "WholeTensor", "whole_tensors", "write_tensors"]
+__all__ = ["WeightFiles", "WholeTensor", "load_weights", "whole_tensors", "write_tensors"]
 
 DTYPES = {
     torch.bool: "BOOL",
@@ -66,6 +75,10 @@ class WeightFiles:
             self._slices = found
         return self._slices
 
+    def forms(self) -> dict[str, Tensor]:
+        """Returns the form of every tensor, as a tensor on the meta device."""
+        return {name: _form(file.get_slice(key)) for name, (file, key) in self.open().items()}
+
     def read(self, name: str, region: Region | None = None) -> Tensor:
         """Reads a tensor, or a part of it alone.
 
@@ -84,6 +97,45 @@ class WeightFiles:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WeightFiles:
         return self
+
+
+def load_weights(network: nn.Module, files: WeightFiles) -> None:
+    """Loads a network's state from files, tensor by tensor.
+
+    Args:
+        network: The network. An outline only gets the places of its weights in the files, which
+            are read when it is placed.
+        files: The files.
+
+    Raises:
+        ValueError: If names or shapes are not the network's.
+    """
+    own, forms = network.state_dict(), files.forms()
+    for name in sorted(own.keys() ^ forms.keys()):
+        where = "missing" if name in own else "unexpected"
+        raise ValueError(f"{where} key {name}")
+    for name, value in own.items():
+        if value.shape != forms[name].shape:
+            raise ValueError(
+                f"{name} has the shape {tuple(forms[name].shape)} in the file, and "
+                f"{tuple(value.shape)} in the {type(network).__name__}"
+            )
+    if not is_outline(network):
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(files.read(name))
+        return
+    for path, module in network.named_modules():
+        sources: dict[str, WeightSource] = {}
+        for key in (*module._parameters, *module._buffers):
+            name = f"{path}.{key}".strip(".")
+            if name not in forms:
+                continue
+            sources[key] = FileWeight(partial(files.read, name), forms[name].dtype)
+            parameter = module._parameters.get(key)
+            if parameter is not None:
+                parameter.data = parameter.data.to(forms[name].dtype)
+        attach_sources(module, sources)
 
 
 @dataclass(frozen=True)
