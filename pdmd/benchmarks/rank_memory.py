@@ -16,32 +16,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import multiprocessing
 import multiprocessing.connection
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from pdmd.benchmarks.base import Benchmark
-from pdmd.distillation.low_rank import LowRank, layers_of
+from pdmd.benchmarks.rank_walk import ADAPTER, Walk, load_teacher, walk_rank, write_teacher
+from pdmd.distillation.low_rank import layers_of
 from pdmd.distributed.plans import units_of
-from pdmd.distributed.weight_files import WholeTensor, write_tensors
-from pdmd.teachers.base import Teacher
-from pdmd.teachers.families.qwen_image import QwenImageTeacher
 
-__all__ = ["MemoryBenchmark", "measure_ranks", "write_teacher"]
+__all__ = ["MemoryBenchmark", "measure_ranks"]
 
 MILLIONS = 500
 SLACK = 300 << 20
-SIZE = {"height": 32, "width": 32}
-ADAPTER = LowRank(rank=16, alpha=16.0)
 STAGES = (
     ("load", "the teacher and the networks of phase 1"),
     ("phase 1", "training, and a checkpoint"),
@@ -51,23 +42,6 @@ STAGES = (
     ("evaluate", "samples of teacher and student"),
     ("export", "the student's pipeline"),
 )
-
-
-@dataclass(frozen=True)
-class Walk:
-    """What a rank goes through.
-
-    Attributes:
-        folder: The teacher's folder.
-        work: A folder that all ranks share, for checkpoint, student and export.
-        adapted: Whether experts and fake scores are adapters.
-        seed: The seed.
-    """
-
-    folder: str
-    work: str
-    adapted: bool
-    seed: int
 
 
 class MemoryBenchmark(Benchmark):
@@ -101,43 +75,6 @@ class MemoryBenchmark(Benchmark):
         ], None
 
 
-def write_teacher(folder: Path, millions: float) -> None:
-    """Writes a Qwen-Image-class pipeline with random weights in bfloat16, tensor by tensor.
-
-    Args:
-        folder: Where; an existing teacher is kept.
-        millions: Parameters of its transformer, approximately, in millions.
-    """
-    if (folder / "model_index.json").exists():
-        return
-    heads = max(2, round(math.sqrt(millions / 1000) * 12))
-    block = _outline(heads, 2).backbone
-    per_block = sum(p.numel() for p in block.transformer_blocks[0].parameters())
-    layers = max(2, round(millions * 1e6 / per_block))
-    backbone: Any = _outline(heads, layers).backbone
-    place = folder / "transformer"
-    place.mkdir(parents=True, exist_ok=True)
-    backbone.save_config(place)
-    generator = torch.Generator().manual_seed(0)
-
-    def random(value: Tensor) -> Callable[[], Tensor]:
-        return lambda: 0.02 * torch.randn(value.shape, generator=generator)
-
-    write_tensors(
-        place / "diffusion_pytorch_model.safetensors",
-        [
-            WholeTensor(name, tuple(value.shape), torch.bfloat16, random(value))
-            for name, value in backbone.state_dict().items()
-        ],
-        metadata={"format": "pt"},
-    )
-    index = {
-        "_class_name": "QwenImagePipeline",
-        "transformer": ["diffusers", "QwenImageTransformer2DModel"],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index))
-
-
 def measure_ranks(
     folder: Path, ranks: int, *, adapted: bool, seed: int = 0, slack: int = SLACK
 ) -> tuple[list[dict[str, int]], dict[str, dict[str, float]]]:
@@ -162,7 +99,8 @@ def measure_ranks(
         context = multiprocessing.get_context("spawn")
         with _environment():
             processes = [
-                context.Process(target=_rank, args=(walk, rank, ranks)) for rank in range(ranks)
+                context.Process(target=walk_rank, args=(walk, rank, ranks))
+                for rank in range(ranks)
             ]
             for process in processes:
                 process.start()
@@ -206,29 +144,8 @@ def _environment() -> Iterator[None]:
                 os.environ[key] = value
 
 
-def _outline(heads: int, layers: int) -> Any:
-    return QwenImageTeacher.from_config(
-        meta=True,
-        dtype="bfloat16",
-        **SIZE,
-        num_layers=layers,
-        num_attention_heads=heads,
-        attention_head_dim=128,
-        joint_attention_dim=256,
-    )
-
-
-def _load(folder: str) -> Teacher:
-    from pdmd.teachers.conditioning.prompts import PromptEmbeddings
-
-    text = PromptEmbeddings.random(4, length=8, dim=256, masked=True, seed=0)
-    return QwenImageTeacher.from_pretrained(
-        folder, dtype="bfloat16", meta=True, embeddings=text, shift=1.0, **SIZE
-    )
-
-
 def _bounds(folder: Path, ranks: int, adapted: bool, slack: int) -> dict[str, dict[str, float]]:
-    network = _load(str(folder))
+    network = load_teacher(str(folder))
     whole = sum(p.numel() for p in network.parameters())
     blocks = [sum(p.numel() for p in unit.parameters()) for _, unit in units_of(network)]
     unit = 4 * max(*blocks, whole - sum(blocks))
@@ -255,9 +172,3 @@ def _bounds(folder: Path, ranks: int, adapted: bool, slack: int) -> dict[str, di
         }
         for stage, size in kept.items()
     }
-
-
-def _rank(walk: Walk, rank: int, ranks: int) -> None:
-    from pdmd.benchmarks.rank_walk import walk_rank
-
-    walk_rank(walk, rank, ranks)

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from pdmd.benchmarks.private_memory import PrivateMemory
-from pdmd.benchmarks.rank_memory import ADAPTER, SIZE, Walk, _load
 from pdmd.diffusion.sampling import sample_ode
 from pdmd.distillation.distill import distill
 from pdmd.distillation.initializers import FromTeacher, Initializer, LowRankRoles
+from pdmd.distillation.low_rank import LowRank
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.sampling import sample
-from pdmd.distributed.titan import TitanRuntime
+from pdmd.distillation.students import Student
+from pdmd.distributed.runtime import Runtime
+from pdmd.distributed.weight_files import WholeTensor, write_tensors
+from pdmd.export.diffusers import export_diffusers
+from pdmd.teachers.base import Teacher
+from pdmd.teachers.conditioning.prompts import PromptEmbeddings
+from pdmd.teachers.families.qwen_image import QwenImageTeacher
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 from pdmd.training.expert_training import ExpertTraining
 from pdmd.training.fake_scores import FakeScoreTraining
@@ -25,7 +35,64 @@ from pdmd.training.monitoring.recorder import Recorder
 from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
 
-__all__ = ["walk_rank"]
+__all__ = ["ADAPTER", "Walk", "load_teacher", "walk_rank", "write_teacher"]
+
+ADAPTER = LowRank(rank=16, alpha=16.0)
+SIZE: dict[str, Any] = {"height": 32, "width": 32}
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What a rank goes through.
+
+    Attributes:
+        folder: The teacher's folder.
+        work: A folder that all ranks share, for checkpoint, student and export.
+        adapted: Whether experts and fake scores are adapters.
+        seed: The seed.
+    """
+
+    folder: str
+    work: str
+    adapted: bool
+    seed: int
+
+
+def write_teacher(folder: Path, millions: float) -> None:
+    """Writes a Qwen-Image-class pipeline with random weights in bfloat16, tensor by tensor.
+
+    Args:
+        folder: Where; an existing teacher is kept.
+        millions: Parameters of its transformer, approximately, in millions.
+    """
+    if (folder / "model_index.json").exists():
+        return
+    heads = max(2, round(math.sqrt(millions / 1000) * 12))
+    block = _outline(heads, 2).backbone
+    per_block = sum(p.numel() for p in block.transformer_blocks[0].parameters())
+    layers = max(2, round(millions * 1e6 / per_block))
+    backbone: Any = _outline(heads, layers).backbone
+    place = folder / "transformer"
+    place.mkdir(parents=True, exist_ok=True)
+    backbone.save_config(place)
+    generator = torch.Generator().manual_seed(0)
+
+    def random(value: Tensor) -> Callable[[], Tensor]:
+        return lambda: 0.02 * torch.randn(value.shape, generator=generator)
+
+    write_tensors(
+        place / "diffusion_pytorch_model.safetensors",
+        [
+            WholeTensor(name, tuple(value.shape), torch.bfloat16, random(value))
+            for name, value in backbone.state_dict().items()
+        ],
+        metadata={"format": "pt"},
+    )
+    index = {
+        "_class_name": "QwenImagePipeline",
+        "transformer": ["diffusers", "QwenImageTransformer2DModel"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
 
 
 class _Stages(Recorder):
@@ -37,7 +104,7 @@ class _Stages(Recorder):
         self.memory, self.checkpointer, self.stops = memory, checkpointer, stops
         self.phase = 0
 
-    def on_phase_start(self, phase: Any, phases: int, updates: int, update: int) -> None:
+    def on_phase_start(self, phase: Any, phases: int, updates: int, done: int) -> None:
         self.phase = phase.index + 1
         if self.stops and self.phase == 1:
             self.memory.stage("phase 1")
@@ -57,6 +124,8 @@ def walk_rank(walk: Walk, rank: int, ranks: int) -> None:
         rank: This rank.
         ranks: The number of ranks.
     """
+    from pdmd.distributed.titan import TitanRuntime
+
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks))
     work = Path(walk.work)
@@ -83,18 +152,22 @@ def walk_rank(walk: Walk, rank: int, ranks: int) -> None:
         sample_ode(placed, condition, steps=2)
         sample(student, condition)
         memory.stage("export")
+        if runtime.main:  # from the files, tensor by tensor
+            loaded = Student.load(work / "student", teacher=load_teacher(walk.folder))
+            export_diffusers(loaded, work / "pipeline", base=walk.folder)
+        dist.barrier()
     (work / f"peaks_{rank}.json").write_text(json.dumps(memory.peaks))
     runtime.ranks.close()
 
 
 def _distilled(
     walk: Walk,
-    runtime: TitanRuntime,
+    runtime: Runtime,
     checkpointer: Checkpointer,
     memory: PrivateMemory,
     stops: bool,
 ) -> Any:
-    teacher = runtime.placement.outline(_load(walk.folder))
+    teacher = runtime.placement.outline(load_teacher(walk.folder))
     initializer: Initializer = LowRankRoles(ADAPTER, ADAPTER) if walk.adapted else FromTeacher()
     student = distill(
         teacher,
@@ -118,7 +191,7 @@ def _distilled(
     return student, teacher
 
 
-def _warm(runtime: TitanRuntime) -> None:
+def _warm(runtime: Runtime) -> None:
     """Loads what is imported late, so that it is not measured."""
     import diffusers.models.transformers.transformer_qwenimage
     import torch.distributed.checkpoint.state_dict_saver
@@ -127,3 +200,23 @@ def _warm(runtime: TitanRuntime) -> None:
     x = torch.ones(8, 8, dtype=torch.bfloat16, requires_grad=True)
     (x @ x).float().sum().backward()
     runtime.ranks.mean(torch.ones(1))
+
+
+def load_teacher(folder: str) -> Teacher:
+    """Outlines a teacher that :func:`write_teacher` wrote."""
+    text = PromptEmbeddings.random(4, length=8, dim=256, masked=True, seed=0)
+    return QwenImageTeacher.from_pretrained(
+        folder, dtype="bfloat16", meta=True, embeddings=text, shift=1.0, **SIZE
+    )
+
+
+def _outline(heads: int, layers: int) -> Any:
+    return QwenImageTeacher.from_config(
+        meta=True,
+        dtype="bfloat16",
+        **SIZE,
+        num_layers=layers,
+        num_attention_heads=heads,
+        attention_head_dim=128,
+        joint_attention_dim=256,
+    )

@@ -118,8 +118,8 @@ def source_teacher(
     if source["teacher"] in teachers and not merged.get("folder"):
         outline = outline_arguments(source["teacher"])
         if outline:  # random weights, as many as the arguments say
-            outlined = build(teachers, source["teacher"], {**merged, **outline}, folder)
-            sizes.check_outline(source["teacher"], outlined)
+            sketch = build(teachers, source["teacher"], {**merged, **outline}, folder)
+            sizes.check_outline(source["teacher"], sketch)
     meta: dict[str, bool] = {}
     if outlined and source["teacher"] in teachers and merged.get("folder"):
         meta = outline_arguments(source["teacher"])

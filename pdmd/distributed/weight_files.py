@@ -220,7 +220,7 @@ def write_tensors(
                 continue
             try:
                 data = value.detach().to("cpu", tensor.dtype).contiguous().reshape(-1)
-                file.write(memoryview(data.view(torch.uint8).numpy()))
+                data.view(torch.uint8).numpy().tofile(file)
             except OSError as error:
                 failed = error
             tell(value.numel() * tensor.dtype.itemsize)
