@@ -55,6 +55,9 @@ class LazyConditions(Protocol):
         ...
 
 
+_WIDE = (torch.float32, torch.float64)
+
+
 def moved(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """Moves a tensor to a device; copies from CPU to an accelerator are asynchronous.
 
@@ -85,7 +88,7 @@ def expand(coefficient: torch.Tensor, x: Latents) -> torch.Tensor:
         The coefficient with shape :math:`()` or :math:`(B, 1, ...)`, on the device of ``x``, in
         its dtype promoted to at least float32.
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = x.dtype if x.dtype in _WIDE else torch.promote_types(x.dtype, torch.float32)
     coefficient = moved(coefficient, x.device).to(dtype)
     if coefficient.ndim == 0:
         return coefficient

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pdmd.cli.arguments import no_more, parse, take_name
-from pdmd.cli.values import Arguments
+from pdmd.cli.values import Arguments, Table
 
 __all__ = ["check_command", "teachers_command"]
 
@@ -27,6 +27,8 @@ class CheckOptions:
     """Check it on this schedule: rectified_flow, cosine or linear; the teacher's by default."""
     schedule_end: Literal["noise", "teacher"] = "noise"
     """Where that schedule ends: at pure noise, or at the teacher's noisiest level."""
+    router: Table = field(default_factory=dict)
+    """Check its networks behind this router; the teacher's own by default."""
     prompts: tuple[str, ...] = ()
     """Prompts to evaluate it with; the teacher's by default."""
     seed: int = 0

@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pdmd.cli.values import short
+from pdmd.diffusion.routers import Router, routers
 from pdmd.objectives.adversarial import Penalty, penalties
 from pdmd.objectives.base import Objective, objectives
 from pdmd.objectives.critics import Critic, critics
@@ -51,6 +52,7 @@ FAMILIES: Mapping[type, Registry[Any]] = {
     Critic: critics,
     Penalty: penalties,
     RealSamples: real_samples,
+    Router: routers,
 }
 """Base classes that a configuration builds by name, with their registries."""
 

@@ -314,6 +314,8 @@ class Run:
             "arguments": config.teacher.arguments,
             "guidance": list(config.teacher.guidance),
         }
+        if config.teacher.router:
+            source["router"] = dict(config.teacher.router)
         if config.teacher.schedule:
             source["schedule"] = {
                 "name": config.teacher.schedule,

@@ -25,7 +25,7 @@ This module is the only one that converts between kinds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -40,6 +40,7 @@ from pdmd.diffusion.checks import (
     check_times,
 )
 from pdmd.diffusion.schedules import Schedule
+from pdmd.diffusion.timesteps import as_times, cached_at
 from pdmd.typing import Latents, Times, expand
 
 __all__ = ["KINDS", "Kind", "Prediction", "check_kind", "combination", "determinant"]
@@ -154,7 +155,7 @@ class Prediction:
             _, sigma_t = self.schedule(self.t)
             factor = -1 / sigma_t if kind == "score" else -sigma_t
             return expand(factor, self.value) * self.value
-        return self.combine(*combination(kind, self.t, self.schedule))
+        return self.combine_at(("kind", kind), lambda t: combination(kind, t, self.schedule))
 
     def combine(self, c_x: Tensor, c_eps: Tensor) -> Latents:
         r"""Returns :math:`c_x \hat x_0 + c_\varepsilon \hat\varepsilon`.
@@ -172,16 +173,43 @@ class Prediction:
         """
         check_coefficient("c_x", c_x, len(self.x_t))
         check_coefficient("c_eps", c_eps, len(self.x_t))
-        alpha_t, sigma_t = self.schedule(self.t)
-        own_x, own_eps = combination(self.kind, self.t, self.schedule)
+        return self._combine(*self._coefficients(as_times(self.t), c_x, c_eps))
+
+    def combine_at(
+        self, key: Hashable, coefficients: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> Latents:
+        """Returns :meth:`combine` of coefficients that depend on the times and a key alone.
+
+        They are computed once for all predictions at the same tensor of times.
+
+        Args:
+            key: What the coefficients depend on beside schedule and times.
+            coefficients: Computes them from the times, in float64.
+        """
+        t = as_times(self.t)
+        of_x_t, of_value = cached_at(
+            t,
+            self.schedule,
+            (self.kind, key),
+            lambda: self._coefficients(t, *coefficients(t)),
+        )
+        return self._combine(of_x_t, of_value)
+
+    def _coefficients(self, t: Tensor, c_x: Tensor, c_eps: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the coefficients of :math:`x_t` and of the value in a combination."""
+        alpha_t, sigma_t = self.schedule(t)
         if self.kind == "score":  # as epsilon, whose coefficients are finite at t = 0
-            value = self.to("epsilon")
             own_x, own_eps = torch.zeros_like(alpha_t), torch.ones_like(alpha_t)
         else:
-            value = self.value
+            own_x, own_eps = combination(self.kind, t, self.schedule)
         own_determinant = alpha_t * own_eps - sigma_t * own_x
-        of_x_t = (c_x * own_eps - c_eps * own_x) / own_determinant
-        of_value = (alpha_t * c_eps - sigma_t * c_x) / own_determinant
+        return (
+            (c_x * own_eps - c_eps * own_x) / own_determinant,
+            (alpha_t * c_eps - sigma_t * c_x) / own_determinant,
+        )
+
+    def _combine(self, of_x_t: Tensor, of_value: Tensor) -> Latents:
+        value = self.to("epsilon") if self.kind == "score" else self.value
         return expand(of_x_t, self.x_t) * self.x_t + expand(of_value, value) * value
 
 

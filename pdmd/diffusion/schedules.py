@@ -26,7 +26,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from pdmd.diffusion.timesteps import CachedTransition, as_times
+from pdmd.diffusion.timesteps import as_times, cached_at, lowest
 from pdmd.typing import Times
 
 __all__ = [
@@ -105,9 +105,10 @@ class Schedule(ABC):
         The result for the last :math:`s` is cached with the tensor of times, since several
         formulas evaluate one batch of times at one phase's end.
 
-        :math:`\sigma_{t|s}` comes from the difference of two log-SNRs, so its relative error is
-        about :math:`10^{-16} |\lambda_s| / |\lambda_t - \lambda_s|` beyond rounding: some
-        :math:`10^{-8}` at :math:`t - s = 10^{-9}`, below :math:`10^{-13}` at :math:`10^{-3}`.
+        By default :math:`\sigma_{t|s}` comes from the difference of two log-SNRs, so its relative
+        error is about :math:`10^{-16} |\lambda_s| / |\lambda_t - \lambda_s|` beyond rounding: some
+        :math:`10^{-8}` at :math:`t - s = 10^{-9}`, below :math:`10^{-13}` at :math:`10^{-3}`. On
+        rectified flow a closed form is exact up to rounding at all times.
 
         Args:
             s: The cleaner time, in :math:`[0, 1)`.
@@ -119,27 +120,36 @@ class Schedule(ABC):
         References:
             Kingma et al., Variational Diffusion Models, arXiv:2107.00630, Appendix A.
         """
-        end, t = s, as_times(t)
-        if cached := CachedTransition.find(self, end, t):
-            return cached.a, cached.b
-        s = as_times(end)
+        t = as_times(t)
+        if isinstance(s, float):
+            end = s
+            a, b = cached_at(t, self, end, lambda: self._checked_transition(end, t))
+            return a, b
+        return self._checked_transition(s, t)
+
+    def _checked_transition(self, s: Times, t: Tensor) -> tuple[Tensor, Tensor]:
+        end, s = s, as_times(s)
         if s.ndim and t.ndim and len(s) != len(t) and 1 not in (len(s), len(t)):
             raise ValueError(
                 f"s has shape {tuple(s.shape)} and t {tuple(t.shape)}; give one time, or one for "
                 "each sample of one batch"
             )
-        if s.is_cpu and t.is_cpu and bool((s >= t).any()):
+        low = lowest(t) if isinstance(end, float) else None
+        below = s.is_cpu and t.is_cpu and bool((s >= t).any()) if low is None else end >= low
+        if below:
             s_all, t_all = torch.broadcast_tensors(s, t)
             i = int((s_all >= t_all).flatten().nonzero()[0])
             raise ValueError(
                 f"a transition goes from s to a noisier time t > s, "
                 f"got s = {s_all.flatten()[i].item()}, t = {t_all.flatten()[i].item()}"
             )
+        return self._transition(s, t)
+
+    def _transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes the coefficients of a transition between checked times."""
         (alpha_s, _), (alpha_t, sigma_t) = self(s), self(t)
         log_snr_change = self.log_snr(t) - self.log_snr(s)
-        a, b = alpha_t / alpha_s, sigma_t * torch.sqrt(-torch.expm1(log_snr_change))
-        CachedTransition.store(self, end, t, a, b)
-        return a, b
+        return alpha_t / alpha_s, sigma_t * torch.sqrt(-torch.expm1(log_snr_change))
 
     def prior_std(self) -> float:
         r"""Returns the standard deviation of the noise that sampling starts from at :math:`t = 1`.
@@ -208,6 +218,12 @@ class RectifiedFlow(Schedule):
 
     def t_from_log_snr(self, log_snr: Tensor | float) -> Tensor:
         return torch.sigmoid(-self._check_log_snr(log_snr) / 2)
+
+    def _transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        # (1 - s)^2 b^2 = (t - s) (t (1 - s) + s (1 - t)): no difference of nearly equal terms
+        # but t - s, which is exact.
+        clean, clean_t = 1 - s, 1 - t
+        return clean_t / clean, torch.sqrt((t - s) * (t * clean + s * clean_t)) / clean
 
 
 class Shifted(Schedule):

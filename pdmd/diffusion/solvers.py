@@ -37,8 +37,11 @@ def ode_step(prediction: Prediction, s: Times) -> Latents:
         Song et al., DDIM, arXiv:2010.02502, Eq. 12.
     """
     check_times("s", s, len(prediction.x_t))
-    s = moved(as_times(s), prediction.x_t.device)
-    alpha_s, sigma_s = prediction.schedule(s)
+    if isinstance(s, float):
+        return prediction.combine_at(
+            ("step", s), lambda t: prediction.schedule(moved(as_times(s), t.device))
+        )
+    alpha_s, sigma_s = prediction.schedule(moved(as_times(s), prediction.x_t.device))
     return prediction.combine(alpha_s, sigma_s)
 
 

@@ -1,20 +1,21 @@
-"""Tensors of times in [0, 1]: their check, and transition coefficients cached with them.
+"""Tensors of times in [0, 1]: their check, and the coefficients that are cached with them.
 
-Several formulas evaluate one batch of times. The tensor is checked once, and the coefficients of
-its last transition are computed once, until it is modified in place.
+Several formulas evaluate one batch of times, and a phase's timesteps stay the same throughout its
+training. A tensor of times is checked once, and the coefficients at its times are computed once,
+until it is modified in place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from numbers import Real
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pdmd.typing import Times
 
-__all__ = ["CachedTransition", "as_times"]
+__all__ = ["as_times", "cached_at", "lowest"]
 
 
 def as_times(t: Times) -> Tensor:
@@ -31,15 +32,16 @@ def as_times(t: Times) -> Tensor:
         ValueError: If a time is outside [0, 1] or not finite.
     """
     if isinstance(t, Tensor):
+        checked = getattr(t, "_checked_times", None)
+        if checked is not None and checked[0] == t._version:
+            return t
         if t.dtype is torch.bool or t.is_complex():
             raise TypeError(f"times are real numbers in [0, 1], got a tensor of {t.dtype}")
         if t.dtype is not torch.float64:
             t = t.to(torch.float64)
         if not t.is_cpu:
             return t
-        if not t.is_inference() and getattr(t, "_checked_times", None) == t._version:
-            return t
-        low, high = (v.item() for v in torch.aminmax(t)) if t.numel() else (0.0, 1.0)
+        low, high = (v.item() for v in torch.aminmax(t)) if t.numel() else (1.0, 1.0)
     else:
         if isinstance(t, bool) or not isinstance(t, Real):
             raise TypeError(
@@ -52,67 +54,42 @@ def as_times(t: Times) -> Tensor:
         bad = t[~((t >= 0) & (t <= 1))].flatten()[0].item()
         raise ValueError(f"time {bad} is outside [0, 1]; 0 is clean data and 1 is noise")
     if not t.is_inference():
-        t._checked_times = t._version  # type: ignore[attr-defined]
+        t._checked_times = (t._version, low)  # type: ignore[attr-defined]
     return t
 
 
-class CachedTransition(NamedTuple):
-    r"""Coefficients of a transition, cached as an attribute of the tensor of its times.
+def lowest(t: Tensor) -> float | None:
+    """Returns the lowest of times that :func:`as_times` has checked, ``None`` if it has not."""
+    checked = getattr(t, "_checked_times", None)
+    return checked[1] if checked is not None and checked[0] == t._version else None
 
-    Attributes:
-        schedule: The forward process.
-        s: The cleaner time.
-        grad_enabled: Whether gradients were enabled when the coefficients were computed.
-        version: Version of the tensor of times, which every in-place modification increments.
-        a: :math:`\alpha_{t|s}`.
-        b: :math:`\sigma_{t|s}`.
+
+def cached_at(
+    t: Tensor, owner: object, key: Hashable, compute: Callable[[], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """Returns coefficients at times, computed once and cached as an attribute of their tensor.
+
+    Coefficients are computed again once the times or a coefficient were modified in place, and
+    for the other gradient mode. Those that require gradients, and tensors of a compiler or of
+    inference mode, are not cached.
+
+    Args:
+        t: The times, float64.
+        owner: The forward process, compared by identity.
+        key: What else the coefficients depend on.
+        compute: Computes them.
     """
-
-    schedule: object
-    s: float
-    grad_enabled: bool
-    version: int
-    a: Tensor
-    b: Tensor
-
-    @classmethod
-    def find(cls, schedule: object, s: Times, t: Tensor) -> CachedTransition | None:
-        """Returns the transition cached with ``t``, or ``None`` if it is another or outdated.
-
-        Args:
-            schedule: The forward process.
-            s: The cleaner time; only floats are cached.
-            t: The noisier times, float64.
-        """
-        cached: CachedTransition | None = getattr(t, "_transition", None)
-        if (
-            cached is not None
-            and cached.schedule is schedule
-            and isinstance(s, float)
-            and cached.s == s
-            and cached.grad_enabled == torch.is_grad_enabled()
-            and cached.version == t._version
-            and cached.a._version == cached.b._version == 0
-        ):
-            return cached
-        return None
-
-    @classmethod
-    def store(cls, schedule: object, s: Times, t: Tensor, a: Tensor, b: Tensor) -> None:
-        r"""Caches coefficients with their times.
-
-        Coefficients that require gradients, and tensors of a compiler or of inference mode, are
-        not cached.
-
-        Args:
-            schedule: The forward process.
-            s: The cleaner time; only floats are cached.
-            t: The noisier times, float64.
-            a: :math:`\alpha_{t|s}`.
-            b: :math:`\sigma_{t|s}`.
-        """
-        cacheable = type(t) is Tensor and not any(x.is_inference() for x in (t, a, b))
-        if cacheable and isinstance(s, float) and not (a.requires_grad or b.requires_grad):
-            t._transition = cls(  # type: ignore[attr-defined]
-                schedule, s, torch.is_grad_enabled(), t._version, a, b
-            )
+    if type(t) is not Tensor or t.is_inference():
+        return compute()
+    version = t._version
+    cache = getattr(t, "_coefficients", None)
+    if cache is None or cache[0] != version:
+        cache = t._coefficients = (version, {})  # type: ignore[attr-defined]
+    place = (id(owner), key, torch.is_grad_enabled())
+    found = cache[1].get(place)
+    if found is not None and found[0] is owner and not any(c._version for c in found[1]):
+        return found[1]
+    values = compute()
+    if not any(c.requires_grad or c.is_inference() or c._version for c in values):
+        cache[1][place] = (owner, values)
+    return values

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pdmd.diffusion.denoisers import Denoiser
-from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser, Router
+from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser, Router, routers
 from pdmd.distillation.adapters import LowRank, adapt, adapted_parts, base_digest
 from pdmd.distillation.experts import Expert, experts
 from pdmd.distillation.phases import Phase, PhasePlan
@@ -24,6 +24,7 @@ from pdmd.documents import read_json
 from pdmd.files import is_url
 from pdmd.registry import Registry
 from pdmd.teachers.base import Teacher, outline_arguments, teachers
+from pdmd.teachers.routed import with_router
 from pdmd.teachers.with_schedule import ENDS, on_schedule
 
 __all__ = [
@@ -126,6 +127,9 @@ def source_teacher(
     teacher = build(teachers, source["teacher"], {**merged, **meta}, folder)
     if meta and missing_sources(teacher):
         teacher = build(teachers, source["teacher"], merged, folder)
+    if source.get("router"):
+        router = dict(source["router"])
+        teacher = with_router(teacher, build(routers, router.pop("name"), router, folder))
     return on_schedule(teacher, *schedule_of(source))
 
 
@@ -248,6 +252,9 @@ def _check_source(source: Any) -> None:
     for scale in guidance if isinstance(guidance, list) else [guidance]:
         if isinstance(scale, bool) or not math.isfinite(scale):
             raise ValueError(f"guidance must be finite, got {guidance!r}")
+    router = source.get("router", {"name": ""})
+    if not (isinstance(router, dict) and isinstance(router.get("name"), str)):
+        raise ValueError(f"a router must be a table with a name, got {router!r}")
     schedule = source.get("schedule")
     if schedule is not None and not (
         isinstance(schedule.get("name"), str) and schedule.get("end", "noise") in ENDS

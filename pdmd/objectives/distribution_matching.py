@@ -80,11 +80,16 @@ def posterior_mean(prediction: Prediction, s: Times) -> Latents:
     Returns:
         The posterior mean, with shape :math:`(B, *)`.
     """
-    s = moved(as_times(s), prediction.x_t.device)
-    a, _ = prediction.schedule.transition(s, prediction.t)
-    alpha_s, sigma_s = prediction.schedule(s)
-    _, sigma_t = prediction.schedule(prediction.t)
-    return prediction.combine(alpha_s.expand_as(a), a * sigma_s.square() / sigma_t)
+
+    def coefficients(t: Tensor) -> tuple[Tensor, Tensor]:
+        a, _ = prediction.schedule.transition(s, t)
+        alpha_s, sigma_s = prediction.schedule(moved(as_times(s), t.device))
+        _, sigma_t = prediction.schedule(t)
+        return alpha_s.expand_as(a), a * sigma_s.square() / sigma_t
+
+    if isinstance(s, float):
+        return prediction.combine_at(("posterior mean", s), coefficients)
+    return prediction.combine(*coefficients(as_times(prediction.t)))
 
 
 class ScoreDifferenceWeighting(ABC):

@@ -77,9 +77,8 @@ def subinterval_target(
     _, b = schedule.transition(s, t)
     (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule(s), schedule(t)
     c_x, c_eps = combination(kind, t, schedule)
-    x0_of_epsilon = alpha_t * sigma_s.square() / (alpha_s.square() * b)
     of_x_s = c_x / alpha_s
-    of_epsilon = c_eps * (sigma_t / b) - c_x * x0_of_epsilon
+    of_epsilon = (c_eps * sigma_t - of_x_s * alpha_t * (sigma_s.square() / alpha_s)) / b
     return expand(of_x_s, x_s) * x_s + expand(of_epsilon, epsilon) * epsilon
 
 

@@ -8,7 +8,7 @@ with a router :math:`r` that maps a time to the index of a network.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from pdmd.typing import Condition, Conditions, Latents
 if TYPE_CHECKING:
     from tensordict import TensorDict
 
-__all__ = ["RoutedTeacher"]
+__all__ = ["RoutedTeacher", "with_router"]
 
 
 class RoutedTeacher(Teacher):
@@ -93,3 +93,30 @@ class RoutedTeacher(Teacher):
     def part(self, t_start: float, t_end: float) -> Denoiser:
         """Returns the network between two times; the routed denoiser if several serve them."""
         return self.routed.part(t_start, t_end)
+
+
+def with_router(teacher: Teacher, router: Router) -> RoutedTeacher:
+    """Returns a teacher of several networks behind another router.
+
+    For networks whose boundary their folder does not state, or states otherwise than they were
+    trained; the networks are shared, not copied.
+
+    Args:
+        teacher: A teacher of several networks.
+        router: Maps times to their indices, noisiest first.
+
+    Raises:
+        ValueError: If the teacher has one network, or an interval router has another number of
+            intervals.
+    """
+    if not isinstance(teacher, RoutedTeacher):
+        raise ValueError(
+            f"a router needs a teacher of several networks, but {type(teacher).__name__} has one; "
+            "leave the router out"
+        )
+    routed = RoutedTeacher(cast("list[Teacher]", list(teacher.routed.denoisers)), router)
+    routed.shift = teacher.shift
+    decode = getattr(teacher, "decode", None)
+    if decode is not None:
+        routed.decode = decode
+    return routed

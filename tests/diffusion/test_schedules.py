@@ -1,6 +1,7 @@
 """The laws of schedules are in ``tests/properties/test_schedules.py``."""
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -22,6 +23,17 @@ def test_rectified_flow_has_its_closed_form(t):
     a, b = schedule.transition(t / 2, t)
     assert float(a) == pytest.approx((1 - t) / (1 - t / 2))
     assert float(b) ** 2 == pytest.approx(t**2 - float(a) ** 2 * (t / 2) ** 2)
+
+
+@given(st.floats(0, 0.999999), st.floats(1e-12, 1))
+def test_transitions_of_rectified_flow_lose_no_digits(s, share):
+    t = min(1.0, max(s + share * (1 - s), math.nextafter(s, 1)))
+    a, b = (float(c) for c in RectifiedFlow().transition(s, t))
+    start, end = Fraction(s), Fraction(t)
+    exact_a = (1 - end) / (1 - start)
+    assert abs(Fraction(a) - exact_a) <= exact_a * Fraction(1, 2**50)
+    variance = end**2 - exact_a**2 * start**2
+    assert abs(Fraction(b) ** 2 - variance) <= variance * Fraction(1, 2**48)
 
 
 def test_variance_exploding_has_the_noise_levels_of_edm():

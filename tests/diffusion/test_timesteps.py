@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdmd import RectifiedFlow
+from pdmd import Prediction, RectifiedFlow
 from pdmd.diffusion.timesteps import as_times
 
 
@@ -63,8 +63,10 @@ def test_transitions_are_cached_per_schedule_and_gradient_mode():
     with torch.no_grad():
         without_grad = a.transition(0.25, t)
     assert a.transition(0.25, t)[0] is not without_grad[0]
+    fresh = torch.tensor([0.5, 0.75], dtype=torch.float64)
     with torch.inference_mode():
-        for times in (t, t.clone()):
+        assert a.transition(0.25, t)[0] is without_grad[0]
+        for times in (fresh, t.clone()):
             again = [a.transition(0.25, times)[0] for _ in range(2)]
             assert again[0] is not again[1] and torch.equal(*again)
     with torch.no_grad():
@@ -73,3 +75,22 @@ def test_transitions_are_cached_per_schedule_and_gradient_mode():
     a.transition(0.25, slope)
     (grad,) = torch.autograd.grad(a.transition(0.25, slope)[0].sum(), slope)
     assert torch.allclose(grad, torch.full_like(t, -1 / 0.75))
+
+
+def test_predictions_at_one_tensor_of_times_share_their_coefficients(monkeypatch):
+    t, schedule = torch.tensor([0.5, 0.75], dtype=torch.float64), RectifiedFlow()
+    x, calls = torch.randn(2, 3), []
+    derivatives = RectifiedFlow.derivatives
+    monkeypatch.setattr(
+        RectifiedFlow, "derivatives", lambda self, t: calls.append(1) or derivatives(self, t)
+    )
+    one, other = (
+        Prediction(value=torch.randn(2, 3), kind="velocity", x_t=x, t=t, schedule=schedule)
+        for _ in range(2)
+    )
+    first, second = one.to("x0"), other.to("x0")
+    assert len(calls) == 1 and not torch.equal(first, second)
+    torch.testing.assert_close(first, x - t[:, None].float() * one.value)
+    t -= 0.25
+    torch.testing.assert_close(one.to("x0"), x - t[:, None].float() * one.value)
+    assert len(calls) == 2

@@ -5,6 +5,7 @@ import torch
 
 from pdmd import Guided, IntervalRouter, LinearVP, MixtureTeacher
 from pdmd.teachers import RoutedTeacher
+from pdmd.teachers.routed import with_router
 
 
 def mixture(mean, **settings):
@@ -58,3 +59,13 @@ def test_teachers_on_different_schedules_raise():
     teachers = [mixture(1.0), mixture(1.0, schedule=LinearVP())]
     with pytest.raises(ValueError, match="one schedule"):
         RoutedTeacher(teachers, IntervalRouter([1.0, 0.5, 0.0]))
+
+
+def test_another_router_serves_the_same_networks(teachers, routed):
+    other = with_router(routed, IntervalRouter([1.0, 0.3, 0.0]))
+    assert list(other.routed.denoisers) == teachers
+    assert routed.part(0.5, 0.4) is teachers[1] and other.part(0.5, 0.4) is teachers[0]
+    with pytest.raises(ValueError, match="MixtureTeacher has one; leave the router out"):
+        with_router(teachers[0], IntervalRouter([1.0, 0.0]))
+    with pytest.raises(ValueError, match="need 3 boundaries"):
+        with_router(routed, IntervalRouter([1.0, 0.6, 0.3, 0.0]))

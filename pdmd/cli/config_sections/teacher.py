@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pdmd.cli.values import Arguments
+from pdmd.cli.composition import Composer
+from pdmd.cli.values import Arguments, Table
 from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.routers import Router
 from pdmd.diffusion.schedules import Schedule
 from pdmd.distributed.materialization import missing_sources
 from pdmd.teachers.base import (
@@ -20,6 +22,7 @@ from pdmd.teachers.base import (
     teachers,
 )
 from pdmd.teachers.guided import guided
+from pdmd.teachers.routed import with_router
 from pdmd.teachers.with_schedule import on_schedule, schedules
 
 __all__ = ["NetworkConfig", "TeacherConfig"]
@@ -42,6 +45,9 @@ class TeacherConfig:
     """Schedule of both: rectified_flow, cosine or linear; the teacher's by default."""
     schedule_end: Literal["noise", "teacher"] = "noise"
     """Where that schedule ends: at pure noise, or at the teacher's noisiest level."""
+    router: Table = field(default_factory=dict)
+    """Which of its networks serves which time: the teacher's own router if empty, otherwise a
+    registered one, for example {name = "interval", boundaries = [1.0, 0.9, 0.0]}."""
     plugins: tuple[str, ...] = ()
     """Python modules to import first; they may register teachers, networks and objectives."""
 
@@ -64,10 +70,16 @@ class TeacherConfig:
                 teacher = teachers[self.name](**self.arguments)
         except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
             raise ValueError(f"teacher.arguments do not fit {self.name!r}: {error}") from error
+        router = self._router()
+        if router is not None:
+            try:
+                teacher = with_router(teacher, router)
+            except ValueError as error:
+                raise ValueError(f"teacher.router does not fit {self.name!r}: {error}") from error
         return on_schedule(guided(teacher, self.guidance), self.schedule, self.schedule_end)
 
     def check_name(self) -> None:
-        """Imports the plugins and checks that teacher, schedule and guidance exist.
+        """Imports the plugins and checks that teacher, router, schedule and guidance exist.
 
         Raises:
             ValueError: If one does not.
@@ -75,6 +87,7 @@ class TeacherConfig:
         import_plugins(self.plugins)
         if self.name not in teachers:
             teachers[self.name]
+        self._router()
         if self.schedule and self.schedule not in schedules:
             schedules[self.schedule]
         if not self.guidance:
@@ -82,6 +95,9 @@ class TeacherConfig:
         for scale in self.guidance:
             if not math.isfinite(scale):
                 raise ValueError(f"teacher.guidance must be finite, got {scale}")
+
+    def _router(self) -> Router | None:
+        return Composer().build(Router, self.router, "teacher.router") if self.router else None
 
 
 @dataclass(kw_only=True)

@@ -1,8 +1,8 @@
 r"""DDPM: unconditional UNets over pixels.
 
-The network takes the level as its time (:mod:`pdmd.teachers.families.discrete_timesteps`) and
-predicts what the scheduler states, :math:`\varepsilon` nearly everywhere; channels of a learned
-variance are dropped, since no step here uses one. Pixels are in [-1, 1]. The family's samplers
+The network takes the level as its time and predicts what the scheduler states,
+:math:`\varepsilon` nearly everywhere, without or with a variance
+(:mod:`pdmd.teachers.families.discrete_time_teacher`). Pixels are in [-1, 1]. The family's samplers
 clip every prediction of :math:`x_0` to that range where the scheduler states ``clip_sample``;
 probability flow is not clipped, and neither is a student.
 
@@ -12,27 +12,17 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pdmd.diffusion.predictions import Kind
-from pdmd.diffusion.variance_preserving import DiscreteVP
 from pdmd.teachers.base import Teacher
-from pdmd.teachers.families.discrete_timesteps import (
-    LINEAR,
-    check_channels,
-    noise_levels,
-    own_size,
-    read_levels,
-    time_range_of,
-    timestep_of,
-)
+from pdmd.teachers.families.discrete_time_teacher import DiscreteTimeTeacher
+from pdmd.teachers.families.discrete_timesteps import check_channels, own_size
 from pdmd.teachers.families.layouts import PipelineLayout
-from pdmd.teachers.families.pipeline_teacher import PipelineTeacher
 from pdmd.teachers.families.pipelines import configuration
 from pdmd.teachers.families.tokens import check_size
 from pdmd.teachers.mixture import encode_labels
@@ -41,7 +31,7 @@ from pdmd.typing import Condition, Latents
 __all__ = ["DDPMTeacher"]
 
 
-class DDPMTeacher(PipelineTeacher):
+class DDPMTeacher(DiscreteTimeTeacher):
     """A ``UNet2DModel`` over pixels of shape :math:`(C, H, W)`.
 
     Random weights are of CIFAR-10's network by default, whose last three blocks have twice the
@@ -49,11 +39,10 @@ class DDPMTeacher(PipelineTeacher):
 
     Args:
         backbone: The network.
-        schedule: Its noise levels.
-        kind: What it predicts.
         height: Height of an image; the network's own by default.
         width: Width of an image, as the height.
-        arguments: As :class:`~pdmd.teachers.families.pipeline_teacher.PipelineTeacher` takes.
+        arguments: As
+            :class:`~pdmd.teachers.families.discrete_time_teacher.DiscreteTimeTeacher` takes.
 
     Raises:
         ValueError: If the network is conditional, takes another time than the level, or its
@@ -73,15 +62,6 @@ class DDPMTeacher(PipelineTeacher):
     }
     options = {"height": None, "width": None}
 
-    def __init__(
-        self, backbone: Any, *, schedule: DiscreteVP, kind: Kind, **arguments: Any
-    ) -> None:
-        time_range = time_range_of(schedule)
-        super().__init__(
-            backbone, schedule=schedule, kind=kind, time_range=time_range, **arguments
-        )
-        self.levels = schedule
-
     @classmethod
     def complete_options(cls, config: Any, options: dict[str, Any]) -> dict[str, Any]:
         if config.time_embedding_type != "positional":
@@ -92,11 +72,7 @@ class DDPMTeacher(PipelineTeacher):
         for name in ("class_embed_type", "num_class_embeds"):
             if config.get(name) is not None:
                 raise ValueError(f"only unconditional UNets are supported, got {name}")
-        if config.out_channels not in (config.in_channels, 2 * config.in_channels):
-            raise ValueError(
-                f"this UNet has {config.in_channels} input and {config.out_channels} output "
-                "channels; as many, or twice as many for a learned variance, are supported"
-            )
+        cls.check_channels_out(config)
         return own_size(config, options)
 
     @classmethod
@@ -124,15 +100,8 @@ class DDPMTeacher(PipelineTeacher):
         }
 
     @classmethod
-    def config_options(cls, sizes: Mapping[str, Any]) -> dict[str, Any]:
-        levels = {**LINEAR, "prediction_type": sizes["prediction_type"]}
-        schedule, kind = noise_levels(levels)
-        return {"schedule": schedule, "kind": kind}
-
-    @classmethod
-    def read_options(cls, folder: str | Path) -> dict[str, Any]:
-        schedule, kind = read_levels(folder, None if _at_root(folder) else "scheduler")
-        return {"schedule": schedule, "kind": kind}
+    def read_scheduler_slot(cls, folder: str | Path) -> str | None:
+        return None if _at_root(folder) else "scheduler"
 
     @classmethod
     def read_slots(cls, folder: str | Path) -> tuple[str, ...]:
@@ -151,9 +120,7 @@ class DDPMTeacher(PipelineTeacher):
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Evaluates the UNet at its own time, without the variance."""
-        time = timestep_of(t, self.levels)
-        value = self.backbone(x_t.to(self.backbone.dtype), time, return_dict=False)[0]
-        return value[:, : x_t.shape[1]].to(x_t.dtype)
+        return self.evaluate(x_t, t)
 
     def decode(self, x: Latents) -> Tensor:
         """Turns pixels in [-1, 1] into images in [0, 1], with shape :math:`(B, C, H, W)`."""

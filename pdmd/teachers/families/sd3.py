@@ -22,7 +22,7 @@ from torch import Tensor
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.pipelines import build_part, configuration, load_text_encoder
 from pdmd.teachers.families.text import TextTeacher
-from pdmd.teachers.families.tokens import check_size
+from pdmd.teachers.families.tokens import check_size, reset_positions
 from pdmd.typing import Condition, Latents
 
 __all__ = ["SD3Teacher"]
@@ -144,16 +144,6 @@ class SD3Teacher(TextTeacher):
 
     def reset_tables(self, device: str | torch.device = "cpu") -> None:
         """Recomputes the table of positions where it was not loaded."""
-        config, embed = self.backbone.config, self.backbone.pos_embed
-        if not embed.pos_embed.is_meta:
-            return
-        with torch.device(device):
-            table = type(embed)(
-                height=config.sample_size,
-                width=config.sample_size,
-                patch_size=config.patch_size,
-                in_channels=1,  # of the patches' projection, which is dropped
-                embed_dim=self.backbone.inner_dim,
-                pos_embed_max_size=config.pos_embed_max_size,
-            )
-        embed.pos_embed = table.pos_embed
+        if self.backbone.pos_embed.pos_embed.is_meta:
+            largest = self.backbone.config.pos_embed_max_size
+            reset_positions(self.backbone, device, pos_embed_max_size=largest)

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pdmd.files import own_digest
+from pdmd.teachers.conditioning.null_prompts import ZeroedNull
 from pdmd.teachers.conditioning.prompts import PromptEmbeddings, Prompts
 from pdmd.teachers.families.discrete_timesteps import check_channels
 from pdmd.teachers.families.layouts import PipelineLayout
@@ -29,10 +29,7 @@ from pdmd.teachers.families.pipelines import configuration, dtype_of
 from pdmd.teachers.families.unet import UNetTeacher
 from pdmd.typing import Latents
 
-if TYPE_CHECKING:
-    from tensordict import TensorDict
-
-__all__ = ["SDXLTeacher", "ZeroedNull"]
+__all__ = ["SDXLTeacher"]
 
 
 class SDXLTeacher(UNetTeacher):
@@ -152,35 +149,3 @@ class SDXLTeacher(UNetTeacher):
         ids = torch.tensor([*size, 0, 0, *size], dtype=torch.float32, device=x_t.device)
         pooled = rows["pooled"].to(self.backbone.dtype)
         return {"text_embeds": pooled, "time_ids": ids.expand(len(x_t), -1)}
-
-
-class ZeroedNull(Prompts):
-    """Prompts whose ``None`` is an embedding of zeros.
-
-    Args:
-        inner: The encoder of the others.
-    """
-
-    def __init__(self, inner: Prompts) -> None:
-        self.inner = inner
-
-    @property
-    def prompts(self) -> Sequence[str]:
-        """The encoder's prompts."""
-        return self.inner.prompts
-
-    def fingerprint(self) -> str | None:
-        """The encoder's, changed by the zeros."""
-        inner = self.inner.fingerprint()
-        return None if inner is None else own_digest({"encoder": inner, "null": "zeros"})
-
-    def encode(self, prompts: Sequence[str | None]) -> TensorDict:
-        """Encodes, then zeroes the rows without a prompt."""
-        condition = self.inner.encode(prompts)
-        given = torch.tensor([prompt is not None for prompt in prompts])
-
-        def zeroed(value: Tensor) -> Tensor:
-            kept = given.to(value.device).reshape(-1, *(1,) * (value.ndim - 1))
-            return torch.where(kept, value, torch.zeros_like(value))
-
-        return condition.apply(zeroed)

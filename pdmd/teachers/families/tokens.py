@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pdmd.typing import Latents
@@ -17,6 +18,7 @@ __all__ = [
     "check_head",
     "check_size",
     "pack",
+    "reset_positions",
     "rotary_axes",
     "scheduled_shift",
     "unpack",
@@ -130,3 +132,24 @@ def unpack(tokens: Tensor, height: int, width: int) -> Latents:
     """Turns tokens (B, H/2 * W/2, 4C) into (B, C, H, W)."""
     x = tokens.unflatten(2, (-1, 2, 2)).unflatten(1, (height // 2, width // 2))
     return x.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+
+def reset_positions(backbone: Any, device: str | torch.device, **arguments: Any) -> None:
+    """Recomputes the table of positions of a network's patches.
+
+    Args:
+        backbone: A network of diffusers with a ``PatchEmbed``.
+        device: Where the table lives.
+        arguments: Of the ``PatchEmbed``, beside its sizes.
+    """
+    config, embed = backbone.config, backbone.pos_embed
+    with torch.device(device):
+        table = type(embed)(
+            height=config.sample_size,
+            width=config.sample_size,
+            patch_size=config.patch_size,
+            in_channels=1,  # of the patches' projection, which is dropped
+            embed_dim=backbone.inner_dim,
+            **arguments,
+        )
+    embed.pos_embed = table.pos_embed.to(device=device)

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from pdmd.diffusion.predictions import Kind
-from pdmd.diffusion.variance_preserving import DiscreteVP
-from pdmd.teachers.families.discrete_timesteps import (
-    SCALED_LINEAR,
-    noise_levels,
-    own_size,
-    read_levels,
-    time_range_of,
-    timestep_of,
-)
+from pdmd.teachers.families.discrete_time_teacher import DiscreteTimeTeacher
+from pdmd.teachers.families.discrete_timesteps import SCALED_LINEAR, own_size
 from pdmd.teachers.families.text import TextTeacher
 from pdmd.teachers.families.tokens import check_size
 from pdmd.typing import Condition, Latents
@@ -25,19 +15,18 @@ from pdmd.typing import Condition, Latents
 __all__ = ["UNetTeacher"]
 
 
-class UNetTeacher(TextTeacher):
+class UNetTeacher(DiscreteTimeTeacher, TextTeacher):
     r"""A ``UNet2DConditionModel`` over latents of shape :math:`(C, H / 8, W / 8)`.
 
     A subclass states :attr:`added`, and may override :meth:`added_inputs`.
 
     Args:
         backbone: The network.
-        schedule: Its noise levels.
-        kind: What it predicts.
         height: Height of an image; the network's own by default.
         width: Width of an image, as the height.
         compression: Pixels to one latent, in height and width.
-        arguments: As :class:`~pdmd.teachers.families.text.TextTeacher` takes.
+        arguments: As :class:`~pdmd.teachers.families.text.TextTeacher` and
+            :class:`~pdmd.teachers.families.discrete_time_teacher.DiscreteTimeTeacher` take.
 
     Raises:
         ValueError: If the size is no multiple of the compression, or the network takes more than
@@ -45,21 +34,12 @@ class UNetTeacher(TextTeacher):
 
     Attributes:
         added: The ``addition_embed_type`` of the family's networks.
-        levels: The schedule.
     """
 
     options = {"height": None, "width": None, "compression": 8}
+    betas = SCALED_LINEAR
     random_length = 77
     added: ClassVar[str | None] = None
-
-    def __init__(
-        self, backbone: Any, *, schedule: DiscreteVP, kind: Kind, **arguments: Any
-    ) -> None:
-        time_range = time_range_of(schedule)
-        super().__init__(
-            backbone, schedule=schedule, kind=kind, time_range=time_range, **arguments
-        )
-        self.levels = schedule
 
     @classmethod
     def complete_options(cls, config: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -72,17 +52,6 @@ class UNetTeacher(TextTeacher):
     ) -> tuple[int, ...]:
         check_size(compression, height=height, width=width)
         return config.in_channels, height // compression, width // compression
-
-    @classmethod
-    def config_options(cls, sizes: Mapping[str, Any]) -> dict[str, Any]:
-        keys = ("prediction_type", "rescale_betas_zero_snr")
-        schedule, kind = noise_levels({**SCALED_LINEAR, **{key: sizes[key] for key in keys}})
-        return {"schedule": schedule, "kind": kind}
-
-    @classmethod
-    def read_options(cls, folder: str | Path) -> dict[str, Any]:
-        schedule, kind = read_levels(folder)
-        return {"schedule": schedule, "kind": kind, **super().read_options(folder)}
 
     @classmethod
     def check_network(cls, config: Any) -> None:
@@ -114,15 +83,12 @@ class UNetTeacher(TextTeacher):
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Evaluates the UNet at its own time."""
         rows = self.conditioned(condition, x_t)
-        dtype = self.backbone.dtype
-        value = self.backbone(
-            x_t.to(dtype),
-            timestep_of(t, self.levels),
-            encoder_hidden_states=rows["prompt"].to(dtype),
+        return self.evaluate(
+            x_t,
+            t,
+            encoder_hidden_states=rows["prompt"].to(self.backbone.dtype),
             added_cond_kwargs=self.added_inputs(rows, x_t),
-            return_dict=False,
-        )[0]
-        return value.to(x_t.dtype)
+        )
 
     def added_inputs(self, rows: Any, x_t: Latents) -> dict[str, Tensor] | None:
         """Returns the network's inputs besides text; here none.

@@ -23,9 +23,7 @@ from pdmd import (
 from pdmd.cli.config import TeacherConfig
 from pdmd.cli.main import main
 from pdmd.evaluation.figures import side_by_side
-from pdmd.teachers import (
-    WanTeacher,
-)
+from pdmd.teachers import RoutedTeacher, WanTeacher
 from pdmd.teachers.base import teachers
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 from pdmd.training.monitoring.recorder import Recorder
@@ -179,6 +177,41 @@ def test_a_configuration_guides_every_network_by_its_own_scale():
     assert not isinstance(TeacherConfig(name="wan", arguments=WAN).build(), Guided)
     with pytest.raises(ValueError, match="3 guidance scales"):
         TeacherConfig(name="wan", arguments=WAN, guidance=(4.0, 3.0, 2.0)).build()
+
+
+def test_a_configuration_routes_the_networks_by_a_registered_router():
+    router = {"name": "interval", "boundaries": [1.0, 0.25, 0.0]}
+    teacher = TeacherConfig(name="wan", arguments=WAN, router=router).build()
+    assert isinstance(teacher, RoutedTeacher)
+    assert teacher.part(0.5, 0.3) is teacher.routed.denoisers[0]
+    with pytest.raises(ValueError, match="unknown router 'intervals'.*did you mean 'interval'"):
+        TeacherConfig(name="wan", router={"name": "intervals"}).check_name()
+    with pytest.raises(ValueError, match="unknown key 'teacher.router.boundary'"):
+        TeacherConfig(name="wan", router={"name": "interval", "boundary": 0.9}).check_name()
+    with pytest.raises(ValueError, match="teacher.router does not fit 'mixture'.*has one"):
+        TeacherConfig(name="mixture", router=router).build()
+
+
+def test_a_student_is_loaded_behind_the_router_of_its_teacher(tmp_path):
+    plan = PhasePlan.from_timesteps((1.0, 0.5, 0.0))
+    router = {"name": "interval", "boundaries": [1.0, 0.5, 0.0]}
+    source = {"teacher": "wan", "arguments": WAN, "router": router}
+    teacher = TeacherConfig(name="wan", arguments=WAN, router=router).build()
+    student = distill(teacher, plan, source=source, **TINY)
+    assert all(isinstance(expert.denoiser, WanTeacher) for expert in student.experts)
+    student.save(tmp_path / "student")
+    loaded = Student.load(tmp_path / "student")
+    condition = teacher.encode(teacher.prompts)
+    first, other = (
+        sample(one, condition, generator=torch.Generator().manual_seed(0))
+        for one in (student, loaded)
+    )
+    assert torch.equal(first, other)
+    router["boundaries"] = [1.0, 0.5]
+    student.source = source
+    student.save(tmp_path / "broken")
+    with pytest.raises(ValueError, match="boundaries must run from 1 to 0"):
+        Student.load(tmp_path / "broken")
 
 
 def test_a_grid_of_videos_shows_their_middle_frame():
