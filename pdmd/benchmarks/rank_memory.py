@@ -69,7 +69,7 @@ class MemoryBenchmark(Benchmark):
                 "method": f"{method} {stage.replace(' ', '_')}",
                 "nfe": 0,
                 "peak_mib": round(max(one[stage] for one in peaks) / 2**20, 1),
-                **{key: round(value / 2**20, 1) for key, value in bounds[stage].items()},
+                **{f"{key}_mib": round(value / 2**20, 1) for key, value in bounds[stage].items()},
             }
             for stage, _ in STAGES
         ], None
@@ -89,7 +89,7 @@ def measure_ranks(
 
     Returns:
         The peak of each stage in bytes, by its name, of every rank; and of every stage
-        ``kept_mib``, ``unit_mib`` and ``bound_mib``, in bytes.
+        what is ``kept`` by all ranks, the ``unit`` and the ``bound``, in bytes.
 
     Raises:
         RuntimeError: If a rank fails.
@@ -166,9 +166,9 @@ def _bounds(folder: Path, ranks: int, adapted: bool, slack: int) -> dict[str, di
     }
     return {
         stage: {
-            "kept_mib": float(size),
-            "unit_mib": float(unit),
-            "bound_mib": size / ranks + 2 * unit + slack,
+            "kept": float(size),
+            "unit": float(unit),
+            "bound": size / ranks + 2 * unit + slack,
         }
         for stage, size in kept.items()
     }
