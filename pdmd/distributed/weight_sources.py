@@ -210,9 +210,17 @@ def outline(network: N) -> N:
     """Returns a copy of a network on the meta device, whose weights are read from the network's.
 
     Args:
-        network: The network, in memory, sharded, or an outline itself. It is not changed, and not
-            copied: the outline reads from its tensors. Buffers, which are small, are copied.
+        network: The network, in memory or an outline itself. It is not changed, and not copied:
+            the outline reads from its tensors. Buffers, which are small, are copied.
+
+    Raises:
+        ValueError: If it is sharded.
     """
+    if any(isinstance(p, DTensor) for p in network.parameters()):
+        raise ValueError(
+            f"the {type(network).__name__} is sharded already, as a student is that several ranks "
+            "distilled; save it, and load it by Student.load to distill it again"
+        )
     memo: dict[int, Any] = {id(p): _meta(p) for p in network.parameters() if not p.is_meta}
     copied = copy.deepcopy(network, memo)
     for own, other in zip(network.modules(), copied.modules(), strict=True):
@@ -259,7 +267,7 @@ def whole(shape: Sequence[int]) -> Region:
 
 def _sources(module: nn.Module) -> dict[str, WeightSource]:
     return {
-        name: PlacedWeight(p) if isinstance(p, DTensor) else MemoryWeight(p)
+        name: MemoryWeight(p)
         for name, p in module._parameters.items()
         if p is not None and not p.is_meta
     }
