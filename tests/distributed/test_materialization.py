@@ -10,7 +10,6 @@ from torch.distributed.tensor import DTensor
 
 from pdmd.distillation.adapters import LowRank, adapt
 from pdmd.distributed.materialization import check_sources, materialize, refer
-from pdmd.distributed.weight_files import WeightFiles, load_weights, whole_tensors, write_tensors
 from pdmd.distributed.weight_sources import (
     UniformDraws,
     hollow,
@@ -79,34 +78,6 @@ def test_draws_do_not_depend_on_the_order_in_which_they_are_read():
         expected = torch.empty(2, 17 + i).uniform_(-0.5, 0.5, generator=generator)
         assert torch.equal(source.read(whole((2, 17 + i))), expected)
     assert torch.equal(last, expected)
-
-
-def test_files_are_written_as_the_library_reads_them(tmp_path):
-    from safetensors.torch import load_file
-
-    network = perceptron().double()
-    network.register_buffer("empty", torch.zeros(0, 3, dtype=torch.bfloat16))
-    write_tensors(tmp_path / "x.safetensors", whole_tensors(network), metadata={"format": "pt"})
-    found = load_file(tmp_path / "x.safetensors")
-    assert found.keys() == network.state_dict().keys()
-    for name, value in network.state_dict().items():
-        assert torch.equal(found[name], value) and found[name].dtype == value.dtype
-
-
-def test_weights_load_whole_or_as_places_in_files(tmp_path):
-    network = perceptron()
-    write_tensors(tmp_path / "x.safetensors", whole_tensors(network))
-    files = WeightFiles(lambda: [tmp_path / "x.safetensors"])
-    loaded, other = outline(perceptron()), nn.Linear(2, 2)
-    load_weights(loaded, files)
-    assert is_outline(loaded)
-    read = {tensor.name: tensor.read() for tensor in whole_tensors(loaded)}
-    materialize(loaded, CPU)
-    for name, value in network.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], value), name
-        assert torch.equal(read[name], value), name
-    with pytest.raises(ValueError, match="unexpected key 0.bias"):
-        load_weights(other, files)
 
 
 def test_a_teachers_folder_is_outlined_with_its_weights_narrowed(tmp_path):
