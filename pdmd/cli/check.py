@@ -33,6 +33,8 @@ class CheckOptions:
     """Prompts to evaluate it with; the teacher's by default."""
     seed: int = 0
     """Seed of the checks."""
+    skip: tuple[str, ...] = ()
+    """Checks to leave out, for example score, which samples the teacher."""
     plugins: tuple[str, ...] = ()
     """Python modules to import first; they may register the teacher."""
 
@@ -64,7 +66,7 @@ def check_command(words: list[str]) -> int:
     shared = {f.name for f in dataclasses.fields(TeacherConfig)} - {"name"}
     chosen = {key: getattr(options, key) for key in shared}
     teacher = TeacherConfig(name=name, **chosen).build()
-    report = check(teacher, options.prompts or None, seed=options.seed)
+    report = check(teacher, options.prompts or None, seed=options.seed, skip=options.skip)
     print(report)
     passed = sum(outcome.passed is True for outcome in report.outcomes)
     idle = sum(outcome.passed is None for outcome in report.outcomes)
