@@ -1,22 +1,31 @@
 r"""Random numbers for batches that may be sharded over ranks.
 
-All randomness comes from explicit generators. If a batch of :math:`B` rows is sharded over
-:math:`R` data-parallel ranks, every rank seeds the same generator, samples all :math:`B` rows and
-keeps its :math:`B / R`. The ranks together then sample what one process would, and ranks of the
-same shard (tensor and context parallelism) sample the same rows. Numbers are sampled on the
-generator's device, the CPU, and moved, so a seed gives the same numbers on every device.
+All randomness comes from explicit generators. A training's generator, :class:`RankGenerator`,
+knows which rows of the global batch are on its rank. A number with one row per sample is keyed by
+the run's seed, the index of the draw and the row in the global batch, and by nothing else
+(:mod:`pdmd.philox`). Each rank therefore computes its own rows only; the ranks together have the
+batch that one process would have, bit for bit; and ranks of the same shard (tensor and context
+parallelism) have the same rows. Every call is one draw: the state is their number, which is the
+same on all ranks, and a checkpoint resumes on any number of them. Large noise is computed on the
+device that needs it, with the bits of every other device.
 
 Custom objectives sample through these functions. A random number that has no batch dimension,
-such as the index of a step, is sampled with torch directly and is the same on all ranks.
+such as the index of a step, is sampled with torch directly and is the same on all ranks: also to
+torch, all ranks' generators are in the same state. A plain :class:`torch.Generator` knows of no
+rows; these functions then sample as torch does.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pdmd import philox
 from pdmd.typing import moved
 
 __all__ = ["RankGenerator", "rand", "randint", "randn", "randn_like"]
@@ -28,10 +37,12 @@ class RankGenerator(torch.Generator):
     Attributes:
         rank: Index of this rank among the data-parallel ranks.
         ranks: Number of data-parallel ranks.
+        draws: Number of draws with one row per sample so far.
     """
 
     rank: int = 0
     ranks: int = 1
+    draws: int = 0
 
     @classmethod
     def make(cls, seed: int, rank: int = 0, ranks: int = 1) -> RankGenerator:
@@ -52,6 +63,60 @@ class RankGenerator(torch.Generator):
         generator.rank, generator.ranks = rank, ranks
         return generator
 
+    def manual_seed(self, seed: int) -> RankGenerator:
+        super().manual_seed(seed)
+        self.draws = 0
+        return self
+
+    def seed(self) -> int:
+        self.draws = 0
+        return super().seed()
+
+    def get_state(self) -> Tensor:
+        """Returns torch's state and the number of draws, as uint8."""
+        draws = torch.tensor([self.draws], device="cpu").view(torch.uint8)
+        return torch.cat((super().get_state(), draws))
+
+    def set_state(self, new_state: Tensor) -> RankGenerator:
+        """Restores what :meth:`get_state` returned on any rank, of any number of them.
+
+        Raises:
+            ValueError: If the state is that of another class of generators.
+        """
+        expected = len(super().get_state()) + 8
+        if len(new_state) != expected:
+            raise ValueError(
+                f"a RankGenerator's state has {expected} bytes, got {len(new_state)}; pass what "
+                "its get_state() returned"
+            )
+        super().set_state(new_state[:-8].clone())
+        self.draws = int(new_state[-8:].clone().view(torch.int64))
+        return self
+
+    def clone_state(self) -> RankGenerator:
+        """Returns another generator in the same state, of the same rank."""
+        return _restored(self.rank, self.ranks, self.get_state())
+
+    def __reduce__(self) -> Any:
+        return _restored, (self.rank, self.ranks, self.get_state())
+
+    def next_rows(self, rows: int, words: int) -> tuple[int, int, int, int]:
+        """Begins a draw.
+
+        Args:
+            rows: Number of rows on this rank.
+            words: Number of words per row.
+
+        Returns:
+            The seed, the index of the draw, and this rank's first word and number of words.
+        """
+        draw, self.draws = self.draws, self.draws + 1
+        return self.initial_seed(), draw, self.rank * rows * words, rows * words
+
+
+def _restored(rank: int, ranks: int, state: Tensor) -> RankGenerator:
+    return RankGenerator.make(0, rank, ranks).set_state(state)
+
 
 def randn(
     shape: Sequence[int],
@@ -65,16 +130,24 @@ def randn(
     Args:
         shape: The shape on this rank, :math:`(B, *)`.
         generator: The source of randomness; ``None`` uses torch's global generator.
-        dtype: The dtype; torch's default if ``None``.
+        dtype: The dtype; torch's default if ``None``. Noise of a :class:`RankGenerator` is
+            computed in float32 and converted.
         device: The device of the result; the generator's if ``None``.
 
     Returns:
         Noise with shape :math:`(B, *)`.
     """
-    total, rows = _rows(int(shape[0]), generator)
-    source = None if generator is None else generator.device
-    noise = torch.randn((total, *shape[1:]), generator=generator, dtype=dtype, device=source)[rows]
-    return noise if device is None else moved(noise, device)
+    if not isinstance(generator, RankGenerator):
+        source = None if generator is None else generator.device
+        noise = torch.randn(tuple(shape), generator=generator, dtype=dtype, device=source)
+        return noise if device is None else moved(noise, device)
+    numbers = math.prod(shape[1:])
+    draw = generator.next_rows(int(shape[0]), (numbers + 1) // 2)
+    noise = philox.normal(*draw, device=generator.device if device is None else device)
+    if numbers % 2:
+        noise = noise.view(shape[0], numbers + 1)[:, :numbers].contiguous()
+    noise, dtype = noise.view(shape), dtype or torch.get_default_dtype()
+    return noise if noise.dtype == dtype else noise.to(dtype)
 
 
 def randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -101,9 +174,11 @@ def rand(n: int, generator: torch.Generator | None, *, dtype: torch.dtype | None
     Returns:
         A tensor of shape :math:`(n)` on the generator's device.
     """
-    total, rows = _rows(n, generator)
-    device = None if generator is None else generator.device
-    return torch.rand(total, generator=generator, dtype=dtype, device=device)[rows]
+    if not isinstance(generator, RankGenerator):
+        device = None if generator is None else generator.device
+        return torch.rand(n, generator=generator, dtype=dtype, device=device)
+    dtype = dtype or torch.get_default_dtype()
+    return philox.uniform(*generator.next_rows(n, 1), dtype=dtype)
 
 
 def randint(high: int, n: int, generator: torch.Generator | None) -> Tensor:
@@ -116,13 +191,15 @@ def randint(high: int, n: int, generator: torch.Generator | None) -> Tensor:
 
     Returns:
         An int64 tensor of shape :math:`(n)` on the generator's device.
+
+    Raises:
+        ValueError: If ``high`` is below 1, or above :math:`2^{53}` with a :class:`RankGenerator`.
     """
-    total, rows = _rows(n, generator)
-    device = None if generator is None else generator.device
-    return torch.randint(high, (total,), generator=generator, device=device)[rows]
-
-
-def _rows(n: int, generator: torch.Generator | None) -> tuple[int, slice]:
     if not isinstance(generator, RankGenerator):
-        return n, slice(None)
-    return n * generator.ranks, slice(n * generator.rank, n * (generator.rank + 1))
+        device = None if generator is None else generator.device
+        return torch.randint(high, (n,), generator=generator, device=device)
+    if not 1 <= high <= 2**53:
+        raise ValueError(f"integers are sampled below a bound in [1, 2^53], got {high}")
+    u = philox.uniform(*generator.next_rows(n, 1), dtype=torch.float64)
+    # Rounded down; below high, since u is at most 1 - 2^-53.
+    return torch.from_numpy((u.numpy() * high).astype(np.int64))

@@ -24,6 +24,7 @@ from pdmd.distillation.experts import OdeExpert
 from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.objectives.distribution_matching import DistributionMatching
 from pdmd.objectives.score_matching import SubintervalScoreMatching
+from pdmd.randomness import RankGenerator
 from pdmd.teachers.packaged.digits import DigitsTeacher
 from pdmd.teachers.packaged.mlp import MlpDenoiser
 from pdmd.teachers.packaged.transformer import ImageTransformer
@@ -141,7 +142,7 @@ def _trainer(teacher: Any, phase: Phase, fakes: int, batch: int, seed: int) -> P
         fake_objective=SubintervalScoreMatching(),
         conditions=conditions,
         updates=10**6,
-        generator=torch.Generator().manual_seed(seed),
+        generator=RankGenerator.make(seed),
         expert_training=ExpertTraining(optimizer=AdamRecipe(lr=1e-5)),
         rollouts=Rollouts(batch_size=batch),
         fake_training=FakeScoreTraining(updates=fakes, optimizer=AdamRecipe(lr=1e-5)),

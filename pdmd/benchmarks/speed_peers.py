@@ -25,6 +25,7 @@ from pdmd.distillation.phases import PhasePlan
 from pdmd.distributed.runtime import OneProcess
 from pdmd.objectives.distribution_matching import DistributionMatching
 from pdmd.objectives.score_matching import SubintervalScoreMatching
+from pdmd.randomness import RankGenerator
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import Guided
 from pdmd.training.conditions import ConditionStream
@@ -101,7 +102,7 @@ def build_trainer(
         fake_objective=SubintervalScoreMatching(),
         conditions=ConditionStream(labels(torch.arange(10, device=teacher.device))),
         updates=10**6,
-        generator=torch.Generator().manual_seed(task.seed),
+        generator=RankGenerator.make(task.seed),
         expert_training=ExpertTraining(
             optimizer=AdamRecipe(lr=task.lr, decay_from=1.0),
             ema=DECAY,

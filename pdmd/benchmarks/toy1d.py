@@ -68,11 +68,8 @@ def _rescaled(
 class _Times(TimeSampler):
     """Uniform times from just above the phase's end to pure noise, as in the paper's toy."""
 
-    def __call__(
-        self, n: int, phase: Phase, schedule: Schedule, generator: torch.Generator
-    ) -> Tensor:
+    def from_uniform(self, u: Tensor, phase: Phase, schedule: Schedule) -> Tensor:
         low, high = self.bounds(phase)
-        u = torch.rand(n, generator=generator, dtype=torch.float64)
         return (phase.t_end + (1 - phase.t_end) * u).clamp(low, high)
 
     def bounds(self, phase: Phase) -> tuple[float, float]:

@@ -152,7 +152,8 @@ class Composer:
         arguments: dict[str, Any],
     ) -> None:
         hint = hints.get(parameter.name, Any)
-        for of, at in ((family, key), (_family(hint), "")):
+        inner = _family(hint)  # one of the same family may be around the default, not in it
+        for of, at in ((family, key), (None if inner is family else inner, "")):
             if of is not None and at in self.defaults.get(of, {}):
                 self.used.add((of, at))
                 value = self._value(hint, self.defaults[of][at], f"{where}.{key}")

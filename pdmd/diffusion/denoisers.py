@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pdmd.diffusion.checks import check_latents, check_times
 from pdmd.diffusion.predictions import Kind, Prediction, check_kind
 from pdmd.diffusion.schedules import Schedule
+from pdmd.diffusion.time_intervals import current_interval, evaluating, within
 from pdmd.typing import Condition, Latents, Times, moved
 
 __all__ = ["Denoiser"]
@@ -69,6 +70,20 @@ class Denoiser(nn.Module, ABC):
         tensors = chain(self.parameters(), self.buffers())
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
+    @property
+    def switches(self) -> tuple[float, ...]:
+        """The times, decreasing, at which a denoiser of several networks switches between them.
+
+        At such a time the network of the cleaner times is evaluated. Wrappers return those of the
+        denoiser they wrap, on their own schedule.
+        """
+        return ()
+
+    def __call__(self, x_t: Latents, t: Times, condition: Condition = None) -> Prediction:
+        """Calls :meth:`forward`, with the interval of the times known to routed denoisers."""
+        with evaluating(t):  # before any hook of the module moves the times
+            return super().__call__(x_t, t, condition)
+
     @abstractmethod
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Evaluates the network.
@@ -95,7 +110,10 @@ class Denoiser(nn.Module, ABC):
         """
         check_latents("x_t", x_t)
         check_times("t", t, len(x_t))
-        t = moved(torch.as_tensor(t, dtype=torch.float64), x_t.device)
+        given, t = t, moved(torch.as_tensor(t, dtype=torch.float64), x_t.device)
+        interval = current_interval()
+        if interval is not None and t is not given:
+            within(t, *interval)
         if self.precision == torch.float32:
             value = self.network(x_t, t.expand(len(x_t)), condition)
         else:

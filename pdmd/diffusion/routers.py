@@ -1,4 +1,4 @@
-"""Routers: the expert that serves a time.
+"""Routers: the expert that serves a time, and denoisers of several networks.
 
 The boundary between two phases belongs to the less noisy expert, since the latents there are its
 input: at :math:`t_k` the student evaluates expert k + 1.
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.schedules import same_process
+from pdmd.diffusion.time_intervals import current_interval
 from pdmd.diffusion.timesteps import as_times
 from pdmd.registry import Registry
-from pdmd.typing import Condition, Latents, Times
+from pdmd.typing import Condition, Latents, Times, moved
 
 __all__ = ["IntervalRouter", "RoutedDenoiser", "Router", "routers"]
 
@@ -49,6 +50,11 @@ class Router(ABC):
         """
         return None
 
+    @property
+    def switches(self) -> tuple[float, ...]:
+        """The times, decreasing, at which the expert changes; empty if they are unknown."""
+        return ()
+
 
 @routers.register("interval")
 class IntervalRouter(Router):
@@ -76,7 +82,7 @@ class IntervalRouter(Router):
 
     def __call__(self, t: Times) -> Tensor:
         t = as_times(t)
-        return (t.unsqueeze(-1) <= self._inner.to(t.device)).sum(-1)
+        return (t.unsqueeze(-1) <= moved(self._inner, t.device)).sum(-1)
 
     def serves(self, t_start: float, t_end: float) -> int | None:
         slack = 2**-22  # an end that equals a boundary in float32 is on it
@@ -87,6 +93,10 @@ class IntervalRouter(Router):
                 return i
         return None
 
+    @property
+    def switches(self) -> tuple[float, ...]:
+        return self.boundaries[1:-1]
+
     def __repr__(self) -> str:
         return f"IntervalRouter({list(self.boundaries)})"
 
@@ -94,12 +104,17 @@ class IntervalRouter(Router):
 class RoutedDenoiser(Denoiser):
     """Several denoisers behind a router, as one denoiser.
 
-    Represents teachers of two networks (Wan 2.2) and students.
+    Represents teachers of two networks (Wan 2.2) and students. A call whose times are known to
+    lie in the interval of one network evaluates that network alone: a float, or the times of
+    :meth:`~pdmd.objectives.time_samplers.TimeSampler.sample`. Otherwise every network evaluates
+    its rows.
 
     Attributes:
-        together: Whether every call evaluates all denoisers, those without a routed sample on a
-            padding row. Required where the denoisers' weights are sharded, since all ranks must
-            take part in gathering them.
+        collective: Whether evaluating a denoiser is a collective operation of ranks with different
+            rows, as where its weights are sharded. A call whose times have no known interval then
+            evaluates all denoisers, those without a row on a padding row, since another rank may
+            need them.
+        padded: Whether a padding row has recorded a gradient since this was last set to false.
 
     Args:
         denoisers: The experts' networks, on one schedule, noisiest first.
@@ -136,16 +151,24 @@ class RoutedDenoiser(Denoiser):
         )
         self.denoisers = nn.ModuleList(denoisers)
         self.router = router
-        self.together = False
+        self.collective = self.padded = False
+
+    @property
+    def parts(self) -> list[Denoiser]:
+        """The denoisers, noisiest first."""
+        return cast("list[Denoiser]", list(self.denoisers))
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Evaluates each sample with the denoiser that its time is routed to."""
+        known = self._served()
+        if known is not None:
+            return self._evaluate(known, x_t, t, condition)
         index = self.router(t)
-        used = index.unique().tolist()
-        if len(used) == 1 and not self.together:
+        used = range(len(self.denoisers)) if self.collective else index.unique().tolist()
+        if len(used) == 1:
             return self._evaluate(used[0], x_t, t, condition)
         value = torch.empty_like(x_t, dtype=torch.promote_types(x_t.dtype, torch.float32))
-        for i in range(len(self.denoisers)) if self.together else used:
+        for i in used:
             rows = (index == i).nonzero().squeeze(-1)
             routed = len(rows) > 0
             rows = rows if routed else index.new_zeros(1)
@@ -155,20 +178,45 @@ class RoutedDenoiser(Denoiser):
                 value = value.index_copy(0, rows, out)
             elif out.requires_grad:  # a zero gradient, which every rank must reduce
                 value = value + 0 * out.sum()
+            self.padded = self.padded or (self.collective and out.requires_grad)
         return value
+
+    def _served(self) -> int | None:
+        """Returns the index of the denoiser that serves the times of the call, if it is known."""
+        interval = current_interval()
+        if interval is None:
+            return None
+        low, high = interval
+        return int(self.router(low)) if low == high else self.router.serves(high, low)
 
     def _evaluate(self, i: int, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         prediction: Prediction = self.denoisers[i](x_t, t, condition)
         return prediction.to(self.kind)
 
+    @property
+    def switches(self) -> tuple[float, ...]:
+        """The boundaries between the networks, those within routed networks included."""
+        own = self.router.switches
+        if not own:
+            return ()
+        ends = (1.0, *own, 0.0)
+        return tuple(
+            sorted(
+                {*own}.union(
+                    t
+                    for denoiser, high, low in zip(self.parts, ends, ends[1:], strict=False)
+                    for t in denoiser.switches
+                    if low < t < high
+                ),
+                reverse=True,
+            )
+        )
+
     def trainable_copy(self) -> Denoiser:
         """Returns a routed denoiser of trainable copies."""
-        return RoutedDenoiser([d.trainable_copy() for d in self._all()], self.router)
+        return RoutedDenoiser([d.trainable_copy() for d in self.parts], self.router)
 
     def part(self, t_start: float, t_end: float) -> Denoiser:
         """Returns the denoiser that serves all times between two; itself if several do."""
         index = self.router.serves(t_start, t_end)
-        return self if index is None else self._all()[index].part(t_start, t_end)
-
-    def _all(self) -> list[Denoiser]:
-        return cast("list[Denoiser]", list(self.denoisers))
+        return self if index is None else self.parts[index].part(t_start, t_end)

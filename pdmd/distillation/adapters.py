@@ -144,6 +144,11 @@ class AdaptedDenoiser(Denoiser):
         with _Active(self._factors_of):
             return self.base(x_t, t, condition).value
 
+    @property
+    def switches(self) -> tuple[float, ...]:
+        """The times at which the base switches between networks."""
+        return self.base.switches
+
     def trainable_copy(self) -> AdaptedDenoiser:
         """Returns a copy with trainable factors, over the same base."""
         return copy.deepcopy(self).requires_grad_(True).train()

@@ -40,14 +40,14 @@ class Expert(nn.Module, ABC):
     A subclass implements :meth:`advance`, the step between two timesteps of the phase.
 
     Attributes:
-        draws: Whether :meth:`advance` draws noise.
+        stochastic: Whether :meth:`advance` samples noise.
 
     Args:
         denoiser: The phase's network.
         phase: The phase.
     """
 
-    draws: bool = False
+    stochastic: bool = False
 
     def __init__(self, denoiser: Denoiser, phase: Phase) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Expert(nn.Module, ABC):
         Args:
             prediction: The prediction at the current timestep.
             tau: The next timestep.
-            generator: The source of randomness, if :attr:`draws`.
+            generator: The source of randomness, if :attr:`stochastic`.
 
         Returns:
             Latents at :math:`\tau`, with shape :math:`(B, *)`.
@@ -84,7 +84,7 @@ class Expert(nn.Module, ABC):
         Args:
             x: Latents at the phase's start, with shape :math:`(B, *)`.
             condition: A TensorDict with batch size :math:`(B)`, or ``None``.
-            generator: The source of randomness, if :attr:`draws`.
+            generator: The source of randomness, if :attr:`stochastic`.
             exit_step: The step, from 0, that jumps to :math:`t_k`; earlier steps then have no
                 gradient. With ``None``, all steps are taken, with gradients.
 
@@ -126,7 +126,7 @@ class RenoisingExpert(Expert):
         Yin et al., DMD2, arXiv:2405.14867, Section 4.4.
     """
 
-    draws = True
+    stochastic = True
 
     def advance(
         self, prediction: Prediction, tau: float, generator: torch.Generator | None

@@ -240,8 +240,9 @@ class TitanOptimization(Optimization):
 
     def clip_gradients(self, network: nn.Module, max_grad_norm: float) -> Tensor:
         for module in network.modules():
-            if isinstance(module, RoutedDenoiser) and module.together:
+            if isinstance(module, RoutedDenoiser) and module.padded:  # on all ranks alike
                 drop_unused(module, self.device)
+                module.padded = False
         return titan_utils.clip_grad_norm_(network.parameters(), max_grad_norm, foreach=True)
 
 

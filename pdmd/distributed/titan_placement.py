@@ -121,7 +121,7 @@ class MeshPlacement(Placement):
             if isinstance(module, Guided) and module.null is not None:
                 module.null = module.null.to(self.device)
             if isinstance(module, RoutedDenoiser):
-                module.together = self._batch_is_split
+                module.collective = self._batch_is_split
         set_precision(network, self.precision)
 
     def _shard_base(self, network: Denoiser) -> None:
@@ -189,6 +189,8 @@ class MeshPlacement(Placement):
         units = [self._wrap(network, name, unit) for name, unit in units_of(network)]
         for unit in units:
             fully_shard(unit, **self._sharding())
+        for part in _parts(network):  # so that a call gathers the network that it evaluates
+            fully_shard(part, **self._sharding(), reshard_after_forward=True)
         # The root too is resharded after forward: rollouts without a gradient would leave it
         # gathered, and updates of its parameters in between would be lost.
         fully_shard(network, **self._sharding(), reshard_after_forward=True)
@@ -204,3 +206,10 @@ class MeshPlacement(Placement):
         if self.compile:
             unit.compile()
         return unit
+
+
+def _parts(network: nn.Module) -> list[nn.Module]:
+    """Returns the networks behind routers, the innermost first."""
+    routed = [module for module in network.modules() if isinstance(module, RoutedDenoiser)]
+    parts = {id(part): part for module in reversed(routed) for part in module.denoisers}
+    return list(parts.values())

@@ -116,7 +116,10 @@ def draw_samples(
     }
     drawn = {}
     for i, (name, draw) in enumerate(tqdm(samplers.items(), "evaluate", disable=not progress)):
-        drawn[name] = group.gather_rows(draw(group.generator(seed + i)))[:samples]
+        generator = torch.Generator().manual_seed(seed + i)
+        if group.data_ranks > 1:
+            generator = group.generator(seed + i)
+        drawn[name] = group.gather_rows(draw(generator))[:samples]
     return drawn
 
 

@@ -75,7 +75,13 @@ from pdmd.objectives.regression import (
     flow,
 )
 from pdmd.objectives.score_matching import SubintervalScoreMatching, subinterval_target
-from pdmd.objectives.time_samplers import LogSnrTimes, TimeSampler, UniformTimes
+from pdmd.objectives.time_samplers import (
+    BalancedTimes,
+    LogSnrTimes,
+    TimeSample,
+    TimeSampler,
+    UniformTimes,
+)
 from pdmd.objectives.weightings import (
     ClampedWeighting,
     EpsilonWeighting,
@@ -88,6 +94,7 @@ from pdmd.objectives.weightings import (
 __all__ = [
     "R1",
     "Adversarial",
+    "BalancedTimes",
     "BatchNormalised",
     "Bounded",
     "ClampedWeighting",
@@ -142,6 +149,7 @@ __all__ = [
     "SquaredHellinger",
     "SubintervalScoreMatching",
     "TeacherSamples",
+    "TimeSample",
     "TimeSampler",
     "TrajectoryRegression",
     "UniformTimes",

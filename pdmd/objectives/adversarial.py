@@ -183,10 +183,10 @@ class Adversarial(Objective):
     ) -> dict[str, Tensor]:
         """Computes the mean of softplus(-logit) on the diffused output."""
         x_s, phase, schedule = rollout.x_s, rollout.phase, models.fake.schedule
-        t = self.times(len(x_s), phase, schedule, generator)
-        x_t = diffuse(x_s, randn_like(x_s, generator), phase.t_end, t, schedule)
-        logits = self.critics.of(phase)(x_t, t, rollout.condition)
-        return {self.name: softplus(-logits).mean().float()}
+        drawn = self.times.sample(len(x_s), phase, (models.fake, models.real), generator)
+        x_t = diffuse(x_s, randn_like(x_s, generator), phase.t_end, drawn.t, schedule)
+        logits = self.critics.of(phase)(x_t, drawn.t, rollout.condition)
+        return {self.name: drawn.weighted(softplus(-logits).mean().float())}
 
     def time_bounds(self, phase: Phase) -> tuple[float, float]:
         """Returns the lowest and highest sampled time, since a critic may evaluate the teacher."""
@@ -252,14 +252,16 @@ class DiscriminatorLoss(Objective):
         x_fake, phase, schedule = rollout.x_s.detach(), rollout.phase, models.fake.schedule
         critic = self.critics.of(phase)
         x_real, condition = self._draws.get(phase)(len(x_fake), generator)
-        t, s = self.times(len(x_fake), phase, schedule, generator), phase.t_end
+        drawn = self.times.sample(len(x_fake), phase, (models.fake, models.real), generator)
+        t, s = drawn.t, phase.t_end
         real_t = diffuse(x_real, randn_like(x_real, generator), s, t, schedule)
         fake_t = diffuse(x_fake, randn_like(x_fake, generator), s, t, schedule)
         loss = logistic_loss(critic(real_t, t, condition), critic(fake_t, t, rollout.condition))
-        out = {self.name: loss.mean().float()}
+        out = {self.name: drawn.weighted(loss.mean().float())}
         if self.penalty_weight:
             penalty = self.penalty(critic, real_t, t, condition, generator).mean()
-            out[f"{self.name}_penalty"] = (0.5 * self.penalty_weight * penalty).float()
+            penalty = (0.5 * self.penalty_weight * penalty).float()
+            out[f"{self.name}_penalty"] = drawn.weighted(penalty)
         return out
 
     def time_bounds(self, phase: Phase) -> tuple[float, float]:

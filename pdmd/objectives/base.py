@@ -111,6 +111,10 @@ class Objective(ABC):
 
     Objectives add and scale: ``DistributionMatching() + 0.05 * PosteriorDistance()``.
 
+    Sampled times come from :meth:`~pdmd.objectives.time_samplers.TimeSampler.sample`, so that one
+    network of a routed teacher is evaluated. At other times that differ between rows, all of its
+    networks are.
+
     Attributes:
         name: The name of the objective and of its loss, unique within a sum.
     """
@@ -167,7 +171,7 @@ class Objective(ABC):
         """
         return {}
 
-    def measures(self) -> dict[str, Tensor]:
+    def diagnostics(self) -> dict[str, Tensor]:
         """Returns detached scalars or vectors to record of the last :meth:`losses`, by name."""
         return {}
 
@@ -264,8 +268,8 @@ class WeightedSum(Objective):
     def networks(self, phase: Phase) -> dict[str, nn.Module]:
         return {name: n for _, term in self.terms for name, n in term.networks(phase).items()}
 
-    def measures(self) -> dict[str, Tensor]:
-        return {name: m for _, term in self.terms for name, m in term.measures().items()}
+    def diagnostics(self) -> dict[str, Tensor]:
+        return {name: m for _, term in self.terms for name, m in term.diagnostics().items()}
 
     def __repr__(self) -> str:
         return " + ".join(f"{w:g} * {term!r}" if w != 1 else repr(term) for w, term in self.terms)
@@ -327,8 +331,8 @@ class OnlyPhases(Objective):
     def networks(self, phase: Phase) -> dict[str, nn.Module]:
         return self.objective.networks(phase) if phase.number in self.phases else {}
 
-    def measures(self) -> dict[str, Tensor]:
-        return self.objective.measures()
+    def diagnostics(self) -> dict[str, Tensor]:
+        return self.objective.diagnostics()
 
     def __repr__(self) -> str:
         return f"({self.objective!r}).only({', '.join(map(str, self.phases))})"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, TypeAlias
@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.routers import RoutedDenoiser
+from pdmd.diffusion.time_intervals import evaluating
 from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Models
 from pdmd.objectives.real_samples import PerPhase
@@ -33,6 +35,11 @@ __all__ = ["Critic", "CriticFactory", "Critics", "FeatureCritic", "MlpCritic", "
 
 class Critic(nn.Module, ABC):
     """A network that returns one logit per sample, high for real samples."""
+
+    def __call__(self, x_t: Latents, t: Tensor, condition: Condition = None) -> Tensor:
+        """Calls :meth:`forward`, with the interval of the times known to routed denoisers."""
+        with evaluating(t):
+            return super().__call__(x_t, t, condition)
 
     @abstractmethod
     def forward(self, x_t: Latents, t: Tensor, condition: Condition = None) -> Tensor:
@@ -102,7 +109,9 @@ class FeatureCritic(Critic):
     Forward hooks capture outputs of some of the denoiser's modules. They are averaged over tokens
     or pixels, concatenated, normalised, and mapped to a logit by a multilayer perceptron.
     Gradients reach the head and ``x_t``, not the denoiser's parameters, and the denoiser is not
-    part of the critic's state. It may be the teacher or the fake score in training.
+    part of the critic's state. It may be the teacher or the fake score in training. Of several
+    networks behind a router, features are those of the network that is evaluated; name the layer
+    in one of them.
 
     Args:
         denoiser: The denoiser. Of a guided denoiser, which doubles its batch, pass the one it
@@ -166,7 +175,11 @@ class FeatureCritic(Critic):
             return hook
 
         modules = dict(denoiser.named_modules())
-        handles = [modules[name].register_forward_hook(capture(name)) for name in self.layers]
+        handles = [
+            modules[counterpart].register_forward_hook(capture(name))
+            for name in self.layers
+            for counterpart in _counterparts(modules, name)
+        ]
         try:
             with _frozen(denoiser):
                 denoiser(x_t, t, condition)
@@ -240,11 +253,12 @@ def _frozen(module: nn.Module) -> Iterator[None]:
 
 
 def _default_layer(denoiser: Denoiser) -> str:
+    routed = [m.denoisers for m in denoiser.modules() if isinstance(m, RoutedDenoiser)]
     for kind, back in ((nn.ModuleList, 1), (nn.Sequential, 2)):
         found = [
             (len(module), name)
             for name, module in denoiser.named_modules()
-            if isinstance(module, kind) and len(module) >= back
+            if isinstance(module, kind) and len(module) >= back and module not in routed
         ]
         if found:
             length, name = max(found, key=lambda item: item[0])
@@ -253,6 +267,17 @@ def _default_layer(denoiser: Denoiser) -> str:
         f"{type(denoiser).__name__} has no ModuleList or Sequential to take features from; pass "
         "layers=[...], or use MlpCritic"
     )
+
+
+def _counterparts(modules: Mapping[str, nn.Module], name: str) -> list[str]:
+    """Returns the names of a module in every network behind its router; of itself otherwise."""
+    for path, module in modules.items():
+        prefix = f"{path}.denoisers." if path else "denoisers."
+        if isinstance(module, RoutedDenoiser) and name.startswith(prefix):
+            _, _, rest = name[len(prefix) :].partition(".")
+            names = (f"{prefix}{i}.{rest}" for i in range(len(module.denoisers)))
+            return [other for other in names if other in modules]
+    return [name]
 
 
 def _pool(captured: dict[str, Any], name: str, batch: int) -> Tensor:

@@ -237,10 +237,13 @@ class DistributionMatching(Objective):
         x_s = rollout.x_s
         steps = []
         for _ in range(self.timestep_samples):
-            t = self.times(len(x_s), rollout.phase, models.fake.schedule, generator)
+            scores = (models.fake, models.real)
+            drawn = self.times.sample(len(x_s), rollout.phase, scores, generator)
             epsilon = randn_like(x_s, generator)
-            step = distribution_matching_gradient(models, rollout, t, epsilon, self.weighting)
-            steps.append(step)
+            step = distribution_matching_gradient(
+                models, rollout, drawn.t, epsilon, self.weighting
+            )
+            steps.append(drawn.weighted(step))
         g = steps[0] if self.timestep_samples == 1 else torch.stack(steps).mean(0)
         x_s = x_s.float()
         target = (x_s - g).detach()

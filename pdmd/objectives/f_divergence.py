@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from pdmd.diffusion.predictions import Prediction
+from pdmd.diffusion.time_intervals import interval_of, within
 from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Models, Objective, Rollout
 from pdmd.objectives.distribution_matching import (
@@ -164,7 +165,10 @@ class RatioWeighted(ScoreDifferenceWeighting):
         self.condition = condition
 
     def __call__(self, x_s: Latents, s: float, fake: Prediction, real: Prediction) -> Latents:
-        t = torch.as_tensor(fake.t, dtype=torch.float64).expand(len(x_s))
+        t, interval = torch.as_tensor(fake.t, dtype=torch.float64), interval_of(fake.t)
+        t = t.expand(len(x_s))
+        if interval is not None:
+            within(t, *interval)
         log_r = self.ratio(fake.x_t, t, self.condition)
         if log_r.shape != t.shape:
             raise ValueError(

@@ -212,10 +212,11 @@ class FisherDivergence(Objective):
     ) -> dict[str, Tensor]:
         """Computes the mean of :func:`fisher_losses` at sampled times and noise."""
         x_s = rollout.x_s
-        t = self.times(len(x_s), rollout.phase, models.fake.schedule, generator)
+        scores = (models.fake, models.real)
+        drawn = self.times.sample(len(x_s), rollout.phase, scores, generator)
         epsilon = randn_like(x_s, generator)
-        losses = fisher_losses(models, rollout, t, epsilon, self.alpha, self.weighting)
-        return {self.name: losses.mean().float()}
+        losses = fisher_losses(models, rollout, drawn.t, epsilon, self.alpha, self.weighting)
+        return {self.name: drawn.weighted(losses.mean().float())}
 
     def time_bounds(self, phase: Phase) -> tuple[float, float]:
         """Returns the lowest and highest sampled time."""

@@ -146,13 +146,15 @@ class SubintervalScoreMatching(Objective):
         """Computes the mean weighted squared residual of the fake score."""
         x_s, s, fake = rollout.x_s.detach(), rollout.phase.t_end, models.fake
         schedule = fake.schedule
-        t = self.times(len(x_s), rollout.phase, schedule, generator)
+        drawn = self.times.sample(len(x_s), rollout.phase, (fake,), generator)
+        t = drawn.t
         epsilon = randn_like(x_s, generator)
         prediction = fake(diffuse(x_s, epsilon, s, t, schedule), t, rollout.condition)
         target = self.target(x_s, epsilon, s, t, schedule, fake.kind)
         weight = expand(self.weighting(s, t, schedule, fake.kind), x_s)
         self._last = (replace(prediction, value=prediction.value.detach()), epsilon, s)
-        return {self.name: (weight * (prediction.value.float() - target.float()).square()).mean()}
+        loss = (weight * (prediction.value.float() - target.float()).square()).mean()
+        return {self.name: drawn.weighted(loss)}
 
     def time_bounds(self, phase: Phase) -> None:
         """Returns ``None``, as the teacher is not evaluated.
@@ -162,7 +164,7 @@ class SubintervalScoreMatching(Objective):
         """
         self.times.bounds(phase)
 
-    def measures(self) -> dict[str, Tensor]:
+    def diagnostics(self) -> dict[str, Tensor]:
         """Returns the ``relative_error`` of the fake score at the last :meth:`losses`.
 
         See :func:`relative_score_error`.

@@ -70,6 +70,7 @@ class Footprint:
         base_units: For an adapter, the units of its frozen base network. Their memory counts as
             the teacher's; they are gathered whenever the adapter is called.
         base_root: For an adapter, the base network's parameters outside the units.
+        idle: For a routed denoiser, the parameters of the networks that a call does not evaluate.
     """
 
     root: ParameterGroup
@@ -90,14 +91,19 @@ class Footprint:
     condition: int
     base_units: tuple[ParameterGroup, ...] = ()
     base_root: ParameterGroup = ParameterGroup(whole=0, split=0)
+    idle: tuple[ParameterGroup, ...] = ()
 
     @property
     def parameters(self) -> int:
         """The number of parameters."""
-        return sum(g.whole + g.split for g in (self.root, *self.units))
+        return sum(g.whole + g.split for g in (self.root, *self.units, *self.idle))
 
     def local(self, tp: int) -> float:
         """Returns the parameters of one tensor-parallel rank, before sharding."""
+        return self.evaluated(tp) + sum(g.local(tp) for g in self.idle)
+
+    def evaluated(self, tp: int) -> float:
+        """Returns those of the network that a call evaluates."""
         return sum(g.local(tp) for g in (self.root, *self.units))
 
     def largest(self, tp: int) -> float:
@@ -107,7 +113,7 @@ class Footprint:
 
     def reduced_together(self, tp: int) -> float:
         """Returns the parameters whose gradients are reduced together: a unit's, an adapter's."""
-        return self.local(tp) if self.base_units else self.largest(tp)
+        return self.evaluated(tp) if self.base_units else self.largest(tp)
 
     def gathered(self, tp: int) -> tuple[float, float]:
         """Returns the parameters that one call gathers: of all units, and outside them."""
@@ -127,8 +133,9 @@ def measure_footprint(
     """Measures a denoiser on the meta device.
 
     Args:
-        denoiser: The network, on any device; it is not modified. For a routed denoiser, FLOPs and
-            activations are those of its first network, parameters those of all.
+        denoiser: The network, on any device; it is not modified. Of a routed denoiser a call
+            evaluates one network: FLOPs, activations and gathered parameters are those of its
+            first, parameters those of all.
         condition: A condition of batch size 1, or ``None``.
         train: Whether to measure the backward pass too; if not, ``training_memory`` equals
             ``inference_memory``.
@@ -239,14 +246,9 @@ def _routed(
         )
         for i, part in enumerate(denoiser.denoisers)
     ]
+    others = (group for p in parts[1:] for group in (p.root, *p.units, *p.idle))
     return dataclasses.replace(
-        parts[0],
-        root=ParameterGroup(
-            whole=sum(p.root.whole for p in parts), split=sum(p.root.split for p in parts)
-        ),
-        units=tuple(unit for p in parts for unit in p.units),
-        base_units=tuple(unit for p in parts for unit in p.base_units),
-        buffers=sum(p.buffers for p in parts),
+        parts[0], idle=(*parts[0].idle, *others), buffers=sum(p.buffers for p in parts)
     )
 
 

@@ -161,7 +161,7 @@ def _moments(
         generator_optimizer=2 * master(own),
         fake_optimizer=2 * master(fake) * learns,
         generator_gradients=master(own),
-        fake_gradients=master(fake) * learns,
+        fake_gradients=_MASTER * fake.evaluated(tp) / shards * learns,
         activations=0.0,
         in_flight=0.0,
         data=data(latents),

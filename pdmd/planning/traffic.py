@@ -65,7 +65,7 @@ def traffic_of(
     gather = reduce = copies = tensor = sequence = 0.0
     for role, network, forward, backward in _passes(roles, work, index):
         passes = forward / work.evaluations if role == "teacher" else forward
-        local, (units, root) = network.local(tp), network.gathered(tp)
+        local, (units, root) = network.evaluated(tp), network.gathered(tp)
         gathered = passes * (units + root) + backward * units
         gather += sharded * precision.compute.itemsize * gathered
         reduce += sharded * 4 * backward * local

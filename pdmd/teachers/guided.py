@@ -116,6 +116,11 @@ class Guided(Teacher):
         """The prompts of the wrapped teacher."""
         return self.teacher.prompts
 
+    @property
+    def switches(self) -> tuple[float, ...]:
+        """The times at which the wrapped teacher switches between networks."""
+        return self.teacher.switches
+
     def trainable_copy(self) -> Denoiser:
         """Returns a trainable copy without guidance: the student learns the guided prediction."""
         return self.teacher.trainable_copy()

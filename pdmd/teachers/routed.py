@@ -86,6 +86,11 @@ class RoutedTeacher(Teacher):
         """Returns the first teacher's unconditional counterpart of conditions."""
         return self.first.unconditional(condition, null)
 
+    @property
+    def switches(self) -> tuple[float, ...]:
+        """The boundaries between the networks."""
+        return self.routed.switches
+
     def trainable_copy(self) -> Denoiser:
         """Returns a routed denoiser of trainable copies of all networks."""
         return self.routed.trainable_copy()

@@ -34,7 +34,9 @@ from torch import Tensor
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import Kind, Prediction, combination
+from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.diffusion.schedules import RectifiedFlow, Schedule, Truncated
+from pdmd.diffusion.time_intervals import current_interval, within
 from pdmd.registry import Registry
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.routed import RoutedTeacher
@@ -77,13 +79,24 @@ class DenoiserWithSchedule(Denoiser):
         )
         self.denoiser = denoiser
         self.evaluations = denoiser.evaluations
+        self._switches = _switches_on(schedule, denoiser)
+        self._routed = any(isinstance(module, RoutedDenoiser) for module in denoiser.modules())
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Evaluates the denoiser on the rescaled latents at the time of equal log-SNR."""
         inner_t = equal_snr_time(t, self.schedule, self.denoiser.schedule)
+        interval = current_interval() if self._routed else None
+        if interval is not None:
+            ends = (equal_snr_time(end, self.schedule, self.denoiser.schedule) for end in interval)
+            inner_t = within(inner_t, *(float(end) for end in ends))
         x = _scale(t, self.schedule, inner_t, self.denoiser.schedule, x_t) * x_t
         prediction: Prediction = self.denoiser(x, inner_t, condition)
         return prediction.combine(*combination(self.kind, t, self.schedule)).to(x.dtype)
+
+    @property
+    def switches(self) -> tuple[float, ...]:
+        """The times at which the denoiser switches between networks, on this schedule."""
+        return self._switches
 
     def trainable_copy(self) -> Denoiser:
         """Returns a trainable copy of the denoiser, on this schedule."""
@@ -206,6 +219,11 @@ class WithSchedule(Teacher):
         """Returns another teacher, on this schedule and with this kind of prediction."""
         return WithSchedule(teacher, self.schedule, kind=self.kind)
 
+    @property
+    def switches(self) -> tuple[float, ...]:
+        """The times at which the teacher switches between networks, on this schedule."""
+        return self.converted.switches
+
     def trainable_copy(self) -> Denoiser:
         """Returns a trainable copy of the teacher without guidance, on this schedule."""
         return self.converted.trainable_copy()
@@ -257,6 +275,13 @@ def _time_range_on(schedule: Schedule, denoiser: Denoiser) -> tuple[float, float
         0.0 if high >= top or near(high, top) else float(schedule.t_from_log_snr(high)),
         1.0 if low <= bottom or near(low, bottom) else float(schedule.t_from_log_snr(low)),
     )
+
+
+def _switches_on(schedule: Schedule, denoiser: Denoiser) -> tuple[float, ...]:
+    """Maps the switches of a denoiser to a schedule by log-SNR, without those outside of it."""
+    bottom, top = float(schedule.log_snr(1.0)), float(schedule.log_snr(0.0))
+    levels = (float(denoiser.schedule.log_snr(t)) for t in denoiser.switches)
+    return tuple(float(schedule.t_from_log_snr(v)) for v in levels if bottom < v < top)
 
 
 def _uses_standard_guidance(teacher: Teacher) -> bool:

@@ -163,13 +163,13 @@ class AdaptiveUpdates(FakeUpdates):
         return done < self.least or (done < self.most and self.relative_error > self.tolerance)
 
     def observe(self, measure: Measure) -> None:
-        measures = measure()
-        if "relative_error" not in measures:
+        diagnostics = measure()
+        if "relative_error" not in diagnostics:
             raise ValueError(
-                "AdaptiveUpdates requires a fake objective that measures relative_error; use "
-                "SubintervalScoreMatching"
+                "AdaptiveUpdates requires a fake objective whose diagnostics have "
+                "relative_error; use SubintervalScoreMatching"
             )
-        values = measures["relative_error"].tolist()
+        values = diagnostics["relative_error"].tolist()
         if not self._updates:
             self._average = [0.0] * len(values)
         self._updates += 1

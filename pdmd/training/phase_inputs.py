@@ -227,7 +227,7 @@ class PhaseInputBuffer(PhaseInputs):
         """Advances stored batches by the expert of this index."""
         p = self.source
         expert = p.experts[number]
-        groups = [range(i, i + 1) for i in batches] if expert.draws else [batches]
+        groups = [range(i, i + 1) for i in batches] if expert.stochastic else [batches]
         for group in groups:  # an expert that draws noise does so for each batch
             x = torch.cat([self._batches[i]["x"] for i in group]).to(p.device)
             rows = [row for i in group if (row := self._rows[i]) is not None]

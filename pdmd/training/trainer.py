@@ -254,7 +254,7 @@ class PhaseTrainer:
                 current = self.rollout(k, record=False)
             detached = replace(current, x_s=current.x_s.detach())
             scalars.update(self._apply("fake", self.fake_objective, detached, k))
-            self.fake_updates.observe(self._measures)
+            self.fake_updates.observe(self._diagnostics)
             done += 1
         self.networks["fake"].requires_grad_(False)
         rollout = reused or self.rollout(k, record=True)
@@ -317,7 +317,7 @@ class PhaseTrainer:
         steps, self._pending_steps = self._pending_steps, []
         self.health.settle(steps)
 
-    def _measures(self) -> dict[str, Tensor]:
-        measures = self.fake_objective.measures()
+    def _diagnostics(self) -> dict[str, Tensor]:
+        diagnostics = self.fake_objective.diagnostics()
         ranks = self.session.runtime.ranks
-        return {name: ranks.mean(value) for name, value in measures.items()}
+        return {name: ranks.mean(value) for name, value in diagnostics.items()}

@@ -12,6 +12,7 @@ from pdmd.cli.config_files import read_config
 from pdmd.objectives import (
     R1,
     Adversarial,
+    BalancedTimes,
     BatchNormalised,
     Bounded,
     ClampedWeighting,
@@ -320,3 +321,12 @@ def test_what_does_not_fit_is_named_in_one_line(text, named):
     with pytest.raises(ValueError) as caught:
         composed(f"[objective]\n{text}")
     assert named in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_balanced_times_are_built_around_the_distribution_they_are_given():
+    plain = ObjectiveConfig(times="balanced").compose()
+    assert repr(plain.fake.times) == repr(BalancedTimes(UniformTimes()))
+    times = {"name": "balanced", "times": "log_snr"}
+    term = {"name": "score_matching", "times": times}
+    built = ObjectiveConfig(fake=(term,), margin=0.1).compose()
+    assert repr(built.fake.times) == repr(BalancedTimes(LogSnrTimes(0.1)))

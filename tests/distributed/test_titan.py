@@ -103,11 +103,11 @@ def train(runtime, name, more=None):
             gradient = parameter.grad
             if isinstance(gradient, DTensor):
                 gradient = gradient.full_tensor()
-            if parameter in orders:
+            if gradient is None:  # unused, as the text output of Qwen-Image's last block is, or
+                gradient = torch.zeros(parameter.shape)  # the network that was not drawn
+            elif parameter in orders:
                 dim, order = orders[parameter]
                 gradient = gradient.index_select(dim, order)
-            if gradient is None:  # the text output of Qwen-Image's last block is unused
-                gradient = torch.zeros(parameter.shape)
             gradients.append(gradient.detach().clone())
         return clip(network, max_grad_norm)
 

@@ -39,7 +39,10 @@ class At(TimeSampler):
     def __init__(self, t):
         self.t = t
 
-    def __call__(self, n, phase, schedule, generator):
+    def from_uniform(self, u, phase, schedule):
+        return torch.full_like(u, self.t)
+
+    def __call__(self, n, phase, schedule, generator):  # without random numbers
         return torch.full((n,), self.t, dtype=torch.float64)
 
     def bounds(self, phase):

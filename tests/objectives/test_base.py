@@ -28,7 +28,7 @@ class Constant(Objective):
     def networks(self, phase):
         return {self.name: torch.nn.Identity()}
 
-    def measures(self):
+    def diagnostics(self):
         return {f"{self.name}_measure": torch.tensor(self.value)}
 
 
@@ -54,7 +54,7 @@ def test_a_custom_objective_implements_losses_alone():
     assert losses(objective, PLAN[0]) == {"distance": 0.0}
     start(objective, PLAN[0])
     assert objective.time_bounds(PLAN[0]) is None
-    assert objective.networks(PLAN[0]) == objective.measures() == {}
+    assert objective.networks(PLAN[0]) == objective.diagnostics() == {}
     assert objective.covers(PLAN) == {0, 1, 2}
     assert objective.names == ("distance",)
 
@@ -65,7 +65,7 @@ def test_sums_are_linear_and_cover_all_terms():
     assert losses(total, PLAN[0]) == {"a": 4.0, "b": 3.0, "c": 1.0}
     assert total.time_bounds(PLAN[0]) == (0.2, 0.9)
     assert set(total.networks(PLAN[0])) == {"a", "b", "c"}
-    assert set(total.measures()) == {"a_measure", "b_measure", "c_measure"}
+    assert set(total.diagnostics()) == {"a_measure", "b_measure", "c_measure"}
     start(total, PLAN[1])
     assert a._started == b._started == [2]
     assert repr(2 * a + b) == f"2 * {a!r} + {b!r}"

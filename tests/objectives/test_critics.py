@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from pdmd import Guided, MlpDenoiser, teachers
+from pdmd import Guided, IntervalRouter, MlpDenoiser, RoutedDenoiser, teachers
+from pdmd.diffusion.time_intervals import within
 from pdmd.objectives import Models
 from pdmd.objectives.adversarial import R1
 from pdmd.objectives.critics import Critics, FeatureCritic, MlpCritic
@@ -41,6 +42,18 @@ def test_the_default_layer_is_not_the_output_layer():
     x, t = torch.randn(4, 2), torch.full((4,), 0.5, dtype=torch.float64)
     both = FeatureCritic(network, layers=("layers.1", "layers.5"))
     assert both.features(x, t, None).shape == (4, 16)
+
+
+def test_features_behind_a_router_are_those_of_the_network_that_is_evaluated():
+    torch.manual_seed(0)
+    parts = [MlpDenoiser.rectified_flow(dim=2, width=8) for _ in range(2)]
+    critic = FeatureCritic(RoutedDenoiser(parts, IntervalRouter([1, 0.6, 0])))
+    assert critic.layers == ("denoisers.0.layers.5",)
+    x = torch.randn(4, 2)
+    for t, part in ((0.8, parts[0]), (0.3, parts[1])):
+        times = within(torch.full((4,), t, dtype=torch.float64), t, t)
+        expected = FeatureCritic(part).features(x, times, None)
+        torch.testing.assert_close(critic.features(x, times, None), expected)
 
 
 def test_unusable_layers_raise():

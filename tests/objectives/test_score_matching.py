@@ -75,8 +75,8 @@ def test_another_target_is_regressed_on():
 class At(TimeSampler):
     """Samples one time only."""
 
-    def __call__(self, n, phase, schedule, generator):
-        return at(0.7, n)
+    def from_uniform(self, u, phase, schedule):
+        return at(0.7, len(u))
 
     def bounds(self, phase):
         return 0.7, 0.7
@@ -86,7 +86,7 @@ def test_the_relative_error_is_that_of_the_last_losses():
     """Between Gaussians it is the ratio of the variances at t, minus 1."""
     real = gaussian(0.0, 0.5, RectifiedFlow())
     objective = SubintervalScoreMatching(times=At())
-    assert objective.measures() == {}
+    assert objective.diagnostics() == {}
     generator = torch.Generator().manual_seed(0)
     x_s = 0.5 * real.sample(20_000, generator=generator).float()
     x_s += 0.5 * torch.randn(x_s.shape, generator=generator)
@@ -94,7 +94,7 @@ def test_the_relative_error_is_that_of_the_last_losses():
         fake = gaussian(0.0, std, RectifiedFlow())
         models, rollout = models_and_rollout(real, fake, x_s, 0.5)
         objective.losses(models, rollout, generator)
-        error = objective.measures()["relative_error"]
+        error = objective.diagnostics()["relative_error"]
         expected = (0.3**2 * std**2 + 0.7**2) / (0.3**2 * 0.5**2 + 0.7**2) - 1
         assert error.shape == (4,) and not error.requires_grad
         assert float((error - expected).abs().max()) < 0.1

@@ -93,7 +93,9 @@ def test_a_routed_network_has_all_parameters_and_the_flops_of_one():
     pair = RoutedDenoiser([network, network.trainable_copy()], IntervalRouter((1.0, 0.5, 0.0)))
     condition = network.encode([1])
     one, two = (measure_footprint(n, condition, train=True) for n in (network, pair))
-    assert two.parameters == 2 * one.parameters and len(two.units) == 2 * len(one.units)
+    assert two.parameters == 2 * one.parameters and two.local(2) == 2 * one.local(2)
+    for tp in (1, 2):  # gathered for a call, and reduced after it
+        assert two.gathered(tp) == one.gathered(tp) and two.evaluated(tp) == one.local(tp)
     assert (two.flops, two.backward_flops) == (one.flops, one.backward_flops)
     for timeline in ("inference_memory", "training_memory"):
         a, b = (getattr(n, timeline).bytes(4, (1, 1, 1, 1, 1)) for n in (one, two))

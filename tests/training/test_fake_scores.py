@@ -56,7 +56,7 @@ def test_invalid_settings_raise():
         AdaptiveUpdates(0.0)
     with pytest.raises(ValueError, match="3 and 2"):
         AdaptiveUpdates(least=3, most=2)
-    with pytest.raises(ValueError, match="measures relative_error"):
+    with pytest.raises(ValueError, match="diagnostics have relative_error"):
         AdaptiveUpdates().observe(dict)
 
 

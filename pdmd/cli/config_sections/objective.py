@@ -90,7 +90,7 @@ class ObjectiveConfig:
     weighting: str = "clamped"
     """Weighting of score matching: clamped, ratio, epsilon, inverse_variance or none."""
     times: str = "uniform"
-    """Distribution of times in the score range, in terms without times: uniform or log_snr."""
+    """Distribution of times in terms without times: uniform, log_snr or balanced."""
     margin: float = 0.02
     """Fraction of the score range that is excluded at its ends."""
     timestep_samples: int = 1

@@ -1,6 +1,7 @@
 """Accounting: exact number of network evaluations (NFE), by role.
 
-A forward pass of one sample through one network counts 1, so a guided teacher counts 2. One that
+A forward pass of one sample through one network counts 1, so a guided teacher counts 2. Of several
+networks behind a router, the one that is evaluated counts, and a padding row counts too. One that
 records a gradient counts as ``backward`` too, at a cost of about two forwards, and, under
 activation checkpointing, as ``recomputed``, at a cost of about one.
 """
@@ -16,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import Prediction
+from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.distillation.adapters import in_adapted_call
 from pdmd.distributed.activation_checkpointing import recomputes
 from pdmd.typing import Times
@@ -57,14 +59,15 @@ class Account:
         def hook(module: Any, args: Any, output: Prediction) -> None:
             if self._pause or in_adapted_call():  # the adapted denoiser counts the call
                 return
-            rows = len(output.value) * denoiser.evaluations * self.ranks
+            rows = len(output.value) * module.evaluations * self.ranks
             self._times[role] = output.t
             self.forward[role] += rows
             if torch.is_grad_enabled() and output.value.requires_grad:
                 self.backward[role] += rows
                 self.recomputed[role] += rows * recomputed
 
-        self._handles.append(denoiser.register_forward_hook(hook))
+        for network in _networks(denoiser):
+            self._handles.append(network.register_forward_hook(hook))
 
     @contextlib.contextmanager
     def paused(self, pause: bool = True) -> Iterator[None]:
@@ -126,3 +129,11 @@ class Account:
         """Restores the counts that :meth:`state` returned."""
         for way in WAYS:
             getattr(self, way).update(state[way])
+
+
+def _networks(denoiser: Denoiser) -> list[Denoiser]:
+    """Returns the networks behind the routers of a denoiser, or the denoiser itself."""
+    routed = next((m for m in denoiser.modules() if isinstance(m, RoutedDenoiser)), None)
+    if routed is None:
+        return [denoiser]
+    return [network for part in routed.parts for network in _networks(part)]
