@@ -1,21 +1,22 @@
-"""Measures a full-size cycle on a GPU: seconds and FLOPs by role, and memory.
+"""Measures full-size networks and cycles on one GPU, within a budget of seconds.
 
-    python benchmarks/gpu.py qwen_image wan_a14b --out docs/evidence/gpu.json
+    python benchmarks/gpu.py --out docs/evidence/gpu.json --seconds 480
 
-Qwen-Image (20 B, 1024 x 1024) and Wan 2.2 A14B (480p, as many frames as fit), with random weights
-and guidance. The three roles are adapters over one base network and, if they fit, adapters over
-separate copies. One cycle of the last phase is timed: the frozen expert's rollouts, the fake
-updates and the expert update, in bfloat16 with activation checkpointing.
+Qwen-Image (20 B, 1024 x 1024) first, then one network of Wan 2.2 A14B (480p, 33 frames), with
+random weights, guidance, adapters of rank 64 over one base network, bfloat16 and activation
+checkpointing. What the plan says does not fit the GPU is left out. Of each model the roles are
+measured once: the guided teacher's forward pass, forward and backward pass of expert and fake
+score, with and without a mask of the text, and both optimizers' steps. Then whole cycles of the
+last phase follow: rollouts through the frozen expert, the fake updates and the expert's update.
 
-FLOPs are those of ``pdmd plan``. Utilisation is relative to the GPU's nominal rate if known, else
-to the fastest measured matrix product. The roofline of a role is the larger of the time to compute
-its FLOPs at that rate and the time to read its weights once per pass.
+The JSON is written after every measurement, so a run that is interrupted keeps its figures. No
+measurement starts for which too few seconds of the budget are left.
+
+FLOPs and memory are those of ``pdmd plan``, from networks of two and three blocks on the meta
+device.
 """
 
 import argparse
-import contextlib
-import copy
-import dataclasses
 import gc
 import json
 import platform
@@ -35,116 +36,89 @@ from pdmd import (
     StochasticTruncation,
     SubintervalScoreMatching,
 )
-from pdmd.benchmarks.memory import peak_allocated
 from pdmd.distillation.experts import OdeExpert
 from pdmd.distributed.runtime import OneProcess
-from pdmd.objectives.base import Objective
 from pdmd.planning import Degrees, Precision, Workload, measure_roles, memory_of
+from pdmd.planning.depth import deepen_roles
 from pdmd.planning.traffic import flops_of
 from pdmd.teachers import QwenImageTeacher, WanTeacher
 from pdmd.teachers.guided import Guided
 from pdmd.training.conditions import ConditionStream
 from pdmd.training.expert_training import ExpertTraining
 from pdmd.training.fake_scores import FakeScoreTraining
-from pdmd.training.monitoring.accounting import ROLES
 from pdmd.training.monitoring.recorder import Recorder
-from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputBuffer
+from pdmd.training.phase_inputs import FreshPhaseInputs
 from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
 from pdmd.training.trainer import PhaseTrainer
+from pdmd.typing import repeat_condition
 
 NOMINAL = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}  # dense bfloat16
-FRAMES = (81, 61, 49, 33, 17, 5)
 GIB = 2**30
-TINY = {"height": 32, "width": 32, "num_layers": 2, "num_attention_heads": 2}
-TINY |= {"attention_head_dim": 32, "text_length": 8}
-TINY_OF = {
-    "qwen_image": {**TINY, "joint_attention_dim": 64},
-    "wan_a14b": {**TINY, "ffn_dim": 64, "text_dim": 64},
-}
-
-
-class Copies(LowRankRoles):
-    """The same adapters, each role's over its own copy of the network."""
-
-    def expert(self, teacher, phase, finished):
-        return super().expert(copy.deepcopy(teacher), phase, [])
-
-    def fake(self, teacher, phase):
-        return super().fake(copy.deepcopy(teacher), phase)
-
-
+COUNTED = 0.9  # of a GPU's memory; the rest is for what the plan does not count
+FAKE_UPDATES = 5
+REPEATS = 3
+DEPTHS = (2, 3)
 ADAPTER = LowRank(rank=64, alpha=8.0)
-ROLES_OF = {
-    "one base": LowRankRoles(ADAPTER, ADAPTER),
-    "copies": Copies(ADAPTER, ADAPTER),
+ROLES = LowRankRoles(ADAPTER, ADAPTER)
+PRECISION = Precision(compute=torch.bfloat16, frozen=torch.bfloat16)
+
+TINY = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 32, "text_length": 8}
+MODELS = {
+    "qwen_image": {
+        "teacher": QwenImageTeacher,
+        "sizes": {"height": 1024, "width": 1024, "text_length": 512},
+        "tiny": {**TINY, "height": 32, "width": 32, "joint_attention_dim": 64},
+        "plan": PhasePlan.uniform(2, steps=2, shift=3.0),
+        "depth": 60,
+    },
+    "wan_a14b": {
+        "teacher": WanTeacher,
+        "sizes": {"height": 480, "width": 832, "frames": 33, "boundary_ratio": 0.0},
+        "tiny": {**TINY, "height": 32, "width": 32, "ffn_dim": 64, "text_dim": 64, "frames": 5}
+        | {"boundary_ratio": 0.0},
+        "plan": PhasePlan.uniform(2, steps=2, shift=7.0),
+        "depth": 40,
+    },
 }
 
 
-def build_teacher(model, frames, tiny, **where):
-    sizes = TINY_OF[model] if tiny else {}
-    if model == "qwen_image":
-        return QwenImageTeacher.from_config(**sizes, dtype="bfloat16", **where)
-    return WanTeacher.from_config(**sizes, frames=frames, dtype="bfloat16", **where)
+class OutOfTime(Exception):
+    """Too little of the budget is left for the next measurement."""
 
 
-def plan_of(model):
-    if model == "qwen_image":
-        return PhasePlan.uniform(2, steps=2, shift=3.0)
-    return PhasePlan.from_timesteps((1.0, 0.9375, 0.875, 0.5, 0.0), steps=2)
+class Budget:
+    """Seconds that a run may take."""
+
+    def __init__(self, seconds):
+        self.seconds, self.started = seconds, time.monotonic()
+
+    @property
+    def spent(self):
+        return time.monotonic() - self.started
+
+    def need(self, seconds, what):
+        """Raises unless so many seconds are left."""
+        if self.spent + seconds > self.seconds:
+            raise OutOfTime(f"no time for {what}: {self.seconds - self.spent:.0f} s are left")
 
 
-class TimedObjective(Objective):
-    """Wraps an objective and marks on a clock when its losses are computed."""
+class Report:
+    """The figures so far, written to a file whenever they change."""
 
-    def __init__(self, inner, clock):
-        self.inner, self.clock = inner, clock
+    def __init__(self, path):
+        self.path, self.figures = path, {"machine": {}, "models": {}, "left_out": {}}
 
-    def losses(self, models, rollout, generator):
-        losses = self.inner.losses(models, rollout, generator)
-        self.clock.mark("losses")
-        return losses
+    def write(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.figures, indent=2) + "\n")
+        partial.replace(self.path)
 
-
-class Clock:
-    """Marks events on the device and sums the time between them by role."""
-
-    def __init__(self, device):
-        self.device, self.marks = device, []
-
-    def mark(self, name):
-        if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-        else:
-            event = time.perf_counter()
-        self.marks.append((name, event))
-
-    def time_role(self, role, denoiser):
-        denoiser.register_forward_pre_hook(lambda *_: self.mark(f"{role} begins"))
-        denoiser.register_forward_hook(lambda *_: self.mark(f"{role} forward"))
-
-    def seconds(self):
-        """Returns seconds by role and pass since the first mark, and their total."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-        def between(a, b):
-            return a.elapsed_time(b) / 1e3 if self.device.type == "cuda" else b - a
-
-        out, opened = {}, {}
-        for name, event in self.marks:
-            role, _, kind = name.partition(" ")
-            if kind == "begins" or name == "losses":
-                opened[role] = event
-            elif kind == "forward":
-                out[name] = out.get(name, 0.0) + between(opened.pop(role), event)
-            elif kind == "backward":
-                out[name] = out.get(name, 0.0) + between(opened.pop("losses"), event)
-        out["all"] = between(self.marks[0][1], self.marks[-1][1])
-        out["rest"] = out["all"] - sum(v for k, v in out.items() if k != "all")
-        self.marks.clear()
-        return out
+    def leave_out(self, name, why):
+        self.figures["left_out"][name] = why
+        print(f"{name} is left out: {why}", file=sys.stderr, flush=True)
+        self.write()
 
 
 class Seldom(Recorder):
@@ -153,233 +127,252 @@ class Seldom(Recorder):
     interval = 10**6
 
 
-def build_trainer(teacher, init, work, device, clock):
-    """Builds the trainer of the plan's last phase, whose roles are timed by a clock."""
+def build_teacher(name, tiny, **where):
+    model = MODELS[name]
+    sizes = {**model["tiny" if tiny else "sizes"], **where}
+    return model["teacher"].from_config(dtype="bfloat16", **sizes)
+
+
+def workload(name, batch):
+    return Workload(
+        plan=MODELS[name]["plan"],
+        truncation=StochasticTruncation(),
+        batch_size=batch,
+        fake_updates=FAKE_UPDATES,
+        evaluations=2,
+        activation_checkpointing=True,
+    )
+
+
+def measured_roles(name, tiny, work, **sizes):
+    """Measures the networks of the last phase on the meta device."""
+    outline = build_teacher(name, tiny, meta=True, **sizes)
+    condition = outline.encode(list(outline.prompts)[:1])
+    return measure_roles(outline, ROLES, condition, work, precision=PRECISION)[-1]
+
+
+def plan_model(name, tiny, batch):
+    """Plans the last phase."""
+    work = workload(name, batch)
+    if tiny:
+        roles = measured_roles(name, tiny, work)
+    else:
+        shallow = [measured_roles(name, tiny, work, num_layers=depth) for depth in DEPTHS]
+        roles = deepen_roles(*shallow, DEPTHS, MODELS[name]["depth"])
+
+    def passes(network):
+        return {
+            "forward": batch * network.flops,
+            "backward": batch * network.backward_flops,
+            "recomputed": batch * network.recomputed_flops,
+        }
+
+    return {
+        "batch": batch,
+        "parameters": roles.teacher.parameters,
+        "tokens": roles.teacher.tokens,
+        "gib": memory_of(roles, work, Degrees(), PRECISION).total / GIB,
+        "roles": {role: passes(getattr(roles, role)) for role in ("teacher", "generator", "fake")},
+        "cycle": flops_of(roles, work, len(work.plan) - 1),
+    }
+
+
+def build_trainer(name, teacher, device, batch):
+    """Builds the trainer of the plan's last phase."""
+    work = workload(name, batch)
     runtime = OneProcess(device, torch.bfloat16, activation_checkpointing=True)
     teacher = teacher.eval().requires_grad_(False)
     *before, last = work.plan
-    shared = ROLES_OF["one base"]  # only the three roles have copies
-    earlier = [OdeExpert(shared.expert(teacher, phase, []), phase) for phase in before]
+    earlier = [OdeExpert(ROLES.expert(teacher, phase, []), phase) for phase in before]
     for expert in earlier:
         runtime.placement.frozen(expert.denoiser).requires_grad_(False).eval()
     guided = runtime.placement.frozen(Guided(teacher, 4.0))
-    conditions = teacher.encode(list(teacher.prompts))
-    trainer = PhaseTrainer(
-        experts=[OdeExpert(init.expert(teacher, last, earlier), last)],
+    recipe = AdamRecipe(lr=1e-5)
+    return PhaseTrainer(
+        experts=[OdeExpert(ROLES.expert(teacher, last, earlier), last)],
         earlier=earlier,
         teacher=guided,
-        fakes=[[init.fake(teacher, last)]],
-        generator_objective=TimedObjective(DistributionMatching(), clock),
-        fake_objective=TimedObjective(SubintervalScoreMatching(), clock),
-        conditions=ConditionStream(conditions.to(device)),
+        fakes=[[ROLES.fake(teacher, last)]],
+        generator_objective=DistributionMatching(),
+        fake_objective=SubintervalScoreMatching(),
+        conditions=ConditionStream(teacher.encode(list(teacher.prompts)).to(device)),
         updates=10**6,
         generator=torch.Generator().manual_seed(0),
-        expert_training=ExpertTraining(optimizer=AdamRecipe(lr=1e-5), max_grad_norm=1.0),
+        expert_training=ExpertTraining(optimizer=recipe, max_grad_norm=1.0),
         rollouts=Rollouts(
-            batch_size=work.batch_size,
-            truncation=work.truncation,
-            phase_inputs=work.phase_inputs,
+            batch_size=batch, truncation=work.truncation, phase_inputs=FreshPhaseInputs()
         ),
-        fake_training=FakeScoreTraining(
-            updates=work.fake_updates,
-            updates_per_rollout=work.fake_updates_per_rollout,
-            optimizer=AdamRecipe(lr=1e-5),
-            max_grad_norm=1.0,
-        ),
+        fake_training=FakeScoreTraining(updates=FAKE_UPDATES, optimizer=recipe, max_grad_norm=1.0),
         session=Session(runtime=runtime, recorder=Seldom(), max_consecutive_skips=0),
     )
-    clock.time_role("teacher", trainer.teacher)
-    clock.time_role("generator", trainer.experts[0].denoiser)
-    clock.time_role("fake", trainer.fakes[0][0])
-    for expert in earlier:
-        clock.time_role("frozen", expert.denoiser)
-    clip = runtime.optimization.clip_gradients
-
-    def clipped(network, max_grad_norm):
-        role = next(r for r, own in trainer.networks.items() if own is network)
-        clock.mark(f"{role} backward")
-        return clip(network, max_grad_norm)
-
-    runtime.optimization.clip_gradients = clipped
-    return trainer
 
 
-def measure_cycle(model, kind, frames, options):
-    """Measures one model with one kind of roles; raises if it does not fit."""
-    device, init = torch.device(options.device), ROLES_OF[kind]
-    plan = plan_of(model)
-    work = Workload(
-        plan=plan,
-        truncation=StochasticTruncation(),
-        batch_size=options.batch,
-        fake_updates=options.fake_updates,
-        evaluations=2,
-        fake_updates_per_rollout=options.fake_updates_per_rollout,
-        phase_inputs=PhaseInputBuffer(64) if options.buffer else FreshPhaseInputs(),
-        updates=1 + options.cycles,
-        activation_checkpointing=True,
-    )
-    precision = Precision(compute=torch.bfloat16, frozen=torch.bfloat16)
-    outline = build_teacher(model, frames, options.tiny, meta=True)
-    condition = outline.encode(list(outline.prompts)[:1])
-    roles = measure_roles(outline, ROLES_OF["one base"], condition, work, precision=precision)
-    last = len(plan) - 1
-    parameters = sum(p.numel() for p in outline.parameters())
-    del outline
-    clock, trainers = Clock(device), []
+def timed(device, run, repeats=1):
+    """Returns the median seconds of a function on a device."""
+    seconds = []
+    for _ in range(repeats):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
 
-    def first():
-        teacher = build_teacher(model, frames, options.tiny, device=device)
-        trainers.append(build_trainer(teacher, init, work, device, clock))
-        trainers[0].cycle()
 
-    peak = peak_allocated(first, device)
+def conditions_of(teacher, device, batch):
+    """Returns a batch of conditions by name: whole texts, and half texts behind a mask."""
+    one = teacher.encode(list(teacher.prompts)[:1])
+    whole = repeat_condition(one, batch).to(device)
+    if "mask" not in one.keys():
+        return {"unmasked": whole}
+    half = whole.clone()
+    length = half["mask"].shape[1]
+    whole["mask"] = torch.ones_like(whole["mask"])
+    half["mask"] = (torch.arange(length, device=device) < length // 2).expand(batch, length)
+    return {"unmasked": whole, "masked": half}
+
+
+def role_measurements(trainer, condition, batch):
+    """Yields what each role does, by name: a function to time, its role and its FLOPs' passes."""
+    device = trainer.session.runtime.device
+    expert, fake = trainer.experts[0].denoiser, trainer.fakes[0][0]
+    x = torch.randn(batch, *expert.latent_shape, device=device)
+    t = torch.full((batch,), 0.5, device=device, dtype=torch.float64)
+
+    def frozen():
+        with torch.no_grad():
+            trainer.teacher(x, t, condition)
+
+    def trained(network):
+        network(x, t, condition).value.float().square().mean().backward()
+        network.zero_grad(set_to_none=True)
+
+    both = ("forward", "backward", "recomputed")
+    yield "teacher, guided forward", frozen, "teacher", ("forward", "forward")
+    yield "expert, forward and backward", lambda: trained(expert), "generator", both
+    yield "fake score, forward and backward", lambda: trained(fake), "fake", both
+
+
+def optimizer_seconds(trainer, device):
+    """Returns the seconds of one step of each optimizer."""
+    out = {}
+    for role, network in trainer.networks.items():
+        for parameter in network.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        optimizer = trainer.optimizers[role]
+        optimizer.step()  # allocates its moments
+        out[f"{role}, optimizer step"] = {"seconds": timed(device, optimizer.step, REPEATS)}
+        optimizer.zero_grad(set_to_none=True)
+    return out
+
+
+def measure_model(name, plan, options, budget, report):
+    """Measures one model and adds its figures to the report."""
+    device, batch = torch.device(options.device), options.batch
+    rate = report.figures["machine"]["nominal_flops"] or report.figures["machine"]["matmul_flops"]
+    figures = {"plan": plan, "roles": {}, "cycles": []}
+    expected = sum(plan["cycle"].values()) / (0.3 * rate)
+    budget.need(expected / 10, f"{name}'s networks")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    trainer, seconds = trainers[0], []
-    before = dict(trainer.session.account.equivalents)
-    clock.marks.clear()
-    for i in range(options.cycles):
-        clock.mark("cycle")
-        trainer.cycle()
-        clock.mark("end")
-        seconds.append(clock.seconds())
-        message = f"{model}, {kind}: cycle {i + 1} of {options.cycles}, {seconds[-1]['all']:.2f} s"
-        print(message, file=sys.stderr, flush=True)
-    if device.type == "cuda":
-        peak = max(peak, torch.cuda.max_memory_allocated(device))
+    teacher = build_teacher(name, options.tiny, device=device)
+    trainer = build_trainer(name, teacher, device, batch)
+    report.figures["models"][name] = figures
+    figures["seconds_to_build"] = budget.spent
+    for kind, condition in conditions_of(teacher, device, batch).items():
+        for what, run, role, ways in role_measurements(trainer, condition, batch):
+            flops = sum(plan["roles"][role][way] for way in ways)
+            budget.need((1 + REPEATS) * flops / (0.2 * rate), f"{what}, {kind}")
+            run()  # the first call allocates, and chooses kernels
+            seconds = timed(device, run, REPEATS)
+            figures["roles"][f"{what}, {kind}"] = {
+                "seconds": seconds,
+                "flops": flops,
+                "utilisation": flops / seconds / rate,
+            }
+            report.write()
+    figures["roles"] |= optimizer_seconds(trainer, device)
+    for i in range(1 + options.cycles):
+        budget.need(1.1 * (figures["cycles"][-1]["seconds"] if i else expected), f"cycle {i + 1}")
+        seconds = timed(device, trainer.cycle)
+        flops = sum(plan["cycle"].values())  # on average over the exit steps
+        figures["cycles"].append({"seconds": seconds, "utilisation": flops / seconds / rate})
+        if device.type == "cuda":
+            figures["peak_gib"] = torch.cuda.max_memory_allocated(device) / GIB
+        print(f"{name}: cycle {i + 1}, {seconds:.2f} s", file=sys.stderr, flush=True)
+        report.write()
     trainer.settle()
-    counted = trainer.session.account.equivalents
-    samples = options.cycles * options.batch
-    useful = flops_of(roles[last], dataclasses.replace(work, activation_checkpointing=False), last)
-    all_flops = flops_of(roles[last], work, last)
-    names = sorted({name for one in seconds for name in one})
-    return {
-        "model": model,
-        "roles": kind,
-        "parameters": parameters,
-        "frames": frames,
-        "tokens": roles[last].teacher.tokens,
-        "batch": options.batch,
-        "fake_updates": options.fake_updates,
-        "reuse": options.fake_updates_per_rollout,
-        "buffer": options.buffer,
-        "phase": last + 1,
-        "cycles": options.cycles,
-        "equivalents": {r: (counted[r] - before[r]) / samples for r in ROLES},
-        "seconds": {n: statistics.fmean(one.get(n, 0.0) for one in seconds) for n in names},
-        "seconds_low": min(one["all"] for one in seconds),
-        "seconds_high": max(one["all"] for one in seconds),
-        "flops": useful,
-        "flops_recomputed": {r: all_flops[r] - useful[r] for r in ROLES},
-        "weight_bytes": 2 * roles[last].teacher.parameters,
-        "peak_gib": peak / GIB,
-        "planned_gib": memory_of(roles[last], work, Degrees(), precision).total / GIB,
-    }
 
 
-def compare_with_roofline(row, card):
-    """Adds utilisation and the roofline by role to a row."""
-    rate = card["nominal_flops"] or card["matmul_flops"]
-    seconds = row["seconds"]["all"]
-    useful, recomputed = sum(row["flops"].values()), sum(row["flops_recomputed"].values())
-    roofline = {}
-    for role in ROLES:
-        computing = (row["flops"][role] + row["flops_recomputed"][role]) / rate
-        passes = row["equivalents"][role]  # a pass reads the weights once, at any batch size
-        reading = passes * row["weight_bytes"] / card["bytes_per_second"]
-        roofline[role] = max(computing, reading)
-    return {
-        **row,
-        "model_flops_utilisation": useful / seconds / rate,
-        "hardware_flops_utilisation": (useful + recomputed) / seconds / rate,
-        "roofline_seconds": roofline,
-        "of_roofline": sum(roofline.values()) / seconds,
-    }
-
-
-def card_of(device):
+def machine_of(device):
     """Measures a GPU's fastest matrix product and memory bandwidth."""
     cuda = device.type == "cuda"
-    size, times = (8192, 20) if cuda else (512, 3)
+    size, repeats = (8192, 9) if cuda else (256, 3)
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-    long = torch.empty(2**30 if cuda else 2**24, device=device, dtype=torch.uint8)
+    long = torch.empty(2**30 if cuda else 2**22, device=device, dtype=torch.uint8)
     other = torch.empty_like(long)
-
-    def fastest(run):
-        best = float("inf")
-        for _ in range(times):
-            if cuda:
-                torch.cuda.synchronize(device)
-            started = time.perf_counter()
-            run()
-            if cuda:
-                torch.cuda.synchronize(device)
-            best = min(best, time.perf_counter() - started)
-        return best
-
     name = torch.cuda.get_device_name(device) if cuda else platform.processor() or "CPU"
-    nominal = next((rate for key, rate in NOMINAL.items() if cuda and key in name), None)
+    memory = torch.cuda.get_device_properties(device).total_memory / GIB if cuda else None
     return {
         "name": name,
         "torch": torch.__version__,
-        "memory_gib": torch.cuda.get_device_properties(device).total_memory / GIB
-        if cuda
-        else None,
-        "matmul_flops": 2 * size**3 / fastest(lambda: a @ a),
-        "nominal_flops": nominal,
-        "bytes_per_second": 2 * len(long) / fastest(lambda: other.copy_(long)),
+        "python": platform.python_version(),
+        "memory_gib": memory,
+        "matmul_flops": 2 * size**3 / timed(device, lambda: a @ a, repeats),
+        "nominal_flops": next((rate for key, rate in NOMINAL.items() if key in name), None),
+        "bytes_per_second": 2 * len(long) / timed(device, lambda: other.copy_(long), repeats),
     }
 
 
-def main(arguments=None):
+def parsed(arguments):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="+", choices=list(TINY_OF), metavar="MODEL")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--out", type=Path, required=True, help="the JSON to write")
-    parser.add_argument("--roles", nargs="+", choices=list(ROLES_OF), default=list(ROLES_OF))
-    parser.add_argument("--cycles", type=int, default=3, help="timed cycles (3)")
-    parser.add_argument("--batch", type=int, default=1, help="batch size of a rollout (1)")
-    parser.add_argument("--fake-updates", type=int, default=5, help="fake updates per cycle (5)")
-    parser.add_argument(
-        "--fake-updates-per-rollout", type=int, default=1, help="rollout reuse (1)"
-    )
-    parser.add_argument("--buffer", action="store_true", help="phase inputs from a buffer")
-    parser.add_argument(
-        "--frames", type=int, nargs="+", default=FRAMES, help="video lengths to try, in order"
-    )
+    parser.add_argument("--seconds", type=float, default=480.0, help="the budget (480)")
+    parser.add_argument("--cycles", type=int, default=3, help="cycles after the first (3)")
+    parser.add_argument("--batch", type=int, default=1, help="samples of a rollout (1)")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="networks of two blocks, for testing")
+    parser.add_argument("--memory", type=float, help="GiB to plan for; the GPU's by default")
+    parser.add_argument("--tiny", action="store_true", help="networks of two blocks, for a test")
     options = parser.parse_args(arguments)
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    options.models = options.models or list(MODELS)
+    if unknown := set(options.models) - set(MODELS):
+        parser.error(f"MODEL is one of {', '.join(MODELS)}, got {', '.join(sorted(unknown))}")
+    for name in ("cycles", "batch", "seconds"):
+        if not getattr(options, name) > 0:
+            parser.error(f"--{name} must be positive, got {getattr(options, name)}")
+    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         parser.error("CUDA is not available; try --device cpu --tiny")
-    for name in ("cycles", "batch", "fake_updates_per_rollout"):
-        if getattr(options, name) < 1:
-            parser.error(
-                f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}"
+    return options
+
+
+def main(arguments=None):
+    options = parsed(arguments)
+    budget = Budget(options.seconds)
+    device, report = torch.device(options.device), Report(options.out)
+    machine = report.figures["machine"] = machine_of(device)
+    memory = options.memory or machine["memory_gib"]
+    for name in options.models:
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        plan = plan_model(name, options.tiny, options.batch)
+        needed = plan["gib"]
+        if memory and needed > COUNTED * memory:
+            report.leave_out(
+                name, f"it needs {needed:.3g} GiB of {COUNTED:.0%} of {memory:.3g} GiB"
             )
-    out = {"machine": card_of(device), "rows": [], "left_out": {}}
-    for model in options.models:
-        for kind in options.roles:
-            for frames in options.frames if model == "wan_a14b" else (1,):
-                gc.collect()
-                with contextlib.suppress(AttributeError, RuntimeError):
-                    torch.cuda.empty_cache()
-                name = f"{model}, {kind}, {frames} frames"
-                try:
-                    row = measure_cycle(model, kind, frames, options)
-                except torch.OutOfMemoryError:
-                    out["left_out"][name] = "does not fit"
-                    print(f"{name}: does not fit", file=sys.stderr, flush=True)
-                    continue
-                out["rows"].append(compare_with_roofline(row, out["machine"]))
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                options.out.write_text(json.dumps(out, indent=2) + "\n")
-                break
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(out, indent=2) + "\n")
+            continue
+        try:
+            measure_model(name, plan, options, budget, report)
+        except (OutOfTime, torch.OutOfMemoryError) as error:
+            report.leave_out(name, str(error).splitlines()[0])
+    report.figures["seconds"] = budget.spent
+    report.write()
     print(options.out)
 
 

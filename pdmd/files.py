@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
+    from torch import Tensor
 
 __all__ = [
     "PROTOCOLS",
@@ -33,6 +34,7 @@ __all__ = [
     "locate",
     "own_digest",
     "put",
+    "save_tensors",
     "say",
     "telling",
     "write_file",
@@ -262,12 +264,42 @@ def write_file(path: str | Path, data: str | bytes) -> None:
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
+    with _draft(path) as draft, draft.open("xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a local safetensors file whole, as :func:`write_file` does.
+
+    Args:
+        tensors: The tensors by name.
+        path: The file; its folder exists.
+        metadata: Texts for its header.
+
+    Raises:
+        OSError: If writing fails.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    try:
+        with _draft(path) as draft:
+            save_file(dict(tensors), draft, None if metadata is None else dict(metadata))
+    except SafetensorError as error:  # of any failure to write
+        raise OSError(f"{path.name} could not be written ({error})") from error
+
+
+@contextmanager
+def _draft(path: Path) -> Generator[Path, None, None]:
+    """Yields a path beside a file, which takes the file's place if the block succeeds."""
     draft = path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        with draft.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield draft
         draft.replace(path)
     except BaseException:
         with suppress(OSError):

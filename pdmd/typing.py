@@ -19,6 +19,7 @@ else:
     Condition = Conditions = object
 
 __all__ = [
+    "LENGTHS",
     "Condition",
     "Conditions",
     "Latents",
@@ -33,6 +34,9 @@ __all__ = [
 
 Latents: TypeAlias = torch.Tensor
 """Noisy or clean samples, with shape :math:`(B, *)`."""
+
+LENGTHS = "lengths"
+"""Field of a condition with the number of tokens of each text, as Python integers."""
 
 Times: TypeAlias = torch.Tensor | float
 """Times in :math:`[0, 1]`: a float, or a tensor with shape :math:`(B)` or :math:`()`."""
@@ -85,13 +89,11 @@ def expand(coefficient: torch.Tensor, x: Latents) -> torch.Tensor:
         x: The latents to multiply, with shape :math:`(B, *)`.
 
     Returns:
-        The coefficient with shape :math:`()` or :math:`(B, 1, ...)`, on the device of ``x``, in
-        its dtype promoted to at least float32.
+        The coefficient with shape :math:`(1, 1, ...)` or :math:`(B, 1, ...)`, on the device of
+        ``x``, in its dtype promoted to at least float32; so is a product of the two.
     """
     dtype = x.dtype if x.dtype in _WIDE else torch.promote_types(x.dtype, torch.float32)
     coefficient = moved(coefficient, x.device).to(dtype)
-    if coefficient.ndim == 0:
-        return coefficient
     return coefficient.reshape(-1, *(1,) * (x.ndim - 1))
 
 
@@ -112,7 +114,7 @@ def join_conditions(*conditions: TensorDict) -> TensorDict:
     r"""Concatenates conditions along the batch.
 
     Sequences of different lengths, such as text embeddings and their masks, are zero-padded at
-    the end to the longest.
+    the end to the longest. :data:`LENGTHS` are kept if all conditions have them.
 
     Args:
         conditions: Conditions with the same keys, with batch sizes :math:`(B_i)`.
@@ -123,6 +125,8 @@ def join_conditions(*conditions: TensorDict) -> TensorDict:
     from tensordict import TensorDict
 
     rows: Any = conditions
+    if not all(LENGTHS in condition for condition in rows):
+        rows = [condition.exclude(LENGTHS) for condition in rows]
     longest = {
         key: max(condition[key].shape[1] for condition in rows)
         for key, value in rows[0].items()
@@ -131,7 +135,7 @@ def join_conditions(*conditions: TensorDict) -> TensorDict:
 
     def padded(condition: Any) -> TensorDict:
         fields: dict[str, torch.Tensor] = {}
-        for key, value in condition.items():
+        for key, value in condition.items():  # lengths have one dimension
             missing = longest[key] - value.shape[1] if value.ndim > 1 else 0
             if missing > 0:
                 padding = value.new_zeros(len(value), missing, *value.shape[2:])

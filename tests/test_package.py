@@ -6,6 +6,7 @@ import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -197,3 +198,14 @@ def test_the_readme_runs(tmp_path, monkeypatch):
     code = text.split("```python\n")[1].split("```")[0]
     assert "updates=200" in code
     exec(compile(code.replace("updates=200", "updates=2"), "README.md", "exec"), {})
+
+
+def test_the_oldest_versions_tested_are_the_lower_bounds():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    stated = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    bounds = dict(re.findall(r"^([\w-]+)>=([\d.]+)$", "\n".join(stated), re.M))
+    tested = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "oldest.txt").read_text(), re.M))
+    pad = lambda version: [int(part) for part in f"{version}.0.0".split(".")[:3]]  # noqa: E731
+    assert {n: pad(v) for n, v in tested.items()} == {
+        n: pad(v) for n, v in bounds.items() if n != "torch"
+    }

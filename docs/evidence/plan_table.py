@@ -1,241 +1,237 @@
-"""Plans the distillation of two released models and writes the tables of docs/planning.md.
+"""Plans two released models at growing sizes and writes the tables of docs/planning.md.
 
 python docs/evidence/plan_table.py [--check | --measure]
 
-Without an option the tables are written from plans.json, which --measure regenerates.
+--measure finds the largest image, or number of frames, that fits on each machine with each
+setting, and writes plans.json; without an option the tables are written from it.
+
+Footprints of all blocks and sizes follow from networks of two and three blocks at three sizes
+(pdmd.planning.depth, pdmd.planning.sizes).
 """
 
 import dataclasses
-import itertools
+import functools
 import json
 import sys
 from pathlib import Path
 
 import torch
 
-from pdmd import (
-    FromTeacher,
-    LowRank,
-    LowRankRoles,
-    PhasePlan,
-    RectifiedFlow,
-    StochasticTruncation,
-)
-from pdmd.diffusion.denoisers import Denoiser
-from pdmd.planning import Precision, Workload, measure_roles, plan_roles
-from pdmd.planning.tables import format_bytes, format_count
+from pdmd import LowRank, LowRankRoles, PhasePlan, StochasticTruncation
+from pdmd.planning import Cluster, Degrees, Offload, Precision, Workload, measure_roles, memory_of
+from pdmd.planning.depth import deepen_roles
+from pdmd.planning.duration import seconds_of
+from pdmd.planning.memory import EIGHT_BIT
+from pdmd.planning.sizes import resize_roles
+from pdmd.planning.tables import format_bytes
+from pdmd.planning.traffic import flops_of, traffic_of
+from pdmd.teachers import QwenImageTeacher, WanTeacher
 
 HERE = Path(__file__).parent
 FIGURES, PAGE = HERE / "plans.json", HERE.parent / "planning.md"
 BEGIN, END = "<!-- tables: plan_table.py -->", "<!-- end of tables -->"
-GPUS = (1, 8, 64)
-MEMORY = 72.0  # of a GPU's 80 GiB; the rest is for memory that is not counted
-SAMPLES = 64  # in an update of the expert
-
-
-class QwenImage(Denoiser):
-    def __init__(self):
-        from diffusers import QwenImageTransformer2DModel
-
-        super().__init__(schedule=RectifiedFlow(), kind="velocity", latent_shape=(4096, 64))
-        self.transformer = QwenImageTransformer2DModel()
-
-    def network(self, x_t, t, condition):
-        return self.transformer(
-            hidden_states=x_t,
-            encoder_hidden_states=condition["text"].to(x_t.dtype),
-            timestep=t.to(x_t.dtype),
-            img_shapes=[[(1, 64, 64)]] * len(x_t),
-            return_dict=False,
-        )[0]
-
-
-class Wan(Denoiser):
-    def __init__(self):
-        from diffusers import WanTransformer3DModel
-
-        super().__init__(schedule=RectifiedFlow(), kind="velocity", latent_shape=(16, 21, 60, 104))
-        self.transformer = WanTransformer3DModel()
-
-    def network(self, x_t, t, condition):
-        text = condition["text"].to(x_t.dtype)
-        return self.transformer(x_t, t.to(x_t.dtype), text, return_dict=False)[0]
-
-
-def twice(footprint):
-    """Returns the footprint of two networks of which one is evaluated."""
-    root = dataclasses.replace(
-        footprint.root, whole=2 * footprint.root.whole, split=2 * footprint.root.split
-    )
-    return dataclasses.replace(
-        footprint, root=root, units=2 * footprint.units, under=2 * footprint.under
-    )
-
+GIB = 2**30
+MEMORY, NODE_MEMORY = 72.0, 1800.0  # GiB of a GPU's 80 and of a node's 2,048
+SAMPLES, FAKE_UPDATES = 64, 5  # in every update
+DEPTHS = (2, 3)
 
 MODELS = {
     "qwen_image": {
-        "title": "Qwen-Image, 20 B, images of 1024 x 1024",
-        "network": QwenImage,
-        "text": (512, 3584),
+        "teacher": QwenImageTeacher,
         "plan": PhasePlan.uniform(2, steps=2, shift=3.0),
-        "pair": False,
+        "depth": 60,
+        "measured": [
+            {"height": side, "width": side, "text_length": 512} for side in (256, 512, 1024)
+        ],
+        "ladders": {
+            "largest image": [
+                {"height": side, "width": side, "text_length": 512}
+                for side in (512, 768, 1024, 1280, 1536, 1792, 2048, 2560, 3072, 4096)
+            ]
+        },
     },
     "wan_a14b": {
-        "title": "Wan2.2 A14B, videos of 81 frames of 832 x 480",
-        "network": Wan,
-        "text": (512, 4096),
+        "teacher": WanTeacher,
         "plan": PhasePlan.from_timesteps((1.0, 0.9375, 0.875, 0.5, 0.0), steps=2),
-        "pair": True,
+        "depth": 40,
+        "measured": [{"height": 480, "width": 832, "frames": frames} for frames in (1, 5, 33)],
+        "ladders": {
+            f"frames of {width} x {height}": [
+                {"height": height, "width": width, "frames": frames}
+                for frames in (1, 5, 17, 33, 49, 65, 81, 97, 121, 161, 201, 241)
+            ]
+            for height, width in ((480, 832), (720, 1280))
+        },
     },
 }
-
 ADAPTER = LowRank(rank=64, alpha=8.0)
-ROLES = {"": FromTeacher(), "_lora": LowRankRoles(ADAPTER, ADAPTER)}
+ROLES = {"paper": LowRankRoles(ADAPTER), "adapters": LowRankRoles(ADAPTER, ADAPTER)}
+FROZEN = Offload(teacher=True, experts=True, averages=True)
+EVERYTHING = dataclasses.replace(FROZEN, optimizers=True)
+SETTINGS = {
+    "": (4.0, Offload()),
+    "8-bit Adam": (EIGHT_BIT, Offload()),
+    "8-bit Adam, frozen networks and averages offloaded": (EIGHT_BIT, FROZEN),
+    "frozen networks, averages and moments offloaded": (4.0, EVERYTHING),
+}
+MACHINES = (
+    ("qwen_image", "paper", 8, (1, 8)),
+    ("qwen_image", "adapters", 1, (1,)),
+    ("wan_a14b", "paper", 8, (1, 8)),
+    ("wan_a14b", "paper", 16, (1, 8)),
+    ("wan_a14b", "adapters", 1, (1,)),
+)
+TITLES = {"qwen_image": "Qwen-Image", "wan_a14b": "Wan2.2 A14B"}
+WORDS = {
+    "paper": "experts as adapters of rank 64, fake score in full",
+    "adapters": "experts and fake score as adapters of rank 64",
+}
 
 
-def measured():
-    from tensordict import TensorDict
+def workload(model, batch):
+    """One sample on every data rank, accumulated."""
+    accumulate = max(SAMPLES // batch, 1)
+    return Workload(
+        plan=MODELS[model]["plan"],
+        truncation=StochasticTruncation(),
+        batch_size=batch,
+        fake_updates=FAKE_UPDATES,
+        accumulate=accumulate,
+        fake_accumulate=accumulate,
+        evaluations=2,
+        activation_checkpointing=True,
+    )
 
-    settings = {"precision": Precision(compute=torch.bfloat16, frozen=torch.bfloat16)}
-    out = {}
-    for (name, model), (kind, init) in itertools.product(MODELS.items(), ROLES.items()):
-        with torch.device("meta"):
-            network = model["network"]()
-            text = torch.empty(1, *model["text"], dtype=torch.bfloat16)
-        condition = TensorDict({"text": text}, batch_size=[1])
 
-        def work(gpus, plan=model["plan"]):
-            return Workload(
-                plan=plan,
-                truncation=StochasticTruncation(),
-                batch_size=gpus,
-                fake_updates=5,
-                accumulate=SAMPLES // gpus,
-                evaluations=2,
-                activation_checkpointing=True,
+def tokens_of(size):
+    """Returns a sample's tokens: of 16 x 16 pixels, and of 4 frames after the first."""
+    frames = (size.get("frames", 1) - 1) // 4 + 1
+    return frames * (size["height"] // 16) * (size["width"] // 16)
+
+
+@functools.cache
+def shallow(model, kind):
+    """Returns the footprints of every phase at the measured sizes, with all blocks."""
+    out = []
+    for size in MODELS[model]["measured"]:
+        roles = []
+        for depth in DEPTHS:
+            teacher = MODELS[model]["teacher"].from_config(
+                **size, num_layers=depth, dtype="bfloat16", meta=True
             )
-
-        roles = measure_roles(network, init, condition, work(1), **settings)
-        if model["pair"]:  # the second phase's score range covers both networks
-            pairs = [{"teacher": twice(r.teacher)} for r in roles]
-            pairs[1]["fake"] = twice(roles[1].fake)
-            roles = [dataclasses.replace(r, **pair) for r, pair in zip(roles, pairs, strict=True)]
-        plans = [
-            plan_roles(roles, work(n), name=name, gpus=n, memory=MEMORY, **settings) for n in GPUS
-        ]
-        out[name + kind] = [plan.to_dict() for plan in plans]
+            condition = teacher.encode(list(teacher.prompts)[:1])
+            precision = Precision(compute=torch.bfloat16, frozen=torch.bfloat16)
+            work = workload(model, 1)
+            roles.append(measure_roles(teacher, ROLES[kind], condition, work, precision=precision))
+        depth = MODELS[model]["depth"]
+        out.append([deepen_roles(a, b, DEPTHS, depth) for a, b in zip(*roles, strict=True)])
     return out
 
 
-ROWS = {
-    "parameters": ("teacher", "frozen", "generator", "average", "fake"),
-    "gradients": ("generator_gradients", "fake_gradients"),
-    "optimizer states": ("generator_optimizer", "fake_optimizer"),
-    "activations": ("activations", "data"),
-    "gathered and reduced": ("in_flight",),
-}
+@functools.cache
+def footprints(model, kind, tokens):
+    """Returns the footprints of every phase for samples of so many tokens."""
+    phases = zip(*shallow(model, kind), strict=True)
+    return [resize_roles(measured, tokens) for measured in phases]
 
 
-def degrees(choice):
-    names = {"dp_replicate": "replicate", "dp_shard": "shard", "cp": "cp", "tp": "tp"}
-    return ", ".join(f"{word} {choice[key]}" for key, word in names.items() if choice[key] > 1)
-
-
-def best(figures):
-    """Returns the choice that fits and sends least, or else the one of least memory."""
-    fitting = [c for c in figures["choices"] if c["fits"]]
-    return fitting[0] if fitting else min(figures["choices"], key=lambda c: c["bytes"])
-
-
-def table(plans):
-    chosen = [best(figures) for figures in plans]
-    head = ["per GPU", *(f"{f['gpus']} GPU{'s' * (f['gpus'] > 1)}" for f in plans)]
-    rows = [["degrees", *(degrees(c) or "none" for c in chosen)]]
-    for word, items in ROWS.items():
-        rows.append([word, *(format_bytes(sum(c["memory"][i] for i in items)) for c in chosen)])
-    rows.append(["**all**", *(f"**{format_bytes(c['bytes'])}**" for c in chosen)])
-    rows.append(["fits 72 of 80 GiB", *("yes" if c["fits"] else "no" for c in chosen)])
-    fits = [sum(c["fits"] for c in f["choices"]) for f in plans]
-    counts = [f"{n} of {len(f['choices'])}" for n, f in zip(fits, plans, strict=True)]
-    rows.append(["choices of degrees that fit", *counts])
-    rows.append(
-        ["sent per cycle", *(format_bytes(c["sent"]) if c["sent"] else "-" for c in chosen)]
-    )
-    last = [f["phases"][-1] for f in plans]
-    rows.append(
-        [
-            "forward evaluations per cycle, all GPUs",
-            *(
-                f"{f['batch_size'] * sum(p['forward'].values()):,.0f}"
-                for f, p in zip(plans, last, strict=True)
-            ),
-        ]
-    )
-    rows.append(
-        [
-            "of these, with a backward pass",
-            *(
-                f"{f['batch_size'] * sum(p['backward'].values()):,.0f}"
-                for f, p in zip(plans, last, strict=True)
-            ),
-        ]
-    )
-    rows.append(
-        [
-            "FLOPs per cycle and GPU",
-            *(
-                format_count(sum(p["flops"].values()) / f["gpus"])
-                for f, p in zip(plans, last, strict=True)
-            ),
-        ]
-    )
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
-
-
-def degrees_table(figures, most=8):
-    head = ["degrees", "memory", "fits", "sent", "parameters", "gradients", "tp", "cp"]
-    rows = []
-    for c in figures["choices"][:most]:
-        t = c["traffic"]
-        sent = (t["all_gather"], t["reduce_scatter"] + t["all_reduce"])
-        sent += (t["tp_all_reduce"], t["cp_all_to_all"])
+def planned(model, kind, gpus, cp, setting, size):
+    """Returns memory and seconds of the phase with the highest peak."""
+    moment_bytes, offload = SETTINGS[setting]
+    precision = Precision(compute=torch.bfloat16, frozen=torch.bfloat16, moment_bytes=moment_bytes)
+    cluster = Cluster(gpus=gpus, memory=MEMORY, node_memory=NODE_MEMORY)
+    # a network is sharded over all GPUs: over a node of eight, replicas do not fit better
+    degrees = Degrees(dp_shard=gpus // cp, cp=cp)
+    work, rows = workload(model, degrees.batches), []
+    for k, roles in enumerate(footprints(model, kind, tokens_of(size))):
+        memory = memory_of(roles, work, degrees, precision, offload)
+        sent = traffic_of(roles, work, k, degrees, precision, offload)
+        flops = sum(flops_of(roles, work, k).values())
+        seconds = seconds_of(flops, sent, degrees, cluster)
+        host = memory.host * cluster.gpus_on_node
         rows.append(
-            [
-                degrees(c),
-                format_bytes(c["bytes"]),
-                "yes" if c["fits"] else "no",
-                *(format_bytes(v) if v else "-" for v in (c["sent"], *sent)),
-            ]
+            {
+                "phase": k + 1,
+                "gib": memory.total / GIB,
+                "node_gib": host / GIB,
+                "seconds": seconds.total,
+                "tokens": roles.generator.tokens,
+                "moment": memory.moment,
+                "memory": memory.items,
+            }
         )
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+    top = max(rows, key=lambda row: row["gib"])
+    fits = top["gib"] <= MEMORY and top["node_gib"] <= NODE_MEMORY
+    return {**top, "seconds": max(row["seconds"] for row in rows), "fits": fits}
+
+
+def largest(model, kind, gpus, cp, setting, ladder):
+    """Returns the largest size that fits and the next one, by bisection."""
+    plan = functools.partial(planned, model, kind, gpus, cp, setting)
+    low, high = -1, len(ladder)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if plan(ladder[middle])["fits"] else (low, middle)
+    found = {"size": ladder[low], **plan(ladder[low])} if low >= 0 else None
+    beyond = {"size": ladder[high], **plan(ladder[high])} if high < len(ladder) else None
+    return {"largest": found, "next": beyond}
+
+
+def measure():
+    """Writes the figures after every row."""
+    rows = []
+    for model, kind, gpus, degrees in MACHINES:
+        for setting in SETTINGS:
+            for cp in degrees:
+                row = {"model": model, "roles": kind, "gpus": gpus, "cp": cp, "setting": setting}
+                sizes = {
+                    name: largest(model, kind, gpus, cp, setting, ladder)
+                    for name, ladder in MODELS[model]["ladders"].items()
+                }
+                rows.append({**row, "sizes": sizes})
+                print({**row, "sizes": {k: words(v) for k, v in sizes.items()}}, flush=True)
+            figures = {"memory": MEMORY, "node_memory": NODE_MEMORY, "rows": rows}
+            FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def words(found):
+    """Formats what fits, with its memory and seconds."""
+    top = found["largest"]
+    if top is None:
+        return f"none ({found['next']['gib']:.0f} GiB)"
+    size = top["size"]
+    name = size["frames"] if "frames" in size else f"{size['height']} x {size['width']}"
+    more = "" if found["next"] else " or more"
+    return f"{name}{more} ({top['gib']:.0f} GiB, {seconds(top['seconds'])})"
+
+
+def seconds(value):
+    return f"{value:,.0f} s" if value < 6000 else f"{value / 3600:,.1f} h"
 
 
 def text():
-    parts = [BEGIN]
-    for key, plans in json.loads(FIGURES.read_text()).items():
-        name, adapted = key.removesuffix("_lora"), key.endswith("_lora")
-        if adapted:
-            factors = plans[-1]["phases"][-1]["generator"]["parameters"]
-            words = (
-                f"With experts and fake scores as adapters of rank {ADAPTER.rank} over one frozen "
-                f"network, {factors / 1e6:,.0f} M parameters each:"
-            )
-            parts += [words, table(plans)]
-            continue
-        network = plans[-1]["phases"][-1]["generator"]
-        forward, backward, recomputed = (
-            format_count(network[f"{way}_flops"]) + "FLOPs"
-            for way in ("forward", "backward", "recomputed")
-        )
-        parts += [
-            f"### {MODELS[name]['title']}",
-            f"{network['parameters'] / 1e9:.1f} B parameters in {network['units']} blocks, "
-            f"{network['tokens']:,} tokens of latents; one evaluation of one sample takes "
-            f"{forward}, its backward pass {backward}, and recomputing the blocks {recomputed}.",
-            table(plans),
-            "The degrees on 64 GPUs that send the least:",
-            degrees_table(plans[-1]),
+    figures, parts = json.loads(FIGURES.read_text()), [BEGIN]
+    for model, kind, gpus, _ in MACHINES:
+        chosen = [
+            r
+            for r in figures["rows"]
+            if (r["model"], r["roles"], r["gpus"]) == (model, kind, gpus)
         ]
+        if not chosen:
+            continue
+        names = list(MODELS[model]["ladders"])
+        count = "one GPU" if gpus == 1 else f"{gpus} GPUs"
+        parts.append(f"### {TITLES[model]} on {count} of 80 GB: {WORDS[kind]}")
+        head = ["setting", "cp", *names, "CPU memory of a node"]
+        lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
+        for row in chosen:
+            found = row["sizes"]
+            hosts = [f["largest"]["node_gib"] for f in found.values() if f["largest"]]
+            host = format_bytes(max(hosts) * GIB) if hosts and max(hosts) else "-"
+            cells = [row["setting"] or "no offload", str(row["cp"])]
+            cells += [words(found[name]) for name in names]
+            lines.append("| " + " | ".join([*cells, host]) + " |")
+        parts.append("\n".join(lines))
     return "\n\n".join([*parts, END])
 
 
@@ -246,7 +242,7 @@ def page():
 
 def main():
     if "--measure" in sys.argv:
-        FIGURES.write_text(json.dumps(measured()) + "\n")
+        measure()
     if "--check" in sys.argv:
         if PAGE.read_text() != page():
             sys.exit("docs/planning.md does not match plans.json; run docs/evidence/plan_table.py")

@@ -14,10 +14,12 @@
 #   RDZV_ENDPOINT   rendezvous HOST:PORT, where HOST is one of the nodes; the same on all of them,
 #                   required for several nodes
 #   RDZV_ID         name of the run, the same on all nodes (default: pdmd)
+#   MAX_RESTARTS    how often the ranks are started again when one of them dies (default: 0); the
+#                   run then goes on from its newest checkpoint
 #   GRACE           seconds that the ranks have to write a checkpoint after a signal
 #                   (default: 600)
 #
-# On SIGTERM or SIGINT (Ctrl-C) the run saves a checkpoint and exits. Only the first signal is
+# On SIGTERM, SIGUSR1 or SIGINT (Ctrl-C) the run saves a checkpoint and exits. Only the first signal is
 # forwarded: a rank that receives two exits without saving. Exit codes: 0; 130 if the run was
 # interrupted; otherwise torchrun's, which is 1 whatever the ranks' codes: its report lists those.
 
@@ -37,6 +39,11 @@ else
     words+=(--standalone)
 fi
 
+if [[ -n ${MAX_RESTARTS:-} ]]; then
+    words+=(--max-restarts "$MAX_RESTARTS")
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # or restarted ranks read what dead ones wrote
+fi
+
 stopping=
 pid=
 stop() {
@@ -45,7 +52,7 @@ stop() {
         kill -TERM "$pid" 2>/dev/null || true
     fi
 }
-trap stop TERM INT
+trap stop TERM INT USR1
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${GRACE:-600}

@@ -15,7 +15,7 @@ from pdmd.cli.values import short
 from pdmd.documents import read_toml
 from pdmd.files import write_file
 
-__all__ = ["load_config", "presets", "read_config", "write_config"]
+__all__ = ["load_config", "presets", "read_config", "same_config", "write_config"]
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ def presets() -> dict[str, Path]:
 
 
 def load_config(name: str) -> DistillConfig:
-    """Loads a preset by name, or a TOML file by path.
+    """Loads a preset by name, a TOML file by path, or the configuration of a run by its folder.
 
     Raises:
         ValueError: If it is neither, or its content is not a configuration.
@@ -35,11 +35,15 @@ def load_config(name: str) -> DistillConfig:
     path = presets().get(name)
     if path is None:
         path = Path(name)
+        if (path / "config.toml").is_file():
+            config = read_config(read_toml(path / "config.toml")[1])
+            config.out = name  # which may have been moved
+            return config
         if not path.is_file():
             near = difflib.get_close_matches(name, presets(), n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(
-                f"{name!r} is neither a preset nor a TOML file: {hint}presets are "
+                f"{name!r} is neither a preset nor a TOML file nor a run: {hint}presets are "
                 f"{', '.join(presets())}"
             )
     data = read_toml(path)[1]
@@ -64,6 +68,14 @@ def write_config(config: DistillConfig, path: Path) -> None:
     import tomli_w
 
     write_file(path, tomli_w.dumps(dataclasses.asdict(config)))
+
+
+def same_config(config: DistillConfig, path: Path) -> bool:
+    """Returns whether a TOML file has a configuration, but for its ``out``."""
+    try:
+        return dataclasses.replace(read_config(read_toml(path)[1]), out=config.out) == config
+    except (OSError, ValueError):
+        return False
 
 
 def _read(cls: type[T], data: Any, where: str) -> T:

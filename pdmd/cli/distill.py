@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ class RunOptions:
     """Resume from this checkpoint instead of the newest."""
     overwrite: bool = False
     """Replace the files of an earlier run in the folder."""
+    allow_changed: bool = False
+    """Resume although prompts, embeddings or weights have changed since the checkpoint."""
     progress: bool = True
     """Show progress bars."""
 
@@ -41,12 +45,31 @@ def distill_command(words: list[str]) -> int:
     """
     from pdmd.cli.config import DistillConfig
 
+    if words[:1] == ["--resume"] and words[1:] and not words[1].startswith("-"):
+        words = [words[1], "--resume", *words[2:]]  # the run to resume
     parsed = parse_config(words, "distill", RunOptions(), DistillConfig.__doc__)
     return _run(parsed.config, parsed.options)
 
 
+def _restarted() -> bool:
+    """Returns whether torchrun has started this rank again after a failure.
+
+    Raises:
+        ValueError: If the ranks would meet in the store of those before, and read their addresses.
+    """
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return False
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise ValueError(
+            "torchrun restarted the ranks with the store of those that died; set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, or resume the run with --resume"
+        )
+    return True
+
+
 def _run(config: DistillConfig, options: RunOptions) -> int:
     config.check()
+    _restarted()
     runtime = config.parallel.build(config.train.seed)
     try:
         code = _run_on(runtime, config, options)
@@ -77,6 +100,8 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int
         resume=options.resume or bool(options.checkpoint),
         checkpoint=options.checkpoint,
         overwrite=options.overwrite,
+        restarted=_restarted(),
+        allow_changed=options.allow_changed,
         progress=options.progress,
     )
     plan, folder = run.plan, run.folder
@@ -84,11 +109,12 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int
 
     def say(text: str, file: TextIO | None = None) -> None:
         if runtime.main:
-            print(text, file=file or sys.stdout, flush=True)
+            with contextlib.suppress(OSError, ValueError):  # a closed terminal ends no run
+                print(text, file=file or sys.stdout, flush=True)
 
     say(f"distilling {config.teacher.name} into {len(plan)} experts, {plan.nfe} steps -> {folder}")
     try:
-        with run.stop_on(signal.SIGINT, signal.SIGTERM):
+        with run.stop_on(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1), run.locked():
             rows = run.evaluate(run.distill())
             if not runtime.main:
                 return 0

@@ -23,7 +23,7 @@ class ExportOptions:
     format: Literal["diffusers", "comfyui", "both"] = "both"
     """Naming convention of the LoRA files."""
     dtype: str = ""
-    """Data type of the weights, for example bfloat16; the student's by default."""
+    """Type of the weights: float32, bfloat16 or float16; the student's by default."""
     base: str = ""
     """The pipeline that the student was distilled from, if it moved."""
     max_shard_size: str = "10GB"

@@ -1,7 +1,7 @@
 """The command line: a thin skin over the library.
 
-Exit codes: 0 for success, 2 for invalid input (one line, with the remedy), 1 for a run that failed
-and 130 for one that was interrupted.
+Exit codes: 0 for success, 2 for invalid input (one line, with the remedy), 1 for a run that
+failed, 130 for one that was interrupted, and 141 where nobody reads the output.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from pdmd.cli.arguments import HelpPrinted, UsageError, one_line
+from pdmd.cli.streams import standard_streams
 
 __all__ = ["main"]
 
@@ -29,6 +30,7 @@ commands:
   export STUDENT DIR        write a student for diffusers, or its adapters
   bench NAME                compare methods: toy1d, digits, cost, memory, speed and more
   report PATH               write the HTML report of a run folder or a results file
+  verify FOLDER             check a run, student, store or export against its digests
   pretrain NAME             pretrain a packaged network: digits, glyphs, ...
   check TEACHER             check that a teacher meets the needs of distillation
   teachers                  list the registered teachers
@@ -47,6 +49,7 @@ COMMANDS = {
     "export": "pdmd.cli.export:export_command",
     "bench": "pdmd.cli.bench:bench_command",
     "report": "pdmd.cli.report:report_command",
+    "verify": "pdmd.cli.verify:verify_command",
     "pretrain": "pdmd.cli.pretrain:pretrain_command",
     "check": "pdmd.cli.check:check_command",
     "teachers": "pdmd.cli.check:teachers_command",
@@ -64,7 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    with standard_streams():
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         from pdmd.cli.config_files import presets
 
@@ -90,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 file=sys.stderr,
             )
         return 1
+    except BrokenPipeError:  # whoever read the output has left
+        return 141
     except (ValueError, OSError) as error:
         if os.environ.get("RANK", "0") == "0":  # all ranks raise the same
             print(f"pdmd: error: {one_line(error)}", file=sys.stderr)

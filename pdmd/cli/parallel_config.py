@@ -8,7 +8,8 @@ from typing import Literal
 
 import torch
 
-from pdmd.distributed.degrees import Degrees
+from pdmd.distributed.degrees import Degrees, ranks_per_node
+from pdmd.distributed.offload import Offload
 from pdmd.distributed.runtime import OneProcess, Runtime, pick_device
 
 __all__ = ["PRECISIONS", "ParallelConfig"]
@@ -21,10 +22,11 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class ParallelConfig:
     """How the run is distributed over the ranks that torchrun starts, and how it computes."""
 
-    dp_replicate: int = 1
-    """Replicas of the sharded networks (HSDP)."""
+    dp_replicate: int = -1
+    """Replicas of the sharded networks (HSDP); -1 for one on each node."""
     dp_shard: int = -1
-    """Ranks that shard parameters and split the batch (FSDP); -1 takes those that are left."""
+    """Ranks that shard parameters and split the batch (FSDP); -1 for those of a node, or for all
+    that are left where dp_replicate is given."""
     cp: int = 1
     """Ranks that split each sample's tokens (context parallel)."""
     tp: int = 1
@@ -35,6 +37,8 @@ class ParallelConfig:
     """Recompute blocks in the backward pass (full), or all but their costly operations."""
     compile: bool = False
     """Compile the blocks of every network."""
+    offload: tuple[Literal["teacher", "experts", "averages", "optimizers"], ...] = ()
+    """What is kept in CPU memory: teacher, (finished) experts, averages, optimizers."""
     deterministic: bool = False
     """Insist on deterministic algorithms, which may be slower."""
     torchtitan: bool = False
@@ -59,8 +63,11 @@ class ParallelConfig:
         precision = PRECISIONS[self.precision]
         degrees = {name: getattr(self, name) for name in ("dp_replicate", "dp_shard", "cp", "tp")}
         world = int(os.environ.get("WORLD_SIZE", "1"))
-        Degrees.over(world, **degrees)
+        by_node = self.dp_replicate == self.dp_shard == -1
+        Degrees.over(world, **degrees, per_node=ranks_per_node(world) if by_node else None)
+        offload = Offload(**{name: True for name in self.offload})
         parts = self.torchtitan or self.compile or self.activation_checkpointing == "selective"
+        parts = parts or offload.networks  # shards are what is offloaded
         if world == 1 and not parts:
             if self.deterministic:
                 torch.use_deterministic_algorithms(True)
@@ -68,6 +75,7 @@ class ParallelConfig:
                 pick_device(self.device),
                 precision,
                 activation_checkpointing=self.activation_checkpointing == "full",
+                offload_optimizers=offload.optimizers,
             )
         if self.device != "auto":
             raise ValueError(
@@ -90,4 +98,5 @@ class ParallelConfig:
             heartbeat_timeout=self.heartbeat_timeout,
             seed=seed,
             deterministic=self.deterministic,
+            offload=offload,
         )

@@ -14,6 +14,7 @@ from pdmd.cli.arguments import parse_config
 from pdmd.cli.config import DistillConfig, TeacherConfig
 from pdmd.cli.parallel_config import PRECISIONS
 from pdmd.distillation.initializers import FromDenoiser
+from pdmd.distributed.offload import Offload
 from pdmd.files import local_path, write_file
 from pdmd.objectives import (
     DistributionMatching,
@@ -24,9 +25,10 @@ from pdmd.objectives import (
     Repulsion,
     WeightedSum,
 )
+from pdmd.planning.clusters import Cluster
 from pdmd.planning.evaluations import Workload
-from pdmd.planning.memory import Precision
-from pdmd.planning.run_plan import RunPlan, check_cluster, measure_roles, plan_roles
+from pdmd.planning.memory import EIGHT_BIT, Precision
+from pdmd.planning.run_plan import RunPlan, measure_roles, plan_roles
 from pdmd.teachers.base import Teacher, import_plugins, outline_arguments
 from pdmd.teachers.packaged.pretraining import network_arguments
 
@@ -43,10 +45,39 @@ class PlanOptions:
     """Number of GPUs."""
     memory: float = 80.0
     """Memory of each GPU, in GiB."""
+    node_gpus: int = 8
+    """GPUs of a node."""
+    node_memory: float = 1024.0
+    """CPU memory of a node, in GiB."""
+    rate: float = 0.4
+    """PFLOP/s that a GPU achieves."""
+    node: float = 450.0
+    """GB/s that a GPU sends to others of its node."""
+    network: float = 50.0
+    """GB/s that a node sends to others: 50 is one card of 400 Gbit/s, 400 is eight."""
+    host: float = 50.0
+    """GB/s between a GPU and the CPU's memory."""
     show: int = 10
     """Number of parallelism degrees to list."""
     json: str = ""
     """Also write all numbers to this JSON file."""
+
+    def cluster(self) -> Cluster:
+        """Returns the GPUs and their links.
+
+        Raises:
+            ValueError: If a number is out of its range.
+        """
+        return Cluster(
+            gpus=self.gpus,
+            memory=self.memory,
+            node_gpus=self.node_gpus,
+            node_memory=self.node_memory,
+            flops=self.rate * 1e15,
+            node_bandwidth=self.node * 1e9,
+            network_bandwidth=self.network * 1e9,
+            host_bandwidth=self.host * 1e9,
+        )
 
 
 def plan_command(words: list[str]) -> int:
@@ -62,11 +93,7 @@ def plan_command(words: list[str]) -> int:
     if options.json and Path(options.json).suffix != ".json":
         raise ValueError(f"--json ends in .json, got {options.json!r}")
     local_path(options.json, "a plan")
-    plan = plan_run(
-        parsed.config,
-        gpus=options.gpus,
-        memory=options.memory,
-    )
+    plan = plan_run(parsed.config, options.cluster())
     if options.json:
         out = local_path(options.json, "a plan")
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -75,16 +102,16 @@ def plan_command(words: list[str]) -> int:
     return 0
 
 
-def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> RunPlan:
+def plan_run(config: DistillConfig, cluster: Cluster | None = None) -> RunPlan:
     """Plans a configured run without training, and without loading weights where possible.
 
-    Precision and activation checkpointing are those of the configuration. An adaptive number of
+    Precision, activation checkpointing, offloading and the bits of moments are those of the
+    configuration. An adaptive number of
     fake updates is planned at its maximum.
 
     Args:
         config: The configuration.
-        gpus: Number of ranks.
-        memory: Memory of each rank in GiB.
+        cluster: The GPUs and their links; one GPU of 80 GiB by default.
 
     Returns:
         The plan.
@@ -92,7 +119,6 @@ def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> R
     Raises:
         ValueError: If a value is out of its range, or no degrees divide the work.
     """
-    check_cluster(gpus, memory)
     config.check()
     if config.parallel.activation_checkpointing == "selective":
         raise ValueError(
@@ -125,6 +151,7 @@ def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> R
         batch_size=train.batch_size,
         fake_updates=train.fake_updates,
         accumulate=train.accumulate,
+        fake_accumulate=train.fake_accumulate,
         timestep_samples=timestep_samples(config.objective.build()[0], len(plan)),
         evaluations=2 if guided else 1,
         fake_updates_per_rollout=train.fake_updates_per_rollout,
@@ -150,10 +177,22 @@ def plan_run(config: DistillConfig, *, gpus: int = 1, memory: float = 80.0) -> R
         with torch.device("meta"):
             origin = FromDenoiser(config.network.build(arguments, teacher.schedule))
     initializer = train.build_initializer(origin, adapters)
-    precision = Precision(compute=compute, frozen=compute)
+    precision = Precision(
+        compute=compute,
+        frozen=compute,
+        moment_bytes=EIGHT_BIT if train.adam_bits == 8 else 4.0,
+    )
     roles = measure_roles(teacher, initializer, condition, work, precision=precision)
     name = config.teacher.name
-    return plan_roles(roles, work, name=name, gpus=gpus, memory=memory, precision=precision)
+    return plan_roles(
+        roles,
+        work,
+        name=name,
+        cluster=cluster or Cluster(),
+        precision=precision,
+        offload=Offload(**dict.fromkeys(config.parallel.offload, True)),
+        checkpoints=train.checkpoint_keep,
+    )
 
 
 def timestep_samples(objective: Objective, phases: int) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pdmd.cli.arguments import parse, take_name
-from pdmd.files import local_path
+from pdmd.files import local_path, save_tensors
 
 __all__ = ["pretrain_command"]
 
@@ -58,11 +58,10 @@ def _pretrain_digits(out: Path, chosen: dict[str, Any]) -> None:
 
 
 def _pretrain_digits_classifier(out: Path, chosen: dict[str, Any]) -> None:
-    from safetensors.torch import save_file
 
     from pdmd.evaluation.classifier import train_digits_classifier
 
-    save_file(train_digits_classifier(**chosen).layers.state_dict(), out)
+    save_tensors(train_digits_classifier(**chosen).layers.state_dict(), out)
 
 
 def _pretrain_glyphs(out: Path, chosen: dict[str, Any]) -> None:

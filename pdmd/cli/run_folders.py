@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from pathlib import Path
 
 from pdmd.diffusion.schedules import Schedule
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.student_folders import describe_plan
+from pdmd.files import write_file
 
-__all__ = ["check_folder", "clear_folder", "write_plan"]
+__all__ = ["check_folder", "check_writable", "clear_folder", "write_plan"]
 
 OUTPUTS = (
     "student/student.json",
@@ -56,6 +58,11 @@ def check_folder(
                 f"{folder} is not a run folder, so it is not overwritten; choose another --out"
             )
         return
+    if unfinished and (folder / "metrics.json").is_file():
+        raise ValueError(
+            f"{folder} holds a finished run and is not empty; choose another --out, replace it "
+            "with --overwrite, or train it longer with --resume and more --train.updates"
+        )
     if unfinished:
         raise ValueError(
             f"{folder} holds an unfinished run; use --resume to continue it or --overwrite to "
@@ -65,6 +72,28 @@ def check_folder(
         raise ValueError(
             f"{folder} is not empty; choose another --out, or replace it with --overwrite"
         )
+
+
+def check_writable(folder: Path) -> None:
+    """Writes a nameless file to a folder, or to where it will be created.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(4096))
+            file.flush()
+    except OSError as error:
+        raise OSError(
+            f"{folder} cannot be written ({error}); choose another --out, or make room for it"
+        ) from error
 
 
 def clear_folder(folder: Path) -> None:
@@ -84,7 +113,8 @@ def write_plan(path: Path, plan: PhasePlan, schedule: Schedule) -> None:
     for phase, entry in zip(plan, phases, strict=True):
         values = [float(schedule.log_snr(t)) for t in (*phase.timesteps, phase.t_end)]
         entry["log_snr"] = [v if math.isfinite(v) else None for v in values]
-    path.write_text(json.dumps({"schedule": repr(schedule), "phases": phases}, indent=2) + "\n")
+    content = {"schedule": repr(schedule), "phases": phases}
+    write_file(path, json.dumps(content, indent=2) + "\n")
 
 
 def _is_run(folder: Path) -> bool:

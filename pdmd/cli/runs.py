@@ -2,24 +2,27 @@
 
 A run folder contains ``config.toml`` (the resolved configuration), ``plan.json``,
 ``history.jsonl`` and ``tensorboard/`` (scalars), ``calibration.json``, ``student/``,
-``metrics.json``, ``summary.json``, ``grids/`` and ``report.html``; until the run is finished also
-``checkpoint/``.
+``metrics.json``, ``summary.json``, ``grids/``, ``report.html`` and ``checkpoint/``, of which the
+last one stays when the run is finished, to be trained longer from.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from pdmd.cli.config import DistillConfig
-from pdmd.cli.config_files import write_config
-from pdmd.cli.run_folders import check_folder, clear_folder, write_plan
+from pdmd.cli.config_files import same_config, write_config
+from pdmd.cli.resumed_settings import CHANGEABLE, describe_changes, fingerprint
+from pdmd.cli.run_folders import check_folder, check_writable, clear_folder, write_plan
+from pdmd.cli.run_inputs import digest_inputs
+from pdmd.cli.run_locks import LOCKS, RunLocks
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.sampling import ode_times
 from pdmd.distillation.distill import distill
@@ -27,22 +30,23 @@ from pdmd.distillation.experts import experts
 from pdmd.distillation.initializers import FromDenoiser, Initializer
 from pdmd.distillation.low_rank import layers_of
 from pdmd.distillation.students import Student
-from pdmd.distillation.validation import check_teacher
+from pdmd.distillation.validation import check_teacher, check_times
 from pdmd.distributed.runtime import Runtime
 from pdmd.evaluation.evaluate import draw_samples, score
-from pdmd.files import local_path, write_file
+from pdmd.files import is_url, local_path, write_file
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import unguided
 from pdmd.teachers.packaged.pretraining import network_arguments, pretrained_network
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
+from pdmd.training.checkpoints.inputs import digest_prompts
 from pdmd.training.checkpoints.store import Store
 from pdmd.training.expert_training import ExpertTraining
 from pdmd.training.fake_scores import FakeScoreTraining
 from pdmd.training.monitoring.accounting import Account
+from pdmd.training.monitoring.outputs import say
 from pdmd.training.monitoring.recorder import NullRecorder, RunRecorder
 from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
-from pdmd.typing import Condition
 
 __all__ = ["Run"]
 
@@ -60,10 +64,15 @@ class Run:
         overwrite: Whether to replace the files of an earlier run in the folder.
         progress: Whether to show progress bars.
         checkpoint: The checkpoint to resume from; the newest by default.
+        restarted: Whether the launcher started the ranks again after a failure: the run resumes
+            from its newest checkpoint, or starts again if there is none.
+        allow_changed: Whether to resume although prompts, embeddings or weights have changed.
 
     Raises:
         ValueError: If a value is out of its range, the teacher's output is not finite, the folder
-            is occupied, or it has no checkpoint to resume.
+            is occupied or in use, or it has no checkpoint to resume, or one of other settings or
+            inputs.
+        OSError: If the folder cannot be written.
     """
 
     def __init__(
@@ -74,6 +83,8 @@ class Run:
         checkpoint: str = "",
         resume: bool = False,
         overwrite: bool = False,
+        restarted: bool = False,
+        allow_changed: bool = False,
         progress: bool = True,
     ) -> None:
         config.check()
@@ -81,17 +92,29 @@ class Run:
         if config.train.buffer_folder:
             local_path(config.train.buffer_folder, "the phase-input buffer")
         self.config, train = config, config.train
+        self.began = time.time()
         self.runtime = runtime or config.parallel.build(train.seed)
-        self.resume, self.overwrite = resume, overwrite
+        self.allow_changed = allow_changed
+        checkpoints = config.train.checkpoint_folder
+        own = [] if is_url(checkpoints) or not checkpoints else [Path(checkpoints)]
+        self.locks = RunLocks([self.folder, *own])
         self.progress = progress and self.runtime.main
-        self.training = False
+        self.training = self.started = False
         with self.runtime.ranks.consensus():
             self.runtime.ranks.local_batch(train.batch_size)
             if self.runtime.main and self.folder.exists() and not self.folder.is_dir():
                 raise ValueError(f"{self.folder} is a file; choose another --out")
-        occupied = self.folder.exists() and any(self.folder.iterdir())
+            if self.runtime.main:
+                self.locks.check()
+                check_writable(self.folder)
+        occupied = self.folder.exists() and any(
+            path.name not in LOCKS for path in self.folder.iterdir()
+        )
         self.checkpointer = self._checkpointer(checkpoint)  # may write to the folder to test it
         unfinished = self.checkpointer.exists()
+        if restarted:
+            resume, overwrite = unfinished, not unfinished
+        self.resume, self.overwrite = resume, overwrite
         with self.runtime.ranks.consensus():
             if self.runtime.main:
                 check_folder(
@@ -106,9 +129,12 @@ class Run:
             self.teacher = placement.outline(teacher) if _has_weights(teacher) else teacher
             self.plan = config.plan.build()
             self.generator_objective, self.fake_objective = config.objective.build()
-            condition = self.teacher.conditions(self.teacher.prompts)
-            if self.runtime.placement.in_place:  # a sharded teacher is checked after sharding
-                check_teacher(self.teacher, self.plan, self.generator_objective, condition)
+            self.conditions = self.teacher.conditions(self.teacher.prompts)
+            check_times(self.teacher, self.plan, self.generator_objective)
+            here = self.runtime.placement.in_place and self.runtime.device.type == "cpu"
+            if here:  # a teacher that is moved or sharded is checked by distill, where it runs
+                objective = self.generator_objective
+                check_teacher(self.teacher, self.plan, objective, self.conditions)
             if not _has_weights(self.teacher) and not hasattr(unguided(self.teacher), "sample"):
                 raise ValueError(
                     f"{config.teacher.name} has neither weights nor samples to pretrain a network "
@@ -120,16 +146,37 @@ class Run:
             network: nn.Module = self.teacher
             if not _has_weights(self.teacher):
                 network = config.network.build(
-                    self._network_arguments(condition), self.teacher.schedule
+                    self._network_arguments(self.conditions), self.teacher.schedule
                 )
             self.runtime.placement.check(network)
             self._check_lora()
             train.build_initializer(
                 None if _has_weights(self.teacher) else FromDenoiser(network), config.lora.build()
             )
+            if self.runtime.main:
+                prompts = digest_prompts(self.teacher.prompts)
+                self.checkpointer.add_inputs({**digest_inputs(config), "prompts": prompts})
         if resume:
             self.checkpointer.read()
         self.account = Account()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder within a block, so that no other process writes to it.
+
+        All ranks enter it together. :meth:`distill` and :meth:`evaluate` enter it themselves.
+
+        Raises:
+            ValueError: If another process holds it; says which one.
+        """
+        with contextlib.ExitStack() as held:
+            with self.runtime.ranks.consensus():
+                if self.runtime.main:
+                    held.enter_context(self.locks.held())
+                    new = not (self.started or self.resume or self.overwrite)
+                    if new and (self.folder / "config.toml").exists():
+                        raise ValueError(f"another process has used {self.folder} meanwhile")
+            yield
 
     def distill(self) -> Student:
         """Trains the student and saves it.
@@ -137,18 +184,26 @@ class Run:
         Raises:
             Interrupted: If a stop was requested; a checkpoint is written.
             NonFiniteError: If losses or gradients are not finite, more often than may be skipped.
+            ValueError: If another process writes to the folder.
         """
+        with self.locked():
+            return self._distill()
+
+    def _distill(self) -> Student:
         config, train = self.config, self.config.train
-        started = time.perf_counter()
+        started, self.started = time.perf_counter(), True
         if self.overwrite and not self.resume:
             self.checkpointer.clear()
             if self.runtime.main:
                 clear_folder(self.folder)
         if self.runtime.main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not self.resume or not (self.folder / "config.toml").exists():
-                write_config(config, self.folder / "config.toml")
-            write_plan(self.folder / "plan.json", self.plan, self.teacher.schedule)
+            path = self.folder / "config.toml"
+            if not (self.resume and same_config(config, path)):
+                write_config(config, path)
+            if not self.resume or not (self.folder / "plan.json").exists():
+                write_plan(self.folder / "plan.json", self.plan, self.teacher.schedule)
+            for line in describe_changes(self.checkpointer.changes):
+                say(f"pdmd: {line}")
         self.checkpointer.store.check()  # now that the folder exists
         initializer, source = self._start()
         optimizer, fake_optimizer = train.recipes()
@@ -176,6 +231,7 @@ class Run:
             fake_scores=FakeScoreTraining(
                 updates=train.build_fake_updates(),
                 updates_per_rollout=train.fake_updates_per_rollout,
+                accumulate=train.fake_accumulate,
                 scores=train.build_fake_scores(),
                 optimizer=fake_optimizer,
                 max_grad_norm=train.max_grad_norm,
@@ -190,6 +246,7 @@ class Run:
                 account=self.account,
                 max_consecutive_skips=train.max_consecutive_skips,
             ),
+            conditions=self.conditions,
             seed=train.seed,
             source=source,
         )
@@ -214,7 +271,7 @@ class Run:
         return student
 
     def _stop_before_evaluation(self) -> None:
-        if self.checkpointer.should_stop(self.runtime.ranks):  # after the last update
+        if self.checkpointer.stopping():  # after the last update
             raise Interrupted("stopped before the evaluation")
 
     def leave(self) -> None:
@@ -231,6 +288,10 @@ class Run:
         Returns:
             The rows of ``metrics.json``; none on other ranks.
         """
+        with self.locks.held():
+            return self._evaluate(student)
+
+    def _evaluate(self, student: Student) -> list[dict[str, Any]]:
         from pdmd.evaluation.report import draw_grids, write_grids, write_report
 
         config, real = self.config.evaluate, self._placed_teacher()
@@ -264,9 +325,12 @@ class Run:
             drawn=shown,
         )
         write_report(self.folder)
-        self.checkpointer.clear()
-        with contextlib.suppress(OSError):  # it is elsewhere, or has files of the user
-            (self.folder / "checkpoint").rmdir()
+        if self.config.train.checkpoint_keep:  # the last, from which to train longer
+            self.checkpointer.keep_last()
+        else:
+            self.checkpointer.clear()
+            with contextlib.suppress(OSError):  # it is elsewhere, or has files of the user
+                (self.folder / "checkpoint").rmdir()
         return metrics["rows"]
 
     def _placed_teacher(self) -> Denoiser:
@@ -287,15 +351,12 @@ class Run:
             numbers: The signals.
         """
         import signal
-        import sys
 
         def request(number: int, frame: Any) -> None:
             if self.checkpointer.stop_requested or not self.training:
                 raise KeyboardInterrupt
             self.checkpointer.stop_requested = True
-            print(
-                "\npdmd: stopping after this update (repeat to stop immediately)", file=sys.stderr
-            )
+            say("\npdmd: stopping after this update (repeat to stop immediately)")
 
         previous = {}
         with contextlib.suppress(ValueError):  # only the main thread may set handlers
@@ -323,7 +384,7 @@ class Run:
             }
         if _has_weights(self.teacher):
             return config.train.build_initializer(adapters=config.lora.build()), source
-        arguments = self._network_arguments(self.teacher.encode(self.teacher.prompts))
+        arguments = self._network_arguments(self.conditions)
         source["network"] = {"name": config.network.name, "arguments": arguments}
         network = pretrained_network(
             self.teacher,
@@ -335,7 +396,7 @@ class Run:
         )
         return config.train.build_initializer(FromDenoiser(network)), source
 
-    def _network_arguments(self, condition: Condition) -> dict[str, Any]:
+    def _network_arguments(self, condition: Any) -> dict[str, Any]:
         network = self.config.network
         return network_arguments(
             self.teacher,
@@ -361,30 +422,19 @@ class Run:
         train = self.config.train
         store = Store(
             train.checkpoint_folder or self.folder / "checkpoint",
-            keep=train.checkpoint_keep,
+            keep=max(1, train.checkpoint_keep),
             asynchronous=train.checkpoint_async,
             probe=bool(train.checkpoint_folder),  # the run folder does not exist yet
         )
         return Checkpointer(
             store,
-            every=train.checkpoint_every,
-            fingerprint=_fingerprint(self.config),
+            every=train.build_interval(),
+            limit=train.build_time_limit(self.began),
+            fingerprint=fingerprint(self.config),
             name=name,
+            may_change=CHANGEABLE,
+            allow_changed=self.allow_changed,
         )
-
-
-def _fingerprint(config: DistillConfig) -> dict[str, Any]:
-    """Returns the settings that determine the numbers of a run, up to rounding."""
-    settings = {
-        k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "evaluate")
-    }
-    settings["parallel"] = {"precision": config.parallel.precision}
-    settings["train"] = {
-        k: v
-        for k, v in settings["train"].items()
-        if k not in ("max_consecutive_skips", "buffer_folder") and not k.startswith("checkpoint_")
-    }
-    return settings
 
 
 def _has_weights(teacher: Teacher) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pdmd.cli.arguments import check_numbers, parse, take_name
 from pdmd.cli.values import Arguments
-from pdmd.files import local_path
+from pdmd.files import local_path, save_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -92,11 +92,10 @@ def sample_command(words: list[str]) -> int:
         writer.close()
     else:
         import torch
-        from safetensors.torch import save_file
 
         out.parent.mkdir(parents=True, exist_ok=True)
         texts = [p if isinstance(p, str | int | None) else caption(p) for p in prompts]
-        save_file({"latents": torch.cat(kept)}, out, metadata={"prompts": json.dumps(texts)})
+        save_tensors({"latents": torch.cat(kept)}, out, metadata={"prompts": json.dumps(texts)})
     print(f"{options.n} samples with NFE {student.plan.nfe} -> {out}")
     return 0
 

@@ -9,7 +9,18 @@ from typing import Annotated, Any, TypeAlias
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-__all__ = ["Arguments", "Plain", "Table", "Terms", "inline_toml", "plain_value", "short"]
+__all__ = [
+    "Arguments",
+    "Plain",
+    "Table",
+    "Terms",
+    "duration",
+    "inline_toml",
+    "plain_value",
+    "short",
+]
+
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 Plain: TypeAlias = bool | int | float | str
 """A value of one TOML key."""
@@ -36,6 +47,29 @@ def plain_value(text: str) -> Plain:
         except ValueError:
             continue
     return text
+
+
+def duration(text: str, where: str) -> float:
+    """Reads a duration, in seconds.
+
+    Args:
+        text: A number and its unit, s, m, h or d, such as ``90s`` or ``1.5h``.
+        where: The key, for errors.
+
+    Raises:
+        ValueError: If it is not one, or is not positive.
+    """
+    number, unit = text[:-1], text[-1:]
+    try:
+        seconds = float(number) * SECONDS[unit]
+    except (KeyError, ValueError):
+        seconds = 0.0
+    if not 0 < seconds < 10**9:
+        raise ValueError(
+            f"{where} is a positive number and its unit, s, m, h or d, such as 10m; got "
+            f"{short(text)!r}"
+        )
+    return seconds
 
 
 def inline_toml(value: Any) -> str:

@@ -33,6 +33,8 @@ class Denoiser(nn.Module, ABC):
         evaluations: Network evaluations (NFE) of one call, per sample.
         precision: The dtype of the network's autocast; times and conversions of its output keep
             theirs.
+        execution_device: The device on which the network computes, where that is not the one of
+            its parameters, which may be offloaded.
 
     Args:
         schedule: The forward process of the network's inputs.
@@ -46,6 +48,7 @@ class Denoiser(nn.Module, ABC):
 
     evaluations: int = 1
     precision: torch.dtype = torch.float32
+    execution_device: torch.device | None = None
 
     def __init__(
         self,
@@ -66,7 +69,9 @@ class Denoiser(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """The device of the parameters and buffers; the CPU if there are none."""
+        """The device on which it computes: by default that of its parameters, else the CPU."""
+        if self.execution_device is not None:
+            return self.execution_device
         tensors = chain(self.parameters(), self.buffers())
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 

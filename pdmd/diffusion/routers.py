@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.schedules import same_process
@@ -57,6 +58,7 @@ class Router(ABC):
 
 
 @routers.register("interval")
+@checked
 class IntervalRouter(Router):
     """Routes by the intervals between boundaries.
 
@@ -101,6 +103,7 @@ class IntervalRouter(Router):
         return f"IntervalRouter({list(self.boundaries)})"
 
 
+@checked
 class RoutedDenoiser(Denoiser):
     """Several denoisers behind a router, as one denoiser.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.solvers import ode_step
 from pdmd.randomness import randn
@@ -72,6 +73,8 @@ def ode_times(denoiser: Denoiser, steps: int, t_end: float = 0.0) -> list[float]
     """
     if steps < 1:
         raise ValueError(f"sampling requires at least 1 step, got {steps}")
+    if not 0 <= t_end < 1:
+        raise ValueError(f"sampling ends at a time in [0, 1), got t_end = {t_end}")
     times = [1 - (1 - t_end) * i / steps for i in range(steps)] + [t_end]
     _check_range(denoiser, times)
     return times
@@ -88,6 +91,7 @@ def _check_range(denoiser: Denoiser, times: Sequence[float]) -> None:
             )
 
 
+@checked
 @torch.no_grad()
 def sample_ode(
     denoiser: Denoiser,

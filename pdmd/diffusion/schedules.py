@@ -26,6 +26,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.diffusion.timesteps import as_times, cached_at, lowest
 from pdmd.typing import Times
 
@@ -135,8 +136,7 @@ class Schedule(ABC):
                 "each sample of one batch"
             )
         low = lowest(t) if isinstance(end, float) else None
-        below = s.is_cpu and t.is_cpu and bool((s >= t).any()) if low is None else end >= low
-        if below:
+        if (low is None or end >= low) and s.is_cpu and t.is_cpu and bool((s >= t).any()):
             s_all, t_all = torch.broadcast_tensors(s, t)
             i = int((s_all >= t_all).flatten().nonzero()[0])
             raise ValueError(
@@ -226,6 +226,7 @@ class RectifiedFlow(Schedule):
         return clean_t / clean, torch.sqrt((t - s) * (t * clean + s * clean_t)) / clean
 
 
+@checked
 class Shifted(Schedule):
     r"""A schedule run on the warped time :math:`t' = k t / (1 + (k - 1) t)`.
 
@@ -267,6 +268,7 @@ class Shifted(Schedule):
         return shift_times(self.base.t_from_log_snr(log_snr), 1 / self.shift)
 
 
+@checked
 class Truncated(Schedule):
     r"""A schedule truncated at one of its times, :math:`t' = t_{\max} t`.
 
@@ -322,6 +324,7 @@ def shift_times(t: Tensor, shift: float) -> Tensor:
     return torch.where(t == 1, torch.ones_like(t), warped)
 
 
+@checked
 class VarianceExploding(Schedule):
     r""":math:`\alpha_t = 1`, :math:`\sigma_t = (\sigma_{\min}^{1/\rho} (1 - t) +
     \sigma_{\max}^{1/\rho} t)^\rho`.

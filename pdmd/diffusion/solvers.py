@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from pdmd.diffusion.checks import check_times, check_transition
+from pdmd.arguments import checked
+from pdmd.diffusion.checks import check_latents, check_times, check_transition
 from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.schedules import Schedule
 from pdmd.diffusion.timesteps import as_times
@@ -19,6 +20,7 @@ from pdmd.typing import Latents, Times, expand, moved
 __all__ = ["diffuse", "ode_step", "renoise_step"]
 
 
+@checked
 def ode_step(prediction: Prediction, s: Times) -> Latents:
     r"""Steps from :math:`x_t` to a cleaner time along the probability flow.
 
@@ -72,6 +74,7 @@ def diffuse(x_s: Latents, epsilon: Latents, s: Times, t: Times, schedule: Schedu
     return expand(a, x_s) * x_s + expand(b, x_s) * epsilon
 
 
+@checked
 def renoise_step(
     x_s: Latents,
     s: Times,
@@ -92,6 +95,8 @@ def renoise_step(
         Latents at time :math:`t`, with shape :math:`(B, *)`.
 
     Raises:
+        TypeError: If a tensor or a time is something else.
         ValueError: If :math:`s \geq t` anywhere.
     """
+    check_latents("x_s", x_s)
     return diffuse(x_s, randn_like(x_s, generator), s, t, schedule)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.diffusion.schedules import Schedule
 from pdmd.diffusion.timesteps import as_times
 from pdmd.typing import Times
@@ -37,6 +38,7 @@ class VariancePreserving(Schedule):
         return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
 
 
+@checked
 class LinearVP(VariancePreserving):
     r"""The variance-preserving schedule whose noise rate :math:`\beta` is linear in time.
 

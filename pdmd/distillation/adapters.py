@@ -22,16 +22,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar, Token
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import RoutedDenoiser
-from pdmd.distillation.low_rank import Factors, LowRank, layers_of
+from pdmd.distillation.low_rank import Factors, LowRank, is_linear, layers_of
 from pdmd.distributed.plans import plain_path
 from pdmd.distributed.weight_files import whole_tensors
 from pdmd.distributed.weight_sources import UniformDraws
@@ -40,15 +41,18 @@ from pdmd.typing import Condition, Latents
 __all__ = [
     "AdaptedDenoiser",
     "LowRank",
+    "activate_factors",
     "adapt",
     "adapted_parts",
     "in_adapted_call",
     "base_digest",
     "layers_of",
     "checkpoint_contexts",
+    "prepare_layers",
 ]
 
 
+@checked
 class AdaptedDenoiser(Denoiser):
     r"""A denoiser with low-rank changes of its linear layers.
 
@@ -113,8 +117,7 @@ class AdaptedDenoiser(Denoiser):
                 raise ValueError(f"{type(base).__name__} has no layer {path} to adapt")
             factors_of[layers[path]] = factors
         for layer in factors_of:
-            if _add_low_rank not in layer._forward_hooks.values():
-                layer.register_forward_hook(_add_low_rank, prepend=True, with_kwargs=True)
+            _hook(layer)
         object.__setattr__(self, "base", base)  # not a submodule
         self._factors_of = factors_of
         self._checkpointing = [m for m in base.modules() if hasattr(m, "gradient_checkpointing")]
@@ -283,9 +286,40 @@ class _Both:
         self._outer.__exit__(*error)
 
 
+def prepare_layers(unit: nn.Module) -> list[nn.Module]:
+    """Returns the linear layers of a unit that is to be compiled, ready for adapters.
+
+    A graph only contains the hooks that are there when it is traced, so every layer gets its hook
+    here, with or without an adapter. See :func:`activate_factors`.
+    """
+    layers = [module for module in unit.modules() if is_linear(module)]
+    for layer in layers:
+        _hook(layer)
+    activate_factors(layers)
+    return layers
+
+
+def activate_factors(layers: Iterable[nn.Module]) -> None:
+    """Sets the factors that layers add in their next calls: those of the current call's adapter.
+
+    Without this, a layer finds them when it is called.
+    """
+    active = _active.get() or {}
+    for layer in layers:
+        object.__setattr__(layer, "active_factors", active.get(layer))  # not a submodule
+
+
+def _hook(layer: nn.Module) -> None:
+    if _add_low_rank not in layer._forward_hooks.values():
+        layer.register_forward_hook(_add_low_rank, prepend=True, with_kwargs=True)
+
+
 def _add_low_rank(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
-    active = _active.get()
-    factors = None if active is None else active.get(layer)
+    if hasattr(layer, "active_factors"):
+        factors = cast("Factors | None", layer.active_factors)
+    else:
+        active = _active.get()
+        factors = None if active is None else active.get(layer)
     if factors is None:
         return None
     change = factors.output_change(args[0] if args else kwargs["input"])

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pdmd.arguments import checked
 from pdmd.distillation.finished import FinishedExperts
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.students import Student
@@ -20,6 +21,8 @@ from pdmd.objectives.base import Objective
 from pdmd.objectives.distribution_matching import DistributionMatching
 from pdmd.objectives.score_matching import SubintervalScoreMatching
 from pdmd.teachers.base import Teacher
+from pdmd.training.checkpoints.global_generators import load_global_states
+from pdmd.training.checkpoints.inputs import digest_prompts
 from pdmd.training.checkpoints.training_state import load_generator, load_trainer, save_training
 from pdmd.training.conditions import ConditionStream
 from pdmd.training.expert_training import ExpertTraining
@@ -28,10 +31,12 @@ from pdmd.training.loop import calibrate, train_phase
 from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
 from pdmd.training.trainer import PhaseTrainer
+from pdmd.typing import Conditions
 
 __all__ = ["distill"]
 
 
+@checked
 def distill(
     teacher: Teacher,
     plan: PhasePlan,
@@ -44,6 +49,7 @@ def distill(
     rollouts: Rollouts | None = None,
     fake_scores: FakeScoreTraining | None = None,
     session: Session | None = None,
+    conditions: Conditions | None = None,
     seed: int = 0,
     source: Mapping[str, Any] | None = None,
 ) -> Student:
@@ -70,6 +76,7 @@ def distill(
         rollouts: Batch size, truncation and phase inputs of rollouts.
         fake_scores: Number and training of the fake scores.
         session: Device and ranks, recorder, checkpoints and NFE account.
+        conditions: The prompts, if the teacher has encoded them already.
         seed: Seed of all randomness, in [0, 2^63); the same seed gives the same bits on the same
             machine.
         source: The ``source`` of the :class:`~pdmd.distillation.students.Student`.
@@ -96,19 +103,23 @@ def distill(
     fake_scores, session = fake_scores or FakeScoreTraining(), session or Session()
     runtime, checkpointer = session.runtime, session.checkpointer
     per_phase, health = updates_of(plan, updates), session.health()
-    encoded = encode(teacher, prompts)
+    encoded = encode(teacher, prompts) if conditions is None else conditions
     check_objectives(plan, generator_objective, fake_objective)
     check_fake_scores(plan, rollouts, fake_scores.scores)
     runtime.ranks.local_batch(rollouts.batch_size)
     runtime.placement.check(teacher)
-    conditions = ConditionStream(None if encoded is None else encoded.to(runtime.device))
+    stream = ConditionStream(None if encoded is None else encoded.to(runtime.device))
     generator = runtime.ranks.generator(seed)
     start = runtime.placement.outline(teacher)
     finished = FinishedExperts(start, experts, runtime)
+    listed = teacher.prompts if prompts is None else prompts
+    checkpointer.add_inputs({"prompts": digest_prompts(listed)})
 
     with session.freezing(teacher):
         cursor = checkpointer.read() if session.resume else {"finished": 0, "update": None}
-        real = runtime.placement.frozen(start, shared=experts.initializer.adapts)
+        real = runtime.placement.frozen(
+            start, shared=experts.initializer.adapts, offload=runtime.offload.teacher
+        )
         check_teacher(real, plan, generator_objective, encoded)
         if session.resume:
             session.account.restore(cursor["account"])
@@ -119,6 +130,9 @@ def distill(
             if group[0].index < cursor["finished"]:
                 finished.restore(group, checkpointer)
                 continue
+            resumed = session.resume and group[0].index == cursor["finished"]
+            if resumed:  # what follows may draw from them
+                load_global_states(checkpointer, cursor, runtime.device)
             trainer = PhaseTrainer(
                 experts=finished.initialize(group),
                 earlier=tuple(finished.experts),
@@ -132,7 +146,7 @@ def distill(
                 ],
                 generator_objective=generator_objective,
                 fake_objective=fake_objective,
-                conditions=conditions,
+                conditions=stream,
                 updates=sum(per_phase[phase.index] for phase in group),
                 generator=generator,
                 expert_training=experts,
@@ -142,9 +156,10 @@ def distill(
                 health=health,
                 seed=seed,
             )
-            if session.resume and group[0].index == cursor["finished"]:
+            if resumed:
                 if cursor["update"] is not None:
                     load_trainer(trainer, cursor)
+                    load_global_states(checkpointer, cursor, runtime.device)
                     session.account.restore(cursor["account"])  # repeated updates count once
                 load_generator(checkpointer, generator)
             train_phase(trainer, len(plan), finished.experts)
@@ -153,13 +168,16 @@ def distill(
             finished.gather(group, trainer.finished())
             del trainer  # before the next phase's networks are built
             gc.collect()  # sharded modules refer to themselves
-            save_training(session, finished.experts, generator, rollouts.phase_inputs)
+            if group[-1].index + 1 < len(plan):  # else the trainer's is the last, to train longer
+                save_training(session, finished.experts, generator, rollouts.phase_inputs)
+                session.report_checkpoints()
         checkpointer.wait()
+        session.report_checkpoints()
 
     student = Student(
         finished.release(),
         encode=teacher.encode,
-        prompts=teacher.prompts if prompts is None else prompts,
+        prompts=listed,
         source=source,
     )
     return student.eval().requires_grad_(False)

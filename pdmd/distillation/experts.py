@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import nn
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.solvers import ode_step, renoise_step
@@ -34,6 +35,7 @@ experts: Registry[type[Expert]] = Registry("expert")
 register, get, names = experts.register, experts.get, experts.names
 
 
+@checked
 class Expert(nn.Module, ABC):
     """The denoiser of a phase; calling it maps the phase's input to its output.
 

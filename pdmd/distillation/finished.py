@@ -73,18 +73,21 @@ class FinishedExperts:
             starts = self.initialize(group)
             for start, placed in zip(starts, done, strict=True):
                 refer(start.denoiser, placed.denoiser)
+            if self.runtime.offload.experts and not self.runtime.offload.averages:
+                done = self._place(starts)  # otherwise averages stay where they are
+                for start, placed in zip(starts, done, strict=True):
+                    refer(start.denoiser, placed.denoiser)
         self.starts += [_freeze(start) for start in starts]
         self.experts += done
 
     def restore(self, group: Sequence[Phase], checkpointer: NoCheckpoints) -> None:
         """Adds the experts of a finished group from a checkpoint."""
-        group_experts = self.initialize(group)
-        networks = {id(e.denoiser): e.denoiser for e in group_experts}
-        for network in networks.values():
-            self.runtime.placement.trained(network)
-        for expert in group_experts:
-            load_expert(checkpointer, expert, self.runtime.states)
-        self.gather(group, group_experts)
+        experts = self.initialize(group)
+        for network in {id(e.denoiser): e.denoiser for e in experts}.values():
+            self.runtime.placement.trained(network, offload=self.runtime.offload.averages)
+        for expert in {id(one.denoiser): one for one in reversed(experts)}.values():
+            load_expert(checkpointer, expert, self.runtime.states)  # once for a shared network
+        self.gather(group, experts)
 
     def release(self) -> list[Expert]:
         """Returns the finished experts: over plain networks on the CPU, or over placed ones."""
@@ -93,6 +96,17 @@ class FinishedExperts:
             for part in adapted_parts(expert):  # the base is the teacher's, and stays frozen
                 part.base.requires_grad_(False)
         return self.experts
+
+    def _place(self, plain: Sequence[Expert]) -> list[Expert]:
+        """Returns the frozen experts of a group over placed networks, one for each plain one."""
+        placement, offload = self.runtime.placement, self.runtime.offload.experts
+        placed = {
+            id(network): placement.frozen(network, offload=offload)
+            for network in {id(expert.denoiser): expert.denoiser for expert in plain}.values()
+        }
+        return [
+            _freeze(type(expert)(placed[id(expert.denoiser)], expert.phase)) for expert in plain
+        ]
 
 
 def _freeze(expert: Expert) -> Expert:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser
 from pdmd.distillation.adapters import LowRank, adapt, adapted_parts
@@ -125,6 +126,7 @@ class FromPrevious(CopyInitializer):
         return teacher.part(phase.t_start, phase.t_end)
 
 
+@checked
 class FromDenoiser(CopyInitializer):
     """Initializes experts and fake scores from a given network, for teachers without weights.
 
@@ -144,6 +146,7 @@ class FromDenoiser(CopyInitializer):
         return self.denoiser
 
 
+@checked
 class LowRankRoles(Initializer):
     """Builds experts and fake scores as adapters over the teacher's frozen network.
 
@@ -201,6 +204,7 @@ class LowRankRoles(Initializer):
         )
 
 
+@checked
 class PerStep(Initializer):
     """Builds a separate network for every step of a phase, behind a router.
 

@@ -18,14 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pdmd.arguments import checked
 from pdmd.distributed.plans import plain_path, units_of
 from pdmd.distributed.weight_sources import UniformDraws, ZeroWeight, attach_sources, whole
 
-__all__ = ["Factor", "Factors", "LowRank", "layers_of"]
+__all__ = ["Factor", "Factors", "LowRank", "is_linear", "layers_of"]
 
 HIGHEST_RANK, HIGHEST_ALPHA = 65_536, 1e9
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class LowRank:
     r"""Rank, scale and target layers of an adapter.
@@ -150,7 +152,7 @@ def layers_of(base: nn.Module, targets: tuple[str, ...] = ()) -> dict[str, nn.Li
     linear = {
         plain_path(path): cast("nn.Linear", module)
         for path, module in base.named_modules()
-        if _is_linear(module)
+        if is_linear(module)
     }
     if not targets:
         units = tuple(f"{plain_path(path)}." for path, _ in units_of(base))
@@ -174,7 +176,8 @@ def layers_of(base: nn.Module, targets: tuple[str, ...] = ()) -> dict[str, nn.Li
     return {p: m for p, m in linear.items() if p in selected}
 
 
-def _is_linear(module: nn.Module) -> bool:
+def is_linear(module: nn.Module) -> bool:
+    """Returns whether a module is a linear layer that is called, so that hooks can change it."""
     # torch's multi-head attention uses the weight of its output layer without calling the layer.
     return isinstance(module, nn.Linear) and not isinstance(
         module, nn.modules.linear.NonDynamicallyQuantizableLinear

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pdmd.arguments import checked
 from pdmd.diffusion.schedules import Schedule, check_shift, shift_times
 
 __all__ = ["Disjoint", "Nested", "Phase", "PhasePlan", "ScoreRange"]
@@ -52,6 +53,7 @@ class Disjoint(ScoreRange):
         return t_end, t_start
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """One subinterval of the noise range.
@@ -74,6 +76,8 @@ class Phase:
     score_range: tuple[float, float]
 
     def __post_init__(self) -> None:
+        if self.index < 0:
+            raise ValueError(f"a phase's index counts from 0, the noisiest, got {self.index}")
         if not self.timesteps:
             raise ValueError(f"phase {self.number} has no steps; every phase takes at least 1")
         times = (*self.timesteps, self.t_end)
@@ -108,6 +112,7 @@ class Phase:
         return len(self.timesteps)
 
 
+@checked
 @dataclass(frozen=True)
 class PhasePlan:
     """Contiguous phases from noise (1) to data (0).
@@ -140,6 +145,7 @@ class PhasePlan:
                 )
 
     @classmethod
+    @checked
     def from_timesteps(
         cls,
         timesteps: Sequence[float],
@@ -189,6 +195,7 @@ class PhasePlan:
         return cls(tuple(phases))
 
     @classmethod
+    @checked
     def uniform(
         cls,
         phases: int = 4,
@@ -227,6 +234,7 @@ class PhasePlan:
         return cls.from_timesteps(grid, steps=counts, shift=shift, score_range=score_range)
 
     @classmethod
+    @checked
     def from_log_snr(
         cls,
         log_snrs: Sequence[float],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from pdmd.arguments import checked
 from pdmd.diffusion.sampling import check_batch, initial_noise
 from pdmd.distillation.students import Student
 from pdmd.typing import Condition, Latents
@@ -11,6 +12,7 @@ from pdmd.typing import Condition, Latents
 __all__ = ["sample", "trajectory"]
 
 
+@checked
 @torch.no_grad()
 def trajectory(
     student: Student,
@@ -40,6 +42,7 @@ def trajectory(
     return latents
 
 
+@checked
 def sample(
     student: Student,
     condition: Condition = None,

@@ -43,7 +43,7 @@ __all__ = [
     "source_teacher",
 ]
 
-LOCAL = ("folder", "embeddings", "prompts")
+LOCAL = ("folder", "config", "embeddings", "prompts")
 """Arguments of teachers that may be local paths."""
 FORMAT = 1
 """The folder format that this version writes and reads."""

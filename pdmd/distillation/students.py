@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser, Router
 from pdmd.distillation.adapters import adapted_parts, base_digest
@@ -47,13 +48,14 @@ from pdmd.distributed.weight_files import (
     write_tensors,
 )
 from pdmd.distributed.weight_sources import is_outline
-from pdmd.files import local_path
+from pdmd.files import local_path, own_digest
 from pdmd.teachers.base import Teacher, networks
 from pdmd.typing import Condition, Latents
 
 __all__ = ["Student"]
 
 
+@checked
 class Student(Teacher):
     """A few-step mixture of experts.
 
@@ -209,6 +211,7 @@ class Student(Teacher):
             "plan": describe_plan(self.plan),
             "experts": entries,
         }
+        content["sha256"] = own_digest(json.loads(json.dumps(content)))
         (draft / "student.json").write_text(json.dumps(content, indent=2) + "\n")
 
     @staticmethod

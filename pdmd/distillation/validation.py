@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 
 from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.predictions import Prediction
+from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.diffusion.solvers import ode_step
-from pdmd.distillation.phases import PhasePlan
+from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.objectives.base import Objective
 from pdmd.randomness import randn
 from pdmd.teachers.base import Teacher
@@ -17,7 +19,14 @@ from pdmd.training.fake_scores import FakeScores
 from pdmd.training.rollouts import Rollouts
 from pdmd.typing import Conditions
 
-__all__ = ["check_fake_scores", "check_objectives", "check_teacher", "encode", "updates_of"]
+__all__ = [
+    "check_fake_scores",
+    "check_objectives",
+    "check_teacher",
+    "check_times",
+    "encode",
+    "updates_of",
+]
 
 
 def updates_of(plan: PhasePlan, updates: int | Sequence[int]) -> list[int]:
@@ -87,32 +96,22 @@ def check_fake_scores(plan: PhasePlan, rollouts: Rollouts, scores: FakeScores) -
             )
 
 
-@torch.no_grad()
-def check_teacher(
-    teacher: Denoiser,
-    plan: PhasePlan,
-    objective: Objective,
-    condition: Conditions | None,
-) -> None:
-    """Evaluates the teacher once at both ends of every step and score range.
+def check_times(teacher: Denoiser, plan: PhasePlan, objective: Objective) -> None:
+    """Checks, without an evaluation, that a teacher can be evaluated wherever a plan does.
 
     Args:
         teacher: The teacher.
         plan: The phases.
         objective: The experts' objective; its time bounds are checked.
-        condition: Encoded prompts, of which the first two are used, or ``None``.
 
     Raises:
-        ValueError: If the plan leaves the teacher's time range, or a prediction has the wrong
-            shape or is not finite.
+        ValueError: If the plan leaves the teacher's time range, or no step can be taken from its
+            kind of prediction.
     """
     low, high = teacher.time_range
-    generator = torch.Generator().manual_seed(0)
-    rows = None if condition is None else condition[:2].to(teacher.device)
-    n = 2 if rows is None else int(rows.batch_size[0])
-    x = randn((n, *teacher.latent_shape), generator, device=teacher.device)
+    x = torch.ones(1, 1)
     for phase in plan:
-        for t in (*phase.timesteps, *(objective.time_bounds(phase) or ())):
+        for t in _times(phase, objective):
             if not low <= t <= high:
                 remedy = "move the plan or the time margin into the range"
                 if t == 1:  # the start of every plan
@@ -124,22 +123,75 @@ def check_teacher(
                     f"phase {phase.index + 1} evaluates the teacher at t = {t:.4g}, outside its "
                     f"range [{low:.4g}, {high:.4g}]; {remedy}"
                 )
-            prediction = teacher(x, t, rows)
-            value = prediction.value
-            if value.shape != x.shape:
-                raise ValueError(
-                    f"the teacher returned shape {tuple(value.shape)} for latents of shape "
-                    f"{tuple(x.shape)}; its network must return the shape of its input"
-                )
-            if not bool(value.isfinite().all()):
-                raise ValueError(
-                    f"the teacher's output at t = {t:.4g} is not finite; check its weights and "
-                    "time range"
-                )
-            step = t in phase.timesteps
-            if step and not bool(ode_step(prediction, phase.t_end).isfinite().all()):
+            if t not in phase.timesteps:
+                continue
+            at = torch.tensor(t, dtype=torch.float64)
+            prediction = Prediction(
+                value=x, kind=teacher.kind, x_t=2 * x, t=at, schedule=teacher.schedule
+            )
+            if not bool(ode_step(prediction, phase.t_end).isfinite().all()):
                 raise ValueError(
                     f"no step can be taken from a prediction of {teacher.kind} at t = {t:.4g}, "
                     "where the schedule leaves no signal; predict x0, velocity or v_prediction, "
                     "or use a schedule with signal left at t = 1"
                 )
+
+
+@torch.no_grad()
+def check_teacher(
+    teacher: Denoiser,
+    plan: PhasePlan,
+    objective: Objective,
+    condition: Conditions | None,
+) -> None:
+    """Evaluates a teacher on a few rows, where it is placed.
+
+    Two rows at the highest time of the plan, one at the lowest, and one for each network of a
+    routed teacher that serves neither.
+
+    Args:
+        teacher: The teacher.
+        plan: The phases.
+        objective: The experts' objective; its time bounds are checked.
+        condition: Encoded prompts, of which the first two are used, or ``None``.
+
+    Raises:
+        ValueError: As :func:`check_times`, or if a prediction has the wrong shape or is not
+            finite.
+    """
+    check_times(teacher, plan, objective)
+    generator = torch.Generator().manual_seed(0)
+    rows = None if condition is None else condition[:2].to(teacher.device)
+    n = 2 if rows is None else int(rows.batch_size[0])
+    noise = randn((n, *teacher.latent_shape), generator, device=teacher.device)
+    times = {t for phase in plan for t in _times(phase, objective)}
+    for i, t in enumerate(_covering(teacher, times)):
+        x, some = (noise, rows) if i == 0 else (noise[:1], None if rows is None else rows[:1])
+        value = teacher(x, t, some).value
+        if value.shape != x.shape:
+            raise ValueError(
+                f"the teacher returned shape {tuple(value.shape)} for latents of shape "
+                f"{tuple(x.shape)}; its network must return the shape of its input"
+            )
+        if not bool(value.isfinite().all()):
+            raise ValueError(
+                f"the teacher's output at t = {t:.4g} is not finite; check its weights and "
+                "time range"
+            )
+
+
+def _times(phase: Phase, objective: Objective) -> tuple[float, ...]:
+    return (*phase.timesteps, *(objective.time_bounds(phase) or ()))
+
+
+def _covering(teacher: Denoiser, times: Collection[float]) -> list[float]:
+    """Returns the highest and the lowest time, and one for each further routed network."""
+    chosen = [max(times)] if len(times) == 1 else [max(times), min(times)]
+    for module in teacher.modules():
+        if isinstance(module, RoutedDenoiser):
+            served = {int(module.router(t)) for t in chosen}
+            for t in sorted(times, reverse=True):
+                if int(module.router(t)) not in served:
+                    served.add(int(module.router(t)))
+                    chosen.append(t)
+    return chosen

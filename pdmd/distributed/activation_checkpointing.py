@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from pdmd.distillation.adapters import adapted_parts, checkpoint_contexts
 from pdmd.distributed.parameter_views import override
 from pdmd.distributed.plans import units_of
+from pdmd.distributed.token_counts import RestoredCounts
 
-__all__ = ["checkpoint_units", "recomputes", "uncheckpoint_units"]
+__all__ = ["checkpoint_units", "recomputes", "restore_counts", "uncheckpoint_units"]
 
 
 def checkpoint_units(network: nn.Module) -> None:
@@ -43,10 +45,27 @@ def recomputes(network: nn.Module) -> bool:
     return any(
         isinstance(module, _Checkpointed)
         or isinstance(module, CheckpointWrapper)  # torchtitan's
-        and "context_fn" not in module.checkpoint_fn.keywords
+        and _inner_contexts(module) is None
         for one in (network, *bases)
         for module in one.modules()
     )
+
+
+def restore_counts(unit: nn.Module) -> None:
+    """Makes a wrapped unit restore the token counts of context parallel ranks.
+
+    Args:
+        unit: The unit, in torchtitan's wrapper, changed in place.
+    """
+    assert isinstance(unit, CheckpointWrapper)
+    contexts = RestoredCounts(_inner_contexts(unit))
+    unit.checkpoint_fn = partial(unit.checkpoint_fn, context_fn=contexts)
+
+
+def _inner_contexts(unit: CheckpointWrapper) -> Any:
+    """Returns the contexts of selective checkpointing, if a wrapped unit has any."""
+    contexts = unit.checkpoint_fn.keywords.get("context_fn")  # type: ignore[union-attr]
+    return contexts.inner if isinstance(contexts, RestoredCounts) else contexts
 
 
 class _Checkpointed(nn.Module):
@@ -54,6 +73,5 @@ class _Checkpointed(nn.Module):
         forward = super().forward  # pyright: ignore[reportAttributeAccessIssue]
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        return checkpoint(
-            forward, *args, use_reentrant=False, context_fn=checkpoint_contexts, **kwargs
-        )
+        contexts = RestoredCounts(checkpoint_contexts)
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)

@@ -30,8 +30,12 @@ class Communicator(ABC):
         """Returns the mean of a value over the data ranks."""
 
     @abstractmethod
+    def highest(self, value: int) -> int:
+        """Returns the highest of the ranks' values, without waiting for their devices."""
+
     def any(self, flag: bool) -> bool:
-        """Returns whether a flag is set on any rank."""
+        """Returns whether a flag is set on any rank, without waiting for their devices."""
+        return bool(self.highest(int(flag)))
 
     def gather_rows(self, value: Tensor) -> Tensor:
         """Returns the rows of all data ranks, in their order, on the CPU.
@@ -82,5 +86,5 @@ class SingleRank(Communicator):
     def mean(self, value: Tensor) -> Tensor:
         return value
 
-    def any(self, flag: bool) -> bool:
-        return flag
+    def highest(self, value: int) -> int:
+        return value

@@ -20,6 +20,7 @@ References:
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,9 +32,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from pdmd.distributed.checks import check
-from pdmd.distributed.collectives import Ranks, enter, exchange, gather
+from pdmd.distributed.collectives import Ranks, enter
 from pdmd.distributed.parameter_views import override, scaled, view_parameters
 from pdmd.distributed.plans import ContextPlan, Input, Output, matching, plans_of
+from pdmd.distributed.token_counts import (
+    forget_counts,
+    gather_tokens,
+    heads_to_tokens,
+    own_tokens,
+    shares,
+    tokens_to_heads,
+)
 
 __all__ = ["HeadExchange", "context_parallelize"]
 
@@ -51,7 +60,8 @@ def context_parallelize(network: nn.Module, mesh: DeviceMesh) -> None:
     Raises:
         ValueError: If the network cannot be split (see :func:`~pdmd.distributed.check`), or the
             mesh has another name; the network is unchanged then. In a forward pass: if a number of
-            tokens is not divisible by the ranks, or attention cannot be split.
+            tokens of a stream without a name is not divisible by the ranks, or attention cannot be
+            split.
     """
     ranks = Ranks.of(mesh, "cp")
     check(network, context=ranks.size)
@@ -75,18 +85,26 @@ class HeadExchange(TorchFunctionMode):
     Args:
         ranks: The context parallel ranks.
         calls: List to which the shape of every query is appended.
+        streams: The streams of the tokens; all by default.
     """
 
-    def __init__(self, ranks: Ranks, calls: list[torch.Size]) -> None:
+    def __init__(
+        self, ranks: Ranks, calls: list[torch.Size], streams: tuple[str, ...] | None = None
+    ) -> None:
         super().__init__()
         self.ranks = ranks
         self.calls = calls
+        self.streams = streams
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func is Tensor.unflatten:  # as a method: torch.compile cannot trace it as a function
-            return args[0].unflatten(*args[1:], **(kwargs or {}))
+            x, dim, sizes = args
+            return x.unflatten(dim, _inferred(x, (x.shape[dim],), sizes))
+        if func is Tensor.reshape and not args[0].numel():
+            sizes = args[1:] if isinstance(args[1], int) else tuple(args[1])
+            return args[0].reshape(_inferred(args[0], args[0].shape, sizes))
         if func is not scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         return self._attend(*args, **(kwargs or {}))
@@ -113,15 +131,18 @@ class HeadExchange(TorchFunctionMode):
                     f"divisible by {self.ranks.size} context parallel ranks, got "
                     f"{tuple(x.shape)}; use fewer ranks"
                 )
+        counts = shares(key.shape[2], self.streams, self.ranks)
         if attn_mask is not None:
-            attn_mask = self._gather_mask(attn_mask, key)
-        query, key, value = (exchange(x, self.ranks, 1, 2) for x in (query, key, value))
+            attn_mask = self._gather_mask(attn_mask, key, counts)
+        # Norms under autocast return float32, which attention would narrow after the exchange.
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        query, key, value = (tokens_to_heads(x, counts, self.ranks) for x in (query, key, value))
         attended = scaled_dot_product_attention(
             query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, **options
         )
-        return exchange(attended, self.ranks, 2, 1)
+        return heads_to_tokens(attended, counts, self.ranks)
 
-    def _gather_mask(self, mask: Tensor, key: Tensor) -> Tensor:
+    def _gather_mask(self, mask: Tensor, key: Tensor, counts: list[int] | None) -> Tensor:
         # A mask over keys is split like the keys, so it is gathered; one over queries too is not.
         over_keys = mask.shape[-1] == key.shape[2] and (mask.ndim < 2 or mask.shape[-2] == 1)
         if not over_keys or (mask.ndim == 4 and mask.shape[1] != 1):
@@ -129,15 +150,25 @@ class HeadExchange(TorchFunctionMode):
                 f"an attention mask of shape {tuple(mask.shape)} cannot be split over context "
                 f"parallel ranks; pass one over keys only, (batch, 1, 1, {key.shape[2]})"
             )
-        return gather(mask, self.ranks, -1)
+        return gather_tokens(mask, mask.ndim - 1, counts, self.ranks)
+
+
+def _inferred(x: Tensor, shape: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
+    # A rank may have no token of a short text, and then torch cannot infer a size.
+    if x.numel() or -1 not in sizes:
+        return sizes
+    known = -math.prod(size or 1 for size in sizes)
+    whole = math.prod(size or 1 for size in shape)
+    return tuple(whole // known if size == -1 else size for size in sizes)
 
 
 class _Attention(nn.Module):
     context_ranks: Ranks  # type: ignore[assignment]
+    context_streams: tuple[str, ...] | None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         calls: list[torch.Size] = []
-        with HeadExchange(self.context_ranks, calls):
+        with HeadExchange(self.context_ranks, calls, self.context_streams):
             output = super().forward(*args, **kwargs)  # type: ignore[misc]
         if not calls:
             raise ValueError(
@@ -165,6 +196,7 @@ def _split(module: nn.Module, plan: ContextPlan, ranks: Ranks) -> None:
     for pattern in plan.attention:
         for _, part in matching(module, pattern):
             part.context_ranks = ranks  # type: ignore[assignment]
+            part.context_streams = plan.streams.get(pattern)  # type: ignore[assignment]
             override(part, _Attention)
 
 
@@ -173,6 +205,7 @@ def _enter_inputs(ranks: Ranks) -> Callable[..., Any]:
         return enter(x, ranks) if isinstance(x, Tensor) and x.requires_grad else x
 
     def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        forget_counts()
         return tree_map(one, args), tree_map(one, kwargs)
 
     return hook
@@ -188,7 +221,8 @@ def _split_input(tokens: Input, position: int, name: str, ranks: Ranks) -> Calla
             return None
         if not isinstance(x, Tensor) or (tokens.ndim is not None and x.ndim != tokens.ndim):
             return None
-        own = _slice(x, tokens.dim, f"the {tokens.argument} of {name}", ranks)
+        what = f"the {tokens.argument} of {name}"
+        own = own_tokens(x, tokens.dim, tokens.stream, what, ranks)
         if tokens.argument in kwargs:
             return args, kwargs | {tokens.argument: own}
         return (*args[:position], own, *args[position + 1 :]), kwargs
@@ -199,14 +233,21 @@ def _split_input(tokens: Input, position: int, name: str, ranks: Ranks) -> Calla
 def _split_output(tokens: Output, name: str, ranks: Ranks) -> Callable[..., Any]:
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         what = f"the output of {name}"
-        return _replace(output, tokens.index, lambda x: _slice(x, tokens.dim, what, ranks))
+        return _replace(
+            output, tokens.index, lambda x: own_tokens(x, tokens.dim, tokens.stream, what, ranks)
+        )
 
     return hook
 
 
 def _gather_output(tokens: Output, ranks: Ranks) -> Callable[..., Any]:
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        return _replace(output, tokens.index, lambda x: gather(x, ranks, tokens.dim))
+        streams = () if tokens.stream is None else (tokens.stream,)
+
+        def whole(x: Tensor) -> Tensor:
+            return gather_tokens(x, tokens.dim, shares(x.shape[tokens.dim], streams, ranks), ranks)
+
+        return _replace(output, tokens.index, whole)
 
     return hook
 
@@ -215,14 +256,3 @@ def _replace(output: Any, index: int | None, change: Callable[[Tensor], Tensor])
     if index is None:
         return change(output)
     return tuple(change(x) if i == index else x for i, x in enumerate(output))
-
-
-def _slice(x: Tensor, dim: int, what: str, ranks: Ranks) -> Tensor:
-    # The gradient of a slice is zero outside of it, so it is partial like all inner gradients.
-    length = x.shape[dim]
-    if length % ranks.size:
-        raise ValueError(
-            f"{what} has {length} tokens, which is not divisible by {ranks.size} context parallel "
-            "ranks; use fewer ranks, or pad to a multiple"
-        )
-    return x.chunk(ranks.size, dim)[ranks.rank]

@@ -52,12 +52,13 @@ def wan(network: nn.Module) -> ParallelPlan:
         ),
         context=ContextPlan(
             split=(
-                Output("rope", dim=1, index=0),
-                Output("rope", dim=1, index=1),
-                Input("blocks.0", "hidden_states", dim=1),
-                Input("", "timestep", dim=1, ndim=2),  # one time per token, as in 2.2 5B
+                Output("rope", dim=1, index=0, stream="image"),
+                Output("rope", dim=1, index=1, stream="image"),
+                Input("blocks.0", "hidden_states", dim=1, stream="image"),
+                # one time per token, as in 2.2 5B
+                Input("", "timestep", dim=1, ndim=2, stream="image"),
             ),
-            gather=(Output("proj_out", dim=1),),
+            gather=(Output("proj_out", dim=1, stream="image"),),
             attention={"blocks.*.attn1": "heads"},
         ),
     )
@@ -73,14 +74,14 @@ def qwen_image(network: nn.Module) -> ParallelPlan:
         tensor=_tensor(network, styles, {f"{block}.attn": ("heads", "inner_dim")}),
         context=ContextPlan(
             split=(
-                Output("pos_embed", dim=0, index=0),
-                Output("pos_embed", dim=0, index=1),
-                Input("transformer_blocks.0", "hidden_states", dim=1),
-                Input("transformer_blocks.0", "encoder_hidden_states", dim=1),
-                Input(block, "encoder_hidden_states_mask", dim=1),
-                Input(block, "modulate_index", dim=1),
+                Output("pos_embed", dim=0, index=0, stream="image"),
+                Output("pos_embed", dim=0, index=1, stream="text"),
+                Input("transformer_blocks.0", "hidden_states", dim=1, stream="image"),
+                Input("transformer_blocks.0", "encoder_hidden_states", dim=1, stream="text"),
+                Input(block, "encoder_hidden_states_mask", dim=1, stream="text"),
+                Input(block, "modulate_index", dim=1, stream="image"),
             ),
-            gather=(Output("proj_out", dim=1),),
+            gather=(Output("proj_out", dim=1, stream="image"),),
             attention={f"{block}.attn": "heads"},
         ),
     )
@@ -102,12 +103,12 @@ def flux(network: Any) -> ParallelPlan:
         tensor=_tensor(network, styles, dict.fromkeys(attention, ("heads",))),
         context=ContextPlan(
             split=(
-                Input("", "hidden_states", dim=1),
-                Input("", "encoder_hidden_states", dim=1),
-                Input("", "img_ids", dim=-2),
-                Input("", "txt_ids", dim=-2),
+                Input("", "hidden_states", dim=1, stream="image"),
+                Input("", "encoder_hidden_states", dim=1, stream="text"),
+                Input("", "img_ids", dim=-2, stream="image"),
+                Input("", "txt_ids", dim=-2, stream="text"),
             ),
-            gather=(Output("proj_out", dim=1),),
+            gather=(Output("proj_out", dim=1, stream="image"),),
             attention=dict.fromkeys(attention, "heads"),
         ),
     )
@@ -116,8 +117,7 @@ def flux(network: Any) -> ParallelPlan:
 def stable_diffusion_3(network: nn.Module) -> ParallelPlan:
     """Returns the plan of Stable Diffusion 3 and 3.5.
 
-    Image and text tokens are split. There is no text mask, so the number of text tokens (77 of
-    CLIP plus those of T5) must be divisible by the ranks without padding.
+    Image and text tokens are split; a second attention, if there is one, sees the image alone.
     """
     block = "transformer_blocks.*"
     styles = _attention(f"{block}.attn", (*QKV, *ADDED_QKV), PerHead())
@@ -128,9 +128,13 @@ def stable_diffusion_3(network: nn.Module) -> ParallelPlan:
         units=(block,),
         tensor=_tensor(network, styles, dict.fromkeys(attention, ("heads", "inner_dim"))),
         context=ContextPlan(
-            split=(Output("pos_embed", dim=1), Output("context_embedder", dim=1)),
-            gather=(Output("proj_out", dim=1),),
+            split=(
+                Output("pos_embed", dim=1, stream="image"),
+                Output("context_embedder", dim=1, stream="text"),
+            ),
+            gather=(Output("proj_out", dim=1, stream="image"),),
             attention=dict.fromkeys(attention, "heads"),
+            streams={f"{block}.attn2": ("image",)},
         ),
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pdmd.training.optimizers import AdamRecipe, RateSchedule
 
-__all__ = ["LocalOptimization", "Optimization", "Optimizers", "Rates"]
+__all__ = ["LocalOptimization", "Optimization", "Optimizers", "Rates", "SingleOptimizer"]
 
 
 class Optimizers(Protocol):
@@ -66,10 +66,17 @@ class Optimization(ABC):
 
 
 class LocalOptimization(Optimization):
-    """One process: plain torch optimizers."""
+    """One process: plain torch optimizers.
+
+    Args:
+        offload: Whether to keep moments in CPU memory.
+    """
+
+    def __init__(self, *, offload: bool = False) -> None:
+        self.offload = offload
 
     def optimizers(self, recipe: AdamRecipe, network: nn.Module) -> Optimizers:
-        return _SingleOptimizer(recipe.build(network.parameters()))
+        return SingleOptimizer(recipe.build(network.parameters(), offload=self.offload))
 
     def rates(self, optimizers: Optimizers, recipe: AdamRecipe, updates: int) -> Rates:
         return RateSchedule(optimizers, recipe, updates)
@@ -78,8 +85,12 @@ class LocalOptimization(Optimization):
         return nn.utils.clip_grad_norm_(network.parameters(), max_grad_norm)
 
 
-class _SingleOptimizer:
-    """A single optimizer, as a container of one."""
+class SingleOptimizer:
+    """A single optimizer, as a container of one.
+
+    Args:
+        optimizer: The optimizer.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer

@@ -47,20 +47,31 @@ class Placement(ABC):
         return network
 
     @abstractmethod
-    def frozen(self, network: Denoiser, *, shared: bool = False) -> Denoiser:
+    def frozen(
+        self, network: Denoiser, *, shared: bool = False, offload: bool = False
+    ) -> Denoiser:
         """Places a frozen network, and returns the placed one, until :meth:`release`.
 
         Args:
             network: The network.
             shared: Whether adapters share its modules as their base.
+            offload: Whether its parameters are kept in CPU memory.
 
         Raises:
-            ValueError: If this placement does not support adapters over a shared base.
+            ValueError: If this placement does not support adapters over a shared base, or offload.
         """
 
     @abstractmethod
-    def trained(self, network: N) -> N:
-        """Places a trainable network, or the average of one, and returns it."""
+    def trained(self, network: N, *, offload: bool = False) -> N:
+        """Places a trainable network, or the average of one, and returns it.
+
+        Args:
+            network: The network.
+            offload: Whether its parameters are kept in CPU memory.
+
+        Raises:
+            ValueError: If this placement does not support offload.
+        """
 
     @abstractmethod
     def release(self, network: nn.Module) -> None:
@@ -82,12 +93,14 @@ class LocalPlacement(Placement):
         self.device, self.precision = device, precision
         self.activation_checkpointing = activation_checkpointing
 
-    def frozen(self, network: Denoiser, *, shared: bool = False) -> Denoiser:
-        self._place(network)
+    def frozen(
+        self, network: Denoiser, *, shared: bool = False, offload: bool = False
+    ) -> Denoiser:
+        self._place(network, offload)
         return network
 
-    def trained(self, network: N) -> N:
-        self._place(network)
+    def trained(self, network: N, *, offload: bool = False) -> N:
+        self._place(network, offload)
         widen(network)
         return network
 
@@ -97,7 +110,12 @@ class LocalPlacement(Placement):
             set_precision(one, torch.float32)
             uncheckpoint_units(one)
 
-    def _place(self, network: nn.Module) -> None:
+    def _place(self, network: nn.Module, offload: bool) -> None:
+        if offload:
+            raise ValueError(
+                "networks are offloaded by sharding them; use TitanRuntime, which one process can "
+                "be too"
+            )
         for one in (network, *(part.base for part in adapted_parts(network))):
             one.to(self.device)
             set_precision(one, self.precision)

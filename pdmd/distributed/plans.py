@@ -82,12 +82,15 @@ class Input:
         argument: The argument's name in the module's ``forward``.
         dim: The dimension of the tokens.
         ndim: The number of dimensions if the argument carries tokens; any by default.
+        stream: The stream that the tokens are from, such as ``"image"``. A stream with a name may
+            have any number of tokens; one without must divide by the ranks.
     """
 
     module: str
     argument: str
     dim: int
     ndim: int | None = None
+    stream: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,13 @@ class Output:
         module: The module's path.
         dim: The dimension of the tokens.
         index: Index of the output, if the module returns several.
+        stream: The stream that the tokens are from, as of an :class:`Input`.
     """
 
     module: str
     dim: int
     index: int | None = None
+    stream: str | None = None
 
 
 @dataclass(frozen=True)
@@ -116,11 +121,14 @@ class ContextPlan:
         attention: The name of the attribute that counts heads, by path of each self-attention
             module. These exchange heads for tokens around ``scaled_dot_product_attention``.
             Attention to tokens that are not split, for example to text, is not named.
+        streams: The named streams that a self-attention module sees, by its path; all of them by
+            default.
     """
 
     split: tuple[Input | Output, ...]
     gather: tuple[Output, ...]
     attention: Mapping[str, str]
+    streams: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.distributed.placement import local_part
 
-__all__ = ["consensus", "drop_unused", "mean_over_ranks", "on_any_rank"]
+__all__ = ["consensus", "drop_unused", "highest_over_ranks", "mean_over_ranks"]
 
 _blocks = itertools.count()  # in the same order on all ranks
 
@@ -61,16 +61,20 @@ def mean_over_ranks(value: Tensor, device: torch.device) -> Tensor:
     return total / dist.get_world_size()
 
 
-def on_any_rank(flag: bool, device: torch.device) -> bool:
-    """Returns whether a flag is set on any rank.
+def highest_over_ranks(value: int, hosts: dist.ProcessGroup | None) -> int:
+    """Returns the highest of the ranks' values.
+
+    The value stays on the CPU, so that ranks wait for each other's processes, but not for the work
+    that is queued on their devices.
 
     Args:
-        flag: This rank's flag.
-        device: Device of the collective.
+        value: This rank's value.
+        hosts: A process group of all ranks that communicates between CPUs; ``None`` for the
+            default group.
     """
-    tensor = torch.tensor(float(flag), device=device)
-    dist.all_reduce(tensor, dist.ReduceOp.MAX)
-    return bool(tensor)
+    tensor = torch.tensor(value)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX, group=hosts)
+    return int(tensor)
 
 
 def drop_unused(routed: RoutedDenoiser, device: torch.device) -> None:

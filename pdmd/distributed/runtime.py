@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from pdmd.distributed.communicator import Communicator, SingleRank
+from pdmd.distributed.offload import Offload
 from pdmd.distributed.optimization import LocalOptimization, Optimization
 from pdmd.distributed.placement import LocalPlacement, Placement
 from pdmd.distributed.state_layout import LocalStates, StateLayout
@@ -27,6 +28,7 @@ class Runtime:
         ranks: Communicates with the other ranks.
         states: Extracts and restores the states of placed networks and optimizers.
         loss_scale: Factor of the losses in the backward pass.
+        offload: What is kept in CPU memory; nothing by default.
     """
 
     def __init__(
@@ -38,10 +40,17 @@ class Runtime:
         ranks: Communicator,
         states: StateLayout,
         loss_scale: float = 1.0,
+        offload: Offload | None = None,
     ) -> None:
         self.device, self.loss_scale = device, loss_scale
         self.placement, self.optimization = placement, optimization
         self.ranks, self.states = ranks, states
+        self.offload = offload or Offload()
+
+    def synchronize(self) -> None:
+        """Waits for the device, and for copies from it to CPU memory."""
+        if self.device.type not in ("cpu", "meta"):
+            torch.accelerator.synchronize(self.device)
 
     @property
     def main(self) -> bool:
@@ -58,6 +67,7 @@ class OneProcess(Runtime):
             float32.
         activation_checkpointing: Whether the backward pass recomputes the activations of every
             unit of a network, to save memory.
+        offload_optimizers: Whether the moments of the optimizers are kept in CPU memory.
     """
 
     def __init__(
@@ -66,6 +76,7 @@ class OneProcess(Runtime):
         precision: torch.dtype = torch.float32,
         *,
         activation_checkpointing: bool = False,
+        offload_optimizers: bool = False,
     ) -> None:
         device = torch.device(device)
         super().__init__(
@@ -73,9 +84,10 @@ class OneProcess(Runtime):
             placement=LocalPlacement(
                 device, precision, activation_checkpointing=activation_checkpointing
             ),
-            optimization=LocalOptimization(),
+            optimization=LocalOptimization(offload=offload_optimizers),
             ranks=SingleRank(),
             states=LocalStates(),
+            offload=Offload(optimizers=offload_optimizers),
         )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pdmd.distributed.optimization import Optimizers
 from pdmd.distributed.plans import plain_path
+from pdmd.training.streamed_adam import StreamedAdam
 
 __all__ = [
     "LocalStates",
@@ -44,9 +45,9 @@ class StateLayout(ABC):
         """Returns the optimizer state of every parameter, by the parameter's name."""
         return moments_of(network, optimizers)
 
-    def blank_moments(self, network: nn.Module) -> Moments:
+    def blank_moments(self, network: nn.Module, optimizers: Optimizers) -> Moments:
         """Returns zeros in the layout of :meth:`moments`, to be filled from a checkpoint."""
-        return blank_moments(network)
+        return blank_moments(network, optimizers)
 
     def load_moments(
         self,
@@ -86,10 +87,19 @@ def moments_of(network: nn.Module, optimizers: Optimizers) -> Moments:
     }
 
 
-def blank_moments(network: nn.Module) -> Moments:
+def blank_moments(network: nn.Module, optimizers: Optimizers) -> Moments:
     """Returns the Adam state of every parameter before the first step."""
+    streamed = {
+        parameter: optimizer
+        for optimizer in optimizers
+        if isinstance(optimizer, StreamedAdam)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
     return {
-        name: {
+        name: streamed[parameter].blank_state(parameter)
+        if parameter in streamed
+        else {
             "step": torch.zeros((), device=parameter.device),
             "exp_avg": torch.zeros_like(parameter, requires_grad=False),
             "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),

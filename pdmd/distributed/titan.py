@@ -23,15 +23,21 @@ from torch.distributed.tensor import DTensor
 
 from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.distributed.communicator import Communicator
-from pdmd.distributed.degrees import Degrees
+from pdmd.distributed.degrees import Degrees, ranks_per_node
 from pdmd.distributed.full_state_dict import (
     full_moments,
     full_tensors,
     load_permuted,
     permuted_moments,
 )
-from pdmd.distributed.optimization import Optimization, Optimizers, Rates
-from pdmd.distributed.rank_consensus import consensus, drop_unused, mean_over_ranks, on_any_rank
+from pdmd.distributed.offload import Offload
+from pdmd.distributed.optimization import Optimization, Optimizers, Rates, SingleOptimizer
+from pdmd.distributed.rank_consensus import (
+    consensus,
+    drop_unused,
+    highest_over_ranks,
+    mean_over_ranks,
+)
 from pdmd.distributed.runtime import Runtime
 from pdmd.distributed.state_layout import (
     Moments,
@@ -53,7 +59,7 @@ from pdmd.distributed.titan_parts import (
 )
 from pdmd.distributed.titan_placement import ActivationCheckpointing, MeshPlacement
 from pdmd.distributed.watchdog import Watchdog
-from pdmd.training.optimizers import AdamRecipe, ContainerRates
+from pdmd.training.optimizers import AdamRecipe, ContainerRates, RateSchedule
 
 __all__ = ["TitanRuntime"]
 
@@ -62,8 +68,9 @@ class TitanRuntime(Runtime):
     """Many ranks, started by torchrun, or a single one, with parts of torchtitan.
 
     Args:
-        dp_replicate: Replicas of the sharded networks (HSDP).
-        dp_shard: Ranks that shard parameters and split the batch; -1 for all remaining ranks.
+        dp_replicate: Replicas of the sharded networks (HSDP); -1 for one on each node.
+        dp_shard: Ranks that shard parameters and split the batch; -1 for those of a node, or for
+            all remaining ranks where ``dp_replicate`` is given.
         cp: Ranks that split every sample's tokens.
         tp: Ranks that split every layer.
         precision: The dtype in which networks compute and are gathered; master weights, gradient
@@ -75,18 +82,20 @@ class TitanRuntime(Runtime):
         heartbeat_timeout: Seconds without a heartbeat after which a rank is considered dead.
         seed: Seed of torch's global generators; training uses explicit ones.
         deterministic: Whether to require deterministic algorithms.
+        offload: What is kept in CPU memory; nothing by default.
 
     Attributes:
         degrees: The degrees of parallelism.
 
     Raises:
-        ValueError: If the product of the degrees is not the number of ranks.
+        ValueError: If the product of the degrees is not the number of ranks, or nodes have
+            different numbers of ranks.
     """
 
     def __init__(
         self,
         *,
-        dp_replicate: int = 1,
+        dp_replicate: int = -1,
         dp_shard: int = -1,
         cp: int = 1,
         tp: int = 1,
@@ -97,11 +106,18 @@ class TitanRuntime(Runtime):
         heartbeat_timeout: float = 60,
         seed: int = 0,
         deterministic: bool = False,
+        offload: Offload | None = None,
     ) -> None:
+        offload = offload or Offload()
         ready = dist.is_initialized()
         world = dist.get_world_size() if ready else int(os.environ.get("WORLD_SIZE", "1"))
         self.degrees = Degrees.over(
-            world, dp_replicate=dp_replicate, dp_shard=dp_shard, cp=cp, tp=tp
+            world,
+            dp_replicate=dp_replicate,
+            dp_shard=dp_shard,
+            cp=cp,
+            tp=tp,
+            per_node=ranks_per_node(world) if dp_replicate == dp_shard == -1 else None,
         )
         for name, value in _SINGLE_RANK.items():
             os.environ.setdefault(name, value)
@@ -120,7 +136,7 @@ class TitanRuntime(Runtime):
                 CommConfig(init_timeout_seconds=timeout, trace_buf_size=0)
             )
         dims = ParallelDims(
-            dp_replicate=dp_replicate,
+            dp_replicate=self.degrees.dp_replicate,
             dp_shard=self.degrees.dp_shard,
             cp=cp,
             tp=tp,
@@ -148,10 +164,11 @@ class TitanRuntime(Runtime):
                 activation_checkpointing=activation_checkpointing,
                 compile=compile,
             ),
-            optimization=TitanOptimization(device),
+            optimization=TitanOptimization(device, offload=offload.optimizers, split=tp > 1),
             ranks=ProcessGroup(dims, device, Watchdog(heartbeat_timeout)),
             states=ShardedStates(),
             loss_scale=float(cp),
+            offload=offload,
         )
 
 
@@ -171,14 +188,17 @@ class ProcessGroup(Communicator):
         self._batch = batch = dims.get_optional_mesh("batch")
         self.data_ranks = dims.dp_replicate * dims.dp_shard
         self.data_rank = 0 if batch is None else batch.get_local_rank()
+        self.hosts: dist.ProcessGroup | None = None
+        if device.type != "cpu":
+            self.hosts = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
         if dist.get_world_size() > 1:
             watchdog.start()
 
     def mean(self, value: Tensor) -> Tensor:
         return mean_over_ranks(value, self.device)
 
-    def any(self, flag: bool) -> bool:
-        return on_any_rank(flag, self.device)
+    def highest(self, value: int) -> int:
+        return highest_over_ranks(value, self.hosts)
 
     def gather_rows(self, value: Tensor) -> Tensor:
         if self._batch is None or self.data_ranks == 1:
@@ -212,12 +232,23 @@ class TitanOptimization(Optimization):
 
     Args:
         device: Device of this rank.
+        offload: Whether to keep moments in CPU memory.
+        split: Whether layers are split over ranks (tensor parallelism).
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(
+        self, device: torch.device, *, offload: bool = False, split: bool = False
+    ) -> None:
+        self.device, self.offload, self.split = device, offload, split
 
     def optimizers(self, recipe: AdamRecipe, network: nn.Module) -> Optimizers:
+        if recipe.bits == 8 and self.split:
+            raise ValueError(
+                "moments in 8 bits do not support tensor parallelism, which splits the rows of "
+                "their blocks; set train.adam_bits = 32 or parallel.tp = 1"
+            )
+        if self.offload or recipe.bits == 8:
+            return SingleOptimizer(recipe.build(network.parameters(), offload=self.offload))
         group = ParamGroupConfig(
             pattern=".*",
             optimizer_name="AdamW",
@@ -231,6 +262,8 @@ class TitanOptimization(Optimization):
         return cast(Optimizers, config.build(model_parts=[network]))
 
     def rates(self, optimizers: Optimizers, recipe: AdamRecipe, updates: int) -> Rates:
+        if isinstance(optimizers, SingleOptimizer):
+            return RateSchedule(optimizers, recipe, updates)
         return ContainerRates(
             LRSchedulersContainer(
                 cast(OptimizersContainer, optimizers),
@@ -264,8 +297,8 @@ class ShardedStates(StateLayout):
     def moments(self, network: nn.Module, optimizers: Optimizers) -> Moments:
         return full_moments(network, moments_of(network, optimizers))
 
-    def blank_moments(self, network: nn.Module) -> Moments:
-        return full_moments(network, blank_moments(network))
+    def blank_moments(self, network: nn.Module, optimizers: Optimizers) -> Moments:
+        return full_moments(network, blank_moments(network, optimizers))
 
     def load_moments(
         self,

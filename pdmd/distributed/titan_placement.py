@@ -12,7 +12,12 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import RoutedDenoiser
@@ -25,7 +30,8 @@ from pdmd.distributed import (
     tensor_parallelize,
     units_of,
 )
-from pdmd.distributed.activation_checkpointing import checkpoint_units
+from pdmd.distributed.activation_checkpointing import checkpoint_units, restore_counts
+from pdmd.distributed.compilation import compile_units
 from pdmd.distributed.materialization import materialize
 from pdmd.distributed.placement import Placement, set_precision, widen
 from pdmd.distributed.shared_bases import SharedBases, split_factors
@@ -80,26 +86,30 @@ class MeshPlacement(Placement):
     def outline(self, network: N) -> N:
         return network if is_outline(network) else outline(network)
 
-    def frozen(self, network: Denoiser, *, shared: bool = False) -> Denoiser:
+    def frozen(
+        self, network: Denoiser, *, shared: bool = False, offload: bool = False
+    ) -> Denoiser:
         known = self.bases.find(network)
         if known is not None:
             return known
         copied = outline(network).requires_grad_(False).eval()
         self._narrow(copied)
         if adapted_parts(copied):
-            return self._shard_roles(copied)
+            return self._shard_roles(copied, offload)
         if not shared:
-            return self._shard(copied)
+            return self._shard(copied, offload)
         pairs = list(zip(network.modules(), copied.modules(), strict=True))  # before wrapping
-        self._shard_base(copied)
-        materialize(copied, self.device)
+        self._shard_base(copied, offload)
+        materialize(copied, self._home(offload))
         self.bases.add(pairs)
         return copied
 
-    def trained(self, network: N) -> N:
+    def trained(self, network: N, *, offload: bool = False) -> N:
         hollow(network)
         widen(network)
-        return self._shard_roles(network) if adapted_parts(network) else self._shard(network)
+        if adapted_parts(network):
+            return self._shard_roles(network, offload)
+        return self._shard(network, offload)
 
     def release(self, network: nn.Module) -> None:
         """Does nothing: a frozen network is a copy."""
@@ -115,6 +125,8 @@ class MeshPlacement(Placement):
 
     def _prepare(self, network: nn.Module) -> None:
         for module in network.modules():
+            if isinstance(module, Denoiser):
+                module.execution_device = self.device
             for name, buffer in module.named_buffers(recurse=False):
                 if not buffer.is_meta:
                     setattr(module, name, buffer.to(self.device))
@@ -124,27 +136,29 @@ class MeshPlacement(Placement):
                 module.collective = self._batch_is_split
         set_precision(network, self.precision)
 
-    def _shard_base(self, network: Denoiser) -> None:
+    def _shard_base(self, network: Denoiser, offload: bool) -> None:
         """Shards a frozen network that several roles share, in place."""
-        if self.compile or self.activation_checkpointing == "selective":
+        if self.activation_checkpointing == "selective":
             raise ValueError(
-                "low-rank adapters over a shared base support neither compiled blocks nor "
-                "selective activation checkpointing; set parallel.compile = False and "
-                "parallel.activation_checkpointing to 'none' or 'full', or train full weights"
+                "low-rank adapters over a shared base do not support selective activation "
+                "checkpointing; set parallel.activation_checkpointing to 'none' or 'full', or "
+                "train full weights"
             )
         self._prepare(network)
         if self.dims.tp_enabled:
             tensor_parallelize(network, self.dims.get_mesh("tp"))
         if self.dims.cp_enabled:
             context_parallelize(network, self.dims.get_mesh("cp"))
+        if self.compile:
+            compile_units(network)
         if self.activation_checkpointing != "none":
             checkpoint_units(network)  # torchtitan's would not recompute under the adapter
         sharded = [unit for _, unit in units_of(network)]
         sharded += [network.get_submodule(path) for path in plans_of(network)]
         for module in sharded:
-            fully_shard(module, **self._sharding(), reshard_after_forward=True)
+            fully_shard(module, **self._sharding(offload), reshard_after_forward=True)
 
-    def _shard_roles(self, network: N) -> N:
+    def _shard_roles(self, network: N, offload: bool) -> N:
         """Shards the adapters in a network, over bases that are sharded once."""
         self._prepare(network)
         for part in adapted_parts(network):
@@ -155,12 +169,18 @@ class MeshPlacement(Placement):
             part.use_base(base)
             tensor, context = (self.dims.get_optional_mesh(name) for name in ("tp", "cp"))
             split_factors(part, tensor, context)
-            fully_shard(part, **self._sharding(), reshard_after_forward=True)
-            materialize(part, self.device)
+            fully_shard(part, **self._sharding(offload), reshard_after_forward=True)
+            materialize(part, self._home(offload))
         return network
 
-    def _sharding(self) -> dict[str, Any]:
+    def _home(self, offload: bool) -> torch.device:
+        """Returns where a network's shards are kept."""
+        return torch.device("cpu") if offload else self.device
+
+    def _sharding(self, offload: bool) -> dict[str, Any]:
+        pinned = self.device.type != "cpu"
         return {
+            "offload_policy": CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy(),
             "mesh": self.dims.get_activated_mesh(["dp_replicate", "fsdp"]),
             "mp_policy": MixedPrecisionPolicy(
                 param_dtype=None if self.precision == torch.float32 else self.precision,
@@ -169,7 +189,7 @@ class MeshPlacement(Placement):
             ),
         }
 
-    def _shard(self, network: N) -> N:
+    def _shard(self, network: N, offload: bool) -> N:
         """Parallelizes and shards a network, in place."""
         self._prepare(network)
         if not any(True for _ in network.parameters()):
@@ -188,19 +208,21 @@ class MeshPlacement(Placement):
             (context_parallelize if planned else replicate)(network, self.dims.get_mesh("cp"))
         units = [self._wrap(network, name, unit) for name, unit in units_of(network)]
         for unit in units:
-            fully_shard(unit, **self._sharding())
+            fully_shard(unit, **self._sharding(offload))
         for part in _parts(network):  # so that a call gathers the network that it evaluates
-            fully_shard(part, **self._sharding(), reshard_after_forward=True)
+            fully_shard(part, **self._sharding(offload), reshard_after_forward=True)
         # The root too is resharded after forward: rollouts without a gradient would leave it
         # gathered, and updates of its parameters in between would be lost.
-        fully_shard(network, **self._sharding(), reshard_after_forward=True)
-        materialize(network, self.device)
+        fully_shard(network, **self._sharding(offload), reshard_after_forward=True)
+        materialize(network, self._home(offload))
         return network
 
     def _wrap(self, network: nn.Module, name: str, unit: nn.Module) -> nn.Module:
         if self.activation_checkpointing != "none":
             policy = FullAC if self.activation_checkpointing == "full" else SelectiveAC
             unit = policy.Config().build()._wrap_block(unit, base_fqn=name)
+            if self.dims.cp_enabled and not self.compile:  # a compiled unit keeps its own counts
+                restore_counts(unit)
             parent, _, leaf = name.rpartition(".")
             network.get_submodule(parent).register_module(leaf, unit)
         if self.compile:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pdmd.files import save_tensors
 from pdmd.teachers.packaged.glyph_world import CHARACTERS, FACES, GlyphBank
 
 __all__ = ["GlyphClassifier", "train_glyph_classifier"]
@@ -46,10 +47,8 @@ class GlyphClassifier(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Writes the weights in half precision, as a safetensors file."""
-        from safetensors.torch import save_file
-
         kept = {k: v.half() for k, v in self.state_dict().items() if v.is_floating_point()}
-        save_file(kept, path)
+        save_tensors(kept, path)
 
     def features(self, pictures: Tensor) -> Tensor:
         """Returns features, with shape :math:`(B, 64)`.

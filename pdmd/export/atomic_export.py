@@ -1,7 +1,7 @@
 """Atomic exports: a folder is written completely or not at all.
 
-An export lists its files in ``pdmd_export.json``. An existing folder is replaced only if it
-contains no other files, and only once the new export is complete.
+An export lists its files and their digests in ``pdmd_export.json``. An existing folder is replaced
+only if it contains no other files, and only once the new export is complete.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from pdmd.distillation.student_folders import checksum
+from pdmd.files import own_digest
 
 __all__ = ["LISTING", "check_destination", "atomic_folder"]
 
@@ -77,7 +81,10 @@ def atomic_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     listing.write_text(json.dumps({"format": 1, "files": [LISTING]}) + "\n")
     try:
         yield draft
-        content = {"format": 1, "files": sorted(_files(draft))}
+        files = sorted(_files(draft))
+        digests = {name: checksum(draft / name) for name in files if name != LISTING}
+        content: dict[str, Any] = {"format": 1, "files": files, "digests": digests}
+        content["sha256"] = own_digest(content)
         listing.write_text(json.dumps(content, indent=2) + "\n")
         old = _sibling(folder, "replaced")
         replaced = folder.exists()

@@ -79,7 +79,11 @@ class BasePipeline:
         """
         if self.remote:
             patterns = [f"{part}/*" for part in self.parts(layout)]
-            _download(self.name, patterns, revision=self.folder.name)
+            try:
+                _download(self.name, patterns, revision=self.folder.name)
+            except ValueError:  # offline, the client looks for no part of a known revision
+                if not all(_complete(self.folder / part) for part in self.parts(layout)):
+                    raise
         for part in self.parts(layout):
             if not any((self.folder / part).glob("*")):
                 raise ValueError(
@@ -137,7 +141,9 @@ def open_base_pipeline(student: Student, layout: PipelineLayout, folder: str = "
             a damaged model card.
     """
     source: Mapping[str, Any] = student.source or {}
-    name = folder or str(source.get("arguments", {}).get("folder", "")) or layout.folder
+    own: Mapping[str, Any] = source.get("arguments", {})
+    # a network's file lacks the other parts, which come of its config
+    name = folder or str(own.get("config") or own.get("folder") or layout.folder)
     if not name:
         raise ValueError(
             "this student's teacher was not loaded from a pipeline's folder, whose text encoder, "
@@ -196,6 +202,14 @@ def _download(name: str, patterns: Sequence[str], revision: str | None = None) -
             f"{name} is no folder and cannot be downloaded from the hub ({first}); name the "
             "pipeline's folder with --base FOLDER"
         ) from error
+
+
+def _complete(part: Path) -> bool:
+    """Returns whether a component's files are all in its folder, not its configuration alone."""
+    names = {path.name for path in part.glob("*")}
+    indices = (json.loads(path.read_text()) for path in part.glob("*.safetensors.index.json"))
+    shards = {file for index in indices for file in index["weight_map"].values()}
+    return shards <= names and bool(names - {"config.json"})
 
 
 def _check_vae(base: BasePipeline, student: Student) -> None:

@@ -74,9 +74,7 @@ class Card:
             steps = f"sigmas={grid}"
         return "\n".join(
             [
-                "import torch",
-                "from diffusers import DiffusionPipeline",
-                "",
+                *import_lines(self.layout),
                 'folder = "."  # this folder, or its name on the hub',
                 "pipe = DiffusionPipeline.from_pretrained(",
                 f"    folder, torch_dtype={self.dtype}{trust}",
@@ -106,6 +104,8 @@ class Card:
                 "Its steps draw noise, from the global generator if the pipeline does not pass "
                 "one: seed with `torch.manual_seed`."
             )
+        if layout.takes_image:
+            notes.append("The pipeline cleans prompts with the package `ftfy`: install it too.")
         if len(self.intervals) > len(layout.slots):
             networks = _count(len(base_networks(self.intervals)), "network")
             if self.adapted:
@@ -157,6 +157,12 @@ def scheduler_lines(grid: Sequence[float]) -> list[str]:
     ]
 
 
+def import_lines(layout: PipelineLayout) -> list[str]:
+    """Returns the lines that import what the other lines need."""
+    image = ["from diffusers.utils import load_image"] if layout.takes_image else []
+    return ["import torch", "from diffusers import DiffusionPipeline", *image, ""]
+
+
 def call_lines(student: Student, intervals: Sequence[NetworkInterval], steps: str) -> list[str]:
     """Returns the lines that call a pipeline ``pipe``."""
     layout, source = pipeline_layout(intervals), student.source or {}
@@ -164,9 +170,11 @@ def call_lines(student: Student, intervals: Sequence[NetworkInterval], steps: st
     length = source.get("arguments", {}).get("text_length")
     if length is not None:
         arguments["max_sequence_length"] = length
+    image = ['    image=load_image("image.png"),  # the first frame'] if layout.takes_image else []
     return [
         f"{layout.output} = pipe(",
         '    prompt="a cat that holds a sign",',
+        *image,
         *(f"    {name}={value}," for name, value in arguments.items()),
         f"    {steps},",
         "    generator=torch.Generator().manual_seed(0),",

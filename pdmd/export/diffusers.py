@@ -9,6 +9,7 @@ student's exact timesteps, or a stock one, whose error the model card states.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from pdmd.export.card import Card
 from pdmd.export.network_schedule import (
     NetworkInterval,
     base_networks,
+    export_type,
     midpoints,
     network_intervals,
     pipeline_layout,
@@ -40,7 +42,6 @@ from pdmd.export.network_schedule import (
 from pdmd.export.schedulers import STOCK, StockScheduler, fit_stock
 from pdmd.export.weights import parse_size, write_weights
 from pdmd.teachers.families.layouts import PipelineLayout
-from pdmd.teachers.families.pipelines import dtype_of
 
 __all__ = ["export_diffusers"]
 
@@ -64,8 +65,8 @@ def export_diffusers(
         folder: The destination, written atomically.
         scheduler: ``"exact"`` exports a scheduler with the student's timesteps, which needs
             ``trust_remote_code=True``; ``"stock"`` uses one of diffusers.
-        dtype: The dtype of the networks' weights; the student's by default. Weights that the
-            family keeps in float32 stay in float32.
+        dtype: float32, bfloat16 or float16, the type of the networks' weights; the student's by
+            default. Weights that the family keeps in float32 stay in float32.
         base: The pipeline whose other components are copied; by default the one that the
             student's teacher was loaded from.
         max_shard_size: The maximum size of a weights file, such as ``"10GB"``.
@@ -84,7 +85,7 @@ def export_diffusers(
     """
     folder = Path(folder)
     check_destination(folder, overwrite=overwrite)
-    shard = parse_size(max_shard_size)
+    shard, kept = parse_size(max_shard_size), export_type(dtype)
     intervals = network_intervals(student)
     layout = pipeline_layout(intervals)
     parts = _Components(student, intervals, layout, scheduler)
@@ -93,7 +94,7 @@ def export_diffusers(
     chosen = open_base_pipeline(student, layout, base)
     check_networks(intervals, layout, chosen)
     chosen.fetch(layout)
-    types = partial(_dtype_of, dtype_of(dtype) if dtype else None, intervals[0])
+    types = partial(_dtype_of, kept, intervals[0])
     card = Card(
         student=student,
         intervals=intervals,
@@ -103,7 +104,7 @@ def export_diffusers(
         ships_code=parts.ships_code,
         renoises=parts.renoise_from is not None,
         measured=parts.measure(measure) if measure else None,
-        dtype=str(dtype_of(dtype) if dtype else weight_type(intervals[0].network)),
+        dtype=str(kept or weight_type(intervals[0].network)),
     )
     size = sum(path.stat().st_size for path in chosen.files(layout)) + parts.size(types)
     with atomic_folder(folder, overwrite=overwrite) as draft, _bar(size, progress) as tell:
@@ -294,8 +295,8 @@ class _Components:
         for phase, interval in enumerate(self.intervals):
             at = f"networks.{_network_index(networks, interval)}"
             for path, factors in interval.factors().items():
-                weights[f"{at}.{path}.lora_A.{phase}"] = factors.lora_A.weight
-                weights[f"{at}.{path}.lora_B.{phase}"] = factors.lora_B.weight
+                weights[f"{at}.{path}.phase_{phase + 1}_down"] = factors.lora_A.weight
+                weights[f"{at}.{path}.phase_{phase + 1}_up"] = factors.lora_B.weight
         return weights
 
 
@@ -322,8 +323,9 @@ def _dtype_of(
 ) -> torch.dtype:
     if dtype is None or not value.is_floating_point():
         return value.dtype
-    kept = {*(interval.network.backbone._keep_in_fp32_modules or ()), "lora_A", "lora_B"}
-    return torch.float32 if kept & set(name.split(".")) else dtype
+    kept = set(interval.network.backbone._keep_in_fp32_modules or ())
+    factor = re.search(r"\.phase_\d+_(down|up)$", name)
+    return torch.float32 if factor or kept & set(name.split(".")) else dtype
 
 
 @contextmanager

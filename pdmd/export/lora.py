@@ -25,12 +25,13 @@ from pdmd.export.bases import check_networks, open_base_pipeline
 from pdmd.export.lora_card import LoraCard
 from pdmd.export.network_schedule import (
     NetworkInterval,
+    export_type,
     network_intervals,
     pipeline_layout,
     renoise_times,
 )
+from pdmd.files import save_tensors
 from pdmd.teachers.families.layouts import PipelineLayout
-from pdmd.teachers.families.pipelines import dtype_of
 
 __all__ = ["comfyui_weights", "diffusers_weights", "export_lora", "file_names"]
 
@@ -51,7 +52,7 @@ def export_lora(
         folder: The destination, written atomically. With ``"both"``, it has a subfolder per
             format.
         format: The naming convention.
-        dtype: The dtype of the weights; the student's by default.
+        dtype: float32, bfloat16 or float16, the type of the weights; the student's by default.
         base: The base pipeline, if it has moved.
         overwrite: Whether to replace an earlier export.
 
@@ -64,6 +65,7 @@ def export_lora(
     """
     folder = Path(folder)
     check_destination(folder, overwrite=overwrite)
+    kept = export_type(dtype)
     if format not in ("diffusers", "comfyui", "both"):
         raise ValueError(f"expected the format 'diffusers', 'comfyui' or 'both', got {format!r}")
     intervals = network_intervals(student)
@@ -73,7 +75,6 @@ def export_lora(
             "diffusers, or distill adapters"
         )
     layout = pipeline_layout(intervals)
-    kept = dtype_of(dtype) if dtype else None
     formats = ("diffusers", "comfyui") if format == "both" else (format,)
     chosen = open_base_pipeline(student, layout, base)
     check_networks(intervals, layout, chosen)
@@ -141,7 +142,6 @@ def _write(
     kind: str,
     dtype: torch.dtype | None,
 ) -> None:
-    from safetensors.torch import save_file
 
     metadata = {"format": "pt"}
     if kind == "diffusers":
@@ -162,7 +162,7 @@ def _write(
         .clone()
         for name, value in weights.items()
     }
-    save_file(kept, path, metadata=metadata)
+    save_tensors(kept, path, metadata=metadata)
 
 
 def _spec(interval: NetworkInterval) -> LowRank:

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from pdmd.distillation.students import Student
 from pdmd.export.bases import BasePipeline
-from pdmd.export.card import call_lines, grid_table, header, licence, scheduler_lines
+from pdmd.export.card import (
+    call_lines,
+    grid_table,
+    header,
+    import_lines,
+    licence,
+    scheduler_lines,
+)
 from pdmd.export.network_schedule import NetworkInterval, base_networks, midpoints, weight_type
 from pdmd.teachers.families.layouts import PipelineLayout
 
@@ -71,9 +78,7 @@ class LoraCard:
         name = str(own.folder.resolve()) if Path(own.name).exists() else own.name
         dtype = weight_type(self.intervals[0].network)
         lines = [
-            "import torch",
-            "from diffusers import DiffusionPipeline",
-            "",
+            *import_lines(self.layout),
             f'folder = "{folder}"  # of these files, or their name on the hub',
             f'pipe = DiffusionPipeline.from_pretrained("{name}", torch_dtype={dtype})',
         ]

@@ -28,14 +28,19 @@ from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.text import TextTeacher
 
 __all__ = [
+    "EXPORT_TYPES",
     "NetworkInterval",
     "base_networks",
+    "export_type",
     "pipeline_layout",
     "renoise_times",
     "midpoints",
     "network_intervals",
     "weight_type",
 ]
+
+EXPORT_TYPES = ("float32", "bfloat16", "float16")
+"""Types of exported weights, which every reader of pipelines and adapter files loads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +140,20 @@ def weight_type(network: TextTeacher) -> torch.dtype:
         if not kept & set(name.split("."))
     ]
     return types[0] if types else torch.float32
+
+
+def export_type(dtype: str) -> torch.dtype | None:
+    """Returns the type of exported weights by name, ``None`` for the student's own.
+
+    Raises:
+        ValueError: If diffusers does not load weights of that type.
+    """
+    if dtype not in ("", *EXPORT_TYPES):
+        raise ValueError(
+            f"expected dtype float32, bfloat16 or float16, which the exported card's lines load, "
+            f"got {dtype!r:.40}"
+        )
+    return getattr(torch, dtype) if dtype else None
 
 
 def midpoints(intervals: Sequence[NetworkInterval]) -> list[float]:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import softplus
 
+from pdmd.arguments import checked
 from pdmd.diffusion.solvers import diffuse
 from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Models, Objective, PhaseContext, Rollout
@@ -116,6 +117,7 @@ class R1(Penalty):
         return slope.flatten(1).square().sum(1)
 
 
+@checked
 class FiniteDifferenceR1(Penalty):
     r"""R1 by finite differences, for networks that cannot be differentiated twice.
 
@@ -152,6 +154,7 @@ class FiniteDifferenceR1(Penalty):
         return (change / self.delta).square()
 
 
+@checked
 class Adversarial(Objective):
     r"""The generator's non-saturating adversarial loss, :math:`\mathrm{softplus}(-h(x_t))`.
 
@@ -193,6 +196,7 @@ class Adversarial(Objective):
         return self.times.bounds(phase)
 
 
+@checked
 class DiscriminatorLoss(Objective):
     r"""The critics' logistic loss and gradient penalty, as part of the fake score's objective.
 

@@ -11,11 +11,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from pdmd.arguments import checked, describe
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.registry import Registry
@@ -175,6 +177,7 @@ class Objective(ABC):
         """Returns detached scalars or vectors to record of the last :meth:`losses`, by name."""
         return {}
 
+    @checked
     def only(self, *phases: int) -> OnlyPhases:
         """Limits the objective to some phases.
 
@@ -195,6 +198,10 @@ class Objective(ABC):
         return WeightedSum([*_terms(self), *_terms(other)])
 
     def __mul__(self, weight: float) -> WeightedSum:
+        if isinstance(weight, bool) or not isinstance(weight, Real):
+            raise TypeError(
+                f"a weight is a number, got {describe(weight)}; multiply an objective by a float"
+            )
         return WeightedSum([(weight * w, term) for w, term in _terms(self)])
 
     __rmul__ = __mul__
@@ -208,6 +215,7 @@ class Objective(ABC):
         return f"{type(self).__name__}({arguments})"
 
 
+@checked
 class WeightedSum(Objective):
     """A weighted sum of objectives with distinct names.
 
@@ -225,6 +233,9 @@ class WeightedSum(Objective):
             raise ValueError("a weighted sum requires at least one objective")
         seen: set[str] = set()
         for weight, term in terms:
+            if isinstance(weight, bool) or not isinstance(weight, Real):
+                raise TypeError(f"a weight is a number, got {describe(weight)}")
+            _terms(term)
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of {term.name!r} is {weight}; use a finite number")
             for name in term.names:
@@ -275,6 +286,7 @@ class WeightedSum(Objective):
         return " + ".join(f"{w:g} * {term!r}" if w != 1 else repr(term) for w, term in self.terms)
 
 
+@checked
 class OnlyPhases(Objective):
     """An objective limited to some phases, without losses in the others.
 
@@ -340,7 +352,10 @@ class OnlyPhases(Objective):
 
 def _terms(objective: Objective) -> tuple[tuple[float, Objective], ...]:
     if not isinstance(objective, Objective):
-        raise TypeError(f"expected an Objective to add, got {type(objective).__name__}")
+        raise TypeError(
+            f"expected an instance of Objective to add, got {describe(objective)}; add "
+            "objectives, as in DistributionMatching() + 0.1 * Repulsion()"
+        )
     return objective.terms if isinstance(objective, WeightedSum) else ((1.0, objective),)
 
 

@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from pdmd.arguments import at_least, checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.diffusion.time_intervals import evaluating
@@ -55,6 +56,7 @@ class Critic(nn.Module, ABC):
         """
 
 
+@checked
 class MlpCritic(Critic):
     """A multilayer perceptron on flattened samples, for teachers without features.
 
@@ -67,12 +69,13 @@ class MlpCritic(Critic):
         frequencies: Number of time frequencies.
 
     Raises:
-        ValueError: If ``dim``, ``width`` or ``depth`` is below 1.
+        ValueError: If ``dim``, ``width`` or ``depth`` is below 1, or another number negative.
     """
 
     def __init__(
         self, dim: int, classes: int = 0, width: int = 64, depth: int = 2, frequencies: int = 4
     ) -> None:
+        at_least(0, classes=classes, frequencies=frequencies)
         super().__init__()
         for name, value in (("dim", dim), ("width", width), ("depth", depth)):
             if value < 1:

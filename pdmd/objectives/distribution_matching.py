@@ -22,6 +22,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.diffusion.predictions import Prediction, determinant
 from pdmd.diffusion.solvers import diffuse
 from pdmd.diffusion.timesteps import as_times
@@ -144,6 +145,7 @@ class PosteriorDifference(ScoreDifferenceWeighting):
 
 
 @score_difference_weightings.register("normalised")
+@checked
 class Normalised(ScoreDifferenceWeighting):
     r"""DMD's normalisation, with the phase's output as the clean variable.
 
@@ -200,6 +202,7 @@ def distribution_matching_gradient(
     return weighting(x_s.to(torch.promote_types(x_s.dtype, torch.float32)), s, fake, real)
 
 
+@checked
 class DistributionMatching(Objective):
     r"""Moves the generator's output towards the teacher's distribution (reverse KL).
 

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
+from pdmd.arguments import checked
 from pdmd.registry import Registry
 
 __all__ = [
@@ -159,6 +160,7 @@ class Jeffreys(Divergence):
 
 
 @divergences.register("batch_normalised")
+@checked
 class BatchNormalised(Divergence):
     r"""A divergence whose weights are divided by their mean over the batch.
 

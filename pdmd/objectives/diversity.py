@@ -33,6 +33,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.diffusion.schedules import Schedule
 from pdmd.objectives.base import Models, Objective, Rollout
 from pdmd.objectives.regression import phase_input_of
@@ -169,6 +170,7 @@ class CleanMeans(View):
         return models.real(rollout.x_s, s, rollout.condition).to("x0"), 0.0
 
 
+@checked
 class Repulsion(Objective):
     r"""Repels samples of one condition from each other, by a Gaussian kernel over their pairs.
 
@@ -226,6 +228,7 @@ class Repulsion(Objective):
         return f"Repulsion({self.view!r}, min_bandwidth={self.min_bandwidth:g})"
 
 
+@checked
 class NoiseSensitivity(Objective):
     r"""Maximises the sensitivity of samples of one condition to their noise (mode seeking).
 

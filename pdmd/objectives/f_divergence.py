@@ -27,6 +27,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from pdmd.arguments import checked
 from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.time_intervals import interval_of, within
 from pdmd.distillation.phases import Phase
@@ -116,6 +117,7 @@ class CriticRatio(DensityRatio):
         return self.critic(x_t, t, condition)
 
 
+@checked
 class Bounded(DensityRatio):
     r"""A ratio with :math:`\log r` clamped to :math:`[-c, c]`, for overconfident critics.
 
@@ -193,6 +195,7 @@ def _check_finite(value: Tensor, t: Tensor, name: str, remedy: str) -> None:
         )
 
 
+@checked
 class FDivergence(Objective):
     r"""Moves the generator's output towards the teacher's distribution by an f-divergence.
 

@@ -38,6 +38,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.solvers import diffuse
 from pdmd.distillation.phases import Phase
@@ -163,6 +164,7 @@ def fisher_losses(
     return (w * d * ((m_real - x_s) - alpha * d)).flatten(1).mean(1)
 
 
+@checked
 class FisherDivergence(Objective):
     r"""Matches the scores of the student's samples to the teacher's (score identity distillation).
 

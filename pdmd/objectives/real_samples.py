@@ -18,6 +18,7 @@ from typing import Generic, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.diffusion.schedules import Schedule
 from pdmd.diffusion.solvers import diffuse
 from pdmd.distillation.phases import Phase
@@ -94,6 +95,7 @@ class RealSamples(ABC):
         return f"{type(self).__name__}({arguments})"
 
 
+@checked
 class TeacherSamples(RealSamples):
     r"""Samples of the teacher's probability flow, :math:`x_s = \Phi_{s|1}(x_1)`; data-free.
 

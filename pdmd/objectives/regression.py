@@ -31,6 +31,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import Kind, combination, determinant
 from pdmd.diffusion.schedules import Schedule
@@ -126,6 +127,7 @@ class Squared(Distance):
         return (x - y).flatten(1).square().mean(1)
 
 
+@checked
 class PseudoHuber(Distance):
     r"""The pseudo-Huber distance, quadratic for small differences and linear for large ones.
 
@@ -155,6 +157,7 @@ class PseudoHuber(Distance):
         return (Squared()(x, y) + self.c**2).sqrt() - self.c
 
 
+@checked
 class TrajectoryRegression(Objective):
     r"""Regresses the phase's output on the teacher's flow from the same phase input.
 
@@ -201,6 +204,7 @@ class TrajectoryRegression(Objective):
         return times[-1], times[0]
 
 
+@checked
 class VelocityRegression(Objective):
     r"""Regresses the generator's first prediction in a phase on the teacher's average velocity.
 

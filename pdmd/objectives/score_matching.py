@@ -36,6 +36,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.diffusion.checks import check_transition
 from pdmd.diffusion.predictions import Kind, Prediction, combination
 from pdmd.diffusion.schedules import Schedule
@@ -115,6 +116,7 @@ Target: TypeAlias = Callable[[Latents, Latents, Times, Times, Schedule, Kind], L
 """A regression target with the signature of :func:`subinterval_target`."""
 
 
+@checked
 class SubintervalScoreMatching(Objective):
     r"""Trains the fake score on student samples at the end of a phase.
 

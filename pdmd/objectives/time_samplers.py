@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.schedules import Schedule
 from pdmd.diffusion.time_intervals import within
@@ -164,6 +165,7 @@ class TimeSampler(ABC):
         return f"{type(self).__name__}({arguments})"
 
 
+@checked
 class _MarginTimes(TimeSampler):
     r"""Samples times with a margin at both ends of the score range.
 

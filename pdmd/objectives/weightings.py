@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.diffusion.predictions import Kind, determinant
 from pdmd.diffusion.schedules import Schedule
 from pdmd.registry import Registry
@@ -60,6 +61,7 @@ class Unweighted(Weighting):
 
 
 @weightings.register("clamped")
+@checked
 class ClampedWeighting(Weighting):
     r"""The paper's clamped weight, 1 away from the phase's end.
 
@@ -114,6 +116,7 @@ class EpsilonWeighting(Weighting):
 
 
 @weightings.register("inverse_variance")
+@checked
 class InverseVarianceWeighting(Weighting):
     r"""The inverse conditional variance of the target, for Gaussian data.
 
@@ -137,9 +140,10 @@ class InverseVarianceWeighting(Weighting):
 
     def __call__(self, s: Times, t: Times, schedule: Schedule, kind: Kind) -> Tensor:
         alpha_s, sigma_s = schedule(s)
-        alpha_t, sigma_t = schedule(t)
+        _, sigma_t = schedule(t)
         a, b = schedule.transition(s, t)
-        signal = a.square() * (alpha_s.square() * self.std**2 + sigma_s.square())
-        variance = signal / (b.square() * (signal + b.square()))
-        to_kind = determinant(kind, t, schedule) * sigma_t / alpha_t
-        return (1 / (variance * to_kind.square())).clamp(max=self.limit)
+        clean = alpha_s.square() * self.std**2 + sigma_s.square()
+        # by alpha_t = a alpha_s, which keeps the weight finite where alpha_t = 0
+        share = b.square() * (a.square() * clean + b.square()) / clean
+        to_kind = determinant(kind, t, schedule) * sigma_t / alpha_s
+        return (share / to_kind.square()).clamp(max=self.limit)

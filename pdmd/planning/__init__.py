@@ -5,15 +5,26 @@ computation is recorded there. The rest is closed-form arithmetic.
 """
 
 from pdmd.distributed.degrees import Degrees
+from pdmd.distributed.offload import Offload
+from pdmd.planning.clusters import Cluster
+from pdmd.planning.duration import CycleSeconds, seconds_of
 from pdmd.planning.evaluations import CyclePasses, Workload, cycle_passes
 from pdmd.planning.footprint import Footprint, measure_footprint
 from pdmd.planning.memory import PhaseFootprints, Precision, RankMemory, memory_of
 from pdmd.planning.run_plan import RunPlan, measure_roles, plan_roles
 from pdmd.planning.search import Choice, search_degrees
 from pdmd.planning.tables import format_plan
+from pdmd.planning.totals import RunTotals, checkpoint_bytes, run_totals
 from pdmd.planning.traffic import Traffic, flops_of, traffic_of
 
 __all__ = [
+    "seconds_of",
+    "run_totals",
+    "checkpoint_bytes",
+    "RunTotals",
+    "Offload",
+    "CycleSeconds",
+    "Cluster",
     "CyclePasses",
     "Choice",
     "Degrees",

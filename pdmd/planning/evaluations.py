@@ -1,8 +1,9 @@
 r"""Network evaluations of one cycle, in closed form.
 
-A cycle is :math:`m` fake updates and one expert update over :math:`a` accumulated rollouts. It has
-:math:`r = m + a` rollouts, or :math:`r = \max(1, \lceil m / b \rceil) + a - 1` if a rollout is
-reused for :math:`b > 1` fake updates (the expert's rollout serves the first :math:`b`). A rollout
+A cycle is :math:`m` fake updates over :math:`f` accumulated rollouts each, and one expert update
+over :math:`a`. It has :math:`r = m f + a` rollouts. If rollouts are reused for :math:`b > 1` fake
+updates, it has :math:`r = \max(1, \lceil m / b \rceil f) + a - 1`, because the expert's first
+rollout is one of the :math:`f` that serve the first :math:`b` fake updates. A rollout
 takes :math:`(n_k + 1) / 2` steps of expert :math:`k` on average if its exit step is uniform, and
 :math:`n_k` without truncation. The teacher is evaluated in the expert's update only.
 
@@ -36,6 +37,7 @@ class Workload:
         batch_size: Samples in each rollout, over all ranks.
         fake_updates: Fake updates in every cycle.
         accumulate: Rollouts whose gradients are summed for one expert update.
+        fake_accumulate: Rollouts whose gradients are summed for one fake update.
         timestep_samples: Times :math:`t` per sample at which the generator objective evaluates the
             scores.
         evaluations: NFE of one call of the teacher; 2 with classifier-free guidance.
@@ -51,6 +53,7 @@ class Workload:
     batch_size: int
     fake_updates: int
     accumulate: int = 1
+    fake_accumulate: int = 1
     timestep_samples: int = 1
     evaluations: int = 1
     fake_updates_per_rollout: int = 1
@@ -62,12 +65,9 @@ class Workload:
     def rollouts(self) -> int:
         """Rollouts in a cycle."""
         if self.fake_updates_per_rollout == 1:
-            return self.fake_updates + self.accumulate
-        return (
-            max(1, math.ceil(self.fake_updates / self.fake_updates_per_rollout))
-            + self.accumulate
-            - 1
-        )
+            return self.fake_updates * self.fake_accumulate + self.accumulate
+        groups = math.ceil(self.fake_updates / self.fake_updates_per_rollout)
+        return max(1, groups * self.fake_accumulate) + self.accumulate - 1
 
     def updates_of(self, index: int) -> int:
         """Returns the updates of a phase's expert."""
@@ -112,16 +112,17 @@ def cycle_passes(work: Workload, index: int) -> CyclePasses:
     own = steps if recorded == steps else (steps + 1) / 2
     frozen = _frozen(work, index)
     scored = work.accumulate * work.timestep_samples
+    learned = work.fake_updates * work.fake_accumulate
     backward: dict[str, float] = {
         "teacher": 0,
-        "fake": work.fake_updates,
+        "fake": learned,
         "generator": work.accumulate * recorded,
         "frozen": 0,
     }
     return CyclePasses(
         forward={
             "teacher": scored * work.evaluations,
-            "fake": work.fake_updates + scored,
+            "fake": learned + scored,
             "generator": work.rollouts * own,
             "frozen": sum(frozen),
         },

@@ -22,6 +22,7 @@ from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.distillation.adapters import AdaptedDenoiser, checkpoint_contexts
 from pdmd.planning.recording import FusedAttention, MemoryRecorder, MemoryTimeline, Recording, fit
 from pdmd.planning.units import Split, heads_of, split_of, units_of
+from pdmd.teachers.conditioning.text_lengths import with_lengths
 from pdmd.typing import Condition, repeat_condition
 
 __all__ = ["Footprint", "ParameterGroup", "measure_footprint"]
@@ -105,6 +106,10 @@ class Footprint:
     def evaluated(self, tp: int) -> float:
         """Returns those of the network that a call evaluates."""
         return sum(g.local(tp) for g in (self.root, *self.units))
+
+    def local_base(self, tp: int) -> float:
+        """Returns an adapter's base parameters of one tensor-parallel rank, before sharding."""
+        return sum(g.local(tp) for g in (self.base_root, *self.base_units))
 
     def largest(self, tp: int) -> float:
         """Returns the parameters of the largest unit; of all where there are no units."""
@@ -272,7 +277,7 @@ def _group(parameters: list[nn.Parameter], sharded: set[int]) -> ParameterGroup:
 
 
 def _placed(condition: Any, device: str) -> Any:
-    """Moves a condition; masks become all true and stay on the CPU, as networks may read them."""
+    """Moves a condition; masks become all true, with lengths, so that networks need not read."""
     from tensordict import TensorDict
 
     fields = {
@@ -280,8 +285,10 @@ def _placed(condition: Any, device: str) -> Any:
         if value.dtype == torch.bool
         else value.to(device)
         for key, value in condition.items(True, True)
+        if isinstance(value, Tensor)  # texts are as long as their padding
     }
-    return TensorDict(fields, batch_size=condition.batch_size)
+    whole = with_lengths(TensorDict(fields, batch_size=condition.batch_size))
+    return whole.to(device)
 
 
 def _size(condition: Condition) -> int:

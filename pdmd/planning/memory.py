@@ -13,14 +13,20 @@ import numpy as np
 import torch
 
 from pdmd.distributed.degrees import Degrees
+from pdmd.distributed.offload import Offload
 from pdmd.planning.evaluations import Workload
 from pdmd.planning.footprint import Footprint
 from pdmd.planning.recording import MemoryTimeline
 from pdmd.training.phase_inputs import PhaseInputBuffer
 
-__all__ = ["Precision", "PhaseFootprints", "RankMemory", "memory_of"]
+__all__ = ["EIGHT_BIT", "MASTER", "Precision", "PhaseFootprints", "RankMemory", "memory_of"]
 
-_MASTER = 4  # bytes of a trained parameter, its gradient, each of its moments, its average
+EIGHT_BIT = 1 + 4 / 256
+"""Bytes of a moment in 8 bits: its code, and its share of a scale in float32 for every 256."""
+
+MASTER = 4
+"""Bytes of a trained parameter, its gradient and its average."""
+
 # Latents of a batch that are alive, beside activations, while scores are compared:
 _COMPARED = 6  # phase input, noise, noisy latents, fake score's prediction; two temporaries
 _LAST = 5  # of the last fake update: phase input, x_s, noise, noisy latents, prediction
@@ -35,16 +41,18 @@ class Precision:
 
     Attributes:
         compute: The dtype of computation and of gathered parameters.
-        frozen: The dtype in which frozen networks are stored.
+        frozen: The dtype in which frozen networks and finished experts are stored.
+        moment_bytes: Bytes of each of a parameter's two moments: 4, or :data:`EIGHT_BIT`.
     """
 
     compute: torch.dtype = torch.float32
     frozen: torch.dtype = torch.float32
+    moment_bytes: float = 4.0
 
     @property
     def mixed(self) -> bool:
         """Whether the computation is in a narrower dtype than the master weights."""
-        return self.compute.itemsize < _MASTER
+        return self.compute.itemsize < MASTER
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,6 +90,7 @@ class RankMemory:
         in_flight: Gathered parameters, and gradients being reduced.
         data: Latents and conditions.
         moment: When in the cycle memory peaks.
+        host: Bytes of CPU memory that offloaded roles take, which are not in the total.
     """
 
     teacher: float
@@ -97,12 +106,13 @@ class RankMemory:
     in_flight: float
     data: float
     moment: str
+    host: float = 0.0
 
     @property
     def items(self) -> dict[str, float]:
-        """The bytes by item."""
+        """The bytes on the GPU by item."""
         values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if name != "moment"}
+        return {name: value for name, value in values.items() if name not in ("moment", "host")}
 
     @property
     def total(self) -> float:
@@ -111,7 +121,11 @@ class RankMemory:
 
 
 def memory_of(
-    roles: PhaseFootprints, work: Workload, degrees: Degrees, precision: Precision
+    roles: PhaseFootprints,
+    work: Workload,
+    degrees: Degrees,
+    precision: Precision,
+    offload: Offload | None = None,
 ) -> RankMemory:
     """Returns the peak memory of one rank in a phase.
 
@@ -120,24 +134,34 @@ def memory_of(
         work: The settings of the cycle.
         degrees: The degrees of parallelism.
         precision: The dtypes of computation and storage.
+        offload: The roles in CPU memory; none by default.
     """
-    return max(_moments(roles, work, degrees, precision), key=lambda m: m.total)
+    moments = _moments(roles, work, degrees, precision, offload or Offload())
+    return max(moments, key=lambda m: m.total)
 
 
 def _moments(
-    roles: PhaseFootprints, work: Workload, degrees: Degrees, precision: Precision
+    roles: PhaseFootprints,
+    work: Workload,
+    degrees: Degrees,
+    precision: Precision,
+    offload: Offload,
 ) -> list[RankMemory]:
     teacher, own, fake = roles.teacher, roles.generator, roles.fake
     tp, shards = degrees.tp, degrees.shards
     batch = work.batch_size / degrees.batches
 
     def master(network: Footprint) -> float:
-        return _MASTER * network.local(tp) / shards
+        return MASTER * network.local(tp) / shards
 
     def stored_frozen(network: Footprint) -> float:
         return precision.frozen.itemsize * network.local(tp) / shards + network.buffers
 
+    def optimizer(network: Footprint) -> float:
+        return 2 * precision.moment_bytes * network.local(tp) / shards
+
     learns = work.fake_updates > 0
+    whole = work.fake_accumulate > 1  # each part may be drawn for one of the rollouts
     buffer = work.phase_inputs if isinstance(work.phase_inputs, PhaseInputBuffer) else None
     phases = range(len(roles.frozen) + 1)
     stored = (
@@ -158,15 +182,17 @@ def _moments(
         generator=master(own) + own.buffers,
         average=master(own) + own.buffers,
         fake=master(fake) + fake.buffers,
-        generator_optimizer=2 * master(own),
-        fake_optimizer=2 * master(fake) * learns,
+        generator_optimizer=optimizer(own),
+        fake_optimizer=optimizer(fake) * learns,
         generator_gradients=master(own),
-        fake_gradients=_MASTER * fake.evaluated(tp) / shards * learns,
+        fake_gradients=MASTER * (fake.local if whole else fake.evaluated)(tp) / shards * learns,
         activations=0.0,
         in_flight=0.0,
         data=data(latents),
         moment="",
     )
+
+    base = _offloaded(base, offload)
 
     def live(timeline: MemoryTimeline, rows: float) -> np.ndarray:
         cp = degrees.cp
@@ -174,7 +200,7 @@ def _moments(
 
     def gradients_of(timeline: MemoryTimeline) -> np.ndarray:
         """The bytes of the gradients computed so far, in float32."""
-        scale = _MASTER / precision.compute.itemsize / shards
+        scale = MASTER / precision.compute.itemsize / shards
         return timeline.bytes(0, (0, 0, 0, scale, scale / tp))
 
     def inference(network: Footprint, rows: float) -> float:
@@ -183,7 +209,7 @@ def _moments(
     def moment(name: str, **changes: float) -> RankMemory:
         return dataclasses.replace(base, moment=name, **changes)
 
-    gathering = shards > 1 or precision.mixed
+    gathering = shards > 1 or precision.mixed or offload.teacher or offload.experts
     # an adapter's base network is the teacher's
     roots = sum(n.root.local(tp) for n in (teacher, own, fake, *roles.frozen))
 
@@ -194,7 +220,7 @@ def _moments(
         size, unit = precision.compute.itemsize, network.largest(tp)
         gathered = size * (roots + (2 if network.units or network.base_units else 1) * unit)
         together = network.reduced_together(tp)
-        reduced = _MASTER * together  # alive until the next gradients are reduced
+        reduced = MASTER * together  # alive until the next gradients are reduced
         return gathered + reduced + (size * together if backward else 0.0)
 
     def backward(role: str, network: Footprint, *, added: bool = False) -> RankMemory:
@@ -254,7 +280,7 @@ def _moments(
     ]
     if not learns:
         return moments
-    last = backward("fake", fake)
+    last = backward("fake", fake, added=work.fake_accumulate > 1)
     if reused:
         last = dataclasses.replace(
             last,
@@ -262,3 +288,20 @@ def _moments(
             data=data(_LAST + _SHARED * (not one_rollout)),
         )
     return [*moments, last]
+
+
+def _offloaded(memory: RankMemory, offload: Offload) -> RankMemory:
+    """Moves the items of offloaded roles to the CPU's memory."""
+    moved = {
+        name: 0.0 for role, names in _OFFLOADED.items() if getattr(offload, role) for name in names
+    }
+    host = sum(getattr(memory, name) for name in moved)
+    return dataclasses.replace(memory, **moved, host=memory.host + host)
+
+
+_OFFLOADED = {
+    "teacher": ("teacher",),
+    "experts": ("frozen",),
+    "averages": ("average",),
+    "optimizers": ("generator_optimizer", "fake_optimizer"),
+}

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.initializers import Initializer
+from pdmd.distributed.offload import Offload
+from pdmd.planning.clusters import Cluster
 from pdmd.planning.evaluations import CyclePasses, Workload, cycle_passes
 from pdmd.planning.footprint import Footprint, measure_footprint
 from pdmd.planning.memory import PhaseFootprints, Precision
 from pdmd.planning.search import Choice, search_degrees
+from pdmd.planning.totals import RunTotals, run_totals
 from pdmd.planning.traffic import flops_of
 from pdmd.typing import Condition
 
-__all__ = ["RunPlan", "measure_roles", "check_cluster", "plan_roles"]
-
-MAX_GPUS = 100_000
+__all__ = ["RunPlan", "measure_roles", "plan_roles"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,10 +32,11 @@ class RunPlan:
         roles: The footprints of the networks, by phase.
         passes: Network passes in a cycle of each phase, per sample.
         flops: FLOPs of a cycle of each phase, by role, over all ranks.
-        choices: All degrees of parallelism; those that fit first, sorted by traffic.
-        gpus: The number of ranks.
-        memory: The memory of each, in bytes.
+        choices: All degrees of parallelism; those that fit first, sorted by seconds.
+        cluster: The GPUs and their links.
         precision: The dtypes of computation and storage.
+        offload: The roles in CPU memory.
+        checkpoints: Checkpoints that are kept.
     """
 
     name: str
@@ -44,13 +45,14 @@ class RunPlan:
     passes: tuple[CyclePasses, ...]
     flops: tuple[dict[str, float], ...]
     choices: tuple[Choice, ...]
-    gpus: int
-    memory: float
+    cluster: Cluster
     precision: Precision
+    offload: Offload
+    checkpoints: int
 
     @property
     def fitting(self) -> tuple[Choice, ...]:
-        """The choices that fit, sorted by traffic."""
+        """The choices that fit, sorted by seconds."""
         return tuple(choice for choice in self.choices if choice.fits)
 
     @property
@@ -58,16 +60,39 @@ class RunPlan:
         """The choice with the least memory."""
         return min(self.choices, key=lambda choice: choice.memory.total)
 
+    @property
+    def best(self) -> Choice:
+        """The fastest choice that fits, or the one with the least memory if none fits."""
+        return self.choices[0] if self.choices[0].fits else self.smallest
+
+    def totals(self, choice: Choice | None = None) -> RunTotals:
+        """Returns the totals of the run.
+
+        Args:
+            choice: The degrees; the best by default.
+        """
+        return run_totals(
+            self.roles,
+            self.work,
+            [sum(flops.values()) for flops in self.flops],
+            (choice or self.best).seconds,
+            gpus=self.cluster.gpus,
+            precision=self.precision,
+            checkpoints=self.checkpoints,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the plan as plain values, in bytes and FLOPs, for JSON."""
         return {
             "name": self.name,
-            "gpus": self.gpus,
-            "memory": self.memory,
+            "cluster": dataclasses.asdict(self.cluster),
             "precision": str(self.precision.compute).removeprefix("torch."),
             "frozen_precision": str(self.precision.frozen).removeprefix("torch."),
+            "moment_bytes": self.precision.moment_bytes,
+            "offload": [name for name, value in vars(self.offload).items() if value],
             "activation_checkpointing": self.work.activation_checkpointing,
             "batch_size": self.work.batch_size,
+            "totals": dataclasses.asdict(self.totals()),
             "phases": [
                 {
                     "teacher": _summary(roles.teacher),
@@ -90,6 +115,10 @@ class RunPlan:
                     "memory": choice.memory.items,
                     "sent": choice.traffic.total,
                     "traffic": dataclasses.asdict(choice.traffic),
+                    "host": choice.host,
+                    "seconds": [
+                        {**dataclasses.asdict(s), "total": s.total} for s in choice.seconds
+                    ],
                 }
                 for choice in self.choices
             ],
@@ -149,9 +178,10 @@ def plan_roles(
     work: Workload,
     *,
     name: str = "",
-    gpus: int = 1,
-    memory: float = 80.0,
+    cluster: Cluster,
     precision: Precision,
+    offload: Offload | None = None,
+    checkpoints: int = 2,
 ) -> RunPlan:
     """Plans a run from the footprints of its networks.
 
@@ -159,18 +189,18 @@ def plan_roles(
         roles: The footprints of the networks, by phase.
         work: The settings of a cycle, as the networks were measured.
         name: The name in the tables.
-        gpus: The number of ranks.
-        memory: The memory of each, in GiB.
+        cluster: The GPUs and their links.
         precision: The precision at which the networks were measured.
+        offload: The roles in CPU memory; none by default.
+        checkpoints: Checkpoints that are kept.
 
     Returns:
         The plan.
 
     Raises:
-        ValueError: If a number is out of range, or no degrees divide batch, heads and tokens.
+        ValueError: If no degrees divide batch, heads and tokens.
     """
-    check_cluster(gpus, memory)
-    choices = search_degrees(roles, work, gpus=gpus, memory=memory * 2**30, precision=precision)
+    choices = search_degrees(roles, work, cluster=cluster, precision=precision, offload=offload)
     phases = range(len(work.plan))
     return RunPlan(
         name=name,
@@ -179,22 +209,11 @@ def plan_roles(
         passes=tuple(cycle_passes(work, k) for k in phases),
         flops=tuple(flops_of(roles[k], work, k) for k in phases),
         choices=tuple(choices),
-        gpus=gpus,
-        memory=memory * 2**30,
+        cluster=cluster,
         precision=precision,
+        offload=offload or Offload(),
+        checkpoints=checkpoints,
     )
-
-
-def check_cluster(gpus: int, memory: float) -> None:
-    """Checks the number of GPUs and their memory in GiB.
-
-    Raises:
-        ValueError: If one is out of range.
-    """
-    if not 1 <= gpus <= MAX_GPUS:
-        raise ValueError(f"expected 1 to {MAX_GPUS:,} GPUs, got {gpus}; change --gpus")
-    if not (memory > 0 and math.isfinite(memory)):
-        raise ValueError(f"expected a positive GPU memory in GiB, got {memory}; change --memory")
 
 
 def _summary(network: Footprint) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def format_plan(plan: RunPlan, *, show: int = 10) -> str:
         plan: The plan.
         show: Rows of the table of degrees.
     """
-    parts = [_head(plan), _cycles(plan), _choices(plan, show), _rank(plan)]
+    parts = [_head(plan), _cycles(plan), _choices(plan, show), _rank(plan), _totals(plan)]
     return "\n\n".join(parts)
 
 
@@ -63,8 +63,9 @@ def _head(plan: RunPlan) -> str:
         f"{format_count(expert.parameters)} {where}"
         + (f", sequence {expert.tokens}, {expert.heads} heads" if expert.heads else ""),
         f"{len(work.plan)} phases of {steps} steps, batch {work.batch_size}, "
-        f"{work.fake_updates} fake updates, accumulate {work.accumulate}, "
-        f"NFE per teacher call: {work.evaluations}",
+        f"{work.fake_updates} fake updates, accumulate {work.accumulate}"
+        + (f" (fake {work.fake_accumulate}), " if work.fake_accumulate > 1 else ", ")
+        + f"NFE per teacher call: {work.evaluations}",
         f"compute in {compute}, frozen networks in {frozen}, "
         f"activation checkpointing {'on' if work.activation_checkpointing else 'off'}",
     ]
@@ -87,15 +88,15 @@ def _cycles(plan: RunPlan) -> str:
                 *(f"{batch * passes.backward[r]:,.0f}" for r in ("fake", "generator")),
                 *(f"{batch * passes.recomputed[r]:,.0f}" for r in recomputed),
                 format_count(total),
-                format_count(total / plan.gpus),
+                format_count(total / plan.cluster.gpus),
             ]
         )
     return "network evaluations and FLOPs per cycle\n" + _table(head, rows)
 
 
 def _choices(plan: RunPlan, show: int) -> str:
-    head = ["replicate", "shard", "cp", "tp", "memory", "fits", "sent", "gather", "reduce"]
-    head += ["tp all-reduce", "cp all-to-all"]
+    head = ["replicate", "shard", "cp", "tp", "memory", "fits", "seconds", "computing"]
+    head += ["sharding", "splitting", "sent", "gather", "reduce", "tp all-reduce", "cp all-to-all"]
     rows = []
     for choice in plan.choices[:show]:
         d, t = choice.degrees, choice.traffic
@@ -104,6 +105,15 @@ def _choices(plan: RunPlan, show: int) -> str:
                 *map(str, (d.dp_replicate, d.dp_shard, d.cp, d.tp)),
                 format_bytes(choice.memory.total),
                 "yes" if choice.fits else "no",
+                *(
+                    f"{value:,.1f}"
+                    for value in (
+                        choice.slowest.total,
+                        choice.slowest.computing,
+                        choice.slowest.sharding,
+                        choice.slowest.splitting,
+                    )
+                ),
                 *(
                     format_bytes(value) if value else "-"
                     for value in (
@@ -116,9 +126,13 @@ def _choices(plan: RunPlan, show: int) -> str:
                 ),
             ]
         )
+    cluster = plan.cluster
     title = (
-        f"{plan.gpus} GPUs of {format_bytes(plan.memory)}: {len(plan.fitting)} of "
-        f"{len(plan.choices)} choices of degrees fit; memory per GPU, and bytes sent per cycle"
+        f"{cluster.gpus} GPUs of {cluster.memory:g} GiB: {len(plan.fitting)} of "
+        f"{len(plan.choices)} choices of degrees fit; memory per GPU, seconds and bytes sent per "
+        f"cycle\nat {format_count(cluster.flops)}FLOP/s a GPU, "
+        f"{format_count(cluster.node_bandwidth)}B/s a GPU within a node of {cluster.node_gpus} "
+        f"and {format_count(cluster.network_bandwidth)}B/s a node between nodes"
     )
     text = f"{title}\n{_table(head, rows)}"
     if not plan.fitting:
@@ -142,14 +156,33 @@ def _nothing_fits(plan: RunPlan) -> str:
 
 
 def _rank(plan: RunPlan) -> str:
-    choice = plan.choices[0] if plan.fitting else plan.smallest
+    choice = plan.best
     memory = choice.memory
     rows = [[_ITEMS[name], format_bytes(value)] for name, value in memory.items.items() if value]
     rows.append(["total", format_bytes(memory.total)])
+    if memory.host:
+        rows.append(["CPU memory of the rank", format_bytes(memory.host)])
+        rows.append(["CPU memory of its node", format_bytes(choice.host)])
     title = (
         f"peak memory of a GPU at {_degrees(choice)}: phase {choice.phase + 1}, {memory.moment}"
     )
     return f"{title}\n{_table(['item', 'bytes'], rows)}"
+
+
+def _totals(plan: RunPlan) -> str:
+    totals = plan.totals()
+    rows = [
+        ["cycles", f"{totals.cycles:,}"],
+        ["prompts drawn", f"{totals.prompts:,}"],
+        ["FLOPs", format_count(totals.flops)],
+        ["hours", f"{totals.seconds / 3600:,.1f}"],
+        ["GPU hours", f"{totals.gpu_hours:,.0f}"],
+        ["checkpoint", format_bytes(totals.checkpoint)],
+        ["student", format_bytes(totals.student)],
+        ["disk", format_bytes(totals.disk)],
+    ]
+    title = f"the run at {_degrees(plan.best)}, {plan.checkpoints} checkpoints kept"
+    return f"{title}\n{_table(['total', ''], rows)}"
 
 
 def _degrees(choice: Choice) -> str:

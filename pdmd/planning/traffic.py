@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pdmd.distributed.degrees import Degrees
+from pdmd.distributed.offload import Offload
 from pdmd.planning.evaluations import Workload, cycle_passes
 from pdmd.planning.footprint import Footprint
-from pdmd.planning.memory import PhaseFootprints, Precision
+from pdmd.planning.memory import MASTER, PhaseFootprints, Precision
 from pdmd.training.monitoring.accounting import ROLES
 
 __all__ = ["Traffic", "flops_of", "traffic_of"]
@@ -21,7 +22,7 @@ __all__ = ["Traffic", "flops_of", "traffic_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """Bytes that one rank sends in a cycle.
+    """Bytes that one rank sends to others, and copies to or from the CPU, in a cycle.
 
     Attributes:
         all_gather: Parameters, before every forward and every backward pass.
@@ -29,6 +30,7 @@ class Traffic:
         all_reduce: Gradients, over replicas.
         tp_all_reduce: Activations, under tensor parallelism.
         cp_all_to_all: Queries, keys, values and outputs, under context parallelism.
+        host_copies: Copies of offloaded roles between the GPU and the CPU's memory.
     """
 
     all_gather: float
@@ -36,11 +38,12 @@ class Traffic:
     all_reduce: float
     tp_all_reduce: float
     cp_all_to_all: float
+    host_copies: float = 0.0
 
     @property
     def total(self) -> float:
-        """All bytes."""
-        return sum(dataclasses.astuple(self))
+        """All bytes sent to other ranks."""
+        return sum(dataclasses.astuple(self)) - self.host_copies
 
 
 def traffic_of(
@@ -49,6 +52,7 @@ def traffic_of(
     index: int,
     degrees: Degrees,
     precision: Precision,
+    offload: Offload | None = None,
 ) -> Traffic:
     """Returns the bytes that one rank sends in a cycle of a phase.
 
@@ -58,6 +62,7 @@ def traffic_of(
         index: The phase, from 0.
         degrees: The degrees of parallelism.
         precision: The dtype of gathered parameters; gradients are reduced in float32.
+        offload: The roles in CPU memory; none by default.
     """
     batch = work.batch_size / degrees.batches
     tp, cp, shards = degrees.tp, degrees.cp, degrees.shards
@@ -81,7 +86,33 @@ def traffic_of(
         all_reduce=copies,
         tp_all_reduce=tensor,
         cp_all_to_all=sequence,
+        host_copies=_host_copies(roles, work, index, degrees, precision, offload or Offload()),
     )
+
+
+def _host_copies(
+    roles: PhaseFootprints,
+    work: Workload,
+    index: int,
+    degrees: Degrees,
+    precision: Precision,
+    offload: Offload,
+) -> float:
+    """Returns the bytes that a rank copies: weights in every pass, averages and moments twice."""
+    shards, tp = degrees.shards, degrees.tp
+    copied = 0.0
+    for role, network, forward, backward in _passes(roles, work, index):
+        passes = forward / work.evaluations if role == "teacher" else forward
+        frozen = network.local_base(tp) if network.base_units else 0.0
+        if role == "teacher" or role == "frozen" and offload.experts:
+            frozen += network.evaluated(tp)
+        if not (offload.experts if role == "frozen" else offload.teacher):
+            continue
+        copied += (passes + backward) * precision.frozen.itemsize * frozen / shards
+    own, fake = roles.generator.local(tp) / shards, roles.fake.local(tp) / shards
+    copied += 2 * MASTER * own * offload.averages
+    moments = 2 * precision.moment_bytes * (own + work.fake_updates * fake)
+    return copied + 2 * moments * offload.optimizers
 
 
 def flops_of(roles: PhaseFootprints, work: Workload, index: int) -> dict[str, float]:

@@ -54,6 +54,14 @@ class Teacher(Denoiser):
             ValueError: If the teacher does not accept a prompt.
         """
 
+    def encode_negative(self, text: str) -> Condition:
+        """Turns a text that guidance leads away from into a condition of batch size 1.
+
+        Args:
+            text: The text.
+        """
+        return self.encode([text])
+
     def conditions(self, prompts: Sequence[Any]) -> Conditions | None:
         """Encodes all prompts of a distillation.
 

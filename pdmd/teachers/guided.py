@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.teachers.base import Teacher
+from pdmd.teachers.conditioning.text_lengths import trimmed, with_lengths
 from pdmd.teachers.routed import RoutedTeacher
 from pdmd.teachers.with_schedule import WithSchedule
 from pdmd.typing import Condition, Conditions, Latents, expand, join_conditions, moved
@@ -29,11 +31,15 @@ if TYPE_CHECKING:
 __all__ = ["Guided", "guided", "unguided"]
 
 
+@checked
 class Guided(Teacher):
     r"""A teacher under classifier-free guidance.
 
-    Both evaluations run as one batch. With ``scale=1`` the teacher is evaluated once, and with
-    ``condition=None`` its unconditional prediction is returned.
+    Both evaluations run as one batch, unless texts have a mask or the null condition another
+    shape: then they run one after the other, each padded to its own longest text only. Which of
+    the two depends on the teacher alone, not on the batch, so that all ranks agree. With
+    ``scale=1`` the teacher is evaluated once, and with ``condition=None`` its unconditional
+    prediction is returned.
 
     Args:
         teacher: The teacher to guide.
@@ -80,17 +86,23 @@ class Guided(Teacher):
                 f"{type(teacher).__name__} takes no conditions, so it cannot be guided; "
                 "use scale=1"
             )
+        if self.null is not None:
+            self.null = trimmed(with_lengths(self.null))
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
-        """Evaluates the conditional and unconditional prediction in one batch, and guides."""
+        """Evaluates the conditional and unconditional prediction, and guides."""
         if not self.guides:
             return self.teacher.network(x_t, t, condition)
         if self.null is None or condition is None:  # the two predictions would be equal
             return self.teacher.network(x_t, t, None)
         null = self.teacher.unconditional(condition, self.null.to(x_t.device, non_blocking=True))
-        both = join_conditions(null, condition)
-        value = self.teacher.network(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
-        unconditional, conditional = value.chunk(2)
+        if _padded(null, condition):
+            unconditional = self.teacher.network(x_t, t, null)
+            conditional = self.teacher.network(x_t, t, condition)
+        else:
+            both = join_conditions(null, condition)
+            value = self.teacher.network(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+            unconditional, conditional = value.chunk(2)
         return self.teacher.guide(conditional, unconditional, self._scale(t, x_t))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Guided:
@@ -141,21 +153,42 @@ class Guided(Teacher):
         return expand(scales[self.teacher.routed.router(t)], x_t)
 
 
-def guided(teacher: Teacher, scales: float | Sequence[float]) -> Teacher:
+def _padded(null: TensorDict, condition: TensorDict) -> bool:
+    """Returns whether joining two conditions would pad texts."""
+    shapes = [
+        {key: value.shape[1:] for key, value in c.items() if isinstance(value, Tensor)}
+        for c in (null, condition)
+    ]
+    return "mask" in shapes[1] or shapes[0] != shapes[1]
+
+
+@checked
+def guided(
+    teacher: Teacher, scales: float | Sequence[float], *, negative_prompt: str = ""
+) -> Teacher:
     """Wraps a teacher in :class:`Guided` unless every scale is 1.
 
     Args:
         teacher: The teacher.
         scales: One scale, or one per network, as for :class:`Guided`.
+        negative_prompt: The text that guidance leads away from, in the place of no prompt.
 
     Returns:
         The guided teacher, or ``teacher`` itself.
 
     Raises:
-        ValueError: As :class:`Guided`.
+        ValueError: As :class:`Guided`, or if there is a negative prompt and no guidance.
     """
-    wrapped = Guided(teacher, scales)
-    return wrapped if wrapped.guides else teacher
+    if not negative_prompt:
+        wrapped = Guided(teacher, scales)
+        return wrapped if wrapped.guides else teacher
+    wrapped = Guided(teacher, scales, null=teacher.encode_negative(negative_prompt))
+    if not wrapped.guides:
+        raise ValueError(
+            f"the negative prompt {negative_prompt!r:.60} has no effect without guidance; give a "
+            "guidance scale other than 1, or leave it out"
+        )
+    return wrapped
 
 
 def unguided(teacher: Teacher) -> Teacher:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.diffusion.predictions import Kind, combination
 from pdmd.diffusion.schedules import RectifiedFlow, Schedule
 from pdmd.teachers.base import Teacher
@@ -28,6 +29,7 @@ from pdmd.typing import Condition, Latents, Times, expand, labels_of
 __all__ = ["MixtureTeacher"]
 
 
+@checked
 class MixtureTeacher(Teacher):
     r"""A Gaussian mixture on any schedule, optionally class-conditional.
 

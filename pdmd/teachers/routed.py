@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import RoutedDenoiser, Router
 from pdmd.teachers.base import Teacher
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["RoutedTeacher", "with_router"]
 
 
+@checked
 class RoutedTeacher(Teacher):
     """Teachers of one family behind a router.
 
@@ -66,6 +68,10 @@ class RoutedTeacher(Teacher):
     def encode(self, prompts: Sequence[Any]) -> Condition:
         """Encodes prompts with the first teacher."""
         return self.first.encode(prompts)
+
+    def encode_negative(self, text: str) -> Condition:
+        """Encodes a text with the first network's teacher."""
+        return self.first.encode_negative(text)
 
     def conditions(self, prompts: Sequence[Any]) -> Conditions | None:
         """Encodes prompts with the first teacher."""

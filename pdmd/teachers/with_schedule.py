@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import Kind, Prediction, combination
 from pdmd.diffusion.routers import RoutedDenoiser
@@ -115,6 +116,7 @@ class DenoiserWithSchedule(Denoiser):
         return DenoiserWithSchedule(inner, self.schedule, kind=self.kind)
 
 
+@checked
 class WithSchedule(Teacher):
     """A teacher on another schedule than that of its network.
 

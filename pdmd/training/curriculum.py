@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from pdmd.arguments import checked
 from pdmd.distillation.phases import Phase, PhasePlan
 
 __all__ = ["Joint", "Curriculum", "Progressive", "split_updates"]
@@ -35,6 +36,7 @@ class Progressive(Curriculum):
         return [(phase,) for phase in plan]
 
 
+@checked
 class Joint(Curriculum):
     """All phases at once: every cycle samples one. A baseline for ablations.
 

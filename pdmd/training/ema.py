@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from pdmd.arguments import checked
 from pdmd.distributed.placement import local_part
 
 __all__ = ["Ema"]
@@ -15,6 +17,7 @@ __all__ = ["Ema"]
 N = TypeVar("N", bound=nn.Module)
 
 
+@checked
 class Ema(Generic[N]):
     r"""An exponential moving average of a network's parameters.
 
@@ -28,7 +31,8 @@ class Ema(Generic[N]):
         decay: :math:`\gamma` in [0, 1); 0 copies the current weights.
 
     Attributes:
-        network: The average, frozen.
+        network: The average, frozen. Its parameters may be moved to CPU memory afterwards: an
+            update then streams them through the device of the network, beside what it computes.
 
     Raises:
         ValueError: If the decay is not in [0, 1).
@@ -39,13 +43,39 @@ class Ema(Generic[N]):
             raise ValueError(f"an EMA decay must be in [0, 1), got {decay}")
         self.network: N = copy.deepcopy(network).requires_grad_(False).eval()
         self.decay = float(decay)
+        self._stream: torch.Stream | None = None
 
     @torch.no_grad()
     def update(self, network: N, step: int) -> None:
-        """Updates the average after a network's update number ``step``, from 0."""
+        """Updates the average after a network's update number ``step``, from 0.
+
+        An offloaded average is only complete after :meth:`wait`, and for the CPU after the device
+        is synchronized too.
+        """
         decay = min(self.decay, (1 + step) / (10 + step)) if self.decay else 0.0
         average = [local_part(p) for p in self.network.parameters()]
         current = [local_part(p) for p in network.parameters()]
-        torch._foreach_lerp_(average, current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        if average and average[0].device != current[0].device:
+            self._update_offloaded(average, current, 1 - decay)
+        else:
+            torch._foreach_lerp_(average, current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for a, b in zip(self.network.buffers(), network.buffers(), strict=True):
             a.copy_(b)
+
+    def wait(self) -> None:
+        """Lets the device's computation wait for an update that still reads the network."""
+        if self._stream is not None:
+            torch.accelerator.current_stream(self._stream.device).wait_stream(self._stream)
+
+    def _update_offloaded(
+        self, average: list[Tensor], current: list[Tensor], weight: float
+    ) -> None:
+        device = current[0].device
+        if self._stream is None and device.type != "meta":
+            self._stream = torch.Stream(device)
+        with self._stream or nullcontext():
+            if self._stream is not None:
+                self._stream.wait_stream(torch.accelerator.current_stream(device))
+            for host, value in zip(average, current, strict=True):
+                streamed = host.to(device, non_blocking=True)
+                host.copy_(streamed.lerp_(value, weight), non_blocking=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pdmd.arguments import checked
 from pdmd.distillation.experts import Expert, OdeExpert
 from pdmd.distillation.initializers import FromTeacher, Initializer
 from pdmd.training.curriculum import Curriculum, Progressive
@@ -12,6 +13,7 @@ from pdmd.training.optimizers import AdamRecipe
 __all__ = ["ExpertTraining"]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class ExpertTraining:
     """How the experts train.

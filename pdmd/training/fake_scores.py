@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.distillation.phases import Phase
 from pdmd.training.optimizers import AdamRecipe
 
@@ -114,6 +115,7 @@ class FixedUpdates(FakeUpdates):
         return f"FixedUpdates({self.number})"
 
 
+@checked
 class AdaptiveUpdates(FakeUpdates):
     r"""Trains the fake score until its relative error is below a tolerance.
 
@@ -193,6 +195,7 @@ class AdaptiveUpdates(FakeUpdates):
         )
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class FakeScoreTraining:
     """How the fake scores train.
@@ -203,6 +206,8 @@ class FakeScoreTraining:
         updates_per_rollout: Fake updates that reuse one rollout, each with new times and noise;
             above 1, the first of them reuse the rollout of the expert's update. Saves network
             evaluations, at the cost of less varied samples.
+        accumulate: Rollouts per fake update, over which gradients are accumulated: the update of
+            one rollout with as many times the samples, in the memory of one.
         scores: How many fake scores a phase has, and which one a rollout trains.
         optimizer: The optimizer of the fake scores; by default the expert's, with twice the
             learning rate, constant.
@@ -214,6 +219,7 @@ class FakeScoreTraining:
 
     updates: int | FakeUpdates = 5
     updates_per_rollout: int = 1
+    accumulate: int = 1
     scores: FakeScores = field(default_factory=OneFakeScore)
     optimizer: AdamRecipe | None = None
     max_grad_norm: float = 10.0
@@ -224,6 +230,8 @@ class FakeScoreTraining:
             raise ValueError(
                 f"updates_per_rollout must be at least 1, got {self.updates_per_rollout}"
             )
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
         if not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm}")
 
@@ -237,4 +245,4 @@ class FakeScoreTraining:
 
     def recipe(self, experts: AdamRecipe) -> AdamRecipe:
         """Returns the optimizer recipe, given that of the experts."""
-        return self.optimizer or AdamRecipe(lr=2 * experts.lr, decay_from=1.0)
+        return self.optimizer or AdamRecipe(lr=2 * experts.lr, decay_from=1.0, bits=experts.bits)

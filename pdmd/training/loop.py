@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
+import torch.distributed as dist
 
 from pdmd.distillation.experts import Expert
-from pdmd.training.checkpoints.checkpointer import Interrupted
+from pdmd.training.checkpoints.checkpointer import Decision, Interrupted
 from pdmd.training.checkpoints.training_state import save_training
 from pdmd.training.monitoring.calibration import calibration_slopes
 from pdmd.training.phase_inputs import FreshPhaseInputs
@@ -33,25 +35,40 @@ def train_phase(trainer: PhaseTrainer, phases: int, finished: Sequence[Expert]) 
 
     def save() -> None:
         save_training(session, finished, trainer.generator, trainer.phase_inputs, trainer)
+        session.report_checkpoints()
 
     recorder.on_phase_start(trainer.phase, phases, trainer.updates, trainer.update)
-    while trainer.update < trainer.updates:
-        if checkpointer.should_stop(session.runtime.ranks):
+    sound = True  # the state is that between two updates
+    try:
+        while trainer.update < trainer.updates:
+            decision = checkpointer.decide(trainer.update, session.runtime.ranks)
+            if decision is not Decision.CONTINUE:
+                save()
+            if decision is Decision.STOP:
+                checkpointer.wait()
+                raise Interrupted(
+                    f"stopped in phase {trainer.phase.index + 1} after update {trainer.update}"
+                )
+            sound = False
+            scalars = trainer.cycle()
+            sound = True
+            recorder.on_update(trainer.update)
+            for warning in trainer.health.drain():
+                recorder.on_skipped_step(warning)
+            if trainer.update % recorder.interval == 0 or trainer.update == trainer.updates:
+                values = {name: float(value) for name, value in scalars.items()}
+                values |= session.account.scalars()
+                recorder.on_scalars(trainer.phase, trainer.update, values)
+        if trainer.experts[-1].phase.index + 1 == phases:  # from which it may be trained longer
             save()
-            checkpointer.wait()
-            raise Interrupted(
-                f"stopped in phase {trainer.phase.index + 1} after update {trainer.update}"
-            )
-        scalars = trainer.cycle()
-        recorder.on_update(trainer.update)
-        for warning in trainer.health.drain():
-            recorder.on_skipped_step(warning)
-        if trainer.update % recorder.interval == 0 or trainer.update == trainer.updates:
-            values = {name: float(value) for name, value in scalars.items()}
-            values |= session.account.scalars()
-            recorder.on_scalars(trainer.phase, trainer.update, values)
-        if checkpointer.due(trainer.update):
-            save()
+    except Interrupted:
+        raise
+    except Exception:
+        if sound and not dist.is_initialized():  # a single rank cannot save for all
+            with suppress(Exception):  # the first error is the one to report
+                save()
+                checkpointer.wait()
+        raise
 
 
 def calibrate(trainer: PhaseTrainer) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.distillation.experts import Expert
 from pdmd.randomness import RankGenerator, randn
 from pdmd.training.conditions import ConditionStream
@@ -102,6 +103,7 @@ class FreshPhaseInputs(PhaseInputs):
         return "FreshPhaseInputs()"
 
 
+@checked
 class PhaseInputBuffer(PhaseInputs):
     r"""Stores batches of phase inputs and returns each a number of times.
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pdmd.arguments import checked
 from pdmd.distillation.experts import StochasticTruncation, Truncation
 from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputs
 
 __all__ = ["Rollouts"]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Rollouts:
     r"""How a phase's expert is rolled out, from :math:`x_{t_{k-1}}` to :math:`x_{t_k}`.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from pdmd.arguments import checked
 from pdmd.distributed.runtime import OneProcess, Runtime
 from pdmd.training.checkpoints.checkpointer import NoCheckpoints
 from pdmd.training.monitoring.accounting import Account
@@ -17,6 +18,7 @@ from pdmd.training.monitoring.recorder import Recorder
 __all__ = ["Session"]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Session:
     """The devices, recorder and checkpoints of a distillation.
@@ -39,6 +41,9 @@ class Session:
     account: Account = field(default_factory=Account)
     max_consecutive_skips: int = 3
 
+    def __post_init__(self) -> None:
+        self.health()
+
     def health(self) -> Health:
         """Builds the counter of skipped updates.
 
@@ -46,6 +51,11 @@ class Session:
             ValueError: If ``max_consecutive_skips`` is negative.
         """
         return Health(self.max_consecutive_skips)
+
+    def report_checkpoints(self) -> None:
+        """Notifies the recorder of checkpoints that could not be written."""
+        for warning in self.checkpointer.drain():
+            self.recorder.on_warning(warning)
 
     @contextmanager
     def freezing(self, teacher: nn.Module) -> Iterator[None]:

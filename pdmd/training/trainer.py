@@ -7,7 +7,7 @@ inputs without a gradient. Where several phases train jointly, each cycle sample
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -109,8 +109,10 @@ class PhaseTrainer:
         )  # before hooks are registered, which a copy would keep
         averages = cast("list[Denoiser]", list(self.ema.network.values()))
         self._average = dict(zip(trained, averages, strict=True))
-        for denoiser in (*trained.values(), *averages, *scores):
+        for denoiser in (*trained.values(), *scores):
             runtime.placement.trained(denoiser)
+        for average in averages:
+            runtime.placement.trained(average, offload=runtime.offload.averages)
         self._count_evaluations([*trained.values()], scores)
         self._start_phase(seed)
         self.networks: dict[str, nn.ModuleDict] = {
@@ -200,6 +202,8 @@ class PhaseTrainer:
 
     def finished(self) -> list[Expert]:
         """Returns the experts over the current averages of their networks."""
+        self.ema.wait()
+        self.session.runtime.synchronize()
         return [type(e)(self._average[id(e.denoiser)], e.phase) for e in self.experts]
 
     @torch.no_grad()
@@ -245,20 +249,25 @@ class PhaseTrainer:
         if len(self.experts) > 1:
             k = int(torch.randint(len(self.experts), (), generator=self.generator))
         scalars: dict[str, Tensor] = {}
-        reused = current = None
-        if self.fake_training.updates_per_rollout > 1:  # reused by the first fake updates
-            reused = current = self.rollout(k, record=True)
+        reuse, parts = self.fake_training.updates_per_rollout, self.fake_training.accumulate
+        recorded: list[Rollout] = []
+        if reuse > 1:  # the expert's first rollout is reused by the first fake updates
+            recorded = [self.rollout(k, record=True)]
+        current = [replace(rollout, x_s=rollout.x_s.detach()) for rollout in recorded]
         done = 0
         while self.fake_updates.more(done):
-            if current is None or done and done % self.fake_training.updates_per_rollout == 0:
-                current = self.rollout(k, record=False)
-            detached = replace(current, x_s=current.x_s.detach())
-            scalars.update(self._apply("fake", self.fake_objective, detached, k))
+            if done and done % reuse == 0:
+                current = []
+            rollouts = self._rollouts(k, current, parts, record=False)
+            if reuse > 1:
+                rollouts = current = list(rollouts)
+            scalars.update(self._apply("fake", self.fake_objective, rollouts, parts, k))
             self.fake_updates.observe(self._diagnostics)
             done += 1
         self.networks["fake"].requires_grad_(False)
-        rollout = reused or self.rollout(k, record=True)
-        scalars.update(self._apply("generator", self.generator_objective, rollout, k))
+        parts = self.expert_training.accumulate
+        rollouts = self._rollouts(k, recorded, parts, record=True)
+        scalars.update(self._apply("generator", self.generator_objective, rollouts, parts, k))
         self.networks["fake"].requires_grad_(True)
         self.ema.update(self.networks["generator"], self.update)
         self.update += 1
@@ -269,18 +278,25 @@ class PhaseTrainer:
         scalars["fake_updates"] = torch.tensor(float(done))
         return scalars
 
+    def _rollouts(
+        self, k: int, first: Sequence[Rollout], number: int, *, record: bool
+    ) -> Iterable[Rollout]:
+        """Yields rollouts of the k-th expert: those given, then new ones, each when needed."""
+        yield from first
+        for _ in range(number - len(first)):
+            yield self.rollout(k, record=record)
+
     def _apply(
-        self, role: str, objective: Objective, rollout: Rollout, k: int
+        self, role: str, objective: Objective, rollouts: Iterable[Rollout], parts: int, k: int
     ) -> dict[str, Tensor]:
+        """Updates a role's networks by the mean gradient over a number of rollouts."""
         runtime, optimizer = self.session.runtime, self.optimizers[role]
         optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
-        parts = self.expert_training.accumulate if role == "generator" else 1
-        for i in range(parts):
-            if i:
-                rollout = self.rollout(k, record=True)
+        phase = self.experts[k].phase.index
+        for rollout in rollouts:
             losses = objective.losses(self.models(k, rollout.exit_step), rollout, self.generator)
-            check_losses(losses, role, rollout.phase.index + 1)
+            check_losses(losses, role, phase + 1)
             values = [loss.float() for loss in losses.values()]
             total = values[0] if len(values) == 1 else torch.stack(values).sum()
             if parts > 1 or runtime.loss_scale != 1:
@@ -294,12 +310,14 @@ class PhaseTrainer:
         scalars = dict(zip((f"{role}/{name}" for name in sums), means, strict=True))
         scalars[f"{role}/gradient_norm"] = norm.detach()
         finite = torch.isfinite(norm.detach()) & torch.isfinite(means.sum())
+        if role == "generator":
+            self.ema.wait()
         runtime.optimization.step(optimizer, finite)
         self._pending_steps.append(
             Step(
                 finite=finite,
                 role=role,
-                phase=rollout.phase.index + 1,
+                phase=phase + 1,
                 update=self.update,
                 scalars=scalars,
                 times=self.session.account.times,

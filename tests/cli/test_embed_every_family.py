@@ -77,14 +77,14 @@ def test_a_store_returns_what_the_encoders_return(tmp_path, monkeypatch, name):
     rows, expected = stored.conditions(stored.prompts)[:], live.encode(PROMPTS)
     null, other = stored.encode([None]), live.encode([None])
     assert set(rows.keys()) == set(expected.keys())
-    for key in expected.keys():
+    for key in expected.exclude("lengths").keys():
         length = rows[key].shape[1]  # padding common to all rows is not stored
         assert length == expected[key].shape[1] or not expected["mask"][:, length:].any()
         assert torch.equal(rows[key], expected[key][:, :length])
         assert torch.equal(null[key], other[key][:, : null[key].shape[1]])
     x = noise(live, len(PROMPTS))
     guided = Guided(stored, 3.0)(x, 0.5, rows).value
-    same = all(rows[key].shape == expected[key].shape for key in rows.keys())
+    same = rows["prompt"].shape == expected["prompt"].shape
     close = torch.testing.assert_close
     close(guided, Guided(live, 3.0)(x, 0.5, expected).value, rtol=0, atol=0 if same else 1e-5)
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import time
 
 import pytest
 import torch
@@ -92,17 +93,33 @@ def test_ctrl_c_in_the_evaluation_is_resumed(tmp_path, monkeypatch, capsys, fini
     assert "resume with: pdmd distill" in capsys.readouterr().err
     assert distill(folder, "--resume") == 0
     assert torch.equal(bits(folder), bits(finished))
-    assert not (folder / "checkpoint").exists()
+    assert len(list((folder / "checkpoint").iterdir())) == 1
     assert (folder / "report.html").exists()
 
 
-def test_ctrl_c_after_the_last_update_stops_before_the_evaluation(tmp_path, monkeypatch, capsys):
+def test_a_run_stops_before_the_time_limit_of_its_job(tmp_path, monkeypatch, capsys, finished):
+    folder = tmp_path / "run"
+    assert distill(folder, "--train.save-before", "5m") == 2
+    assert "--train.time-limit 24h" in capsys.readouterr().err
+    assert not folder.exists()
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 290))
+    assert distill(folder, "--train.save-before", "5m") == 130
+    error = capsys.readouterr().err
+    assert "stopped in phase 1 after update 0" in error and "resume with: pdmd distill" in error
+    assert distill(folder, "--resume", "--train.save-before", "1m") == 0
+    assert torch.equal(bits(folder), bits(finished))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_after_the_last_update_stops_before_the_evaluation(
+    number, tmp_path, monkeypatch, capsys
+):
     folder, done = tmp_path / "run", []
 
     def on_update(self, update):
         done.append(update)
         if len(done) == 12:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunRecorder, "on_update", on_update)

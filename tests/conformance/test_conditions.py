@@ -9,7 +9,7 @@ from tests.helpers import tiny_families
 from tests.helpers.broken_teachers import (
     BatchEncoding,
     GuideFromZero,
-    MaskedGuidance,
+    IgnoredMask,
     NoNull,
     OneRow,
     OtherNull,
@@ -22,8 +22,8 @@ BROKEN = [
     ("conditions", NoNull, "raised AttributeError"),
     ("conditions", OneRow, "batch size"),
     ("conditions", OtherNull, "no condition against encode"),
+    ("conditions", IgnoredMask, "encoded alone"),
     ("guidance", GuideFromZero, r"guide\(\) at 1"),
-    ("guidance", MaskedGuidance, "two evaluations"),
     ("decode", lambda: broken(decode=lambda self, x: x.reshape(-1, 1, 4, 4))(), "not in"),
     ("decode", lambda: broken(decode=lambda self, x: x[:1].reshape(1, 1, 4, 4))(), "3 latents"),
 ]

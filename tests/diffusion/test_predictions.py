@@ -91,3 +91,15 @@ def test_unknown_kinds_raise():
         check_kind("v")
     with pytest.raises(ValueError, match="unknown prediction kind 'eps'"):
         Prediction(value=x, kind="x0", x_t=x, t=0.5, schedule=LinearVP()).to("eps")
+
+
+@pytest.mark.parametrize("other", KINDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_is_converted_in_float32_at_scalar_times_too(kind, other):
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+    one, each = (
+        Prediction(value=x, kind=kind, x_t=x, t=t, schedule=RectifiedFlow()).to(other)
+        for t in (0.4, torch.full((2,), 0.4, dtype=torch.float64))
+    )
+    assert one.dtype == torch.float32
+    torch.testing.assert_close(one, each, rtol=0, atol=0)

@@ -35,7 +35,7 @@ def test_score_ranges():
     ],
 )
 def test_errors_state_the_invalid_value(times, steps, named):
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises((ValueError, TypeError), match=named):
         PhasePlan.from_timesteps(times, steps=steps)
 
 

@@ -58,7 +58,7 @@ def wait_for(path):
     return path.read_text().split()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_torchrun_receives_one_signal_to_stop(start, tmp_path, number):
     process = start("torchrun.sh", "digits", commands={"torchrun": UNTIL_TERM}, NPROC_PER_NODE="2")
     words = wait_for(tmp_path / "words")
@@ -115,11 +115,12 @@ def test_a_job_resumes_if_there_is_a_checkpoint(start, tmp_path, checkpoint, res
     assert not (tmp_path / "queued").exists()
 
 
-def test_a_job_that_is_stopped_is_requeued(start, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_job_that_is_stopped_is_requeued(start, tmp_path, number):
     commands = {**SLURM, "srun": "echo $$ > step\n" + UNTIL_TERM}
     process = start("slurm.sbatch", "digits", "out", commands=commands, **JOB)
     wait_for(tmp_path / "words")
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert process.wait(60) != 0
     assert wait_for(tmp_path / "cancelled") == ["--signal=TERM", "7.0"]
     assert wait_for(tmp_path / "queued") == ["requeue", "7"]

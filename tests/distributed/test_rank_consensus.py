@@ -5,7 +5,12 @@ import torch
 import torch.distributed as dist
 
 from pdmd import IntervalRouter, MlpDenoiser, RoutedDenoiser
-from pdmd.distributed.rank_consensus import consensus, drop_unused, mean_over_ranks, on_any_rank
+from pdmd.distributed.rank_consensus import (
+    consensus,
+    drop_unused,
+    highest_over_ranks,
+    mean_over_ranks,
+)
 from tests.distributed.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -42,13 +47,13 @@ def on_two_ranks():
     value = torch.tensor([1.0, 2.0]) * (rank + 1)
     mean = mean_over_ranks(value, CPU)
     assert torch.equal(value, torch.tensor([1.0, 2.0]) * (rank + 1))  # not changed in place
-    flags = [on_any_rank(rank == 1, CPU), on_any_rank(False, CPU)]
+    flags = [highest_over_ranks(2 * rank, None), highest_over_ranks(0, None)]
     return mean, flags, [messages(ValueError), messages(OSError)], unused()
 
 
 def test_ranks_agree_on_means_flags_errors_and_unused_networks():
     for rank, (mean, flags, errors, kept) in enumerate(run_ranks(on_two_ranks, 2)):
-        assert torch.equal(mean, torch.tensor([1.5, 3.0])) and flags == [True, False]
+        assert torch.equal(mean, torch.tensor([1.5, 3.0])) and flags == [2, 0]
         where = "" if rank == 1 else " (on rank 1)"
         assert errors == [f"ValueError: no space{where}", f"OSError: no space{where}"]
         assert kept == [True, True, False]

@@ -33,7 +33,8 @@ def test_an_optimizer_resumes_from_its_moments_to_the_same_bits():
 def test_blank_moments_have_the_layout_of_those_after_a_step():
     network, optimizers = stepped(1)
     states = LocalStates()
-    filled, blank = states.moments(network, optimizers), states.blank_moments(network)
+    filled = states.moments(network, optimizers)
+    blank = states.blank_moments(network, optimizers)
     assert {n: {k: v.shape for k, v in s.items()} for n, s in filled.items()} == {
         n: {k: v.shape for k, v in s.items()} for n, s in blank.items()
     }

@@ -10,6 +10,7 @@ from pdmd.distillation.adapters import LowRank
 from pdmd.distillation.experts import FullGradient
 from pdmd.distillation.initializers import LowRankRoles, PerStep
 from pdmd.distributed import permutations
+from pdmd.distributed.offload import Offload
 from pdmd.distributed.runtime import OneProcess
 from pdmd.distributed.state_layout import parameter_names
 from pdmd.objectives import DistributionMatching, SubintervalScoreMatching
@@ -208,9 +209,58 @@ def test_two_ranks_train_adapters_as_one_process_does():
             ("digits", {"tp": 2}, {"init": EVERYWHERE}),
             ("digits", {"cp": 2}, {"init": EVERYWHERE}),
             ("digits", {"dp_replicate": 2}, ROUTED),
+            ("digits", {}, {"init": ADAPTERS, "accumulate": 2, "fake_accumulate": 2}),
             ("perceptron", {}, {"init": ADAPTERS}),
         ],
     )
+
+
+def compiled(degrees, more):
+    from pdmd.distributed import compilation
+    from pdmd.distributed.titan import TitanRuntime
+
+    compilation.BACKEND = "eager"  # traces what inductor would compile
+    return train(TitanRuntime(compile=True, **degrees), "digits", more)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("degrees", [{"activation_checkpointing": "full"}, {"tp": 2}])
+def test_two_ranks_compile_blocks_under_adapters(degrees):
+    more = {"init": ADAPTERS, "plan": PhasePlan.uniform(1), "fake_updates": 1, "updates": 1}
+    losses, gradients, _ = train(OneProcess(), "digits", more)
+    got = run_ranks(compiled, 2, degrees, more)[0]
+    least = 1e-3 * max(float(g.abs().max()) for g in gradients)
+    for expected, actual in zip(losses, got[0], strict=True):
+        assert actual == pytest.approx(expected, rel=1e-5, abs=1e-10)
+    for expected, actual in zip(gradients, got[1], strict=True):
+        assert furthest(actual, expected, least) < 1e-5
+
+
+def in_8_bits(degrees):
+    from pdmd.distributed.titan import TitanRuntime
+
+    recipe = AdamRecipe(lr=1e-4, bits=8)
+    student = distill(
+        digits(),
+        PhasePlan.uniform(1),
+        updates=3,
+        fake_updates=2,
+        batch_size=8,
+        optimizer=recipe,
+        fake_optimizer=recipe,
+        runtime=OneProcess() if degrees is None else TitanRuntime(**degrees),
+    )
+    return student.state_dict()
+
+
+def test_two_ranks_store_the_8_bit_moments_of_one_process():
+    pytest.importorskip("torchao")
+    expected = in_8_bits(None)
+    got = run_ranks(in_8_bits, 2, {"offload": Offload(optimizers=True)})[0]
+    for name, value in expected.items():
+        assert furthest(got[name], value) < 1e-4, name
+    with pytest.raises(RuntimeError, match="8 bits do not support tensor parallelism"):
+        run_ranks(in_8_bits, 2, {"tp": 2})
 
 
 class Failing(Objective):

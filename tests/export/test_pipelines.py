@@ -18,6 +18,7 @@ from tests.helpers.exporting import (
     UNEVEN,
     Case,
     flow_folder,
+    image_folder,
     qwen_folder,
     run_in_subprocess,
     student_of,
@@ -25,6 +26,7 @@ from tests.helpers.exporting import (
 )
 
 FLOW_NAMES = ("flux", "sd3", "z_image", "ltx")
+IMAGE_NAMES = ("wan_i2v", "wan_i2v_2.1", "wan_i2v_5b")
 STOCK = {"scheduler": "stock"}
 ONE = PhasePlan.uniform(1, steps=3, shift=2)
 
@@ -39,6 +41,7 @@ def bases(tmp_path_factory):
         "wan_2.2_5b": wan_folder(place / "5b", "wan_2.2_5b"),
         "qwen_image": qwen_folder(place / "qwen"),
         **flows,
+        **{name: image_folder(place / name, name) for name in IMAGE_NAMES},
     }
 
 
@@ -92,6 +95,12 @@ def cases(bases, tmp_path_factory):
         *files("sd3_lora", "sd3", FOUR, card=False),
         *files("z_image_lora", "z_image", FOUR, card=False),
         *files("ltx_lora", "ltx", FOUR, blocks, card=False),
+        case("i2v_two", "wan_i2v", BOUNDARY_ON_GRID),
+        case("i2v_four", "wan_i2v", FOUR, make=adapted, again=True),
+        case("i2v_image", "wan_i2v_2.1", UNEVEN),
+        case("i2v_tokens", "wan_i2v_5b", UNEVEN),
+        *files("i2v_lora", "wan_i2v", BOUNDARY_ON_GRID),
+        *files("i2v_image_lora", "wan_i2v_2.1", UNEVEN),
         case("two_halves", "wan_2.2_a14b", BOUNDARY_ON_GRID, **half),
         case("four_halves", "wan_2.1", FOUR, **half),
         case("qwen_halves", "qwen_image", FOUR, **half),
@@ -103,6 +112,7 @@ def cases(bases, tmp_path_factory):
 
 
 LAYOUTS = [cls.layout for cls in (FluxTeacher, SD3Teacher, ZImageTeacher, LTXTeacher)]
+WAN_I2V = "WanImageToVideoPipeline"
 WAN, QWEN = "WanTransformer3DModel", "QwenImageTransformer2DModel"
 
 
@@ -134,6 +144,15 @@ WAN, QWEN = "WanTransformer3DModel", "QwenImageTransformer2DModel"
         ("z_image_adapters", "ZImagePipeline", "PhasedTransformer"),
         ("ltx", "LTXPipeline", "PhasedTransformer"),
         ("ltx_stock", "LTXPipeline", "PhasedTransformer"),
+        ("i2v_two", WAN_I2V, WAN),
+        ("i2v_four", WAN_I2V, "PhasedTransformer"),
+        ("i2v_image", WAN_I2V, "PhasedTransformer"),
+        ("i2v_tokens", WAN_I2V, "PhasedTransformer"),
+        *(
+            (f"i2v_{base}lora_{kind}", WAN_I2V, WAN)
+            for base in ("", "image_")
+            for kind in ("files", "comfyui")
+        ),
         *(
             (f"{name}_lora_{kind}", layout.pipeline, layout.network)
             for name, layout in zip(FLOW_NAMES, LAYOUTS, strict=True)

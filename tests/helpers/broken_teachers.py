@@ -213,7 +213,7 @@ class GuideFromZero(SmallTeacher):
         return conditional + scale * (conditional - unconditional)
 
 
-class MaskedGuidance(SmallTeacher):
+class IgnoredMask(SmallTeacher):
     """Ignores the mask: all texts count as long as the longest of the batch."""
 
     def network(self, x_t, t, condition):

@@ -22,6 +22,7 @@ GROUPS = {
     "fake_scores": {
         "fake_updates": "updates",
         "updates_per_rollout": "updates_per_rollout",
+        "fake_accumulate": "accumulate",
         "scores": "scores",
         "fake_optimizer": "optimizer",
     },

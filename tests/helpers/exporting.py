@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from pdmd import PhasePlan, Student
 from pdmd.distillation.adapters import LowRank, adapt, adapted_parts
 from pdmd.distillation.experts import OdeExpert
-from tests.helpers.tiny_encoders import qwen_text, t5
+from pdmd.teachers.families.wan_image import encode_image
+from tests.helpers.tiny_encoders import clip_vision, picture, qwen_text, t5
 from tests.helpers.tiny_families import QWEN, WAN, family, noise, qwen_pipeline, wan_pipeline
 from tests.helpers.tiny_flows import FLOWS, flow
 
@@ -38,6 +39,13 @@ def qwen_folder(path):
 
 def flow_folder(path, name):
     FLOWS[name].pipeline(flow(name)).save_pretrained(path)
+    return path
+
+
+def image_folder(path, name):
+    """Writes a pipeline of image to video, with encoders of texts and images."""
+    seen = clip_vision(16) if name == "wan_i2v_2.1" else (None, None)
+    FLOWS[name].pipeline(flow(name), text=(*t5(32), *seen)).save_pretrained(path)
     return path
 
 
@@ -107,6 +115,8 @@ class Case:
             teacher = teacher.denoisers[0] if hasattr(teacher, "denoisers") else teacher.base
         layout = teacher.layout
         condition = student.encode(student.prompts)
+        if layout.takes_image:
+            condition = self.with_image(condition[:1], teacher, place / f"{self.name}.png")
         x = noise(student, len(condition))
         call = {**teacher.call_arguments, **layout.unguided}
         call.pop("max_sequence_length", None)
@@ -140,8 +150,21 @@ class Case:
             "again": str(place / f"{self.name}_again") if self.again else "",
             "before": self.before,
             "files": self.files,
+            "image": str(place / f"{self.name}.png") if layout.takes_image else "",
             "ragged": layout.pipeline == "ZImagePipeline",
         }
+
+    def with_image(self, condition, teacher, path):
+        """Returns a condition with what the base's encoders see in an image, and writes it."""
+        picture(0).save(path)
+        encoder = teacher.load_encoder(self.student.source["arguments"]["folder"], dtype="float32")
+        with torch.no_grad():
+            seen = encode_image(
+                encoder, picture(0), keys=teacher.condition_keys[1:], options=teacher.options
+            )
+        for key, value in seen.items():
+            condition[key] = value
+        return condition
 
     @staticmethod
     def arranged(layout, x):

@@ -8,8 +8,12 @@ import importlib
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+
+from PIL import Image
 
 
 class Blocker:
@@ -41,6 +45,14 @@ def absent(folder):
     """Returns the components that the tiny pipelines lack and the released ones have."""
     index = json.loads((Path(folder) / "model_index.json").read_text())
     return {name: None for name, value in index.items() if value == [None, None]}
+
+
+def clean_texts():
+    """Lets image to video clean texts where ftfy, which it does not require, is missing."""
+    from diffusers.pipelines.wan import pipeline_wan_i2v
+
+    if not hasattr(pipeline_wan_i2v, "ftfy"):
+        pipeline_wan_i2v.ftfy = SimpleNamespace(fix_text=str)
 
 
 def load(case, torch):
@@ -76,6 +88,10 @@ def main(path):
             masks = tensors.pop("prompt_embeds_mask")
             rows = zip(tensors["prompt_embeds"], masks, strict=True)
             tensors["prompt_embeds"] = [row[mask.bool()] for row, mask in rows]
+        if case["image"]:
+            clean_texts()
+            tensors["image"] = Image.open(case["image"])
+            shutil.copy(case["image"], Path(case["folder"]) / "image.png")
         with torch.no_grad():
             torch.manual_seed(7)
             out = pipe(**tensors, **case["call"], output_type="latent")

@@ -7,6 +7,7 @@ from tensordict import TensorDict
 
 from pdmd.teachers.conditioning.embeddings import StoredEmbeddings, embed
 from pdmd.teachers.conditioning.prompts import Prompts
+from pdmd.teachers.conditioning.text_lengths import trimmed, with_lengths
 from pdmd.typing import join_conditions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -56,6 +57,7 @@ class Late(Encoder):
 
 
 def assert_same(a, b):
+    a, b = (trimmed(with_lengths(c)).exclude("lengths") for c in (a, b))
     assert set(a.keys()) == set(b.keys()) and a.batch_size == b.batch_size
     for key in a.keys():
         assert type(a[key]) is torch.Tensor

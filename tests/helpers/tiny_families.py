@@ -165,7 +165,9 @@ def run_wan(pipeline, teacher, condition, null, *, scale, scale_2=None, steps, s
 
 def unpadded(row):
     length = int(row["mask"].sum())
-    return TensorDict({k: v[:, :length] for k, v in row.items()}, batch_size=[1])
+    return TensorDict(
+        {k: v[:, :length] for k, v in row.exclude("lengths").items()}, batch_size=[1]
+    )
 
 
 def ode(teacher, condition, times, seed=0):

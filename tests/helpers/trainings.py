@@ -60,23 +60,39 @@ def checkpointed(teacher):
 
 
 def trainer_of(
-    teacher, work, index, *, guidance=1.0, batch_size=None, seed=0, phase_inputs=None, init=None
+    teacher,
+    work,
+    index,
+    *,
+    guidance=1.0,
+    batch_size=None,
+    seed=0,
+    phase_inputs=None,
+    init=None,
+    runtime=None,
 ):
     """Builds the trainer of one phase of a planned work."""
     teacher, init = teacher.eval().requires_grad_(False), init or FromTeacher()
-    phase = work.plan[index]
+    runtime = runtime or OneProcess(activation_checkpointing=work.activation_checkpointing)
+    phase, place = work.plan[index], runtime.placement
     earlier = [
         OdeExpert(init.expert(teacher, one, []).requires_grad_(False).eval(), one)
         for one in work.plan.phases[:index]
     ]
+    expert, fake = init.expert(teacher, phase, []), init.fake(teacher, phase)
+    conditions = ConditionStream(teacher.encode(teacher.prompts))
+    real = teacher if guidance == 1 else Guided(teacher, guidance)
+    if not isinstance(runtime, OneProcess):
+        real = place.frozen(real, shared=init.adapts)
+        earlier = [OdeExpert(place.frozen(one.denoiser), one.phase) for one in earlier]
     return PhaseTrainer(
-        experts=[OdeExpert(init.expert(teacher, phase, []), phase)],
+        experts=[OdeExpert(expert, phase)],
         earlier=earlier,
-        teacher=teacher if guidance == 1 else Guided(teacher, guidance),
-        fakes=[[init.fake(teacher, phase)]],
+        teacher=real,
+        fakes=[[fake]],
         generator_objective=DistributionMatching(timestep_samples=work.timestep_samples),
         fake_objective=SubintervalScoreMatching(),
-        conditions=ConditionStream(teacher.encode(teacher.prompts)),
+        conditions=conditions,
         updates=100,
         generator=torch.Generator().manual_seed(seed),
         expert_training=ExpertTraining(ema=0.9, accumulate=work.accumulate),
@@ -88,10 +104,11 @@ def trainer_of(
         fake_training=FakeScoreTraining(
             updates=work.fake_updates,
             updates_per_rollout=work.fake_updates_per_rollout,
+            accumulate=work.fake_accumulate,
             optimizer=AdamRecipe(),
         ),
         session=Session(
-            runtime=OneProcess(activation_checkpointing=work.activation_checkpointing),
+            runtime=runtime,
             max_consecutive_skips=0,
         ),
     )

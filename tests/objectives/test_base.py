@@ -84,7 +84,7 @@ def test_terms_with_one_name_or_a_weight_that_is_not_finite_raise():
         Constant(1.0, "a") + Constant(2.0, "a")
     with pytest.raises(ValueError, match="the weight of 'a' is inf"):
         float("inf") * Constant(1.0, "a")
-    with pytest.raises(TypeError, match="expected an Objective to add, got int"):
+    with pytest.raises(TypeError, match="expected an instance of Objective to add, got 1"):
         Constant(1.0, "a") + 1
 
 

@@ -58,6 +58,7 @@ def test_passes_equal_those_that_a_run_counts(
             batch_size=batch,
             fake_updates=fake_updates,
             accumulate=accumulate,
+            fake_accumulate=accumulate,
             timestep_samples=timestep_samples,
             evaluations=1 if guidance == 1 else 2,
             activation_checkpointing=activation_checkpointing,

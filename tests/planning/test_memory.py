@@ -77,9 +77,12 @@ SETTINGS = {
 
 
 WIDE = {"image_size": 64, "patch_size": 16, "width": 32, "depth": 1, "heads": 4}
-CASES = [(name, MEDIUM, batch, False) for name in SETTINGS for batch in (8, 32)]
-CASES += [("phased", MEDIUM, 32, True), ("vanilla", MEDIUM, 8, True)]
-CASES += [(name, WIDE, 128, False) for name in SETTINGS]  # whose latents outweigh its networks
+FAST = [(name, MEDIUM, 8, False) for name in SETTINGS if name not in ("large buffer", "buffer")]
+FAST += [("buffer", WIDE, 128, False), ("phased", MEDIUM, 8, True)]
+ALL = [(name, MEDIUM, batch, False) for name in SETTINGS for batch in (8, 32)]
+ALL += [("phased", MEDIUM, 32, True), ("vanilla", MEDIUM, 8, True)]
+ALL += [(name, WIDE, 128, False) for name in SETTINGS]  # whose latents outweigh its networks
+CASES = FAST + [pytest.param(*case, marks=pytest.mark.slow) for case in ALL if case not in FAST]
 
 
 @pytest.mark.parametrize(("name", "network", "batch", "activation_checkpointing"), CASES)
@@ -110,12 +113,19 @@ ADAPTERS = {
 }
 
 
-@pytest.mark.parametrize("activation_checkpointing", [False, True])
-@pytest.mark.parametrize("name", list(ADAPTERS))
+@pytest.mark.parametrize(
+    ("name", "activation_checkpointing"),
+    [
+        ("full fake score", False),
+        ("both", True),
+        pytest.param("full fake score", True, marks=pytest.mark.slow),
+        pytest.param("both", False, marks=pytest.mark.slow),
+    ],
+)
 def test_memory_with_adapters_equals_what_a_run_allocates(name, activation_checkpointing):
-    init, index = ADAPTERS[name], 2
+    init, index = ADAPTERS[name], 1
     work = Workload(
-        plan=PhasePlan.uniform(4),
+        plan=PhasePlan.uniform(2),
         truncation=StochasticTruncation(),
         batch_size=16,
         fake_updates=1,
@@ -136,7 +146,9 @@ def test_memory_with_adapters_equals_what_a_run_allocates(name, activation_check
 DEEP = {"image_size": 8, "patch_size": 2, "width": 256, "depth": 24, "heads": 4}
 
 
-@pytest.mark.parametrize("activation_checkpointing", [False, True])
+@pytest.mark.parametrize(
+    "activation_checkpointing", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_three_roles_with_adapters_need_little_more_than_one_network(activation_checkpointing):
     """Guided, with both averages and moments: against one adapted network's gradient."""
     init = LowRankRoles(LowRank(rank=4), LowRank(rank=4))

@@ -1,11 +1,13 @@
 """Run plans: networks on the meta device, settings of the configuration."""
 
+from importlib.util import find_spec
+
 import pytest
 
 from pdmd.cli.config_files import load_config
 from pdmd.cli.plan import plan_run
 from pdmd.planning import measure_footprint
-from pdmd.planning.run_plan import check_cluster
+from pdmd.planning.clusters import Cluster
 from pdmd.teachers.packaged.transformer import ImageTransformer
 
 
@@ -28,24 +30,45 @@ def test_a_plan_follows_its_configuration():
     config = load_config("digits")
     config.teacher.guidance = (3.0,)
     config.train.accumulate = 2
-    plan = plan_run(config, gpus=2)
+    plan = plan_run(config, Cluster(gpus=2))
     assert [c.forward["teacher"] for c in plan.passes] == [4] * 4
     assert [c.forward["frozen"] for c in plan.passes] == [0, 4, 8, 12]
     parameters = sum(p.numel() for p in ImageTransformer().parameters())
     assert {r.generator.parameters for r in plan.roles} == {parameters}
     config.parallel.activation_checkpointing = "full"
-    recomputing = plan_run(config, gpus=2)
+    recomputing = plan_run(config, Cluster(gpus=2))
     assert recomputing.choices[0].memory.activations < plan.choices[0].memory.activations
     assert sum(recomputing.flops[0].values()) > sum(plan.flops[0].values())
+
+
+def test_offloading_and_moments_are_those_of_the_configuration():
+    config = load_config("digits")
+    plain = plan_run(config, Cluster(gpus=2))
+    config.parallel.offload = ("optimizers", "teacher")
+    plan = plan_run(config, Cluster(gpus=2))
+    assert plan.offload.optimizers and plan.offload.teacher and not plan.offload.averages
+    for a, b in zip(plain.choices, plan.choices, strict=True):
+        assert a.host == 0 < b.host and b.memory.items["teacher"] == 0
+        assert b.traffic.host_copies > 0
+
+
+@pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao")
+def test_the_bits_of_moments_are_those_of_the_configuration():
+    config = load_config("digits")
+    plain = plan_run(config)
+    config.train.adam_bits = 8
+    plan = plan_run(config)
+    assert plan.precision.moment_bytes < 1.1
+    assert plan.totals().checkpoint < plain.totals().checkpoint
 
 
 @pytest.mark.parametrize("gpus", [0, 10**6])
 def test_the_number_of_gpus_is_checked(gpus):
     with pytest.raises(ValueError, match=f"expected 1 to 100,000 GPUs, got {gpus}"):
-        check_cluster(gpus, 80.0)
+        Cluster(gpus=gpus)
 
 
 @pytest.mark.parametrize("memory", [0.0, -1.0, float("nan"), float("inf")])
 def test_the_memory_of_a_gpu_is_checked(memory):
     with pytest.raises(ValueError, match=f"expected a positive GPU memory in GiB, got {memory}"):
-        check_cluster(1, memory)
+        Cluster(memory=memory)

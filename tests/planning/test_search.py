@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdmd.planning import Degrees, Precision, format_plan, plan_roles
+from pdmd.planning import Cluster, Degrees, Precision, format_plan, plan_roles
 from pdmd.planning.search import degrees_for
 from tests.helpers.plans import small_run
 
@@ -19,18 +19,18 @@ def test_degrees_divide_batch_heads_and_tokens(gpus, batch, heads):
         assert Degrees(dp_replicate=gpus) in found and Degrees(dp_shard=gpus) in found
 
 
-def test_choices_that_fit_come_first_sorted_by_traffic():
+def test_choices_that_fit_come_first_sorted_by_seconds():
     roles, work = small_run()
-    settings = {"gpus": 8, "precision": Precision()}
-    everything = plan_roles(roles, work, memory=1.0, **settings)
+    settings = {"precision": Precision()}
+    everything = plan_roles(roles, work, cluster=Cluster(gpus=8, memory=1.0), **settings)
     sizes = sorted(c.memory.total for c in everything.choices)
     middle = sizes[len(sizes) // 2]
-    plan = plan_roles(roles, work, memory=middle / 2**30, **settings)
+    plan = plan_roles(roles, work, cluster=Cluster(gpus=8, memory=middle / 2**30), **settings)
     fits = [c.fits for c in plan.choices]
     assert fits == sorted(fits, reverse=True) and 0 < sum(fits) < len(fits)
     assert all(c.fits == (c.memory.total <= middle) for c in plan.choices)
-    sent = [c.traffic.total for c in plan.fitting]
+    sent = [c.slowest.total for c in plan.fitting]
     assert sent == sorted(sent)
-    none = plan_roles(roles, work, memory=sizes[0] / 2**31, **settings)
+    none = plan_roles(roles, work, cluster=Cluster(gpus=8, memory=sizes[0] / 2**31), **settings)
     assert not none.fitting and none.smallest.memory.total == sizes[0]
     assert "nothing fits: the smallest memory of any choice is" in format_plan(none)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pdmd.planning import Precision, format_plan, plan_roles
+from pdmd.planning import Cluster, Precision, format_plan, plan_roles
 from pdmd.planning.tables import format_bytes, format_count
 from tests.helpers.plans import small_run
 
@@ -23,12 +23,14 @@ def test_counts_have_decimal_units(value, text):
 
 def test_a_plan_has_a_row_per_phase_choice_and_item():
     roles, work = small_run()
-    plan = plan_roles(roles, work, name="small", gpus=2, memory=1.0, precision=Precision())
-    head, cycles, choices, rank = format_plan(plan).split("\n\n")
+    plan = plan_roles(
+        roles, work, name="small", cluster=Cluster(gpus=2, memory=1.0), precision=Precision()
+    )
+    head, cycles, choices, rank, totals = format_plan(plan).split("\n\n")
     assert head.startswith("small: teacher of ") and "batch 16, 2 fake updates" in head
     assert [line.split()[0] for line in cycles.splitlines()[2:]] == ["1", "2"]
     assert f"{len(plan.choices)} of {len(plan.choices)} choices of degrees fit" in choices
-    assert len(choices.splitlines()) == 2 + len(plan.choices)
+    assert len(choices.splitlines()) == 3 + len(plan.choices)
     items = {line.split("  ")[1]: line.split()[-2:] for line in rank.splitlines()[2:]}
     total = " ".join(items["total"])
     assert total == format_bytes(plan.choices[0].memory.total)

@@ -8,6 +8,7 @@ import torch
 from pdmd import Guided, MixtureTeacher, RectifiedFlow, teachers
 from pdmd.teachers import WithSchedule
 from pdmd.teachers.guided import guided, unguided
+from tests.helpers.tiny_families import family
 
 
 @pytest.mark.parametrize("name", ["digits", "mixture"])
@@ -79,3 +80,18 @@ def test_an_unconditional_teacher_cannot_be_guided():
         Guided(teacher, 2.0)
     x = torch.randn(3, 16)
     assert torch.equal(Guided(teacher, 1.0)(x, 0.5).value, teacher(x, 0.5).value)
+
+
+def test_guidance_leads_away_from_a_negative_prompt():
+    teacher = family("qwen_image")
+    x = torch.randn(2, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
+    condition = teacher.encode(list(teacher.prompts[:2]))
+    text = teacher.prompts[2]
+    away = guided(teacher, 3.0, negative_prompt=text)
+    by_hand = Guided(teacher, 3.0, null=teacher.encode([text]))
+    with torch.no_grad():
+        value = away(x, 0.5, condition).value
+        torch.testing.assert_close(value, by_hand(x, 0.5, condition).value, rtol=0, atol=0)
+        assert (value - guided(teacher, 3.0)(x, 0.5, condition).value).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="has no effect without guidance"):
+        guided(teacher, 1.0, negative_prompt=text)

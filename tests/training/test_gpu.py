@@ -5,6 +5,7 @@
 
 import json
 import runpy
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from pdmd.distributed.runtime import OneProcess
 from pdmd.teachers import QwenImageTeacher
 from pdmd.teachers.guided import Guided
 from pdmd.training.monitoring.accounting import Account
+from pdmd.training.trainer import PhaseTrainer
 from tests.helpers.distilling import distill
 
 TINY = {"height": 64, "width": 64, "num_layers": 1, "num_attention_heads": 2, "text_length": 8}
@@ -65,27 +67,58 @@ def test_a_small_cycle_fits_beside_one_network():
     assert peak < 3 * weights  # less than three networks without any activations
 
 
-def test_a_tiny_benchmark_counts_and_times_every_role(tmp_path, capsys):
-    main = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "gpu.py"))["main"]
+@pytest.fixture(scope="module")
+def benchmark():
+    return runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "gpu.py"))["main"]
+
+
+DRY = ["--device", "cpu", "--tiny", "--cycles", "1"]
+
+
+def test_a_dry_run_measures_every_role_and_cycle(benchmark, tmp_path):
     out = tmp_path / "gpu.json"
-    some = ["--device", "cpu", "--tiny", "--cycles", "2", "--frames", "5", "--out", str(out)]
-    main(["qwen_image", "wan_a14b", "--fake-updates", "2", *some])
-    rows = json.loads(out.read_text())["rows"]
-    assert [(r["model"], r["roles"]) for r in rows] == [
-        (model, roles) for model in ("qwen_image", "wan_a14b") for roles in ("one base", "copies")
-    ]
-    for row in rows:
-        # the exit step is one of the last phase's two
-        counted, own = row["equivalents"], row["equivalents"]["generator"] - 3
-        assert counted["teacher"] == 2 and counted["fake"] == 2 * 4 + 1
-        assert 3 <= own <= 6 and counted["frozen"] == 6
-        parts = row["seconds"]
-        assert parts["all"] == pytest.approx(sum(v for k, v in parts.items() if k != "all"))
-        assert all(parts[f"{role} backward"] > 0 for role in ("generator", "fake"))
-        assert all(parts[f"{role} forward"] > 0 for role in counted)
-        assert 0 < row["model_flops_utilisation"] < row["hardware_flops_utilisation"]
-    for one, copies in zip(rows[::2], rows[1::2], strict=True):
-        assert copies["peak_gib"] > one["peak_gib"]
+    benchmark([*DRY, "--out", str(out)])
+    figures = json.loads(out.read_text())
+    assert list(figures["models"]) == ["qwen_image", "wan_a14b"] and not figures["left_out"]
+    for name, model in figures["models"].items():
+        kinds = ("unmasked", "masked") if name == "qwen_image" else ("unmasked",)
+        passes = ("teacher, guided forward", "expert, forward and backward")
+        passes += ("fake score, forward and backward",)
+        steps = ("generator, optimizer step", "fake, optimizer step")
+        expected = {f"{what}, {kind}" for what in passes for kind in kinds} | {*steps}
+        assert set(model["roles"]) == expected
+        assert all(role["seconds"] > 0 for role in model["roles"].values())
+        assert len(model["cycles"]) == 2 and all(c["seconds"] > 0 for c in model["cycles"])
+
+
+def test_a_benchmark_leaves_out_what_does_not_fit(benchmark, tmp_path):
+    out = tmp_path / "gpu.json"
+    benchmark(["wan_a14b", *DRY, "--memory", "1e-6", "--out", str(out)])
+    figures = json.loads(out.read_text())
+    assert not figures["models"] and "GiB" in figures["left_out"]["wan_a14b"]
+
+
+def test_a_benchmark_stops_within_its_budget_and_keeps_its_figures(
+    benchmark, tmp_path, monkeypatch
+):
+    out, cycles = tmp_path / "gpu.json", []
+    whole = PhaseTrainer.cycle
+
+    def slow(trainer):
+        assert json.loads(out.read_text())["models"]["qwen_image"]["roles"]
+        cycles.append(len(json.loads(out.read_text())["models"]["qwen_image"]["cycles"]))
+        whole(trainer)
+        now = time.monotonic() + 1000
+        monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    monkeypatch.setattr(PhaseTrainer, "cycle", slow)
+    benchmark(["qwen_image", *DRY, "--seconds", "900", "--out", str(out)])
+    figures = json.loads(out.read_text())
+    assert cycles == [0] and len(figures["models"]["qwen_image"]["cycles"]) == 1
+    assert figures["left_out"]["qwen_image"].startswith("no time for cycle 2")
+
+
+def test_numbers_of_a_benchmark_are_checked(benchmark, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(["qwen_image", "--cycles", "0", "--out", str(out)])
+        benchmark(["qwen_image", "--cycles", "0", "--out", str(tmp_path / "gpu.json")])
     assert "cycles" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import pytest
 
 from pdmd import PhasePlan, Session
 from pdmd.planning import Workload
-from pdmd.training.checkpoints.checkpointer import Interrupted, NoCheckpoints
+from pdmd.training.checkpoints.checkpointer import Decision, Interrupted, NoCheckpoints
 from pdmd.training.loop import calibrate, train_phase
 from pdmd.training.monitoring.recorder import Recorder
 from tests.helpers.trainings import SMALL, Images, trainer_of
@@ -35,12 +35,11 @@ class Names(NoCheckpoints):
     def __init__(self, every, stop=-1):
         self.every, self.stop, self.names = every, stop, []
 
-    def due(self, update):
-        return update % self.every == 0
-
-    def should_stop(self, ranks):
+    def decide(self, update, ranks):
         self.stop -= 1
-        return self.stop == -1
+        if self.stop == -1:
+            return Decision.STOP
+        return Decision.SAVE if update and update % self.every == 0 else Decision.CONTINUE
 
     def save(self, name, collect):
         tensors, cursor = collect()

@@ -5,7 +5,6 @@ The meta device stands for an accelerator: its tensors cannot be mixed with thos
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pdmd import (
     AdamRecipe,
@@ -15,14 +14,14 @@ from pdmd import (
     philox,
 )
 from pdmd.diffusion.schedules import RectifiedFlow
-from pdmd.distillation.experts import OdeExpert
+from pdmd.distillation.experts import FullGradient, OdeExpert
 from pdmd.distributed.runtime import OneProcess
 from pdmd.objectives import (
     DistributionMatching,
     SubintervalScoreMatching,
     score_difference_weightings,
 )
-from pdmd.objectives.base import Models, Rollout
+from pdmd.objectives.base import Models, Objective, Rollout
 from pdmd.objectives.critics import MlpCritic
 from pdmd.randomness import RankGenerator
 from pdmd.teachers.packaged.digits import DigitsTeacher
@@ -31,12 +30,11 @@ from pdmd.training.conditions import ConditionStream
 from pdmd.training.expert_training import ExpertTraining
 from pdmd.training.fake_scores import FakeScoreTraining
 from pdmd.training.monitoring.recorder import Recorder
-from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputBuffer
+from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputBuffer, PhaseInputs
 from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
 from pdmd.training.trainer import PhaseTrainer
-
-META = torch.device("meta")
+from tests.helpers.waiting import META, MetaOptimizer, Synchronizations
 
 
 def network():
@@ -75,39 +73,6 @@ def test_objectives_compute_on_the_device_of_the_networks(weight, index, monkeyp
     assert RectifiedFlow()(0.5)[0].device.type == "cpu"
 
 
-class Synchronizations(TorchDispatchMode):
-    """Records operations that synchronize with the device, and counts copies to it."""
-
-    def __init__(self):
-        super().__init__()
-        self.found, self.copies = [], 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out, name = func(*args, **(kwargs or {})), str(func)
-        tensors = [a for a in args if isinstance(a, torch.Tensor)]
-        on_meta = [a for a in tensors if a.device == META]
-        if on_meta and any(
-            word in name for word in ("local_scalar", "nonzero", "unique", "equal")
-        ):
-            self.found.append(name)
-        if isinstance(out, torch.Tensor) and "copy" in name and len(tensors) > len(on_meta):
-            if out.device == META:
-                self.copies += 1
-                if not (kwargs or {}).get("non_blocking"):
-                    self.found.append(f"{name} of {[tuple(a.shape) for a in tensors]}")
-        return out
-
-
-class MetaOptimizer(torch.optim.Optimizer):
-    """Replaces the fused optimizer, which does not support the meta device."""
-
-    def __init__(self, parameters):
-        super().__init__(parameters, {"lr": 0.1})
-
-    def step(self, closure=None):
-        assert self.found_inf.device == META
-
-
 class EveryThird(Recorder):
     interval = 3
 
@@ -119,7 +84,9 @@ def test_a_cycle_does_not_synchronize_with_the_device(
 ):
     if phase_inputs is FreshPhaseInputs and updates_per_rollout == 2:
         monkeypatch.setattr(philox, "_ON_DEVICE", 0)  # as if the noise were large
-    monkeypatch.setattr(AdamRecipe, "build", lambda recipe, parameters: MetaOptimizer(parameters))
+    monkeypatch.setattr(
+        AdamRecipe, "build", lambda recipe, parameters, **_: MetaOptimizer(parameters)
+    )
     teacher, plan = Guided(network(), 2.0).to(META), PhasePlan.uniform(2, steps=2)
     trainer = PhaseTrainer(
         experts=[OdeExpert(network(), plan[1])],
@@ -179,7 +146,79 @@ def test_gradients_reach_the_trained_expert_and_nothing_else():
         assert all(p.grad is None for p in network.parameters())
     before = [p.clone() for p in own.parameters()]
     own.zero_grad()
-    trainer._apply("fake", trainer.fake_objective, trainer.rollout(record=False), 0)
+    trainer._apply("fake", trainer.fake_objective, [trainer.rollout(record=False)], 1, 0)
     assert all(p.grad is not None for p in fake.layers.parameters())
     assert all(p.grad is None for p in own.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, own.parameters(), strict=True))
+
+
+class Recorded(PhaseInputs):
+    """Returns the rows of one tensor, a batch after the other, over and over."""
+
+    def __init__(self, rows):
+        self.rows, self.at = rows, 0
+
+    def take(self):
+        batch = self.rows.roll(-self.at, 0)[: self.source.batch]
+        self.at += self.source.batch
+        return batch, None
+
+
+class Pull(Objective):
+    """A deterministic loss whose gradient reaches a role's network."""
+
+    name = "pull"
+
+    def __init__(self, role):
+        self.role = role
+
+    def losses(self, models, rollout, generator):
+        x_s, s = rollout.x_s, rollout.phase.t_end
+        out = x_s if self.role == "expert" else models.fake(x_s, s, rollout.condition).value
+        return {self.name: (out - 1).square().mean()}
+
+
+@pytest.mark.parametrize("updates_per_rollout", [1, 3])
+def test_accumulated_rollouts_update_as_one_large_batch(updates_per_rollout):
+    rows = torch.randn(8, 2, generator=torch.Generator().manual_seed(1))
+    plan = PhasePlan.uniform(1, steps=2)
+
+    def trained(batch_size, parts):
+        torch.manual_seed(0)
+        teacher, own, fake = (MlpDenoiser.rectified_flow(dim=2, width=8) for _ in range(3))
+        trainer = PhaseTrainer(
+            experts=[OdeExpert(own, plan[0])],
+            earlier=[],
+            teacher=teacher,
+            fakes=[[fake]],
+            generator_objective=Pull("expert"),
+            fake_objective=Pull("fake"),
+            conditions=ConditionStream(None),
+            updates=2,
+            generator=torch.Generator().manual_seed(0),
+            expert_training=ExpertTraining(
+                accumulate=parts, max_grad_norm=0.1, optimizer=AdamRecipe(lr=0.05)
+            ),
+            rollouts=Rollouts(
+                batch_size=batch_size, truncation=FullGradient(), phase_inputs=Recorded(rows)
+            ),
+            fake_training=FakeScoreTraining(
+                updates=3, accumulate=parts, updates_per_rollout=updates_per_rollout
+            ),
+            session=Session(),
+        )
+        if updates_per_rollout > 1:  # the expert's second rollout is not the fake score's
+            scalars, networks = [trainer.cycle()], [fake]
+        else:
+            scalars, networks = [trainer.cycle() for _ in range(2)], [fake, own]
+        values = [float(v) for s in scalars for name, v in s.items() if name.startswith("fake/")]
+        return values, [p for network in networks for p in network.parameters()]
+
+    losses, weights = trained(8, 1)
+    for batch_size, parts in ((4, 2), (1, 8)):
+        got, weights_got = trained(batch_size, parts)
+        assert got == pytest.approx(losses, rel=1e-4)
+        for a, b in zip(weights, weights_got, strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
+    smaller, _ = trained(4, 1)
+    assert smaller != pytest.approx(losses, rel=1e-4)  # the batch matters

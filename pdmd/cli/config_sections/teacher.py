@@ -39,6 +39,9 @@ class TeacherConfig:
     """A registered teacher: see 'pdmd teachers'."""
     guidance: tuple[float, ...] = (1.0,)
     """Guidance scale, 1 for none: one number, or one per network of the teacher."""
+    negative_prompt: str = ""
+    """Text that guidance leads away from; by default no text. A store of embeddings must have it
+    among its prompts."""
     arguments: Arguments = field(default_factory=dict)
     """Arguments of the teacher by name, for example dim and modes of the mixture."""
     schedule: str = ""
@@ -76,7 +79,8 @@ class TeacherConfig:
                 teacher = with_router(teacher, router)
             except ValueError as error:
                 raise ValueError(f"teacher.router does not fit {self.name!r}: {error}") from error
-        return on_schedule(guided(teacher, self.guidance), self.schedule, self.schedule_end)
+        teacher = guided(teacher, self.guidance, negative_prompt=self.negative_prompt)
+        return on_schedule(teacher, self.schedule, self.schedule_end)
 
     def check_name(self) -> None:
         """Imports the plugins and checks that teacher, router, schedule and guidance exist.
@@ -92,6 +96,11 @@ class TeacherConfig:
             schedules[self.schedule]
         if not self.guidance:
             raise ValueError("teacher.guidance is empty; give one number, 1 for none")
+        if self.negative_prompt and all(scale == 1 for scale in self.guidance):
+            raise ValueError(
+                f"teacher.negative_prompt = {self.negative_prompt!r:.60} has no effect without "
+                "guidance; set teacher.guidance, or leave it out"
+            )
         for scale in self.guidance:
             if not math.isfinite(scale):
                 raise ValueError(f"teacher.guidance must be finite, got {scale}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pdmd.cli.values import short
+from pdmd.cli.values import duration, short
 from pdmd.distillation.adapters import LowRank
 from pdmd.distillation.experts import FullGradient, StochasticTruncation, Truncation, experts
 from pdmd.distillation.initializers import (
@@ -17,6 +17,8 @@ from pdmd.distillation.initializers import (
     initializers,
 )
 from pdmd.distillation.phases import PhasePlan
+from pdmd.training.checkpoints.intervals import Interval
+from pdmd.training.checkpoints.time_limits import TimeLimit
 from pdmd.training.curriculum import Curriculum, Joint, Progressive, split_updates
 from pdmd.training.fake_scores import (
     AdaptiveUpdates,
@@ -65,6 +67,8 @@ class TrainConfig:
     """Samples in each rollout."""
     accumulate: int = 1
     """Rollouts whose gradients are accumulated for one generator update."""
+    fake_accumulate: int = 1
+    """Rollouts whose gradients are accumulated for one fake-score update."""
     fake_updates_per_rollout: int = 1
     """Fake-score updates that reuse one rollout, the generator's first."""
     phase_inputs: Literal["fresh", "buffer"] = "fresh"
@@ -81,6 +85,8 @@ class TrainConfig:
     """Learning rate of the experts."""
     fake_lr: float = 1e-3
     """Learning rate of the fake scores."""
+    adam_bits: Literal[32, 8] = 32
+    """Bits of the optimizers' moments; 8 bits need torchao."""
     ema: float = 0.99
     """Decay of the weight average that becomes the expert."""
     max_grad_norm: float = 10.0
@@ -95,14 +101,20 @@ class TrainConfig:
     """Seed of the run."""
     max_consecutive_skips: int = 3
     """Updates in a row that may be skipped because a loss or gradient is not finite."""
-    checkpoint_every: int = 50
-    """Updates between checkpoints."""
+    checkpoint_minutes: float = 15.0
+    """Minutes between checkpoints within a phase; 0 for none."""
+    checkpoint_every: int = 0
+    """Updates between checkpoints within a phase; 0 for none."""
     checkpoint_keep: int = 2
-    """Number of newest checkpoints to keep."""
+    """Number of newest checkpoints to keep; the last one stays after the run, unless this is 0."""
     checkpoint_folder: str = ""
     """Folder or URL of checkpoints, for example s3://bucket/run; OUT/checkpoint by default."""
     checkpoint_async: bool = False
     """Write checkpoints in the background while training continues."""
+    save_before: str = ""
+    """Write a checkpoint and stop this long before the job's end, such as 10m."""
+    time_limit: str = ""
+    """Time from the start of the run to the job's end, such as 24h; by default Slurm's."""
 
     def check(self, plan: PhasePlan) -> None:
         """Builds everything that is quick to build, for its errors.
@@ -124,12 +136,15 @@ class TrainConfig:
             raise ValueError(f"train.ema is in [0, 1), got {self.ema}")
         if not self.max_grad_norm > 0:
             raise ValueError(f"train.max_grad_norm must be positive, got {self.max_grad_norm}")
+        self.build_interval()
+        self.build_time_limit(0.0)
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"train.seed is in [0, 2^63), got {short(self.seed)}")
 
     def recipes(self) -> tuple[AdamRecipe, AdamRecipe]:
         """Returns the optimizer recipes of the experts and of the fake scores."""
-        return AdamRecipe(lr=self.lr), AdamRecipe(lr=self.fake_lr, decay_from=1.0)
+        expert = AdamRecipe(lr=self.lr, bits=self.adam_bits)
+        return expert, AdamRecipe(lr=self.fake_lr, decay_from=1.0, bits=self.adam_bits)
 
     def updates_of(self, plan: PhasePlan) -> list[int]:
         """Returns the number of updates of each phase."""
@@ -160,7 +175,8 @@ class TrainConfig:
         """Builds the source of phase inputs."""
         if self.phase_inputs == "fresh":
             return FreshPhaseInputs()
-        rollouts = max(self.updates_of(plan)) * (self.fake_updates + self.accumulate)
+        per_cycle = self.fake_updates * self.fake_accumulate + self.accumulate
+        rollouts = max(self.updates_of(plan)) * per_cycle
         batches = self.buffer_batches or -(-rollouts // self.buffer_uses)
         return PhaseInputBuffer(
             batches,
@@ -168,6 +184,37 @@ class TrainConfig:
             together=self.buffer_chunk,
             folder=self.buffer_folder or None,
         )
+
+    def build_interval(self) -> Interval:
+        """Builds the interval between checkpoints."""
+        return Interval(updates=self.checkpoint_every, minutes=self.checkpoint_minutes)
+
+    def build_time_limit(self, started: float) -> TimeLimit | None:
+        """Builds the time limit of the job; ``None`` without one.
+
+        Args:
+            started: When the run started, in seconds of Unix time.
+
+        Raises:
+            ValueError: If a duration cannot be read, or the job's end is not known.
+        """
+        if not self.save_before:
+            if self.time_limit:
+                raise ValueError(
+                    f"train.time_limit = {self.time_limit!r} needs train.save_before, how long "
+                    "before it to stop, such as 10m"
+                )
+            return None
+        before = duration(self.save_before, "train.save_before")
+        if not self.time_limit:
+            return TimeLimit.of_job(before)
+        limit = duration(self.time_limit, "train.time_limit")
+        if before >= limit:
+            raise ValueError(
+                f"train.save_before = {self.save_before!r} leaves nothing of train.time_limit = "
+                f"{self.time_limit!r}"
+            )
+        return TimeLimit(end=started + limit, before=before)
 
     def build_truncation(self) -> Truncation:
         """Builds the truncation of rollouts."""

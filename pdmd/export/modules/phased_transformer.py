@@ -3,11 +3,16 @@
 This file is exported beside a student's weights and depends on diffusers only. The time of a call
 selects the phase, and the phase its network. Phases may share a network and differ in low-rank
 additions :math:`s B A` to some of its linear maps.
+
+A transformer of phases is of the class of its networks too. Methods of diffusers that visit all
+modules reach every network by themselves; the others, such as those that load adapters or enable a
+cache, are called on each network. What cannot be done for several networks raises an error.
 """
 
 import contextlib
 import inspect
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +21,14 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 __all__ = ["PhasedLinear", "PhasedTransformer"]
 
-INHERITED = (
-    "_keep_in_fp32_modules",
-    "_keys_to_ignore_on_load_unexpected",
-    "_no_split_modules",
-    "_skip_layerwise_casting_patterns",
-)
+VISIT_MODULES = ("Module", "ModelMixin", "ConfigMixin", "PushToHubMixin", "AttentionMixin")
+"""Classes whose methods visit all modules, or concern the transformer as a whole."""
+
+PLACES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder")
 
 
 class PhasedLinear(nn.Linear):
@@ -43,11 +47,10 @@ class PhasedLinear(nn.Linear):
         self.scales = {phase: scale for phase, (_, scale) in additions.items()}
         self.phase = 0
         inside, outside = features
-        ranks = {str(phase): rank for phase, (rank, _) in additions.items()}
-        self.lora_A = nn.ParameterDict({k: torch.zeros(rank, inside) for k, rank in ranks.items()})
-        self.lora_B = nn.ParameterDict(
-            {k: torch.zeros(outside, rank) for k, rank in ranks.items()}
-        )
+        for phase, (rank, _) in additions.items():
+            down, up = _factor_names(phase)
+            self.register_parameter(down, nn.Parameter(torch.zeros(rank, inside)))
+            self.register_parameter(up, nn.Parameter(torch.zeros(outside, rank)))
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Applies the linear map and the current phase's addition."""
@@ -55,8 +58,8 @@ class PhasedLinear(nn.Linear):
         scale = self.scales.get(self.phase)
         if scale is None:
             return out
-        low, high = self.lora_A[str(self.phase)], self.lora_B[str(self.phase)]
-        added = nn.functional.linear(nn.functional.linear(input.to(low.dtype), low), high)
+        down, up = (getattr(self, name) for name in _factor_names(self.phase))
+        added = nn.functional.linear(nn.functional.linear(input.to(down.dtype), down), up)
         return out + (scale * added).to(out.dtype)
 
 
@@ -81,6 +84,12 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
     # A saved copy is found under this file's name.
     __module__ = __name__.rpartition(".")[2]
 
+    def __new__(cls, *args: Any, **more: Any) -> Any:
+        if hasattr(cls, "network_type"):
+            return super().__new__(cls)
+        name = args[0] if args else more["network_class"]
+        return super().__new__(_specialised(cls, name, more.get("adapters")))
+
     @register_to_config
     def __init__(
         self,
@@ -93,9 +102,8 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
         time_argument: str = "timestep",
         adapters: list[dict[str, list[float]]] | None = None,
     ) -> None:
-        super().__init__()
+        ModelMixin.__init__(self)
         cls = getattr(diffusers, network_class)
-        _inherit(type(self), cls)
         count = max(networks_of) + 1
         self.networks = nn.ModuleList([cls.from_config(network_config) for _ in range(count)])
         additions: dict[tuple[int, str], dict[int, tuple[int, float]]] = {}
@@ -119,24 +127,67 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
                 raise
             return getattr(networks[0], name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets attributes of the networks, such as ``gradient_checkpointing``, on all of them."""
+        networks: Any = self.__dict__.get("_modules", {}).get("networks")
+        own = name.startswith("_") or name in self.__dict__ or hasattr(type(self), name)
+        if networks is not None and not own and hasattr(networks[0], name):
+            for network in networks:
+                setattr(network, name, value)
+        else:
+            super().__setattr__(name, value)
+
     @property
     def config(self) -> Any:
         """The networks' configuration, which pipelines read, merged with this one."""
-        own = self._internal_dict
+        own: Any = self._internal_dict
         return FrozenDict({**own["network_config"], **own})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **more: Any) -> Any:
-        """Loads the networks, with the float32 modules of their class."""
-        places = {k: more[k] for k in ("subfolder", "revision", "token") if k in more}
+        """Loads the networks, with the float32 modules of their class.
+
+        Raises:
+            ValueError: If adapters would be lost by quantisation.
+        """
+        places = {k: more[k] for k in (*PLACES, "token") if k in more}
         config: Any = cls.load_config(pretrained_model_name_or_path, **places)
-        _inherit(cls, getattr(diffusers, config["network_class"]))
-        return super().from_pretrained(pretrained_model_name_or_path, **more)
+        if config.get("adapters") and more.get("quantization_config") is not None:
+            raise ValueError(
+                "quantization_config would drop the phases' additions to linear maps; export the "
+                "student with full networks, or load it without"
+            )
+        chosen: Any = _specialised(cls, config["network_class"], config.get("adapters"))
+        load: Any = super(PhasedTransformer, chosen)
+        return load.from_pretrained(pretrained_model_name_or_path, **more)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **more: Any) -> None:
-        """Saves the networks and this file, so that the copy can be loaded."""
+        """Saves the networks and this file, so that the copy can be loaded.
+
+        Raises:
+            ValueError: If adapters were loaded and not unloaded.
+        """
+        if getattr(self.networks[0], "peft_config", None):
+            raise ValueError(
+                "this transformer has loaded adapters, with which its weights cannot be loaded "
+                "again; call unload_lora_weights() of the pipeline first, after fuse_lora() to "
+                "keep them"
+            )
         super().save_pretrained(save_directory, *args, **more)
         shutil.copy(__file__, Path(save_directory) / f"{type(self).__module__}.py")
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **more: Any) -> Any:
+        """Loads weights of the networks, ``networks.0.`` and so on.
+
+        Raises:
+            ValueError: If none of the weights is of these networks.
+        """
+        if not any(name.startswith("networks.") for name in state_dict):
+            raise ValueError(
+                f"expected weights of {len(self.networks)} networks, with names from networks.0. "
+                f"on, got {list(state_dict)[:2]}; load others into each of transformer.networks"
+            )
+        return super().load_state_dict(state_dict, *args, **more)
 
     def phase_of(self, timestep: Any) -> int:
         """Returns the phase of the noisiest of the network's times."""
@@ -154,7 +205,7 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
         return self.networks[self._internal_dict["networks_of"][phase]](*args, **more)
 
     @contextlib.contextmanager
-    def cache_context(self, *args: Any, **more: Any) -> Any:
+    def cache_context(self, *args: Any, **more: Any) -> Iterator[None]:
         """Enters the cache context of every network."""
         with contextlib.ExitStack() as stack:
             for network in self.networks:
@@ -162,11 +213,180 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
                 stack.enter_context(context.cache_context(*args, **more))
             yield
 
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Any = None) -> None:
+        """Recomputes activations in the phase in which they were computed."""
+        inner = gradient_checkpointing_func or _checkpoint
 
-def _inherit(cls: Any, network_class: Any) -> None:
-    for name in INHERITED:
-        setattr(cls, name, getattr(network_class, name, None))
-    cls._keep_in_fp32_modules = [*(cls._keep_in_fp32_modules or ()), "lora_A", "lora_B"]
+        def in_phase(module: Callable[..., Any], *args: Any) -> Any:
+            phases = [layer.phase for layer in self.adapted]
+
+            def run(*args: Any) -> Any:
+                current = [layer.phase for layer in self.adapted]
+                self._set_phases(phases)
+                try:
+                    return module(*args)
+                finally:
+                    self._set_phases(current)
+
+            return inner(run, *args)
+
+        super().enable_gradient_checkpointing(in_phase if self.adapted else inner)
+
+    def _set_phases(self, phases: list[int]) -> None:
+        for layer, phase in zip(self.adapted, phases, strict=True):
+            layer.phase = phase
+
+    def enable_group_offload(self, *args: Any, **more: Any) -> None:
+        """Offloads groups of each network's layers."""
+        self._call_each("enable_group_offload", *args, **more)
+
+    def enable_layerwise_casting(self, *args: Any, **more: Any) -> None:
+        """Stores the weights of layers in another type, except those that the class excludes.
+
+        Raises:
+            ValueError: If phases have additions, which would lose their small values.
+        """
+        self._require_full_networks("store layers in another type")
+        self._call_each("enable_layerwise_casting", *args, **more)
+
+    def fuse_qkv_projections(self) -> None:
+        """Fuses the projections of attention layers.
+
+        Raises:
+            ValueError: If phases have additions, which would be dropped.
+        """
+        self._require_full_networks("fuse projections")
+        self._call_each("fuse_qkv_projections")
+
+    def _call_each(self, method: str, *args: Any, **more: Any) -> list[Any]:
+        # networks receive their own dictionaries, from which some methods remove items
+        return [
+            getattr(network, method)(
+                *(dict(a) if isinstance(a, dict) else a for a in args),
+                **{k: dict(a) if isinstance(a, dict) else a for k, a in more.items()},
+            )
+            for network in self.networks
+        ]
+
+    def _require_full_networks(self, purpose: str) -> None:
+        if self.adapted:
+            raise ValueError(
+                f"the phases of this transformer share a network, with additions to its linear "
+                f"maps, so it cannot {purpose}; export the student with full networks"
+            )
+
+    def enable_parallelism(self, *args: Any, **more: Any) -> None:
+        """Raises an error: each network is split by its own plan.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "a transformer of phases is not split as one; call enable_parallelism on each of "
+            "transformer.networks"
+        )
+
+    def save_lora_adapter(
+        self, save_directory: Any, adapter_name: Any = None, **more: Any
+    ) -> None:
+        """Saves an adapter that is equal on every network.
+
+        Raises:
+            ValueError: If it is not, as after training.
+        """
+        from peft.utils import get_peft_model_state_dict
+
+        name = adapter_name or "default"
+        networks: Any = self.networks
+        if name in getattr(networks[0], "peft_config", {}):
+            kept, *others = (
+                get_peft_model_state_dict(network, adapter_name=name) for network in networks
+            )
+            if any(not torch.equal(kept[k], other[k]) for other in others for k in kept):
+                raise ValueError(
+                    f"the adapter {name!r} differs from network to network; save it from each of "
+                    "transformer.networks"
+                )
+        networks[0].save_lora_adapter(save_directory, name, **more)
+
+    def _load_ip_adapter_weights(self, *args: Any, **more: Any) -> None:
+        raise ValueError(
+            "IP adapters cannot be unloaded from a transformer of phases, so none are loaded"
+        )
+
+
+class _NetworkType(type):
+    """The type of transformers of phases, which are equal to the class of their networks.
+
+    Pipelines compare the classes of their components by ``==`` in ``from_pipe``.
+    """
+
+    def __eq__(cls, other: object) -> bool:
+        return cls is other or other is cls.__dict__.get("network_type")
+
+    def __hash__(cls) -> int:
+        return type.__hash__(cls)
+
+
+def _specialised(cls: Any, name: str, adapters: Any = None) -> Any:
+    """Returns a subclass of a transformer of phases and of the class of its networks."""
+    network = getattr(diffusers, name)
+    base: Any = next(c for c in cls.__mro__ if "network_type" not in c.__dict__)
+    found: dict[str, Any] = {
+        "__module__": base.__module__,
+        "__doc__": base.__doc__,
+        "network_type": network,
+    }
+    for key in dir(network):
+        owner = next((c for c in network.__mro__ if key in c.__dict__), object)
+        own = next((c for c in base.__mro__ if key in c.__dict__), None)
+        hidden = key.startswith("__") or owner is object or owner.__name__ in VISIT_MODULES
+        if hidden or own not in (None, ModelMixin, nn.Module):
+            continue
+        routed = _on_every_network(key, inspect.getattr_static(network, key))
+        if routed is not None:
+            found[key] = routed
+    factors = {
+        factor
+        for phase, maps in enumerate(adapters or ())
+        if maps
+        for factor in _factor_names(phase)
+    }
+    if factors:
+        found["_keep_in_fp32_modules"] = [*(network._keep_in_fp32_modules or ()), *sorted(factors)]
+    return _NetworkType(base.__name__, (base, network), found)
+
+
+def _on_every_network(key: str, value: Any) -> Any:
+    """Returns what a transformer of phases has in the place of a network's attribute."""
+    if isinstance(value, classmethod):
+
+        def raises(cls: Any, *args: Any, **more: Any) -> None:
+            raise ValueError(
+                f"{key} makes one network, and a transformer of phases has several; call "
+                f"{cls.network_type.__name__}.{key}"
+            )
+
+        return classmethod(raises) if not key.startswith("_") else None
+    if isinstance(value, property):
+        return property(lambda self: getattr(self.networks[0], key))
+    if not inspect.isfunction(value):
+        return None
+
+    def call_each(self: Any, *args: Any, **more: Any) -> Any:
+        return self._call_each(key, *args, **more)[0]
+
+    call_each.__name__ = call_each.__qualname__ = key
+    call_each.__doc__ = value.__doc__
+    return call_each
+
+
+def _checkpoint(module: Callable[..., Any], *args: Any) -> Any:
+    return checkpoint(module, *args, use_reentrant=False)
+
+
+def _factor_names(phase: int) -> tuple[str, str]:
+    return f"phase_{phase + 1}_down", f"phase_{phase + 1}_up"
 
 
 def _adapt(network: Any, path: str, additions: dict[int, tuple[int, float]]) -> PhasedLinear:

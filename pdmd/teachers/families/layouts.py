@@ -34,6 +34,7 @@ class PipelineLayout:
         time_argument: The name of the time among the network's arguments.
         takes_sigmas: Whether a call of the pipeline takes its timesteps, as ``sigmas``.
         proposes: Whether the pipeline passes equal steps to its scheduler where a call does not.
+        takes_image: Whether a call takes a first image, as ``image``.
         unguided: The arguments of a call that turn guidance off.
         output: The name of a call's result.
         released: Patterns of the paths of linear maps in diffusers' network, and their paths in
@@ -57,6 +58,7 @@ class PipelineLayout:
     time_argument: str = "timestep"
     takes_sigmas: bool = True
     proposes: bool = True
+    takes_image: bool = False
     unguided: Mapping[str, float] = field(default_factory=lambda: {"guidance_scale": 1.0})
     output: str = "images"
     released: Mapping[str, str] = field(default_factory=dict)

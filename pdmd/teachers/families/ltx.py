@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pdmd.teachers.conditioning.text_lengths import text_mask
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.text import TextTeacher
 from pdmd.teachers.families.tokens import DynamicShift, check_frames, check_head, check_size
@@ -138,11 +139,12 @@ class LTXTeacher(TextTeacher):
         rows = self.conditioned(condition, x_t)
         dtype, shape = self.backbone.dtype, x_t.shape[2:]
         time, *space = self.options["compression"]
+        mask = text_mask(rows)
         value = self.backbone(
             hidden_states=x_t.flatten(2).transpose(1, 2).to(dtype),
             encoder_hidden_states=rows["prompt"].to(dtype),
             timestep=(1000 * t).float(),
-            encoder_attention_mask=rows["mask"].to(x_t.device),  # the planner keeps masks on cpu
+            encoder_attention_mask=None if mask is None else mask.to(x_t.device),
             num_frames=shape[0],
             height=shape[1],
             width=shape[2],

@@ -26,6 +26,7 @@ from pdmd.teachers.families.boundaries import boundary_router
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.pipeline_checks import check_modules
 from pdmd.teachers.families.pipelines import build_part, configuration, load_backbone
+from pdmd.teachers.families.single_files import is_single_file, with_network_file
 from pdmd.teachers.families.tokens import scheduled_shift
 from pdmd.teachers.families.vaes import load_decoder
 from pdmd.teachers.routed import RoutedTeacher
@@ -177,12 +178,15 @@ class PipelineTeacher(Teacher):
         dtype: str | torch.dtype = "bfloat16",
         device: str | torch.device = "cpu",
         meta: bool = False,
+        config: str | Path = "",
         **options: Any,
     ) -> Teacher:
         """Loads the network of a pipeline, tensor by tensor; the VAE is loaded on first use.
 
         Args:
-            folder: The pipeline's folder or hub name.
+            folder: The pipeline's folder or hub name, or the file of its network
+                (:mod:`~pdmd.teachers.families.single_files`).
+            config: With a file, the pipeline with the other parts.
             dtype: Type of all weights; those that the family keeps in float32 stay so.
             device: Where they live.
             meta: Whether to leave the network's weights on the meta device.
@@ -196,6 +200,7 @@ class PipelineTeacher(Teacher):
             ValueError: If a part is missing or of another family, or an argument is not known.
         """
         cls._check_known(options, [*cls.options, *cls.common])
+        folder = cls._pipeline_folder(folder, config)
         place: dict[str, Any] = {"dtype": dtype, "device": device}
         options = {**cls.read_options(folder), **options}
         slots, router = cls.read_slots(folder), None
@@ -288,6 +293,14 @@ class PipelineTeacher(Teacher):
         """Returns a copy of the network that trains, without prompts and decoder."""
         copied = self.with_backbone(copy.deepcopy(self.backbone))
         return copied.requires_grad_(True).train()
+
+    @classmethod
+    def _pipeline_folder(cls, folder: str | Path, config: str | Path) -> str | Path:
+        if is_single_file(folder):
+            return with_network_file(cls.layout, folder, config)
+        if config:
+            raise ValueError(f"config = {config} is for a network's file, and {folder} is none")
+        return folder
 
     @classmethod
     def sizes(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,12 +16,15 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
+from pdmd.teachers.conditioning.text_lengths import text_mask
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.pipelines import configuration
 from pdmd.teachers.families.text import TextTeacher
@@ -115,18 +118,17 @@ class QwenImageTeacher(TextTeacher):
         """Packs, evaluates and unpacks; the time is the network's own."""
         rows = self.conditioned(condition, x_t)
         height, width = x_t.shape[-2:]
-        mask = rows.get("mask", None)
-        if mask is not None and bool(mask.all()):  # attention without a mask is faster
-            mask = None
+        mask = text_mask(rows)
         dtype = self.backbone.dtype
-        value = self.backbone(
-            hidden_states=pack(x_t).to(dtype),
-            timestep=t.float(),
-            encoder_hidden_states=rows["prompt"].to(dtype),
-            encoder_hidden_states_mask=mask,
-            img_shapes=[[(1, height // 2, width // 2)]] * len(x_t),
-            return_dict=False,
-        )[0]
+        with nullcontext() if mask is None else _FilledNumbers():
+            value = self.backbone(
+                hidden_states=pack(x_t).to(dtype),
+                timestep=t.float(),
+                encoder_hidden_states=rows["prompt"].to(dtype),
+                encoder_hidden_states_mask=mask,
+                img_shapes=[[(1, height // 2, width // 2)]] * len(x_t),
+                return_dict=False,
+            )[0]
         return unpack(value, height, width).to(x_t.dtype)
 
     def guide(
@@ -143,3 +145,19 @@ class QwenImageTeacher(TextTeacher):
         rope = self.backbone.pos_embed
         with torch.device(device):
             self.backbone.pos_embed = type(rope)(rope.theta, rope.axes_dim, rope.scale_rope)
+
+
+class _FilledNumbers(TorchFunctionMode):
+    """Fills numbers in on the device, for which ``as_tensor`` would wait.
+
+    With a mask, the network calls ``torch.as_tensor(length, device=...)``, which copies the number
+    from memory and synchronizes.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.as_tensor and isinstance(args[0], int):
+            return torch.full((), args[0], **kwargs)
+        return func(*args, **kwargs)

@@ -27,7 +27,7 @@ from pdmd.teachers.families.discrete_timesteps import check_channels
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.pipelines import configuration, dtype_of
 from pdmd.teachers.families.unet import UNetTeacher
-from pdmd.typing import Latents
+from pdmd.typing import Latents, moved
 
 __all__ = ["SDXLTeacher"]
 
@@ -146,6 +146,6 @@ class SDXLTeacher(UNetTeacher):
     def added_inputs(self, rows: Any, x_t: Latents) -> dict[str, Tensor]:
         """Returns the pooled text and the size."""
         size = (self.options["height"], self.options["width"])
-        ids = torch.tensor([*size, 0, 0, *size], dtype=torch.float32, device=x_t.device)
+        ids = moved(torch.tensor([*size, 0, 0, *size], dtype=torch.float32), x_t.device)
         pooled = rows["pooled"].to(self.backbone.dtype)
         return {"text_embeds": pooled, "time_ids": ids.expand(len(x_t), -1)}

@@ -14,6 +14,7 @@ from pdmd.teachers.base import Teacher
 from pdmd.teachers.conditioning.embeddings import StoredEmbeddings
 from pdmd.teachers.conditioning.prompt_files import read_prompts
 from pdmd.teachers.conditioning.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
+from pdmd.teachers.conditioning.text_lengths import TrimmedConditions, trimmed, with_lengths
 from pdmd.teachers.families.pipeline_teacher import PipelineTeacher
 from pdmd.teachers.families.pipelines import load_text_encoder
 from pdmd.teachers.families.vaes import compression_of
@@ -148,12 +149,14 @@ class TextTeacher(PipelineTeacher):
         dtype: str | torch.dtype = "bfloat16",
         device: str | torch.device = "cpu",
         meta: bool = False,
+        config: str | Path = "",
         **options: Any,
     ) -> Teacher:
         """Loads the network of a pipeline; text encoders and VAE are loaded on first use.
 
         Args:
-            folder: The pipeline's folder or hub name.
+            folder: The pipeline's folder or hub name, or the file of its network
+                (:mod:`~pdmd.teachers.families.single_files`).
             prompts: The prompts that a distillation draws from.
             embeddings: Turns prompts into conditions in place of the text encoders.
             text_length: The number of tokens to which texts are padded or cut, for families that
@@ -161,6 +164,7 @@ class TextTeacher(PipelineTeacher):
             dtype: Type of all weights; those that the family keeps in float32 stay so.
             device: Where they live.
             meta: Whether to leave the network's weights on the meta device.
+            config: With a file, the pipeline with the other parts.
             options: The constructor's arguments, such as the size; those that the folder states
                 by default.
 
@@ -172,6 +176,7 @@ class TextTeacher(PipelineTeacher):
                 another encoder computed the embeddings.
         """
         cls._check_known(options, [*cls.options, *cls.common])
+        folder = cls._pipeline_folder(folder, config)
         if text_length is not None and cls.text_length is None:
             raise ValueError(f"{cls.__name__} takes no text_length, got {text_length}")
         place: dict[str, Any] = {"dtype": dtype, "device": device}
@@ -292,12 +297,22 @@ class TextTeacher(PipelineTeacher):
         return read_prompts(path)
 
     def encode(self, prompts: Sequence[Any]) -> Condition:
-        """Turns texts into a condition with ``prompt`` and the family's other keys."""
-        return self._text().encode(prompts)
+        """Turns texts into a condition with ``prompt`` and the family's other keys.
+
+        With a mask, it also has the ``lengths`` of texts
+        (:mod:`~pdmd.teachers.conditioning.text_lengths`).
+        """
+        return with_lengths(self._text().encode(prompts))
 
     def conditions(self, prompts: Sequence[Any]) -> Conditions:
-        """Turns many texts into conditions, left on disk where they are stored."""
-        return self._text().conditions(prompts)
+        """Turns many texts into conditions, left on disk where they are stored.
+
+        With a mask, every batch of them is padded to its own longest text.
+        """
+        from tensordict import TensorDict
+
+        found = self._text().conditions(prompts)
+        return TrimmedConditions.of(found) if isinstance(found, TensorDict) else found
 
     @property
     def prompts(self) -> Sequence[Any]:
@@ -305,13 +320,14 @@ class TextTeacher(PipelineTeacher):
         return self._text().prompts
 
     def conditioned(self, condition: Condition, x_t: Latents) -> Any:
-        """Returns a condition, that of no prompt in place of ``None``.
+        """Returns a condition cut to its longest text; that of no prompt in place of ``None``.
 
         Raises:
             ValueError: If it lacks one of :attr:`condition_keys`.
         """
         if condition is None:
-            condition = repeat_condition(self._text().encode([None]).to(x_t.device), len(x_t))
+            null: Any = self.encode([None])
+            condition = repeat_condition(null.to(x_t.device, non_blocking=True), len(x_t))
         present: Any = condition.keys()  # type: ignore[union-attr]
         missing = [key for key in self.condition_keys if key not in present]
         if missing:
@@ -320,7 +336,7 @@ class TextTeacher(PipelineTeacher):
                 f"a condition of {type(self).__name__} has {keys}, but "
                 f"{' and '.join(map(repr, missing))} is missing; make it with encode()"
             )
-        return condition
+        return trimmed(condition)  # type: ignore[arg-type]
 
     def _text(self) -> Prompts:
         if self.text is None:

@@ -14,8 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pdmd.teachers.families.layouts import PipelineLayout
-from pdmd.teachers.families.wan_networks import SIZES, WanNetworkTeacher
+from pdmd.teachers.families.wan_networks import LAYOUT, SIZES, WanNetworkTeacher
 from pdmd.typing import Condition, Latents
 
 __all__ = ["WanTeacher"]
@@ -31,31 +30,7 @@ class WanTeacher(WanNetworkTeacher):
     :class:`~pdmd.teachers.families.wan_image.WanImageTeacher`'s.
     """
 
-    layout = PipelineLayout(
-        pipeline="WanPipeline",
-        network="WanTransformer3DModel",
-        vae="AutoencoderKLWan",
-        slots=("transformer", "transformer_2"),
-        scheduler="",
-        task="text-to-video",
-        time_scale=1000.0,
-        takes_sigmas=False,
-        proposes=False,
-        output="frames",
-        released={
-            r"\battn1\.to_out\.0$": "self_attn.o",
-            r"\battn1\.to_([qkv])$": r"self_attn.\1",
-            r"\battn2\.to_out\.0$": "cross_attn.o",
-            r"\battn2\.to_([qkv])$": r"cross_attn.\1",
-            r"\bffn\.net\.0\.proj$": "ffn.0",
-            r"\bffn\.net\.2$": "ffn.2",
-            r"^condition_embedder\.time_proj$": "time_projection.1",
-            r"^condition_embedder\.(text|time)_embedder\.linear_1$": r"\1_embedding.0",
-            r"^condition_embedder\.(text|time)_embedder\.linear_2$": r"\1_embedding.2",
-            r"^proj_out$": "head.head",
-        },
-        bare=r"^(time_projection|text_embedding|time_embedding|head)\.",
-    )
+    layout = LAYOUT
     released = {**SIZES, "boundary_ratio": 0.875}
 
     @classmethod

@@ -20,6 +20,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,13 +31,12 @@ from torch import Tensor
 from pdmd.teachers.conditioning.image_prompts import EncodedImageText
 from pdmd.teachers.conditioning.prompt_files import read_image_prompts
 from pdmd.teachers.conditioning.prompts import Prompts
-from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.pipelines import (
     configuration,
     load_text_encoder,
     network_configuration,
 )
-from pdmd.teachers.families.wan_networks import SIZES, WanNetworkTeacher
+from pdmd.teachers.families.wan_networks import LAYOUT, SIZES, WanNetworkTeacher
 from pdmd.typing import Condition, Latents, expand
 
 if TYPE_CHECKING:
@@ -63,12 +63,8 @@ class WanImageTeacher(WanNetworkTeacher):
         ValueError: Also if the prompts are embeddings without first images or of another size.
     """
 
-    layout = PipelineLayout(
-        pipeline="WanImageToVideoPipeline",
-        network="WanTransformer3DModel",
-        vae="AutoencoderKLWan",
-        slots=("transformer", "transformer_2"),
-        scheduler="",
+    layout = replace(
+        LAYOUT, pipeline="WanImageToVideoPipeline", task="image-to-video", takes_image=True
     )
     released = {
         **SIZES,
@@ -164,7 +160,7 @@ class WanImageTeacher(WanNetworkTeacher):
         return EncodedImageText(
             partial(cls.load_encoder, folder, **place),
             cls.embed_texts,
-            partial(_encode_image, keys=keys, options=options),
+            partial(encode_image, keys=keys, options=options),
             image_keys=keys,
             prompts=prompts,
             null=cls.null_text,
@@ -225,6 +221,20 @@ class WanImageTeacher(WanNetworkTeacher):
         tokens[0] = 0
         return tokens.reshape(1, -1)
 
+    def encode_negative(self, text: str) -> Condition:
+        """Encodes a text alone: the image is the same on both sides of guidance.
+
+        Raises:
+            ValueError: If there is no text encoder, as with embeddings.
+        """
+        prompts = self._text()
+        if not isinstance(prompts, EncodedImageText):
+            raise ValueError(
+                f"{prompts} have no negative prompt {text!r:.60}; load the teacher with its text "
+                "encoder, or leave the negative prompt out"
+            )
+        return prompts.inner.encode([text])
+
     def unconditional(self, condition: TensorDict, null: TensorDict) -> TensorDict:
         """Removes the text and keeps the image."""
         rows = condition.clone(recurse=False)
@@ -232,9 +242,20 @@ class WanImageTeacher(WanNetworkTeacher):
         return rows
 
 
-def _encode_image(
+def encode_image(
     pipeline: Any, picture: Any, *, keys: Sequence[str], options: Mapping[str, Any]
 ) -> dict[str, Tensor]:
+    """Encodes a first image as a pipeline does.
+
+    Args:
+        pipeline: The pipeline, with its encoders.
+        picture: The image, of PIL.
+        keys: What is encoded: ``first``, and ``image`` for the 2.1.
+        options: The height, width and frames of the video.
+
+    Returns:
+        The conditions of one video, with a leading dimension of 1.
+    """
     device = pipeline.text_encoder.device
     size = {key: options[key] for key in ("height", "width")}
     pixels = pipeline.video_processor.preprocess(picture, **size)

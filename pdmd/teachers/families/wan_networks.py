@@ -12,10 +12,41 @@ from typing import Any
 
 import torch
 
+from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.text import TextTeacher
 from pdmd.teachers.families.tokens import check_frames, check_head, check_size
 
-__all__ = ["SIZES", "WanNetworkTeacher"]
+__all__ = ["LAYOUT", "SIZES", "WanNetworkTeacher"]
+
+LAYOUT = PipelineLayout(
+    pipeline="WanPipeline",
+    network="WanTransformer3DModel",
+    vae="AutoencoderKLWan",
+    slots=("transformer", "transformer_2"),
+    scheduler="",
+    task="text-to-video",
+    time_scale=1000.0,
+    takes_sigmas=False,
+    proposes=False,
+    output="frames",
+    released={
+        r"\battn1\.to_out\.0$": "self_attn.o",
+        r"\battn1\.to_([qkv])$": r"self_attn.\1",
+        r"\battn2\.to_out\.0$": "cross_attn.o",
+        r"\battn2\.to_([qkv])$": r"cross_attn.\1",
+        r"\battn2\.add_([kv])_proj$": r"cross_attn.\1_img",
+        r"\bffn\.net\.0\.proj$": "ffn.0",
+        r"\bffn\.net\.2$": "ffn.2",
+        r"^condition_embedder\.time_proj$": "time_projection.1",
+        r"^condition_embedder\.(text|time)_embedder\.linear_1$": r"\1_embedding.0",
+        r"^condition_embedder\.(text|time)_embedder\.linear_2$": r"\1_embedding.2",
+        r"^condition_embedder\.image_embedder\.ff\.net\.0\.proj$": "img_emb.proj.1",
+        r"^condition_embedder\.image_embedder\.ff\.net\.2$": "img_emb.proj.3",
+        r"^proj_out$": "head.head",
+    },
+    bare=r"^(time_projection|text_embedding|time_embedding|img_emb|head)\.",
+)
+"""The layout of text to video."""
 
 SIZES = {
     "num_layers": 40,

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.teachers.conditioning.text_lengths import lengths_of
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.text import TextTeacher
 from pdmd.teachers.families.tokens import check_size, rotary_axes
@@ -145,7 +146,9 @@ class ZImageTeacher(TextTeacher):
         """Cuts texts to their lengths, evaluates at one less the time and reverses the sign."""
         rows = self.conditioned(condition, x_t)
         dtype = self.backbone.dtype
-        lengths = rows["mask"].sum(1).tolist()
+        lengths = lengths_of(rows)
+        if lengths is None:  # of a condition that encode() did not return: waits for the device
+            lengths = rows["mask"].sum(1).tolist()
         texts = rows["prompt"].to(dtype)
         values = self.backbone(
             list(x_t.to(dtype)[:, :, None]),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pdmd.diffusion.schedules import RectifiedFlow
+from pdmd.files import save_tensors
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.mixture import encode_labels
 from pdmd.teachers.packaged.transformer import ImageTransformer
@@ -76,12 +77,10 @@ class DigitsTeacher(Teacher):
 
     def save(self, path: str | Path) -> None:
         """Writes the weights and the configuration to one safetensors file."""
-        from safetensors.torch import save_file
-
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         metadata = {"config": json.dumps(self.transformer.config), "std": repr(self.std)}
         state = {k: v.contiguous() for k, v in self.transformer.state_dict().items()}
-        save_file(state, path, metadata=metadata)
+        save_tensors(state, path, metadata=metadata)
 
     @property
     def prompts(self) -> Sequence[Any]:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pdmd.arguments import at_least, checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import Kind
 from pdmd.diffusion.schedules import RectifiedFlow, Schedule
@@ -15,6 +16,7 @@ from pdmd.typing import Condition, Latents
 __all__ = ["MlpDenoiser"]
 
 
+@checked
 class MlpDenoiser(Denoiser):
     """An MLP over vectors, optionally class-conditional.
 
@@ -27,6 +29,9 @@ class MlpDenoiser(Denoiser):
         width: Hidden width.
         depth: Number of hidden layers.
         frequencies: Number of frequencies of the time embedding.
+
+    Raises:
+        ValueError: If ``dim`` or ``width`` is below 1, or another number negative.
     """
 
     def __init__(
@@ -40,6 +45,8 @@ class MlpDenoiser(Denoiser):
         depth: int = 3,
         frequencies: int = 4,
     ) -> None:
+        at_least(1, dim=dim, width=width)
+        at_least(0, classes=classes, depth=depth, frequencies=frequencies)
         super().__init__(schedule=schedule, kind=kind, latent_shape=(dim,))
         self.classes = classes
         self.frequencies: Tensor

@@ -133,8 +133,8 @@ class ImageTransformer(nn.Module):
                 divided={"blocks.*": ("heads",)},
             ),
             context=ContextPlan(
-                split=(Input("blocks.0", "h", dim=1),),
-                gather=(Output("out", dim=1),),
+                split=(Input("blocks.0", "h", dim=1, stream="image"),),
+                gather=(Output("out", dim=1, stream="image"),),
                 attention={"blocks.*": "heads"},
             ),
         )

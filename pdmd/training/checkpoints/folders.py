@@ -161,6 +161,13 @@ class Folders:
                 for name in names:
                     self.remove(name)
 
+    def remove_root(self) -> None:
+        """Removes the store's own folder, if it is there and empty."""
+        self.fs.invalidate_cache()
+        with suppress(OSError):  # object stores have no empty folders
+            if not self.fs.ls(self.root):
+                self.fs.rmdir(self.root)
+
     def telling(self, what: str) -> AbstractContextManager[None]:
         """Turns errors of any class that file systems raise into one that names the store."""
         return telling(self.url, what)

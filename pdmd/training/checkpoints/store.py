@@ -18,11 +18,15 @@ numbers are those of a training is for whoever loads it to know.
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -36,6 +40,8 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.api import CheckpointException
 
 __all__ = ["DamagedCheckpoint", "Store"]
+
+T = TypeVar("T")
 
 
 class Store:
@@ -77,6 +83,21 @@ class Store:
         self._pending: Future[None] | None = None
         if probe:
             self.check()
+
+    def within(self, folder: str) -> Store:
+        """Returns a store in a folder of this one, of the same ranks, which keeps all it holds.
+
+        The two share the ranks' connections: neither is used while the other saves in the
+        background.
+
+        Args:
+            folder: The folder's name, which no checkpoint has.
+        """
+        inner = copy.copy(self)
+        inner.url = f"{self.url.rstrip('/')}/{folder}"
+        inner._folders = Folders(inner.url)
+        inner.keep, inner._executor, inner._pending = sys.maxsize, None, None
+        return inner
 
     def check(self) -> None:
         """Writes a small file, looks for it from every rank, and removes it.
@@ -128,6 +149,14 @@ class Store:
         """The newest whole checkpoint."""
         return next(reversed(self.names()), None)
 
+    def on_first(self, act: Callable[[], T]) -> T:
+        """Calls a function on the first rank, and returns its result, or raises its error, on all.
+
+        Args:
+            act: The function; what it returns can be pickled.
+        """
+        return self._ranks.first(act)
+
     def sees_whole(self) -> bool:
         """Returns whether this rank sees a whole checkpoint, without communication."""
         return bool(self._folders.scan()[0])
@@ -141,6 +170,15 @@ class Store:
         """
         return dict(self._manifest(name).content)
 
+    def digest(self, name: str) -> str:
+        """Returns the SHA-256 of a checkpoint's manifest, and so of all that it holds.
+
+        Raises:
+            ValueError: If there is no such checkpoint.
+            DamagedCheckpoint: If its manifest is damaged.
+        """
+        return hashlib.sha256(self._manifest(name).dumps()).hexdigest()
+
     def verify(self, name: str) -> None:
         """Verifies the digest of every file of a checkpoint, split between ranks.
 
@@ -150,7 +188,7 @@ class Store:
         """
         found = self._damage(self._manifest(name))
         if found is not None:
-            raise DamagedCheckpoint(self.url, name, *found, before=self._whole_before(name))
+            raise DamagedCheckpoint(self.url, name, *found, before=self.whole_before(name))
 
     def load(self, name: str, tensors: Mapping[str, Tensor], *, partial: bool = False) -> None:
         """Reads a checkpoint's tensors into given ones, in place.
@@ -180,7 +218,7 @@ class Store:
         metadata = self._ranks.first(lambda: read_metadata(folders, manifest))
         if isinstance(metadata, str):
             raise DamagedCheckpoint(
-                self.url, name, METADATA, metadata, before=self._whole_before(name)
+                self.url, name, METADATA, metadata, before=self.whole_before(name)
             )
         stored = {
             key: (tuple(entry.size), entry.properties.dtype)
@@ -229,6 +267,10 @@ class Store:
         self._settle()
         self._ranks.first(self._folders.clear)
 
+    def remove_folder(self) -> None:
+        """Removes the store's folder, if it is there and empty."""
+        self._ranks.first(self._folders.remove_root)
+
     def _write(self, name: str, tensors: dict[str, Tensor], content: Mapping[str, Any]) -> None:
         from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
@@ -245,6 +287,9 @@ class Store:
                 **self._ranks.for_dcp(),
             )
         except CheckpointException as error:  # anything else is not the file system's fault
+            if isinstance(_cause(error), Exception):  # frees its space, if it can
+                with suppress(ValueError, OSError):
+                    self._ranks.first(lambda: folders.discard(name))
             with folders.telling(f"the checkpoint {name} could not be written"):
                 raise _cause(error) from None
         self._ranks.first(lambda: folders.prune(self.keep))
@@ -262,7 +307,7 @@ class Store:
         try:
             return self._ranks.first(lambda: self._folders.read(name))
         except DamagedCheckpoint as error:
-            before = self._whole_before(name)
+            before = self.whole_before(name)
             raise DamagedCheckpoint(self.url, name, error.file, error.damage, before) from None
 
     def _damage(self, manifest: Manifest) -> tuple[str, str] | None:
@@ -271,7 +316,8 @@ class Store:
         parts = self._ranks.each(lambda: self._folders.damages(manifest.name, share))
         return min((damage for part in parts for damage in part), default=None)
 
-    def _whole_before(self, name: str) -> str | None:
+    def whole_before(self, name: str) -> str | None:
+        """Returns the newest checkpoint before this one whose files are whole, if any."""
         for earlier, manifest in reversed(self._whole().items()):
             if earlier < name and self._damage(manifest) is None:
                 return earlier

@@ -5,6 +5,7 @@ All ranks write a checkpoint together, each its shards of every tensor.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from pdmd.distillation.experts import Expert
 from pdmd.distributed.state_layout import StateLayout
 from pdmd.training.checkpoints.checkpointer import NoCheckpoints, State
+from pdmd.training.checkpoints.global_generators import describe_global_generators, global_states
 from pdmd.training.phase_inputs import PhaseInputs
 from pdmd.training.session import Session
 from pdmd.training.trainer import PhaseTrainer
@@ -42,18 +44,19 @@ def save_training(
     """
 
     def collect() -> State:
-        states = session.runtime.states
-        tensors: dict[str, Tensor] = {"rng": generator.get_state()}
-        for i, expert in enumerate(finished):
-            tensors.update(_named(f"finished.{i}", states.tensors(expert.denoiser)))
+        device = session.runtime.device
+        tensors: dict[str, Tensor] = {"rng": generator.get_state(), **global_states(device)}
         cursor: dict[str, Any] = {
             "finished": len(finished),
             "update": None,
             "phase_inputs": phase_inputs.state(),
             "account": session.account.state(),
+            "global_generators": describe_global_generators(device),
         }
         if trainer is not None:
             trainer.settle()
+            trainer.ema.wait()
+            session.runtime.synchronize()
             cursor["update"] = trainer.update
             cursor["fake_updates"] = trainer.fake_updates.state()
             cursor["skipped"] = trainer.health.state()
@@ -62,6 +65,11 @@ def save_training(
             tensors.update(_trainer_tensors(trainer, moments))
         return tensors, cursor
 
+    for expert in finished:
+        session.checkpointer.save_expert(
+            expert.phase.index,
+            functools.partial(_expert_tensors, finished, expert, session.runtime.states),
+        )
     update = 0 if trainer is None else trainer.update
     session.checkpointer.save(f"phase-{len(finished) + 1:04d}-update-{update:09d}", collect)
 
@@ -77,10 +85,9 @@ def load_expert(checkpointer: NoCheckpoints, expert: Expert, states: StateLayout
     Raises:
         ValueError: If the checkpoint's network has other names or shapes.
     """
-    name = f"finished.{expert.phase.index}"
-    tensors = _named(name, states.tensors(expert.denoiser))
-    checkpointer.load(tensors)
-    states.load(expert.denoiser, _part(tensors, name))
+    tensors = _named("expert", states.tensors(expert.denoiser))
+    checkpointer.load_expert(expert.phase.index, tensors)
+    states.load(expert.denoiser, _part(tensors, "expert"))
 
 
 def load_generator(checkpointer: NoCheckpoints, generator: torch.Generator) -> None:
@@ -106,7 +113,7 @@ def load_trainer(trainer: PhaseTrainer, cursor: Mapping[str, Any]) -> None:
     trainer.health.restore(cursor["skipped"])
     moments: dict[str, dict[str, dict[str, Tensor]]] = {}
     for role, network in trainer.networks.items():
-        blank = states.blank_moments(network)
+        blank = states.blank_moments(network, trainer.optimizers[role])
         moments[role] = {name: blank[name] for name in cursor["moments"][role]}
     tensors = _trainer_tensors(trainer, moments)
     trainer.session.checkpointer.load(tensors)
@@ -114,7 +121,18 @@ def load_trainer(trainer: PhaseTrainer, cursor: Mapping[str, Any]) -> None:
         states.load(network, _part(tensors, role))
         states.load_moments(network, trainer.optimizers[role], moments[role])
         trainer.rates[role].load_state_dict({"last_epoch": trainer.update})
-    states.load(trainer.ema.network, _part(tensors, "ema"))
+    if trainer.ema.decay:
+        states.load(trainer.ema.network, _part(tensors, "ema"))
+    else:
+        trainer.ema.update(trainer.networks["generator"], trainer.update)
+
+
+def _expert_tensors(
+    finished: Sequence[Expert], expert: Expert, states: StateLayout
+) -> dict[str, Tensor]:
+    """Returns the tensors of a finished expert; none if an earlier one has the same network."""
+    first = next(one for one in finished if one.denoiser is expert.denoiser)
+    return {} if first is not expert else _named("expert", states.tensors(expert.denoiser))
 
 
 def _moments(trainer: PhaseTrainer, role: str) -> dict[str, dict[str, Tensor]]:
@@ -132,7 +150,8 @@ def _trainer_tensors(
         for name, state in moments[role].items():
             for key, value in state.items():
                 tensors[f"optimizer.{role}.{name}.{key}"] = value
-    tensors.update(_named("ema", states.tensors(trainer.ema.network)))
+    if trainer.ema.decay:  # otherwise it equals the generator
+        tensors.update(_named("ema", states.tensors(trainer.ema.network)))
     return tensors
 
 

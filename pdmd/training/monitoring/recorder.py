@@ -14,6 +14,8 @@ from typing import Any
 from pdmd.distillation.phases import Phase
 from pdmd.documents import parse_json, read_json, read_text
 from pdmd.files import local_path, write_file
+from pdmd.training.monitoring.event_files import EventFile
+from pdmd.training.monitoring.outputs import Outputs, say
 
 __all__ = ["Recorder", "RunRecorder", "NullRecorder", "read_history"]
 
@@ -62,6 +64,10 @@ class Recorder:
         """Called when an update was skipped; warns with the cause."""
         warnings.warn(warning, stacklevel=3)
 
+    def on_warning(self, warning: str) -> None:
+        """Called with what went wrong without ending the run; warns of it."""
+        warnings.warn(warning, stacklevel=3)
+
     def on_calibration(
         self, phase: Phase, times: Sequence[float], fake: Sequence[float], real: Sequence[float]
     ) -> None:
@@ -80,9 +86,15 @@ class NullRecorder(Recorder):
     def on_skipped_step(self, warning: str) -> None:
         return
 
+    def on_warning(self, warning: str) -> None:
+        return
+
 
 class RunRecorder(Recorder):
     """Records to a run folder and the terminal.
+
+    An output that fails is reported once, and the training goes on
+    (:mod:`pdmd.training.monitoring.outputs`).
 
     Args:
         folder: The run folder; ``history.jsonl``, ``calibration.json`` and ``tensorboard/`` are
@@ -94,30 +106,39 @@ class RunRecorder(Recorder):
         self.folder = local_path(folder, "a run")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.progress = progress
-        self.writer = self._open_writer()
+        self.outputs = Outputs()
+        self.writer: EventFile | None = None
+        self.purge_step: int | None = None
         self.bar: Any = None
         self.updates = self.before = 0
         self.started = time.perf_counter()
         self.history = self.folder / "history.jsonl"
-        self.history.write_text("") if not self.history.exists() else None
         self.curves: list[dict[str, Any]] = []
+        self.outputs.attempt("history.jsonl", self.history.touch)
+        self.outputs.attempt("tensorboard/", self._open_writer)
 
-    def _open_writer(self, purge_step: int | None = None) -> Any:
-        from torch.utils.tensorboard import SummaryWriter
+    def _open_writer(self) -> None:
+        if self.writer is None:
+            self.writer = EventFile(self.folder / "tensorboard", purge_step=self.purge_step)
 
-        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge_step)
+    def _close_writer(self) -> None:
+        writer, self.writer = self.writer, None
+        if writer is not None:
+            self.outputs.attempt("tensorboard/", writer.close)
 
     def on_resume(self, phase: int, update: int) -> None:
         """Drops the records after the checkpoint."""
-        rows = read_history(self.history)
+        rows = read_history(self.history) if self.history.exists() else []
         kept = [r for r in rows if (r["phase"], r["update"]) <= (phase, update)]
-        write_file(self.history, "".join(json.dumps(row) + "\n" for row in kept))
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        self.outputs.attempt("history.jsonl", lambda: write_file(self.history, text))
         if kept:
             self.started -= kept[-1]["seconds"]
         ends = {row["phase"]: row["update"] for row in kept if row["phase"] < phase}
         self.before = sum(ends.values())
-        self.writer.close()
-        self.writer = self._open_writer(purge_step=self.before + update + 1)
+        self._close_writer()
+        self.purge_step = self.before + update + 1
+        self.outputs.attempt("tensorboard/", self._open_writer)
         path = self.folder / "calibration.json"
         if path.exists():
             with contextlib.suppress(ValueError, TypeError, LookupError):  # of another version
@@ -125,47 +146,77 @@ class RunRecorder(Recorder):
 
     def on_phase_start(self, phase: Phase, phases: int, updates: int, done: int) -> None:
         """Opens the phase's progress bar."""
-        from tqdm import tqdm
-
         self.close_bar()
         self.before += self.updates  # updates of earlier phases
         self.updates = updates
-        self.bar = tqdm(
-            total=updates,
-            initial=done,
-            desc=f"phase {phase.index + 1}/{phases}  t {phase.t_start:.3g} to {phase.t_end:.3g}",
-            disable=not self.progress,
-            dynamic_ncols=True,
-            unit="update",
-        )
+
+        def open_bar() -> None:
+            from tqdm import tqdm
+
+            title = f"phase {phase.index + 1}/{phases}"
+            self.bar = tqdm(
+                total=updates,
+                initial=done,
+                desc=f"{title}  t {phase.t_start:.3g} to {phase.t_end:.3g}",
+                disable=not self.progress,
+                dynamic_ncols=True,
+                unit="update",
+            )
+
+        self.outputs.attempt("the progress bar", open_bar)
 
     def on_update(self, update: int) -> None:
         """Advances the progress bar."""
-        self.bar.update(1)
+        if self.bar is not None:
+            self.outputs.attempt("the progress bar", lambda: self.bar.update(1))
 
     def on_scalars(self, phase: Phase, update: int, values: Mapping[str, float]) -> None:
         """Appends to the history and TensorBoard, and shows the losses."""
         step = self.before + update
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
         row = {
             "phase": phase.index + 1,
             "update": update,
             "seconds": round(time.perf_counter() - self.started, 3),
             "scalars": dict(values),
         }
-        with self.history.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        self.outputs.attempt("history.jsonl", lambda: self._append(row))
+        if not self.outputs.attempt("tensorboard/", lambda: self._add_scalars(step, values)):
+            self._close_writer()  # the next scalars open another file
         postfix = {
             name.split("/")[0]: f"{value:.3g}"
             for name, value in values.items()
             if not name.endswith("gradient_norm") and not name.startswith("evaluations/")
         }
-        self.bar.set_postfix(postfix, refresh=False)
+        if self.bar is not None:
+            self.outputs.attempt(
+                "the progress bar", lambda: self.bar.set_postfix(postfix, refresh=False)
+            )
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)  # it may have been removed
+        with self.history.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _add_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        if self.writer is not None and not self.writer.path.exists():
+            self._close_writer()  # its folder was removed
+        self._open_writer()
+        assert self.writer is not None
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
 
     def on_skipped_step(self, warning: str) -> None:
         """Prints the cause above the progress bar."""
-        self.bar.write(f"pdmd: warning: {warning}", file=sys.stderr)
+        self.on_warning(warning)
+
+    def on_warning(self, warning: str) -> None:
+        """Prints the warning above the progress bar."""
+        text = f"pdmd: warning: {warning}"
+        if self.bar is None:
+            say(text)
+        else:
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is closed
+                self.bar.write(text, file=sys.stderr)
 
     def on_calibration(
         self, phase: Phase, times: Sequence[float], fake: Sequence[float], real: Sequence[float]
@@ -174,15 +225,18 @@ class RunRecorder(Recorder):
         self.curves.append(
             {"phase": phase.index + 1, "t": list(times), "fake": list(fake), "real": list(real)}
         )
-        write_file(self.folder / "calibration.json", json.dumps(self.curves, indent=2) + "\n")
+        text = json.dumps(self.curves, indent=2) + "\n"
+        self.outputs.attempt(
+            "calibration.json", lambda: write_file(self.folder / "calibration.json", text)
+        )
 
     def close_bar(self) -> None:
         """Closes the progress bar."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        bar, self.bar = self.bar, None
+        if bar is not None:
+            self.outputs.attempt("the progress bar", bar.close)
 
     def close(self) -> None:
         """Closes the progress bar and TensorBoard's file."""
         self.close_bar()
-        self.writer.close()
+        self._close_writer()

@@ -85,11 +85,14 @@ def test_conditions_without_padding_go_without_a_mask():
         with_kwargs=True,
     )
     x = noise(teacher, 1)
+    unknown = row.exclude("lengths")  # the network would have to read the mask
     with torch.no_grad():
-        padded, bare = teacher(x, 0.5, row).value, teacher(x, 0.5, short).value
+        values = [teacher(x, 0.5, c).value for c in (unknown, row, short)]
+        teacher(noise(teacher, 3), 0.5, condition)
     handle.remove()
-    assert seen[0] is not None and seen[1] is None
-    close(padded, bare)
+    assert [mask is None for mask in seen] == [False, True, False, False]
+    close(values[0], values[1])
+    close(values[0], values[2])
 
 
 def test_packing_is_the_pipelines():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from pdmd.teachers.conditioning.embeddings.index import (
     Index,
@@ -19,6 +20,9 @@ from pdmd.teachers.conditioning.image_prompts import ImagePrompt, name_of
 from pdmd.teachers.conditioning.prompts import Prompts
 
 __all__ = ["embed"]
+
+Packed: TypeAlias = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Packed tensors and lengths of rows, as :func:`~.packing.pack` returns them."""
 
 
 @torch.no_grad()
@@ -36,7 +40,8 @@ def embed(
     """Encodes prompts and the null prompt into a store.
 
     Shards are written atomically, so a call resumes an interrupted one: intact shards are kept,
-    missing or damaged shards are computed.
+    missing or damaged shards are computed. Of a list to which prompts were added at the end, only
+    those are encoded.
 
     Args:
         encoder: The encoder.
@@ -55,7 +60,7 @@ def embed(
     Raises:
         ValueError: If there are no prompts, a prompt is repeated or not of the type of the
             encoder, an image cannot be read, a size is below 1, or the store has embeddings of
-            other prompts or of another encoder.
+            another encoder, or of prompts that the list does not begin with.
         OSError: If the store cannot be written.
     """
     from tqdm import tqdm
@@ -76,6 +81,8 @@ def embed(
         raise _mismatch(store, "other prompts")
     specs: dict[str, FieldSpec] = {}
     infos: list[ShardInfo | None] = []
+    begun: dict[int, Shard] = {}  # the last shard of a shorter list
+    null: Packed | None = None
     bar = tqdm(
         total=len(prompts), desc="embed", unit="prompt", disable=not progress, dynamic_ncols=True
     )
@@ -92,14 +99,32 @@ def embed(
                 continue
             _check_same(store, shard, part, fingerprint)
             specs = _common_specs(store, specs, shard.specs)
-            infos[i] = shard.info(i, data)
-            bar.update(len(part) - part.count(None))
+            count = _count(shard.prompts)
+            if count < len(shard.prompts):
+                null = shard.rows(count, count + 1)
+            if shard.prompts == part:
+                infos[i] = shard.info(i, data)
+            else:
+                begun[i] = shard
+            bar.update(count)
         if fingerprint is None and not existing:
             encoder.encode([None])  # downloads the files of an encoder on the hub
             fingerprint = encoder.fingerprint()
-        for i, part in enumerate(parts):
+        # A begun shard is written last: until then a call that is interrupted loses no embedding.
+        for i, part in sorted(enumerate(parts), key=lambda pair: pair[0] in begun):
             if infos[i] is None:
-                shard = _encode(store, encoder, by_key, part, fingerprint, batch_size, specs, bar)
+                known = [] if i not in begun else [begun[i].rows(0, _count(begun[i].prompts))]
+                todo = part[_count(begun[i].prompts) :] if i in begun else part
+                if null is not None and todo[-1:] == (None,):
+                    todo, end = todo[:-1], [null]
+                else:
+                    end = []
+                encoded = _encode(store, encoder, by_key, todo, batch_size, specs, bar)
+                packed, specs = [*known, *encoded[0], *end], encoded[1]
+                tensors, lengths = (
+                    {k: torch.cat([p[j][k] for p in packed]) for k in packed[0][j]} for j in (0, 1)
+                )
+                shard = Shard(part, fingerprint, specs, tensors, lengths)
                 specs = dict(shard.specs)
                 data = shard.dumps()
                 store.write(shard_name(i), data)
@@ -115,11 +140,10 @@ def _encode(
     encoder: Prompts,
     by_key: Mapping[str, Any],
     part: tuple[str | None, ...],
-    fingerprint: str | None,
     batch_size: int,
     specs: Mapping[str, FieldSpec],
     bar: Any,
-) -> Shard:
+) -> tuple[list[Packed], dict[str, FieldSpec]]:
     keys = [key for key in part if key is not None]
     batches: list[list[str | None]] = [
         list(keys[i : i + batch_size]) for i in range(0, len(keys), batch_size)
@@ -138,10 +162,11 @@ def _encode(
         specs = _common_specs(store, specs, field_specs(condition))
         packed.append(pack(condition, specs))
         bar.update(len(batch) - batch.count(None))
-    tensors, lengths = (
-        {k: torch.cat([p[j][k] for p in packed]) for k in packed[0][j]} for j in (0, 1)
-    )
-    return Shard(part, fingerprint, specs, tensors, lengths)
+    return packed, dict(specs)
+
+
+def _count(part: Sequence[str | None]) -> int:
+    return len(part) - part.count(None)
 
 
 def _common_specs(
@@ -161,11 +186,17 @@ def _common_specs(
 def _check_same(
     store: StoreFolder, shard: Shard, part: tuple[str | None, ...], fingerprint: str | None
 ) -> None:
+    """Raises unless a shard has a part's prompts or, if it was a last one, begins with them."""
     if shard.encoder != fingerprint:
         found, expected = ((f or "unknown")[:12] for f in (shard.encoder, fingerprint))
         raise _mismatch(store, f"embeddings of another encoder ({found}, this one is {expected})")
-    if shard.prompts != part:
-        raise _mismatch(store, "other prompts, or another shard size")
+    kept = shard.prompts[: _count(shard.prompts)]
+    begun = None in shard.prompts and part[: len(kept)] == kept
+    if shard.prompts != part and not begun:
+        raise _mismatch(
+            store,
+            "other prompts, or another shard size: prompts can only be added at the end of a list",
+        )
 
 
 def _mismatch(store: StoreFolder, what: str) -> ValueError:

@@ -114,6 +114,22 @@ class Shard:
     tensors: Mapping[str, Tensor]
     lengths: Mapping[str, Tensor]
 
+    def rows(self, begin: int, end: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Returns the packed tensors and lengths of some rows, as :func:`~.packing.pack` does.
+
+        Args:
+            begin: The first row.
+            end: The row after the last one.
+        """
+        tensors = {}
+        for key, value in self.tensors.items():
+            first, last = begin, end
+            if key in self.lengths:
+                counts = self.lengths[key]
+                first, last = int(counts[:begin].sum()), int(counts[:end].sum())
+            tensors[key] = value[first:last]
+        return tensors, {key: counts[begin:end] for key, counts in self.lengths.items()}
+
     def dumps(self) -> bytes:
         """Serializes the shard to the bytes of its file."""
         from safetensors.torch import save

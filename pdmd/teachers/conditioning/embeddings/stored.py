@@ -20,6 +20,8 @@ from pdmd.teachers.conditioning.embeddings.index import Index, StoreFolder
 from pdmd.teachers.conditioning.embeddings.packing import unpack
 from pdmd.teachers.conditioning.image_prompts import ImagePrompt, NamedImagePrompts, name_of
 from pdmd.teachers.conditioning.prompts import Prompts
+from pdmd.teachers.conditioning.text_lengths import trimmed, with_lengths
+from pdmd.typing import LENGTHS, moved
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
@@ -103,7 +105,7 @@ class StoredEmbeddings(Prompts):
         Raises:
             ValueError: If a prompt has no embedding, or is not of the type of the store.
         """
-        condition = self.conditions(prompts)[:]
+        condition = self.conditions(prompts)[:].exclude(LENGTHS)
         if self.image_keys and all(prompt is None for prompt in prompts):
             return condition.exclude(*self.image_keys)
         return condition
@@ -153,8 +155,8 @@ class StoredEmbeddings(Prompts):
 class StoredConditions:
     """Conditions on disk, indexed like a TensorDict.
 
-    Sequences are padded to the longest of all rows, so that a batch has the shape and the bits of
-    one indexed in memory.
+    A batch is padded to its own longest text, and has the ``lengths`` of its texts
+    (:mod:`~pdmd.teachers.conditioning.text_lengths`).
 
     Args:
         cache: The local copy of the store.
@@ -171,11 +173,6 @@ class StoredConditions:
         device: torch.device | str | None = None,
     ) -> None:
         self._cache, self._index, self._rows, self._device = cache, index, rows, device
-        self._length = 0
-        for key, spec in index.specs.items():
-            if spec.ragged and len(rows):
-                starts = cache[f"starts.{key}"]
-                self._length = int((starts[rows + 1] - starts[rows]).max())
 
     @property
     def batch_size(self) -> torch.Size:
@@ -190,7 +187,7 @@ class StoredConditions:
         """Reads rows.
 
         Args:
-            chosen: Indices into the rows, int64, with shape :math:`(B)`, or a slice.
+            chosen: Indices into the rows, int64 on the CPU, with shape :math:`(B)`, or a slice.
 
         Returns:
             A condition with batch size :math:`(B)`.
@@ -206,7 +203,9 @@ class StoredConditions:
                 continue
             starts = self._cache[f"starts.{key}"]
             begin, end = torch.as_tensor(starts[rows]), torch.as_tensor(starts[rows + 1])
-            length = self._length if spec.ragged else int(spec.shape[0] or 0)
-            fields[key] = unpack(flat, begin, end - begin, length)
-        condition = TensorDict(fields, batch_size=[len(rows)])
-        return condition if self._device is None else condition.to(self._device)
+            lengths = end - begin
+            length = int(lengths.max()) if spec.ragged and len(rows) else int(spec.shape[0] or 0)
+            fields[key] = unpack(flat, begin, lengths, length)
+        condition = trimmed(with_lengths(TensorDict(fields, batch_size=[len(rows)])))
+        device = self._device
+        return condition if device is None else condition.apply(lambda x: moved(x, device))

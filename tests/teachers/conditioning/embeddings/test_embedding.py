@@ -52,7 +52,7 @@ def test_another_list_or_encoder_requires_overwrite(tmp_path):
     embed_quietly(Encoder(), prompts, url)
     before = {p.name: p.read_bytes() for p in url.iterdir()}
     for encoder, requested, more, named in (
-        (Encoder(), prompt_names(7), {}, "other prompts"),
+        (Encoder(), ["new", *prompts], {}, "other prompts"),
         (Encoder(), prompt_names(2), {}, "other prompts"),
         (Encoder(), prompts[::-1], {}, "other prompts"),
         (Encoder(), prompts, {"shard_size": 5}, "other prompts"),
@@ -67,6 +67,41 @@ def test_another_list_or_encoder_requires_overwrite(tmp_path):
     assert open_store(url, tmp_path).fingerprint() == "two" * 20
     left = {p.name for p in url.iterdir()}
     assert left == {"notes.txt", "index.json", "embeddings-00000.safetensors"}
+
+
+@pytest.mark.parametrize("first", [3, 4, 6, 8])
+@pytest.mark.parametrize("then", [9, 12])
+@pytest.mark.parametrize("masked", [True, False])
+def test_added_prompts_are_encoded_alone(tmp_path, first, then, masked):
+    url, prompts = tmp_path / "store", prompt_names(then)
+    embed_quietly(Encoder(masked=masked), prompts[:first], url)
+    before = open_store(url, tmp_path).index.digest
+    encoder = Encoder(masked=masked)
+    found = embed_quietly(encoder, prompts, url)
+    assert sorted(encoder.encoded) == sorted(prompts[first:])
+    whole = embed_quietly(Encoder(masked=masked), prompts, tmp_path / "whole")
+    assert found == whole and found.digest != before
+    stored = open_store(url, tmp_path)
+    queried = [*prompts, None]
+    assert_same(stored.encode(queried), Encoder(masked=masked).encode(queried))
+
+
+def test_an_interrupted_addition_loses_nothing(tmp_path):
+    url, prompts = tmp_path / "store", prompt_names(11)
+    embed_quietly(Encoder(), prompts[:6], url)
+    before = {p.name: p.read_bytes() for p in url.iterdir()}
+    encoder = Encoder()
+    encoder.fails_at = 3  # in the shard that was begun, after the new one
+    with pytest.raises(KeyboardInterrupt):
+        embed_quietly(encoder, prompts, url, batch_size=1)
+    kept = {p.name: p.read_bytes() for p in url.iterdir()}
+    assert all(kept[name] == data for name, data in before.items())
+    assert_same(open_store(url, tmp_path).encode([None]), Encoder().encode([None]))
+    again = Encoder()
+    embed_quietly(again, prompts, url, batch_size=1)
+    assert again.encoded == prompts[6:8]
+    queried = [*prompts, None]
+    assert_same(open_store(url, tmp_path).encode(queried), Encoder().encode(queried))
 
 
 def test_a_store_of_another_dtype_raises(tmp_path):

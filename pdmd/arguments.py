@@ -1,0 +1,161 @@
+"""Arguments of public calls, checked against their annotations.
+
+A class where an instance belongs, a name where an object belongs, a fraction where a number of
+updates belongs: the error names the argument and its value before any work starts. Annotations of
+other kinds, such as tensors and foreign objects, are checked where they are used.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any, TypeVar
+
+import torch
+
+__all__ = ["at_least", "checked", "describe"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def checked(target: F) -> F:
+    """Decorates a function, or a class whose constructor's arguments are checked.
+
+    Raises:
+        TypeError: By a call, if an argument is of another type than its annotation.
+        ValueError: By a call, if a number is NaN.
+    """
+    if inspect.isclass(target):
+        cls: Any = target
+        cls.__init__ = _checked_call(cls.__init__, None)
+        return cls
+    return _checked_call(target, target.__qualname__)  # type: ignore[return-value]
+
+
+def at_least(least: int, **counts: int) -> None:
+    """Checks that counts are not below a number.
+
+    Args:
+        least: The number.
+        counts: The counts by name.
+
+    Raises:
+        ValueError: If one is below it.
+    """
+    for name, count in counts.items():
+        if count < least:
+            raise ValueError(f"{name} must be at least {least}, got {count}")
+
+
+def describe(value: object) -> str:
+    """Returns a value for an error, in one line; a class is named as one."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, torch.Tensor) and value.numel() > 1:
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"{' '.join(repr(value).split()):.80}"
+
+
+def _checked_call(function: Any, name: str | None) -> Any:
+    signature = inspect.signature(function)
+
+    @functools.cache
+    def kinds() -> dict[str, Any]:
+        try:
+            hints = typing.get_type_hints(function)
+        except NameError:  # names that only a type checker imports
+            scope = {**vars(typing), **getattr(function, "__globals__", {})}
+            hints = {}
+            for key, hint in getattr(function, "__annotations__", {}).items():
+                try:
+                    hints[key] = eval(hint, scope) if isinstance(hint, str) else hint
+                except NameError:
+                    continue
+        return {k: v for k, v in hints.items() if k in signature.parameters}
+
+    @functools.wraps(function)
+    def call(*args: Any, **more: Any) -> Any:
+        try:
+            bound = signature.bind(*args, **more)
+        except TypeError:
+            return function(*args, **more)  # which raises Python's own error
+        for key, value in bound.arguments.items():
+            kind = kinds().get(key)
+            plain = signature.parameters[key].kind not in (
+                inspect.Parameter.VAR_POSITIONAL,
+                inspect.Parameter.VAR_KEYWORD,
+            )
+            if kind is not None and plain:
+                # a subclass is named, not the class whose constructor it shares
+                owner = type(args[0]).__name__ if name is None else name
+                _check(f"{owner}: {key}", value, kind)
+        return function(*args, **more)
+
+    return call
+
+
+def _check(name: str, value: Any, kind: Any) -> None:
+    wanted = _mismatch(value, kind)
+    if wanted is not None:
+        hint = ""
+        if isinstance(value, type) and wanted.startswith("an instance"):
+            hint = f", as by {value.__name__}()"
+        raise TypeError(f"{name} takes {wanted}, got {describe(value)}; pass {wanted}{hint}")
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"{name} is {value}; pass a number")
+
+
+def _mismatch(value: Any, kind: Any) -> str | None:
+    """Returns what an annotation takes if a value is not of it, else ``None``."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        wanted = [_mismatch(value, part) for part in typing.get_args(kind)]
+        return None if None in wanted else " or ".join(dict.fromkeys(w for w in wanted if w))
+    if kind is None or kind is type(None):
+        return None if value is None else "None"
+    if kind is bool:
+        return None if isinstance(value, bool) else "True or False"
+    if kind is int:
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        return None if whole else "a whole number"
+    if kind is float:
+        real = isinstance(value, Real) and not isinstance(value, bool)
+        return None if real else "a number"
+    if kind is str:
+        return None if isinstance(value, str) else "a text"
+    if origin is type:
+        (base,) = typing.get_args(kind)
+        known = isinstance(value, type) and (not isinstance(base, type) or issubclass(value, base))
+        return None if known else f"a class of {getattr(base, '__name__', base)}"
+    if origin in (tuple, list, collections.abc.Sequence) or kind in (tuple, list):
+        return _sequence_mismatch(value, typing.get_args(kind))
+    if origin is collections.abc.Callable:
+        return None if callable(value) else "a function"
+    known = isinstance(kind, type) and kind.__module__.partition(".")[0] == "pdmd"
+    if known and not getattr(kind, "_is_protocol", False) and not isinstance(value, kind):
+        return f"an instance of {kind.__name__}"
+    return None
+
+
+def _sequence_mismatch(value: Any, parts: tuple[Any, ...]) -> str | None:
+    if isinstance(value, str | bytes | type) or not hasattr(value, "__len__"):
+        return "a sequence"
+    if isinstance(value, torch.Tensor) or not parts or not hasattr(value, "__getitem__"):
+        return None
+    kind = parts[0]
+    same = all(part in (kind, Ellipsis) for part in parts)
+    if Ellipsis not in parts and len(parts) > 1 and len(value) != len(parts):
+        return f"a sequence of {len(parts)}"
+    if not same or len(value) > 10_000 or kind is Any:
+        return None
+    for item in value:
+        wanted = _mismatch(item, kind)
+        if wanted is not None:
+            return f"a sequence, each {wanted}"
+    return None

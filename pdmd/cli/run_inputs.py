@@ -1,0 +1,68 @@
+"""Inputs of a run: the files and folders that its configuration names, and their digests."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from pdmd.cli.config import DistillConfig
+from pdmd.files import is_url
+from pdmd.training.checkpoints.inputs import InputDigests, digest_input
+
+__all__ = ["digest_inputs"]
+
+SECTIONS = ("teacher", "network", "objective", "lora")
+PLACES = ("folder", "embeddings", "prompts", "path", "file", "weights", "images")
+"""Keys whose values are places even without a slash."""
+
+
+def digest_inputs(config: DistillConfig) -> InputDigests:
+    """Digests the files that a configuration names.
+
+    These are paths that exist, URLs (of other protocols than http), and models of the hub that are
+    in the local cache.
+
+    Args:
+        config: The configuration.
+
+    Raises:
+        ValueError: If a URL is not accepted.
+        OSError: If a file cannot be read.
+    """
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k in SECTIONS}
+    found = {key: digest_input(place) for key, place in _places(settings)}
+    return {key: digests for key, digests in found.items() if digests}
+
+
+def _places(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yields the keys of places, and the places."""
+    name = path.rsplit(".", 1)[-1]
+    if isinstance(value, dict):
+        for key, item in cast(dict[str, Any], value).items():
+            yield from _places(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(cast(list[Any], value)):
+            yield from _places(item, f"{path}.{i}")
+    elif isinstance(value, str) and value and "cache" not in name:
+        if is_url(value):
+            if not value.startswith(("http:", "https:", "data:")):
+                yield path, value
+        elif (name in PLACES or "/" in value) and Path(value).exists():
+            yield path, value
+        elif name == "folder" and re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+            if (snapshot := _snapshot(value)) is not None:
+                yield path, snapshot
+
+
+def _snapshot(name: str) -> str | None:
+    """Returns the folder in the cache of a model of the hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return str(snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError):
+        return None

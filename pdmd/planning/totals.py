@@ -1,0 +1,102 @@
+"""Totals of a run: cycles, prompts, FLOPs, hours, and what it writes.
+
+A checkpoint in float32 has the expert's weights, their average and two moments, and the fake
+score's weights and two moments. Finished experts are in it as well, in the dtype in which frozen
+networks are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pdmd.planning.duration import CycleSeconds
+from pdmd.planning.evaluations import Workload
+from pdmd.planning.memory import PhaseFootprints, Precision
+from pdmd.training.phase_inputs import PhaseInputBuffer
+
+__all__ = ["RunTotals", "checkpoint_bytes", "run_totals"]
+
+_FLOAT = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunTotals:
+    """Totals of a run, all phases together.
+
+    Attributes:
+        cycles: Cycles: updates of the experts.
+        prompts: Prompts drawn; a store with fewer repeats them.
+        flops: FLOPs.
+        seconds: Seconds of the cycles.
+        gpu_hours: Hours of the cycles, times the number of GPUs.
+        checkpoint: Bytes of the largest checkpoint.
+        student: Bytes of the student.
+        disk: Bytes of the run's folder: the checkpoints kept and one being written, the student
+            and the phase-input buffer if it is in files.
+    """
+
+    cycles: int
+    prompts: int
+    flops: float
+    seconds: float
+    gpu_hours: float
+    checkpoint: int
+    student: int
+    disk: int
+
+
+def checkpoint_bytes(roles: PhaseFootprints, work: Workload, precision: Precision) -> int:
+    """Returns the bytes of a checkpoint.
+
+    Args:
+        roles: The footprints of the phase's networks.
+        work: The settings of a cycle.
+        precision: The dtypes of storage.
+    """
+    moments = 2 * precision.moment_bytes
+    own = roles.generator.parameters * (2 * _FLOAT + moments)
+    fake = roles.fake.parameters * (_FLOAT + (moments if work.fake_updates else 0))
+    frozen = sum(n.parameters for n in roles.frozen) * precision.frozen.itemsize
+    return round(own + fake + frozen)
+
+
+def run_totals(
+    roles: Sequence[PhaseFootprints],
+    work: Workload,
+    flops: Sequence[float],
+    seconds: Sequence[CycleSeconds],
+    *,
+    gpus: int,
+    precision: Precision,
+    checkpoints: int = 2,
+) -> RunTotals:
+    """Returns the totals of a run.
+
+    Args:
+        roles: The footprints of the networks, by phase.
+        work: The settings of a cycle.
+        flops: FLOPs of a cycle, by phase.
+        seconds: Seconds of a cycle, by phase.
+        gpus: The number of GPUs.
+        precision: The dtypes of storage.
+        checkpoints: Checkpoints that are kept.
+    """
+    updates = [work.updates_of(k) for k in range(len(roles))]
+    largest = max(checkpoint_bytes(r, work, precision) for r in roles)
+    student = sum(r.generator.parameters for r in roles) * precision.frozen.itemsize
+    duration = sum(n * s.total for n, s in zip(updates, seconds, strict=True))
+    buffer, stored = work.phase_inputs, 0
+    if isinstance(buffer, PhaseInputBuffer) and buffer.folder is not None:
+        batches = max(buffer.batches_computed(n * work.rollouts) for n in updates)
+        stored = batches * work.batch_size * roles[0].generator.latents
+    return RunTotals(
+        cycles=sum(updates),
+        prompts=sum(updates) * work.rollouts * work.batch_size,
+        flops=sum(n * f for n, f in zip(updates, flops, strict=True)),
+        seconds=duration,
+        gpu_hours=duration * gpus / 3600,
+        checkpoint=largest,
+        student=student,
+        disk=(checkpoints + 1) * largest + student + stored,
+    )

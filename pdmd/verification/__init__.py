@@ -1,0 +1,1 @@
+"""Verification: folders compared with the digests that were written with them."""

@@ -1,0 +1,60 @@
+"""Validation: few rows of every network that a plan evaluates, and nothing encoded twice."""
+
+import pytest
+import torch
+
+from pdmd import MixtureTeacher, PhasePlan, RectifiedFlow
+from pdmd.distillation.validation import check_teacher, check_times
+from pdmd.objectives import DistributionMatching
+from pdmd.teachers import RoutedTeacher
+from pdmd.training.session import Session
+from tests.helpers.distilling import distill
+from tests.helpers.tiny_families import family
+
+
+def test_a_routed_teacher_is_checked_on_few_rows_of_each_network():
+    teacher, rows = family("wan_2.2_a14b"), {0: 0, 1: 0}
+    assert isinstance(teacher, RoutedTeacher)
+    handles = [
+        part.register_forward_pre_hook(
+            lambda module, args, i=i: rows.__setitem__(i, rows[i] + len(args[0]))
+        )
+        for i, part in enumerate(teacher.routed.denoisers)
+    ]
+    plan, condition = PhasePlan.uniform(4, steps=2), teacher.conditions(teacher.prompts)
+    check_teacher(teacher, plan, DistributionMatching(), condition)
+    for handle in handles:
+        handle.remove()
+    assert min(rows.values()) > 0 and sum(rows.values()) <= 4
+
+
+def test_times_are_checked_without_an_evaluation():
+    teacher = MixtureTeacher.random(dim=2)
+    teacher.network = None
+    check_times(teacher, PhasePlan.uniform(2), DistributionMatching())
+    teacher.time_range = (0.0, 0.9)
+    with pytest.raises(ValueError, match=r"phase 1 evaluates the teacher at t = 1, outside"):
+        check_times(teacher, PhasePlan.uniform(2), DistributionMatching())
+    teacher = MixtureTeacher.random(dim=2)
+    teacher.kind, teacher.schedule = "epsilon", RectifiedFlow()
+    with pytest.raises(ValueError, match="no step can be taken from a prediction of epsilon"):
+        check_times(teacher, PhasePlan.uniform(2), DistributionMatching())
+
+
+def test_an_output_that_is_not_finite_raises():
+    teacher = MixtureTeacher.random(dim=2)
+    teacher.network = lambda x, t, condition: x / 0
+    with pytest.raises(ValueError, match="at t = 1 is not finite"):
+        check_teacher(teacher, PhasePlan.uniform(2), DistributionMatching(), None)
+
+
+def test_encoded_prompts_are_used_as_they_are(monkeypatch):
+    teacher = family("qwen_image")
+    settings = {"updates": 1, "fake_updates": 1, "batch_size": 2}
+    plan = PhasePlan.uniform(1)
+    expected = distill(teacher, plan, **settings)
+    conditions = teacher.conditions(teacher.prompts)
+    monkeypatch.setattr(type(teacher), "conditions", lambda *args: pytest.fail("encoded again"))
+    found = distill(teacher, plan, conditions=conditions, session=Session(), **settings)
+    for a, b in zip(expected.state_dict().values(), found.state_dict().values(), strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,62 @@
+"""A run under torchrun goes on by itself after one of its ranks has died."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from pdmd.cli.main import main
+from tests.helpers.tiny_runs import TINY, bits
+
+pytestmark = pytest.mark.distributed
+
+
+def ranks_of(launcher):
+    """Returns the process ids of the ranks, by rank."""
+    found = {}
+    children = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(launcher.pid)], capture_output=True, text=True
+    )
+    for pid in children.stdout.split():
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            values = dict(item.partition(b"=")[::2] for item in file.read().split(b"\0"))
+        if b"RANK" in values:
+            found[int(values[b"RANK"])] = int(pid)
+    return found
+
+
+def restarted(tmp_path, ranks, dead):
+    folder = tmp_path / "run"
+    words = [word for word in TINY if not word.startswith("--train.updates")]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "2"]
+        + ["--nproc-per-node", str(ranks), "-m", "pdmd", "distill", "mixture"]
+        + ["--out", str(folder), "--train.updates=40", "--parallel.heartbeat_timeout=60", *words],
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        },
+        stderr=(tmp_path / "said.txt").open("w"),
+    )
+    deadline = time.monotonic() + 400
+    while not list(folder.glob("checkpoint/*/manifest.json")):
+        assert launcher.poll() is None, (tmp_path / "said.txt").read_text()[-5000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(ranks_of(launcher)[dead], signal.SIGKILL)
+    launcher.wait(timeout=500)
+    assert launcher.returncode == 0, (tmp_path / "said.txt").read_text()[-5000:]
+    whole = tmp_path / "whole"
+    assert main(["distill", "mixture", "--out", str(whole), "--train.updates=40", *words]) == 0
+    assert torch.allclose(bits(folder), bits(whole), atol=1e-4)  # other ranks round otherwise
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dead", [0, 3])
+def test_four_ranks_go_on_after_one_was_killed(tmp_path, dead):
+    restarted(tmp_path, 4, dead)
