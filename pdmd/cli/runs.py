@@ -271,7 +271,7 @@ class Run:
         return student
 
     def _stop_before_evaluation(self) -> None:
-        if self.checkpointer.stopping():  # after the last update
+        if self.runtime.ranks.any(self.checkpointer.stopping()):  # after the last update
             raise Interrupted("stopped before the evaluation")
 
     def leave(self) -> None:
