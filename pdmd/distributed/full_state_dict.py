@@ -14,7 +14,18 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from pdmd.distributed import permutations
 from pdmd.distributed.state_layout import parameter_names
 
-__all__ = ["permuted_moments", "full_moments", "full_tensors", "load_permuted"]
+__all__ = ["permuted_moments", "full_moments", "full_tensors", "load_permuted", "whole"]
+
+
+def whole(value: Tensor) -> Tensor:
+    """Returns all of a tensor that may be sharded, where its shards are.
+
+    Shards in CPU memory are gathered on the device of their mesh, whose ranks may have no
+    connection between CPUs.
+    """
+    if not isinstance(value, DTensor):
+        return value
+    return value.to(value.device_mesh.device_type).full_tensor().to(value.device)
 
 
 def full_tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -80,12 +91,12 @@ def permuted_moments(
 
 
 def _plain(value: Tensor, dim: int, order: Tensor) -> Tensor:
-    full = value.full_tensor() if isinstance(value, DTensor) else value
+    full = whole(value)
     return full.index_select(dim, order.to(full.device))
 
 
 def _permuted(full: Tensor, like: Tensor, dim: int, order: Tensor) -> Tensor:
     value = full.index_select(dim, order.argsort().to(full.device))
     if isinstance(like, DTensor):
-        return distribute_tensor(value, like.device_mesh, like.placements)
+        return distribute_tensor(value, like.device_mesh, like.placements).to(full.device)
     return value

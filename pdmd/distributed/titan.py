@@ -19,7 +19,6 @@ from typing import cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.distributed.communicator import Communicator
@@ -29,6 +28,7 @@ from pdmd.distributed.full_state_dict import (
     full_tensors,
     load_permuted,
     permuted_moments,
+    whole,
 )
 from pdmd.distributed.offload import Offload
 from pdmd.distributed.optimization import Optimization, Optimizers, Rates, SingleOptimizer
@@ -281,10 +281,7 @@ class ShardedStates(StateLayout):
         load_permuted(network, tensors)
 
     def full(self, network: nn.Module) -> dict[str, Tensor]:
-        return {
-            name: (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
-            for name, value in self.tensors(network).items()
-        }
+        return {name: whole(value).cpu() for name, value in self.tensors(network).items()}
 
     def moments(self, network: nn.Module, optimizers: Optimizers) -> Moments:
         return full_moments(network, moments_of(network, optimizers))
