@@ -64,7 +64,7 @@ class Run:
         progress: Whether to show progress bars.
         checkpoint: The checkpoint to resume from; the newest by default.
         restarted: Whether the launcher started the ranks again after a failure: the run resumes
-            from its newest checkpoint, or starts again if there is none.
+            from its newest checkpoint since ``checkpoint``, or starts again if there is none.
         allow_changed: Whether to resume although prompts, embeddings or weights have changed.
 
     Raises:
@@ -113,6 +113,7 @@ class Run:
         unfinished = self.checkpointer.exists()
         if restarted:
             resume, overwrite = unfinished, not unfinished
+            self.checkpointer.restart()
         self.resume, self.overwrite = resume, overwrite
         with self.runtime.ranks.consensus():
             if self.runtime.main:
