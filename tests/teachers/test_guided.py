@@ -65,7 +65,7 @@ def test_wrappers_are_added_only_for_guidance_and_removed_in_any_order():
     ("scale", "named"),
     [
         (math.inf, "must be finite, got inf"),
-        (math.nan, "must be finite, got nan"),
+        (math.nan, "scale is nan; pass a number"),
         ((1.0, 2.0), "2 guidance scales for a MixtureTeacher of 1 networks"),
     ],
 )
