@@ -289,7 +289,7 @@ class Run:
         Returns:
             The rows of ``metrics.json``; none on other ranks.
         """
-        with self.locks.held():
+        with self.locked():
             return self._evaluate(student)
 
     def _evaluate(self, student: Student) -> list[dict[str, Any]]:
