@@ -340,7 +340,8 @@ class Run:
         if placement.in_place or not _has_weights(self.teacher):
             return self.teacher
         adapts = any(spec is not None for spec in self.config.lora.build())
-        return placement.frozen(self.teacher, shared=adapts)
+        offload = self.runtime.offload.teacher
+        return placement.frozen(self.teacher, shared=adapts, offload=offload)
 
     @contextlib.contextmanager
     def stop_on(self, *numbers: int) -> Iterator[None]:
