@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -268,7 +268,8 @@ def gathered(value: Tensor) -> Tensor:
     """
     if not isinstance(value, DTensor):
         return value
-    return value.to(value.device_mesh.device_type).full_tensor().to(value.device)
+    shards = cast("DTensor", value.to(value.device_mesh.device_type))
+    return shards.full_tensor().to(value.device)
 
 
 def whole(shape: Sequence[int]) -> Region:
