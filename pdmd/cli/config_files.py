@@ -101,7 +101,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return value
     origin = get_origin(hint)
     if origin is Literal:
-        if value not in get_args(hint) or not isinstance(value, str):
+        if not any(type(value) is type(v) and value == v for v in get_args(hint)):
             options = ", ".join(map(repr, get_args(hint)))
             raise ValueError(f"{where} is one of {options}, got {value!r}")
         return value
