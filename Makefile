@@ -40,7 +40,7 @@ types: $(INSTALLED) ## Check the types
 # What differs between releases: teachers' classes, exports, stores. The two take minutes to
 # install, so .ci/run leaves them out; run both when a bound in pyproject.toml changes.
 ENDS := tests/test_package.py tests/test_files.py tests/teachers/families/test_qwen_image.py \
-    tests/export/test_phased_transformer.py
+    tests/export/test_phased_transformer.py tests/export/test_phased_transformer_methods.py
 
 oldest: ## Run a few tests with the oldest versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-oldest
