@@ -13,6 +13,7 @@ from pdmd.cli.values import Arguments, Table
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import Router
 from pdmd.diffusion.schedules import Schedule
+from pdmd.extras import MissingExtra
 from pdmd.teachers.base import Teacher, import_plugins, networks, teachers
 from pdmd.teachers.guided import guided
 from pdmd.teachers.routed import with_router
@@ -51,11 +52,14 @@ class TeacherConfig:
         """Builds the teacher, with guidance and on the chosen schedule.
 
         Raises:
-            ValueError: If the name is not registered or the arguments do not fit.
+            ValueError: If the name is not registered, the arguments do not fit, or a package is
+                missing.
         """
         self.check_name()
         try:
             teacher = teachers[self.name](**self.arguments)
+        except MissingExtra:
+            raise
         except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
             raise ValueError(f"teacher.arguments do not fit {self.name!r}: {error}") from error
         router = self._router()
@@ -138,5 +142,7 @@ class NetworkConfig:
         """
         try:
             return networks[self.name](**supplied, schedule=schedule)
+        except MissingExtra:
+            raise
         except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
             raise ValueError(f"network.arguments do not fit {self.name!r}: {error}") from error

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.extras import require
 from pdmd.teachers.families.pipeline_checks import (
     UnusableWeights,
     check_index,
@@ -81,6 +82,7 @@ def build_part(
         meta: Whether to build it on the meta device, without memory for its weights.
         seed: Seed of the weights.
     """
+    require("diffusers", "diffusers")
     import diffusers
 
     cls = getattr(diffusers, name)
@@ -179,6 +181,7 @@ def configuration(name: str, folder: str | Path, subfolder: str | None = None) -
     Raises:
         ValueError: If it is missing.
     """
+    require("diffusers", "diffusers")
     import diffusers
 
     with reporting(folder, subfolder):
@@ -207,6 +210,7 @@ def load_text_encoder(
     Raises:
         ValueError: If a part is missing.
     """
+    require("diffusers", "diffusers")
     import diffusers
 
     cls = getattr(diffusers, name)
@@ -235,6 +239,7 @@ def _tensors(folder: str | Path, subfolder: str) -> Iterator[tuple[str, Tensor]]
 
     place = Path(folder)
     if not place.is_dir():
+        require("diffusers", "huggingface_hub")
         from huggingface_hub import snapshot_download
 
         name = f"{subfolder}/" * bool(subfolder) + "diffusion_pytorch_model"
