@@ -39,6 +39,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("dim", "modes", "classes"), (1, 10**5)),
     **dict.fromkeys(("lr", "fake_lr"), (0, 10)),
     "data_seed": (0, 2**62),
+    "millions": (0, 10**6),
 }
 """The valid ranges of a configuration's numbers."""
 
@@ -69,6 +70,8 @@ class BenchConfig:
     """Modes in each of the mixture's classes."""
     classes: int = 8
     """Classes of the mixture."""
+    millions: int = 0
+    """Parameters of the network of the memory benchmark, in millions; 0 selects 500."""
     device: str = "cpu"
     """Device of the speed benchmark: cpu or cuda."""
 
@@ -129,6 +132,7 @@ benchmarks: Registry[type[Benchmark]] = Registry(
         "digits": "pdmd.benchmarks.distillation:DigitsBenchmark",
         "cost": "pdmd.benchmarks.cost:CostBenchmark",
         "overhead": "pdmd.benchmarks.overhead:OverheadBenchmark",
+        "memory": "pdmd.benchmarks.rank_memory:MemoryBenchmark",
         "speed": "pdmd.benchmarks.speed:SpeedBenchmark",
     },
 )

@@ -18,7 +18,8 @@ class BenchOptions:
     """Compares few-step methods on equal terms and writes a results file.
 
     toy1d, mixture and digits measure quality; cost counts network evaluations; overhead and speed
-    measure time, and need an idle machine. The methods of speed are network sizes (mlp,
+    measure time, and need an idle machine; memory measures what each of 2 and 4 ranks holds, in a
+    network of --millions parameters. The methods of speed are network sizes (mlp,
     transformer_small, transformer_medium), its updates are those timed per library, and other
     libraries are compared if they are installed: pip install 'pdmd[bench]'.
     """
@@ -49,7 +50,9 @@ def bench_command(words: list[str]) -> int:
     from pdmd.evaluation.bench_report import summarise, write_bench_report
     from pdmd.evaluation.evaluate import format_table
 
-    name, rest = take_name(words, "the benchmark: toy1d, mixture, digits, cost, overhead or speed")
+    name, rest = take_name(
+        words, "the benchmark: toy1d, mixture, digits, cost, overhead, memory or speed"
+    )
     default = BenchOptions(config=BenchConfig(name=name))
     options = parse(BenchOptions, rest, "pdmd bench NAME", default, flat=True)
     require("report", "jinja2", "matplotlib")

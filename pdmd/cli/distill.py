@@ -115,11 +115,9 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int
     say(f"distilling {config.teacher.name} into {len(plan)} experts, {plan.nfe} steps -> {folder}")
     try:
         with run.stop_on(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1), run.locked():
-            student = run.distill()
-            run.leave()
+            rows = run.evaluate(run.distill())
             if not runtime.main:
                 return 0
-            rows = run.evaluate(student)
     except Interrupted as stop:
         say(f"pdmd: {stop}; resume with: {again}", sys.stderr)
         runtime.ranks.close()

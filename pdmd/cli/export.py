@@ -91,7 +91,9 @@ def _export(name: str, out: Path, options: ExportOptions) -> int:
         path = path / "student"
     check_destination(out, overwrite=options.overwrite)
     moved = {**({"folder": options.base} if options.base else {}), **options.arguments}
-    teacher = source_teacher(path, moved, trust_source=options.trust_source)
+    teacher = source_teacher(
+        path, moved, trust_source=options.trust_source, outlined=not options.measure
+    )
     student = Student.load(path, teacher=teacher)
     chosen: dict[str, Any] = {
         "dtype": options.dtype,

@@ -28,7 +28,7 @@ commands:
   sample STUDENT            draw samples from a student folder
   evaluate STUDENT          compare a student with its teacher
   export STUDENT DIR        write a student for diffusers, or its adapters
-  bench NAME                compare methods: toy1d, mixture, digits, cost, overhead, speed
+  bench NAME                compare methods: toy1d, digits, cost, memory, speed and more
   report PATH               write the HTML report of a run folder or a results file
   verify FOLDER             check a run, student, store or export against its digests
   pretrain NAME             pretrain a packaged network: digits, glyphs, ...

@@ -23,6 +23,7 @@ from pdmd.cli.resumed_settings import CHANGEABLE, describe_changes, fingerprint
 from pdmd.cli.run_folders import check_folder, check_writable, clear_folder, write_plan
 from pdmd.cli.run_inputs import digest_inputs
 from pdmd.cli.run_locks import LOCKS, RunLocks
+from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.sampling import ode_times
 from pdmd.distillation.distill import distill
 from pdmd.distillation.experts import experts
@@ -31,7 +32,7 @@ from pdmd.distillation.low_rank import layers_of
 from pdmd.distillation.students import Student
 from pdmd.distillation.validation import check_teacher, check_times
 from pdmd.distributed.runtime import Runtime
-from pdmd.evaluation.evaluate import evaluate
+from pdmd.evaluation.evaluate import draw_samples, score
 from pdmd.extras import require
 from pdmd.files import is_url, local_path, write_file
 from pdmd.teachers.base import Teacher
@@ -125,7 +126,9 @@ class Run:
                     occupied=occupied,
                     unfinished=unfinished,
                 )
-            self.teacher = config.teacher.build()
+            placement = self.runtime.placement
+            teacher = config.teacher.build(outlined=not placement.in_place)
+            self.teacher = placement.outline(teacher) if _has_weights(teacher) else teacher
             self.plan = config.plan.build()
             self.generator_objective, self.fake_objective = config.objective.build()
             self.conditions = self.teacher.conditions(self.teacher.prompts)
@@ -250,9 +253,10 @@ class Run:
             source=source,
         )
         self.training = False
+        student.save(self.folder / "student")  # on all ranks, from their shards
         if not self.runtime.main:
+            self._stop_before_evaluation()
             return student
-        student.save(self.folder / "student")
         few = [self.teacher.prompts[i] for i in range(min(2, len(self.teacher.prompts)))]
         summary = {
             "teacher": config.teacher.name,
@@ -265,9 +269,12 @@ class Run:
             "prompts": [p for p in few if isinstance(p, str | int)],  # for the report's example
         }
         write_file(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-        if self.checkpointer.stopping():  # after the last update
-            raise Interrupted("stopped before the evaluation")
+        self._stop_before_evaluation()
         return student
+
+    def _stop_before_evaluation(self) -> None:
+        if self.runtime.ranks.any(self.checkpointer.stopping()):  # after the last update
+            raise Interrupted("stopped before the evaluation")
 
     def leave(self) -> None:
         """Releases the other ranks; everything after runs on the main rank alone."""
@@ -276,28 +283,49 @@ class Run:
             self.checkpointer = self._checkpointer()
 
     def evaluate(self, student: Student) -> list[dict[str, Any]]:
-        """Evaluates the student, draws its grids and writes the report, on the main rank alone.
+        """Evaluates the student, draws its grids and writes the report.
+
+        All ranks sample together, from their shards, and leave; the main one does the rest.
 
         Returns:
-            The rows of ``metrics.json``.
+            The rows of ``metrics.json``; none on other ranks.
         """
         with self.locks.held():
             return self._evaluate(student)
 
     def _evaluate(self, student: Student) -> list[dict[str, Any]]:
-        from pdmd.evaluation.report import write_grids, write_report
+        from pdmd.evaluation.report import draw_grids, write_grids, write_report
 
-        config = self.config.evaluate
-        metrics = evaluate(
+        config, real = self.config.evaluate, self._placed_teacher()
+        drawn = draw_samples(
             student,
             self.teacher,
             samples=config.samples,
             seed=config.seed,
             teacher_steps=config.teacher_steps,
             progress=self.progress,
+            real=real,
+            ranks=self.runtime.ranks,
+        )
+        shown = draw_grids(student, self.teacher, teacher_steps=config.teacher_steps, real=real)
+        self.leave()
+        if not self.runtime.main:
+            return []
+        metrics = score(
+            student,
+            self.teacher,
+            drawn,
+            seed=config.seed,
+            teacher_steps=config.teacher_steps,
         )
         write_file(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        write_grids(self.folder, student, self.teacher, teacher_steps=config.teacher_steps)
+        write_grids(
+            self.folder,
+            student,
+            self.teacher,
+            teacher_steps=config.teacher_steps,
+            drawn=shown,
+        )
         write_report(self.folder)
         if self.config.train.checkpoint_keep:  # the last, from which to train longer
             self.checkpointer.keep_last()
@@ -306,6 +334,14 @@ class Run:
             with contextlib.suppress(OSError):  # it is elsewhere, or has files of the user
                 (self.folder / "checkpoint").rmdir()
         return metrics["rows"]
+
+    def _placed_teacher(self) -> Denoiser:
+        """Returns the teacher as it is sampled: sharded, where networks are."""
+        placement = self.runtime.placement
+        if placement.in_place or not _has_weights(self.teacher):
+            return self.teacher
+        adapts = any(spec is not None for spec in self.config.lora.build())
+        return placement.frozen(self.teacher, shared=adapts)
 
     @contextlib.contextmanager
     def stop_on(self, *numbers: int) -> Iterator[None]:

@@ -34,6 +34,8 @@ from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.distillation.low_rank import Factors, LowRank, is_linear, layers_of
 from pdmd.distributed.plans import plain_path
+from pdmd.distributed.weight_files import whole_tensors
+from pdmd.distributed.weight_sources import UniformDraws
 from pdmd.typing import Condition, Latents
 
 __all__ = [
@@ -90,9 +92,9 @@ class AdaptedDenoiser(Denoiser):
         self.evaluations = base.evaluations
         self.spec = spec
         self._factors_of: dict[nn.Module, Factors] = {}
-        generator = torch.Generator().manual_seed(seed)
+        draws = UniformDraws(seed)
         for path, layer in layers_of(base, spec.targets).items():
-            _insert(self, path.split("."), Factors(layer, spec, generator))
+            _insert(self, path.split("."), Factors(layer, spec, draws))
         self.use_base(base)
 
     def use_base(self, base: Denoiser) -> AdaptedDenoiser:
@@ -224,10 +226,11 @@ def base_digest(network: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for part in adapted_parts(network):
-        for name, value in sorted(part.base.state_dict().items()):
+        for tensor in sorted(whole_tensors(part.base), key=lambda tensor: tensor.name):
+            value = tensor.read().flatten()  # gathered on all ranks, if it is sharded
             step = max(1, value.numel() // 256)
-            subset = value.detach().flatten()[::step].to("cpu", torch.bfloat16).view(torch.int16)
-            digest.update(f"{name} {tuple(value.shape)}".encode() + subset.numpy().tobytes())
+            subset = value[::step].to("cpu", torch.bfloat16).view(torch.int16)
+            digest.update(f"{tensor.name} {tensor.shape}".encode() + subset.numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -82,7 +82,8 @@ def distill(
         source: The ``source`` of the :class:`~pdmd.distillation.students.Student`.
 
     Returns:
-        The student, frozen, over plain networks on the CPU.
+        The student, frozen. In one process, over plain networks on the CPU; on several ranks, over
+        networks that stay sharded, so that all ranks sample, evaluate and save it together.
 
     Raises:
         ValueError: If a setting is out of its range, the plan leaves the teacher's time range, or
@@ -109,14 +110,15 @@ def distill(
     runtime.placement.check(teacher)
     stream = ConditionStream(None if encoded is None else encoded.to(runtime.device))
     generator = runtime.ranks.generator(seed)
-    finished = FinishedExperts(teacher, experts, runtime)
+    start = runtime.placement.outline(teacher)
+    finished = FinishedExperts(start, experts, runtime)
     listed = teacher.prompts if prompts is None else prompts
     checkpointer.add_inputs({"prompts": digest_prompts(listed)})
 
     with session.freezing(teacher):
         cursor = checkpointer.read() if session.resume else {"finished": 0, "update": None}
         real = runtime.placement.frozen(
-            teacher, shared=experts.initializer.adapts, offload=runtime.offload.teacher
+            start, shared=experts.initializer.adapts, offload=runtime.offload.teacher
         )
         check_teacher(real, plan, generator_objective, encoded)
         if session.resume:
@@ -133,11 +135,11 @@ def distill(
                 load_global_states(checkpointer, cursor, runtime.device)
             trainer = PhaseTrainer(
                 experts=finished.initialize(group),
-                earlier=finished.placed,
+                earlier=tuple(finished.experts),
                 teacher=real,
                 fakes=[
                     [
-                        experts.initializer.fake(teacher, phase)
+                        experts.initializer.fake(start, phase)
                         for _ in range(fake_scores.scores.number(phase))
                     ]
                     for phase in group

@@ -1,4 +1,8 @@
-"""Finished experts: the frozen experts of earlier phases, as plain and as placed networks."""
+"""Finished experts: the frozen experts of earlier phases, placed by the runtime.
+
+They stay sharded as they were trained. Networks of later phases that start from one read its
+shards, through an outline of it (:mod:`pdmd.distributed.weight_sources`).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.adapters import adapted_parts
 from pdmd.distillation.experts import Expert
 from pdmd.distillation.phases import Phase
+from pdmd.distributed.materialization import refer
 from pdmd.distributed.runtime import Runtime
 from pdmd.training.checkpoints.checkpointer import NoCheckpoints
 from pdmd.training.checkpoints.training_state import load_expert
@@ -20,26 +25,27 @@ class FinishedExperts:
     """Builds the experts of a distillation, and stores those that are finished.
 
     Args:
-        teacher: The teacher, from which experts are initialized.
+        teacher: The teacher, or the outline of it, from which experts are initialized.
         training: How experts are initialized, and their class.
         runtime: Places the experts.
 
     Attributes:
-        experts: The finished experts, over plain networks.
-        placed: The same experts, placed by the runtime.
+        experts: The finished experts, placed by the runtime.
+        starts: What the networks of later phases are copied from: the same experts, or outlines
+            of them where networks are sharded.
     """
 
     def __init__(self, teacher: Denoiser, training: ExpertTraining, runtime: Runtime) -> None:
         self.teacher, self.training, self.runtime = teacher, training, runtime
         self.experts: list[Expert] = []
-        self.placed: list[Expert] = []
+        self.starts: list[Expert] = []
 
     def initialize(self, group: Sequence[Phase]) -> list[Expert]:
         """Builds the experts of phases that train together, over trainable networks."""
         initializer, expert = self.training.initializer, self.training.expert
         if not self.training.curriculum.shared:
             return [
-                expert(initializer.expert(self.teacher, phase, self.experts), phase)
+                expert(initializer.expert(self.teacher, phase, self.starts), phase)
                 for phase in group
             ]
         span = Phase(
@@ -51,7 +57,7 @@ class FinishedExperts:
                 max(phase.score_range[1] for phase in group),
             ),
         )
-        denoiser = initializer.expert(self.teacher, span, self.experts)
+        denoiser = initializer.expert(self.teacher, span, self.starts)
         return [expert(denoiser, phase) for phase in group]
 
     def gather(self, group: Sequence[Phase], trained: Sequence[Expert]) -> None:
@@ -62,26 +68,29 @@ class FinishedExperts:
             trained: Their experts, over placed networks.
         """
         done = [_freeze(expert) for expert in trained]
-        plain = done
+        starts = done
         if not self.runtime.placement.in_place:
-            plain = self.initialize(group)
-            for one, placed in zip(plain, done, strict=True):
-                one.denoiser.load_state_dict(self.runtime.states.full(placed.denoiser))
+            starts = self.initialize(group)
+            for start, placed in zip(starts, done, strict=True):
+                refer(start.denoiser, placed.denoiser)
             if self.runtime.offload.experts and not self.runtime.offload.averages:
-                done = self._place(plain)  # otherwise averages stay where they are
-        self.experts += [_freeze(one) for one in plain]
-        self.placed += done
+                done = self._place(starts)  # otherwise averages stay where they are
+                for start, placed in zip(starts, done, strict=True):
+                    refer(start.denoiser, placed.denoiser)
+        self.starts += [_freeze(start) for start in starts]
+        self.experts += done
 
     def restore(self, group: Sequence[Phase], checkpointer: NoCheckpoints) -> None:
         """Adds the experts of a finished group from a checkpoint."""
-        plain = self.initialize(group)
-        for expert in {id(one.denoiser): one for one in reversed(plain)}.values():
-            load_expert(checkpointer, expert)  # experts that share a network have one copy of it
-        self.experts += [_freeze(expert) for expert in plain]
-        self.placed += self._place(plain)
+        experts = self.initialize(group)
+        for network in {id(e.denoiser): e.denoiser for e in experts}.values():
+            self.runtime.placement.trained(network, offload=self.runtime.offload.averages)
+        for expert in {id(one.denoiser): one for one in reversed(experts)}.values():
+            load_expert(checkpointer, expert, self.runtime.states)  # once for a shared network
+        self.gather(group, experts)
 
     def release(self) -> list[Expert]:
-        """Returns the finished experts over plain networks on the CPU."""
+        """Returns the finished experts: over plain networks on the CPU, or over placed ones."""
         for expert in self.experts:
             self.runtime.placement.release(expert)
             for part in adapted_parts(expert):  # the base is the teacher's, and stays frozen

@@ -11,6 +11,7 @@ from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser
 from pdmd.distillation.adapters import LowRank, adapt, adapted_parts
 from pdmd.distillation.experts import Expert
 from pdmd.distillation.phases import Phase
+from pdmd.distributed.weight_sources import copy_weights
 from pdmd.registry import Registry
 
 __all__ = [
@@ -237,7 +238,7 @@ def _copy_factors(expert: Denoiser, previous: Denoiser) -> Denoiser:
     sources = adapted_parts(previous)
     for i, part in enumerate(adapted_parts(expert)):
         source = sources[min(i, len(sources) - 1)]
-        part.load_state_dict(source.state_dict())
+        copy_weights(source, part)
     return expert
 
 

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from pdmd.arguments import checked
 from pdmd.distributed.plans import plain_path, units_of
+from pdmd.distributed.weight_sources import UniformDraws, ZeroWeight, attach_sources, whole
 
 __all__ = ["Factor", "Factors", "LowRank", "is_linear", "layers_of"]
 
@@ -88,7 +89,7 @@ class Factors(nn.Module):
     Args:
         layer: The layer; the factors are created on its device.
         spec: Rank and scale.
-        generator: The random generator.
+        draws: The random values of :math:`A`.
 
     Attributes:
         lora_A: Module with :math:`A` as its ``weight``.
@@ -97,15 +98,17 @@ class Factors(nn.Module):
         collective: Applied to :math:`A x` under tensor parallelism.
     """
 
-    def __init__(self, layer: nn.Linear, spec: LowRank, generator: torch.Generator) -> None:
+    def __init__(self, layer: nn.Linear, spec: LowRank, draws: UniformDraws) -> None:
         super().__init__()
-        a = torch.empty(spec.rank, layer.in_features, device=_init_device(layer))
-        if not a.is_meta:
-            bound = layer.in_features**-0.5
-            a.uniform_(-bound, bound, generator=generator)
-        device = layer.weight.device
-        self.lora_A = Factor(a.to(device))
-        self.lora_B = Factor(torch.zeros(layer.out_features, spec.rank, device=device))
+        device, shape = layer.weight.device, (spec.rank, layer.in_features)
+        values = draws.add(shape, layer.in_features**-0.5)
+        b = torch.zeros(layer.out_features, spec.rank, device=device)
+        if device.type == "meta":
+            self.lora_A, self.lora_B = Factor(torch.empty(shape, device=device)), Factor(b)
+            attach_sources(self.lora_A, {"weight": values})
+            attach_sources(self.lora_B, {"weight": ZeroWeight()})
+        else:
+            self.lora_A, self.lora_B = Factor(values.read(whole(shape)).to(device)), Factor(b)
         self.scale = spec.scale
         self.collective: Callable[[Tensor], Tensor] | None = None
 
@@ -191,10 +194,6 @@ def _short_path(path: str) -> str:
     while start > 0 and parts[start].isdigit():
         start -= 1
     return ".".join(parts[start:])
-
-
-def _init_device(layer: nn.Linear) -> str:
-    return "meta" if layer.weight.is_meta else "cpu"
 
 
 def _short(value: object) -> str:

@@ -19,6 +19,7 @@ from pdmd.distillation.adapters import LowRank, adapt, adapted_parts, base_diges
 from pdmd.distillation.experts import Expert, experts
 from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.distillation.student_sizes import FolderSizes
+from pdmd.distributed.materialization import missing_sources
 from pdmd.documents import read_json
 from pdmd.files import is_url
 from pdmd.registry import Registry
@@ -81,6 +82,7 @@ def source_teacher(
     *,
     device: str = "",
     trust_source: bool = False,
+    outlined: bool = False,
 ) -> Teacher:
     """Builds the registered teacher of a student's folder, on the student's schedule.
 
@@ -89,6 +91,8 @@ def source_teacher(
         arguments: Arguments that override or extend those in the folder.
         device: Device argument of the teacher, if it has one; by default that in the folder.
         trust_source: Whether to use the URLs and cache folders that the folder itself names.
+        outlined: Whether to build an outline of a teacher that is loaded from a folder
+            (:mod:`pdmd.distributed.weight_sources`), where it supports that.
 
     Raises:
         ValueError: If the folder is missing, damaged or names no registered teacher, or the
@@ -115,9 +119,14 @@ def source_teacher(
     if source["teacher"] in teachers and not merged.get("folder"):
         outline = outline_arguments(source["teacher"])
         if outline:  # random weights, as many as the arguments say
-            outlined = build(teachers, source["teacher"], {**merged, **outline}, folder)
-            sizes.check_outline(source["teacher"], outlined)
-    teacher = build(teachers, source["teacher"], merged, folder)
+            sketch = build(teachers, source["teacher"], {**merged, **outline}, folder)
+            sizes.check_outline(source["teacher"], sketch)
+    meta: dict[str, bool] = {}
+    if outlined and source["teacher"] in teachers and merged.get("folder"):
+        meta = outline_arguments(source["teacher"])
+    teacher = build(teachers, source["teacher"], {**merged, **meta}, folder)
+    if meta and missing_sources(teacher):
+        teacher = build(teachers, source["teacher"], merged, folder)
     if source.get("router"):
         router = dict(source["router"])
         teacher = with_router(teacher, build(routers, router.pop("name"), router, folder))

@@ -15,12 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser, Router
-from pdmd.distillation.adapters import base_digest
+from pdmd.distillation.adapters import adapted_parts, base_digest
 from pdmd.distillation.experts import Expert, experts
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.student_folders import (
@@ -37,7 +40,15 @@ from pdmd.distillation.student_folders import (
     source_teacher,
 )
 from pdmd.distillation.student_sizes import FolderSizes
-from pdmd.files import local_path, own_digest, save_tensors
+from pdmd.distributed.materialization import materialize
+from pdmd.distributed.weight_files import (
+    WeightFiles,
+    load_weights,
+    whole_tensors,
+    write_tensors,
+)
+from pdmd.distributed.weight_sources import is_outline
+from pdmd.files import local_path, own_digest
 from pdmd.teachers.base import Teacher, networks
 from pdmd.typing import Condition, Latents
 
@@ -130,7 +141,8 @@ class Student(Teacher):
         """Writes ``student.json`` and one safetensors file per expert.
 
         A new folder is created atomically. In an existing one, a student is replaced, and other
-        files are kept.
+        files are kept. A student over sharded networks is saved by all ranks together: each of its
+        tensors in turn is gathered and written by the first rank.
 
         Args:
             folder: Where to write.
@@ -138,6 +150,7 @@ class Student(Teacher):
         Raises:
             ValueError: If the router's boundaries are not those of the plan, or an expert's class
                 is not registered, or the folder is a URL.
+            OSError: If it could not be written, on all ranks.
         """
         if boundaries_of(self.router) != self.plan.boundaries:
             raise ValueError(
@@ -145,29 +158,53 @@ class Student(Teacher):
                 f"{list(self.plan.boundaries)}; only the plan is saved"
             )
         folder = local_path(folder, "a student").absolute()
+        described = [describe_expert(expert) for expert in self._experts()]
         draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.partial")
-        draft.mkdir(parents=True)
+        collective = any(isinstance(p, DTensor) for p in self.parameters())
+        first = not collective or dist.get_rank() == 0
+        errors: list[OSError] = []
+
+        def attempt(step: Callable[[], object]) -> None:
+            try:
+                step()
+            except OSError as error:  # the other ranks wait for this one meanwhile
+                errors.append(error)
+
         try:
-            self._write(draft)
-            self._place(draft, folder)
-        except OSError as error:
-            raise OSError(f"the student could not be written to {folder} ({error})") from error
+            if first:
+                attempt(lambda: draft.mkdir(parents=True))
+            files = self._files()
+            for name, expert in {f: e for e, f in reversed(files)}.items():
+                path = draft / name if first and not errors else None
+                attempt(partial(write_tensors, path, whole_tensors(expert.denoiser)))
+            if first and not errors:
+                attempt(lambda: self._describe(draft, [name for _, name in files], described))
+            if first and not errors:
+                attempt(lambda: self._place(draft, folder))
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-
-    def _write(self, draft: Path) -> None:
-        entries = []
-        names: dict[int, str] = {}
-        for i, expert in enumerate(self._experts()):
-            shared = id(expert.denoiser) in names
-            name = names.setdefault(id(expert.denoiser), f"expert_{i + 1}.safetensors")
-            if not shared:
-                state = expert.denoiser.state_dict()
-                tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-                save_tensors(tensors, draft / name)
-            entries.append(
-                {"file": name, "sha256": checksum(draft / name), **describe_expert(expert)}
+        failed = [str(error) for error in errors[:1]]
+        if collective:
+            dist.broadcast_object_list(told := [failed])
+            (failed,) = told
+        if failed:
+            raise OSError(f"the student could not be written to {folder} ({failed[0]})") from next(
+                iter(errors), None
             )
+
+    def _files(self) -> list[tuple[Expert, str]]:
+        """Returns the experts and the names of their files, one for those of one network."""
+        names: dict[int, str] = {}
+        return [
+            (expert, names.setdefault(id(expert.denoiser), f"expert_{i + 1}.safetensors"))
+            for i, expert in enumerate(self._experts())
+        ]
+
+    def _describe(self, draft: Path, files: list[str], described: list[dict[str, Any]]) -> None:
+        entries = [
+            {"file": name, "sha256": checksum(draft / name), **entry}
+            for name, entry in zip(files, described, strict=True)
+        ]
         content = {
             "format": FORMAT,
             "source": self.source,
@@ -205,7 +242,9 @@ class Student(Teacher):
             template: A network with the architecture of the experts; by default the registered
                 teacher named in the folder provides it.
             teacher: Provides the prompt encoder, and the template unless one is given. Experts
-                that are adapters share its networks, which are frozen.
+                that are adapters share its networks, which are frozen. If it is an outline
+                (:mod:`pdmd.distributed.weight_sources`), so is the student: its weights are read
+                from the files when it is sharded or exported.
             trust_source: Whether to use the URLs and cache folders that the folder itself names
                 for its teacher.
 
@@ -218,7 +257,6 @@ class Student(Teacher):
                 over other weights; or if it names places that are not trusted.
         """
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
 
         folder = Path(folder)
         content = read_description(folder)
@@ -273,8 +311,10 @@ class Student(Teacher):
                         "weights that the student was distilled from, in float32 or bfloat16"
                     )
                 try:
-                    denoiser.load_state_dict(load_file(path))
-                except (RuntimeError, SafetensorError) as error:
+                    load_weights(denoiser, WeightFiles(partial(_one, path)))
+                    for part in adapted_parts(denoiser) if is_outline(denoiser) else ():
+                        materialize(part, torch.device("cpu"))  # factors are small
+                except (RuntimeError, ValueError, SafetensorError) as error:
                     first = str(error).strip().splitlines()[-1].strip()[:300]
                     raise ValueError(f"{path} does not fit the network: {first}") from error
             loaded.append(experts[entry["expert"]](denoiser, phase))
@@ -285,3 +325,7 @@ class Student(Teacher):
                 known["prompts"] = teacher.prompts
         student = cls(loaded, source=source, **known)
         return student.eval().requires_grad_(False)
+
+
+def _one(path: Path) -> list[Path]:
+    return [path]

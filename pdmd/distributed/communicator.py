@@ -37,6 +37,14 @@ class Communicator(ABC):
         """Returns whether a flag is set on any rank, without waiting for their devices."""
         return bool(self.highest(int(flag)))
 
+    def gather_rows(self, value: Tensor) -> Tensor:
+        """Returns the rows of all data ranks, in their order, on the CPU.
+
+        Args:
+            value: This rank's rows, as many as every other rank's.
+        """
+        return value.cpu()
+
     def consensus(self) -> AbstractContextManager[None]:
         """Runs a block on every rank; an error on one is raised on all.
 

@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from pdmd.distributed import permutations
+from pdmd.distributed.materialization import region_of
 from pdmd.distributed.state_layout import parameter_names
 
 __all__ = ["permuted_moments", "full_moments", "full_tensors", "load_permuted"]
 
 
 def full_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Returns the tensors of a placed network by name, permuted ones gathered and reordered."""
+    """Returns the tensors of a placed network by name, permuted ones reordered.
+
+    One permuted tensor at a time is whole in memory; it stays sharded as the network's is.
+    """
     state = {name: value.detach() for name, value in network.state_dict().items()}
     for name, permuted in permutations(network).items():
         state[name] = _plain(state[name], *permuted)
@@ -80,12 +84,29 @@ def permuted_moments(
 
 
 def _plain(value: Tensor, dim: int, order: Tensor) -> Tensor:
-    full = value.full_tensor() if isinstance(value, DTensor) else value
-    return full.index_select(dim, order.to(full.device))
+    full = _whole(value)
+    plain = full.index_select(dim, order.to(full.device))
+    return _shard(plain, value) if isinstance(value, DTensor) else plain
 
 
 def _permuted(full: Tensor, like: Tensor, dim: int, order: Tensor) -> Tensor:
+    full = _whole(full)
     value = full.index_select(dim, order.argsort().to(full.device))
-    if isinstance(like, DTensor):
-        return distribute_tensor(value, like.device_mesh, like.placements)
-    return value
+    return _shard(value, like) if isinstance(like, DTensor) else value
+
+
+def _whole(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _shard(whole: Tensor, like: DTensor) -> Tensor:
+    """Returns this rank's shard of a tensor, as another is sharded; the rest is freed."""
+    part = whole[region_of(like)].clone()
+    return DTensor.from_local(
+        part,
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=whole.shape,
+        stride=whole.stride(),
+    )

@@ -34,6 +34,18 @@ class Placement(ABC):
         """
         return
 
+    def outline(self, network: N) -> N:
+        """Returns what the networks of a distillation are copied from, and placed.
+
+        Args:
+            network: The teacher.
+
+        Returns:
+            The network itself, or an outline of it (:mod:`pdmd.distributed.weight_sources`),
+            whose copies take no memory before they are placed.
+        """
+        return network
+
     @abstractmethod
     def frozen(
         self, network: Denoiser, *, shared: bool = False, offload: bool = False

@@ -12,6 +12,7 @@ any plan stay whole on every rank; they need no gradient.
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -33,22 +34,30 @@ class SharedBases:
     """Maps plain networks to the sharded ones that roles share."""
 
     def __init__(self) -> None:
-        self._sharded: dict[int, tuple[nn.Module, nn.Module]] = {}
+        self._sharded: dict[int, tuple[nn.Module, weakref.ref[nn.Module]]] = {}
 
     def add(self, pairs: Iterable[tuple[nn.Module, nn.Module]]) -> None:
         """Adds pairs of a plain module and its sharded counterpart."""
+        self._sharded = {k: v for k, v in self._sharded.items() if v[1]() is not None}
         for plain, sharded in pairs:
-            self._sharded[id(plain)] = (plain, sharded)  # keeps plain alive, and so its id unique
+            # Keeps the outline alive, and so its id unique, but not the shards.
+            self._sharded[id(plain)] = (plain, weakref.ref(sharded))
 
     def find(self, base: Denoiser) -> Denoiser | None:
-        """Returns the sharded counterpart of a base; ``None`` if its networks were not added."""
+        """Returns the sharded counterpart of a base, while it is in use.
+
+        Returns:
+            It, or ``None`` if its networks were not added or are gone.
+        """
         known: dict[int, Any] = {}
         for module in base.modules():
-            if id(module) in self._sharded:
-                known[id(module)] = self._sharded[id(module)][1]
+            sharded = self._sharded[id(module)][1]() if id(module) in self._sharded else None
+            if sharded is not None:
+                known[id(module)] = sharded
         if not known:
             return None
-        return copy.deepcopy(base, known)  # copies new wrappers only, around the sharded modules
+        found = copy.deepcopy(base, known)  # copies new wrappers only, around sharded modules
+        return None if any(p.is_meta for p in found.parameters()) else found
 
 
 def split_factors(

@@ -185,7 +185,7 @@ class ProcessGroup(Communicator):
         self.device, self.watchdog = device, watchdog
         self.rank = dist.get_rank()
         self.main = self.rank == 0
-        batch = dims.get_optional_mesh("batch")
+        self._batch = batch = dims.get_optional_mesh("batch")
         self.data_ranks = dims.dp_replicate * dims.dp_shard
         self.data_rank = 0 if batch is None else batch.get_local_rank()
         self.hosts: dist.ProcessGroup | None = None
@@ -199,6 +199,14 @@ class ProcessGroup(Communicator):
 
     def highest(self, value: int) -> int:
         return highest_over_ranks(value, self.hosts)
+
+    def gather_rows(self, value: Tensor) -> Tensor:
+        if self._batch is None or self.data_ranks == 1:
+            return value.cpu()
+        value = value.to(self.device)
+        parts = [torch.empty_like(value) for _ in range(self.data_ranks)]
+        dist.all_gather(parts, value.contiguous(), group=self._batch.get_group())
+        return torch.cat(parts).cpu()
 
     def consensus(self) -> AbstractContextManager[None]:
         return consensus(self.rank)

@@ -1,12 +1,13 @@
 """Placement on a device mesh: parallelizes and shards networks.
 
 The order is tensor parallelism, context parallelism, activation checkpointing, compilation of each
-unit, ``fully_shard`` of each unit and of the whole network.
+unit, ``fully_shard`` of each unit and of the whole network. All of it happens on the meta device;
+then each rank allocates its shards and reads them, tensor by tensor, so that none ever holds a
+network whole.
 """
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -31,9 +32,11 @@ from pdmd.distributed import (
 )
 from pdmd.distributed.activation_checkpointing import checkpoint_units, restore_counts
 from pdmd.distributed.compilation import compile_units
+from pdmd.distributed.materialization import materialize
 from pdmd.distributed.placement import Placement, set_precision, widen
 from pdmd.distributed.shared_bases import SharedBases, split_factors
 from pdmd.distributed.titan_parts import FullAC, ParallelDims, SelectiveAC
+from pdmd.distributed.weight_sources import hollow, is_outline, outline
 from pdmd.objectives.critics import FeatureCritic
 from pdmd.teachers.guided import Guided
 
@@ -80,10 +83,16 @@ class MeshPlacement(Placement):
         if tensor or context:
             check(network, tensor=tensor, context=context)
 
+    def outline(self, network: N) -> N:
+        return network if is_outline(network) else outline(network)
+
     def frozen(
         self, network: Denoiser, *, shared: bool = False, offload: bool = False
     ) -> Denoiser:
-        copied = copy.deepcopy(network).requires_grad_(False).eval()
+        known = self.bases.find(network)
+        if known is not None:
+            return known
+        copied = outline(network).requires_grad_(False).eval()
         self._narrow(copied)
         if adapted_parts(copied):
             return self._shard_roles(copied, offload)
@@ -91,10 +100,12 @@ class MeshPlacement(Placement):
             return self._shard(copied, offload)
         pairs = list(zip(network.modules(), copied.modules(), strict=True))  # before wrapping
         self._shard_base(copied, offload)
+        materialize(copied, self._home(offload))
         self.bases.add(pairs)
         return copied
 
     def trained(self, network: N, *, offload: bool = False) -> N:
+        hollow(network)
         widen(network)
         if adapted_parts(network):
             return self._shard_roles(network, offload)
@@ -117,7 +128,8 @@ class MeshPlacement(Placement):
             if isinstance(module, Denoiser):
                 module.execution_device = self.device
             for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, buffer.to(self.device))
+                if not buffer.is_meta:
+                    setattr(module, name, buffer.to(self.device))
             if isinstance(module, Guided) and module.null is not None:
                 module.null = module.null.to(self.device)
             if isinstance(module, RoutedDenoiser):
@@ -133,8 +145,6 @@ class MeshPlacement(Placement):
                 "train full weights"
             )
         self._prepare(network)
-        for parameter in network.parameters():
-            parameter.data = parameter.data.to(self.device)
         if self.dims.tp_enabled:
             tensor_parallelize(network, self.dims.get_mesh("tp"))
         if self.dims.cp_enabled:
@@ -157,11 +167,15 @@ class MeshPlacement(Placement):
                 base = self.frozen(plain, shared=True)
             set_precision(base, self.precision)
             part.use_base(base)
-            part.to(self.device)
             tensor, context = (self.dims.get_optional_mesh(name) for name in ("tp", "cp"))
             split_factors(part, tensor, context)
             fully_shard(part, **self._sharding(offload), reshard_after_forward=True)
+            materialize(part, self._home(offload))
         return network
+
+    def _home(self, offload: bool) -> torch.device:
+        """Returns where a network's shards are kept."""
+        return torch.device("cpu") if offload else self.device
 
     def _sharding(self, offload: bool) -> dict[str, Any]:
         pinned = self.device.type != "cpu"
@@ -181,7 +195,6 @@ class MeshPlacement(Placement):
         if not any(True for _ in network.parameters()):
             return network
         if self.dims.tp_enabled:
-            network.to(self.device)
             mesh = self.dims.get_mesh("tp")
             planned = bool(plans_of(network)) or isinstance(network, Denoiser)
             (tensor_parallelize if planned else replicate)(network, mesh)
@@ -201,6 +214,7 @@ class MeshPlacement(Placement):
         # The root too is resharded after forward: rollouts without a gradient would leave it
         # gathered, and updates of its parameters in between would be lost.
         fully_shard(network, **self._sharding(offload), reshard_after_forward=True)
+        materialize(network, self._home(offload))
         return network
 
     def _wrap(self, network: nn.Module, name: str, unit: nn.Module) -> nn.Module:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.sampling import ode_times, sample_ode
 from pdmd.distillation.sampling import sample
 from pdmd.distillation.students import Student
+from pdmd.distributed.communicator import Communicator, SingleRank
 from pdmd.evaluation.evaluators import evaluator_for
 from pdmd.teachers.base import Teacher
 from pdmd.typing import Latents
 
-__all__ = ["evaluate", "format_table"]
+__all__ = ["draw_samples", "evaluate", "format_table", "score"]
 
 Sampler = Callable[[torch.Generator], Latents]
 
@@ -49,34 +51,110 @@ def evaluate(
     Raises:
         ValueError: If the steps leave the teacher's time range.
     """
+    drawn = draw_samples(
+        student,
+        teacher,
+        samples=samples,
+        seed=seed,
+        teacher_steps=teacher_steps,
+        progress=progress,
+    )
+    return score(student, teacher, drawn, seed=seed, teacher_steps=teacher_steps)
+
+
+def draw_samples(
+    student: Student,
+    teacher: Teacher,
+    *,
+    samples: int = 2000,
+    seed: int = 1234,
+    teacher_steps: int = 50,
+    progress: bool = True,
+    real: Denoiser | None = None,
+    ranks: Communicator | None = None,
+) -> dict[str, Latents]:
+    """Samples what :func:`evaluate` compares.
+
+    Args:
+        student: The student, over sharded networks on several ranks, which sample together.
+        teacher: Its teacher, which encodes the prompts.
+        samples: As for :func:`evaluate`.
+        seed: As for :func:`evaluate`.
+        teacher_steps: As for :func:`evaluate`.
+        progress: As for :func:`evaluate`.
+        real: The network from which the teacher is sampled, for example the sharded one; the
+            teacher itself by default.
+        ranks: The ranks, each of which samples its share; this process alone by default.
+
+    Returns:
+        The samples by method, ``reference`` among them, on the CPU; the same on every rank.
+
+    Raises:
+        ValueError: If the steps leave the teacher's time range.
+    """
     from tqdm import tqdm
 
     few = student.plan.nfe
     for steps in (teacher_steps, few):
         ode_times(teacher, steps)  # raises before any work
-    prompts = [teacher.prompts[i % len(teacher.prompts)] for i in range(samples)]
-    condition = teacher.encode(prompts)
+    denoiser, group = real or teacher, ranks or SingleRank()
+    batch = -(-samples // group.data_ranks)
+    first = batch * group.data_rank
+    prompts = [teacher.prompts[i % len(teacher.prompts)] for i in range(first, first + batch)]
+    encoded = teacher.encode(prompts)
+    condition = None if encoded is None else encoded.to(denoiser.device)
+    own = None if encoded is None else encoded.to(student.device)
 
     def ode(steps: int) -> Sampler:
-        return lambda g: sample_ode(teacher, condition, steps=steps, batch=samples, generator=g)
+        return lambda g: sample_ode(denoiser, condition, steps=steps, batch=batch, generator=g)
 
-    samplers: dict[str, tuple[int, Sampler]] = {
-        "reference": (teacher_steps * teacher.evaluations, ode(teacher_steps)),
-        "teacher": (teacher_steps * teacher.evaluations, ode(teacher_steps)),
-        f"teacher_euler_{few}": (few * teacher.evaluations, ode(few)),
-        "student": (few, lambda g: sample(student, condition, batch=samples, generator=g)),
+    samplers: dict[str, Sampler] = {
+        "reference": ode(teacher_steps),
+        "teacher": ode(teacher_steps),
+        f"teacher_euler_{few}": ode(few),
+        "student": lambda g: sample(student, own, batch=batch, generator=g),
     }
-    sampled = {}
-    for i, (name, (_, draw)) in enumerate(
-        tqdm(samplers.items(), "evaluate", disable=not progress)
-    ):
-        sampled[name] = draw(torch.Generator().manual_seed(seed + i))
-    evaluator = evaluator_for(teacher, condition, sampled.pop("reference"), seed, prompts=prompts)
+    drawn = {}
+    for i, (name, draw) in enumerate(tqdm(samplers.items(), "evaluate", disable=not progress)):
+        generator = torch.Generator().manual_seed(seed + i)
+        if group.data_ranks > 1:
+            generator = group.generator(seed + i)
+        drawn[name] = group.gather_rows(draw(generator))[:samples]
+    return drawn
+
+
+def score(
+    student: Student,
+    teacher: Teacher,
+    drawn: Mapping[str, Latents],
+    *,
+    seed: int = 1234,
+    teacher_steps: int = 50,
+) -> dict[str, Any]:
+    """Evaluates the result of :func:`draw_samples`.
+
+    Args:
+        student: The student.
+        teacher: Its teacher, which selects the evaluator.
+        drawn: The samples by method.
+        seed: The seed of all random numbers.
+        teacher_steps: Steps of the teacher's samples.
+
+    Returns:
+        As :func:`evaluate`.
+    """
+    few = student.plan.nfe
+    nfe = {
+        "teacher": teacher_steps * teacher.evaluations,
+        f"teacher_euler_{few}": few * teacher.evaluations,
+        "student": few,
+    }
+    reference = drawn["reference"]
+    prompts = [teacher.prompts[i % len(teacher.prompts)] for i in range(len(reference))]
+    evaluator = evaluator_for(teacher, teacher.encode(prompts), reference, seed, prompts=prompts)
     real = evaluator.real()
     rows = [] if real is None else [{"method": "real", "nfe": 0, **real}]
-    rows += [
-        {"method": name, "nfe": samplers[name][0], **evaluator(x)} for name, x in sampled.items()
-    ]
+    rows += [{"method": name, "nfe": n, **evaluator(drawn[name])} for name, n in nfe.items()]
     return {"rows": rows, "quality": evaluator.quality, "diversity": evaluator.diversity}
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.sampling import sample_ode
 from pdmd.diffusion.solvers import renoise_step
 from pdmd.distillation.sampling import sample, trajectory
@@ -35,7 +37,7 @@ from pdmd.teachers.guided import unguided
 from pdmd.training.monitoring.recorder import read_history
 from pdmd.typing import Latents
 
-__all__ = ["write_grids", "write_report"]
+__all__ = ["GridSamples", "draw_grids", "write_grids", "write_report"]
 
 SMALL = 4096
 """Maximum size of a latent for grids of many samples."""
@@ -48,6 +50,79 @@ PHASES = 1000
 REMEDY = "remove it to leave it out of the report"
 
 
+@dataclass(frozen=True, kw_only=True)
+class GridSamples:
+    """Samples of teacher and student that are drawn side by side, on the CPU.
+
+    Attributes:
+        clean: The teacher's samples.
+        few: The teacher's samples at the student's steps.
+        states: The student's latents at every boundary.
+        labels: The classes of the prompts, if there are any.
+        texts: The prompts drawn row by row, if they are texts.
+        rows: Pictures of each of them, of the teacher and of the student.
+    """
+
+    clean: Latents
+    few: Latents
+    states: Sequence[Latents]
+    labels: Tensor | None = None
+    texts: Sequence[str] = ()
+    rows: Sequence[Latents] = ()
+
+
+def draw_grids(
+    student: Student,
+    teacher: Teacher,
+    *,
+    teacher_steps: int = 50,
+    seed: int = 0,
+    real: Denoiser | None = None,
+) -> GridSamples:
+    """Samples what :func:`write_grids` draws; on several ranks, all of them together.
+
+    Args:
+        student: The student.
+        teacher: Its teacher, which encodes the prompts.
+        teacher_steps: Steps of the teacher's samples.
+        seed: The seed of all random numbers.
+        real: The network from which the teacher is sampled, for example the sharded one; the
+            teacher itself by default.
+    """
+    denoiser, few = real or teacher, student.plan.nfe
+    decode = getattr(unguided(teacher), "decode", None)
+    small = math.prod(teacher.latent_shape) <= SMALL
+    count = {True: (1500, 100), False: (100, 9)}[decode is None][not small]
+    prompts = [teacher.prompts[i % len(teacher.prompts)] for i in range(count)]
+
+    def on(network: Denoiser, condition: Any) -> Any:
+        return None if condition is None else condition.to(network.device)
+
+    def sampled(condition: Any, batch: int, steps: int) -> Latents:
+        own, generator = on(denoiser, condition), _generator(seed)
+        x = sample_ode(denoiser, own, steps=steps, batch=batch, generator=generator)
+        return x.cpu()
+
+    condition = teacher.encode(prompts)
+    states = trajectory(student, on(student, condition), batch=count, generator=_generator(seed))
+    drawn: dict[str, Any] = {
+        "clean": sampled(condition, count, teacher_steps),
+        "few": sampled(condition, count, few),
+        "states": [state.cpu() for state in states],
+    }
+    if condition is not None and "label" in condition:
+        drawn["labels"] = condition["label"]
+    if decode is not None and all(isinstance(p, str) for p in prompts):
+        shown = min(ROWS, len(teacher.prompts))
+        texts = [teacher.prompts[i * len(teacher.prompts) // shown] for i in range(shown)]
+        each = EACH if small else 3
+        repeated = teacher.encode([text for text in texts for _ in range(each)])
+        batch = shown * each
+        own = sample(student, on(student, repeated), batch=batch, generator=_generator(seed))
+        drawn |= {"texts": texts, "rows": [sampled(repeated, batch, teacher_steps), own.cpu()]}
+    return GridSamples(**drawn)
+
+
 def write_grids(
     folder: str | Path,
     student: Student,
@@ -55,6 +130,7 @@ def write_grids(
     *,
     teacher_steps: int = 50,
     seed: int = 0,
+    drawn: GridSamples | None = None,
 ) -> None:
     """Draws samples of teacher and student side by side, at the end and after every phase.
 
@@ -66,61 +142,44 @@ def write_grids(
             9, with the middle frame of videos. Otherwise the first two dimensions are plotted.
         teacher_steps: Steps of the teacher's samples.
         seed: The seed of all random numbers.
+        drawn: The samples; by default those of :func:`draw_grids`.
     """
     grids = local_path(folder, "a report") / "grids"
     grids.mkdir(parents=True, exist_ok=True)
     decode = getattr(unguided(teacher), "decode", None)
-    small = math.prod(teacher.latent_shape) <= SMALL
-    count = {True: (1500, 100), False: (100, 9)}[decode is None][not small]
-    prompts = [teacher.prompts[i % len(teacher.prompts)] for i in range(count)]
-    condition = teacher.encode(prompts)
-
-    def generator() -> torch.Generator:
-        return torch.Generator().manual_seed(seed)
-
-    clean = sample_ode(teacher, condition, steps=teacher_steps, batch=count, generator=generator())
-    few = sample_ode(
-        teacher, condition, steps=student.plan.nfe, batch=count, generator=generator()
-    )
-    states = trajectory(student, condition, batch=count, generator=generator())
-    labels = None
-    if condition is not None and "label" in condition:
-        labels = condition["label"]
+    if drawn is None:
+        drawn = draw_grids(student, teacher, teacher_steps=teacher_steps, seed=seed)
+    clean, states, labels = drawn.clean, drawn.states, drawn.labels
 
     def draw(panels: dict[str, torch.Tensor]) -> Any:
         if decode is not None:
             shown = {k: _decoded(decode, x) for k, x in panels.items()}
-            return side_by_side(shown, columns=round(math.sqrt(count)))
+            return side_by_side(shown, columns=round(math.sqrt(len(clean))))
         return vector_scatter({k: x.flatten(1) for k, x in panels.items()}, labels)
 
     n = student.plan.nfe
-    if decode is not None and all(isinstance(p, str) for p in prompts):
-        shown = min(ROWS, len(teacher.prompts))
-        texts = [teacher.prompts[i * len(teacher.prompts) // shown] for i in range(shown)]
-        each = EACH if small else 3
-        repeated = teacher.encode([text for text in texts for _ in range(each)])
-        batch = shown * each
-        rows = {
-            f"teacher, {teacher_steps} steps": sample_ode(
-                teacher, repeated, steps=teacher_steps, batch=batch, generator=generator()
-            ),
-            f"student, {n} steps": sample(student, repeated, batch=batch, generator=generator()),
-        }
-        figure = prompt_rows({k: _decoded(decode, x) for k, x in rows.items()}, texts)
+    if decode is not None and drawn.rows:
+        names = (f"teacher, {teacher_steps} steps", f"student, {n} steps")
+        rows = dict(zip(names, drawn.rows, strict=True))
+        figure = prompt_rows({k: _decoded(decode, x) for k, x in rows.items()}, drawn.texts)
         write_file(grids / "prompts.png", png(figure, tight=True))
     panels = {
         f"teacher, {teacher_steps} steps": clean,
-        f"teacher, {n} steps": few,
+        f"teacher, {n} steps": drawn.few,
         f"student, {n} steps": states[-1],
     }
     write_file(grids / "samples.png", png(draw(panels), tight=True))
     for phase, state in zip(student.plan, states[1:], strict=True):
         exact = clean
         if phase.t_end > 0:
-            exact = renoise_step(clean, 0.0, phase.t_end, student.schedule, generator())
+            exact = renoise_step(clean, 0.0, phase.t_end, student.schedule, _generator(seed))
         where = f"t = {phase.t_end:.3g}"
         figure = draw({f"teacher at {where}": exact, f"student at {where}": state})
         write_file(grids / f"phase_{phase.index + 1}.png", png(figure, tight=True))
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def _decoded(decode: Callable[[Latents], Tensor], x: Latents) -> Tensor:

@@ -229,7 +229,12 @@ class _Components:
         else:
             for slot, interval in zip(slots, self.intervals, strict=False):
                 interval.network.backbone.save_config(draft / slot)
-                write(draft / slot, interval.weights(), changes=interval.changes())
+                write(
+                    draft / slot,
+                    interval.weights(),
+                    changes=interval.changes(),
+                    values=interval.values(),
+                )
                 fields[slot] = ["diffusers", self.layout.network]
             fields.update(dict.fromkeys(slots[len(self.intervals) :], [None, None]))
         if len(slots) > 1:
@@ -273,7 +278,12 @@ class _Components:
             "adapters": adapters if any(adapters) else None,
         }
         _write_config(folder / "config.json", "PhasedTransformer", content)
-        write(folder, self._routed_weights())
+        values = {
+            f"networks.{_network_index(networks, interval)}.{name}": read
+            for interval in self.intervals
+            for name, read in interval.values().items()
+        }
+        write(folder, self._routed_weights(), values=values)
         return _copy_module("phased_transformer", "PhasedTransformer", folder)
 
     def _routed_weights(self) -> dict[str, Tensor]:

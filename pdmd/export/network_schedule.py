@@ -23,6 +23,7 @@ from pdmd.distillation.adapters import AdaptedDenoiser
 from pdmd.distillation.experts import Expert, OdeExpert, RenoisingExpert
 from pdmd.distillation.low_rank import Factors
 from pdmd.distillation.students import Student
+from pdmd.distributed.weight_files import whole_tensors
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.text import TextTeacher
 
@@ -68,6 +69,14 @@ class NetworkInterval:
     def weights(self) -> dict[str, Tensor]:
         """Returns the backbone's weights, without the adapter."""
         return self.network.backbone.state_dict()
+
+    def values(self) -> dict[str, Callable[[], Tensor]]:
+        """Returns functions that read the backbone's weights where they are not in memory."""
+        return {
+            tensor.name: tensor.read
+            for tensor in whole_tensors(self.network.backbone)
+            if self.network.device.type == "meta"
+        }
 
     def changes(self) -> dict[str, Callable[[], Tensor]]:
         """Returns functions that compute the adapter's change of each adapted weight."""

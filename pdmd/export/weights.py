@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from pdmd.files import save_tensors
+from pdmd.distributed.weight_files import WholeTensor, write_tensors
 
 __all__ = ["parse_size", "write_weights"]
 
@@ -39,32 +40,40 @@ def write_weights(
     shard: int,
     tell: Callable[[int], object] = lambda written: None,
     changes: Mapping[str, Callable[[], Tensor]] | None = None,
+    values: Mapping[str, Callable[[], Tensor]] = MappingProxyType({}),
 ) -> None:
-    """Writes weights in shards, with one shard in memory at a time.
+    """Writes weights in shards, with one weight in memory at a time.
 
     Args:
         folder: The destination, which must exist.
-        weights: The weights by name.
+        weights: The weights by name; of those in ``values`` only shape and dtype are used.
         types: Returns the dtype of a weight on disk.
         shard: The maximum bytes of a shard; a larger weight gets its own shard.
-        tell: Called with the bytes of each written shard.
+        tell: Called with the bytes of each written weight.
         changes: Functions that compute what is added to some weights, in float32.
+        values: Functions that read weights which are not in memory.
     """
     shards = _split(weights, types, shard)
     index: dict[str, str] = {}
-    for i, names in enumerate(shards):
-        suffix = f"-{i + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
-        part = {}
-        for name in names:
-            value = weights[name].detach()
-            kept = types(name, value)
+
+    def reader(name: str) -> Callable[[], Tensor]:
+        def read() -> Tensor:
+            value = values[name]() if name in values else weights[name].detach()
             if changes and name in changes:
                 value = value.float() + changes[name]().detach().to(value.device)
-            part[name] = value.to("cpu", kept).contiguous()
+            return value
+
+        return read
+
+    for i, names in enumerate(shards):
+        suffix = f"-{i + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
         file = f"{STEM}{suffix}.safetensors"
-        save_tensors(part, folder / file, metadata={"format": "pt"})
+        tensors = [
+            WholeTensor(name, tuple(value.shape), types(name, value), reader(name))
+            for name, value in ((name, weights[name]) for name in names)
+        ]
+        write_tensors(folder / file, tensors, metadata={"format": "pt"}, tell=tell)
         index.update(dict.fromkeys(names, file))
-        tell(sum(_bytes(name, weights[name], types) for name in names))
     if len(shards) > 1:
         total = sum(_bytes(name, value, types) for name, value in weights.items())
         content = {"metadata": {"total_size": total}, "weight_map": index}

@@ -30,14 +30,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Guided", "guided", "unguided"]
 
+JOINED_ROWS = 32
+"""Rows up to which both evaluations of a network that is not sharded are one call.
+
+Few rows leave an accelerator idle; many fill it either way, and two calls need half the memory.
+"""
+
 
 @checked
 class Guided(Teacher):
     r"""A teacher under classifier-free guidance.
 
     Both evaluations run as one batch, unless texts have a mask or the null condition another
-    shape: then they run one after the other, each padded to its own longest text only. Which of
-    the two depends on the teacher alone, not on the batch, so that all ranks agree. With
+    shape: then they run one after the other, each padded to its own longest text only. So do more
+    than :data:`JOINED_ROWS` rows, for memory, but on a sharded network, which is gathered once for
+    one call: there the choice depends on the teacher alone, so that all ranks agree. With
     ``scale=1`` the teacher is evaluated once, and with ``condition=None`` its unconditional
     prediction is returned.
 
@@ -96,7 +103,8 @@ class Guided(Teacher):
         if self.null is None or condition is None:  # the two predictions would be equal
             return self.teacher.network(x_t, t, None)
         null = self.teacher.unconditional(condition, self.null.to(x_t.device, non_blocking=True))
-        if _padded(null, condition):
+        sharded = hasattr(self, "unshard")  # by fully_shard: the choice is that of all ranks
+        if (len(x_t) > JOINED_ROWS and not sharded) or _padded(null, condition):
             unconditional = self.teacher.network(x_t, t, null)
             conditional = self.teacher.network(x_t, t, condition)
         else:

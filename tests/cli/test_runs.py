@@ -86,7 +86,9 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_offered(
 def test_ctrl_c_in_the_evaluation_is_resumed(tmp_path, monkeypatch, capsys, finished):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("pdmd.cli.runs.evaluate", lambda *a, **k: signal.raise_signal(signal.SIGINT))
+        patch.setattr(
+            "pdmd.cli.runs.draw_samples", lambda *a, **k: signal.raise_signal(signal.SIGINT)
+        )
         assert distill(folder) == 130
     assert "resume with: pdmd distill" in capsys.readouterr().err
     assert distill(folder, "--resume") == 0

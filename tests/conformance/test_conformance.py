@@ -58,9 +58,9 @@ def test_every_check_has_a_teacher_that_fails_it():
 
 @pytest.mark.parametrize("name", SOUND)
 def test_sound_teachers_pass(name):
-    report = check(SOUND[name]())
+    report = check(SOUND[name](), skip=["score"])  # tests/conformance/test_scores.py
     assert report.passed, str(report)
-    assert [o.name for o in report.outcomes] == list(CHECKS)
+    assert [o.name for o in report.outcomes] == [name for name in CHECKS if name != "score"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -73,7 +73,7 @@ def test_every_family_passes(name):
 
 
 def test_checks_that_do_not_apply_state_why():
-    report = check(MixtureTeacher.random(classes=0))
+    report = check(MixtureTeacher.random(classes=0), skip=["score"])
     reasons = {o.name: o.detail for o in report.outcomes if o.passed is None}
     assert set(reasons) == {"copy", "parameters", "conditions", "guidance", "decode"}
     assert reasons["copy"] == "the teacher has no weights; students need a network"
@@ -96,7 +96,7 @@ def test_the_teacher_is_not_modified():
     teacher.outside.eval()
     before = copy.deepcopy(teacher.state_dict())
     state = torch.get_rng_state()
-    assert check(teacher).passed
+    assert check(teacher, skip=["score"]).passed
     assert torch.equal(torch.get_rng_state(), state)
     assert [p.requires_grad for p in teacher.parameters()] == [True] * 2 + [False] * 2 + [True] * 2
     assert teacher.training and teacher.inside.training and not teacher.outside.training
@@ -119,5 +119,5 @@ def test_prompts_are_required_and_encoded():
         check(Recording())
     with pytest.raises(ValueError, match="got the string 'dog'"):
         check(Recording(), "dog")
-    assert check(Recording(), ["dog"]).passed
+    assert check(Recording(), ["dog"], skip=["score"]).passed
     assert set(encoded) == {"dog", None}

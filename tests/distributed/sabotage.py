@@ -34,4 +34,4 @@ if what == "recorder":  # only the main rank has one
 elif what == "rank 1" and os.environ["RANK"] == "1":
     PhaseTrainer.cycle = fail
 elif what == "evaluation":
-    runs.evaluate = wait
+    runs.score = wait

@@ -46,7 +46,7 @@ def trained(runtime, teacher=None, **changes):
         recorder=recorder,
         runtime=runtime,
     )
-    return recorder.scalars, student.state_dict()
+    return recorder.scalars, runtime.states.full(student)
 
 
 # ---------------------------------------------------------------------------------- torchtitan's

@@ -127,7 +127,7 @@ def train(runtime, name, more=None):
         recorder=recorder,
         runtime=runtime,
     )
-    return recorder.losses, gradients, student.state_dict()
+    return recorder.losses, gradients, runtime.states.full(student)
 
 
 def on_ranks(cases):
@@ -289,6 +289,7 @@ def skipping(degrees):
     from pdmd.distributed.titan import TitanRuntime
 
     recorder = Warnings()
+    runtime = OneProcess() if degrees is None else TitanRuntime(**degrees)
     student = distill(
         digits(),
         PhasePlan.uniform(2),
@@ -300,9 +301,9 @@ def skipping(degrees):
         fake_objective=Failing(SubintervalScoreMatching(), {1, 4}),
         recorder=recorder,
         max_consecutive_skips=2,
-        runtime=OneProcess() if degrees is None else TitanRuntime(**degrees),
+        runtime=runtime,
     )
-    return student.state_dict(), recorder.warnings
+    return runtime.states.full(student), recorder.warnings
 
 
 @pytest.mark.parametrize("degrees", [{}, {"tp": 2}], ids=["fsdp", "tp"])
@@ -398,7 +399,7 @@ def resumed(folder, degrees, stop):
         )
     except Interrupted:
         return None
-    return student.state_dict()
+    return runtime.states.full(student)
 
 
 def test_a_run_resumes_on_other_ranks_and_degrees(tmp_path):

@@ -41,7 +41,7 @@ def test_shards_are_filled_in_order_and_listed(tmp_path):
     index = json.loads((tmp_path / f"{STEM}.safetensors.index.json").read_text())
     files = [f"{STEM}-0000{i}-of-00002.safetensors" for i in (1, 2)]
     assert index["weight_map"] == {"a": files[0], "b": files[1], "c": files[1]}
-    assert sizes == [24, 16] and index["metadata"] == {"total_size": 40}
+    assert sizes == [24, 8, 8] and index["metadata"] == {"total_size": 40}
     assert load_file(tmp_path / files[1])["b"].dtype == torch.bfloat16
 
 

@@ -7,7 +7,7 @@ import torch
 
 from pdmd import Guided, MixtureTeacher, RectifiedFlow, teachers
 from pdmd.teachers import WithSchedule
-from pdmd.teachers.guided import guided, unguided
+from pdmd.teachers.guided import JOINED_ROWS, guided, unguided
 from tests.helpers.tiny_families import family
 
 
@@ -65,7 +65,7 @@ def test_wrappers_are_added_only_for_guidance_and_removed_in_any_order():
     ("scale", "named"),
     [
         (math.inf, "must be finite, got inf"),
-        (math.nan, "must be finite, got nan"),
+        (math.nan, "scale is nan; pass a number"),
         ((1.0, 2.0), "2 guidance scales for a MixtureTeacher of 1 networks"),
     ],
 )
@@ -95,3 +95,19 @@ def test_guidance_leads_away_from_a_negative_prompt():
         assert (value - guided(teacher, 3.0)(x, 0.5, condition).value).abs().max() > 1e-3
     with pytest.raises(ValueError, match="has no effect without guidance"):
         guided(teacher, 1.0, negative_prompt=text)
+
+
+def test_few_rows_are_one_call_and_many_two(monkeypatch):
+    teacher, calls = MixtureTeacher.random(dim=3), []
+    network = MixtureTeacher.network
+    monkeypatch.setattr(
+        MixtureTeacher,
+        "network",
+        lambda self, x, t, condition: calls.append(len(x)) or network(self, x, t, condition),
+    )
+    wrapped, rows = Guided(teacher, 2.0), JOINED_ROWS + 1
+    x, condition = torch.randn(rows, 3), teacher.encode([0] * rows)
+    value = wrapped(x, 0.5, condition).value
+    few = [wrapped(x[half], 0.5, condition[half]).value for half in (slice(20), slice(20, None))]
+    assert calls == [rows, rows, 40, 2 * (rows - 20)]
+    torch.testing.assert_close(value, torch.cat(few))

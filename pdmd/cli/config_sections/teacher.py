@@ -13,8 +13,15 @@ from pdmd.cli.values import Arguments, Table
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import Router
 from pdmd.diffusion.schedules import Schedule
+from pdmd.distributed.materialization import missing_sources
 from pdmd.extras import MissingExtra
-from pdmd.teachers.base import Teacher, import_plugins, networks, teachers
+from pdmd.teachers.base import (
+    Teacher,
+    import_plugins,
+    networks,
+    outline_arguments,
+    teachers,
+)
 from pdmd.teachers.guided import guided
 from pdmd.teachers.routed import with_router
 from pdmd.teachers.with_schedule import on_schedule, schedules
@@ -48,16 +55,24 @@ class TeacherConfig:
     plugins: tuple[str, ...] = ()
     """Python modules to import first; they may register teachers, networks and objectives."""
 
-    def build(self) -> Teacher:
+    def build(self, *, outlined: bool = False) -> Teacher:
         """Builds the teacher, with guidance and on the chosen schedule.
+
+        Args:
+            outlined: Whether to build an outline of one that is loaded from a folder, for ranks
+                that read their shards alone (:mod:`pdmd.distributed.weight_sources`). Teachers
+                whose factory takes no ``meta`` are built whole.
 
         Raises:
             ValueError: If the name is not registered, the arguments do not fit, or a package is
                 missing.
         """
         self.check_name()
+        meta = outline_arguments(self.name) if outlined and self.arguments.get("folder") else {}
         try:
-            teacher = teachers[self.name](**self.arguments)
+            teacher = teachers[self.name](**self.arguments, **meta)
+            if meta and missing_sources(teacher):  # a factory for plans only
+                teacher = teachers[self.name](**self.arguments)
         except MissingExtra:
             raise
         except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:

@@ -10,12 +10,15 @@ import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pdmd.distributed.weight_files import WeightFiles
+from pdmd.distributed.weight_sources import FileWeight, Region, attach_sources
 from pdmd.extras import require
 from pdmd.teachers.families.pipeline_checks import (
     UnusableWeights,
@@ -112,7 +115,7 @@ def load_backbone(
     device: str | torch.device = "cpu",
     meta: bool = False,
 ) -> Any:
-    """Loads a network of a pipeline, tensor by tensor.
+    """Loads a network of a pipeline, tensor by tensor, or outlines it.
 
     Tables that a network computes when it is built, such as those of positions, stay on the meta
     device and must be recomputed.
@@ -123,7 +126,9 @@ def load_backbone(
         subfolder: The model's place in it.
         dtype: Type of its weights; parts that the family keeps in float32 stay so.
         device: Where they live.
-        meta: Whether to build it on the meta device instead, without its weights.
+        meta: Whether to build an outline of it instead (:mod:`pdmd.distributed.weight_sources`):
+            on the meta device, with its weights' places in the files, which are opened, and
+            downloaded, when the first is read.
 
     Raises:
         ValueError: If it is missing or of another class.
@@ -132,19 +137,17 @@ def load_backbone(
     check_index(folder, name)
     check_values(folder, config)
     model = build_part(name, config, dtype=dtype, meta=True)
-    if meta:
-        return model
-    ignored = type(model)._keys_to_ignore_on_load_unexpected or ()
-    types = {path: tensor.dtype for path, tensor in model.state_dict().items()}
-    state = {}
-    place = f"{folder}/{subfolder}" if subfolder else str(folder)
-    if subfolder:
+    if subfolder and not meta:
         check_weights(folder, (subfolder,))
+    types = {path: tensor.dtype for path, tensor in model.state_dict().items()}
+    files = _weight_files(model, folder, subfolder)
+    if meta:
+        _attach_files(model, files, folder, subfolder)
+        return model
     with reporting(folder, subfolder):
-        for path, tensor in _tensors(folder, subfolder):
-            if not any(re.search(pattern, path) for pattern in ignored):
-                check_tensor(place, path, tensor, types.get(path))
-                state[path] = tensor.to(device=device, dtype=types.get(path))
+        state = {
+            path: files.read(path).to(device=device, dtype=kept) for path, kept in types.items()
+        }
         model.load_state_dict(state, assign=True)
     return model
 
@@ -234,9 +237,54 @@ def load_text_encoder(
     return pipeline.to(device)
 
 
-def _tensors(folder: str | Path, subfolder: str) -> Iterator[tuple[str, Tensor]]:
-    from safetensors import safe_open
+def _weight_files(model: Any, folder: str | Path, subfolder: str) -> WeightFiles:
+    """Returns the files of a network's weights, which are checked when they are opened."""
+    place = f"{folder}/{subfolder}" if subfolder else str(folder)
+    ignored = type(model)._keys_to_ignore_on_load_unexpected or ()
+    outline = dict(model.state_dict())
 
+    def check(forms: Mapping[str, Tensor]) -> None:
+        kept = {
+            path: form
+            for path, form in forms.items()
+            if not any(re.search(pattern, path) for pattern in ignored)
+        }
+        for path, form in kept.items():
+            own = outline.get(path)
+            check_tensor(place, path, form, None if own is None else own.dtype)
+        for path in sorted(outline.keys() ^ kept.keys()):
+            where = "missing" if path in outline else "unexpected"
+            raise ValueError(f"{where} key {path}")
+        for path, form in kept.items():
+            if form.shape != outline[path].shape:
+                shapes = f"{tuple(form.shape)} in the file, {tuple(outline[path].shape)} in"
+                raise ValueError(f"{path} has the shape {shapes} the {type(model).__name__}")
+
+    return WeightFiles(partial(_paths, folder, subfolder), check)
+
+
+def _attach_files(model: Any, files: WeightFiles, folder: str | Path, subfolder: str) -> None:
+    def read(name: str, region: Region) -> Tensor:
+        with reporting(folder, subfolder):
+            return files.read(name, region)
+
+    stored = model.state_dict()
+    for path, module in model.named_modules():
+        names = {
+            own: f"{path}.{own}".strip(".") for own in (*module._parameters, *module._buffers)
+        }
+        attach_sources(
+            module,
+            {
+                own: FileWeight(partial(read, name), stored[name].dtype)
+                for own, name in names.items()
+                if name in stored
+            },
+        )
+
+
+def _paths(folder: str | Path, subfolder: str) -> list[Path]:
+    """Returns the safetensors files of a pipeline's network, downloaded from the hub if needed."""
     place = Path(folder)
     if not place.is_dir():
         require("diffusers", "huggingface_hub")
@@ -256,10 +304,7 @@ def _tensors(folder: str | Path, subfolder: str) -> Iterator[tuple[str, Tensor]]
         names = {name for name in found if variant in name}
     elif shards.is_file():
         names = set(json.loads(shards.read_text())["weight_map"].values())
-    for file in sorted(names):
-        with safe_open(str(stem.with_name(file)), framework="pt") as opened:
-            for path in opened.keys():
-                yield path, opened.get_tensor(path)
+    return [stem.with_name(file) for file in sorted(names)]
 
 
 @contextlib.contextmanager

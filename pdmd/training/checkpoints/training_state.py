@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pdmd.distillation.experts import Expert
+from pdmd.distributed.state_layout import StateLayout
 from pdmd.training.checkpoints.checkpointer import NoCheckpoints, State
 from pdmd.training.checkpoints.global_generators import describe_global_generators, global_states
 from pdmd.training.phase_inputs import PhaseInputs
@@ -33,7 +34,7 @@ def save_training(
 
     Args:
         session: Its checkpointer and account are used.
-        finished: The finished experts, over plain networks.
+        finished: The finished experts, placed by the runtime.
         generator: The random generator.
         phase_inputs: Supplies the latents at which rollouts start.
         trainer: The trainer of the current phase; ``None`` between phases.
@@ -66,19 +67,27 @@ def save_training(
 
     for expert in finished:
         session.checkpointer.save_expert(
-            expert.phase.index, functools.partial(_expert_tensors, finished, expert)
+            expert.phase.index,
+            functools.partial(_expert_tensors, finished, expert, session.runtime.states),
         )
     update = 0 if trainer is None else trainer.update
     session.checkpointer.save(f"phase-{len(finished) + 1:04d}-update-{update:09d}", collect)
 
 
-def load_expert(checkpointer: NoCheckpoints, expert: Expert) -> None:
-    """Fills a finished expert's plain network from the checkpoint last read.
+def load_expert(checkpointer: NoCheckpoints, expert: Expert, states: StateLayout) -> None:
+    """Fills a finished expert's placed network from the checkpoint last read.
+
+    Args:
+        checkpointer: The checkpointer.
+        expert: The expert.
+        states: The layout of its state.
 
     Raises:
         ValueError: If the checkpoint's network has other names or shapes.
     """
-    checkpointer.load_expert(expert.phase.index, _named("expert", expert.denoiser.state_dict()))
+    tensors = _named("expert", states.tensors(expert.denoiser))
+    checkpointer.load_expert(expert.phase.index, tensors)
+    states.load(expert.denoiser, _part(tensors, "expert"))
 
 
 def load_generator(checkpointer: NoCheckpoints, generator: torch.Generator) -> None:
@@ -118,10 +127,12 @@ def load_trainer(trainer: PhaseTrainer, cursor: Mapping[str, Any]) -> None:
         trainer.ema.update(trainer.networks["generator"], trainer.update)
 
 
-def _expert_tensors(finished: Sequence[Expert], expert: Expert) -> dict[str, Tensor]:
+def _expert_tensors(
+    finished: Sequence[Expert], expert: Expert, states: StateLayout
+) -> dict[str, Tensor]:
     """Returns the tensors of a finished expert; none if an earlier one has the same network."""
     first = next(one for one in finished if one.denoiser is expert.denoiser)
-    return {} if first is not expert else _named("expert", expert.denoiser.state_dict())
+    return {} if first is not expert else _named("expert", states.tensors(expert.denoiser))
 
 
 def _moments(trainer: PhaseTrainer, role: str) -> dict[str, dict[str, Tensor]]:

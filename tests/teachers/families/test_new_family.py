@@ -47,7 +47,7 @@ def pipeline_of(teacher, text=(None, None)):
 
 
 def test_the_example_conforms(built):
-    report = check(built[0](**TINY))
+    report = check(built[0](**TINY), skip=["score"])
     assert report.passed, str(report)
 
 
