@@ -72,6 +72,18 @@ def test_a_program_that_uses_the_library_has_its_types(tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+def test_mypy_finds_the_same_errors_in_it(tmp_path):
+    pytest.importorskip("mypy")
+    text = (ROOT / "tests/helpers/typed_consumer.py").read_text()
+    (tmp_path / "consumer.py").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "consumer.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    found = {int(line) for line in re.findall(r"^consumer.py:(\d+): error", done.stdout, re.M)}
+    lines = enumerate(text.splitlines(), 1)
+    assert found == {i for i, line in lines if "pyright: ignore" in line}, done.stdout
+
+
 def test_the_citation_is_of_this_version():
     text = (ROOT / "CITATION.cff").read_text()
     assert re.search(r"^version: (.*)$", text, re.M)[1] == pdmd.__version__
