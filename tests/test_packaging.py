@@ -72,6 +72,7 @@ def test_a_program_that_uses_the_library_has_its_types(tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_mypy_finds_the_same_errors_in_it(tmp_path):
     pytest.importorskip("mypy")
     text = (ROOT / "tests/helpers/typed_consumer.py").read_text()
