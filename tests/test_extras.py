@@ -53,6 +53,7 @@ def found(tmp_path_factory):
 def test_the_core_distills_samples_and_describes_itself_alone(found):
     assert found["imported"] == []
     assert found["distill"] == "[2, 2] True"
+    assert found["digits"] == [2, 1, 8, 8]
     for command in ("--help", "distill --help", "objectives", "sample", "teachers"):
         assert found[f"pdmd {command}"].startswith("0 "), found[f"pdmd {command}"]
     listed = found["pdmd teachers"].splitlines()
@@ -72,7 +73,7 @@ def test_what_needs_an_extra_names_it_in_one_line(extra, found):
 def test_every_feature_is_tested():
     alone = {name for name in FEATURES if name not in sum(FEATURES_OF.values(), ())}
     assert alone == {
-        *("distill", "pdmd --help", "pdmd distill --help"),
+        *("distill", "digits", "pdmd --help", "pdmd distill --help"),
         *("pdmd objectives", "pdmd sample", "pdmd teachers"),
     }
 

@@ -65,6 +65,13 @@ def distilled(folder):
     return f"{list(x.shape)} {bool(torch.equal(x, same))}"
 
 
+def digits_teacher(folder):
+    teacher = pdmd.teachers.get("digits")()
+    generator = torch.Generator().manual_seed(0)
+    x = pdmd.sample_ode(teacher, teacher.encode([0, 1]), steps=4, generator=generator)
+    return list(teacher.decode(x).shape)
+
+
 def command(*words):
     def call(folder):
         from pdmd.cli.main import main
@@ -126,6 +133,7 @@ def table(folder):
 
 FEATURES = {
     "distill": distilled,
+    "digits": digits_teacher,
     "pdmd --help": command("--help"),
     "pdmd distill --help": command("distill", "--help"),
     "pdmd teachers": command("teachers"),
