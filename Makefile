@@ -39,19 +39,19 @@ types: $(INSTALLED) ## Check the types
 
 # What differs between releases: teachers' classes, exports, stores. The two take minutes to
 # install, so .ci/run leaves them out; run both when a bound in pyproject.toml changes.
-ENDS := tests/test_package.py tests/test_files.py tests/teachers/families/test_qwen_image.py \
-    tests/export/test_phased_transformer.py
+ENDS := tests/test_package.py tests/test_extras.py tests/test_files.py tests/teachers/families/test_qwen_image.py \
+    tests/export/test_phased_transformer.py tests/export/test_phased_transformer_methods.py
 
 oldest: ## Run a few tests with the oldest versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet torch==2.13.0
-	.venv-oldest/bin/python -m pip install --quiet -e . pytest hypothesis peft -c oldest.txt
+	.venv-oldest/bin/python -m pip install --quiet -e '.[diffusers,report,train]' pytest hypothesis -c oldest.txt
 	.venv-oldest/bin/python -m pytest $(ENDS)
 
 newest: ## Run a few tests with the newest versions
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet torch==2.13.0
-	.venv-newest/bin/python -m pip install --quiet --upgrade -e . pytest hypothesis peft
+	.venv-newest/bin/python -m pip install --quiet --upgrade -e '.[diffusers,report,train]' pytest hypothesis
 	.venv-newest/bin/python -m pytest $(ENDS)
 
 docs: $(INSTALLED) ## Build the documentation, warnings as errors

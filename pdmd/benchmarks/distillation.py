@@ -147,6 +147,7 @@ class DistillationBenchmark(Benchmark):
             ),
             session=Session(account=account),
             seed=seed,
+            progress=False,
         )
         seconds = time.process_time() - started
         cost = {

@@ -25,6 +25,7 @@ from pdmd.distillation.students import Student
 from pdmd.distributed.runtime import Runtime
 from pdmd.distributed.weight_files import WholeTensor, write_tensors
 from pdmd.export.diffusers import export_diffusers
+from pdmd.extras import require
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.conditioning.prompts import PromptEmbeddings
 from pdmd.teachers.families.qwen_image import QwenImageTeacher
@@ -193,6 +194,7 @@ def _distilled(
 
 def _warm(runtime: Runtime) -> None:
     """Loads what is imported late, so that it is not measured."""
+    require("diffusers", "diffusers")
     import diffusers.models.transformers.transformer_qwenimage
     import torch.distributed.checkpoint.state_dict_saver
 

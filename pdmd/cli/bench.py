@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pdmd.benchmarks import BenchConfig, run_benchmark
 from pdmd.cli.arguments import parse, take_name
+from pdmd.extras import require
 from pdmd.files import local_path
 
 __all__ = ["bench_command"]
@@ -54,6 +55,7 @@ def bench_command(words: list[str]) -> int:
     )
     default = BenchOptions(config=BenchConfig(name=name))
     options = parse(BenchOptions, rest, "pdmd bench NAME", default, flat=True)
+    require("report", "jinja2", "matplotlib")
     config = options.config
     out = local_path(options.out or f"runs/bench_{name}.json", "a results file")
     if out.suffix != ".json":

@@ -92,6 +92,7 @@ def teachers_command(words: list[str]) -> int:
     options = parse(TeachersOptions, words, "pdmd teachers", flat=True)
     from pdmd.cli.config import TeacherConfig
     from pdmd.cli.plan import outlined
+    from pdmd.extras import MissingExtra
     from pdmd.teachers.base import import_plugins, teachers
 
     import_plugins(options.plugins)
@@ -104,14 +105,16 @@ def teachers_command(words: list[str]) -> int:
                 warnings.simplefilter("ignore")
                 rows.append(_row(name, outlined(TeacherConfig(name=name))))
         except Exception as error:  # whatever a teacher's code raises without arguments
-            left[name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            missing = isinstance(error, MissingExtra)
+            left[name] = why if missing else f"not built without arguments: {why[:160]}"
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     for row in rows:
         cells = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
         cells[1] = row[1].rjust(widths[1])
         print("  ".join(cells).rstrip())
     for name, why in left.items():
-        print(f"{name.ljust(widths[0])}  not built without arguments: {why[:160]}")
+        print(f"{name.ljust(widths[0])}  {why}")
     return 0
 
 

@@ -11,6 +11,7 @@ import torch
 from pdmd.distributed.degrees import Degrees, ranks_per_node
 from pdmd.distributed.offload import Offload
 from pdmd.distributed.runtime import OneProcess, Runtime, pick_device
+from pdmd.extras import require
 
 __all__ = ["PRECISIONS", "ParallelConfig"]
 
@@ -82,6 +83,7 @@ class ParallelConfig:
                 f"parallel.device = {self.device!r} is for a single process without torchtitan's "
                 "parts; several ranks take the devices that torchrun gives them"
             )
+        require("train", "torchtitan", alternative="run one process without torchtitan's parts")
         try:
             from pdmd.distributed.titan import TitanRuntime
         except ImportError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pdmd.cli.config import DistillConfig
+from pdmd.extras import require
 from pdmd.files import is_url
 from pdmd.training.checkpoints.inputs import InputDigests, digest_input
 
@@ -59,6 +60,7 @@ def _places(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 def _snapshot(name: str) -> str | None:
     """Returns the folder in the cache of a model of the hub."""
+    require("diffusers", "huggingface_hub")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

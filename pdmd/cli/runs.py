@@ -36,6 +36,7 @@ from pdmd.distillation.students import Student
 from pdmd.distillation.validation import check_teacher, check_times
 from pdmd.distributed.runtime import Runtime
 from pdmd.evaluation.evaluate import draw_samples, score
+from pdmd.extras import require
 from pdmd.files import is_url, local_path, write_file
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import unguided
@@ -90,6 +91,7 @@ class Run:
         progress: bool = True,
     ) -> None:
         config.check()
+        require("report", "jinja2", "matplotlib", "PIL", "sklearn", "tensorboard")
         self.folder = local_path(config.out, "a run")
         if config.train.buffer_folder:
             local_path(config.train.buffer_folder, "the phase-input buffer")

@@ -52,6 +52,7 @@ def distill(
     conditions: Conditions | None = None,
     seed: int = 0,
     source: Mapping[str, Any] | None = None,
+    progress: bool = True,
 ) -> Student:
     """Distills a teacher into a few-step mixture of experts.
 
@@ -80,6 +81,7 @@ def distill(
         seed: Seed of all randomness, in [0, 2^63); the same seed gives the same bits on the same
             machine.
         source: The ``source`` of the :class:`~pdmd.distillation.students.Student`.
+        progress: Whether to show a progress bar of each phase, unless the session has a recorder.
 
     Returns:
         The student, frozen. In one process, over plain networks on the CPU; on several ranks, over
@@ -102,6 +104,7 @@ def distill(
     experts, rollouts = experts or ExpertTraining(), rollouts or Rollouts()
     fake_scores, session = fake_scores or FakeScoreTraining(), session or Session()
     runtime, checkpointer = session.runtime, session.checkpointer
+    session = session.with_progress() if progress else session
     per_phase, health = updates_of(plan, updates), session.health()
     listed = teacher.prompts if prompts is None else prompts
     encoded = encode(teacher, prompts) if conditions is None else conditions

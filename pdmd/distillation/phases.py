@@ -20,6 +20,7 @@ import torch
 
 from pdmd.arguments import checked
 from pdmd.diffusion.schedules import Schedule, check_shift, shift_times
+from pdmd.tables import Table, counted
 
 __all__ = ["Disjoint", "Nested", "Phase", "PhasePlan", "ScoreRange"]
 
@@ -278,6 +279,35 @@ class PhasePlan:
         """Network evaluations per sample (NFE)."""
         return sum(phase.steps for phase in self.phases)
 
+    def table(self, schedule: Schedule | None = None) -> Table:
+        r"""Returns the plan as a table, a phase a row; ``print(plan)`` shows it.
+
+        Args:
+            schedule: Adds the log-SNR at each phase's start and end.
+        """
+        rows = []
+        for phase in self.phases:
+            row = [str(phase.number), f"{phase.t_start:.4g} to {phase.t_end:.4g}"]
+            if schedule is not None:
+                row.append(
+                    " to ".join(_log_snr(schedule, t) for t in (phase.t_start, phase.t_end))
+                )
+            low, high = phase.score_range
+            rows.append([*row, _shortened(phase.timesteps), f"{low:.4g} to {high:.4g}"])
+        log_snr = () if schedule is None else ("log-SNR",)
+        return Table(
+            heading=("phase", "t", *log_snr, "evaluated at", "scores compared at"),
+            rows=rows,
+            caption=f"{counted(len(self), 'phase')}, "
+            f"{counted(self.nfe, 'network evaluation')} per sample (NFE); t = 1 is noise",
+        )
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
     def __iter__(self) -> Iterator[Phase]:
         return iter(self.phases)
 
@@ -286,6 +316,15 @@ class PhasePlan:
 
     def __getitem__(self, index: int) -> Phase:
         return self.phases[index]
+
+
+def _log_snr(schedule: Schedule, t: float) -> str:
+    return f"{float(schedule.log_snr(torch.tensor(t, dtype=torch.float64))):.3g}"
+
+
+def _shortened(times: Sequence[float]) -> str:
+    texts = [f"{t:.4g}" for t in times]
+    return ", ".join(texts if len(texts) <= 6 else [*texts[:3], "...", texts[-1]])
 
 
 def _counts(steps: int | Sequence[int], total: int) -> list[int]:

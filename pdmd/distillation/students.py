@@ -49,6 +49,7 @@ from pdmd.distributed.weight_files import (
 )
 from pdmd.distributed.weight_sources import is_outline
 from pdmd.files import local_path, own_digest
+from pdmd.tables import Table
 from pdmd.teachers.base import Teacher, networks
 from pdmd.typing import Condition, Latents
 
@@ -127,6 +128,31 @@ class Student(Teacher):
     def prompts(self) -> Sequence[Any]:
         """The prompts of its teacher."""
         return self._prompts
+
+    def table(self) -> Table:
+        """Returns the student as a table, an expert a row; ``print(student)`` shows it.
+
+        Parameters are those of an expert's network. One that several experts share is counted for
+        each of them, and once in the sum below.
+        """
+        plan = self.plan.table(self.schedule)
+        sizes = [sum(p.numel() for p in expert.parameters()) for expert in self.experts]
+        rows = [
+            [*row, type(expert.denoiser).__name__, f"{size:,}"]
+            for row, expert, size in zip(plan.rows, self._experts(), sizes, strict=True)
+        ]
+        total = sum(p.numel() for p in self.parameters())
+        return Table(
+            heading=(*plan.heading, "network", "parameters"),
+            rows=rows,
+            caption=f"{plan.caption}; {total:,} parameters in all",
+        )
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
 
     def trainable_copy(self) -> Denoiser:
         """Returns a routed denoiser of trainable copies of the experts' networks."""

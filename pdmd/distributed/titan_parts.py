@@ -6,7 +6,14 @@ has a single model, and a distillation step has four roles.
 """
 
 import torch
-import torchtitan.tools.utils as titan_tools
+
+from pdmd.extras import require
+
+try:
+    import torchtitan.tools.utils as titan_tools
+except ModuleNotFoundError:
+    require("train", "torchtitan")
+    raise
 
 if not torch.accelerator.is_available():  # torchtitan assumes "cuda" otherwise
     titan_tools.device_type, titan_tools.device_module = "cpu", torch.cpu

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pdmd.documents import naming
+from pdmd.extras import require
 from pdmd.files import local_path, write_file
 
 __all__ = ["summarise", "tradeoff_figures", "write_bench_report"]
@@ -58,6 +59,7 @@ def tradeoff_figures(summary: Sequence[Mapping[str, Any]], names: Sequence[str])
     Returns:
         A matplotlib figure.
     """
+    require("report", "matplotlib")
     from matplotlib import colormaps
 
     from pdmd.evaluation.figures import new_figure, style_axes
@@ -106,6 +108,7 @@ def write_bench_report(results: Mapping[str, Any], out: str | Path) -> Path:
     Returns:
         Its path.
     """
+    require("report", "jinja2", "matplotlib")
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     from pdmd.evaluation.figures import data_uri, is_picture

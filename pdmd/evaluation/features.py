@@ -26,6 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pdmd.extras import require
+
 __all__ = [
     "FeatureExtractor",
     "FlatFeatures",
@@ -253,6 +255,7 @@ class TransformersFeatures(nn.Module):
         Raises:
             ValueError: If it can't be loaded, lacks weights, or its preprocessing can't be read.
         """
+        require("metrics", "transformers")
         from transformers import AutoModel
         from transformers.models.auto.image_processing_auto import get_image_processor_config
 

@@ -7,14 +7,15 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 from torch import Tensor
+
+from pdmd.extras import require
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = [
     "calibration_figure",
@@ -45,6 +46,10 @@ LONGEST = 36
 
 
 def new_figure(width: float, height: float) -> Figure:
+    require("report", "matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
@@ -58,6 +63,9 @@ def png(figure: Figure, dpi: float | None = None, *, tight: bool = False) -> byt
         dpi: Its resolution; its own by default.
         tight: Whether to cut the margins.
     """
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+
     cut = {"bbox_inches": "tight", "pad_inches": 0.05} if tight else {}
     buffer = io.BytesIO()
     with rc_context({"text.parse_math": False, "text.usetex": False}):  # for ticks made on drawing
@@ -87,7 +95,7 @@ def data_uri(picture: Figure | bytes, dpi: float | None = None) -> str:
     Raises:
         ValueError: If the content is not a PNG.
     """
-    if isinstance(picture, Figure):
+    if not isinstance(picture, bytes):
         picture = png(picture, dpi)
     if not picture.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError("a picture is not a PNG; draw it again")

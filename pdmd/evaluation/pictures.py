@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pdmd.extras import require
 from pdmd.files import local_path, write_file
 
 __all__ = [
@@ -104,6 +105,7 @@ class FolderWriter(SampleWriter):
                 )
 
     def add(self, pictures: Tensor, prompts: Sequence[Any]) -> None:
+        require("report", "PIL")
         from PIL import Image
 
         if not self.listed:
@@ -144,6 +146,7 @@ class GridWriter(SampleWriter):
         self.captions += [caption(prompt) for prompt in prompts]
 
     def close(self) -> None:
+        require("report", "PIL")
         from PIL import Image
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -193,6 +196,7 @@ class ImageGrid:
 
     def draw(self, pictures: np.ndarray) -> np.ndarray:
         """Draws pictures of shape :math:`(B, H, W, 3)` into one of shape :math:`(H', W', 3)`."""
+        require("report", "PIL")
         from PIL import Image, ImageDraw
 
         shape = (GAP + self.rows * self.step, GAP + self.columns * (self.width + GAP), 3)
@@ -255,6 +259,7 @@ def sample_writer(out: str, *, video: bool | None = None, fps: float = 16.0) -> 
         raise ValueError(f"--fps must be above 0 and at most 1000, got {fps:g}")
     if video and (folder or path.suffix == ".mp4"):
         _video_writer()
+    require("report", "matplotlib", "PIL")
     return FolderWriter(path, fps=fps) if folder else GridWriter(path, fps=fps)
 
 
@@ -270,14 +275,10 @@ def _strips(videos: np.ndarray) -> np.ndarray:
 
 
 def _video_writer() -> Any:
-    try:
-        import imageio.v2 as imageio
-        import imageio_ffmpeg  # noqa: F401  (a plugin of imageio)
-    except ImportError as error:
-        raise ValueError(
-            f"videos need a package that is not installed ({error}); run "
-            "`pip install 'pdmd[video]'`, or use --out samples.gif"
-        ) from error
+    require("video", "imageio", "imageio_ffmpeg", alternative="use --out samples.gif")
+    import imageio.v2 as imageio
+    import imageio_ffmpeg  # noqa: F401  (a plugin of imageio)
+
     return imageio.get_writer
 
 
@@ -300,6 +301,7 @@ def _write_mp4(path: Path, frames: Sequence[Any] | Iterator[Any] | np.ndarray, f
 
 
 def _font(size: int) -> Any:
+    require("report", "matplotlib", "PIL")
     from matplotlib import get_data_path
     from PIL import ImageFont
 

@@ -30,6 +30,7 @@ from pdmd.evaluation.figures import (
     tradeoff_figure,
     vector_scatter,
 )
+from pdmd.extras import require
 from pdmd.files import local_path, write_file
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import unguided
@@ -200,6 +201,7 @@ def write_report(folder: str | Path) -> Path:
     Raises:
         ValueError: If a file is damaged.
     """
+    require("report", "jinja2", "matplotlib")
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     folder = local_path(folder, "a report")

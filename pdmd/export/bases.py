@@ -11,6 +11,7 @@ from typing import Any
 
 from pdmd.distillation.students import Student
 from pdmd.export.network_schedule import NetworkInterval
+from pdmd.extras import require
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.pipelines import configuration
 
@@ -191,6 +192,7 @@ def check_networks(
 
 
 def _download(name: str, patterns: Sequence[str], revision: str | None = None) -> Path:
+    require("diffusers", "huggingface_hub")
     from huggingface_hub import snapshot_download
 
     only: dict[str, Any] = {"allow_patterns": list(patterns), "ignore_patterns": list(EXCLUDED)}
@@ -227,6 +229,7 @@ def _check_vae(base: BasePipeline, student: Student) -> None:
 
 
 def _read_licence(folder: Path) -> dict[str, str]:
+    require("diffusers", "huggingface_hub")
     from huggingface_hub import ModelCard
 
     path = folder / "README.md"

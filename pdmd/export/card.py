@@ -10,6 +10,7 @@ from pdmd.distillation.students import Student
 from pdmd.export.bases import BasePipeline
 from pdmd.export.network_schedule import NetworkInterval, base_networks, midpoints, pipeline_layout
 from pdmd.export.schedulers import StockScheduler
+from pdmd.extras import require
 from pdmd.teachers.families.layouts import PipelineLayout
 
 __all__ = ["Card"]
@@ -184,6 +185,7 @@ def call_lines(student: Student, intervals: Sequence[NetworkInterval], steps: st
 
 def header(layout: PipelineLayout, base: BasePipeline, *tags: str) -> str:
     """Returns a card's YAML."""
+    require("diffusers", "huggingface_hub")
     from huggingface_hub import ModelCardData
 
     terms: dict[str, Any] = base.licence or {"license": "other"}

@@ -41,6 +41,7 @@ from pdmd.export.network_schedule import (
 )
 from pdmd.export.schedulers import STOCK, StockScheduler, fit_stock
 from pdmd.export.weights import parse_size, write_weights
+from pdmd.extras import require
 from pdmd.teachers.families.layouts import PipelineLayout
 
 __all__ = ["export_diffusers"]
@@ -305,6 +306,7 @@ def _network_index(networks: Sequence[Any], interval: NetworkInterval) -> int:
 
 
 def _write_config(path: Path, name: str, content: Mapping[str, Any]) -> None:
+    require("diffusers", "diffusers")
     import diffusers
 
     whole = {"_class_name": name, "_diffusers_version": diffusers.__version__, **content}

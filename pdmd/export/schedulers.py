@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from pdmd.extras import require
+
 __all__ = ["STOCK", "StockScheduler", "fit_stock", "mixture_samples"]
 
 STOCK = "FlowMatchEulerDiscreteScheduler"
@@ -55,6 +57,7 @@ class StockScheduler:
 
 def build_stock(arguments: dict[str, Any]) -> Any:
     """Builds a stock scheduler."""
+    require("diffusers", "diffusers")
     import diffusers
 
     return getattr(diffusers, STOCK)(**arguments)

@@ -12,7 +12,6 @@ References:
 
 from __future__ import annotations
 
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cache
@@ -21,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, zeros
+
+from pdmd.extras import require
 
 __all__ = ["EightBitMoments", "Float32Moments", "MomentFormat"]
 
@@ -75,15 +76,11 @@ class EightBitMoments(MomentFormat):
     """Moments in 8 bits, by the quantisation of torchao.
 
     Raises:
-        ValueError: If torchao is not installed.
+        MissingExtra: If torchao is not installed.
     """
 
     def __init__(self) -> None:
-        if importlib.util.find_spec("torchao") is None:
-            raise ValueError(
-                "moments in 8 bits need torchao; install it with pip install 'pdmd[quantized]', "
-                "or use train.adam_bits = 32"
-            )
+        require("quantized", "torchao", alternative="use train.adam_bits = 32")
 
     def zeros(self, parameter: Tensor, name: str) -> dict[str, Tensor]:
         block = _block(parameter)

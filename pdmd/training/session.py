@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from pdmd.distributed.runtime import OneProcess, Runtime
 from pdmd.training.checkpoints.checkpointer import NoCheckpoints
 from pdmd.training.monitoring.accounting import Account
 from pdmd.training.monitoring.health import Health, NonFiniteError
+from pdmd.training.monitoring.progress import ProgressRecorder
 from pdmd.training.monitoring.recorder import Recorder
 
 __all__ = ["Session"]
@@ -26,7 +27,8 @@ class Session:
     Attributes:
         runtime: The device and ranks; this process, on the CPU, by default. Ranks call
             :func:`~pdmd.distillation.distill.distill` together, with the same arguments.
-        recorder: Records progress.
+        recorder: Records scalars and events; by default nothing is recorded, and
+            :func:`~pdmd.distillation.distill.distill` shows progress bars.
         checkpointer: Writes checkpoints, and stops the run on request.
         resume: Whether to resume from the newest checkpoint.
         account: Counts network evaluations, by role.
@@ -51,6 +53,12 @@ class Session:
             ValueError: If ``max_consecutive_skips`` is negative.
         """
         return Health(self.max_consecutive_skips)
+
+    def with_progress(self) -> Session:
+        """Returns a session that shows progress bars, on the main rank, if it has no recorder."""
+        if type(self.recorder) is not Recorder or not self.runtime.main:
+            return self
+        return replace(self, recorder=ProgressRecorder())
 
     def report_checkpoints(self) -> None:
         """Notifies the recorder of checkpoints that could not be written."""

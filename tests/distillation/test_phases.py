@@ -2,7 +2,7 @@
 
 import pytest
 
-from pdmd import Disjoint, Nested, Phase, PhasePlan
+from pdmd import Disjoint, Nested, Phase, PhasePlan, RectifiedFlow
 
 
 def test_phases_of_a_plan():
@@ -85,3 +85,15 @@ def test_grids_that_do_not_divide_or_start_elsewhere_raise():
     phase = Phase(index=1, timesteps=(1.0,), t_end=0.0, score_range=(0.0, 1.0))
     with pytest.raises(ValueError, match="phase at position 0 has index 1"):
         PhasePlan((phase,))
+
+
+def test_a_printed_plan_states_phases_times_and_evaluations():
+    plan = PhasePlan.uniform(2, steps=[1, 7])
+    head, first, second, caption = str(plan).splitlines()
+    assert head.split("  ")[0] == "phase" and "log-SNR" not in head
+    assert first.startswith("1      1 to 0.875  ") and first.endswith("  0.875 to 1")
+    assert "0.875, 0.75, 0.625, ..., 0.125" in second and second.endswith("0 to 1")
+    assert caption.startswith("2 phases, 8 network evaluations per sample (NFE)")
+    assert "<td>1 to 0.875</td>" in plan._repr_html_()
+    assert "log-SNR" in str(plan.table(RectifiedFlow()))
+    assert repr(plan).startswith("PhasePlan(phases=(Phase(index=0")

@@ -114,3 +114,17 @@ def test_invalid_settings_raise_before_training(settings, named):
             **{"init": FromDenoiser(network), "updates": 1, "recorder": Recording(), **settings},
         )
     assert not started_phases
+
+
+def test_a_printed_student_states_log_snr_and_parameters():
+    network = MlpDenoiser.rectified_flow(dim=2, width=8)
+    size = sum(p.numel() for p in network.parameters())
+    plan = PhasePlan.uniform(2)
+    student = Student([OdeExpert(network, phase) for phase in plan])
+    head, first, second, caption = str(student).splitlines()
+    assert head.split()[:3] == ["phase", "t", "log-SNR"]
+    assert "-inf to 0" in first and "0 to inf" in second
+    assert first.endswith(f"MlpDenoiser  {size}") and second.endswith(f"MlpDenoiser  {size}")
+    assert caption.endswith(f"{size} parameters in all")  # the experts share the network
+    assert student._repr_html_().count("<td>MlpDenoiser</td>") == 2
+    assert repr(student).startswith("Student(")

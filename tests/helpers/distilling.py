@@ -63,4 +63,5 @@ def grouped(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def distill(teacher, plan, prompts=None, **settings):
+    settings.setdefault("progress", False)
     return pdmd.distill(teacher, plan, prompts, **grouped(settings))

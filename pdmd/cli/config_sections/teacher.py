@@ -14,6 +14,7 @@ from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import Router
 from pdmd.diffusion.schedules import Schedule
 from pdmd.distributed.materialization import missing_sources
+from pdmd.extras import MissingExtra
 from pdmd.teachers.base import (
     Teacher,
     import_plugins,
@@ -76,7 +77,8 @@ class TeacherConfig:
                 whose factory takes no ``meta`` are built whole.
 
         Raises:
-            ValueError: If the name is not registered or the arguments do not fit.
+            ValueError: If the name is not registered, the arguments do not fit, or a package is
+                missing.
         """
         self.check_name()
         meta = outline_arguments(self.name) if outlined and self.arguments.get("folder") else {}
@@ -84,6 +86,8 @@ class TeacherConfig:
             teacher = teachers[self.name](**self.arguments, **meta)
             if meta and missing_sources(teacher):  # a factory for plans only
                 teacher = teachers[self.name](**self.arguments)
+        except MissingExtra:
+            raise
         except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
             raise ValueError(f"teacher.arguments do not fit {self.name!r}: {error}") from error
         router = self._router()
@@ -166,5 +170,7 @@ class NetworkConfig:
         """
         try:
             return networks[self.name](**supplied, schedule=schedule)
+        except MissingExtra:
+            raise
         except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
             raise ValueError(f"network.arguments do not fit {self.name!r}: {error}") from error

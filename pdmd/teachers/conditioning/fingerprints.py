@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pdmd.documents import read_json
+from pdmd.extras import require
 
 __all__ = ["encoder_fingerprint"]
 
@@ -88,6 +89,7 @@ def _cleaner() -> str:
 def _local(folder: str | Path) -> Path | None:
     if Path(folder).is_dir():
         return Path(folder)
+    require("diffusers", "huggingface_hub")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
+from pdmd.extras import require
 from pdmd.files import locate, own_digest, say
 from pdmd.teachers.conditioning.fingerprints import encoder_fingerprint
 from pdmd.teachers.conditioning.prompts import EncodedText, Prompts
@@ -65,6 +66,7 @@ class ImagePrompt:
         Raises:
             ValueError: If the image cannot be read, or is not of a supported type.
         """
+        require("diffusers", "PIL")
         from PIL import Image, ImageOps, UnidentifiedImageError
 
         image = self.image

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from pdmd.extras import require
 from pdmd.files import check_url, is_url, locate, telling
 from pdmd.teachers.conditioning.image_prompts import ImagePrompt
 
@@ -172,13 +173,8 @@ def _objects(source: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _rows(source: str, kind: str | None, split: str, streaming: bool, image: str = "") -> Any:
-    try:
-        from datasets import Image, load_dataset
-    except ImportError as error:
-        raise ValueError(
-            f"reading {source} needs the package datasets, which is not installed ({error}); run "
-            "`pip install 'pdmd[datasets]'`, or give a .txt or .jsonl file"
-        ) from error
+    require("datasets", "datasets", alternative=f"give a .txt or .jsonl file, not {source}")
+    from datasets import Image, load_dataset
 
     try:
         if kind is not None:

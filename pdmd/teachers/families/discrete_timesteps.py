@@ -32,6 +32,7 @@ from torch import Tensor
 
 from pdmd.diffusion.predictions import Kind
 from pdmd.diffusion.variance_preserving import DiscreteVP
+from pdmd.extras import require
 from pdmd.teachers.families.pipelines import configuration
 
 __all__ = [
@@ -81,6 +82,7 @@ def noise_levels(
         ValueError: If it states no betas, as those of flows and of EDM do, or a prediction that is
             not of this family.
     """
+    require("diffusers", "diffusers")
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     if not any(key in config for key in ("beta_schedule", "beta_start", "trained_betas")):

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pdmd.extras import require
+
 __all__ = [
     "UnusableWeights",
     "check_index",
@@ -63,6 +65,7 @@ def read_index(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / "model_index.json"
     if not Path(folder).is_dir():
+        require("diffusers", "huggingface_hub")
         from huggingface_hub import hf_hub_download
 
         try:

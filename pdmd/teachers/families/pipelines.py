@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pdmd.distributed.weight_files import WeightFiles
 from pdmd.distributed.weight_sources import FileWeight, Region, attach_sources
+from pdmd.extras import require
 from pdmd.teachers.families.pipeline_checks import (
     UnusableWeights,
     check_index,
@@ -84,6 +85,7 @@ def build_part(
         meta: Whether to build it on the meta device, without memory for its weights.
         seed: Seed of the weights.
     """
+    require("diffusers", "diffusers")
     import diffusers
 
     cls = getattr(diffusers, name)
@@ -182,6 +184,7 @@ def configuration(name: str, folder: str | Path, subfolder: str | None = None) -
     Raises:
         ValueError: If it is missing.
     """
+    require("diffusers", "diffusers")
     import diffusers
 
     with reporting(folder, subfolder):
@@ -210,6 +213,7 @@ def load_text_encoder(
     Raises:
         ValueError: If a part is missing.
     """
+    require("diffusers", "diffusers")
     import diffusers
 
     cls = getattr(diffusers, name)
@@ -283,6 +287,7 @@ def _paths(folder: str | Path, subfolder: str) -> list[Path]:
     """Returns the safetensors files of a pipeline's network, downloaded from the hub if needed."""
     place = Path(folder)
     if not place.is_dir():
+        require("diffusers", "huggingface_hub")
         from huggingface_hub import snapshot_download
 
         name = f"{subfolder}/" * bool(subfolder) + "diffusion_pytorch_model"

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pdmd.extras import require
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.pipelines import build_part, network_configuration, reporting
 
@@ -96,6 +97,7 @@ def _names(file: str) -> list[str]:
 
 def _convert(network: str, file: str, base: Path, place: Path) -> None:
     """Writes the network of a file with the names of the first release, with its own types."""
+    require("diffusers", "diffusers")
     import diffusers
     from safetensors import safe_open
 
@@ -112,6 +114,7 @@ def _convert(network: str, file: str, base: Path, place: Path) -> None:
 def _local(config: str, slots: Sequence[str]) -> Path:
     if Path(config).is_dir():
         return Path(config)
+    require("diffusers", "huggingface_hub")
     from huggingface_hub import snapshot_download
 
     weights = [f"{slot}/*.{end}" for slot in slots for end in ("safetensors", "bin")]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.extras import require
 from pdmd.teachers.families.pipeline_checks import check_weights, variant_of
 from pdmd.teachers.families.pipelines import configuration, dtype_of, reporting
 from pdmd.typing import Latents
@@ -66,6 +67,7 @@ def load_decoder(
     @torch.no_grad()
     def decode(x: Latents) -> Tensor:
         if not loaded:
+            require("diffusers", "diffusers")
             import diffusers
 
             cls = getattr(diffusers, name)

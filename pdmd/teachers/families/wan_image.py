@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pdmd.extras import require
 from pdmd.teachers.conditioning.image_prompts import EncodedImageText
 from pdmd.teachers.conditioning.prompt_files import read_image_prompts
 from pdmd.teachers.conditioning.prompts import Prompts
@@ -169,6 +170,7 @@ class WanImageTeacher(WanNetworkTeacher):
 
     @classmethod
     def encode_texts(cls, pipeline: Any, texts: list[str], length: int | None) -> dict[str, Any]:
+        require("diffusers", "diffusers")
         from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 
         # the same encoding, but the image's pipeline cannot clean texts where ftfy is missing

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pdmd.diffusion.schedules import RectifiedFlow
+from pdmd.extras import require
 from pdmd.files import save_tensors
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.mixture import encode_labels
@@ -112,6 +113,7 @@ def load_digit_images(std: float | None = None) -> tuple[Tensor, Tensor, float]:
         Latents, with shape :math:`(1797, 1, 8, 8)`; labels, int64, with shape :math:`(1797)`; and
         the standard deviation.
     """
+    require("report", "sklearn")
     from sklearn.datasets import load_digits
 
     data: Any = load_digits()

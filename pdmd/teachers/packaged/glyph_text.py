@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pdmd.extras import require
 from pdmd.teachers.packaged.glyph_world import NAMES, GlyphBank
 from pdmd.teachers.packaged.pretraining import minimise
 
@@ -39,6 +40,7 @@ def build_tokenizer() -> Any:
     The pipeline drops the first 34 tokens, those of the template of Qwen-Image, so the template
     must have as many tokens here.
     """
+    require("diffusers", "tokenizers", "transformers")
     from tokenizers import Tokenizer, pre_tokenizers, trainers
     from tokenizers.models import BPE
     from transformers import Qwen2Tokenizer
@@ -89,6 +91,7 @@ def pretrain_text_encoder(
     Returns:
         A ``Qwen2_5_VLForConditionalGeneration``, frozen, with an untrained vision encoder.
     """
+    require("diffusers", "transformers")
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     shapes = bank.masks.float().mean(2).flatten(0, 1)[:, None] / 255
@@ -120,6 +123,7 @@ def pretrain_text_encoder(
 
 def _pipeline(text_encoder: Any = None, tokenizer: Any = None) -> Any:
     """Returns a Qwen-Image pipeline of the text parts only, which has the prompt template."""
+    require("diffusers", "diffusers")
     from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
 
     parts: Any = (None, None, text_encoder, tokenizer, None)

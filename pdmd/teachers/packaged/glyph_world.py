@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.extras import require
+
 __all__ = ["CHARACTERS", "FACES", "NAMES", "SIDE", "GlyphBank", "Glyphs", "render_masks"]
 
 CHARACTERS = (
@@ -123,6 +125,7 @@ def render_masks(variants: int, *, seed: int = 0) -> Tensor:
         Ink coverage of every pixel, uint8, with shape
         :math:`(\text{characters}, \text{faces}, \text{variants}, 32, 32)`.
     """
+    require("report", "matplotlib", "PIL")
     from matplotlib import get_data_path
 
     fonts = Path(get_data_path()) / "fonts" / "ttf"

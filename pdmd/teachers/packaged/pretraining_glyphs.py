@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pdmd.extras import require
 from pdmd.teachers.packaged.glyph_text import TEXT, build_tokenizer, pretrain_text_encoder
 from pdmd.teachers.packaged.glyph_world import NAMES, GlyphBank
 from pdmd.teachers.packaged.pretraining import minimise
@@ -246,6 +247,7 @@ def pretrain_glyphs(
 
 
 def _diffusers() -> Any:
+    require("diffusers", "diffusers")
     import diffusers
 
     return diffusers

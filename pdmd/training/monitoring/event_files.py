@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pdmd.extras import require
+
 __all__ = ["EventFile"]
 
 
@@ -26,6 +28,7 @@ class EventFile:
     """
 
     def __init__(self, folder: str | Path, *, purge_step: int | None = None) -> None:
+        require("report", "tensorboard")
         from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 

@@ -17,7 +17,14 @@ from pdmd.files import local_path, write_file
 from pdmd.training.monitoring.event_files import EventFile
 from pdmd.training.monitoring.outputs import Outputs, say
 
-__all__ = ["Recorder", "RunRecorder", "NullRecorder", "read_history"]
+__all__ = [
+    "NullRecorder",
+    "Recorder",
+    "RunRecorder",
+    "bar_title",
+    "read_history",
+    "shown_losses",
+]
 
 HISTORY = 1 << 30
 """Bytes of a history, at most."""
@@ -40,6 +47,20 @@ def read_history(path: Path) -> list[dict[str, Any]]:
             break
         rows.append(row)
     return rows
+
+
+def bar_title(phase: Phase, phases: int) -> str:
+    """Returns what a phase's progress bar is named."""
+    return f"phase {phase.number}/{phases}  t {phase.t_start:.3g} to {phase.t_end:.3g}"
+
+
+def shown_losses(values: Mapping[str, float]) -> dict[str, str]:
+    """Returns the scalars that a progress bar shows, as texts."""
+    return {
+        name.split("/")[0]: f"{value:.3g}"
+        for name, value in values.items()
+        if not name.endswith("gradient_norm") and not name.startswith("evaluations/")
+    }
 
 
 class Recorder:
@@ -153,11 +174,10 @@ class RunRecorder(Recorder):
         def open_bar() -> None:
             from tqdm import tqdm
 
-            title = f"phase {phase.index + 1}/{phases}"
             self.bar = tqdm(
                 total=updates,
                 initial=done,
-                desc=f"{title}  t {phase.t_start:.3g} to {phase.t_end:.3g}",
+                desc=bar_title(phase, phases),
                 disable=not self.progress,
                 dynamic_ncols=True,
                 unit="update",
@@ -182,11 +202,7 @@ class RunRecorder(Recorder):
         self.outputs.attempt("history.jsonl", lambda: self._append(row))
         if not self.outputs.attempt("tensorboard/", lambda: self._add_scalars(step, values)):
             self._close_writer()  # the next scalars open another file
-        postfix = {
-            name.split("/")[0]: f"{value:.3g}"
-            for name, value in values.items()
-            if not name.endswith("gradient_norm") and not name.startswith("evaluations/")
-        }
+        postfix = shown_losses(values)
         if self.bar is not None:
             self.outputs.attempt(
                 "the progress bar", lambda: self.bar.set_postfix(postfix, refresh=False)
