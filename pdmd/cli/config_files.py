@@ -101,7 +101,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return value
     origin = get_origin(hint)
     if origin is Literal:
-        if value not in get_args(hint) or not isinstance(value, str):
+        allowed = {(type(option), option) for option in get_args(hint)}
+        if isinstance(value, list | dict) or (type(value), value) not in allowed:
             options = ", ".join(map(repr, get_args(hint)))
             raise ValueError(f"{where} is one of {options}, got {value!r}")
         return value

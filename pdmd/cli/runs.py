@@ -375,6 +375,8 @@ class Run:
             "arguments": config.teacher.arguments,
             "guidance": list(config.teacher.guidance),
         }
+        if config.teacher.negative_prompt:
+            source["negative_prompt"] = config.teacher.negative_prompt
         if config.teacher.router:
             source["router"] = dict(config.teacher.router)
         if config.teacher.schedule:

@@ -175,11 +175,11 @@ def mutate(data, rng):
             break
         match rng.randrange(3):
             case 0:
-                place[key] = rng.choice(JUNK)
+                place[key] = copy.deepcopy(rng.choice(JUNK))
             case 1:
                 place.pop(key, None)
             case 2:
-                place[key + rng.choice("abc_")] = rng.choice(JUNK)
+                place[key + rng.choice("abc_")] = copy.deepcopy(rng.choice(JUNK))
     return data
 
 
@@ -217,5 +217,6 @@ def test_mutated_configurations_never_crash(tmp_path, capsys, monkeypatch):
         if code == 0:  # only the None, which TOML has no value for, was invalid
             continue
         assert code == 2 and error.startswith("pdmd: error: "), (shown, error)
-        assert all("Loading" in line for line in shown if line.strip())  # a text encoder's bars
+        known = ("Loading", "torch")  # the bars of a text encoder, warnings of torch and torchao
+        assert all(any(k in line for k in known) for line in shown if line.strip())
         assert sorted(tmp_path.iterdir()) == before
