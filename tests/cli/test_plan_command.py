@@ -29,6 +29,17 @@ def test_plan_prints_its_tables_and_writes_json(preset, tmp_path, capsys):
     assert "nothing fits" in capsys.readouterr().out
 
 
+def test_a_negative_prompt_costs_what_guidance_costs(tmp_path, capsys):
+    plans = []
+    for i, more in enumerate(([], ["--teacher.negative-prompt", "1"])):
+        path = tmp_path / f"{i}.json"
+        words = ["plan", "digits", "--teacher.guidance", "2", *more, "--json", str(path)]
+        assert main(words) == 0
+        plans.append(json.loads(path.read_text()))
+    assert plans[0] == plans[1]
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
