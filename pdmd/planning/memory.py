@@ -1,7 +1,7 @@
 """Peak memory of one rank, by item.
 
-Memory may peak at six moments of a cycle. A role's gradients are released when its next update
-begins, so during the other role's update they are alive too.
+Memory may peak at six moments of a cycle. A role's gradients are released after its update, and
+are alive in the rollouts between which they are accumulated.
 """
 
 from __future__ import annotations
@@ -161,7 +161,6 @@ def _moments(
         return 2 * precision.moment_bytes * network.local(tp) / shards
 
     learns = work.fake_updates > 0
-    whole = work.fake_accumulate > 1  # each part may be drawn for one of the rollouts
     buffer = work.phase_inputs if isinstance(work.phase_inputs, PhaseInputBuffer) else None
     phases = range(len(roles.frozen) + 1)
     stored = (
@@ -178,14 +177,15 @@ def _moments(
 
     base = RankMemory(
         teacher=stored_frozen(teacher),
-        frozen=sum(stored_frozen(network) for network in roles.frozen),
+        # a finished expert is the average of its weights, in the type in which it was trained
+        frozen=sum(master(network) + network.buffers for network in roles.frozen),
         generator=master(own) + own.buffers,
         average=master(own) + own.buffers,
         fake=master(fake) + fake.buffers,
         generator_optimizer=optimizer(own),
         fake_optimizer=optimizer(fake) * learns,
-        generator_gradients=master(own),
-        fake_gradients=MASTER * (fake.local if whole else fake.evaluated)(tp) / shards * learns,
+        generator_gradients=0.0,
+        fake_gradients=0.0,
         activations=0.0,
         in_flight=0.0,
         data=data(latents),
@@ -254,8 +254,10 @@ def _moments(
         filling["data"] = data(_STEPPED * buffer.together + _LAST * amid)
     shared = kept if reused else 0.0
     beside = 0.0 if one_rollout else shared
-    # Gradients are released when their role's next update begins, after its rollout.
-    released = {} if work.accumulate > 1 else {"generator_gradients": 0.0}
+    # Gradients are released after their role's update, and are there while more are added to them.
+    added = {"generator_gradients": master(own)} if work.accumulate > 1 else {}
+    if work.fake_accumulate > 1 and learns:
+        filling["fake_gradients"] = master(fake)
     moments = [
         moment(
             "rollout without gradient",
@@ -263,18 +265,23 @@ def _moments(
             in_flight=in_flight(own),
             **filling,
         ),
-        moment("recorded rollout", activations=float(timeline.max()), in_flight=in_flight(own)),
+        moment(
+            "recorded rollout",
+            activations=float(timeline.max()),
+            in_flight=in_flight(own),
+            **added,
+        ),
         moment(
             "teacher's scores",
             activations=kept + scored,
             in_flight=in_flight(teacher),
-            **released,
+            **added,
         ),
         moment(
             "fake score's scores",
             activations=kept + inference(fake, batch),
             in_flight=in_flight(fake),
-            **released,
+            **added,
         ),
         backward("generator", own, added=work.accumulate > 1),
     ]

@@ -313,6 +313,7 @@ class PhaseTrainer:
         if role == "generator":
             self.ema.wait()
         runtime.optimization.step(optimizer, finite)
+        optimizer.zero_grad(set_to_none=True)  # memory for what the other role computes next
         self._pending_steps.append(
             Step(
                 finite=finite,
