@@ -101,6 +101,11 @@ class DistillConfig:
         objectives.check(plan)
         self.lora.build()
         self.train.check(plan)
+        if self.train.adam_bits == 8 and self.parallel.tp > 1:
+            raise ValueError(
+                f"train.adam_bits = 8 does not support parallel.tp = {self.parallel.tp}, which "
+                "splits the rows of its blocks; set train.adam_bits = 32 or parallel.tp = 1"
+            )
         if objectives.follows_phase and self.train.curriculum != "progressive":
             raise ValueError(
                 "a density ratio from a critic needs phases that train one after the other; use "

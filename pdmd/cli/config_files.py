@@ -101,8 +101,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return value
     origin = get_origin(hint)
     if origin is Literal:
-        allowed = {(type(option), option) for option in get_args(hint)}
-        if isinstance(value, list | dict) or (type(value), value) not in allowed:
+        if not any(type(value) is type(v) and value == v for v in get_args(hint)):
             options = ", ".join(map(repr, get_args(hint)))
             raise ValueError(f"{where} is one of {options}, got {value!r}")
         return value

@@ -154,6 +154,7 @@ def plan_run(config: DistillConfig, cluster: Cluster | None = None) -> RunPlan:
         fake_accumulate=train.fake_accumulate,
         timestep_samples=timestep_samples(config.objective.build()[0], len(plan)),
         evaluations=2 if guided else 1,
+        masked=condition is not None and "mask" in condition,
         fake_updates_per_rollout=train.fake_updates_per_rollout,
         phase_inputs=train.build_phase_inputs(plan),
         updates=tuple(train.updates_of(plan)),

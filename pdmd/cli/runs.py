@@ -9,9 +9,11 @@ last one stays when the run is finished, to be trained longer from.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,17 @@ from torch import nn
 
 from pdmd.cli.config import DistillConfig
 from pdmd.cli.config_files import same_config, write_config
-from pdmd.cli.resumed_settings import CHANGEABLE, describe_changes, fingerprint
+from pdmd.cli.resumed_settings import describe_changes, fingerprint
+from pdmd.cli.run_checkpoints import build_checkpointer
 from pdmd.cli.run_folders import check_folder, check_writable, clear_folder, write_plan
 from pdmd.cli.run_inputs import digest_images, digest_inputs
 from pdmd.cli.run_locks import LOCKS, RunLocks
+from pdmd.cli.stop_signals import stop_on
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.sampling import ode_times
 from pdmd.distillation.distill import distill
 from pdmd.distillation.experts import experts
 from pdmd.distillation.initializers import FromDenoiser, Initializer
-from pdmd.distillation.low_rank import layers_of
 from pdmd.distillation.students import Student
 from pdmd.distillation.validation import check_teacher, check_times
 from pdmd.distributed.runtime import Runtime
@@ -37,9 +40,8 @@ from pdmd.files import is_url, local_path, write_file
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import unguided
 from pdmd.teachers.packaged.pretraining import network_arguments, pretrained_network
-from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
+from pdmd.training.checkpoints.checkpointer import Interrupted
 from pdmd.training.checkpoints.inputs import digest_prompts
-from pdmd.training.checkpoints.store import Store
 from pdmd.training.expert_training import ExpertTraining
 from pdmd.training.fake_scores import FakeScoreTraining
 from pdmd.training.monitoring.accounting import Account
@@ -65,7 +67,7 @@ class Run:
         progress: Whether to show progress bars.
         checkpoint: The checkpoint to resume from; the newest by default.
         restarted: Whether the launcher started the ranks again after a failure: the run resumes
-            from its newest checkpoint, or starts again if there is none.
+            from its newest checkpoint since ``checkpoint``, or starts again if there is none.
         allow_changed: Whether to resume although prompts, embeddings or weights have changed.
 
     Raises:
@@ -110,10 +112,19 @@ class Run:
         occupied = self.folder.exists() and any(
             path.name not in LOCKS for path in self.folder.iterdir()
         )
-        self.checkpointer = self._checkpointer(checkpoint)  # may write to the folder to test it
+        self._checkpointer = functools.partial(
+            build_checkpointer,
+            train,
+            self.folder,
+            began=self.began,
+            fingerprint=fingerprint(config),
+            allow_changed=allow_changed,
+        )
+        self.checkpointer = self._checkpointer(name=checkpoint)  # may write there to test it
         unfinished = self.checkpointer.exists()
         if restarted:
             resume, overwrite = unfinished, not unfinished
+            self.checkpointer.restart()
         self.resume, self.overwrite = resume, overwrite
         with self.runtime.ranks.consensus():
             if self.runtime.main:
@@ -149,7 +160,12 @@ class Run:
                     self._network_arguments(self.conditions), self.teacher.schedule
                 )
             self.runtime.placement.check(network)
-            self._check_lora()
+            if any(spec for spec in config.lora.build()) and not _has_weights(self.teacher):
+                raise ValueError(
+                    f"{config.teacher.name} has no weights to adapt; train full weights, with "
+                    "lora.rank = 0 and lora.fake_rank = 0"
+                )
+            config.lora.check_layers(unguided(self.teacher))
             train.build_initializer(
                 None if _has_weights(self.teacher) else FromDenoiser(network), config.lora.build()
             )
@@ -290,7 +306,7 @@ class Run:
         Returns:
             The rows of ``metrics.json``; none on other ranks.
         """
-        with self.locks.held():
+        with self.locked():
             return self._evaluate(student)
 
     def _evaluate(self, student: Student) -> list[dict[str, Any]]:
@@ -311,21 +327,10 @@ class Run:
         self.leave()
         if not self.runtime.main:
             return []
-        metrics = score(
-            student,
-            self.teacher,
-            drawn,
-            seed=config.seed,
-            teacher_steps=config.teacher_steps,
-        )
+        steps = config.teacher_steps
+        metrics = score(student, self.teacher, drawn, seed=config.seed, teacher_steps=steps)
         write_file(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        write_grids(
-            self.folder,
-            student,
-            self.teacher,
-            teacher_steps=config.teacher_steps,
-            drawn=shown,
-        )
+        write_grids(self.folder, student, self.teacher, teacher_steps=steps, drawn=shown)
         write_report(self.folder)
         if self.config.train.checkpoint_keep:  # the last, from which to train longer
             self.checkpointer.keep_last()
@@ -341,10 +346,10 @@ class Run:
         if placement.in_place or not _has_weights(self.teacher):
             return self.teacher
         adapts = any(spec is not None for spec in self.config.lora.build())
-        return placement.frozen(self.teacher, shared=adapts)
+        offload = self.runtime.offload.teacher
+        return placement.frozen(self.teacher, shared=adapts, offload=offload)
 
-    @contextlib.contextmanager
-    def stop_on(self, *numbers: int) -> Iterator[None]:
+    def stop_on(self, *numbers: int) -> AbstractContextManager[None]:
         """Stops after the current update on a signal, and immediately on a second one.
 
         Outside of training the first signal stops immediately.
@@ -352,40 +357,18 @@ class Run:
         Args:
             numbers: The signals.
         """
-        import signal
+        return stop_on(numbers, self._request_stop)
 
-        def request(number: int, frame: Any) -> None:
-            if self.checkpointer.stop_requested or not self.training:
-                raise KeyboardInterrupt
-            self.checkpointer.stop_requested = True
-            say("\npdmd: stopping after this update (repeat to stop immediately)")
-
-        previous = {}
-        with contextlib.suppress(ValueError):  # only the main thread may set handlers
-            for number in numbers:
-                previous[number] = signal.signal(number, request)
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+    def _request_stop(self) -> bool:
+        if self.checkpointer.stop_requested or not self.training:
+            return False
+        self.checkpointer.stop_requested = True
+        say("\npdmd: stopping after this update (repeat to stop immediately)")
+        return True
 
     def _start(self) -> tuple[Initializer, dict[str, Any]]:
         config = self.config
-        source: dict[str, Any] = {
-            "teacher": config.teacher.name,
-            "arguments": config.teacher.arguments,
-            "guidance": list(config.teacher.guidance),
-        }
-        if config.teacher.negative_prompt:
-            source["negative_prompt"] = config.teacher.negative_prompt
-        if config.teacher.router:
-            source["router"] = dict(config.teacher.router)
-        if config.teacher.schedule:
-            source["schedule"] = {
-                "name": config.teacher.schedule,
-                "end": config.teacher.schedule_end,
-            }
+        source = config.teacher.source()
         if _has_weights(self.teacher):
             return config.train.build_initializer(adapters=config.lora.build()), source
         arguments = self._network_arguments(self.conditions)
@@ -408,36 +391,6 @@ class Run:
             teacher_name=self.config.teacher.name,
             name=network.name,
             arguments=network.arguments,
-        )
-
-    def _check_lora(self) -> None:
-        adapters = [spec for spec in self.config.lora.build() if spec]
-        if not adapters:
-            return
-        if not _has_weights(self.teacher):
-            raise ValueError(
-                f"{self.config.teacher.name} has no weights to adapt; train full weights, with "
-                "lora.rank = 0 and lora.fake_rank = 0"
-            )
-        for spec in adapters:
-            layers_of(unguided(self.teacher), spec.targets)
-
-    def _checkpointer(self, name: str = "") -> Checkpointer:
-        train = self.config.train
-        store = Store(
-            train.checkpoint_folder or self.folder / "checkpoint",
-            keep=max(1, train.checkpoint_keep),
-            asynchronous=train.checkpoint_async,
-            probe=bool(train.checkpoint_folder),  # the run folder does not exist yet
-        )
-        return Checkpointer(
-            store,
-            every=train.build_interval(),
-            limit=train.build_time_limit(self.began),
-            fingerprint=fingerprint(self.config),
-            name=name,
-            may_change=CHANGEABLE,
-            allow_changed=self.allow_changed,
         )
 
 

@@ -76,7 +76,7 @@ def distill(
         rollouts: Batch size, truncation and phase inputs of rollouts.
         fake_scores: Number and training of the fake scores.
         session: Device and ranks, recorder, checkpoints and NFE account.
-        conditions: The prompts, if the teacher has encoded them already.
+        conditions: The prompts, if the teacher has encoded them already, in their order.
         seed: Seed of all randomness, in [0, 2^63); the same seed gives the same bits on the same
             machine.
         source: The ``source`` of the :class:`~pdmd.distillation.students.Student`.
@@ -103,7 +103,13 @@ def distill(
     fake_scores, session = fake_scores or FakeScoreTraining(), session or Session()
     runtime, checkpointer = session.runtime, session.checkpointer
     per_phase, health = updates_of(plan, updates), session.health()
+    listed = teacher.prompts if prompts is None else prompts
     encoded = encode(teacher, prompts) if conditions is None else conditions
+    if conditions is not None and conditions.batch_size[0] != len(listed):
+        raise ValueError(
+            f"got conditions of {conditions.batch_size[0]} prompts for {len(listed)} prompts; "
+            "pass the prompts that they encode, in the same order"
+        )
     check_objectives(plan, generator_objective, fake_objective)
     check_fake_scores(plan, rollouts, fake_scores.scores)
     runtime.ranks.local_batch(rollouts.batch_size)
@@ -112,7 +118,6 @@ def distill(
     generator = runtime.ranks.generator(seed)
     start = runtime.placement.outline(teacher)
     finished = FinishedExperts(start, experts, runtime)
-    listed = teacher.prompts if prompts is None else prompts
     checkpointer.add_inputs({"prompts": digest_prompts(listed)})
 
     with session.freezing(teacher):

@@ -101,6 +101,11 @@ class Student(Teacher):
         self._encode = encode
         self._prompts = tuple(prompts) if isinstance(prompts, list) else prompts
 
+    @property
+    def device(self) -> torch.device:
+        """The device on which the first expert computes; its weights may be offloaded."""
+        return self._experts()[0].denoiser.device
+
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Evaluates each sample by the expert of its time."""
         return self._routed().network(x_t, t, condition)

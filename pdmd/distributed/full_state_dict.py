@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from pdmd.distributed import permutations
 from pdmd.distributed.materialization import region_of
 from pdmd.distributed.state_layout import parameter_names
+from pdmd.distributed.weight_sources import gathered
 
 __all__ = ["permuted_moments", "full_moments", "full_tensors", "load_permuted"]
 
@@ -84,25 +85,21 @@ def permuted_moments(
 
 
 def _plain(value: Tensor, dim: int, order: Tensor) -> Tensor:
-    full = _whole(value)
+    full = gathered(value)
     plain = full.index_select(dim, order.to(full.device))
     return _shard(plain, value) if isinstance(value, DTensor) else plain
 
 
 def _permuted(full: Tensor, like: Tensor, dim: int, order: Tensor) -> Tensor:
-    full = _whole(full)
+    full = gathered(full)
     value = full.index_select(dim, order.argsort().to(full.device))
     return _shard(value, like) if isinstance(like, DTensor) else value
-
-
-def _whole(value: Tensor) -> Tensor:
-    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _shard(whole: Tensor, like: DTensor) -> Tensor:
     """Returns this rank's shard of a tensor, as another is sharded; the rest is freed."""
     part = whole[region_of(like)].clone()
-    return DTensor.from_local(
+    shard = DTensor.from_local(
         part,
         like.device_mesh,
         like.placements,
@@ -110,3 +107,4 @@ def _shard(whole: Tensor, like: DTensor) -> Tensor:
         shape=whole.shape,
         stride=whole.stride(),
     )
+    return shard.to(part.device)  # it was moved to the mesh's, which is not that of offloaded ones

@@ -26,19 +26,27 @@ __all__ = ["check_sources", "materialize", "missing_sources", "refer", "region_o
 
 
 @torch.no_grad()
-def materialize(network: nn.Module, device: torch.device) -> None:
+def materialize(
+    network: nn.Module, device: torch.device, *, shards: torch.device | None = None
+) -> None:
     """Allocates this rank's shards of an outline and reads their values, tensor by tensor.
 
     Args:
         network: The outline, wrapped and sharded, changed in place. Parameters that have values
             keep them.
-        device: Where the shards are allocated.
+        device: The device of its computation, where buffers and whole parameters are.
+        shards: Where sharded parameters are allocated; ``device`` by default.
 
     Raises:
         ValueError: If a parameter has no source.
     """
     check_sources(network)
-    network._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
+
+    def allocated(tensor: Tensor) -> Tensor:
+        place = (shards or device) if isinstance(tensor, DTensor) else device
+        return torch.empty_like(tensor, device=place) if tensor.is_meta else tensor.to(place)
+
+    network._apply(allocated)
     read: set[int] = set()
     for module in network.modules():
         sources = module.__dict__.pop(ATTRIBUTE, {})

@@ -72,7 +72,7 @@ def highest_over_ranks(value: int, hosts: dist.ProcessGroup | None) -> int:
         hosts: A process group of all ranks that communicates between CPUs; ``None`` for the
             default group.
     """
-    tensor = torch.tensor(value)
+    tensor = torch.tensor(value, device="cpu")
     dist.all_reduce(tensor, dist.ReduceOp.MAX, group=hosts)
     return int(tensor)
 

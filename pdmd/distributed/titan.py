@@ -19,7 +19,6 @@ from typing import cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.distributed.communicator import Communicator
@@ -59,6 +58,7 @@ from pdmd.distributed.titan_parts import (
 )
 from pdmd.distributed.titan_placement import ActivationCheckpointing, MeshPlacement
 from pdmd.distributed.watchdog import Watchdog
+from pdmd.distributed.weight_sources import gathered
 from pdmd.training.optimizers import AdamRecipe, ContainerRates, RateSchedule
 
 __all__ = ["TitanRuntime"]
@@ -289,10 +289,7 @@ class ShardedStates(StateLayout):
         load_permuted(network, tensors)
 
     def full(self, network: nn.Module) -> dict[str, Tensor]:
-        return {
-            name: (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
-            for name, value in self.tensors(network).items()
-        }
+        return {name: gathered(value).cpu() for name, value in self.tensors(network).items()}
 
     def moments(self, network: nn.Module, optimizers: Optimizers) -> Moments:
         return full_moments(network, moments_of(network, optimizers))

@@ -100,7 +100,7 @@ class MeshPlacement(Placement):
             return self._shard(copied, offload)
         pairs = list(zip(network.modules(), copied.modules(), strict=True))  # before wrapping
         self._shard_base(copied, offload)
-        materialize(copied, self._home(offload))
+        materialize(copied, self.device, shards=self._home(offload))
         self.bases.add(pairs)
         return copied
 
@@ -170,7 +170,7 @@ class MeshPlacement(Placement):
             tensor, context = (self.dims.get_optional_mesh(name) for name in ("tp", "cp"))
             split_factors(part, tensor, context)
             fully_shard(part, **self._sharding(offload), reshard_after_forward=True)
-            materialize(part, self._home(offload))
+            materialize(part, self.device, shards=self._home(offload))
         return network
 
     def _home(self, offload: bool) -> torch.device:
@@ -214,7 +214,7 @@ class MeshPlacement(Placement):
         # The root too is resharded after forward: rollouts without a gradient would leave it
         # gathered, and updates of its parameters in between would be lost.
         fully_shard(network, **self._sharding(offload), reshard_after_forward=True)
-        materialize(network, self._home(offload))
+        materialize(network, self.device, shards=self._home(offload))
         return network
 
     def _wrap(self, network: nn.Module, name: str, unit: nn.Module) -> nn.Module:

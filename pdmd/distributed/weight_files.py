@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from pdmd.distributed.tensor_parallel import permutations
 from pdmd.distributed.weight_sources import (
@@ -24,6 +23,7 @@ from pdmd.distributed.weight_sources import (
     Region,
     WeightSource,
     attach_sources,
+    gathered,
     is_outline,
     sources_of,
     whole,
@@ -172,7 +172,7 @@ def whole_tensors(network: nn.Module) -> list[WholeTensor]:
         def read() -> Tensor:
             if value.is_meta:
                 return sources[name].read(whole(value.shape)).to(value.dtype)
-            full = value.full_tensor() if isinstance(value, DTensor) else value
+            full = gathered(value)
             if name not in permuted:
                 return full
             dim, order = permuted[name]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ __all__ = [
     "ZeroWeight",
     "attach_sources",
     "copy_weights",
+    "gathered",
     "hollow",
     "is_outline",
     "outline",
@@ -107,8 +108,7 @@ class PlacedWeight(WeightSource):
         self.parameter, self.dim, self.order = parameter.detach(), dim, order
 
     def read(self, region: Region) -> Tensor:
-        value = self.parameter
-        value = value.full_tensor() if isinstance(value, DTensor) else value
+        value = gathered(self.parameter)
         if self.order is not None:
             value = value.index_select(self.dim, self.order.to(value.device))
         return value[region]
@@ -258,6 +258,18 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
         return
     for own, other in zip(source.modules(), target.modules(), strict=True):
         attach_sources(other, {**_sources(own), **sources_of(own)})
+
+
+def gathered(value: Tensor) -> Tensor:
+    """Returns all of a tensor that may be sharded, where its shards are; all ranks take part.
+
+    Shards in CPU memory are gathered on the device of their mesh: its ranks may have no connection
+    between CPUs.
+    """
+    if not isinstance(value, DTensor):
+        return value
+    shards = cast("DTensor", value.to(value.device_mesh.device_type))
+    return shards.full_tensor().to(value.device)
 
 
 def whole(shape: Sequence[int]) -> Region:

@@ -22,6 +22,7 @@ import torch
 
 from pdmd.distillation.experts import Truncation
 from pdmd.distillation.phases import PhasePlan
+from pdmd.teachers.guided import JOINED_ROWS
 from pdmd.training.phase_inputs import PhaseInputBuffer, PhaseInputs
 
 __all__ = ["CyclePasses", "Workload", "cycle_passes"]
@@ -40,7 +41,8 @@ class Workload:
         fake_accumulate: Rollouts whose gradients are summed for one fake update.
         timestep_samples: Times :math:`t` per sample at which the generator objective evaluates the
             scores.
-        evaluations: NFE of one call of the teacher; 2 with classifier-free guidance.
+        evaluations: NFE of one evaluation of the teacher; 2 with classifier-free guidance.
+        masked: Whether texts have a mask; guidance then calls the teacher's network twice.
         fake_updates_per_rollout: Fake updates that reuse one rollout.
         phase_inputs: Where rollouts start; fresh phase inputs by default.
         updates: Updates of each expert, one number for all or one per phase; they determine how
@@ -56,6 +58,7 @@ class Workload:
     fake_accumulate: int = 1
     timestep_samples: int = 1
     evaluations: int = 1
+    masked: bool = False
     fake_updates_per_rollout: int = 1
     phase_inputs: PhaseInputs | None = None
     updates: int | tuple[int, ...] = 1
@@ -68,6 +71,16 @@ class Workload:
             return self.fake_updates * self.fake_accumulate + self.accumulate
         groups = math.ceil(self.fake_updates / self.fake_updates_per_rollout)
         return max(1, groups * self.fake_accumulate) + self.accumulate - 1
+
+    def teacher_calls(self, rows: float, *, sharded: bool) -> int:
+        """Returns the calls of its network in one evaluation of the teacher.
+
+        Args:
+            rows: Rows of a rank's batch.
+            sharded: Whether the network is; see :class:`~pdmd.teachers.guided.Guided`.
+        """
+        apart = self.masked or (rows > JOINED_ROWS and not sharded)
+        return self.evaluations if apart else 1
 
     def updates_of(self, index: int) -> int:
         """Returns the updates of a phase's expert."""

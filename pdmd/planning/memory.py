@@ -240,9 +240,12 @@ def _moments(
 
     timeline = live(own.training_memory, batch)[: own.training_memory.forward_end + 1]
     kept = float(timeline[-1])
-    rows = work.evaluations * batch
+    calls = work.teacher_calls(batch, sharded=degrees.ranks > 1)
+    rows = work.evaluations * batch / calls
     scored = inference(teacher, rows)
-    if work.evaluations > 1:  # both evaluations run as one concatenated batch
+    if calls > 1:  # the first output is kept
+        scored += batch * own.latents
+    elif work.evaluations > 1:  # both evaluations run as one concatenated batch
         scored += rows * teacher.condition
     together = buffer.together * batch if buffer else batch
     frozen = (inference(network, together) for network in roles.frozen)

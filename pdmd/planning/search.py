@@ -83,7 +83,8 @@ def search_degrees(
         offload: The roles in CPU memory; none by default.
 
     Returns:
-        Every choice of degrees; those that fit first, sorted by the seconds of the longest cycle,
+        Every choice of degrees, without tensor parallelism for moments in 8 bits, which do not
+        support it; those that fit first, sorted by the seconds of the longest cycle,
         then by traffic and memory.
 
     Raises:
@@ -99,7 +100,7 @@ def search_degrees(
         heads=network.heads if network.attention else 0,
         tokens=network.tokens,
     ):
-        if degrees.tp > 1 and not splits:
+        if degrees.tp > 1 and (not splits or precision.moment_bytes < 4):  # no 8 bits with tp
             continue
         at = [memory_of(r, work, degrees, precision, offload) for r in roles]
         sent = [traffic_of(r, work, k, degrees, precision, offload) for k, r in enumerate(roles)]

@@ -1,8 +1,8 @@
 """Totals of a run: cycles, prompts, FLOPs, hours, and what it writes.
 
-A checkpoint in float32 has the expert's weights, their average and two moments, and the fake
-score's weights and two moments. Finished experts are in it as well, in the dtype in which frozen
-networks are stored.
+A checkpoint has, in float32, the expert's weights, their average and two moments, and the fake
+score's weights and two moments (:mod:`pdmd.training.checkpoints.sizes`). Finished experts are
+written once, beside the checkpoints.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class RunTotals:
         gpu_hours: Hours of the cycles, times the number of GPUs.
         checkpoint: Bytes of the largest checkpoint.
         student: Bytes of the student.
-        disk: Bytes of the run's folder: the checkpoints kept and one being written, the student
-            and the phase-input buffer if it is in files.
+        disk: Bytes of the run's folder: the checkpoints kept and one being written, the finished
+            experts, the student and the phase-input buffer if it is in files.
     """
 
     cycles: int
@@ -57,8 +57,7 @@ def checkpoint_bytes(roles: PhaseFootprints, work: Workload, precision: Precisio
     moments = 2 * precision.moment_bytes
     own = roles.generator.parameters * (2 * _FLOAT + moments)
     fake = roles.fake.parameters * (_FLOAT + (moments if work.fake_updates else 0))
-    frozen = sum(n.parameters for n in roles.frozen) * precision.frozen.itemsize
-    return round(own + fake + frozen)
+    return round(own + fake)
 
 
 def run_totals(
@@ -80,10 +79,11 @@ def run_totals(
         seconds: Seconds of a cycle, by phase.
         gpus: The number of GPUs.
         precision: The dtypes of storage.
-        checkpoints: Checkpoints that are kept.
+        checkpoints: Checkpoints that are kept; with 0, the newest is until the run has ended.
     """
     updates = [work.updates_of(k) for k in range(len(roles))]
     largest = max(checkpoint_bytes(r, work, precision) for r in roles)
+    finished = _FLOAT * sum(r.generator.parameters for r in roles[:-1])
     student = sum(r.generator.parameters for r in roles) * precision.frozen.itemsize
     duration = sum(n * s.total for n, s in zip(updates, seconds, strict=True))
     buffer, stored = work.phase_inputs, 0
@@ -98,5 +98,5 @@ def run_totals(
         gpu_hours=duration * gpus / 3600,
         checkpoint=largest,
         student=student,
-        disk=(checkpoints + 1) * largest + student + stored,
+        disk=(max(checkpoints, 1) + 1) * largest + finished + student + stored,
     )

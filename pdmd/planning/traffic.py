@@ -68,8 +68,9 @@ def traffic_of(
     tp, cp, shards = degrees.tp, degrees.cp, degrees.shards
     sharded, replicated = _ring(shards), 2 * _ring(degrees.dp_replicate)
     gather = reduce = copies = tensor = sequence = 0.0
+    joined = work.evaluations / work.teacher_calls(batch, sharded=degrees.ranks > 1)
     for role, network, forward, backward in _passes(roles, work, index):
-        passes = forward / work.evaluations if role == "teacher" else forward
+        passes = forward / joined if role == "teacher" else forward
         local, (units, root) = network.evaluated(tp), network.gathered(tp)
         gathered = passes * (units + root) + backward * units
         gather += sharded * precision.compute.itemsize * gathered
@@ -100,9 +101,10 @@ def _host_copies(
 ) -> float:
     """Returns the bytes that a rank copies: weights in every pass, averages and moments twice."""
     shards, tp = degrees.shards, degrees.tp
-    copied = 0.0
+    copied, batch = 0.0, work.batch_size / degrees.batches
+    joined = work.evaluations / work.teacher_calls(batch, sharded=degrees.ranks > 1)
     for role, network, forward, backward in _passes(roles, work, index):
-        passes = forward / work.evaluations if role == "teacher" else forward
+        passes = forward / joined if role == "teacher" else forward
         frozen = network.local_base(tp) if network.base_units else 0.0
         if role == "teacher" or role == "frozen" and offload.experts:
             frozen += network.evaluated(tp)

@@ -68,6 +68,14 @@ def test_a_ratio_from_a_critic_needs_progressive_phases():
         config.check()
 
 
+def test_moments_in_8_bits_and_tensor_parallelism_exclude_each_other():
+    pytest.importorskip("torchao")
+    config = DistillConfig()
+    config.train.adam_bits, config.parallel.tp = 8, 2
+    with pytest.raises(ValueError, match=r"adam_bits = 8 does not support parallel\.tp = 2"):
+        config.check()
+
+
 def test_networks_are_built_by_name_with_their_arguments():
     schedule = MixtureTeacher.random(dim=2).schedule
     config = NetworkConfig(arguments={"width": 8, "depth": 1})

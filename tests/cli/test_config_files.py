@@ -217,6 +217,6 @@ def test_mutated_configurations_never_crash(tmp_path, capsys, monkeypatch):
         if code == 0:  # only the None, which TOML has no value for, was invalid
             continue
         assert code == 2 and error.startswith("pdmd: error: "), (shown, error)
-        known = ("Loading", "torch")  # the bars of a text encoder, warnings of torch and torchao
-        assert all(any(k in line for k in known) for line in shown if line.strip())
+        own = [s for s in shown if s.strip() and not re.search("Loading|torch", s)]
+        assert not own  # but the bars of a text encoder, and what torchao makes torch say
         assert sorted(tmp_path.iterdir()) == before

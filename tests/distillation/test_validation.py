@@ -58,3 +58,11 @@ def test_encoded_prompts_are_used_as_they_are(monkeypatch):
     found = distill(teacher, plan, conditions=conditions, session=Session(), **settings)
     for a, b in zip(expected.state_dict().values(), found.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_conditions_of_other_prompts_raise():
+    teacher = MixtureTeacher.random(dim=2, classes=2, modes=2)
+    with pytest.raises(ValueError, match="conditions of 3 prompts for 2 prompts"):
+        distill(
+            teacher, PhasePlan.uniform(1), [0, 1], conditions=teacher.encode([0, 1, 1]), updates=1
+        )

@@ -290,3 +290,9 @@ def test_bad_input_ends_all_ranks_in_one_line_and_writes_nothing(tmp_path, unfin
         said = outcomes[0][i][1]
         assert said.startswith("pdmd: error: ") and said.count("\n") == 1, said
         assert named in said
+
+
+def test_ranks_sample_an_evaluation_together(tmp_path):
+    with Ranks(tmp_path / "run") as ranks:
+        assert ranks.end() == [(0, []), (0, [])]
+    assert (tmp_path / "run" / "metrics.json").exists()

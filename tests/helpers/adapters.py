@@ -75,6 +75,7 @@ class Gradients(LocalOptimization):
     """Records the gradient of every update."""
 
     def __init__(self):
+        super().__init__()
         self.gradients = []
 
     def clip_gradients(self, network, max_grad_norm):

@@ -4,6 +4,7 @@ import pytest
 
 from pdmd.planning import Cluster, Precision, checkpoint_bytes, plan_roles
 from pdmd.planning.memory import EIGHT_BIT
+from pdmd.training.checkpoints.sizes import CheckpointSize, TrainedSize
 from pdmd.training.phase_inputs import PhaseInputBuffer
 from tests.helpers.plans import small_run
 
@@ -24,10 +25,17 @@ def test_a_checkpoint_has_weights_averages_and_moments_once():
     roles, work = small_run()
     n = roles[1].generator.parameters
     full = checkpoint_bytes(roles[1], work, Precision())
-    # expert 4 + 4 + 8, fake score 4 + 8, and the finished expert of phase 1
-    assert full == (16 + 12 + 4) * n
+    assert full == (16 + 12) * n  # expert 4 + 4 + 8, fake score 4 + 8
+    size = CheckpointSize(
+        generator=TrainedSize(parameters=n, average=True),
+        fake=TrainedSize(parameters=n),
+        finished=(roles[0].generator.parameters,),
+    )
+    totals = plan_roles(roles, work, cluster=Cluster(), precision=Precision()).totals()
+    assert full == size.checkpoint
+    assert totals.disk == size.store + totals.student
     small = checkpoint_bytes(roles[1], work, Precision(moment_bytes=EIGHT_BIT))
-    assert small == pytest.approx((16 + 12 + 4 - 4 * (4 - EIGHT_BIT)) * n)
+    assert small == pytest.approx((16 + 12 - 4 * (4 - EIGHT_BIT)) * n)
 
 
 def test_a_buffer_in_files_is_on_the_disk(tmp_path):

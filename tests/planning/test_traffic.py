@@ -1,9 +1,11 @@
 """Traffic of ring collectives, in closed form."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 
-from pdmd.planning import Precision, traffic_of
+from pdmd.planning import Degrees, Precision, traffic_of
 from tests.helpers.plans import DEGREES, PHASES, WORK
 from tests.helpers.trainings import SMALL
 
@@ -28,3 +30,14 @@ def test_traffic_equals_the_closed_form(degrees):
     assert sent.tp_all_reduce == pytest.approx(
         (forward + backward) * 2 * stream * 2 * (tp - 1) / tp
     )
+
+
+def test_guidance_gathers_a_masked_teacher_twice():
+    degrees, network = Degrees(dp_shard=2), PHASES[0].teacher
+
+    def gathered(**changes):
+        work = dataclasses.replace(WORK, evaluations=2, **changes)
+        return traffic_of(PHASES[0], work, 0, degrees, Precision()).all_gather
+
+    once = 4 * network.local(1) / 2
+    assert gathered(masked=True) - gathered() == pytest.approx(once)

@@ -14,6 +14,7 @@ class Watched(LocalOptimization):
     """Records which parameters, and which moments, every step of an optimizer changes."""
 
     def __init__(self):
+        super().__init__()
         self.steps = []
 
     def step(self, optimizers, finite):

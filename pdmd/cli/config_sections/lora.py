@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pdmd.distillation.adapters import LowRank
+from pdmd.diffusion.denoisers import Denoiser
+from pdmd.distillation.adapters import LowRank, layers_of
 
 __all__ = ["LoraConfig"]
 
@@ -47,3 +48,13 @@ class LoraConfig:
             for rank, alpha in pairs
         )
         return generator, fake
+
+    def check_layers(self, network: Denoiser) -> None:
+        """Checks that the targets are linear layers of a network.
+
+        Raises:
+            ValueError: If a target matches none.
+        """
+        for spec in self.build():
+            if spec is not None:
+                layers_of(network, spec.targets)

@@ -54,6 +54,21 @@ class TeacherConfig:
     plugins: tuple[str, ...] = ()
     """Python modules to import first; they may register teachers, networks and objectives."""
 
+    def source(self) -> dict[str, Any]:
+        """Returns the ``source`` of a :class:`~pdmd.distillation.students.Student` of it."""
+        source: dict[str, Any] = {
+            "teacher": self.name,
+            "arguments": self.arguments,
+            "guidance": list(self.guidance),
+        }
+        if self.negative_prompt:
+            source["negative_prompt"] = self.negative_prompt
+        if self.router:
+            source["router"] = dict(self.router)
+        if self.schedule:
+            source["schedule"] = {"name": self.schedule, "end": self.schedule_end}
+        return source
+
     def build(self, *, outlined: bool = False) -> Teacher:
         """Builds the teacher, with guidance and on the chosen schedule.
 

@@ -169,9 +169,8 @@ class Checkpointer(NoCheckpoints):
         self._warnings: list[str] = []
         self.stop_requested = False
         self._incomplete = False  # whether a finished expert could not be written
-        self._last = self._verified = (
-            ""  # name of the last one written or read; of the last one verified
-        )
+        self._last = self._verified = ""  # name of the last written or read; last verified
+        self._branch = name  # the checkpoint named by this run or by the one that it continues
         self._stored = 0  # finished experts that are stored
         self._saved_at: float | None = None
 
@@ -185,6 +184,15 @@ class Checkpointer(NoCheckpoints):
         self.experts.clear()
         self.experts.remove_folder()
         self._last, self._stored = "", 0
+
+    def restart(self) -> None:
+        """Resumes from the newest checkpoint if it was written since resuming from the named one.
+
+        For a run that is started again with the same arguments.
+        """
+        newest = self.store.latest()
+        if newest and self.store.content(newest).get("branch") == self.name:
+            self.name = ""
 
     def keep_last(self) -> None:
         """Removes every checkpoint but the newest."""
@@ -207,7 +215,7 @@ class Checkpointer(NoCheckpoints):
         return Decision(ranks.highest(decision))
 
     def save_expert(self, index: int, collect: Callable[[], dict[str, Tensor]]) -> None:
-        if index < self._stored:
+        if index != self._stored:  # it is stored, or an earlier one could not be
             return
 
         def write() -> None:
@@ -240,6 +248,7 @@ class Checkpointer(NoCheckpoints):
                 "cursor": cursor,
                 "fingerprint": self.fingerprint,
                 "inputs": self.inputs,
+                "branch": self._branch,
                 "experts": {one: self.experts.digest(one) for one in names},
             }
             self.store.save(name, tensors, content)
@@ -299,6 +308,7 @@ class Checkpointer(NoCheckpoints):
         self._check_inputs(name, content.get("inputs", {}))
         self._check_settings(name, content["fingerprint"], content.get("inputs", {}))
         self._last, self._stored = name, len(content["experts"])
+        self._branch = self.name or content.get("branch", "")
         return content["cursor"]
 
     def _check_inputs(self, name: str, old: Mapping[str, Mapping[str, str]]) -> None:

@@ -175,3 +175,29 @@ def test_a_run_with_moments_in_8_bits_resumes_to_the_same_bits(tmp_path):
     assert torch.equal(weights(resumed), weights(whole))
     exact = {**recipes, "optimizer": AdamRecipe(lr=1e-3), "fake_optimizer": AdamRecipe(lr=1e-3)}
     assert not torch.equal(weights(small(**exact)), weights(whole))
+
+
+def test_a_restart_resumes_from_the_newest_since_the_named_checkpoint(tmp_path):
+    store = Store(tmp_path / "c", keep=9)
+    small(checkpointer=Checkpointer(store, every=2))
+    name = "phase-0001-update-000000002"
+    named = Checkpointer(store, every=1, name=name)
+    named.restart()
+    assert named.name == name  # the newer ones were there before
+    with pytest.raises(Interrupted):
+        small(checkpointer=named, resume=True, recorder=StopAt(named, 2))
+    again = Checkpointer(store, name=name)
+    again.restart()
+    assert store.latest() == "phase-0001-update-000000004" and not again.name
+    assert torch.equal(weights(small(checkpointer=again, resume=True)), weights(small()))
+
+
+def test_no_expert_is_stored_before_an_earlier_one(tmp_path):
+    def full():
+        raise OSError("no space left")
+
+    checkpointer = Checkpointer(tmp_path / "c")
+    checkpointer.save_expert(0, full)
+    checkpointer.save_expert(1, lambda: {"x": torch.ones(1)})
+    checkpointer.save("phase-0003-update-000000000", lambda: ({}, {}))
+    assert not checkpointer.experts.names() and not checkpointer.exists()

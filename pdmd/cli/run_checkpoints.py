@@ -1,0 +1,53 @@
+"""Checkpoints of a run: where its configuration keeps them, when, and what must stay equal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pdmd.cli.config_sections.train import TrainConfig
+from pdmd.cli.resumed_settings import CHANGEABLE
+from pdmd.training.checkpoints.checkpointer import Checkpointer
+from pdmd.training.checkpoints.store import Store
+
+__all__ = ["build_checkpointer"]
+
+
+def build_checkpointer(
+    train: TrainConfig,
+    folder: Path,
+    *,
+    began: float,
+    fingerprint: Mapping[str, Any],
+    allow_changed: bool = False,
+    name: str = "",
+) -> Checkpointer:
+    """Builds the checkpointer of a run, on all ranks together.
+
+    Args:
+        train: The configuration of the training.
+        folder: The run folder.
+        began: When the run began, in seconds of Unix time.
+        fingerprint: The settings on which the numbers depend.
+        allow_changed: Whether to resume although inputs have changed.
+        name: The checkpoint to resume from; the newest by default.
+
+    Raises:
+        ValueError: If checkpoints cannot be kept where the configuration says.
+    """
+    store = Store(
+        train.checkpoint_folder or folder / "checkpoint",
+        keep=max(1, train.checkpoint_keep),
+        asynchronous=train.checkpoint_async,
+        probe=bool(train.checkpoint_folder),  # the run folder does not exist yet
+    )
+    return Checkpointer(
+        store,
+        every=train.build_interval(),
+        limit=train.build_time_limit(began),
+        fingerprint=fingerprint,
+        name=name,
+        may_change=CHANGEABLE,
+        allow_changed=allow_changed,
+    )
