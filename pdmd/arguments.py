@@ -106,6 +106,8 @@ def _check(name: str, value: Any, kind: Any) -> None:
         hint = ""
         if isinstance(value, type) and wanted.startswith("an instance"):
             hint = f", as by {value.__name__}()"
+        if isinstance(value, str) and "sequence" in wanted:
+            hint = f", such as a list: [{describe(value)}]"
         raise TypeError(f"{name} takes {wanted}, got {describe(value)}; pass {wanted}{hint}")
     if isinstance(value, float) and math.isnan(value):
         raise ValueError(f"{name} is {value}; pass a number")

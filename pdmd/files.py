@@ -264,10 +264,15 @@ def write_file(path: str | Path, data: str | bytes) -> None:
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
-    with _draft(path) as draft, draft.open("xb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
+    try:
+        with _draft(path) as draft, draft.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:  # writing does not name the file, as on a full disk
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def save_tensors(

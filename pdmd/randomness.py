@@ -38,20 +38,25 @@ class RankGenerator(torch.Generator):
         rank: Index of this rank among the data-parallel ranks.
         ranks: Number of data-parallel ranks.
         draws: Number of draws with one row per sample so far.
+        first_row: Rows of the whole before the batch, as where a long list is sampled in batches.
     """
 
     rank: int = 0
     ranks: int = 1
     draws: int = 0
+    first_row: int = 0
 
     @classmethod
-    def make(cls, seed: int, rank: int = 0, ranks: int = 1) -> RankGenerator:
+    def make(
+        cls, seed: int, rank: int = 0, ranks: int = 1, *, first_row: int = 0
+    ) -> RankGenerator:
         """Creates a generator on the CPU.
 
         Args:
             seed: The seed, the same on all ranks.
             rank: Index of this rank, in :math:`[0, R)`.
             ranks: Number of ranks :math:`R`.
+            first_row: Rows of the whole before the batch.
 
         Raises:
             ValueError: If the rank is outside :math:`[0, R)`.
@@ -60,7 +65,7 @@ class RankGenerator(torch.Generator):
             raise ValueError(f"rank must be in [0, {ranks}), got {rank}")
         generator = cls()
         generator.manual_seed(seed)
-        generator.rank, generator.ranks = rank, ranks
+        generator.rank, generator.ranks, generator.first_row = rank, ranks, first_row
         return generator
 
     def manual_seed(self, seed: int) -> RankGenerator:
@@ -95,10 +100,10 @@ class RankGenerator(torch.Generator):
 
     def clone_state(self) -> RankGenerator:
         """Returns another generator in the same state, of the same rank."""
-        return _restored(self.rank, self.ranks, self.get_state())
+        return _restored(self.rank, self.ranks, self.get_state(), self.first_row)
 
     def __reduce__(self) -> Any:
-        return _restored, (self.rank, self.ranks, self.get_state())
+        return _restored, (self.rank, self.ranks, self.get_state(), self.first_row)
 
     def next_rows(self, rows: int, words: int) -> tuple[int, int, int, int]:
         """Begins a draw.
@@ -111,11 +116,12 @@ class RankGenerator(torch.Generator):
             The seed, the index of the draw, and this rank's first word and number of words.
         """
         draw, self.draws = self.draws, self.draws + 1
-        return self.initial_seed(), draw, self.rank * rows * words, rows * words
+        first = self.first_row + self.rank * rows
+        return self.initial_seed(), draw, first * words, rows * words
 
 
-def _restored(rank: int, ranks: int, state: Tensor) -> RankGenerator:
-    return RankGenerator.make(0, rank, ranks).set_state(state)
+def _restored(rank: int, ranks: int, state: Tensor, first_row: int = 0) -> RankGenerator:
+    return RankGenerator.make(0, rank, ranks, first_row=first_row).set_state(state)
 
 
 def randn(

@@ -131,6 +131,19 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.toml", "config.toml.tmp"]
 
 
+def test_a_file_that_does_not_fit_is_named(tmp_path):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # to the writer, a full disk
+    try:
+        with pytest.raises(OSError, match=r"metrics\.json"):
+            write_file(tmp_path / "metrics.json", "x" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_link_is_replaced_and_a_device_written_to(tmp_path):
     target = tmp_path / "target"
     target.write_text("kept")

@@ -61,7 +61,9 @@ def evaluate_command(words: list[str]) -> int:
         trust_source=options.trust_source,
     )
     source = student.source or {}
-    teacher = guided(unguided(teacher), options.guidance or source.get("guidance", 1.0))
+    scales = tuple(options.guidance or source.get("guidance") or (1.0,))
+    negative = source.get("negative_prompt", "") if set(scales) != {1.0} else ""
+    teacher = guided(unguided(teacher), scales, negative_prompt=negative)
     teacher = on_schedule(teacher, *schedule_of(source))
     metrics = evaluate(
         student,

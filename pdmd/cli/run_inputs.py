@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from pdmd.cli.config import DistillConfig
 from pdmd.extras import require
 from pdmd.files import is_url
+from pdmd.teachers.conditioning.image_prompts import ImagePrompt
 from pdmd.training.checkpoints.inputs import InputDigests, digest_input
 
-__all__ = ["digest_inputs"]
+__all__ = ["digest_images", "digest_inputs"]
 
 SECTIONS = ("teacher", "network", "objective", "lora")
 PLACES = ("folder", "embeddings", "prompts", "path", "file", "weights", "images")
 """Keys whose values are places even without a slash."""
+IMAGES = 512
+"""First images of prompts that are digested, at most."""
 
 
 def digest_inputs(config: DistillConfig) -> InputDigests:
@@ -36,6 +39,24 @@ def digest_inputs(config: DistillConfig) -> InputDigests:
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k in SECTIONS}
     found = {key: digest_input(place) for key, place in _places(settings)}
     return {key: digests for key, digests in found.items() if digests}
+
+
+def digest_images(prompts: Sequence[Any]) -> InputDigests:
+    """Digests the local files of first images, which a run reads by their paths.
+
+    Args:
+        prompts: The prompts; of more than 512, as many at equal distances are looked at.
+
+    Raises:
+        OSError: If a file cannot be read.
+    """
+    count = min(IMAGES, len(prompts))
+    rows = {i * (len(prompts) - 1) // max(1, count - 1) for i in range(count)}
+    images = [prompts[i].image for i in sorted(rows) if isinstance(prompts[i], ImagePrompt)]
+    paths = sorted({str(image) for image in images if isinstance(image, str | Path)})
+    found = {path: digest_input(path) for path in paths if not is_url(path)}
+    digests = {path: next(iter(files.values())) for path, files in found.items() if files}
+    return {"the first images": digests} if digests else {}
 
 
 def _places(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

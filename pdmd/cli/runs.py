@@ -24,7 +24,7 @@ from pdmd.cli.config_files import same_config, write_config
 from pdmd.cli.resumed_settings import describe_changes, fingerprint
 from pdmd.cli.run_checkpoints import build_checkpointer
 from pdmd.cli.run_folders import check_folder, check_writable, clear_folder, write_plan
-from pdmd.cli.run_inputs import digest_inputs
+from pdmd.cli.run_inputs import digest_images, digest_inputs
 from pdmd.cli.run_locks import LOCKS, RunLocks
 from pdmd.cli.stop_signals import stop_on
 from pdmd.diffusion.denoisers import Denoiser
@@ -173,7 +173,9 @@ class Run:
             )
             if self.runtime.main:
                 prompts = digest_prompts(self.teacher.prompts)
-                self.checkpointer.add_inputs({**digest_inputs(config), "prompts": prompts})
+                images = digest_images(self.teacher.prompts)
+                inputs = {**digest_inputs(config), **images, "prompts": prompts}
+                self.checkpointer.add_inputs(inputs)
         if resume:
             self.checkpointer.read()
         self.account = Account()

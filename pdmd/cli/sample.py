@@ -108,9 +108,11 @@ def _batches(
     from tqdm import tqdm
 
     from pdmd.distillation.sampling import sample
+    from pdmd.randomness import RankGenerator
 
     size = options.batch_size or max(1, TOGETHER // math.prod(student.latent_shape))
     generator = torch.Generator().manual_seed(options.seed)
+    stochastic = any(expert.stochastic for expert in student.experts)
     bar = tqdm(
         total=len(prompts),
         desc="sample",
@@ -120,6 +122,8 @@ def _batches(
     with bar:
         for i in range(0, len(prompts), size):
             chosen = prompts[i : i + size]
+            if stochastic:  # noise by row, so that samples do not depend on the size of batches
+                generator = RankGenerator.make(options.seed, first_row=i)
             condition = student.encode(chosen)
             if condition is not None:
                 condition = condition.to(device)

@@ -252,6 +252,9 @@ def _check_source(source: Any) -> None:
     for scale in guidance if isinstance(guidance, list) else [guidance]:
         if isinstance(scale, bool) or not math.isfinite(scale):
             raise ValueError(f"guidance must be finite, got {guidance!r}")
+    negative = source.get("negative_prompt", "")
+    if not isinstance(negative, str):
+        raise ValueError(f"a negative prompt must be text, got {negative!r}")
     router = source.get("router", {"name": ""})
     if not (isinstance(router, dict) and isinstance(router.get("name"), str)):
         raise ValueError(f"a router must be a table with a name, got {router!r}")

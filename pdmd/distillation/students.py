@@ -70,8 +70,8 @@ class Student(Teacher):
             registered network if the experts are not copies of the teacher, and
             ``"schedule": {"name": ..., "end": ...}`` of a teacher on another schedule
             (:func:`~pdmd.teachers.with_schedule.on_schedule`); written into the folder so that
-            loading needs no objects. Other keys, such as ``"guidance"``, are
-            kept.
+            loading needs no objects. Other keys, such as ``"guidance"`` and
+            ``"negative_prompt"``, are kept.
 
     Raises:
         ValueError: If there are no experts, or their phases do not form a plan.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pdmd.extras import require
-from pdmd.files import local_path, write_file
+from pdmd.files import local_path, telling, write_file
 
 __all__ = [
     "GridWriter",
@@ -114,10 +114,11 @@ class FolderWriter(SampleWriter):
                 path.unlink()
         for picture, prompt in zip(to_uint8(pictures), prompts, strict=True):
             name = f"{len(self.listed):04}.{'png' if picture.ndim == 3 else 'mp4'}"
-            if picture.ndim == 3:
-                Image.fromarray(picture).save(self.folder / name)
-            else:
-                _write_mp4(self.folder / name, picture, self.fps)
+            with telling(str(self.folder / name), "the sample could not be written"):
+                if picture.ndim == 3:
+                    Image.fromarray(picture).save(self.folder / name)
+                else:
+                    _write_mp4(self.folder / name, picture, self.fps)
             self.listed.append({"file": name, "prompt": caption(prompt)})
 
     def close(self) -> None:
@@ -152,16 +153,17 @@ class GridWriter(SampleWriter):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         pictures = np.concatenate(self.parts)
         grid = ImageGrid(len(pictures), *pictures.shape[-3:-1], captions=self.captions)
-        if pictures.ndim == 4:
-            Image.fromarray(grid.draw(pictures)).save(self.path)
-            return
-        frames = (grid.draw(pictures[:, i]) for i in range(pictures.shape[1]))
-        if self.path.suffix == ".mp4":
-            _write_mp4(self.path, frames, self.fps)
-            return
-        first, *rest = (Image.fromarray(frame) for frame in frames)
-        length = 1000 / self.fps
-        first.save(self.path, save_all=True, append_images=rest, duration=length, loop=0)
+        with telling(str(self.path), "the samples could not be written"):
+            if pictures.ndim == 4:
+                Image.fromarray(grid.draw(pictures)).save(self.path)
+                return
+            frames = (grid.draw(pictures[:, i]) for i in range(pictures.shape[1]))
+            if self.path.suffix == ".mp4":
+                _write_mp4(self.path, frames, self.fps)
+                return
+            first, *rest = (Image.fromarray(frame) for frame in frames)
+            length = 1000 / self.fps
+            first.save(self.path, save_all=True, append_images=rest, duration=length, loop=0)
 
 
 class ImageGrid:

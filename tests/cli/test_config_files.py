@@ -175,11 +175,11 @@ def mutate(data, rng):
             break
         match rng.randrange(3):
             case 0:
-                place[key] = rng.choice(JUNK)
+                place[key] = copy.deepcopy(rng.choice(JUNK))
             case 1:
                 place.pop(key, None)
             case 2:
-                place[key + rng.choice("abc_")] = rng.choice(JUNK)
+                place[key + rng.choice("abc_")] = copy.deepcopy(rng.choice(JUNK))
     return data
 
 
@@ -217,6 +217,6 @@ def test_mutated_configurations_never_crash(tmp_path, capsys, monkeypatch):
         if code == 0:  # only the None, which TOML has no value for, was invalid
             continue
         assert code == 2 and error.startswith("pdmd: error: "), (shown, error)
-        own = [s for s in shown if s.strip() and not re.search("Loading|_pytree.py", s)]
+        own = [s for s in shown if s.strip() and not re.search("Loading|torch", s)]
         assert not own  # but the bars of a text encoder, and what torchao makes torch say
         assert sorted(tmp_path.iterdir()) == before

@@ -2,7 +2,10 @@
 
 import shutil
 
+import torch
+
 from pdmd.cli.main import main
+from pdmd.teachers.guided import Guided, unguided
 from tests.helpers.tiny_runs import distill
 
 
@@ -22,3 +25,22 @@ def test_a_moved_student_is_compared_at_the_guidance_of_its_distillation(tmp_pat
     plain = nfe_by_method(capsys.readouterr().out)
     assert guided["teacher"] == "6" and plain["teacher"] == "3"  # NFE
     assert guided["student"] == plain["student"] == "2"
+
+
+def test_the_negative_prompt_of_a_student_is_the_evaluated_teachers(tmp_path, monkeypatch, capsys):
+    words = ["--teacher.guidance", "2", "--teacher.negative-prompt", "1"]
+    assert distill(tmp_path / "run", *words) == 0
+    evaluated = {}
+
+    def record(student, teacher, **options):
+        evaluated.update(student=student, teacher=teacher)
+        return {"rows": [{"method": "student"}]}
+
+    monkeypatch.setattr("pdmd.evaluation.evaluate.evaluate", record)
+    words = ["evaluate", str(tmp_path / "run"), "--samples", "100"]
+    assert main(words) == 0
+    null = unguided(evaluated["teacher"]).encode(["1"])["label"]
+    assert torch.equal(evaluated["teacher"].null["label"], null)
+    assert main([*words, "--guidance", "1"]) == 0
+    assert not isinstance(evaluated["teacher"], Guided)
+    capsys.readouterr()

@@ -44,7 +44,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, wo
         (["distill", "digits", "foo"], "error: Unrecognized options: foo"),
         (["pretrain", "digits", "--updates", "1", "--out", "taken/x.safetensors"], "taken"),
         (["distill", "mixture", "--teacher.arguments", "dim", "x"], "dim must be an integer"),
-        (["distill", "mixture", "--teacher.arguments", "std", "nan"], "got nan"),
+        (["distill", "mixture", "--teacher.arguments", "std", "nan"], "is nan"),
     ],
 )
 def test_words_that_do_not_fit_are_named(tmp_path, monkeypatch, capsys, words, named):
@@ -101,6 +101,7 @@ SHOWN = {
     "report": ["usage: pdmd report PATH", "report.html"],
     "pretrain": ["--updates INT", "--out STR"],
     "check": ["--guidance", "(default: 1.0)", "--schedule-end {noise,teacher}"],
+    "verify": ["usage: pdmd verify", "digests"],
     "teachers": ["--plugins", "Lists the registered teachers."],
     "objectives": ["usage: pdmd objectives", "[[objective.generator]]", "counted from 1"],
 }

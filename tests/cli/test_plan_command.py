@@ -17,7 +17,7 @@ def test_plan_prints_its_tables_and_writes_json(preset, tmp_path, capsys):
     printed = capsys.readouterr().out
     plan = json.loads(out.read_text())
     number = len(plan["choices"])
-    assert plan["gpus"] == 4 and plan["precision"] == "bfloat16"
+    assert plan["cluster"]["gpus"] == 4 and plan["precision"] == "bfloat16"
     best = plan["choices"][0]
     assert math.isclose(sum(best["memory"].values()), best["bytes"])
     assert (
@@ -27,6 +27,17 @@ def test_plan_prints_its_tables_and_writes_json(preset, tmp_path, capsys):
     assert f"{number} of {number} choices of degrees fit" in printed
     assert main(["plan", preset, "--memory", "1e-6"]) == 0
     assert "nothing fits" in capsys.readouterr().out
+
+
+def test_a_negative_prompt_costs_what_guidance_costs(tmp_path, capsys):
+    plans = []
+    for i, more in enumerate(([], ["--teacher.negative-prompt", "1"])):
+        path = tmp_path / f"{i}.json"
+        words = ["plan", "digits", "--teacher.guidance", "2", *more, "--json", str(path)]
+        assert main(words) == 0
+        plans.append(json.loads(path.read_text()))
+    assert plans[0] == plans[1]
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize(

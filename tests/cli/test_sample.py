@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 import pdmd
 from pdmd import PhasePlan
@@ -16,6 +17,7 @@ from pdmd.evaluation.evaluate import evaluate
 from pdmd.evaluation.report import write_grids
 from pdmd.teachers.base import teachers
 from tests.cli.test_embed_families import no_encoder
+from tests.helpers import tiny_runs
 from tests.helpers.distilling import distill
 from tests.helpers.tiny_encoders import qwen_text, t5
 from tests.helpers.tiny_families import QWEN, WAN, family, qwen_pipeline, wan_pipeline
@@ -131,6 +133,21 @@ def test_bad_input_is_one_line(image_student, tmp_path, monkeypatch, capsys, wor
     error = capsys.readouterr().err.strip()
     assert named in error and "\n" not in error
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("expert", ["ode", "renoising"])
+def test_samples_do_not_depend_on_the_size_of_batches(tmp_path, capsys, expert):
+    words = [f"--train.expert={expert}", "--plan.steps", "2"]
+    assert tiny_runs.distill(tmp_path / "run", *words) == 0
+    files = [tmp_path / f"{size}.safetensors" for size in (1, 3, 5)]
+    for size, file in zip((1, 3, 5), files, strict=True):
+        words = ["sample", str(tmp_path / "run"), "--n", "5", "--batch-size", str(size)]
+        assert main([*words, "--out", str(file)]) == 0
+    one, *others = (load_file(file)["latents"] for file in files)
+    for other in others:
+        assert torch.allclose(one, other, atol=1e-5)
+    assert len(one.unique(dim=0)) == 5
+    capsys.readouterr()
 
 
 def test_a_student_without_decoder_cannot_write_images(tmp_path, capsys):

@@ -86,10 +86,12 @@ def test_transitions_name_the_first_invalid_pair():
 
 
 def test_invalid_arguments_raise():
-    for shift in (0.0, -1.0, math.inf, math.nan):
+    for shift in (0.0, -1.0, math.inf):
         with pytest.raises(ValueError, match=f"shift must be positive and finite, got {shift}"):
             Shifted(RectifiedFlow(), shift)
-    for t_max in (0.0, 1.5, math.nan):
+    with pytest.raises(ValueError, match="shift is nan; pass a number"):
+        Shifted(RectifiedFlow(), math.nan)
+    for t_max in (0.0, 1.5):
         with pytest.raises(ValueError, match=f"t_max must be in .*, got {t_max}"):
             Truncated(RectifiedFlow(), t_max)
     with pytest.raises(ValueError, match="expected 0 <= sigma_min < sigma_max"):

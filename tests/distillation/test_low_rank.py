@@ -25,7 +25,7 @@ from tests.helpers.adapters import (
     ],
 )
 def test_settings_out_of_range_raise(arguments, named):
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises((TypeError, ValueError), match=named):
         LowRank(**arguments)
 
 

@@ -64,7 +64,7 @@ def test_a_boundary_in_float32_reaches_the_expert_that_starts_there():
 def test_prompts_instead_of_a_condition_or_a_list_raise():
     with pytest.raises(ValueError, match="encode"):
         sample(untrained_student(), [0, 1])
-    with pytest.raises(ValueError, match="pass a list"):
+    with pytest.raises(TypeError, match="such as a list: \\['01'\\]"):
         distill(untrained_student(), PhasePlan.uniform(1), "01")
     with pytest.raises(ValueError, match="no prompts"):
         distill(untrained_student(), PhasePlan.uniform(1), [])

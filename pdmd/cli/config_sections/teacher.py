@@ -62,6 +62,8 @@ class TeacherConfig:
             "arguments": self.arguments,
             "guidance": list(self.guidance),
         }
+        if self.negative_prompt:
+            source["negative_prompt"] = self.negative_prompt
         if self.router:
             source["router"] = dict(self.router)
         if self.schedule:

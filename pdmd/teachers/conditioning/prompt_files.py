@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -16,6 +17,8 @@ __all__ = ["read_image_prompts", "read_prompts"]
 
 COLUMNS = ("prompt", "text")
 IMAGE = "image"
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
+"""NUL, as in UTF-16 read as UTF-8, and halves of a character, as JSON can escape them."""
 TABLES = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -38,7 +41,8 @@ def read_prompts(
 
     Raises:
         ValueError: If the source or the column does not exist, there are no prompts, a prompt is
-            not a text, or JSON lines have first images and no column is named.
+            not a text or has characters that are none, or JSON lines have first images and no
+            column is named.
     """
     suffix = _suffix(source)
     if suffix == ".txt":
@@ -152,9 +156,12 @@ def _lines(source: str) -> Iterator[str]:
             raise ValueError(f"the prompt file {source} does not exist")
         with fs.open(path, "r", encoding="utf-8-sig") as file:
             try:
-                yield from file
+                for line in file:
+                    yield line.lstrip("\ufeff")  # files may be joined from several
             except UnicodeDecodeError as error:
-                raise ValueError(f"{source} is not UTF-8 text ({error})") from None
+                raise ValueError(
+                    f"{source} is not UTF-8 text ({error}); save it in this encoding"
+                ) from None
 
 
 def _objects(source: str) -> Iterator[Mapping[str, Any]]:
@@ -209,4 +216,10 @@ def _texts(found: Iterable[Any], source: str) -> Iterator[str]:
     for number, value in enumerate(found, 1):
         if not isinstance(value, str):
             raise ValueError(f"prompt {number} of {source} must be a text, got {value!r:.80}")
+        if (wrong := NO_TEXT.search(value)) is not None:
+            raise ValueError(
+                f"prompt {number} of {source} has the character U+{ord(wrong[0]):04X}, which is "
+                f"no text: {value!r:.80}; remove it, or save the file in UTF-8 if it has another "
+                "encoding, such as UTF-16"
+            )
         yield value.strip()

@@ -32,6 +32,13 @@ def test_prompts_on_other_file_systems(tmp_path):
     assert read_prompts(f"memory://{tmp_path.name}/prompts.txt") == ["one", "two"]
 
 
+def test_files_joined_from_files_with_byte_order_marks(tmp_path):
+    text, lines = tmp_path / "p.txt", tmp_path / "p.jsonl"
+    text.write_bytes(2 * "a cat\r\n".encode("utf-8-sig"))
+    lines.write_bytes(2 * '{"prompt": "a cat"}\n'.encode("utf-8-sig"))
+    assert read_prompts(str(text)) == read_prompts(str(lines)) == ["a cat", "a cat"]
+
+
 @pytest.mark.parametrize("limit", [0, 2])
 def test_data_sets_and_tables(tmp_path, monkeypatch, limit):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -57,6 +64,9 @@ def test_data_sets_and_tables(tmp_path, monkeypatch, limit):
     [
         ("p.txt", "\n \n", {}, "p.txt has no prompts"),
         ("p.txt", b"\xff\xfe", {}, "is not UTF-8 text"),
+        ("p.txt", "a cat\n".encode("utf-16"), {}, "is not UTF-8 text"),
+        ("p.txt", "a cat\n".encode("utf-16-le"), {}, r"prompt 1 of .* has the character U\+0000"),
+        ("p.jsonl", '{"text": "a"}\n{"text": "\\ud83d"}', {}, r"prompt 2 .* character U\+D83D"),
         ("p.jsonl", '{"prompt": "a"}\n"b"\n', {}, "line 2 of .* is not a JSON object"),
         ("p.jsonl", "{", {}, "line 1 of .* is not a JSON object"),
         ("p.jsonl", '{"a": 1, "b": 2}', {}, "row 1 .* neither 'prompt' nor 'text' but 'a', 'b'"),

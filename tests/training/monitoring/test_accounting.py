@@ -5,6 +5,7 @@ import pytest
 from pdmd import (
     PhasePlan,
 )
+from pdmd.distillation.experts import Truncation
 from pdmd.planning import Workload, cycle_passes
 from pdmd.training.monitoring.accounting import WAYS, Account
 from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputBuffer
@@ -31,6 +32,11 @@ def test_nfe_is_counted_exactly():
     }
 
 
+class FirstStep(Truncation):
+    def __call__(self, phase, generator):
+        return 0
+
+
 @pytest.mark.parametrize("fake_updates_per_rollout", [1, 2, 5])
 @pytest.mark.parametrize(
     "buffer", [None, (3, 1, 16), (4, 2, 16), (7, 1, 2), (100, 1, 16), (9, 3, 2)]
@@ -44,7 +50,7 @@ def test_nfe_with_buffers_and_reused_rollouts_is_the_closed_form(fake_updates_pe
     for index, cycles in enumerate(updates):
         work = Workload(
             plan=plan,
-            truncation=lambda phase, generator: 0,
+            truncation=FirstStep(),
             batch_size=batch,
             fake_updates=5,
             fake_updates_per_rollout=fake_updates_per_rollout,
