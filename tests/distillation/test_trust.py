@@ -178,7 +178,7 @@ def test_a_student_is_not_saved_to_a_url(folder, tmp_path, monkeypatch):
         ({"classes": 10**12}, "classes = 1000000000000 of"),
         ({"width": 9}, r"layers.0.bias is .8. in the file and .9. in the 'mlp'"),
         ({"depth": 2}, "in the file and"),
-        ({"width": -5}, "damaged"),
+        ({"width": -5}, "width must be at least 1"),
     ],
 )
 def test_a_network_beyond_the_weights_is_not_built(folder, monkeypatch, network, told):
