@@ -140,6 +140,7 @@ def workload(name, batch):
         batch_size=batch,
         fake_updates=FAKE_UPDATES,
         evaluations=2,
+        masked=name == "qwen_image",
         activation_checkpointing=True,
     )
 

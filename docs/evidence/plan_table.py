@@ -99,6 +99,7 @@ def workload(model, batch):
         accumulate=accumulate,
         fake_accumulate=accumulate,
         evaluations=2,
+        masked=model == "qwen_image",
         activation_checkpointing=True,
     )
 
