@@ -44,7 +44,7 @@ class Ema(Generic[N]):
         self.network: N = copy.deepcopy(network).requires_grad_(False).eval()
         self.decay = float(decay)
         self._stream: torch.Stream | None = None
-        self._parameters: tuple[N, list[Tensor], list[Tensor]] | None = None
+        self._listed: tuple[nn.Module, list[nn.Parameter], list[nn.Parameter]] | None = None
 
     @torch.no_grad()
     def update(self, network: N, step: int) -> None:
@@ -54,10 +54,11 @@ class Ema(Generic[N]):
         is synchronized too.
         """
         decay = min(self.decay, (1 + step) / (10 + step)) if self.decay else 0.0
-        if self._parameters is None or self._parameters[0] is not network:  # listed once
-            own, others = list(self.network.parameters()), list(network.parameters())
-            self._parameters = network, own, others
-        average, current = ([local_part(p) for p in listed] for listed in self._parameters[1:])
+        listed = self._listed
+        if listed is None or listed[0] is not network:  # once, not in every update
+            listed = network, list(self.network.parameters()), list(network.parameters())
+            self._listed = listed
+        average, current = ([local_part(p) for p in parameters] for parameters in listed[1:])
         if average and average[0].device != current[0].device:
             self._update_offloaded(average, current, 1 - decay)
         else:
