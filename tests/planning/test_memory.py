@@ -104,7 +104,7 @@ def test_memory_equals_what_a_run_allocates(name, network, batch, activation_che
 
     roles = roles_of(Images(**network), work, index)
     planned = memory_of(roles, work, Degrees(), Precision())
-    assert planned.total == pytest.approx(peak_allocated(lambda: two_cycles(make)), rel=0.02)
+    assert planned.total == pytest.approx(peak_allocated(lambda: two_cycles(make)), rel=0.03)
 
 
 ADAPTERS = {
@@ -140,7 +140,7 @@ def test_memory_with_adapters_equals_what_a_run_allocates(name, activation_check
     roles = measure_roles(teacher, init, teacher.encode([1]), work, precision=Precision())[index]
     assert roles.generator.parameters < 0.2 * roles.teacher.parameters
     planned = memory_of(roles, work, Degrees(), Precision())
-    assert planned.total == pytest.approx(peak_allocated(lambda: two_cycles(make)), rel=0.02)
+    assert planned.total == pytest.approx(peak_allocated(lambda: two_cycles(make)), rel=0.03)
 
 
 DEEP = {"image_size": 8, "patch_size": 2, "width": 256, "depth": 24, "heads": 4}

@@ -3,6 +3,7 @@
 import pytest
 
 from pdmd import PhasePlan, Session
+from pdmd.distillation.experts import Truncation
 from pdmd.planning import Workload
 from pdmd.training.checkpoints.checkpointer import Decision, Interrupted, NoCheckpoints
 from pdmd.training.loop import calibrate, train_phase
@@ -47,10 +48,15 @@ class Names(NoCheckpoints):
         self.names.append(name)
 
 
+class FirstStep(Truncation):
+    def __call__(self, phase, generator):
+        return 0
+
+
 def build(checkpointer, updates=5):
     work = Workload(
         plan=PhasePlan.uniform(2),
-        truncation=lambda phase, generator: 0,
+        truncation=FirstStep(),
         batch_size=2,
         fake_updates=1,
     )
