@@ -15,7 +15,7 @@ def test_weights_are_downloaded_without_their_variants(monkeypatch, subfolder):
         lambda name, allow_patterns: patterns.extend(allow_patterns),
     )
     with pytest.raises(TypeError):  # nothing was downloaded
-        list(pipelines._tensors("someone/model", subfolder))
+        pipelines._paths("someone/model", subfolder)
     at, stem = f"{subfolder}/" * bool(subfolder), "diffusion_pytorch_model"
     files = {
         f"{at}{stem}.safetensors": True,
