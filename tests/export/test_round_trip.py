@@ -8,6 +8,8 @@ from pdmd import Student
 from pdmd.cli.main import main
 from tests.helpers.exporting import Case, qwen_folder, run_in_subprocess, wan_folder
 
+pytestmark = pytest.mark.slow  # tests/export/test_pipelines.py samples the same exports
+
 PROMPTS = "a cat\na dog that runs\na red square\n"
 
 RUN = """
