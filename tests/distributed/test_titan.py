@@ -239,6 +239,7 @@ def test_two_ranks_compile_blocks_under_adapters(degrees):
 def in_8_bits(degrees):
     from pdmd.distributed.titan import TitanRuntime
 
+    runtime = OneProcess() if degrees is None else TitanRuntime(**degrees)
     recipe = AdamRecipe(lr=1e-4, bits=8)
     student = distill(
         digits(),
@@ -248,9 +249,9 @@ def in_8_bits(degrees):
         batch_size=8,
         optimizer=recipe,
         fake_optimizer=recipe,
-        runtime=OneProcess() if degrees is None else TitanRuntime(**degrees),
+        runtime=runtime,
     )
-    return student.state_dict()
+    return runtime.states.full(student)
 
 
 def test_two_ranks_store_the_8_bit_moments_of_one_process():

@@ -9,6 +9,7 @@ from pdmd.planning.traffic import flops_of
 from tests.helpers.trainings import SMALL, Images
 
 
+@pytest.mark.slow
 def test_a_large_sample_is_planned_from_three_small_ones():
     work = Workload(
         plan=PhasePlan.uniform(1),
