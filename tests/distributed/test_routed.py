@@ -83,7 +83,7 @@ def trained(degrees, times):
         account=recorder.account,
         runtime=runtime,
     )
-    return recorder.phases(), updated, student.state_dict()
+    return recorder.phases(), updated, runtime.states.full(student)
 
 
 def test_every_call_evaluates_one_network_on_one_process_and_on_two_ranks():
