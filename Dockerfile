@@ -10,7 +10,7 @@
 #       --entrypoint /opt/pdmd/examples/launch/torchrun.sh pdmd my.toml
 #
 # Ranks share memory (--ipc host). Weights of the hub are kept with
-# --volume "$HOME/.cache/huggingface:/root/.cache/huggingface".
+# --volume "$HOME/.cache/huggingface:/hub" --env HF_HOME=/hub.
 FROM python:3.11-slim
 
 # torch.compile's kernels are built with a C compiler at run time.
