@@ -291,7 +291,6 @@ class PhaseTrainer:
     ) -> dict[str, Tensor]:
         """Updates a role's networks by the mean gradient over a number of rollouts."""
         runtime, optimizer = self.session.runtime, self.optimizers[role]
-        optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         phase = self.experts[k].phase.index
         for rollout in rollouts:
