@@ -102,6 +102,9 @@ def calibrate_score(
         generator: The source of randomness.
         groups: The number of different conditions. The linear prediction knows their means.
         steps: The number of steps, in the share of noise; the shorter, the cleaner.
+
+    Returns:
+        The calibration; with slopes that are not finite where the samples are not.
     """
     schedule, low = denoiser.schedule, denoiser.time_range[0]
     end = 0.0 if low < 1 / steps else low

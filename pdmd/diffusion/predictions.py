@@ -178,13 +178,17 @@ class Prediction:
     def combine_at(
         self, key: Hashable, coefficients: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> Latents:
-        """Returns :meth:`combine` of coefficients that depend on the times and a key alone.
+        r"""Returns :meth:`combine` of coefficients that depend on the times and a key alone.
 
         They are computed once for all predictions at the same tensor of times.
 
         Args:
             key: What the coefficients depend on beside schedule and times.
-            coefficients: Computes them from the times, in float64.
+            coefficients: Computes :math:`(c_x, c_\varepsilon)` from the times, in float64, with
+                shape :math:`()` or :math:`(B)`.
+
+        Returns:
+            The combination, with shape :math:`(B, *)`, in float32 or wider.
         """
         t = as_times(self.t)
         of_x_t, of_value = cached_at(

@@ -20,7 +20,6 @@ from pdmd.typing import Latents, Times, expand, moved
 __all__ = ["diffuse", "ode_step", "renoise_step"]
 
 
-@checked
 def ode_step(prediction: Prediction, s: Times) -> Latents:
     r"""Steps from :math:`x_t` to a cleaner time along the probability flow.
 
@@ -35,9 +34,17 @@ def ode_step(prediction: Prediction, s: Times) -> Latents:
     Returns:
         Latents at time :math:`s`, with shape :math:`(B, *)`, in float32 or wider.
 
+    Raises:
+        TypeError: If the prediction or the time is something else.
+        ValueError: If the time is outside [0, 1], or not one for all samples or for each.
+
     References:
         Song et al., DDIM, arXiv:2010.02502, Eq. 12.
     """
+    if not isinstance(prediction, Prediction):  # in every step: cheaper than checking all
+        raise TypeError(
+            f"ode_step takes a Prediction, got {prediction!r:.60}; pass a denoiser's output"
+        )
     check_times("s", s, len(prediction.x_t))
     if isinstance(s, float):
         return prediction.combine_at(

@@ -74,10 +74,13 @@ def cached_at(
     inference mode, are not cached.
 
     Args:
-        t: The times, float64.
+        t: The times, float64, of any shape.
         owner: The forward process, compared by identity.
         key: What else the coefficients depend on.
-        compute: Computes them.
+        compute: Computes them, float64, each with the shape of the times or :math:`()`.
+
+    Returns:
+        The coefficients, which must not be modified in place.
     """
     if type(t) is not Tensor or t.is_inference():
         return compute()
