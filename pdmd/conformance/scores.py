@@ -30,7 +30,7 @@ from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import KINDS, Kind
 from pdmd.diffusion.sampling import sample_ode
 from pdmd.diffusion.schedules import RectifiedFlow, Schedule, Shifted, same_process
-from pdmd.diffusion.solvers import diffuse
+from pdmd.diffusion.solvers import diffuse, transition_noise
 from pdmd.diffusion.variance_preserving import CosineVP, LinearVP
 from pdmd.randomness import randn_like
 from pdmd.teachers.guided import unguided
@@ -123,8 +123,7 @@ def calibrate_score(
         epsilon = randn_like(x, generator)
         x_t = diffuse(x, epsilon, end, t, schedule)
         a, b = (float(c) for c in schedule.transition(end, t))
-        scale = b / float(schedule(t)[1])
-        predicted = scale * denoiser(x_t, t, condition).to("epsilon").float()
+        predicted = transition_noise(denoiser(x_t, t, condition), end).float()
         linear = b / (a * a * variance + b * b) * (x_t - a * mean)
         slopes.append(float((epsilon * predicted).sum() / predicted.square().sum()))
         error, of_linear = (float((epsilon - e).square().mean()) for e in (predicted, linear))

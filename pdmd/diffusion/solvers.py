@@ -17,7 +17,7 @@ from pdmd.diffusion.timesteps import as_times
 from pdmd.randomness import randn_like
 from pdmd.typing import Latents, Times, expand, moved
 
-__all__ = ["diffuse", "ode_step", "renoise_step"]
+__all__ = ["diffuse", "ode_step", "renoise_step", "transition_noise"]
 
 
 def ode_step(prediction: Prediction, s: Times) -> Latents:
@@ -107,3 +107,27 @@ def renoise_step(
     """
     check_latents("x_s", x_s)
     return diffuse(x_s, randn_like(x_s, generator), s, t, schedule)
+
+
+def transition_noise(prediction: Prediction, s: Times) -> Latents:
+    r"""Returns the prediction of the noise of a transition.
+
+    .. math:: \mathbb E[\varepsilon | x_t] = -b \nabla \log p_t(x_t) = \frac{b}{\sigma_t}
+        \hat\varepsilon, \qquad x_t = a x_s + b \varepsilon
+
+    Args:
+        prediction: A prediction at :math:`x_t`, with a value of shape :math:`(B, *)`.
+        s: The time of :math:`x_s`, with shape :math:`()` or :math:`(B)`.
+
+    Returns:
+        The noise, with shape :math:`(B, *)`, in float32 or wider.
+
+    Raises:
+        ValueError: If :math:`s \geq t` anywhere.
+
+    References:
+        Fan et al., Phased DMD, arXiv:2510.27684, Section 3.2.
+    """
+    schedule, t = prediction.schedule, as_times(prediction.t)
+    _, b = schedule.transition(s, t)
+    return expand(b / schedule(t)[1], prediction.x_t) * prediction.to("epsilon")

@@ -40,7 +40,7 @@ from pdmd.arguments import checked
 from pdmd.diffusion.checks import check_transition
 from pdmd.diffusion.predictions import Kind, Prediction, combination
 from pdmd.diffusion.schedules import Schedule
-from pdmd.diffusion.solvers import diffuse
+from pdmd.diffusion.solvers import diffuse, transition_noise
 from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Models, Objective, Rollout
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
@@ -102,9 +102,8 @@ def relative_score_error(
     Returns:
         The relative error per bin, from the lowest times to the highest, with shape ``(bins,)``.
     """
-    schedule, t = prediction.schedule, torch.as_tensor(prediction.t).expand(len(epsilon))
-    _, b = schedule.transition(s, t)
-    predicted = expand(b / schedule(t)[1], epsilon) * prediction.to("epsilon")
+    t = torch.as_tensor(prediction.t).expand(len(epsilon))
+    predicted = transition_noise(prediction, s)
     error = (predicted * (epsilon - predicted)).flatten(1).sum(1)
     size = predicted.square().flatten(1).sum(1)
     by_time = t.argsort()

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from pdmd import RectifiedFlow
 from pdmd.diffusion.predictions import KINDS, Prediction
-from pdmd.diffusion.solvers import diffuse, ode_step, renoise_step
+from pdmd.diffusion.solvers import diffuse, ode_step, renoise_step, transition_noise
 from tests.helpers.gaussians import gaussian
 from tests.helpers.strategies import ordered_times, schedules, seeds
 
@@ -76,3 +76,12 @@ def test_renoising_draws_its_noise_from_the_generator():
     assert torch.equal(x_t, diffuse(x_s, normal(4, 3, seed=7), 0.2, 0.8, schedule))
     with pytest.raises(ValueError, match="noisier"):
         renoise_step(x_s, 0.8, 0.2, schedule, generator)
+
+
+@given(st.floats(0, 0.9), st.floats(0.02, 0.1), st.sampled_from(["x0", "epsilon", "velocity"]))
+def test_the_noise_of_a_transition_is_that_of_the_score(s, gap, kind):
+    schedule, t = RectifiedFlow(), s + gap
+    value, x_t = normal(2, 4), normal(2, 4, seed=1)
+    prediction = Prediction(value=value, kind=kind, x_t=x_t, t=t, schedule=schedule)
+    _, b = schedule.transition(s, t)
+    torch.testing.assert_close(transition_noise(prediction, s), -b * prediction.to("score"))

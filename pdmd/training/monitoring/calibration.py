@@ -20,7 +20,7 @@ import torch
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.schedules import Schedule
-from pdmd.diffusion.solvers import diffuse
+from pdmd.diffusion.solvers import diffuse, transition_noise
 from pdmd.randomness import randn_like
 from pdmd.typing import Condition, Latents, Times
 
@@ -54,9 +54,8 @@ def calibration_slopes(
         epsilon = randn_like(x_s, generator)
         schedule = denoisers[0].schedule
         x_t = diffuse(x_s, epsilon, s, t, schedule)
-        _, b = schedule.transition(s, t)
         for out, denoiser in zip(slopes, denoisers, strict=True):
-            predicted = float(b / schedule(t)[1]) * denoiser(x_t, t, condition).to("epsilon")
+            predicted = transition_noise(denoiser(x_t, t, condition), s)
             out.append(float((epsilon * predicted).sum() / predicted.square().sum()))
     return slopes
 
