@@ -31,17 +31,17 @@ __all__ = ["SharedBases", "split_factors"]
 
 
 class SharedBases:
-    """Maps plain networks to the sharded ones that roles share."""
+    """Maps plain networks to the sharded ones that roles share, without keeping either alive."""
 
     def __init__(self) -> None:
-        self._sharded: dict[int, tuple[nn.Module, weakref.ref[nn.Module]]] = {}
+        self._sharded: dict[int, tuple[weakref.ref[nn.Module], weakref.ref[nn.Module]]] = {}
 
     def add(self, pairs: Iterable[tuple[nn.Module, nn.Module]]) -> None:
         """Adds pairs of a plain module and its sharded counterpart."""
-        self._sharded = {k: v for k, v in self._sharded.items() if v[1]() is not None}
+        known = self._sharded.items()
+        self._sharded = {k: (a, b) for k, (a, b) in known if None not in (a(), b())}
         for plain, sharded in pairs:
-            # Keeps the outline alive, and so its id unique, but not the shards.
-            self._sharded[id(plain)] = (plain, weakref.ref(sharded))
+            self._sharded[id(plain)] = (weakref.ref(plain), weakref.ref(sharded))
 
     def find(self, base: Denoiser) -> Denoiser | None:
         """Returns the sharded counterpart of a base, while it is in use.
@@ -51,13 +51,17 @@ class SharedBases:
         """
         known: dict[int, Any] = {}
         for module in base.modules():
-            sharded = self._sharded[id(module)][1]() if id(module) in self._sharded else None
-            if sharded is not None:
+            plain, sharded = (ref() for ref in self._sharded.get(id(module), (_gone, _gone)))
+            if plain is module and sharded is not None:
                 known[id(module)] = sharded
         if not known:
             return None
         found = copy.deepcopy(base, known)  # copies new wrappers only, around sharded modules
         return None if any(p.is_meta for p in found.parameters()) else found
+
+
+def _gone() -> None:
+    """A dead reference."""
 
 
 def split_factors(

@@ -219,9 +219,9 @@ def _moments(
             return 0.0
         size, unit = precision.compute.itemsize, network.largest(tp)
         gathered = size * (roots + (2 if network.units or network.base_units else 1) * unit)
+        # inputs of a reduction are alive until the next one of the same backward pass
         together = network.reduced_together(tp)
-        reduced = MASTER * together  # alive until the next gradients are reduced
-        return gathered + reduced + (size * together if backward else 0.0)
+        return gathered + ((MASTER + size) * together if backward else 0.0)
 
     def backward(role: str, network: Footprint, *, added: bool = False) -> RankMemory:
         timeline = network.training_memory
