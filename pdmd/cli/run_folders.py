@@ -22,6 +22,7 @@ OUTPUTS = (
     "grids/phase_*.png",
     "history.jsonl",
     "calibration.json",
+    "notices.json",
     "metrics.json",
     "summary.json",
     "report.html",
