@@ -144,7 +144,7 @@ def plan_run(config: DistillConfig, cluster: Cluster | None = None) -> RunPlan:
             f"{config.teacher.name} has no conditions, so guidance does not apply; use "
             "teacher.guidance = 1"
         )
-    plan = config.plan.build()
+    plan = config.plan.build(teacher.schedule)
     work = Workload(
         plan=plan,
         truncation=train.build_truncation(),
