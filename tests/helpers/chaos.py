@@ -188,7 +188,7 @@ def endure(folder, seed, kills, deadline, *, ranks=1, adapters=None):
     """
     rng = random.Random(seed)
     adapters = rng.random() < 0.3 if adapters is None else adapters
-    words = random_settings(rng, adapters=adapters)
+    words = random_settings(rng, adapters=adapters, ranks=ranks)
     if ranks > 1:
         words.insert(0, "--parallel.heartbeat-timeout=8")
     more = {"ranks": ranks, "evaluates": rng.random() < 0.15}

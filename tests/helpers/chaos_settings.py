@@ -81,15 +81,17 @@ class ChaosTeacher(Teacher):
         return self.mlp.network(self.dropout(x_t), t, condition)
 
 
-def random_settings(rng, *, adapters):
+def random_settings(rng, *, adapters, ranks=1):
     """Returns the options of a random run.
 
     Args:
         rng: A ``random.Random``.
         adapters: Whether experts are adapters over the teacher's weights.
+        ranks: Number of ranks; on several an update takes longer, so there are fewer.
     """
     words = [f"--plan.phases={rng.randint(1, 3)}", "--plan.steps", str(rng.randint(2, 3))]
-    words += [f"--train.updates={rng.randint(60, 160)}", f"--train.seed={rng.randint(0, 99)}"]
+    updates = rng.randint(60, 160) if ranks == 1 else rng.randint(15, 40)
+    words += [f"--train.updates={updates}", f"--train.seed={rng.randint(0, 99)}"]
     words += [f"--train.checkpoint-every={rng.randint(1, 5)}"]
     words += [f"--train.accumulate={rng.choice([1, 1, 2])}"]
     for choices in (OBJECTIVES, FAKES, BUFFERS, MODES):
