@@ -33,7 +33,7 @@ from pdmd.distillation.distill import distill
 from pdmd.distillation.experts import experts
 from pdmd.distillation.initializers import FromDenoiser, Initializer
 from pdmd.distillation.students import Student
-from pdmd.distillation.validation import check_teacher, check_times
+from pdmd.distillation.validation import check_penalties, check_teacher, check_times
 from pdmd.distributed.runtime import Runtime
 from pdmd.evaluation.evaluate import draw_samples, score
 from pdmd.extras import require
@@ -144,10 +144,10 @@ class Run:
             self.generator_objective, self.fake_objective = config.objective.build()
             self.conditions = self.teacher.conditions(self.teacher.prompts)
             check_times(self.teacher, self.plan, self.generator_objective)
+            check_penalties(self.fake_objective, self.runtime.placement)
             here = self.runtime.placement.in_place and self.runtime.device.type == "cpu"
             if here:  # a teacher that is moved or sharded is checked by distill, where it runs
-                objective = self.generator_objective
-                check_teacher(self.teacher, self.plan, objective, self.conditions)
+                check_teacher(self.teacher, self.plan, self.generator_objective, self.conditions)
             if not _has_weights(self.teacher) and not hasattr(unguided(self.teacher), "sample"):
                 raise ValueError(
                     f"{config.teacher.name} has neither weights nor samples to pretrain a network "
