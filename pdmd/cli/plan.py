@@ -231,7 +231,13 @@ def outlined(config: TeacherConfig) -> Teacher:
     import_plugins(config.plugins)
     outline = outline_arguments(config.name)
     arguments = {**config.arguments, **outline}
-    plain = dataclasses.replace(config, guidance=(1.0,), negative_prompt="", arguments=arguments)
+    plain = dataclasses.replace(
+        config,
+        guidance=(1.0,),
+        guidance_interval=(0.0, 1.0),
+        negative_prompt="",
+        arguments=arguments,
+    )
     if outline:
         return plain.build()
     try:
