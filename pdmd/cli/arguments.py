@@ -7,10 +7,13 @@ import dataclasses
 import functools
 import io
 import re
-from collections.abc import Collection, Sequence
-from typing import Annotated, Any, get_type_hints
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from pdmd.cli.values import Table, read_value
+
+if TYPE_CHECKING:
+    from pdmd.cli.config import DistillConfig
 
 __all__ = [
     "HelpPrinted",
@@ -184,7 +187,14 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def parse_config(words: list[str], name: str, options: Any, doc: str | None) -> Any:
+def parse_config(
+    words: list[str],
+    name: str,
+    options: Any,
+    doc: str | None,
+    *,
+    prepare: Callable[[DistillConfig], DistillConfig] | None = None,
+) -> Any:
     """Parses the name of a configuration, its overrides and the options of a command.
 
     Args:
@@ -192,6 +202,7 @@ def parse_config(words: list[str], name: str, options: Any, doc: str | None) -> 
         name: The command.
         options: Defaults of its options, a dataclass.
         doc: The description that the help shows.
+        prepare: Changes the configuration that was named, before its overrides.
 
     Returns:
         An object with ``options`` and ``config``.
@@ -210,6 +221,7 @@ def parse_config(words: list[str], name: str, options: Any, doc: str | None) -> 
     check_renamed_options(rest)
     rest, keys = take_table_keys(rest, table_paths(DistillConfig))
     config = load_config(chosen)
+    config = config if prepare is None else prepare(config)
     command = dataclasses.make_dataclass(
         name.capitalize(),
         [

@@ -7,12 +7,16 @@ import math
 import tempfile
 from pathlib import Path
 
+from pdmd.cli.run_locks import LOCKS
 from pdmd.diffusion.schedules import Schedule
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.student_folders import describe_plan
 from pdmd.files import write_file
 
-__all__ = ["check_folder", "check_writable", "clear_folder", "write_plan"]
+__all__ = ["BEFORE", "check_folder", "check_writable", "clear_folder", "write_plan"]
+
+BEFORE = (*LOCKS, "tiny_pipeline")
+"""What may be in the folder before a run: its lock, and the teacher of a tiny recipe."""
 
 OUTPUTS = (
     "student/student.json",
