@@ -23,9 +23,9 @@ from pdmd.cli.config import DistillConfig
 from pdmd.cli.config_files import same_config, write_config
 from pdmd.cli.resumed_settings import describe_changes, fingerprint
 from pdmd.cli.run_checkpoints import build_checkpointer
-from pdmd.cli.run_folders import check_folder, check_writable, clear_folder, write_plan
+from pdmd.cli.run_folders import BEFORE, check_folder, check_writable, clear_folder, write_plan
 from pdmd.cli.run_inputs import digest_images, digest_inputs
-from pdmd.cli.run_locks import LOCKS, RunLocks
+from pdmd.cli.run_locks import RunLocks
 from pdmd.cli.stop_signals import stop_on
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.sampling import ode_times
@@ -112,7 +112,7 @@ class Run:
                 self.locks.check()
                 check_writable(self.folder)
         occupied = self.folder.exists() and any(
-            path.name not in LOCKS for path in self.folder.iterdir()
+            path.name not in BEFORE for path in self.folder.iterdir()
         )
         self._checkpointer = functools.partial(
             build_checkpointer,
