@@ -23,6 +23,8 @@ class CheckOptions:
     """Arguments of the teacher by name, for example folder and height."""
     guidance: tuple[float, ...] = (1.0,)
     """Guidance scale, 1 for none: one number, or one per network of the teacher."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """The lowest and highest time with guidance."""
     negative_prompt: str = ""
     """Text that guidance leads away from; by default no text."""
     schedule: str = ""

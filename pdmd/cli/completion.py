@@ -41,6 +41,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "export": ("pdmd.cli.export:ExportOptions",),
     "bench": ("pdmd.cli.bench:BenchOptions",),
     "report": (),
+    "recipes": ("pdmd.cli.recipes:RecipesOptions",),
     "verify": (),
     "pretrain": ("pdmd.cli.pretrain:PretrainOptions",),
     "check": ("pdmd.cli.check:CheckOptions",),

@@ -118,6 +118,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(_value(get_args(hint)[0], v, f"{where}[{i}]") for i, v in enumerate(items))
     if origin is dict:
+        if isinstance(value, str) and get_args(hint)[1] is Any:  # the name of an object
+            return {"name": value}
         if not isinstance(value, dict):
             raise ValueError(f"{where} is a table of names and values, got {value!r}")
         return {k: _value(get_args(hint)[1], v, f"{where}.{k}") for k, v in value.items()}

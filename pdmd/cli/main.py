@@ -25,6 +25,7 @@ Distills diffusion and flow models into few-step mixtures of experts by Phased D
 commands:
   distill [PRESET_OR_TOML]  distill a teacher (presets: {presets}; default digits)
   plan [PRESET_OR_TOML]     estimate the cost of a run, and on how many GPUs it fits
+  recipes                   list the presets, with the GPUs, memory and hours they take
   embed PROMPTS             encode prompts, so that training needs no text encoder
   sample STUDENT            draw samples from a student folder
   evaluate STUDENT          compare a student with its teacher
@@ -46,6 +47,7 @@ shows more or fewer messages of libraries. Start with: pdmd distill digits
 COMMANDS = {
     "distill": "pdmd.cli.distill:distill_command",
     "plan": "pdmd.cli.plan:plan_command",
+    "recipes": "pdmd.cli.recipes:recipes_command",
     "embed": "pdmd.cli.embed:embed_command",
     "sample": "pdmd.cli.sample:sample_command",
     "evaluate": "pdmd.cli.evaluate:evaluate_command",

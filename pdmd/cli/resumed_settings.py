@@ -36,6 +36,8 @@ FREE = (
 CHANGEABLE = (
     "train.lr",
     "train.fake_lr",
+    "train.*.warmup",
+    "train.*.lr_decay*",
     "train.updates",
     "train.update_shares",
     "train.batch_size",

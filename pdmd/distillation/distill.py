@@ -14,6 +14,7 @@ from pdmd.distillation.students import Student
 from pdmd.distillation.validation import (
     check_fake_scores,
     check_objectives,
+    check_penalties,
     check_teacher,
     encode,
     updates_of,
@@ -122,6 +123,7 @@ def distill(
     generator_objective.on_distillation_start(plan, fake_objective)
     check_objectives(plan, generator_objective, fake_objective)
     check_fake_scores(plan, rollouts, fake_scores.scores)
+    check_penalties(fake_objective, runtime.placement)
     runtime.ranks.local_batch(rollouts.batch_size)
     runtime.placement.check(teacher)
     stream = ConditionStream(None if encoded is None else encoded.to(runtime.device))

@@ -311,8 +311,8 @@ class PhasePlan:
         levels = [level for level in levels if bottom < level < top]
         if len(levels) != plan.nfe - 1:
             raise ValueError(
-                f"{schedule!r} has log-SNRs from {bottom:.3g} to {top:.3g}, too few for {plan.nfe} "
-                "steps of equal shares of noise; place them with PhasePlan.from_log_snr"
+                f"{schedule!r} has log-SNRs from {bottom:.3g} to {top:.3g}, too few for "
+                f"{plan.nfe} steps of equal shares of noise; use PhasePlan.from_log_snr"
             )
         counts = [phase.steps for phase in plan]
         return cls.from_log_snr(levels, schedule, steps=counts, score_range=score_range)

@@ -12,7 +12,9 @@ from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.diffusion.solvers import ode_step
 from pdmd.distillation.phases import Phase, PhasePlan
-from pdmd.objectives.base import Objective
+from pdmd.distributed.placement import Placement
+from pdmd.objectives.adversarial import DiscriminatorLoss
+from pdmd.objectives.base import Objective, OnlyPhases, WeightedSum
 from pdmd.randomness import randn
 from pdmd.teachers.base import Teacher
 from pdmd.training.fake_scores import FakeScores
@@ -22,6 +24,7 @@ from pdmd.typing import Conditions
 __all__ = [
     "check_fake_scores",
     "check_objectives",
+    "check_penalties",
     "check_teacher",
     "check_times",
     "encode",
@@ -88,6 +91,32 @@ def check_objectives(
                     "but no term of the fake score's objective trains them there; add "
                     "DiscriminatorLoss with the same critics"
                 )
+
+
+def check_penalties(objective: Objective, placement: Placement) -> None:
+    """Checks that no critic that will be sharded is differentiated twice.
+
+    Args:
+        objective: The fake score's objective.
+        placement: Where networks are placed.
+
+    Raises:
+        ValueError: If one would be.
+    """
+    if placement.in_place:
+        return
+    for term in (
+        (t for _, t in objective.terms) if isinstance(objective, WeightedSum) else (objective,)
+    ):
+        inner = term.objective if isinstance(term, OnlyPhases) else term
+        if not isinstance(inner, DiscriminatorLoss) or not inner.penalty_weight:
+            continue
+        if inner.penalty.second_derivatives:
+            raise ValueError(
+                f"the penalty {inner.penalty} differentiates a critic twice, which sharded "
+                'networks do not support; use FiniteDifferenceR1 (penalty = "finite_difference_r1"'
+                "), a penalty_weight of 0, or one process"
+            )
 
 
 def check_fake_scores(plan: PhasePlan, rollouts: Rollouts, scores: FakeScores) -> None:

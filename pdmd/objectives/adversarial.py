@@ -65,7 +65,14 @@ def logistic_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 class Penalty(ABC):
-    """A penalty on the critic's gradient at real samples."""
+    """A penalty on the critic's gradient at real samples.
+
+    Attributes:
+        second_derivatives: Whether it differentiates the critic's gradient, which sharded networks
+            do not support.
+    """
+
+    second_derivatives = False
 
     @abstractmethod
     def __call__(
@@ -95,12 +102,15 @@ class R1(Penalty):
     r"""The squared gradient norm :math:`\|\nabla_{x_t} h\|^2`, by double backpropagation.
 
     Attention then runs unfused, since fused kernels have no second derivative. Where its memory is
-    too large, or a network has custom kernels, use :class:`FiniteDifferenceR1`.
+    too large, a network has custom kernels, or is sharded over ranks, use
+    :class:`FiniteDifferenceR1`.
 
     References:
         Mescheder et al., Which Training Methods for GANs do actually Converge?,
         arXiv:1801.04406, Eq. 9.
     """
+
+    second_derivatives = True
 
     def __call__(
         self,

@@ -321,7 +321,7 @@ class PhaseTrainer:
                 update=self.update,
                 scalars=scalars,
                 times=self.session.account.times,
-                lr=self.recipes[role].rate(self.update / max(self.updates, 1)),
+                lr=self.recipes[role].rate(self.update, self.updates),
             )
         )
         return scalars

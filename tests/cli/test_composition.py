@@ -324,7 +324,7 @@ def test_what_does_not_fit_is_named_in_one_line(text, named):
 
 
 def test_balanced_times_are_built_around_the_distribution_they_are_given():
-    plain = ObjectiveConfig(times="balanced").compose()
+    plain = ObjectiveConfig(times={"name": "balanced"}).compose()
     assert repr(plain.fake.times) == repr(BalancedTimes(UniformTimes()))
     times = {"name": "balanced", "times": "log_snr"}
     term = {"name": "score_matching", "times": times}

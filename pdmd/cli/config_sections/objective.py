@@ -89,8 +89,9 @@ class ObjectiveConfig:
     """Weighting of score differences in terms without one: normalised, exact_kl or posterior."""
     weighting: str = "clamped"
     """Weighting of score matching: clamped, ratio, epsilon, inverse_variance or none."""
-    times: str = "uniform"
-    """Distribution of times in terms without times: uniform, log_snr or balanced."""
+    times: Table = field(default_factory=lambda: {"name": "uniform"})
+    """Distribution of times in terms without times: uniform, log_snr, shifted or balanced, with
+    its arguments, for example {name = "shifted", shift = 7.0}."""
     margin: float = 0.02
     """Fraction of the score range that is excluded at its ends."""
     timestep_samples: int = 1
