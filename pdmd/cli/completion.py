@@ -39,6 +39,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "sample": ("pdmd.cli.sample:SampleOptions",),
     "evaluate": ("pdmd.cli.evaluate:EvaluateOptions",),
     "export": ("pdmd.cli.export:ExportOptions",),
+    "push": ("pdmd.cli.push:PushOptions",),
     "bench": ("pdmd.cli.bench:BenchOptions",),
     "report": (),
     "recipes": ("pdmd.cli.recipes:RecipesOptions",),
