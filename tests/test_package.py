@@ -10,6 +10,8 @@ import tomllib
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 import pdmd
 
 ROOT = Path(__file__).parents[1]
@@ -142,16 +144,38 @@ def test_example_1_distills_a_mixture(capsys):
     assert nfe.endswith(": 2")
 
 
-def test_example_2_distills_a_custom_teacher(capsys):
+@pytest.mark.slow
+def test_example_2_beats_euler_steps(capsys):
     from pdmd.teachers.base import teachers
 
     try:
-        (line,) = run_example("02", capsys)
+        lines = run_example("02", capsys)
     finally:
-        if "line" in teachers:
-            teachers.remove("line")
-    long, short = map(float, re.findall(r"\[(.*?)\]", line)[0].split(", "))
-    assert 0.5 < long < 1.1 and 0 < short < 0.1  # of 1 and 0.1
+        if "arcs" in teachers:
+            teachers.remove("arcs")
+    many, few, student = (float(line.split("steps")[1].split()[0]) for line in lines)
+    assert many < student < 0.8 * few
+
+
+def test_example_2_is_a_plugin(monkeypatch, tmp_path):
+    from pdmd.cli.main import main
+    from pdmd.teachers.base import teachers
+
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    words = ["distill", "mixture", "--teacher.name", "arcs", "--teacher.plugins=02_custom_teacher"]
+    words += ["--teacher.arguments", "updates", "2", "--train.updates", "1", "--plan.phases", "1"]
+    words += ["--train.batch-size", "4", "--train.fake-updates", "1", "--evaluate.samples", "100"]
+    words += ["--evaluate.teacher-steps", "2", "--teacher.no-check-score", "--no-progress"]
+    try:
+        assert main([*words, "--out", str(tmp_path / "run")]) == 0
+        student = pdmd.Student.load(tmp_path / "run" / "student")
+        assert student.source["teacher"] == "arcs"
+        with pytest.raises(ValueError, match="a prompt is 0, 1 or None, got 'cat'"):
+            student.encode(["cat"])
+    finally:
+        if "arcs" in teachers:
+            teachers.remove("arcs")
+        sys.modules.pop("02_custom_teacher", None)
 
 
 def test_example_3_composes_objectives(capsys):
