@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import pdmd
 
@@ -158,20 +159,31 @@ def test_example_2_beats_euler_steps(capsys):
 
 
 def test_example_2_is_a_plugin(monkeypatch, tmp_path):
-    from pdmd.cli.main import main
+    from pdmd.cli.config import TeacherConfig
     from pdmd.teachers.base import teachers
 
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    words = ["distill", "mixture", "--teacher.name", "arcs", "--teacher.plugins=02_custom_teacher"]
-    words += ["--teacher.arguments", "updates", "2", "--train.updates", "1", "--plan.phases", "1"]
-    words += ["--train.batch-size", "4", "--train.fake-updates", "1", "--evaluate.samples", "100"]
-    words += ["--evaluate.teacher-steps", "2", "--teacher.no-check-score", "--no-progress"]
+    config = TeacherConfig(
+        name="arcs", plugins=("02_custom_teacher",), arguments={"updates": 2}, guidance=(2.0,)
+    )
     try:
-        assert main([*words, "--out", str(tmp_path / "run")]) == 0
-        student = pdmd.Student.load(tmp_path / "run" / "student")
-        assert student.source["teacher"] == "arcs"
+        student = pdmd.distill(
+            config.build(),
+            pdmd.PhasePlan.uniform(1),
+            updates=1,
+            source=config.source(),
+            check_score=False,
+            progress=False,
+        )
+        student.save(tmp_path)
+        again = pdmd.Student.load(tmp_path)  # by the registered name
+        x = pdmd.sample(again, again.encode([0, 1]), generator=torch.Generator().manual_seed(0))
+        y = pdmd.sample(
+            student, student.encode([0, 1]), generator=torch.Generator().manual_seed(0)
+        )
+        assert torch.equal(x, y)
         with pytest.raises(ValueError, match="a prompt is 0, 1 or None, got 'cat'"):
-            student.encode(["cat"])
+            again.encode(["cat"])
     finally:
         if "arcs" in teachers:
             teachers.remove("arcs")
