@@ -24,6 +24,7 @@ FREE = (
     "validation.*",
     "tracking",
     "tracking.*",
+    "teacher.check_score",
     "train.buffer_folder",
     "train.checkpoint_*",
     "train.max_consecutive_skips",

@@ -29,6 +29,7 @@ OUTPUTS = (
     "grids/phase_*.png",
     "history.jsonl",
     "calibration.json",
+    "notices.json",
     "metrics.json",
     "summary.json",
     "report.html",
