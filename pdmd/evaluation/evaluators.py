@@ -241,12 +241,12 @@ class LatentProjection:
         x = x.flatten(1).float()
         if x.shape[1] <= self.limit:
             return x
-        if self.matrix is None:
+        matrix = self.matrix
+        if matrix is None:
             generator = torch.Generator().manual_seed(self.seed)
-            matrix = torch.randn(x.shape[1], self.limit, generator=generator)
-            self.matrix = matrix / self.limit**0.5
-        self.matrix = self.matrix.to(x.device)
-        return x @ self.matrix
+            matrix = torch.randn(x.shape[1], self.limit, generator=generator) / self.limit**0.5
+        self.matrix = matrix = matrix.to(x.device)
+        return x @ matrix
 
 
 class LatentEvaluator(Evaluator):
