@@ -20,6 +20,7 @@ from pdmd.evaluation.perceptual.measurements import (
     Measurement,
     MeasurementPlace,
 )
+from pdmd.extras import require
 
 __all__ = ["ImageTextScore"]
 
@@ -52,6 +53,7 @@ class ImageTextScore(Measurement):
         if missing or not hasattr(model, "get_text_features"):
             lacks = ", ".join(missing[:3]) or "a text network"
             raise ValueError(f"{source!r} is no image-text model such as CLIP: it lacks {lacks}")
+        require("metrics", "transformers")
         from transformers import AutoTokenizer
 
         try:

@@ -87,7 +87,7 @@ class FeatureStore:
             OSError: If writing fails.
         """
         path = self.folder / f"rows_{first:09d}_{first + number:09d}.safetensors"
-        save_tensors({name: x.contiguous() for name, x in rows.items()}, path)
+        save_tensors({name: x.contiguous().clone() for name, x in rows.items()}, path)
 
     def blocks(self, name: str) -> Iterator[Tensor]:
         """Yields the rows of a measurement, file by file.
