@@ -231,8 +231,8 @@ def parse_config(
     from pdmd.cli.renamed_keys import check_options
 
     chosen, rest = take_name(words, "a preset or TOML file", "digits")
-    rest, keys = take_table_keys(rest, table_paths(DistillConfig))
     own = [field.name for field in dataclasses.fields(options)]
+    rest, keys = take_table_keys(rest, table_paths(DistillConfig))
     check_options(rest, [*own, *key_paths()], name)
     config: Any = load_config(chosen)
     config = config if prepare is None else prepare(config)
