@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pdmd.cli.config_sections.lora import LoraConfig
+from pdmd.cli.config_sections.monitoring import HealthConfig
 from pdmd.cli.config_sections.objective import ObjectiveConfig
 from pdmd.cli.config_sections.plan import PlanConfig
 from pdmd.cli.config_sections.teacher import NetworkConfig, TeacherConfig
@@ -18,6 +19,7 @@ from pdmd.cli.values import short
 __all__ = [
     "DistillConfig",
     "EvaluateConfig",
+    "HealthConfig",
     "LoraConfig",
     "NetworkConfig",
     "ObjectiveConfig",
@@ -45,6 +47,7 @@ RANGES = {
     },
     "parallel": {"timeout": (1, 10**6), "heartbeat_timeout": (3, 10**6)},
     "objective": {"timestep_samples": (1, 1_000)},
+    "health": {"every": (0, 10**9), "samples": (2, 10**6), "teacher_steps": (1, 10**4)},
     "evaluate": {"samples": (100, 10**6), "teacher_steps": (1, 10**4), "seed": (0, 2**63 - 1)},
 }
 """The ranges of whole numbers, by section and key."""
@@ -79,6 +82,7 @@ class DistillConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def check(self) -> None:

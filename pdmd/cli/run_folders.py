@@ -21,6 +21,7 @@ OUTPUTS = (
     "grids/samples.png",
     "grids/phase_*.png",
     "history.jsonl",
+    "health.jsonl",
     "calibration.json",
     "metrics.json",
     "summary.json",

@@ -265,6 +265,7 @@ class Run:
                 resume=self.resume,
                 account=self.account,
                 max_consecutive_skips=train.max_consecutive_skips,
+                monitors=config.health.build(train.seed),
             ),
             conditions=self.conditions,
             seed=train.seed,
