@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pdmd.cli.config_sections.lora import LoraConfig
-from pdmd.cli.config_sections.monitoring import HealthConfig
+from pdmd.cli.config_sections.monitoring import HealthConfig, ValidationConfig
 from pdmd.cli.config_sections.objective import ObjectiveConfig
 from pdmd.cli.config_sections.plan import PlanConfig
 from pdmd.cli.config_sections.teacher import NetworkConfig, TeacherConfig
@@ -27,6 +27,7 @@ __all__ = [
     "PlanConfig",
     "TeacherConfig",
     "TrainConfig",
+    "ValidationConfig",
 ]
 
 RANGES = {
@@ -48,6 +49,13 @@ RANGES = {
     "parallel": {"timeout": (1, 10**6), "heartbeat_timeout": (3, 10**6)},
     "objective": {"timestep_samples": (1, 1_000)},
     "health": {"every": (0, 10**9), "samples": (2, 10**6), "teacher_steps": (1, 10**4)},
+    "validation": {
+        "every": (0, 10**9),
+        "seeds": (1, 10**4),
+        "seed": (0, 2**63 - 1),
+        "teacher_steps": (1, 10**4),
+        "batch": (0, 10**6),
+    },
     "evaluate": {"samples": (100, 10**6), "teacher_steps": (1, 10**4), "seed": (0, 2**63 - 1)},
 }
 """The ranges of whole numbers, by section and key."""
@@ -83,6 +91,7 @@ class DistillConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def check(self) -> None:
@@ -100,6 +109,10 @@ class DistillConfig:
                     raise ValueError(
                         f"{section}.{name} is from {low:,} to {high:,}, got {short(value)}"
                     )
+        if not 0 < self.validation.fps <= 1000:
+            raise ValueError(
+                f"validation.fps is above 0 and at most 1000, got {self.validation.fps:g}"
+            )
         plan = self.plan.build()
         objectives = self.objective.compose()
         objectives.check(plan)

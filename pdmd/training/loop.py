@@ -60,7 +60,7 @@ def train_phase(trainer: PhaseTrainer, phases: int, finished: Sequence[Expert]) 
                 values |= session.account.scalars()
                 recorder.on_scalars(trainer.phase, trainer.update, values)
             if session.monitors:
-                observed = trainer.observed(scalars, phases)
+                observed = trainer.observed(phases)
                 with session.account.paused():
                     for monitor in session.monitors:
                         monitor.on_update(observed)

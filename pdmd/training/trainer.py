@@ -336,22 +336,22 @@ class PhaseTrainer:
         steps, self._pending_steps = self._pending_steps, []
         self.health.settle(steps)
 
-    def observed(self, scalars: dict[str, Tensor], phases: int) -> Cycle:
+    def observed(self, phases: int) -> Cycle:
         """Returns the last cycle as monitors see it.
 
         Args:
-            scalars: What :meth:`cycle` returned.
             phases: Number of phases in the plan.
         """
+        last = len(self.experts) - 1
         return Cycle(
             phase=self.phase,
             phases=phases,
             update=self.update,
             updates=self.updates,
-            scalars=scalars,
             measure=self.fake_objective.diagnostics,
             experts=lambda: [*self.earlier, *self.finished()],
             teacher=self.teacher,
+            fake=self.models(last, self.experts[last].phase.steps - 1).fake,
             conditions=self.conditions,
             batch=self.batch_size,
             runtime=self.session.runtime,

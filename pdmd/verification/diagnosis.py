@@ -1,7 +1,7 @@
 """The diagnosis of a run: what went wrong in it, when, why, and what to change.
 
 It is read from the files of the run folder alone: the health records that were measured while it
-trained, its losses where there are none, its metrics, and its configuration.
+trained, its history, its metrics, and its configuration.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from pdmd.documents import naming, read_json, read_toml
-from pdmd.training.monitoring.detectors import Finding, HealthRecord, diagnose
+from pdmd.training.monitoring.detectors import Finding, diagnose
 from pdmd.training.monitoring.health_records import read_health
 from pdmd.training.monitoring.recorder import read_history
 
@@ -24,8 +23,6 @@ __all__ = ["Diagnosis", "diagnose_run"]
 REMEDY = "restore it from the run"
 SKIPPED = 0.01
 """Share of the updates that may be skipped before it is a finding."""
-ROWS = 5
-"""Rows of a history whose losses are averaged where there are no health records."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +75,7 @@ def diagnose_run(folder: str | Path) -> Diagnosis:
     with naming(folder / "health.jsonl", REMEDY):
         records, warnings = read_health(folder / "health.jsonl")
     finished = (folder / "metrics.json").is_file()
-    findings = diagnose(records or _records_of(history))
+    findings = diagnose(records)
     findings += _skipped(history, warnings)
     if finished:
         with naming(folder / "metrics.json", REMEDY):
@@ -90,33 +87,6 @@ def diagnose_run(folder: str | Path) -> Diagnosis:
         settings=_settings(config, findings),
         measured=len(records),
     )
-
-
-def _records_of(history: Sequence[Mapping[str, Any]]) -> list[HealthRecord]:
-    """Returns the losses of the fake score as health records, averaged over a few rows."""
-    records: list[HealthRecord] = []
-    by_phase: dict[int, list[Mapping[str, Any]]] = {}
-    for row in history:
-        by_phase.setdefault(int(row["phase"]), []).append(row)
-    for phase, rows in by_phase.items():
-        for i in range(0, len(rows) - ROWS + 1, ROWS):
-            losses = [
-                sum(
-                    value
-                    for name, value in row["scalars"].items()
-                    if name.startswith("fake/") and not name.endswith("gradient_norm")
-                )
-                for row in rows[i : i + ROWS]
-            ]
-            records.append(
-                HealthRecord(
-                    phase=phase,
-                    update=int(rows[i + ROWS - 1]["update"]),
-                    updates=int(rows[-1]["update"]),
-                    values={"health/fake_loss": mean(losses)},
-                )
-            )
-    return records
 
 
 def _skipped(

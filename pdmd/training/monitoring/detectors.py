@@ -287,34 +287,33 @@ class InaccurateFakeScore(Detector):
 
 
 class DivergingFakeScore(Detector):
-    """The loss of the fake score rises far above the lowest of its phase.
+    """The fake score predicts the student's samples worse than the teacher, at which it started.
 
     Args:
-        rise: The loss over the lowest one of earlier records, above which it diverges.
+        excess: The fake score's loss over the teacher's, above which it diverges.
     """
 
-    def __init__(self, rise: float = 2.5) -> None:
-        self.rise = rise
-        self._lasting, self._best = _Lasting(), _Best()
+    def __init__(self, excess: float = 1.5) -> None:
+        self.excess = excess
+        self._lasting = _Lasting()
 
     def observe(self, record: HealthRecord) -> Finding | None:
         loss = record.values.get("health/fake_loss")
         if loss is None:
             return None
-        lowest = -self._best(record, -loss if math.isfinite(loss) else -math.inf)
-        since = self._lasting(record, lowest > 0 and not loss <= self.rise * lowest)
+        since = self._lasting(record, not loss <= self.excess)
         if since is None:
             return None
         return Finding(
             name="diverging fake score",
             phase=record.phase,
             update=since,
-            evidence=f"its loss is {loss:.3g}, after {lowest:.3g} before in this phase",
+            evidence=f"on the student's samples its loss is {loss:.3g} times the teacher's",
             cause=(
                 "its learning rate is too high, or the student left the range in which the "
                 "fake score was trained"
             ),
-            remedy="lower train.fake_lr (and train.lr, if the loss still rises)",
+            remedy="lower train.fake_lr, or train.lr where the student is the cause",
         )
 
 

@@ -7,7 +7,8 @@ of the training. Ranks call it together, so that it may use networks that are sh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,19 @@ from pdmd.distributed.runtime import Runtime
 from pdmd.training.conditions import ConditionStream
 from pdmd.training.monitoring.recorder import Recorder
 
-__all__ = ["Cycle", "Monitor"]
+__all__ = ["Cycle", "Monitor", "undisturbed"]
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Restores torch's global generators after a block, from which networks may draw (dropout).
+
+    Args:
+        device: The device of the training.
+    """
+    devices = [] if device.type in ("cpu", "meta") else [device]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        yield
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,11 +45,11 @@ class Cycle:
         phases: The number of phases in the plan.
         update: Number of the update within the phase, from 1.
         updates: Updates of the phase.
-        scalars: Losses and gradient norms by name, on the device.
         measure: Computes the fake objective's measurements by name, on the device.
         experts: Returns the student so far: the frozen experts of earlier phases, and those in
             training over the averages of their weights.
         teacher: The real score, placed by the runtime.
+        fake: The fake score of the last of the experts.
         conditions: The encoded prompts.
         batch: Samples of a rollout on this rank.
         runtime: The device and ranks.
@@ -47,10 +60,10 @@ class Cycle:
     phases: int
     update: int
     updates: int
-    scalars: Mapping[str, Tensor]
     measure: Callable[[], Mapping[str, Tensor]]
     experts: Callable[[], Sequence[Expert]]
     teacher: Denoiser
+    fake: Denoiser
     conditions: ConditionStream
     batch: int
     runtime: Runtime

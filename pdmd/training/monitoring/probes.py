@@ -14,34 +14,42 @@ values of a sample, and pairs :math:`x, x'` of one prompt with
 ``similarity`` :math:`1 - u(x)`
 ``diversity``  :math:`u(x) / u(y)`
 ``motion``     mean absolute difference of neighbouring frames, over the teacher's
-``fake_error`` root mean square over bins of the relative fake-score error
-``fake_loss``  the fake score's loss
+``fake_error`` root mean square over bins of time of the relative fake-score error
+``fake_loss``  :math:`\mathbb E \|\varepsilon - \hat\varepsilon\|^2` over that of the teacher
 ============== ======================================================================
 
-Ratios come with their relative standard errors, ``*_error``. The last two are means over the
-cycles before the probe, which are added up on the device. Only a probe waits for the device.
+Ratios come with their relative standard errors, ``*_error``. The relative error of the fake score
+is a mean over the cycles before the probe, which are added up on the device; its loss and the
+teacher's are measured on the student's samples, at the same times and noise, and the geometric
+mean is taken over times. The fake score starts as the teacher and learns the student, so that it
+predicts the noise in its samples no worse than the teacher does; the loss itself depends on the
+student's variance, and may well rise. Only a probe waits for the device.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from pdmd.diffusion.sampling import initial_noise
+from pdmd.diffusion.solvers import diffuse, transition_noise
 from pdmd.distillation.experts import Expert
+from pdmd.distillation.phases import Phase
 from pdmd.distillation.unfinished import flow, teacher_times
-from pdmd.randomness import RankGenerator
+from pdmd.randomness import RankGenerator, randn_like
 from pdmd.training.monitoring.detectors import Detector, HealthRecord, default_detectors
-from pdmd.training.monitoring.monitors import Cycle, Monitor
+from pdmd.training.monitoring.monitors import Cycle, Monitor, undisturbed
 from pdmd.typing import Condition, Latents
 
 __all__ = ["HealthProbe", "compare", "moments"]
 
 WINDOW = 16
-"""Cycles before a probe over which the fake score is measured."""
+"""Cycles before a probe over which the fake score's relative error is averaged."""
+TIMES = 4
+"""Times at which the losses of fake score and teacher are compared."""
 
 Statistics = dict[str, Tensor]
 
@@ -75,14 +83,14 @@ class HealthProbe(Monitor):
         self.every, self.samples, self.steps, self.seed = every, samples, steps, seed
         self.detectors = tuple(default_detectors() if detectors is None else detectors)
         self._references: dict[float, tuple[Tensor, Statistics]] = {}
-        self._sums: dict[str, Tensor] = {}
+        self._errors: Tensor | None = None
         self._cycles = 0
         self._resumed = False
 
     def on_update(self, cycle: Cycle) -> None:
         left = -cycle.update % self.every
         if left < WINDOW:
-            self._add_fake_score(cycle)
+            self._add_fake_error(cycle)
         if left:
             return
         if not self._resumed:  # detectors know what was recorded before
@@ -112,43 +120,67 @@ class HealthProbe(Monitor):
         def of_student(x: Latents, condition: Condition, generator: torch.Generator) -> Latents:
             return _through(experts, x, condition, generator)
 
-        if end not in self._references:
-            latents = self._sampled(cycle, of_teacher, end)
-            ranks = cycle.runtime.ranks
-            centre = ranks.mean(torch.stack([x.mean() for x in latents]).mean())
-            self._references[end] = centre, self._moments(cycle, latents, centre)
-        centre, teacher = self._references[end]
-        student = self._moments(cycle, self._sampled(cycle, of_student, end), centre)
-        values = compare(student, teacher, self._global_samples(cycle))
-        return values | self._fake_score(cycle)
+        with undisturbed(cycle.device):
+            if end not in self._references:
+                parts = [self._clean(cycle, x, end, c) for x, c in self._drawn(cycle, of_teacher)]
+                centre = torch.stack([x.mean() for x in parts]).mean()
+                centre = cycle.runtime.ranks.mean(centre)
+                self._references[end] = centre, self._moments(cycle, parts, centre)
+            centre, teacher = self._references[end]
+            drawn = list(self._drawn(cycle, of_student))
+            parts = [self._clean(cycle, x, end, c) for x, c in drawn]
+            student = self._moments(cycle, parts, centre)
+            values = compare(student, teacher, self._global_samples(cycle))
+            values["fake_loss"] = self._fake_loss(cycle, experts[-1].phase, *drawn[0])
+        error = self._fake_error(cycle)
+        return values if error is None else values | {"fake_error": error}
 
-    def _sampled(
+    def _drawn(
         self,
         cycle: Cycle,
         sampler: Callable[[Latents, Condition, torch.Generator], Latents],
-        end: float,
-    ) -> list[Latents]:
-        """Samples in batches as large as the training's, and predicts what they look like."""
-        ranks, teacher = cycle.runtime.ranks, cycle.teacher
+    ) -> Iterator[tuple[Latents, Condition]]:
+        """Yields samples in batches as large as the training's, with their conditions."""
+        ranks = cycle.runtime.ranks
         batch, number = self._batches(cycle)
-        total = batch * number * ranks.data_ranks
+        pairs = self._global_samples(cycle) // 2
         known = cycle.conditions.condition
         prompts = 0 if known is None else int(known.batch_size[0])
-        out = []
         for i in range(number):
             first = (i * ranks.data_ranks + ranks.data_rank) * batch
             condition = None
             if prompts:
-                pairs = torch.arange(first, first + batch) // 2
-                condition = cycle.conditions.take(pairs * prompts // (total // 2) % prompts)
+                own = torch.arange(first, first + batch) // 2
+                condition = cycle.conditions.take(own * prompts // pairs % prompts)
             seed = (self.seed * 1_000_003 + i) % 2**63
             generator = RankGenerator.make(seed, ranks.data_rank, ranks.data_ranks)
-            x = sampler(initial_noise(teacher, batch, generator), condition, generator)
-            if end > 0:
-                low, high = teacher.time_range
-                x = teacher(x, min(max(end, low), high), condition).to("x0")
-            out.append(x.float())
-        return out
+            noise = initial_noise(cycle.teacher, batch, generator)
+            yield sampler(noise, condition, generator), condition
+
+    @staticmethod
+    def _clean(cycle: Cycle, x: Latents, end: float, condition: Condition) -> Latents:
+        """Returns what latents at the end of a phase look like."""
+        if end > 0:
+            low, high = cycle.teacher.time_range
+            x = cycle.teacher(x, min(max(end, low), high), condition).to("x0")
+        return x.float()
+
+    def _fake_loss(self, cycle: Cycle, phase: Phase, x_s: Latents, condition: Condition) -> float:
+        """Returns the fake score's loss over the teacher's, on the student's samples."""
+        ranks, (low, high) = cycle.runtime.ranks, phase.score_range
+        generator = RankGenerator.make(self.seed, ranks.data_rank, ranks.data_ranks)
+        losses = []
+        for i in range(TIMES):
+            t = low + (high - low) * (i + 0.5) / TIMES
+            epsilon = randn_like(x_s, generator)
+            x_t = diffuse(x_s, epsilon, phase.t_end, t, cycle.teacher.schedule)
+            both = [
+                (epsilon - transition_noise(score(x_t, t, condition), phase.t_end)).square().mean()
+                for score in (cycle.fake, cycle.teacher)
+            ]
+            losses.append(torch.stack(both).double())
+        fake, real = ranks.mean(torch.stack(losses)).clamp(min=1e-30).log().mean(0).tolist()
+        return math.exp(min(fake - real, 700.0))
 
     def _batches(self, cycle: Cycle) -> tuple[int, int]:
         """Returns the samples of a batch on this rank, which are pairs, and the batches."""
@@ -166,30 +198,20 @@ class HealthProbe(Monitor):
         means = cycle.runtime.ranks.mean(means)
         return dict(zip(parts[0], means, strict=True))
 
-    def _add_fake_score(self, cycle: Cycle) -> None:
-        loss = [
-            value.detach().float()
-            for name, value in cycle.scalars.items()
-            if name.startswith("fake/") and not name.endswith("gradient_norm")
-        ]
-        measured = {"loss": torch.stack(loss).sum()} if loss else {}
+    def _add_fake_error(self, cycle: Cycle) -> None:
         error = cycle.measure().get("relative_error")
         if error is not None:
-            measured["error"] = error.detach().float()
-        for name, value in measured.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._cycles += 1
+            error = error.detach().float()
+            self._errors = error if self._errors is None else self._errors + error
+            self._cycles += 1
 
-    def _fake_score(self, cycle: Cycle) -> dict[str, float]:
-        sums, self._sums = self._sums, {}
-        cycles, self._cycles = max(self._cycles, 1), 0
-        out = {}
-        if "loss" in sums:
-            out["fake_loss"] = float(sums["loss"]) / cycles
-        if "error" in sums:
-            error = cycle.runtime.ranks.mean(sums["error"]) / cycles
-            out["fake_error"] = float(error.square().mean().sqrt())
-        return out
+    def _fake_error(self, cycle: Cycle) -> float | None:
+        errors, self._errors = self._errors, None
+        cycles, self._cycles = self._cycles, 0
+        if errors is None:
+            return None
+        mean = cycle.runtime.ranks.mean(errors) / cycles
+        return float(mean.square().mean().sqrt())
 
 
 def _through(

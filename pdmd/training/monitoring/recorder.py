@@ -96,6 +96,11 @@ class Recorder:
         for finding in found:
             self.on_warning(finding.line())
 
+    def on_validation(
+        self, phase: Phase, update: int, values: Mapping[str, float], picture: Path
+    ) -> None:
+        """Called with the figures of a validation, and the grid that was drawn."""
+
     def health_records(self) -> Sequence[HealthRecord]:
         """Returns the measurements before a resumed update."""
         return ()
@@ -240,6 +245,12 @@ class RunRecorder(Recorder):
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
+    def _add_picture(self, step: int, picture: Path) -> None:
+        if picture.is_file():
+            self._open_writer()
+            assert self.writer is not None
+            self.writer.add_picture("validation", picture, step)
+
     def on_skipped_step(self, warning: str) -> None:
         """Prints the cause above the progress bar, and keeps it with the health records."""
         self.on_warning(warning)
@@ -251,6 +262,14 @@ class RunRecorder(Recorder):
         self.outputs.attempt("health.jsonl", lambda: self.health.add(record, found))
         step = self.before + record.update
         self.outputs.attempt("tensorboard/", lambda: self._add_scalars(step, record.values))
+
+    def on_validation(
+        self, phase: Phase, update: int, values: Mapping[str, float], picture: Path
+    ) -> None:
+        """Shows figures and grid in TensorBoard."""
+        step = self.before + update
+        self.outputs.attempt("tensorboard/", lambda: self._add_scalars(step, values))
+        self.outputs.attempt("tensorboard/", lambda: self._add_picture(step, picture))
 
     def health_records(self) -> Sequence[HealthRecord]:
         return self.earlier
