@@ -66,8 +66,9 @@ class EvaluateConfig:
 class DistillConfig:
     """Distills a teacher into a few-step mixture of experts, evaluates it and writes a report.
 
-    A key on the command line replaces that of the preset or TOML file; arguments by name
-    (--teacher.arguments, --network.arguments) are merged with the file's.
+    A key on the command line replaces that of the preset or TOML file. Arguments by name
+    (--teacher.arguments.dim 2, --network.arguments.width 32) and single keys of tables
+    (--objective.times.shift 7, --train.fake.lr_decay.final 0.1) are merged with the file's.
     """
 
     out: str = ""

@@ -63,7 +63,8 @@ def evaluate_command(words: list[str]) -> int:
     source = student.source or {}
     scales = tuple(options.guidance or source.get("guidance") or (1.0,))
     negative = source.get("negative_prompt", "") if set(scales) != {1.0} else ""
-    teacher = guided(unguided(teacher), scales, negative_prompt=negative)
+    low, high = source.get("guidance_interval", (0.0, 1.0))
+    teacher = guided(unguided(teacher), scales, negative_prompt=negative, interval=(low, high))
     teacher = on_schedule(teacher, *schedule_of(source))
     metrics = evaluate(
         student,

@@ -24,6 +24,7 @@ FREE = (
     "validation.*",
     "tracking",
     "tracking.*",
+    "teacher.check_score",
     "train.buffer_folder",
     "train.checkpoint_*",
     "train.max_consecutive_skips",
@@ -35,6 +36,8 @@ FREE = (
 CHANGEABLE = (
     "train.lr",
     "train.fake_lr",
+    "train.*.warmup",
+    "train.*.lr_decay*",
     "train.updates",
     "train.update_shares",
     "train.batch_size",

@@ -16,7 +16,10 @@ from pdmd.distillation.student_folders import describe_plan
 from pdmd.documents import read_toml
 from pdmd.files import write_file
 
-__all__ = ["check_folder", "check_writable", "clear_folder", "write_plan"]
+__all__ = ["BEFORE", "check_folder", "check_writable", "clear_folder", "write_plan"]
+
+BEFORE = (*LOCKS, "tiny_pipeline")
+"""What may be in the folder before a run: its lock, and the teacher of a tiny recipe."""
 
 OUTPUTS = (
     "student/student.json",
@@ -26,6 +29,7 @@ OUTPUTS = (
     "grids/phase_*.png",
     "history.jsonl",
     "calibration.json",
+    "notices.json",
     "metrics.json",
     "summary.json",
     "report.html",

@@ -23,9 +23,9 @@ from pdmd.cli.config import DistillConfig
 from pdmd.cli.config_files import same_config, write_config
 from pdmd.cli.resumed_settings import describe_changes, fingerprint
 from pdmd.cli.run_checkpoints import build_checkpointer
-from pdmd.cli.run_folders import check_folder, check_writable, clear_folder, write_plan
+from pdmd.cli.run_folders import BEFORE, check_folder, check_writable, clear_folder, write_plan
 from pdmd.cli.run_inputs import digest_images, digest_inputs
-from pdmd.cli.run_locks import LOCKS, RunLocks
+from pdmd.cli.run_locks import RunLocks
 from pdmd.cli.stop_signals import stop_on
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.sampling import ode_times
@@ -35,7 +35,7 @@ from pdmd.distillation.initializers import FromDenoiser, Initializer
 from pdmd.distillation.students import Student
 from pdmd.distillation.validation import check_penalties, check_teacher, check_times
 from pdmd.distributed.runtime import Runtime
-from pdmd.evaluation.evaluate import draw_samples, score
+from pdmd.evaluation.evaluate import draw_samples, euler_notice, score
 from pdmd.extras import require
 from pdmd.files import is_url, local_path, write_file
 from pdmd.teachers.base import Teacher
@@ -47,7 +47,7 @@ from pdmd.training.expert_training import ExpertTraining
 from pdmd.training.fake_scores import FakeScoreTraining
 from pdmd.training.monitoring.accounting import Account
 from pdmd.training.monitoring.outputs import say
-from pdmd.training.monitoring.recorder import NullRecorder, RunRecorder
+from pdmd.training.monitoring.recorder import NullRecorder, RunRecorder, notify
 from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
 
@@ -112,7 +112,7 @@ class Run:
                 self.locks.check()
                 check_writable(self.folder)
         occupied = self.folder.exists() and any(
-            path.name not in LOCKS for path in self.folder.iterdir()
+            path.name not in BEFORE for path in self.folder.iterdir()
         )
         self._checkpointer = functools.partial(
             build_checkpointer,
@@ -269,6 +269,7 @@ class Run:
             conditions=self.conditions,
             seed=train.seed,
             source=source,
+            check_score=config.teacher.check_score,
         )
         self.training = False
         student.save(self.folder / "student")  # on all ranks, from their shards
@@ -315,23 +316,17 @@ class Run:
         from pdmd.evaluation.report import draw_grids, write_grids, write_report
 
         config, real = self.config.evaluate, self._placed_teacher()
-        drawn = draw_samples(
-            student,
-            self.teacher,
-            samples=config.samples,
-            seed=config.seed,
-            teacher_steps=config.teacher_steps,
-            progress=self.progress,
-            real=real,
-            ranks=self.runtime.ranks,
-        )
-        shown = draw_grids(student, self.teacher, teacher_steps=config.teacher_steps, real=real)
+        settings: dict[str, Any] = {"real": real, "ranks": self.runtime.ranks}
+        settings |= {"samples": config.samples, "progress": self.progress}
+        steps, seed = config.teacher_steps, config.seed
+        drawn = draw_samples(student, self.teacher, seed=seed, teacher_steps=steps, **settings)
+        shown = draw_grids(student, self.teacher, teacher_steps=steps, real=real)
         self.leave()
         if not self.runtime.main:
             return []
-        steps = config.teacher_steps
-        metrics = score(student, self.teacher, drawn, seed=config.seed, teacher_steps=steps)
+        metrics = score(student, self.teacher, drawn, seed=seed, teacher_steps=steps)
         write_file(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        notify(self.folder, euler_notice(metrics))
         write_grids(self.folder, student, self.teacher, teacher_steps=steps, drawn=shown)
         write_report(self.folder)
         if self.config.train.checkpoint_keep:  # the last, from which to train longer

@@ -69,19 +69,28 @@ def check_objectives(
     """Checks that both roles have a loss in every phase.
 
     Raises:
-        ValueError: If a role has none in a phase, or its time range there is empty.
+        ValueError: If a role has none in a phase, its time range there is empty, or the generator
+            evaluates critics there that the fake score's objective does not train.
     """
     for role, objective in (
         ("generator", generator_objective),
         ("fake score", fake_objective),
     ):
-        for index in sorted(set(range(len(plan))) - objective.covers(plan)):
+        for number in sorted({phase.number for phase in plan} - objective.covers(plan)):
             raise ValueError(
-                f"the {role}'s objective has no loss in phase {index + 1}; add a term that is "
+                f"the {role}'s objective has no loss in phase {number}; add a term that is "
                 "active in every phase"
             )
     for phase in plan:
         fake_objective.time_bounds(phase)  # raises if the range is empty
+        trained = fake_objective.shared(phase)
+        for critics in generator_objective.shared(phase):
+            if critics not in trained:
+                raise ValueError(
+                    f"the generator's objective evaluates {critics!r} in phase {phase.number}, "
+                    "but no term of the fake score's objective trains them there; add "
+                    "DiscriminatorLoss with the same critics"
+                )
 
 
 def check_penalties(objective: Objective, placement: Placement) -> None:

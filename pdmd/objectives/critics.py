@@ -231,6 +231,10 @@ class Critics:
             critic = self.factory(models, phase, example)
         self._critics.set(phase, critic.to(models.fake.device))
 
+    def clear(self) -> None:
+        """Removes all critics, so that those of an earlier distillation are not used again."""
+        self._critics.clear()
+
     def of(self, phase: Phase) -> Critic:
         """Returns a phase's critic.
 

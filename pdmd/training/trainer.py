@@ -18,7 +18,7 @@ from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.experts import Expert
 from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Models, Objective, PhaseContext, Rollout
-from pdmd.training.checks import check_losses, check_same_process
+from pdmd.training.checks import check_same_process, check_update
 from pdmd.training.conditions import ConditionStream
 from pdmd.training.ema import Ema
 from pdmd.training.expert_training import ExpertTraining
@@ -295,7 +295,7 @@ class PhaseTrainer:
         phase = self.experts[k].phase.index
         for rollout in rollouts:
             losses = objective.losses(self.models(k, rollout.exit_step), rollout, self.generator)
-            check_losses(losses, role, phase + 1)
+            losses = check_update(objective, losses, role, self.experts[k].phase)
             values = [loss.float() for loss in losses.values()]
             total = values[0] if len(values) == 1 else torch.stack(values).sum()
             if parts > 1 or runtime.loss_scale != 1:
@@ -321,7 +321,7 @@ class PhaseTrainer:
                 update=self.update,
                 scalars=scalars,
                 times=self.session.account.times,
-                lr=self.recipes[role].rate(self.update / max(self.updates, 1)),
+                lr=self.recipes[role].rate(self.update, self.updates),
             )
         )
         return scalars

@@ -22,6 +22,7 @@ __all__ = [
     "Recorder",
     "RunRecorder",
     "bar_title",
+    "notify",
     "read_history",
     "shown_losses",
 ]
@@ -47,6 +48,27 @@ def read_history(path: Path) -> list[dict[str, Any]]:
             break
         rows.append(row)
     return rows
+
+
+def notify(folder: Path, notice: str) -> None:
+    """Prints a notice, and adds it to the notices of a run, which its report lists.
+
+    Args:
+        folder: The run folder.
+        notice: The line; nothing happens if it is empty.
+    """
+    if notice:
+        say(f"pdmd: warning: {notice}")
+        _add_notice(folder, notice)
+
+
+def _add_notice(folder: Path, notice: str) -> None:
+    path, notices = folder / "notices.json", []
+    with contextlib.suppress(ValueError, OSError):  # none yet, or damaged
+        found = read_json(path)
+        notices = found if isinstance(found, list) else []
+    if notice not in notices:
+        write_file(path, json.dumps([*notices, notice], indent=2) + "\n")
 
 
 def bar_title(phase: Phase, phases: int) -> str:
@@ -88,6 +110,10 @@ class Recorder:
     def on_warning(self, warning: str) -> None:
         """Called with what went wrong without ending the run; warns of it."""
         warnings.warn(warning, stacklevel=3)
+
+    def on_notice(self, notice: str) -> None:
+        """Called with what a reader of the results should know of the inputs; warns of it."""
+        self.on_warning(notice)
 
     def on_calibration(
         self, phase: Phase, times: Sequence[float], fake: Sequence[float], real: Sequence[float]
@@ -233,6 +259,11 @@ class RunRecorder(Recorder):
         else:
             with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is closed
                 self.bar.write(text, file=sys.stderr)
+
+    def on_notice(self, notice: str) -> None:
+        """Prints the notice, and adds it to ``notices.json``, which the report lists."""
+        self.on_warning(notice)
+        self.outputs.attempt("notices.json", lambda: _add_notice(self.folder, notice))
 
     def on_calibration(
         self, phase: Phase, times: Sequence[float], fake: Sequence[float], real: Sequence[float]
