@@ -57,13 +57,14 @@ def restarted(tmp_path, ranks, dead):
     assert torch.allclose(bits(folder), bits(whole), atol=1e-4)  # other ranks round otherwise
 
 
-def launch_node(folder, said, port):
+def launch_node(folder, said, port, *, host):
     """Starts two ranks as one of one or two nodes, all of them on this machine."""
     words = [word for word in TINY if not word.startswith("--train.updates")]
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "2"]
         + ["--max-restarts", "3", "--rdzv-backend", "c10d", "--rdzv-id", "elastic"]
-        + ["--rdzv-endpoint", f"localhost:{port}", "--rdzv-conf", "last_call_timeout=5"]
+        + ["--rdzv-endpoint", f"localhost:{port}"]
+        + ["--rdzv-conf", f"last_call_timeout=5,is_host={int(host)}"]
         + ["-m", "pdmd", "distill", "mixture", "--out", str(folder)]
         + ["--train.updates=60", "--parallel.heartbeat_timeout=30", *words],
         env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
@@ -78,9 +79,8 @@ def test_a_run_of_two_nodes_goes_on_with_one(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder, said = tmp_path / "run", [tmp_path / "first.txt", tmp_path / "second.txt"]
-    first = launch_node(folder, said[0], port)  # its launcher has the store of the rendezvous
-    time.sleep(1)
-    second = launch_node(folder, said[1], port)
+    first = launch_node(folder, said[0], port, host=True)  # has the store of the rendezvous
+    second = launch_node(folder, said[1], port, host=False)
     try:
         deadline, world = time.monotonic() + 400, {}
         while not list(folder.glob("checkpoint/*/manifest.json")) or len(world) < 4:
