@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import io
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -33,6 +34,17 @@ ARGUMENTS = re.compile(r"--((?:\w+\.)?arguments)(?:\.([\w-]+))?(?:=(.*))?", re.D
 """An option that takes arguments by name, with its key and value if it has them."""
 
 
+HELP = ("-h", "--help")
+"""Options that show the help of a command."""
+
+ALL = "--help-all"
+"""The option that shows its rare settings too."""
+
+
+MORE = "These are the settings that most runs change: 'pdmd {} --help-all' shows all of them."
+"""The end of a short help."""
+
+
 class UsageError(ValueError):
     """Words of the command line that do not form a command."""
 
@@ -57,7 +69,7 @@ def take_name(words: list[str], what: str, default: str | None = None) -> tuple[
     """
     if words and not words[0].startswith("-"):
         return words[0], words[1:]
-    if default is None and not {"-h", "--help"} & set(words):
+    if default is None and not {*HELP, ALL} & set(words):
         raise UsageError(f"missing {what}")
     return default or "", words
 
@@ -115,7 +127,7 @@ def parse(
         with contextlib.redirect_stderr(caught):
             return tyro.cli(
                 cls,
-                args=gather_arguments(words),
+                args=gather_arguments([HELP[-1] if word == ALL else word for word in words]),
                 prog=prog,
                 default=default if default is not None else cls(),
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes)
@@ -214,19 +226,26 @@ def parse_config(
     import tyro
 
     from pdmd.cli.config import DistillConfig
-    from pdmd.cli.config_files import load_config
-    from pdmd.cli.renamed_keys import check_renamed_options
+    from pdmd.cli.config_files import key_paths, load_config
+    from pdmd.cli.help_pages import shortened
+    from pdmd.cli.renamed_keys import check_options
 
     chosen, rest = take_name(words, "a preset or TOML file", "digits")
-    check_renamed_options(rest)
+    own = [field.name for field in dataclasses.fields(options)]
     rest, keys = take_table_keys(rest, table_paths(DistillConfig))
-    config = load_config(chosen)
+    check_options(rest, [*own, *key_paths()], name)
+    config: Any = load_config(chosen)
     config = config if prepare is None else prepare(config)
+    if ALL in rest:
+        rest = ["--help"]
+    elif {*HELP} & set(rest):
+        options, config = shortened(options), shortened(config)
+        doc = f"{inspect.cleandoc(doc or '')}\n\n{MORE.format(name)}"
     command = dataclasses.make_dataclass(
         name.capitalize(),
         [
             ("options", Annotated[type(options), tyro.conf.arg(name="")]),
-            ("config", Annotated[DistillConfig, tyro.conf.arg(name="")]),
+            ("config", Annotated[type(config), tyro.conf.arg(name="")]),
         ],
     )
     command.__doc__ = doc

@@ -143,7 +143,8 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int
         say(f"pdmd: error: {one_line(error)}", sys.stderr)
         runtime.ranks.close(error)
         return 1
-    say(format_table(rows))
+    if rows:
+        say(format_table(rows))
     say(f"student  {folder / 'student'}")
     say(f"report   {folder / 'report.html'}")
     return 0

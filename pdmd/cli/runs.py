@@ -21,6 +21,7 @@ from torch import nn
 
 from pdmd.cli.config import DistillConfig
 from pdmd.cli.config_files import same_config, write_config
+from pdmd.cli.final_evaluation import FinalEvaluation
 from pdmd.cli.resumed_settings import describe_changes, fingerprint
 from pdmd.cli.run_checkpoints import build_checkpointer
 from pdmd.cli.run_folders import BEFORE, check_folder, check_writable, clear_folder, write_plan
@@ -33,9 +34,8 @@ from pdmd.distillation.distill import distill
 from pdmd.distillation.experts import experts
 from pdmd.distillation.initializers import FromDenoiser, Initializer
 from pdmd.distillation.students import Student
-from pdmd.distillation.validation import check_teacher, check_times
+from pdmd.distillation.validation import check_penalties, check_teacher, check_times
 from pdmd.distributed.runtime import Runtime
-from pdmd.evaluation.evaluate import draw_samples, score
 from pdmd.extras import require
 from pdmd.files import is_url, local_path, write_file
 from pdmd.teachers.base import Teacher
@@ -143,11 +143,14 @@ class Run:
             self.plan = config.plan.build()
             self.generator_objective, self.fake_objective = config.objective.build()
             self.conditions = self.teacher.conditions(self.teacher.prompts)
+            self.validation = None
+            if config.validation.every:
+                self.validation = config.validation.choose(self.teacher, self.conditions)
             check_times(self.teacher, self.plan, self.generator_objective)
+            check_penalties(self.fake_objective, self.runtime.placement)
             here = self.runtime.placement.in_place and self.runtime.device.type == "cpu"
             if here:  # a teacher that is moved or sharded is checked by distill, where it runs
-                objective = self.generator_objective
-                check_teacher(self.teacher, self.plan, objective, self.conditions)
+                check_teacher(self.teacher, self.plan, self.generator_objective, self.conditions)
             if not _has_weights(self.teacher) and not hasattr(unguided(self.teacher), "sample"):
                 raise ValueError(
                     f"{config.teacher.name} has neither weights nor samples to pretrain a network "
@@ -265,10 +268,15 @@ class Run:
                 resume=self.resume,
                 account=self.account,
                 max_consecutive_skips=train.max_consecutive_skips,
+                monitors=[
+                    *config.health.build(train.seed),
+                    *config.validation.build(self.folder, self.teacher, self.validation),
+                ],
             ),
             conditions=self.conditions,
             seed=train.seed,
             source=source,
+            check_score=config.teacher.check_score,
         )
         self.training = False
         student.save(self.folder / "student")  # on all ranks, from their shards
@@ -303,36 +311,32 @@ class Run:
     def evaluate(self, student: Student) -> list[dict[str, Any]]:
         """Evaluates the student, draws its grids and writes the report.
 
-        All ranks sample together, from their shards, and leave; the main one does the rest.
+        All ranks sample together, from their shards, and leave; the main one does the rest. By
+        default, a student whose teacher is large is not sampled
+        (:mod:`pdmd.cli.final_evaluation`).
 
         Returns:
-            The rows of ``metrics.json``; none on other ranks.
+            The rows of ``metrics.json``; none on other ranks, or if the student is not sampled.
         """
         with self.locked():
             return self._evaluate(student)
 
     def _evaluate(self, student: Student) -> list[dict[str, Any]]:
-        from pdmd.evaluation.report import draw_grids, write_grids, write_report
+        from pdmd.evaluation.report import write_report
 
-        config, real = self.config.evaluate, self._placed_teacher()
-        drawn = draw_samples(
-            student,
+        evaluation = FinalEvaluation(
+            self.config.evaluate,
+            self.folder,
             self.teacher,
-            samples=config.samples,
-            seed=config.seed,
-            teacher_steps=config.teacher_steps,
+            self.runtime,
             progress=self.progress,
-            real=real,
-            ranks=self.runtime.ranks,
         )
-        shown = draw_grids(student, self.teacher, teacher_steps=config.teacher_steps, real=real)
+        wanted = evaluation.wanted
+        drawn = evaluation.sample(student, self._placed_teacher()) if wanted else {}
         self.leave()
         if not self.runtime.main:
             return []
-        steps = config.teacher_steps
-        metrics = score(student, self.teacher, drawn, seed=config.seed, teacher_steps=steps)
-        write_file(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        write_grids(self.folder, student, self.teacher, teacher_steps=steps, drawn=shown)
+        rows = evaluation.write(student, drawn) if wanted else []
         write_report(self.folder)
         if self.config.train.checkpoint_keep:  # the last, from which to train longer
             self.checkpointer.keep_last()
@@ -340,7 +344,7 @@ class Run:
             self.checkpointer.clear()
             with contextlib.suppress(OSError):  # it is elsewhere, or has files of the user
                 (self.folder / "checkpoint").rmdir()
-        return metrics["rows"]
+        return rows
 
     def _placed_teacher(self) -> Denoiser:
         """Returns the teacher as it is sampled: sharded, where networks are."""

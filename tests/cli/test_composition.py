@@ -225,7 +225,7 @@ def test_phases_are_counted_from_1_and_weights_multiply():
     plan = PhasePlan.uniform(3)
     (_, velocity), (two, matching), (quarter, _) = built.generator.terms
     assert (two, quarter) == (2, 0.25)
-    assert velocity.covers(plan) == {0} and matching.covers(plan) == {1, 2}
+    assert velocity.covers(plan) == {1} and matching.covers(plan) == {2, 3}
     built.check(plan)
     losses = evaluate(built.generator)
     assert losses.keys() == {"velocity_regression", "repulsion"}
