@@ -74,8 +74,12 @@ def test_the_commands_of_the_runbook_run_in_order(name, tmp_path, monkeypatch):
     lists = PAGE.parents[1] / "pdmd/teachers/conditioning/prompt_lists/validation.txt"
     (tmp_path / "prompts.txt").write_text(lists.read_text())
     lines = [line.split("  #")[0] for line in COMMAND.findall(section(name))]
+    if name == "qwen_image":
+        assert {"recipes", "doctor"} < {line.split()[1] for line in lines}
     assert len(lines) >= 9
     for line in lines:
-        assert main(tiny_words(shlex.split(line)[1:], folder)) == 0, line
+        words = tiny_words(shlex.split(line)[1:], folder)
+        wanted = (0, 1) if words[0] == "doctor" else (0,)  # random networks have findings
+        assert main(words) in wanted, line
     (snippet,) = re.findall(r"^```\{code-block\} python\n(.*?)^```$", section(name), re.M | re.S)
     run_plainly(name, snippet, tmp_path)

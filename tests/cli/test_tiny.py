@@ -31,10 +31,13 @@ def test_packaged_teachers_need_no_tiny_networks(capsys, tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
-def walk(name, folder, capsys):
+SHORT = ("--evaluate.at-end", "never", "--validation.every", "0", "--health.every", "0")
+
+
+def walk(name, folder, capsys, *more):
     """Distills, samples and exports; returns the student."""
     run = folder / "run"
-    words = ["distill", name, "--tiny", "--out", str(run), "--no-progress"]
+    words = ["distill", name, "--tiny", "--out", str(run), "--no-progress", *more]
     assert main(words) == 0
     assert "--tiny: the networks in" in capsys.readouterr().err
     student = Student.load(run / "student", trust_source=True)
@@ -44,7 +47,7 @@ def walk(name, folder, capsys):
 
 @pytest.mark.filterwarnings("ignore")
 def test_qwen_image_is_walked_to_a_student(tmp_path, capsys):
-    student = walk("qwen_image", tmp_path, capsys)
+    student = walk("qwen_image", tmp_path, capsys, *SHORT)
     assert [type(e.denoiser).__name__ for e in student.experts] == ["AdaptedDenoiser"] * 2
     assert main(["distill", "qwen_image", "--tiny", "--out", str(tmp_path / "run")]) == 2
     assert "holds a finished run" in capsys.readouterr().err
