@@ -155,11 +155,15 @@ def test_example_2_distills_a_custom_teacher(capsys):
 
 
 def test_example_3_composes_objectives(capsys):
-    objective, experts = run_example("03", capsys)
+    objective, *rows = run_example("03", capsys)
     assert re.fullmatch(
-        r"DistributionMatching\(.*PosteriorDifference\(\).*\) \+ 0\.05 \* Repulsion\(\)", objective
+        r"DistributionMatching\(.*\) \+ 0\.02 \* Repulsion\(\) \+ 0\.02 \* "
+        r"\(Adversarial\(.*\)\)\.only\(2\)",
+        objective,
     )
-    assert experts.startswith("2 experts, 2 ")
+    assert len(rows) == 8 and {len(row) for row in rows} == {4 * 8 * 2}
+    ink = ["".join(row[16 * i : 16 * i + 16] for row in rows) for i in range(4)]
+    assert all(0.2 < 1 - digit.count(" ") / len(digit) < 0.8 for digit in ink)  # four digits
 
 
 def test_example_4_restricts_an_objective_to_a_phase(capsys):

@@ -33,6 +33,7 @@ from pdmd.teachers.packaged.pretraining import pretrained_network
 from pdmd.training.curriculum import split_updates
 from pdmd.training.expert_training import ExpertTraining
 from pdmd.training.fake_scores import FakeScoreTraining
+from pdmd.training.learning_rates import Constant
 from pdmd.training.monitoring.accounting import Account
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.training.rollouts import Rollouts
@@ -162,7 +163,7 @@ class MixtureBenchmark(DistillationBenchmark):
     """An exact class-conditional mixture, distilled into MLPs that are deliberately too small."""
 
     updates, fake_updates, samples, teacher_steps = 800, 5, 6000, 100
-    optimizers = (AdamRecipe(lr=5e-4), AdamRecipe(lr=1e-3, decay_from=1.0))
+    optimizers = (AdamRecipe(lr=5e-4), AdamRecipe(lr=1e-3, decay=Constant()))
 
     def teacher(self) -> MixtureTeacher:
         c = self.config
@@ -214,7 +215,7 @@ class DigitsBenchmark(DistillationBenchmark):
         m for m in (*TEACHER_ROWS, *SCHEMES) if m not in ("vanilla_wide", "phased_tuned")
     )
     updates, fake_updates, samples, teacher_steps = 500, 2, 6000, 50
-    optimizers = (AdamRecipe(lr=3e-4), AdamRecipe(lr=6e-4, decay_from=1.0))
+    optimizers = (AdamRecipe(lr=3e-4), AdamRecipe(lr=6e-4, decay=Constant()))
 
     def teacher(self) -> DigitsTeacher:
         return DigitsTeacher.from_package()

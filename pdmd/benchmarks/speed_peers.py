@@ -31,6 +31,7 @@ from pdmd.teachers.guided import Guided
 from pdmd.training.conditions import ConditionStream
 from pdmd.training.expert_training import ExpertTraining
 from pdmd.training.fake_scores import FakeScoreTraining, FakeUpdates
+from pdmd.training.learning_rates import Constant
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputs
 from pdmd.training.rollouts import Rollouts
@@ -104,7 +105,7 @@ def build_trainer(
         updates=10**6,
         generator=RankGenerator.make(task.seed),
         expert_training=ExpertTraining(
-            optimizer=AdamRecipe(lr=task.lr, decay_from=1.0),
+            optimizer=AdamRecipe(lr=task.lr, decay=Constant()),
             ema=DECAY,
             max_grad_norm=MAX_GRAD_NORM,
         ),
@@ -112,7 +113,7 @@ def build_trainer(
         fake_training=FakeScoreTraining(
             updates=fake_updates or task.fake_updates,
             updates_per_rollout=fake_updates_per_rollout,
-            optimizer=AdamRecipe(lr=task.fake_lr, decay_from=1.0),
+            optimizer=AdamRecipe(lr=task.fake_lr, decay=Constant()),
             max_grad_norm=MAX_GRAD_NORM,
         ),
         session=Session(runtime=OneProcess(teacher.device), max_consecutive_skips=0),

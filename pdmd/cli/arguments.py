@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import inspect
 import io
 import re
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+from pdmd.cli.values import Table, read_value
+
+if TYPE_CHECKING:
+    from pdmd.cli.config import DistillConfig
 
 __all__ = [
     "HelpPrinted",
@@ -18,11 +25,24 @@ __all__ = [
     "one_line",
     "parse",
     "parse_config",
+    "table_paths",
     "take_name",
+    "take_table_keys",
 ]
 
 ARGUMENTS = re.compile(r"--((?:\w+\.)?arguments)(?:\.([\w-]+))?(?:=(.*))?", re.DOTALL)
 """An option that takes arguments by name, with its key and value if it has them."""
+
+
+HELP = ("-h", "--help")
+"""Options that show the help of a command."""
+
+ALL = "--help-all"
+"""The option that shows its rare settings too."""
+
+
+MORE = "These are the settings that most runs change: 'pdmd {} --help-all' shows all of them."
+"""The end of a short help."""
 
 
 class UsageError(ValueError):
@@ -49,7 +69,7 @@ def take_name(words: list[str], what: str, default: str | None = None) -> tuple[
     """
     if words and not words[0].startswith("-"):
         return words[0], words[1:]
-    if default is None and not {"-h", "--help"} & set(words):
+    if default is None and not {*HELP, ALL} & set(words):
         raise UsageError(f"missing {what}")
     return default or "", words
 
@@ -107,7 +127,7 @@ def parse(
         with contextlib.redirect_stderr(caught):
             return tyro.cli(
                 cls,
-                args=gather_arguments(words),
+                args=gather_arguments([HELP[-1] if word == ALL else word for word in words]),
                 prog=prog,
                 default=default if default is not None else cls(),
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes)
@@ -179,7 +199,14 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def parse_config(words: list[str], name: str, options: Any, doc: str | None) -> Any:
+def parse_config(
+    words: list[str],
+    name: str,
+    options: Any,
+    doc: str | None,
+    *,
+    prepare: Callable[[DistillConfig], DistillConfig] | None = None,
+) -> Any:
     """Parses the name of a configuration, its overrides and the options of a command.
 
     Args:
@@ -187,6 +214,7 @@ def parse_config(words: list[str], name: str, options: Any, doc: str | None) -> 
         name: The command.
         options: Defaults of its options, a dataclass.
         doc: The description that the help shows.
+        prepare: Changes the configuration that was named, before its overrides.
 
     Returns:
         An object with ``options`` and ``config``.
@@ -198,17 +226,26 @@ def parse_config(words: list[str], name: str, options: Any, doc: str | None) -> 
     import tyro
 
     from pdmd.cli.config import DistillConfig
-    from pdmd.cli.config_files import load_config
-    from pdmd.cli.renamed_keys import check_renamed_options
+    from pdmd.cli.config_files import key_paths, load_config
+    from pdmd.cli.help_pages import shortened
+    from pdmd.cli.renamed_keys import check_options
 
     chosen, rest = take_name(words, "a preset or TOML file", "digits")
-    check_renamed_options(rest)
-    config = load_config(chosen)
+    own = [field.name for field in dataclasses.fields(options)]
+    rest, keys = take_table_keys(rest, table_paths(DistillConfig))
+    check_options(rest, [*own, *key_paths()], name)
+    config: Any = load_config(chosen)
+    config = config if prepare is None else prepare(config)
+    if ALL in rest:
+        rest = ["--help"]
+    elif {*HELP} & set(rest):
+        options, config = shortened(options), shortened(config)
+        doc = f"{inspect.cleandoc(doc or '')}\n\n{MORE.format(name)}"
     command = dataclasses.make_dataclass(
         name.capitalize(),
         [
             ("options", Annotated[type(options), tyro.conf.arg(name="")]),
-            ("config", Annotated[DistillConfig, tyro.conf.arg(name="")]),
+            ("config", Annotated[type(config), tyro.conf.arg(name="")]),
         ],
     )
     command.__doc__ = doc
@@ -216,4 +253,64 @@ def parse_config(words: list[str], name: str, options: Any, doc: str | None) -> 
     for section in ("teacher", "network"):  # by key: the command line's over the file's
         chosen, table = (getattr(c, section).arguments for c in (parsed.config, config))
         getattr(parsed.config, section).arguments = {**table, **chosen}
+    for path, key, value in keys:
+        *sections, name = path.split(".")
+        section = functools.reduce(getattr, sections, parsed.config)
+        table = getattr(section, name)
+        kept = {} if key == "name" and table.get("name") != value else table
+        setattr(section, name, {**kept, key: value})
     return parsed
+
+
+def table_paths(cls: Any, prefix: str = "") -> list[str]:
+    """Returns the paths of a configuration's tables, such as ``objective.times``."""
+    found = []
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        path = f"{prefix}{name}"
+        if dataclasses.is_dataclass(hint):
+            found += table_paths(hint, f"{path}.")
+        elif hint == Table:
+            found.append(path)
+    return found
+
+
+def take_table_keys(
+    words: Sequence[str], paths: Collection[str]
+) -> tuple[list[str], list[tuple[str, str, Any]]]:
+    """Splits off options for single keys of tables, such as ``--objective.times.shift 7``.
+
+    They are merged with the table of the file, or with the command line's own. Another ``name``
+    is another object, and leaves out the arguments of the one before.
+
+    Args:
+        words: The words.
+        paths: The paths of the tables.
+
+    Returns:
+        The other words; and path, key and value of each.
+
+    Raises:
+        UsageError: If a key has no value, or one that is not TOML's.
+    """
+    rest: list[str] = []
+    keys: list[tuple[str, str, Any]] = []
+    i = 0
+    while i < len(words):
+        word = words[i]
+        i += 1
+        option, equals, text = word.removeprefix("--").partition("=")
+        path, dot, key = option.replace("-", "_").rpartition(".")
+        if not (word.startswith("--") and dot and path in paths):
+            rest.append(word)
+            continue
+        if not equals:
+            if i == len(words):
+                raise UsageError(f"missing the value of {word}")
+            text = words[i]
+            i += 1
+        try:
+            keys.append((path, key, read_value(text)))
+        except ValueError as error:
+            raise UsageError(f"--{option}: {error}") from error
+    names = [entry for entry in keys if entry[1] == "name"]
+    return rest, [*names, *(entry for entry in keys if entry[1] != "name")]

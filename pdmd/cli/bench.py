@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pdmd.benchmarks import BenchConfig, run_benchmark
 from pdmd.cli.arguments import parse, take_name
@@ -24,7 +24,7 @@ class BenchOptions:
     libraries are compared if they are installed: pip install 'pdmd[bench]'.
     """
 
-    config: BenchConfig
+    config: BenchConfig = field(default_factory=lambda: BenchConfig(name="toy1d"))
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds, for every method."""
     methods: tuple[str, ...] = ()

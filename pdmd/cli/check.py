@@ -23,6 +23,8 @@ class CheckOptions:
     """Arguments of the teacher by name, for example folder and height."""
     guidance: tuple[float, ...] = (1.0,)
     """Guidance scale, 1 for none: one number, or one per network of the teacher."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """The lowest and highest time with guidance."""
     negative_prompt: str = ""
     """Text that guidance leads away from; by default no text."""
     schedule: str = ""
@@ -65,7 +67,7 @@ def check_command(words: list[str]) -> int:
 
     if not 0 <= options.seed < 2**63:
         raise ValueError(f"--seed is in [0, 2^63), got {options.seed}")
-    shared = {f.name for f in dataclasses.fields(TeacherConfig)} - {"name"}
+    shared = {f.name for f in dataclasses.fields(TeacherConfig)} - {"name", "check_score"}
     chosen = {key: getattr(options, key) for key in shared}
     teacher = TeacherConfig(name=name, **chosen).build()
     report = check(teacher, options.prompts or None, seed=options.seed, skip=options.skip)

@@ -36,6 +36,7 @@ from pdmd.objectives.regression import Distance, distances
 from pdmd.objectives.time_samplers import TimeSampler, time_samplers
 from pdmd.objectives.weightings import Weighting, weightings
 from pdmd.registry import Registry
+from pdmd.training.learning_rates import RateDecay, rate_decays
 
 __all__ = ["FAMILIES", "Composer", "keys_of", "unknown_name"]
 
@@ -53,6 +54,7 @@ FAMILIES: Mapping[type, Registry[Any]] = {
     Penalty: penalties,
     RealSamples: real_samples,
     Router: routers,
+    RateDecay: rate_decays,
 }
 """Base classes that a configuration builds by name, with their registries."""
 

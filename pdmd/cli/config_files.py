@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pdmd.cli.config import DistillConfig
-from pdmd.cli.renamed_keys import check_renamed
+from pdmd.cli.renamed_keys import check_renamed, proposals
 from pdmd.cli.values import short
 from pdmd.documents import read_toml
 from pdmd.files import write_file
 
-__all__ = ["load_config", "presets", "read_config", "same_config", "write_config"]
+__all__ = ["key_paths", "load_config", "presets", "read_config", "same_config", "write_config"]
 
 T = TypeVar("T")
 
@@ -78,6 +78,15 @@ def same_config(config: DistillConfig, path: Path) -> bool:
         return False
 
 
+def key_paths(cls: Any = DistillConfig, where: str = "") -> list[str]:
+    """Returns the key paths of a configuration, such as ``train.lr``."""
+    paths: list[str] = []
+    for key, hint in get_type_hints(cls).items():
+        path = f"{where}{key}"
+        paths += key_paths(hint, f"{path}.") if dataclasses.is_dataclass(hint) else [path]
+    return paths
+
+
 def _read(cls: type[T], data: Any, where: str) -> T:
     if not isinstance(data, dict):
         raise ValueError(f"{where} is a section, got {data!r}; write [{where}] and its keys")
@@ -87,8 +96,8 @@ def _read(cls: type[T], data: Any, where: str) -> T:
         path = f"{where}.{key}" if where else str(key)
         if key not in hints:
             check_renamed(path)
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            found = " or ".join(map(repr, proposals(path, key_paths())))
+            hint = f"did you mean {found}? " if found else ""
             raise ValueError(f"unknown key {path!r}: {hint}known are {', '.join(hints)}")
         values[key] = _value(hints[key], value, path)
     return cls(**values)
@@ -109,6 +118,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(_value(get_args(hint)[0], v, f"{where}[{i}]") for i, v in enumerate(items))
     if origin is dict:
+        if isinstance(value, str) and get_args(hint)[1] is Any:  # the name of an object
+            return {"name": value}
         if not isinstance(value, dict):
             raise ValueError(f"{where} is a table of names and values, got {value!r}")
         return {k: _value(get_args(hint)[1], v, f"{where}.{k}") for k, v in value.items()}

@@ -32,6 +32,8 @@ class RunOptions:
     """Resume although prompts, embeddings or weights have changed since the checkpoint."""
     progress: bool = True
     """Show progress bars."""
+    tiny: bool = False
+    """Walk the recipe of a model family over small random networks, with few updates."""
 
 
 def distill_command(words: list[str]) -> int:
@@ -44,10 +46,14 @@ def distill_command(words: list[str]) -> int:
         The exit code.
     """
     from pdmd.cli.config import DistillConfig
+    from pdmd.cli.tiny import shrink, tiny_folder
 
     if words[:1] == ["--resume"] and words[1:] and not words[1].startswith("-"):
         words = [words[1], "--resume", *words[2:]]  # the run to resume
-    parsed = parse_config(words, "distill", RunOptions(), DistillConfig.__doc__)
+    prepare = shrink if "--tiny" in words else None
+    parsed = parse_config(words, "distill", RunOptions(), DistillConfig.__doc__, prepare=prepare)
+    if prepare is not None:
+        tiny_folder(parsed.config)
     return _run(parsed.config, parsed.options)
 
 
@@ -90,10 +96,15 @@ def _run(config: DistillConfig, options: RunOptions) -> int:
 
 def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int:
     from pdmd.cli.runs import Run
+    from pdmd.cli.tiny import write_tiny_teacher
     from pdmd.evaluation.evaluate import format_table
     from pdmd.training.checkpoints.checkpointer import Interrupted
     from pdmd.training.monitoring.health import NonFiniteError
 
+    if options.tiny:
+        with runtime.ranks.consensus():
+            if runtime.main:
+                print(f"pdmd: {write_tiny_teacher(config)}", file=sys.stderr)
     run = Run(
         config,
         runtime=runtime,

@@ -10,10 +10,11 @@ from pdmd.cli.config import EvaluateConfig
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.students import Student
 from pdmd.distributed.runtime import Runtime
-from pdmd.evaluation.evaluate import draw_samples, score
+from pdmd.evaluation.evaluate import draw_samples, euler_notice, score
 from pdmd.files import write_file
 from pdmd.teachers.base import Teacher
 from pdmd.training.monitoring.outputs import say
+from pdmd.training.monitoring.recorder import notify
 
 __all__ = ["LARGE", "FinalEvaluation"]
 
@@ -100,6 +101,7 @@ class FinalEvaluation:
             teacher_steps=steps,
         )
         write_file(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        notify(self.folder, euler_notice(metrics))
         shown = drawn["shown"]
         write_grids(self.folder, student, self.teacher, teacher_steps=steps, drawn=shown)
         return metrics["rows"]

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from pdmd.cli.arguments import HelpPrinted, UsageError, one_line
+from pdmd.cli.log_levels import take_log_level
 from pdmd.cli.streams import standard_streams
 
 __all__ = ["main"]
@@ -24,36 +25,43 @@ Distills diffusion and flow models into few-step mixtures of experts by Phased D
 commands:
   distill [PRESET_OR_TOML]  distill a teacher (presets: {presets}; default digits)
   plan [PRESET_OR_TOML]     estimate the cost of a run, and on how many GPUs it fits
+  recipes                   list the presets, with the GPUs, memory and hours they take
   embed PROMPTS             encode prompts, so that training needs no text encoder
   sample STUDENT            draw samples from a student folder
   evaluate STUDENT          compare a student with its teacher
   export STUDENT DIR        write a student for diffusers, or its adapters
   bench NAME                compare methods: toy1d, digits, cost, memory, speed and more
   report PATH               write the HTML report of a run folder or a results file
+  doctor RUN                say what went wrong in a run, why, and what to change
   verify FOLDER             check a run, student, store or export against its digests
   pretrain NAME             pretrain a packaged network: digits, glyphs, ...
   check TEACHER             check that a teacher meets the needs of distillation
   teachers                  list the registered teachers
   objectives                list the registered objectives and their arguments
+  completion SHELL          print a script that completes commands and options
 
-'pdmd COMMAND --help' describes a command. Start with: pdmd distill digits
+'pdmd COMMAND --help' describes a command, and --log-level (debug, info, warning or error) of any
+shows more or fewer messages of libraries. Start with: pdmd distill digits
 """
 
 
 COMMANDS = {
     "distill": "pdmd.cli.distill:distill_command",
     "plan": "pdmd.cli.plan:plan_command",
+    "recipes": "pdmd.cli.recipes:recipes_command",
     "embed": "pdmd.cli.embed:embed_command",
     "sample": "pdmd.cli.sample:sample_command",
     "evaluate": "pdmd.cli.evaluate:evaluate_command",
     "export": "pdmd.cli.export:export_command",
     "bench": "pdmd.cli.bench:bench_command",
     "report": "pdmd.cli.report:report_command",
+    "doctor": "pdmd.cli.doctor:doctor_command",
     "verify": "pdmd.cli.verify:verify_command",
     "pretrain": "pdmd.cli.pretrain:pretrain_command",
     "check": "pdmd.cli.check:check_command",
     "teachers": "pdmd.cli.check:teachers_command",
     "objectives": "pdmd.cli.objectives:objectives_command",
+    "completion": "pdmd.cli.completion:completion_command",
 }
 """The commands by name: each takes the words after its name and returns the exit code."""
 
@@ -72,17 +80,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
-        from pdmd.cli.config_files import presets
-
-        print(USAGE.format(presets=", ".join(presets())), end="")
-        return 0
-    if words[0] == "--version":
-        from pdmd import __version__
-
-        print(__version__)
-        return 0
     try:
+        words = take_log_level(words)
+        if not words or words[0] in ("-h", "--help", "help"):
+            from pdmd.cli.config_files import presets
+
+            print(USAGE.format(presets=", ".join(presets())), end="")
+            return 0
+        if words[0] == "--version":
+            from pdmd import __version__
+
+            print(__version__)
+            return 0
         if words[0] not in COMMANDS:
             raise UsageError(f"unknown command {words[0]!r}; choose one of {', '.join(COMMANDS)}")
         module, name = COMMANDS[words[0]].split(":")

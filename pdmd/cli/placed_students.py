@@ -90,7 +90,10 @@ class PlacedStudent:
             source = student.source or {}
             scales = tuple(guidance or source.get("guidance") or (1.0,))
             negative = source.get("negative_prompt", "") if set(scales) != {1.0} else ""
-            teacher = guided(unguided(base), scales, negative_prompt=negative)
+            low, high = source.get("guidance_interval", (0.0, 1.0))
+            teacher = guided(
+                unguided(base), scales, negative_prompt=negative, interval=(low, high)
+            )
             teacher = on_schedule(teacher, *schedule_of(source))
         experts = cast("list[Expert]", list(student.experts))
         adapts = any(adapted_parts(expert) for expert in experts)

@@ -26,13 +26,25 @@ from pdmd.objectives import (
     WeightedSum,
 )
 from pdmd.planning.clusters import Cluster
+from pdmd.planning.depth import deepen_roles
 from pdmd.planning.evaluations import Workload
-from pdmd.planning.memory import EIGHT_BIT, Precision
+from pdmd.planning.memory import EIGHT_BIT, PhaseFootprints, Precision
 from pdmd.planning.run_plan import RunPlan, measure_roles, plan_roles
 from pdmd.teachers.base import Teacher, import_plugins, outline_arguments
+from pdmd.teachers.families.released import equal_blocks, released_arguments
 from pdmd.teachers.packaged.pretraining import network_arguments
 
-__all__ = ["outlined", "plan_command", "plan_run", "timestep_samples"]
+__all__ = [
+    "MeasuredRun",
+    "measure_run",
+    "outlined",
+    "plan_command",
+    "plan_run",
+    "timestep_samples",
+]
+
+SHALLOW = (2, 3)
+"""Blocks of the networks from which deep ones are planned."""
 
 _log = logging.getLogger(__name__)
 
@@ -119,6 +131,58 @@ def plan_run(config: DistillConfig, cluster: Cluster | None = None) -> RunPlan:
     Raises:
         ValueError: If a value is out of its range, or no degrees divide the work.
     """
+    return measure_run(config).on(cluster or Cluster())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MeasuredRun:
+    """A configured run, measured to be planned on several clusters.
+
+    Attributes:
+        config: The configuration.
+        work: The settings of a cycle.
+        roles: The footprints of the networks, by phase.
+        precision: The dtypes of computation and storage.
+    """
+
+    config: DistillConfig
+    work: Workload
+    roles: tuple[PhaseFootprints, ...]
+    precision: Precision
+
+    def on(self, cluster: Cluster) -> RunPlan:
+        """Plans the run.
+
+        Args:
+            cluster: The GPUs and their links.
+
+        Raises:
+            ValueError: If no degrees divide the work.
+        """
+        config = self.config
+        return plan_roles(
+            self.roles,
+            self.work,
+            name=config.teacher.name,
+            cluster=cluster,
+            precision=self.precision,
+            offload=Offload(**dict.fromkeys(config.parallel.offload, True)),
+            checkpoints=config.train.checkpoint_keep,
+        )
+
+
+def measure_run(config: DistillConfig) -> MeasuredRun:
+    """Measures the networks of a configured run; see :func:`plan_run`.
+
+    A listed model of equal blocks is measured with two and three of them
+    (:mod:`pdmd.planning.depth`), in a fraction of the time.
+
+    Args:
+        config: The configuration.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
     config.check()
     if config.parallel.activation_checkpointing == "selective":
         raise ValueError(
@@ -135,8 +199,26 @@ def plan_run(config: DistillConfig, cluster: Cluster | None = None) -> RunPlan:
             raise ValueError(
                 f"train.{key} = {value!r} cannot be planned; plan with train.{key} = {planned!r}"
             )
-    compute = PRECISIONS[config.parallel.precision]
-    teacher = outlined(config.teacher)
+    depth = equal_blocks(config.teacher.name, config.teacher.arguments)
+    if depth <= SHALLOW[1]:
+        return _measured(config, config.teacher)
+    few, many = (
+        _measured(
+            config,
+            dataclasses.replace(
+                config.teacher, arguments={**config.teacher.arguments, "num_layers": layers}
+            ),
+        )
+        for layers in SHALLOW
+    )
+    pairs = zip(few.roles, many.roles, strict=True)
+    roles = tuple(deepen_roles(a, b, SHALLOW, depth) for a, b in pairs)
+    return dataclasses.replace(many, config=config, roles=roles)
+
+
+def _measured(config: DistillConfig, teacher_config: TeacherConfig) -> MeasuredRun:
+    train, compute = config.train, PRECISIONS[config.parallel.precision]
+    teacher = outlined(teacher_config)
     condition = teacher.encode(list(teacher.prompts)[:1])
     guided = set(config.teacher.guidance) != {1.0}
     if guided and condition is None:
@@ -184,16 +266,7 @@ def plan_run(config: DistillConfig, cluster: Cluster | None = None) -> RunPlan:
         moment_bytes=EIGHT_BIT if train.adam_bits == 8 else 4.0,
     )
     roles = measure_roles(teacher, initializer, condition, work, precision=precision)
-    name = config.teacher.name
-    return plan_roles(
-        roles,
-        work,
-        name=name,
-        cluster=cluster or Cluster(),
-        precision=precision,
-        offload=Offload(**dict.fromkeys(config.parallel.offload, True)),
-        checkpoints=train.checkpoint_keep,
-    )
+    return MeasuredRun(config=config, work=work, roles=roles, precision=precision)
 
 
 def timestep_samples(objective: Objective, phases: int) -> int:
@@ -222,6 +295,9 @@ def timestep_samples(objective: Objective, phases: int) -> int:
 def outlined(config: TeacherConfig) -> Teacher:
     """Builds a teacher without guidance, on the meta device where its constructor allows that.
 
+    Of a model on the hub that is listed (:mod:`pdmd.teachers.families.released`), only sizes are
+    needed, which ship: neither configurations nor embeddings are read.
+
     Args:
         config: The teacher.
 
@@ -230,8 +306,15 @@ def outlined(config: TeacherConfig) -> Teacher:
     """
     import_plugins(config.plugins)
     outline = outline_arguments(config.name)
-    arguments = {**config.arguments, **outline}
-    plain = dataclasses.replace(config, guidance=(1.0,), negative_prompt="", arguments=arguments)
+    known = released_arguments(config.name, config.arguments)
+    arguments = {**(config.arguments if known is None else known), **outline}
+    plain = dataclasses.replace(
+        config,
+        guidance=(1.0,),
+        guidance_interval=(0.0, 1.0),
+        negative_prompt="",
+        arguments=arguments,
+    )
     if outline:
         return plain.build()
     try:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pdmd.cli.config import DistillConfig
 from pdmd.cli.config_sections.train import TrainConfig
 from pdmd.cli.resumed_settings import CHANGEABLE
+from pdmd.cli.resumed_settings import fingerprint as settings_of
 from pdmd.training.checkpoints.checkpointer import Checkpointer
 from pdmd.training.checkpoints.store import Store
 
@@ -49,5 +51,6 @@ def build_checkpointer(
         fingerprint=fingerprint,
         name=name,
         may_change=CHANGEABLE,
+        defaults=settings_of(DistillConfig()),
         allow_changed=allow_changed,
     )

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import re
 import tempfile
 from pathlib import Path
 
+from pdmd.cli.run_locks import LOCKS
 from pdmd.diffusion.schedules import Schedule
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.student_folders import describe_plan
+from pdmd.documents import read_toml
 from pdmd.files import write_file
 
-__all__ = ["check_folder", "check_writable", "clear_folder", "write_plan"]
+__all__ = ["BEFORE", "check_folder", "check_writable", "clear_folder", "write_plan"]
+
+BEFORE = (*LOCKS, "tiny_pipeline")
+"""What may be in the folder before a run: its lock, and the teacher of a tiny recipe."""
 
 OUTPUTS = (
     "student/student.json",
@@ -20,8 +27,15 @@ OUTPUTS = (
     "tensorboard/events.out.*",
     "grids/samples.png",
     "grids/phase_*.png",
+    "validation/phase_*.png",
+    "validation/phase_*.mp4",
+    "validation/phase_*.gif",
+    "validation/metrics.jsonl",
+    "validation/teacher.safetensors",
     "history.jsonl",
+    "health.jsonl",
     "calibration.json",
+    "notices.json",
     "metrics.json",
     "summary.json",
     "report.html",
@@ -101,7 +115,7 @@ def clear_folder(folder: Path) -> None:
     for pattern in OUTPUTS:
         for path in folder.glob(pattern):
             path.unlink()
-    for name in ("student", "tensorboard", "grids", "checkpoint"):
+    for name in ("student", "tensorboard", "grids", "validation", "checkpoint"):
         for path in folder.glob(name):
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
@@ -118,4 +132,16 @@ def write_plan(path: Path, plan: PhasePlan, schedule: Schedule) -> None:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.toml").is_file() and (folder / "plan.json").is_file()
+    """Returns whether a folder is that of a run, or of one that ended before it had a plan."""
+    config = folder / "config.toml"
+    if config.is_file() and (folder / "plan.json").is_file():
+        return True
+    drafts = r"\.(config\.toml|plan\.json|\.lock\.json)\.[0-9a-f]{12}\.tmp"
+    others = [path for path in folder.iterdir() if path.name not in LOCKS and path != config]
+    if not all(path.is_file() and re.fullmatch(drafts, path.name) for path in others):
+        return False
+    if not config.exists():
+        return True
+    with contextlib.suppress(ValueError):  # one of the user's own may have another name for it
+        return Path(str(read_toml(config)[1].get("out"))).absolute() == folder.absolute()
+    return False

@@ -24,9 +24,9 @@ from pdmd.cli.config_files import same_config, write_config
 from pdmd.cli.final_evaluation import FinalEvaluation
 from pdmd.cli.resumed_settings import describe_changes, fingerprint
 from pdmd.cli.run_checkpoints import build_checkpointer
-from pdmd.cli.run_folders import check_folder, check_writable, clear_folder, write_plan
+from pdmd.cli.run_folders import BEFORE, check_folder, check_writable, clear_folder, write_plan
 from pdmd.cli.run_inputs import digest_images, digest_inputs
-from pdmd.cli.run_locks import LOCKS, RunLocks
+from pdmd.cli.run_locks import RunLocks
 from pdmd.cli.stop_signals import stop_on
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.sampling import ode_times
@@ -34,7 +34,7 @@ from pdmd.distillation.distill import distill
 from pdmd.distillation.experts import experts
 from pdmd.distillation.initializers import FromDenoiser, Initializer
 from pdmd.distillation.students import Student
-from pdmd.distillation.validation import check_teacher, check_times
+from pdmd.distillation.validation import check_penalties, check_teacher, check_times
 from pdmd.distributed.runtime import Runtime
 from pdmd.extras import require
 from pdmd.files import is_url, local_path, write_file
@@ -112,7 +112,7 @@ class Run:
                 self.locks.check()
                 check_writable(self.folder)
         occupied = self.folder.exists() and any(
-            path.name not in LOCKS for path in self.folder.iterdir()
+            path.name not in BEFORE for path in self.folder.iterdir()
         )
         self._checkpointer = functools.partial(
             build_checkpointer,
@@ -143,11 +143,14 @@ class Run:
             self.plan = config.plan.build()
             self.generator_objective, self.fake_objective = config.objective.build()
             self.conditions = self.teacher.conditions(self.teacher.prompts)
+            self.validation = None
+            if config.validation.every:
+                self.validation = config.validation.choose(self.teacher, self.conditions)
             check_times(self.teacher, self.plan, self.generator_objective)
+            check_penalties(self.fake_objective, self.runtime.placement)
             here = self.runtime.placement.in_place and self.runtime.device.type == "cpu"
             if here:  # a teacher that is moved or sharded is checked by distill, where it runs
-                objective = self.generator_objective
-                check_teacher(self.teacher, self.plan, objective, self.conditions)
+                check_teacher(self.teacher, self.plan, self.generator_objective, self.conditions)
             if not _has_weights(self.teacher) and not hasattr(unguided(self.teacher), "sample"):
                 raise ValueError(
                     f"{config.teacher.name} has neither weights nor samples to pretrain a network "
@@ -265,10 +268,15 @@ class Run:
                 resume=self.resume,
                 account=self.account,
                 max_consecutive_skips=train.max_consecutive_skips,
+                monitors=[
+                    *config.health.build(train.seed),
+                    *config.validation.build(self.folder, self.teacher, self.validation),
+                ],
             ),
             conditions=self.conditions,
             seed=train.seed,
             source=source,
+            check_score=config.teacher.check_score,
         )
         self.training = False
         student.save(self.folder / "student")  # on all ranks, from their shards

@@ -17,6 +17,7 @@ __all__ = [
     "duration",
     "inline_toml",
     "plain_value",
+    "read_value",
     "short",
 ]
 
@@ -84,7 +85,12 @@ def inline_toml(value: Any) -> str:
     return repr(value)
 
 
-def _read_toml(text: str) -> Any:
+def read_value(text: str) -> Any:
+    """Reads a word of the command line as TOML's value; a name needs no quotes.
+
+    Raises:
+        ValueError: If it is not one.
+    """
     if text.isidentifier():  # a name needs no quotes
         return text
     try:
@@ -94,12 +100,12 @@ def _read_toml(text: str) -> Any:
 
 
 def _read_terms(words: list[str]) -> tuple[Any, ...]:
-    value = _read_toml(words[0])
+    value = read_value(words[0])
     return tuple(value) if isinstance(value, list) else (value,)
 
 
 def _read_table(words: list[str]) -> dict[str, Any]:
-    value = _read_toml(words[0])
+    value = read_value(words[0])
     return value if isinstance(value, dict) else {"name": value}
 
 

@@ -34,6 +34,7 @@ from pdmd.diffusion.solvers import diffuse, transition_noise
 from pdmd.diffusion.variance_preserving import CosineVP, LinearVP
 from pdmd.randomness import randn_like
 from pdmd.teachers.guided import unguided
+from pdmd.training.monitoring.self_calibration import noise_times
 from pdmd.typing import Condition, Latents
 
 __all__ = ["Calibration", "calibrate_score", "check_score"]
@@ -108,7 +109,7 @@ def calibrate_score(
     """
     schedule, low = denoiser.schedule, denoiser.time_range[0]
     end = 0.0 if low < 1 / steps else low
-    times = _times(schedule, (torch.arange(1, steps) / steps) ** 1.5, end)
+    times = noise_times(schedule, (torch.arange(1, steps) / steps) ** 1.5, end)
     x = sample_ode(
         denoiser, condition, batch=rows, generator=generator, times=[1.0, *times, end]
     ).float()
@@ -119,7 +120,7 @@ def calibrate_score(
         return Calibration(slopes=(math.nan,), gains=(-math.inf,))
     slopes, gains = [], []
     share = torch.sigmoid(-torch.tensor(LEVELS) / 2 + math.log(variance) / 2)
-    for t in _times(schedule, share, end):
+    for t in noise_times(schedule, share, end):
         epsilon = randn_like(x, generator)
         x_t = diffuse(x, epsilon, end, t, schedule)
         a, b = (float(c) for c in schedule.transition(end, t))
@@ -221,15 +222,3 @@ def corrections(denoiser: Denoiser) -> Iterator[tuple[str, Denoiser]]:
     for schedule in others:
         if not same_process(schedule, own):
             yield f"its schedule is wrong; on {schedule!r}", Corrected(denoiser, schedule=schedule)
-
-
-def _times(schedule: Schedule, shares: Tensor, low: float) -> list[float]:
-    r"""Returns the times of shares of noise :math:`\sigma / (\alpha + \sigma)`, decreasing.
-
-    Equal shares are equal steps of rectified flow, on any schedule.
-    """
-    margin = 1e-3
-    top, bottom = (float(schedule.log_snr(t)) for t in (low + margin, 1 - margin))
-    levels = (2 * torch.logit(1 - shares.double())).clamp(bottom, top)
-    times = {float(t) for t in schedule.t_from_log_snr(levels)}
-    return sorted((t for t in times if low + margin / 2 < t < 1), reverse=True)

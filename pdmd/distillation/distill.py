@@ -8,11 +8,13 @@ from typing import Any
 
 from pdmd.arguments import checked
 from pdmd.distillation.finished import FinishedExperts
+from pdmd.distillation.notices import objective_notice, prompt_notice, score_notice
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.students import Student
 from pdmd.distillation.validation import (
     check_fake_scores,
     check_objectives,
+    check_penalties,
     check_teacher,
     encode,
     updates_of,
@@ -53,6 +55,7 @@ def distill(
     seed: int = 0,
     source: Mapping[str, Any] | None = None,
     progress: bool = True,
+    check_score: bool = True,
 ) -> Student:
     """Distills a teacher into a few-step mixture of experts.
 
@@ -82,6 +85,9 @@ def distill(
             machine.
         source: The ``source`` of the :class:`~pdmd.distillation.students.Student`.
         progress: Whether to show a progress bar of each phase, unless the session has a recorder.
+        check_score: Whether to look first whether the teacher is the score of its own samples, by
+            11 evaluations of 8 rows (:mod:`pdmd.training.monitoring.self_calibration`), and to
+            say so in one line if it is not. It changes no random numbers of the training.
 
     Returns:
         The student, frozen. In one process, over plain networks on the CPU; on several ranks, over
@@ -113,8 +119,11 @@ def distill(
             f"got conditions of {conditions.batch_size[0]} prompts for {len(listed)} prompts; "
             "pass the prompts that they encode, in the same order"
         )
+    fake_objective.on_distillation_start(plan, generator_objective)
+    generator_objective.on_distillation_start(plan, fake_objective)
     check_objectives(plan, generator_objective, fake_objective)
     check_fake_scores(plan, rollouts, fake_scores.scores)
+    check_penalties(fake_objective, runtime.placement)
     runtime.ranks.local_batch(rollouts.batch_size)
     runtime.placement.check(teacher)
     stream = ConditionStream(None if encoded is None else encoded.to(runtime.device))
@@ -129,6 +138,12 @@ def distill(
             start, shared=experts.initializer.adapts, offload=runtime.offload.teacher
         )
         check_teacher(real, plan, generator_objective, encoded)
+        found = [prompt_notice(teacher, listed), objective_notice(fake_objective)]
+        if check_score and not session.resume:
+            batch = runtime.ranks.local_batch(rollouts.batch_size)
+            found.append(score_notice(teacher, real, stream, session, batch))
+        for notice in filter(None, found):
+            session.recorder.on_notice(notice)
         if session.resume:
             session.account.restore(cursor["account"])
             rollouts.phase_inputs.restore(cursor["phase_inputs"])

@@ -102,6 +102,9 @@ class Phase:
         """Position in the plan counted from 1, as phases are named to people."""
         return self.index + 1
 
+    def __str__(self) -> str:
+        return f"phase {self.number} from t = {self.t_start:.4g} to {self.t_end:.4g}"
+
     @property
     def t_start(self) -> float:
         r""":math:`t_{k-1}`, the time of the phase's input."""
@@ -137,7 +140,10 @@ class PhasePlan:
             raise ValueError(f"a plan ends at clean data, t = 0, got {last.t_end}")
         for i, phase in enumerate(self.phases):
             if phase.index != i:
-                raise ValueError(f"phase at position {i} has index {phase.index}")
+                raise ValueError(
+                    f"phase {i + 1} of the plan has index {phase.index}, which counts from 0; "
+                    f"give it {i}"
+                )
         for a, b in zip(self.phases, self.phases[1:], strict=False):
             if a.t_end != b.t_start:
                 raise ValueError(

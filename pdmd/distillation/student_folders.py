@@ -248,10 +248,10 @@ def read_description(folder: Path) -> dict[str, Any]:
 def _check_source(source: Any) -> None:
     if source is None:
         return
-    guidance = source.get("guidance", 1.0)
-    for scale in guidance if isinstance(guidance, list) else [guidance]:
+    guidance, interval = source.get("guidance", 1.0), source.get("guidance_interval", [0.0, 1.0])
+    for scale in [*(guidance if isinstance(guidance, list) else [guidance]), *interval]:
         if isinstance(scale, bool) or not math.isfinite(scale):
-            raise ValueError(f"guidance must be finite, got {guidance!r}")
+            raise ValueError(f"guidance must be finite, got {guidance!r} in {interval!r}")
     negative = source.get("negative_prompt", "")
     if not isinstance(negative, str):
         raise ValueError(f"a negative prompt must be text, got {negative!r}")

@@ -12,7 +12,9 @@ from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.diffusion.solvers import ode_step
 from pdmd.distillation.phases import Phase, PhasePlan
-from pdmd.objectives.base import Objective
+from pdmd.distributed.placement import Placement
+from pdmd.objectives.adversarial import DiscriminatorLoss
+from pdmd.objectives.base import Objective, OnlyPhases, WeightedSum
 from pdmd.randomness import randn
 from pdmd.teachers.base import Teacher
 from pdmd.training.fake_scores import FakeScores
@@ -22,6 +24,7 @@ from pdmd.typing import Conditions
 __all__ = [
     "check_fake_scores",
     "check_objectives",
+    "check_penalties",
     "check_teacher",
     "check_times",
     "encode",
@@ -66,19 +69,54 @@ def check_objectives(
     """Checks that both roles have a loss in every phase.
 
     Raises:
-        ValueError: If a role has none in a phase, or its time range there is empty.
+        ValueError: If a role has none in a phase, its time range there is empty, or the generator
+            evaluates critics there that the fake score's objective does not train.
     """
     for role, objective in (
         ("generator", generator_objective),
         ("fake score", fake_objective),
     ):
-        for index in sorted(set(range(len(plan))) - objective.covers(plan)):
+        for number in sorted({phase.number for phase in plan} - objective.covers(plan)):
             raise ValueError(
-                f"the {role}'s objective has no loss in phase {index + 1}; add a term that is "
+                f"the {role}'s objective has no loss in phase {number}; add a term that is "
                 "active in every phase"
             )
     for phase in plan:
         fake_objective.time_bounds(phase)  # raises if the range is empty
+        trained = fake_objective.shared(phase)
+        for critics in generator_objective.shared(phase):
+            if critics not in trained:
+                raise ValueError(
+                    f"the generator's objective evaluates {critics!r} in phase {phase.number}, "
+                    "but no term of the fake score's objective trains them there; add "
+                    "DiscriminatorLoss with the same critics"
+                )
+
+
+def check_penalties(objective: Objective, placement: Placement) -> None:
+    """Checks that no critic that will be sharded is differentiated twice.
+
+    Args:
+        objective: The fake score's objective.
+        placement: Where networks are placed.
+
+    Raises:
+        ValueError: If one would be.
+    """
+    if placement.in_place:
+        return
+    for term in (
+        (t for _, t in objective.terms) if isinstance(objective, WeightedSum) else (objective,)
+    ):
+        inner = term.objective if isinstance(term, OnlyPhases) else term
+        if not isinstance(inner, DiscriminatorLoss) or not inner.penalty_weight:
+            continue
+        if inner.penalty.second_derivatives:
+            raise ValueError(
+                f"the penalty {inner.penalty} differentiates a critic twice, which sharded "
+                'networks do not support; use FiniteDifferenceR1 (penalty = "finite_difference_r1"'
+                "), a penalty_weight of 0, or one process"
+            )
 
 
 def check_fake_scores(plan: PhasePlan, rollouts: Rollouts, scores: FakeScores) -> None:

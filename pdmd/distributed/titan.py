@@ -267,7 +267,7 @@ class TitanOptimization(Optimization):
         return ContainerRates(
             LRSchedulersContainer(
                 cast(OptimizersContainer, optimizers),
-                lambda update: recipe.factor(update / max(updates, 1)),
+                lambda update: recipe.factor(update, updates),
             )
         )
 

@@ -202,8 +202,18 @@ def write_tensors(
         tell: Called with the bytes of each written tensor.
 
     Raises:
+        ValueError: If a tensor's type is not one that is written, such as float8, whose values
+            mean nothing without their scales.
         OSError: If the file cannot be written; all tensors have been read then.
     """
+    tensors = list(tensors)
+    for tensor in tensors:
+        if tensor.dtype not in DTYPES:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise ValueError(
+                f"{tensor.name} is in {str(tensor.dtype).removeprefix('torch.')}, which is not "
+                f"written; convert it to one of {known}"
+            )
     ordered = sorted(tensors, key=lambda t: (-list(DTYPES).index(t.dtype), t.name))
     failed: OSError | None = None
     file = None

@@ -17,7 +17,7 @@ from pdmd.evaluation.evaluators import evaluator_for, needs_condition, reduction
 from pdmd.teachers.base import Teacher
 from pdmd.typing import Condition, Latents
 
-__all__ = ["draw_samples", "evaluate", "format_table", "score"]
+__all__ = ["draw_samples", "euler_notice", "evaluate", "format_table", "score"]
 
 Sampler = Callable[[int, Condition, torch.Generator], Latents]
 
@@ -191,6 +191,26 @@ def score(
     rows = [] if real is None else [{"method": "real", "nfe": 0, **real}]
     rows += [{"method": name, "nfe": n, **evaluator(drawn[name])} for name, n in nfe.items()]
     return {"rows": rows, "quality": evaluator.quality, "diversity": evaluator.diversity}
+
+
+def euler_notice(metrics: Mapping[str, Any]) -> str:
+    """Returns a line if the student is worse than the teacher in as many Euler steps, else ``""``.
+
+    Args:
+        metrics: The result of :func:`score`. Their metric ``quality`` is compared; lower is
+            better.
+    """
+    rows = {row["method"]: row for row in metrics["rows"]}
+    euler = next((name for name in rows if name.startswith("teacher_euler_")), "")
+    name = metrics["quality"]
+    own, other = (rows.get(method, {}).get(name) for method in ("student", euler))
+    if not isinstance(own, float) or not isinstance(other, float) or not own > other:
+        return ""
+    return (
+        f"the student is no better than the teacher's own {rows['student']['nfe']} Euler steps "
+        f"({name.replace('_', ' ')} {own:.3g} and {other:.3g}, lower is better); train longer, "
+        "move the plan, or lower train.lr"
+    )
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -258,6 +258,7 @@ def write_report(folder: str | Path) -> Path:
             settings=settings,
             plan=plan,
             summary=summary,
+            notices=_few(_json(folder / "notices.json") or [], PHASES),
             rows=rows,
             figures=figures,
             prompts=[

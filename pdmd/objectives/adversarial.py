@@ -34,7 +34,7 @@ from torch.nn.functional import softplus
 
 from pdmd.arguments import checked
 from pdmd.diffusion.solvers import diffuse
-from pdmd.distillation.phases import Phase
+from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.objectives.base import Models, Objective, PhaseContext, Rollout
 from pdmd.objectives.critics import Critic, Critics
 from pdmd.objectives.real_samples import DrawSamples, PerPhase, RealSamples, TeacherSamples
@@ -65,7 +65,14 @@ def logistic_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 class Penalty(ABC):
-    """A penalty on the critic's gradient at real samples."""
+    """A penalty on the critic's gradient at real samples.
+
+    Attributes:
+        second_derivatives: Whether it differentiates the critic's gradient, which sharded networks
+            do not support.
+    """
+
+    second_derivatives = False
 
     @abstractmethod
     def __call__(
@@ -95,12 +102,15 @@ class R1(Penalty):
     r"""The squared gradient norm :math:`\|\nabla_{x_t} h\|^2`, by double backpropagation.
 
     Attention then runs unfused, since fused kernels have no second derivative. Where its memory is
-    too large, or a network has custom kernels, use :class:`FiniteDifferenceR1`.
+    too large, a network has custom kernels, or is sharded over ranks, use
+    :class:`FiniteDifferenceR1`.
 
     References:
         Mescheder et al., Which Training Methods for GANs do actually Converge?,
         arXiv:1801.04406, Eq. 9.
     """
+
+    second_derivatives = True
 
     def __call__(
         self,
@@ -195,12 +205,19 @@ class Adversarial(Objective):
         """Returns the lowest and highest sampled time, since a critic may evaluate the teacher."""
         return self.times.bounds(phase)
 
+    def shared(self, phase: Phase) -> tuple[object, ...]:
+        """Returns the critics."""
+        return (self.critics,)
+
 
 @checked
 class DiscriminatorLoss(Objective):
     r"""The critics' logistic loss and gradient penalty, as part of the fake score's objective.
 
-    A new critic is created in every phase. Real and student samples of one update share times.
+    A new critic is created in every phase of every distillation. Real and student samples of one
+    update share times. The critics train in the phases in which the generator's objective
+    evaluates them, ``Adversarial(critics).only(2)`` in the second alone, and in all phases if it
+    never does.
 
     Args:
         critics: The critics, shared with the generator's :class:`Adversarial`.
@@ -238,21 +255,45 @@ class DiscriminatorLoss(Objective):
         self._draws: PerPhase[DrawSamples] = PerPhase(
             "real samples", "call on_phase_start with this phase before its losses"
         )
+        self._numbers: frozenset[int] | None = None  # of the phases that evaluate the critics
+
+    def on_distillation_start(self, plan: PhasePlan, other: Objective) -> None:
+        """Removes earlier critics, and takes the phases in which the generator evaluates them."""
+        self.critics.clear()
+        self._draws.clear()
+        numbers = {phase.number for phase in plan if self.critics in other.shared(phase)}
+        self._numbers = frozenset(numbers) or None
+
+    def _trains(self, phase: Phase) -> bool:
+        return self._numbers is None or phase.number in self._numbers
+
+    def covers(self, plan: PhasePlan) -> set[int]:
+        return {phase.number for phase in plan if self._trains(phase)}
+
+    def shared(self, phase: Phase) -> tuple[object, ...]:
+        """Returns the critics, in the phases in which they train."""
+        return (self.critics,) if self._trains(phase) else ()
 
     def on_phase_start(self, context: PhaseContext, generator: torch.Generator) -> None:
         """Creates the phase's critic and its source of real samples."""
+        if not self._trains(context.phase):
+            return
         example = context.draw_conditions(2, generator)
         self.critics.create(context.models, context.phase, example, generator)
         self._draws.set(context.phase, self.real_samples.prepare(context, generator))
 
     def networks(self, phase: Phase) -> dict[str, nn.Module]:
         """Returns the phase's critic."""
+        if not self._trains(phase):
+            return {}
         return {f"{self.name}_{phase.index}": self.critics.of(phase)}
 
     def losses(
         self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Computes the logistic loss and the penalty."""
+        if not self._trains(rollout.phase):
+            return {}
         x_fake, phase, schedule = rollout.x_s.detach(), rollout.phase, models.fake.schedule
         critic = self.critics.of(phase)
         x_real, condition = self._draws.get(phase)(len(x_fake), generator)
@@ -268,8 +309,10 @@ class DiscriminatorLoss(Objective):
             out[f"{self.name}_penalty"] = drawn.weighted(penalty)
         return out
 
-    def time_bounds(self, phase: Phase) -> tuple[float, float]:
+    def time_bounds(self, phase: Phase) -> tuple[float, float] | None:
         """Returns the lowest and highest time of the losses and of the real samples' flow."""
+        if not self._trains(phase):
+            return None
         low, high = self.times.bounds(phase)
         lowest = self.real_samples.lowest_time(phase)
         return (low, high) if lowest is None else (min(low, lowest), 1.0)

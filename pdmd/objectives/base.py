@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pdmd.arguments import checked, describe
-from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.phases import Phase, PhasePlan
+from pdmd.objectives.loss_checks import check_losses
+from pdmd.objectives.phase_models import DrawConditions, Models, PhaseContext, Rollout
 from pdmd.registry import Registry
-from pdmd.typing import Condition, Latents
 
 __all__ = [
     "DrawConditions",
@@ -33,65 +32,6 @@ __all__ = [
     "WeightedSum",
     "objectives",
 ]
-
-
-DrawConditions: TypeAlias = Callable[[int, torch.Generator], Condition]
-"""Samples conditions: a TensorDict with the given batch size, or ``None`` if unconditional."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Models:
-    """The denoisers of a phase: ``real`` (the teacher), ``fake`` and ``expert`` (in training).
-
-    Each is called as ``models.real(x_t, t, condition)`` and returns a
-    :class:`~pdmd.diffusion.predictions.Prediction`.
-
-    Attributes:
-        real: The real score: the frozen teacher.
-        fake: The fake score: an online model of the student's distribution.
-        expert: The denoiser of the phase's expert, in training.
-    """
-
-    real: Denoiser
-    fake: Denoiser
-    expert: Denoiser
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PhaseContext:
-    """A phase at its start: its models, the phase itself and a sampler of conditions.
-
-    Attributes:
-        models: The denoisers of the phase.
-        phase: The phase, with its times ``t_start``, ``t_end`` and ``score_range``.
-        draw_conditions: Samples conditions, called as ``draw_conditions(n, generator)``.
-    """
-
-    models: Models
-    phase: Phase
-    draw_conditions: DrawConditions
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Rollout:
-    r"""A batch of student samples :math:`x_s` at the end of a phase, and where it came from.
-
-    Attributes:
-        x_s: The expert's output at :math:`s = t_k`, with shape :math:`(B, *)`. In an update of the
-            generator its gradient reaches the expert; in one of the fake score it has none.
-        condition: The conditions, with batch size :math:`(B)`, or ``None``.
-        phase: The phase.
-        phase_input: The expert's input :math:`x_{t_{k-1}}`, with shape :math:`(B, *)` and no
-            gradient.
-        exit_step: The step, from 0, after which the rollout jumped to :math:`t_k`; ``None`` if it
-            took all steps.
-    """
-
-    x_s: Latents
-    condition: Condition
-    phase: Phase
-    phase_input: Latents | None = None
-    exit_step: int | None = None
 
 
 class Objective(ABC):
@@ -146,12 +86,29 @@ class Objective(ABC):
         return None
 
     def covers(self, plan: PhasePlan) -> set[int]:
-        """Returns the indices, from 0, of the phases in which the objective has a loss.
+        """Returns the numbers, from 1, of the phases in which the objective has a loss.
 
         Raises:
             ValueError: If the objective is limited to a phase that the plan does not have.
         """
-        return set(range(len(plan)))
+        return {phase.number for phase in plan}
+
+    def shared(self, phase: Phase) -> tuple[object, ...]:
+        """Returns what the objective has in common with that of the other role in a phase.
+
+        These are the critics that it evaluates or trains there. A discriminator trains in the
+        phases in which the generator's objective has its critics here.
+        """
+        return ()
+
+    def on_distillation_start(self, plan: PhasePlan, other: Objective) -> None:
+        """Prepares the objective for a distillation, before its first phase.
+
+        Args:
+            plan: The phases.
+            other: The other role's objective: for the fake score's, that of the generator.
+        """
+        return
 
     def on_phase_start(self, context: PhaseContext, generator: torch.Generator) -> None:
         """Prepares the objective for a phase, before the phase's first losses.
@@ -194,8 +151,31 @@ class Objective(ABC):
         """The names of all terms."""
         return (self.name,)
 
+    @property
+    def named_phases(self) -> tuple[tuple[str, frozenset[int] | None], ...]:
+        """The name of each term, with the phases it is limited to; ``None`` for all phases."""
+        return tuple((name, None) for name in self.names)
+
     def __add__(self, other: Objective) -> WeightedSum:
         return WeightedSum([*_terms(self), *_terms(other)])
+
+    def __radd__(self, other: object) -> Objective:
+        if isinstance(other, int) and other == 0:  # where Python's sum() starts
+            return self
+        return NotImplemented
+
+    def __neg__(self) -> WeightedSum:
+        return -1.0 * self
+
+    def __sub__(self, other: Objective) -> WeightedSum:
+        return self + WeightedSum([(-weight, term) for weight, term in _terms(other)])
+
+    def __truediv__(self, divisor: float) -> WeightedSum:
+        if isinstance(divisor, bool) or not isinstance(divisor, Real):
+            raise TypeError(f"objectives are divided by numbers, got {describe(divisor)}")
+        if divisor == 0:
+            raise ValueError(f"{self.name!r} is divided by {divisor}; use another number")
+        return self * (1 / float(divisor))
 
     def __mul__(self, weight: float) -> WeightedSum:
         if isinstance(weight, bool) or not isinstance(weight, Real):
@@ -217,13 +197,14 @@ class Objective(ABC):
 
 @checked
 class WeightedSum(Objective):
-    """A weighted sum of objectives with distinct names.
+    """A weighted sum of objectives, with distinct names in every phase.
 
     Args:
         terms: Pairs of weight and objective.
 
     Raises:
-        ValueError: If a name occurs twice, a weight is not finite, or there are no terms.
+        ValueError: If a name occurs twice in a phase, a weight is not finite, or there are no
+            terms.
     """
 
     name = "sum"
@@ -231,26 +212,32 @@ class WeightedSum(Objective):
     def __init__(self, terms: Sequence[tuple[float, Objective]]) -> None:
         if not terms:
             raise ValueError("a weighted sum requires at least one objective")
-        seen: set[str] = set()
+        seen: list[tuple[str, frozenset[int] | None]] = []
         for weight, term in terms:
             if isinstance(weight, bool) or not isinstance(weight, Real):
                 raise TypeError(f"a weight is a number, got {describe(weight)}")
             _terms(term)
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of {term.name!r} is {weight}; use a finite number")
-            for name in term.names:
-                if name in seen:
-                    raise ValueError(
-                        f"two objectives are named {name!r}; give one of them another name, as in "
-                        "name='other'"
-                    )
-                seen.add(name)
+            for name, phases in term.named_phases:
+                for other, others in seen:
+                    if name == other and (phases is None or others is None or phases & others):
+                        raise ValueError(
+                            f"two objectives are named {name!r}; give one of them another name, "
+                            "as in name='other', or limit them to different phases with only()"
+                        )
+                seen.append((name, phases))
         self.terms = tuple((float(weight), term) for weight, term in terms)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all terms."""
-        return tuple(name for _, term in self.terms for name in term.names)
+        return tuple(dict.fromkeys(name for _, term in self.terms for name in term.names))
+
+    @property
+    def named_phases(self) -> tuple[tuple[str, frozenset[int] | None], ...]:
+        """The name of each term, with the phases it is limited to."""
+        return tuple(pair for _, term in self.terms for pair in term.named_phases)
 
     def losses(
         self, models: Models, rollout: Rollout, generator: torch.Generator
@@ -258,9 +245,14 @@ class WeightedSum(Objective):
         """Computes the losses of all terms, each times its weight."""
         out: dict[str, Tensor] = {}
         for weight, term in self.terms:
-            for name, value in term.losses(models, rollout, generator).items():
+            losses = term.losses(models, rollout, generator)
+            check_losses(f"{term.name!r} ({type(term).__name__})", losses, rollout.phase)
+            for name, value in losses.items():
                 if name in out:
-                    raise ValueError(f"two objectives return a loss named {name!r}")
+                    raise ValueError(
+                        f"two objectives return a loss named {name!r}, the second is "
+                        f"{term.name!r}; return losses under self.name"
+                    )
                 out[name] = weight * value
         return out
 
@@ -271,6 +263,13 @@ class WeightedSum(Objective):
 
     def covers(self, plan: PhasePlan) -> set[int]:
         return set().union(*(term.covers(plan) for _, term in self.terms))
+
+    def shared(self, phase: Phase) -> tuple[object, ...]:
+        return tuple(item for _, term in self.terms for item in term.shared(phase))
+
+    def on_distillation_start(self, plan: PhasePlan, other: Objective) -> None:
+        for _, term in self.terms:
+            term.on_distillation_start(plan, other)
 
     def on_phase_start(self, context: PhaseContext, generator: torch.Generator) -> None:
         for _, term in self.terms:
@@ -309,17 +308,28 @@ class OnlyPhases(Objective):
         self.objective = objective
         self.phases = tuple(phases)
         self.name = objective.name
+        self._active = False
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all terms."""
         return self.objective.names
 
+    @property
+    def named_phases(self) -> tuple[tuple[str, frozenset[int] | None], ...]:
+        """The name of each term, with the phases it is limited to."""
+        own = frozenset(self.phases)
+        return tuple(
+            (name, own if phases is None else own & phases)
+            for name, phases in self.objective.named_phases
+        )
+
     def losses(
         self, models: Models, rollout: Rollout, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Computes the objective's losses in its phases; none in the others."""
-        if rollout.phase.number not in self.phases:
+        self._active = rollout.phase.number in self.phases
+        if not self._active:
             return {}
         return self.objective.losses(models, rollout, generator)
 
@@ -332,9 +342,13 @@ class OnlyPhases(Objective):
                 f"{self.name!r} is limited to phases {self.phases}, but the plan has {len(plan)}; "
                 "phases are counted from 1"
             )
-        return {phase.index for phase in plan if phase.number in self.phases} & (
-            self.objective.covers(plan)
-        )
+        return {*self.phases} & self.objective.covers(plan)
+
+    def shared(self, phase: Phase) -> tuple[object, ...]:
+        return self.objective.shared(phase) if phase.number in self.phases else ()
+
+    def on_distillation_start(self, plan: PhasePlan, other: Objective) -> None:
+        self.objective.on_distillation_start(plan, other)
 
     def on_phase_start(self, context: PhaseContext, generator: torch.Generator) -> None:
         if context.phase.number in self.phases:
@@ -344,7 +358,7 @@ class OnlyPhases(Objective):
         return self.objective.networks(phase) if phase.number in self.phases else {}
 
     def diagnostics(self) -> dict[str, Tensor]:
-        return self.objective.diagnostics()
+        return self.objective.diagnostics() if self._active else {}
 
     def __repr__(self) -> str:
         return f"({self.objective!r}).only({', '.join(map(str, self.phases))})"

@@ -103,7 +103,7 @@ class MlpCritic(Critic):
             else:
                 label = condition["label"]
             features.append(self.label(label))
-        return self.layers(torch.cat(features, 1))[:, 0]
+        return self.layers(torch.cat(features, 1)).sum(1)  # of one: fully_shard warns of views
 
 
 class FeatureCritic(Critic):
@@ -164,7 +164,7 @@ class FeatureCritic(Critic):
 
     def forward(self, x_t: Latents, t: Tensor, condition: Condition = None) -> Tensor:
         features = self.features(x_t, t, condition)
-        return self.head(features.to(next(self.head.parameters()).dtype))[:, 0]
+        return self.head(features.to(next(self.head.parameters()).dtype)).sum(1)
 
     def features(self, x_t: Latents, t: Tensor, condition: Condition) -> Tensor:
         """Returns the pooled features, with shape :math:`(B, C)`."""
@@ -230,6 +230,10 @@ class Critics:
             torch.default_generator.manual_seed(seed)
             critic = self.factory(models, phase, example)
         self._critics.set(phase, critic.to(models.fake.device))
+
+    def clear(self) -> None:
+        """Removes all critics, so that those of an earlier distillation are not used again."""
+        self._critics.clear()
 
     def of(self, phase: Phase) -> Critic:
         """Returns a phase's critic.

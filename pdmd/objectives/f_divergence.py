@@ -67,6 +67,10 @@ class DensityRatio(ABC):
             condition: A TensorDict with batch size :math:`(B)`, or ``None``.
         """
 
+    def shared(self) -> tuple[object, ...]:
+        """Returns the critics that it evaluates, see :meth:`Objective.shared`."""
+        return ()
+
     def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={type(v).__name__}" for k, v in vars(self).items())
         return f"{type(self).__name__}({arguments})"
@@ -112,6 +116,11 @@ class CriticRatio(DensityRatio):
     def __init__(self, critic: nn.Module) -> None:
         self.critic = critic
 
+    def shared(self) -> tuple[object, ...]:
+        """Returns the critics that the critic is one of."""
+        critics = getattr(self.critic, "critics", None)
+        return () if critics is None else (critics,)
+
     @torch.no_grad()
     def __call__(self, x_t: Latents, t: Tensor, condition: Condition) -> Tensor:
         return self.critic(x_t, t, condition)
@@ -139,6 +148,10 @@ class Bounded(DensityRatio):
 
     def __call__(self, x_t: Latents, t: Tensor, condition: Condition) -> Tensor:
         return self.ratio(x_t, t, condition).clamp(-self.limit, self.limit)
+
+    def shared(self) -> tuple[object, ...]:
+        """Returns the critics of the ratio."""
+        return self.ratio.shared()
 
     def __repr__(self) -> str:
         return f"Bounded({self.ratio!r}, limit={self.limit})"
@@ -249,6 +262,10 @@ class FDivergence(Objective):
     def time_bounds(self, phase: Phase) -> tuple[float, float]:
         """Returns the lowest and highest sampled time."""
         return self.times.bounds(phase)
+
+    def shared(self, phase: Phase) -> tuple[object, ...]:
+        """Returns the critics of the density ratio."""
+        return self.ratio.shared()
 
 
 density_ratios: Registry[type[DensityRatio]] = Registry(

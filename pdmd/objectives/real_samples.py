@@ -59,6 +59,10 @@ class PerPhase(Generic[T]):
         """Sets or replaces a phase's item."""
         self._items[phase.index] = item
 
+    def clear(self) -> None:
+        """Removes the items of all phases."""
+        self._items.clear()
+
     def get(self, phase: Phase) -> T:
         """Returns a phase's item.
 

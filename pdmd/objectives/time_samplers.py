@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from pdmd.registry import Registry
 __all__ = [
     "BalancedTimes",
     "LogSnrTimes",
+    "ShiftedTimes",
     "TimeSample",
     "TimeSampler",
     "UniformTimes",
@@ -220,6 +222,46 @@ class LogSnrTimes(_MarginTimes):
         return (level - bottom) / (top - bottom)
 
 
+class ShiftedTimes(_MarginTimes):
+    r"""Samples times uniformly before a shift, as samplers of flow models place their steps.
+
+    With :math:`t = S(v) = s v / (1 + (s - 1) v)`, :math:`v` is uniform between
+    :math:`S^{-1}(t_{\text{low}})` and :math:`S^{-1}(t_{\text{high}})`: a phase's times have the
+    law of all shifted times, restricted to its score range. Above 1, more of them are noisy: of
+    the second phase of Wan 2.2, 43% are above its networks' switch at 0.875 with a shift of 7,
+    and 11% of uniform ones.
+
+    Args:
+        margin: As :class:`UniformTimes` takes.
+        shift: The shift :math:`s`; 1 is uniform.
+
+    Raises:
+        ValueError: If the shift is not positive, or the margin is not in (0, 0.5).
+
+    References:
+        Esser et al., Scaling Rectified Flow Transformers, arXiv:2403.03206, Eq. 23.
+    """
+
+    def __init__(self, margin: float = 0.02, shift: float = 3.0) -> None:
+        super().__init__(margin)
+        if not (shift > 0 and math.isfinite(shift)):
+            raise ValueError(f"a shift must be positive and finite, got {shift}")
+        self.shift = float(shift)
+
+    def from_uniform(self, u: Tensor, phase: Phase, schedule: Schedule) -> Tensor:
+        low, high = self.bounds(phase)
+        first, last = self._unshifted(low), self._unshifted(high)
+        v = first + (last - first) * u
+        return (self.shift * v / (1 + (self.shift - 1) * v)).clamp(low, high)
+
+    def to_uniform(self, t: float, phase: Phase, schedule: Schedule) -> float:
+        first, last = map(self._unshifted, self.bounds(phase))
+        return (self._unshifted(t) - first) / (last - first)
+
+    def _unshifted(self, t: float) -> float:
+        return t / (self.shift - (self.shift - 1) * t)
+
+
 class BalancedTimes(TimeSampler):
     r"""Evaluates all networks of a routed teacher equally often, with importance weights.
 
@@ -254,6 +296,7 @@ time_samplers: Registry[type[TimeSampler]] = Registry(
     {
         "uniform": "pdmd.objectives.time_samplers:UniformTimes",
         "log_snr": "pdmd.objectives.time_samplers:LogSnrTimes",
+        "shifted": "pdmd.objectives.time_samplers:ShiftedTimes",
         "balanced": "pdmd.objectives.time_samplers:BalancedTimes",
     },
 )

@@ -2,10 +2,12 @@ r"""Classifier-free guidance: a wrapper of a teacher that is itself a teacher.
 
 .. math:: f_g(x_t, t, c) = f(x_t, t, \varnothing) + g \, (f(x_t, t, c) - f(x_t, t, \varnothing))
 
-A model family may override this rule in its :meth:`~pdmd.teachers.base.Teacher.guide`.
+A model family may override this rule in its :meth:`~pdmd.teachers.base.Teacher.guide`. Within an
+interval of times only, guidance keeps more of the diversity; outside of it :math:`g = 1`.
 
 References:
     Ho and Salimans, Classifier-Free Diffusion Guidance, arXiv:2207.12598, Eq. 6.
+    Kynkäänniemi et al., Applying Guidance in a Limited Interval, arXiv:2404.07724.
 """
 
 from __future__ import annotations
@@ -55,17 +57,25 @@ class Guided(Teacher):
             noisiest first.
         null: The null condition :math:`\varnothing`, with batch size :math:`(1)`;
             ``teacher.encode([None])`` if ``None``.
+        interval: The lowest and highest time with guidance; all by default. Outside of it the
+            conditional prediction is returned, but both are evaluated: the times of a batch may
+            differ, and asking for them would wait for the device.
 
     Raises:
-        ValueError: If a scale is not finite, the number of scales does not match the number of
-            networks, or the teacher is unconditional.
+        ValueError: If a scale is not finite, the interval is not within [0, 1], the number of
+            scales does not match the number of networks, or the teacher is unconditional.
 
     References:
         Ho and Salimans, Classifier-Free Diffusion Guidance, arXiv:2207.12598, Eq. 6.
     """
 
     def __init__(
-        self, teacher: Teacher, scale: float | Sequence[float], null: Condition = None
+        self,
+        teacher: Teacher,
+        scale: float | Sequence[float],
+        null: Condition = None,
+        *,
+        interval: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         super().__init__(
             schedule=teacher.schedule,
@@ -77,6 +87,10 @@ class Guided(Teacher):
         for g in scales:
             if not math.isfinite(g):
                 raise ValueError(f"a guidance scale must be finite, got {g}")
+        if not 0 <= interval[0] < interval[1] <= 1:
+            raise ValueError(
+                f"an interval of guidance is two increasing times in [0, 1], got {interval}"
+            )
         networks = len(teacher.routed.denoisers) if isinstance(teacher, RoutedTeacher) else 1
         if len(scales) not in (1, networks):
             raise ValueError(
@@ -85,6 +99,7 @@ class Guided(Teacher):
             )
         self.teacher = teacher
         self.scales = tuple(float(g) for g in scales)
+        self.interval = (float(interval[0]), float(interval[1]))
         self.shift = teacher.shift
         self.evaluations = teacher.evaluations * (2 if self.guides else 1)
         self.null = teacher.encode([None]) if null is None and self.guides else null
@@ -155,10 +170,16 @@ class Guided(Teacher):
         return any(g != 1 for g in self.scales)
 
     def _scale(self, t: Tensor, x_t: Latents) -> float | Tensor:
-        if len(self.scales) == 1 or not isinstance(self.teacher, RoutedTeacher):
+        whole = self.interval == (0.0, 1.0)
+        if len(self.scales) == 1 and whole:
             return self.scales[0]
-        scales = moved(torch.tensor(self.scales, dtype=torch.float64), t.device)
-        return expand(scales[self.teacher.routed.router(t)], x_t)
+        scale = moved(torch.tensor(self.scales, dtype=torch.float64), t.device)
+        if len(self.scales) > 1 and isinstance(self.teacher, RoutedTeacher):
+            scale = scale[self.teacher.routed.router(t)]
+        if not whole:
+            low, high = self.interval
+            scale = torch.where((t >= low) & (t <= high), scale, 1.0)
+        return expand(scale, x_t)
 
 
 def _padded(null: TensorDict, condition: TensorDict) -> bool:
@@ -172,7 +193,11 @@ def _padded(null: TensorDict, condition: TensorDict) -> bool:
 
 @checked
 def guided(
-    teacher: Teacher, scales: float | Sequence[float], *, negative_prompt: str = ""
+    teacher: Teacher,
+    scales: float | Sequence[float],
+    *,
+    negative_prompt: str = "",
+    interval: tuple[float, float] = (0.0, 1.0),
 ) -> Teacher:
     """Wraps a teacher in :class:`Guided` unless every scale is 1.
 
@@ -180,6 +205,7 @@ def guided(
         teacher: The teacher.
         scales: One scale, or one per network, as for :class:`Guided`.
         negative_prompt: The text that guidance leads away from, in the place of no prompt.
+        interval: The lowest and highest time with guidance.
 
     Returns:
         The guided teacher, or ``teacher`` itself.
@@ -188,9 +214,10 @@ def guided(
         ValueError: As :class:`Guided`, or if there is a negative prompt and no guidance.
     """
     if not negative_prompt:
-        wrapped = Guided(teacher, scales)
+        wrapped = Guided(teacher, scales, interval=interval)
         return wrapped if wrapped.guides else teacher
-    wrapped = Guided(teacher, scales, null=teacher.encode_negative(negative_prompt))
+    null = teacher.encode_negative(negative_prompt)
+    wrapped = Guided(teacher, scales, null=null, interval=interval)
     if not wrapped.guides:
         raise ValueError(
             f"the negative prompt {negative_prompt!r:.60} has no effect without guidance; give a "

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.schedules import same_process
+from pdmd.distillation.phases import Phase
+from pdmd.objectives.base import Objective
+from pdmd.objectives.loss_checks import check_losses
 
-__all__ = ["check_losses", "check_same_process"]
+__all__ = ["check_same_process", "check_update"]
 
 
 def check_same_process(networks: Iterable[Denoiser], teacher: Denoiser) -> None:
@@ -32,19 +36,33 @@ def check_same_process(networks: Iterable[Denoiser], teacher: Denoiser) -> None:
             )
 
 
-def check_losses(losses: Mapping[str, Tensor], role: str, phase: int) -> None:
-    """Checks that an objective returned a loss.
+def check_update(objective: Objective, losses: Any, role: str, phase: Phase) -> dict[str, Tensor]:
+    """Checks that an objective returned a loss that trains.
 
     Args:
-        losses: The losses of the objective.
+        objective: The objective.
+        losses: What it returned.
         role: The role that the objective trains.
-        phase: Number of the phase, from 1.
+        phase: The phase.
+
+    Returns:
+        The losses.
 
     Raises:
-        ValueError: If ``losses`` is empty.
+        TypeError: If they are not tensors by name.
+        ValueError: If there is none, one is not a real scalar, or none has a gradient.
     """
-    if not losses:
+    check_losses(f"{objective.name!r} ({type(objective).__name__})", losses, phase)
+    found: dict[str, Tensor] = dict(losses)
+    if not found:
         raise ValueError(
-            f"the {role}'s objective has no loss in phase {phase}; add a term that is active in "
-            "every phase"
+            f"the {role}'s objective has no loss in phase {phase.number}; add a term that is "
+            "active in every phase"
         )
+    if not any(loss.requires_grad for loss in found.values()):
+        raise ValueError(
+            f"no loss of the {role} has a gradient in phase {phase.number} "
+            f"({', '.join(found)}); compute one from rollout.x_s or the {role}'s network, without "
+            "detach() or no_grad()"
+        )
+    return found

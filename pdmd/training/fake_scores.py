@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pdmd.arguments import checked
 from pdmd.distillation.phases import Phase
+from pdmd.training.learning_rates import Constant
 from pdmd.training.optimizers import AdamRecipe
 
 __all__ = [
@@ -245,4 +246,4 @@ class FakeScoreTraining:
 
     def recipe(self, experts: AdamRecipe) -> AdamRecipe:
         """Returns the optimizer recipe, given that of the experts."""
-        return self.optimizer or AdamRecipe(lr=2 * experts.lr, decay_from=1.0, bits=experts.bits)
+        return self.optimizer or AdamRecipe(lr=2 * experts.lr, decay=Constant(), bits=experts.bits)

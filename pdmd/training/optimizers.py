@@ -1,10 +1,10 @@
-r"""Optimizers: AdamW with a learning rate that is constant and then decays linearly.
+"""Optimizers: AdamW with a learning rate that warms up and decays.
 
-At progress :math:`p \in [0, 1]` the learning rate is
+The learning rate is that of :mod:`pdmd.training.learning_rates`; 8-bit moments and moments in CPU
+memory are those of :mod:`pdmd.training.streamed_adam`.
 
-.. math:: \eta(p) = \eta \left(1 - (1 - r) \max\left(0, \frac{p - p_0}{1 - p_0}\right)\right),
-
-with :math:`p_0` the start of the decay and :math:`r` the final fraction.
+References:
+    Loshchilov and Hutter, Decoupled weight decay regularization, arXiv:1711.05101.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from pdmd.arguments import checked
+from pdmd.training.learning_rates import LinearDecay, RateDecay, warmup_factor
 from pdmd.training.moments import EightBitMoments, Float32Moments, MomentFormat
 from pdmd.training.streamed_adam import StreamedAdam
 
@@ -27,14 +28,15 @@ __all__ = ["AdamRecipe", "ContainerRates", "RateSchedule"]
 @checked
 @dataclass(frozen=True, kw_only=True)
 class AdamRecipe:
-    """AdamW, with a learning rate that is constant and then decays linearly.
+    """AdamW and its learning rate, of one role in every phase.
 
     Attributes:
         lr: The learning rate.
         betas: Decay rates of the two moments.
         weight_decay: Decoupled weight decay.
-        decay_from: Fraction of the updates after which the learning rate decays; 1 for no decay.
-        decay_to: Fraction of ``lr`` reached at the end.
+        warmup: Updates over which the learning rate rises linearly to ``lr``; 0 for none.
+        decay: Decay of the learning rate; by default constant for half of the updates, then
+            linear to 2%.
         bits: Bits of each moment, 32, or 8 with torchao: a quarter of the memory
             (:mod:`~pdmd.training.moments`).
 
@@ -45,8 +47,8 @@ class AdamRecipe:
     lr: float = 5e-4
     betas: tuple[float, float] = (0.5, 0.99)
     weight_decay: float = 0.0
-    decay_from: float = 0.5
-    decay_to: float = 0.02
+    warmup: int = 0
+    decay: RateDecay = field(default_factory=LinearDecay)
     bits: int = 32
 
     def __post_init__(self) -> None:
@@ -55,9 +57,8 @@ class AdamRecipe:
         for beta in self.betas:
             if not 0 <= beta < 1:
                 raise ValueError(f"betas must be in [0, 1), got {self.betas}")
-        for name in ("decay_from", "decay_to"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.warmup < 0:
+            raise ValueError(f"warmup must not be negative, got {self.warmup}")
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
         self.moments()
@@ -94,16 +95,19 @@ class AdamRecipe:
             parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
         )
 
-    def factor(self, progress: float) -> float:
-        """Returns the fraction of ``lr`` at a fraction of the updates, both in [0, 1]."""
-        if self.decay_from >= 1 or progress <= self.decay_from:
-            return 1.0
-        decayed = (progress - self.decay_from) / (1 - self.decay_from)
-        return 1 - (1 - self.decay_to) * min(decayed, 1.0)
+    def factor(self, update: int, updates: int) -> float:
+        """Returns the fraction of ``lr`` at an update.
 
-    def rate(self, progress: float) -> float:
-        """Returns the learning rate at a fraction of the updates, in [0, 1]."""
-        return self.lr * self.factor(progress)
+        Args:
+            update: The update, from 0; the last fraction holds from ``updates`` on.
+            updates: Updates over which the decay runs.
+        """
+        decayed = self.decay(update / max(updates, 1))
+        return decayed * warmup_factor(update, self.warmup)
+
+    def rate(self, update: int, updates: int) -> float:
+        """Returns the learning rate at an update; see :meth:`factor`."""
+        return self.lr * self.factor(update, updates)
 
 
 class RateSchedule:
@@ -128,7 +132,7 @@ class RateSchedule:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Jumps to the update ``last_epoch``."""
         self.update = int(state_dict["last_epoch"])
-        rate = self.recipe.rate(self.update / max(self.updates, 1))
+        rate = self.recipe.rate(self.update, self.updates)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate

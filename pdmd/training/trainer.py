@@ -18,12 +18,13 @@ from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.experts import Expert
 from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Models, Objective, PhaseContext, Rollout
-from pdmd.training.checks import check_losses, check_same_process
+from pdmd.training.checks import check_same_process, check_update
 from pdmd.training.conditions import ConditionStream
 from pdmd.training.ema import Ema
 from pdmd.training.expert_training import ExpertTraining
 from pdmd.training.fake_scores import FakeScoreTraining
 from pdmd.training.monitoring.health import Health, Step
+from pdmd.training.monitoring.monitors import Cycle
 from pdmd.training.phase_inputs import PhaseInputs, PhaseInputSource
 from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
@@ -295,7 +296,7 @@ class PhaseTrainer:
         phase = self.experts[k].phase.index
         for rollout in rollouts:
             losses = objective.losses(self.models(k, rollout.exit_step), rollout, self.generator)
-            check_losses(losses, role, phase + 1)
+            losses = check_update(objective, losses, role, self.experts[k].phase)
             values = [loss.float() for loss in losses.values()]
             total = values[0] if len(values) == 1 else torch.stack(values).sum()
             if parts > 1 or runtime.loss_scale != 1:
@@ -321,7 +322,7 @@ class PhaseTrainer:
                 update=self.update,
                 scalars=scalars,
                 times=self.session.account.times,
-                lr=self.recipes[role].rate(self.update / max(self.updates, 1)),
+                lr=self.recipes[role].rate(self.update, self.updates),
             )
         )
         return scalars
@@ -334,6 +335,28 @@ class PhaseTrainer:
         """
         steps, self._pending_steps = self._pending_steps, []
         self.health.settle(steps)
+
+    def observed(self, phases: int) -> Cycle:
+        """Returns the last cycle as monitors see it.
+
+        Args:
+            phases: Number of phases in the plan.
+        """
+        last = len(self.experts) - 1
+        return Cycle(
+            phase=self.phase,
+            phases=phases,
+            update=self.update,
+            updates=self.updates,
+            measure=self.fake_objective.diagnostics,
+            experts=lambda: [*self.earlier, *self.finished()],
+            teacher=self.teacher,
+            fake=self.models(last, self.experts[last].phase.steps - 1).fake,
+            conditions=self.conditions,
+            batch=self.batch_size,
+            runtime=self.session.runtime,
+            recorder=self.session.recorder,
+        )
 
     def _diagnostics(self) -> dict[str, Tensor]:
         diagnostics = self.fake_objective.diagnostics()

@@ -225,7 +225,7 @@ def test_phases_are_counted_from_1_and_weights_multiply():
     plan = PhasePlan.uniform(3)
     (_, velocity), (two, matching), (quarter, _) = built.generator.terms
     assert (two, quarter) == (2, 0.25)
-    assert velocity.covers(plan) == {0} and matching.covers(plan) == {1, 2}
+    assert velocity.covers(plan) == {1} and matching.covers(plan) == {2, 3}
     built.check(plan)
     losses = evaluate(built.generator)
     assert losses.keys() == {"velocity_regression", "repulsion"}
@@ -324,7 +324,7 @@ def test_what_does_not_fit_is_named_in_one_line(text, named):
 
 
 def test_balanced_times_are_built_around_the_distribution_they_are_given():
-    plain = ObjectiveConfig(times="balanced").compose()
+    plain = ObjectiveConfig(times={"name": "balanced"}).compose()
     assert repr(plain.fake.times) == repr(BalancedTimes(UniformTimes()))
     times = {"name": "balanced", "times": "log_snr"}
     term = {"name": "score_matching", "times": times}

@@ -16,7 +16,11 @@ from pdmd.cli.config_files import load_config, presets, read_config, write_confi
 from pdmd.cli.main import main
 from pdmd.cli.renamed_keys import RENAMED
 from pdmd.cli.runs import Run
+from pdmd.training.learning_rates import CosineDecay, LinearDecay
 from tests.helpers.tiny_runs import bits
+
+PACKAGED = ("digits", "glyphs", "mixture", "mixture_tuned")
+"""The presets of teachers that ship, which are built in a moment."""
 
 
 def configured(monkeypatch, words):
@@ -25,6 +29,61 @@ def configured(monkeypatch, words):
     monkeypatch.setattr("pdmd.cli.distill._run", lambda config, options: seen.append(config) or 0)
     assert main(["distill", *words]) == 0
     return seen[0]
+
+
+def test_optimizers_have_their_own_sections_by_role(tmp_path, monkeypatch):
+    path = tmp_path / "roles.toml"
+    path.write_text(
+        """
+        [train]
+        lr = 2e-6
+        fake_lr = 4e-7
+        [train.generator]
+        betas = [0.0, 0.999]
+        warmup = 10
+        lr_decay = "cosine"
+        [train.fake]
+        weight_decay = 0.01
+        lr_decay = { name = "linear", start = 0.25 }
+        """
+    )
+    generator, fake = configured(monkeypatch, [str(path)]).train.recipes()
+    assert (generator.betas, generator.warmup, generator.decay) == ((0, 0.999), 10, CosineDecay())
+    assert (generator.lr, fake.lr, fake.weight_decay) == (2e-6, 4e-7, 0.01)
+    assert fake.decay == LinearDecay(start=0.25)
+    words = [
+        str(path),
+        "--train.fake.lr-decay.final=0.5",
+        "--train.generator.lr_decay.name",
+        "linear",
+    ]
+    generator, fake = configured(monkeypatch, words).train.recipes()
+    assert fake.decay == LinearDecay(start=0.25, final=0.5)  # merged
+    assert generator.decay == LinearDecay()  # another object
+
+
+def test_keys_of_tables_merge_with_the_file(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "tables.toml"
+    path.write_text(
+        """
+        [objective]
+        times = { name = "balanced", times = { name = "shifted", shift = 7.0 } }
+        critic = { name = "mlp", width = 32 }
+        [[objective.generator]]
+        name = "adversarial"
+        [[objective.fake]]
+        name = "score_matching"
+        [[objective.fake]]
+        name = "discriminator"
+        """
+    )
+    objective = configured(monkeypatch, [str(path), "--objective.critic.depth", "2"]).objective
+    assert objective.critic == {"name": "mlp", "width": 32, "depth": 2}
+    assert objective.times["times"] == {"name": "shifted", "shift": 7.0}
+    objective = configured(monkeypatch, [str(path), "--objective.times.name", "uniform"]).objective
+    assert objective.times == {"name": "uniform"}
+    assert main(["distill", str(path), "--objective.critic.depth"]) == 2
+    assert "missing the value of --objective.critic.depth" in capsys.readouterr().err
 
 
 def test_toml_and_the_command_line_give_the_same_run(tmp_path, finished):
@@ -186,14 +245,16 @@ def mutate(data, rng):
 def without_none(data):
     if isinstance(data, dict):
         return {k: without_none(v) for k, v in data.items() if v is not None}
+    if isinstance(data, list | tuple):
+        return [without_none(v) for v in data if v is not None]
     return data
 
 
 def test_mutated_configurations_never_crash(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("pdmd.cli.distill._run", lambda config, options: Run(config) and 0)
     rng, rejected, built = random.Random(0), [], set()
-    starts = [tomllib.loads(p.read_text()) for p in presets().values()]
-    starts += [dataclasses.asdict(load_config(name)) for name in presets()]
+    starts = [tomllib.loads(presets()[name].read_text()) for name in PACKAGED]
+    starts += [dataclasses.asdict(load_config(name)) for name in PACKAGED]
     starts.append(tomllib.loads(COMPOSED))
     for _ in range(5000):
         data = mutate(rng.choice(starts), rng)

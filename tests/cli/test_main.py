@@ -92,7 +92,7 @@ SHOWN = {
         "evaluate options",
         "--resume, --no-resume",
     ],
-    "plan": ["--gpus INT", "--memory FLOAT", "(default: 80.0)", "--objective.generator"],
+    "plan": ["--gpus INT", "--memory FLOAT", "(default: 80.0)", "--train.updates"],
     "embed": ["--teacher STR", "--arguments NAME VALUE", "(default: 16)", "data set"],
     "sample": ["--prompts", "(default: samples.png)", "--arguments NAME VALUE"],
     "evaluate": ["--samples INT", "(default: 2000)", "--teacher-steps INT", "(default: 50)"],
@@ -103,13 +103,14 @@ SHOWN = {
     "check": ["--guidance", "(default: 1.0)", "--schedule-end {noise,teacher}"],
     "verify": ["usage: pdmd verify", "digests"],
     "teachers": ["--plugins", "Lists the registered teachers."],
+    "completion": ["usage: pdmd completion {bash,zsh,fish}"],
     "objectives": ["usage: pdmd objectives", "[[objective.generator]]", "counted from 1"],
 }
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_options_with_their_defaults(capsys, command):
-    words = [command, "mixture", "--help"] if command == "distill" else [command, "--help"]
+    words = [command, "mixture", "--help-all"] if command == "distill" else [command, "--help"]
     assert main(words) == 0
     page = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert f"usage: pdmd {command}" in page

@@ -63,9 +63,18 @@ def test_settings_on_the_list_may_change_and_are_reported(run, capsys):
     assert (train.lr, train.batch_size, train.updates) == (1e-4, 4, 7)  # for the next resume
 
 
+def test_the_course_of_the_learning_rate_may_change_and_continues_at_its_update(run, capsys):
+    words = ["--train.generator.warmup=2", "--train.fake.lr_decay.name=cosine", "--no-progress"]
+    assert main(["distill", "--resume", str(run), *words]) == 0
+    said = capsys.readouterr().err
+    assert "resuming with train.generator.warmup = 2 (0 before)" in said
+    assert "resuming with train.fake.lr_decay.name = 'cosine' ('constant' before)" in said
+
+
 @pytest.mark.parametrize(
     ("word", "named"),
     [
+        ("--train.fake.weight-decay=0.1", "train.fake.weight_decay = 0.0, this run has 0.1"),
         ("--train.ema=0.5", "train.ema = 0.99, this run has 0.5"),
         ("--train.seed=3", "train.seed = 0, this run has 3"),
         ("--plan.phases=3", "plan.phases = 2, this run has 3"),

@@ -10,6 +10,7 @@ import torch
 
 from pdmd.cli.config_files import load_config
 from pdmd.cli.main import main
+from pdmd.cli.run_folders import check_folder
 from pdmd.cli.runs import Run
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 from pdmd.training.monitoring.recorder import RunRecorder
@@ -161,6 +162,19 @@ def test_a_folder_that_is_no_run_is_not_overwritten(tmp_path, capsys):
     assert distill(tmp_path, "--overwrite") == 2
     assert "not a run folder" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    (tmp_path / "thesis.tex").unlink()
+    (tmp_path / "config.toml").write_text('out = "elsewhere"\n')
+    assert distill(tmp_path, "--overwrite") == 2
+    assert (tmp_path / "config.toml").read_text() == 'out = "elsewhere"\n'
+
+
+def test_a_run_that_ended_before_it_had_a_plan_is_overwritten(tmp_path):
+    (tmp_path / ".config.toml.0123456789ab.tmp").write_text("of a killed process")
+    (tmp_path / "config.toml").write_text(f'out = "{tmp_path}"\n')
+    arguments = {"resume": False, "occupied": True, "unfinished": False}
+    check_folder(tmp_path, overwrite=True, **arguments)
+    with pytest.raises(ValueError, match="replace it with --overwrite"):
+        check_folder(tmp_path, overwrite=False, **arguments)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_grids_that_do_not_divide_or_start_elsewhere_raise():
     with pytest.raises(ValueError, match="requires at least one phase"):
         PhasePlan(())
     phase = Phase(index=1, timesteps=(1.0,), t_end=0.0, score_range=(0.0, 1.0))
-    with pytest.raises(ValueError, match="phase at position 0 has index 1"):
+    with pytest.raises(ValueError, match="phase 1 of the plan has index 1.*give it 0"):
         PhasePlan((phase,))
 
 

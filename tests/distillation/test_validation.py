@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from pdmd import MixtureTeacher, PhasePlan, RectifiedFlow
-from pdmd.distillation.validation import check_teacher, check_times
-from pdmd.objectives import DistributionMatching
+from pdmd.distillation.validation import check_penalties, check_teacher, check_times
+from pdmd.distributed.placement import LocalPlacement
+from pdmd.objectives import DistributionMatching, SubintervalScoreMatching
+from pdmd.objectives.adversarial import R1, DiscriminatorLoss, FiniteDifferenceR1
+from pdmd.objectives.critics import Critics
 from pdmd.teachers import RoutedTeacher
 from pdmd.training.session import Session
 from tests.helpers.distilling import distill
@@ -66,3 +69,21 @@ def test_conditions_of_other_prompts_raise():
         distill(
             teacher, PhasePlan.uniform(1), [0, 1], conditions=teacher.encode([0, 1, 1]), updates=1
         )
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_a_critic_that_will_be_sharded_is_not_differentiated_twice(limited):
+    class Sharded(LocalPlacement):
+        in_place = False
+
+    def objective(**more):
+        loss = DiscriminatorLoss(Critics(lambda *_: None), **more)
+        return SubintervalScoreMatching() + 0.5 * (loss.only(1) if limited else loss)
+
+    where = torch.device("cpu"), torch.float32
+    sharded = Sharded(*where, activation_checkpointing=False)
+    with pytest.raises(ValueError, match="use FiniteDifferenceR1"):
+        check_penalties(objective(penalty=R1()), sharded)
+    check_penalties(objective(penalty=FiniteDifferenceR1()), sharded)
+    check_penalties(objective(penalty_weight=0.0), sharded)
+    check_penalties(objective(), LocalPlacement(*where, activation_checkpointing=False))

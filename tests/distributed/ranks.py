@@ -17,6 +17,8 @@ import torch.multiprocessing
 
 __all__ = ["run_ranks"]
 
+PRELOADED = ["pdmd.distributed.titan", "pdmd.distillation.distill", "diffusers", "peft"]
+
 
 def run_ranks(
     function: Callable[..., Any], world: int, *args: Any, timeout: float = 300
@@ -37,7 +39,8 @@ def run_ranks(
         RuntimeError: If a rank failed, with its traceback; the others are stopped.
         TimeoutError: If the ranks took too long.
     """
-    context = torch.multiprocessing.get_context("spawn")
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)  # the imports of all ranks of all tests, once
     deadline = time.monotonic() + timeout
     results: dict[int, Any] = {}
     with tempfile.TemporaryDirectory() as folder:

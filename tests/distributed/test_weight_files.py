@@ -33,6 +33,14 @@ def test_files_are_written_as_the_library_reads_them(tmp_path):
         assert torch.equal(found[name], value) and found[name].dtype == value.dtype
 
 
+def test_a_type_that_is_not_written_is_named_before_the_file_is(tmp_path):
+    network = perceptron()
+    network.register_buffer("scaled", torch.zeros(3).to(torch.float8_e4m3fn))
+    with pytest.raises(ValueError, match="scaled is in float8_e4m3fn, which is not written"):
+        write_tensors(tmp_path / "x.safetensors", whole_tensors(network))
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_weights_load_whole_or_as_places_in_files(tmp_path):
     network = perceptron()
     write_tensors(tmp_path / "x.safetensors", whole_tensors(network))

@@ -56,6 +56,18 @@ def test_an_adapter_that_differs_by_network_is_not_saved_as_one(tmp_path):
         model.save_lora_adapter(tmp_path, "trained")
 
 
+def test_guidance_over_a_guided_student_is_warned_of_once(recwarn):
+    model = phased()
+    with model.cache_context("cond"):
+        outputs(model)
+    assert not [w for w in recwarn if "negative_prompt" in str(w.message)]
+    for _ in range(2):
+        with model.cache_context("uncond"):  # as pipelines do for true_cfg_scale above 1
+            outputs(model)
+    (warning,) = [w for w in recwarn if "negative_prompt" in str(w.message)]
+    assert "true_cfg_scale=1" in str(warning.message)
+
+
 def test_a_cache_belongs_to_its_network_and_is_reset():
     model = phased()
     networks = stock(model)

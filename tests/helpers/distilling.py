@@ -64,4 +64,5 @@ def grouped(settings: dict[str, Any]) -> dict[str, Any]:
 
 def distill(teacher, plan, prompts=None, **settings):
     settings.setdefault("progress", False)
+    settings.setdefault("check_score", False)  # tests/distillation/test_notices.py checks it
     return pdmd.distill(teacher, plan, prompts, **grouped(settings))

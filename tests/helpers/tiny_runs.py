@@ -18,6 +18,7 @@ TINY = [
     "--plan.phases=2",
     "--teacher.arguments",
     *("dim", "2", "classes", "2", "modes", "2"),
+    "--no-teacher.check-score",
     "--no-progress",
 ]
 

@@ -26,8 +26,9 @@ from pdmd.objectives.diversity import NoiseSensitivity, Repulsion
 from pdmd.objectives.real_samples import RealSamples, TeacherSamples
 from pdmd.objectives.regression import TrajectoryRegression, VelocityRegression
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
+from pdmd.training.monitoring.recorder import Recorder
 from tests.helpers.distilling import distill
-from tests.helpers.small_runs import StopAt, weights
+from tests.helpers.small_runs import StopAt, small, weights
 
 PLAN = PhasePlan.uniform(2)
 S = 0.5
@@ -315,6 +316,44 @@ def test_a_run_resumes_in_a_phase_without_critics(tmp_path):
         once(checkpointer=checkpointer, recorder=StopAt(checkpointer, 6))
     resumed = once(checkpointer=Checkpointer(tmp_path / "c", every=100), resume=True)
     assert torch.equal(weights(resumed), weights(once()))
+
+
+class Names(Recorder):
+    """Records the names of scalars by phase."""
+
+    interval = 1
+
+    def __init__(self):
+        self.seen = {}
+
+    def on_scalars(self, phase, update, values):
+        self.seen.setdefault(phase.number, set()).update(values)
+
+
+def test_a_discriminator_trains_in_the_phases_of_its_adversarial_term():
+    created, names = [], Names()
+
+    def factory(models, phase, example):
+        created.append(phase.number)
+        return MlpCritic(2, 2, width=8)
+
+    critics = Critics(factory)
+    generator = DistributionMatching() + 0.05 * Adversarial(critics).only(2)
+    discriminator = DiscriminatorLoss(critics, TeacherSamples(pool=32, steps=4))
+    fake = SubintervalScoreMatching() + discriminator
+    settings = dict(generator_objective=generator, fake_objective=fake, updates=1)
+    small(plan=PLAN, recorder=names, **settings)
+    assert created == [2] and discriminator.covers(PLAN) == {2}
+    assert [{"fake/discriminator", "generator/adversarial"} & s for s in names.seen.values()] == [
+        set(),
+        {"fake/discriminator", "generator/adversarial"},
+    ]
+    first = critics.of(PLAN[1])
+    small(plan=PLAN, **{**settings, "generator_objective": generator.terms[0][1]})
+    assert created == [2, 1, 2] and critics.of(PLAN[1]) is not first  # new, and in all phases
+    for other in (SubintervalScoreMatching(), SubintervalScoreMatching() + discriminator.only(1)):
+        with pytest.raises(ValueError, match=r"evaluates Critics\(.*in phase 2, but no term"):
+            small(plan=PLAN, **{**settings, "fake_objective": other})
 
 
 def test_critics_on_the_fake_scores_features_train_in_a_run():

@@ -55,7 +55,7 @@ def test_a_custom_objective_implements_losses_alone():
     start(objective, PLAN[0])
     assert objective.time_bounds(PLAN[0]) is None
     assert objective.networks(PLAN[0]) == objective.diagnostics() == {}
-    assert objective.covers(PLAN) == {0, 1, 2}
+    assert objective.covers(PLAN) == {1, 2, 3}
     assert objective.names == ("distance",)
 
 
@@ -79,6 +79,55 @@ def test_terms_of_nested_sums_have_distinct_names():
         (a + b).only(1) + b
 
 
+def test_names_may_repeat_in_different_phases():
+    a, b = Constant(1.0, "a"), Constant(2.0, "a")
+    total = a.only(1, 3) + 0.5 * (b + Constant(4.0, "b")).only(2)
+    assert [losses(total, phase) for phase in PLAN] == [{"a": 1.0}, {"a": 1.0, "b": 2.0}, {"a": 1}]
+    assert total.names == ("a", "b") and total.covers(PLAN) == {1, 2, 3}
+    losses(total, PLAN[1])  # of the last losses alone
+    assert {k: float(v) for k, v in total.diagnostics().items()} == {
+        "a_measure": 2,
+        "b_measure": 4,
+    }
+    for clash in (b, b.only(3), total):
+        with pytest.raises(ValueError, match="'a'.*limit them to different phases with only()"):
+            a.only(1, 3) + clash
+
+
+def test_sums_differences_and_quotients():
+    a, b, c = (Constant(float(i), name) for i, name in enumerate("abc", 1))
+    assert losses(sum([a, b, c]), PLAN[0]) == {"a": 1.0, "b": 2.0, "c": 3.0}
+    assert losses((a - 2 * b + c) / 2, PLAN[0]) == {"a": 0.5, "b": -2.0, "c": 1.5}
+    assert losses(-(a - b), PLAN[0]) == {"a": -1.0, "b": 2.0}
+    assert sum([a]) is a
+    with pytest.raises(ValueError, match="'a' is divided by 0; use another number"):
+        a / 0
+    for wrong in (lambda: a / b, lambda: a - 1, lambda: 1 + a):
+        with pytest.raises(TypeError):
+            wrong()
+
+
+@pytest.mark.parametrize(
+    ("returned", "named"),
+    [
+        (torch.zeros(()), "returned tensor"),
+        (None, "returned None; return losses by name"),
+        ({"a": 1.0}, "returned 'a': 1.0; return a tensor by name"),
+        ({"a": torch.zeros(3)}, r"a loss 'a' of shape \(3,\) and type torch.float32"),
+        ({"a": torch.zeros((), dtype=torch.long)}, "type torch.int64; return one real number"),
+    ],
+)
+def test_what_a_term_returns_is_checked(returned, named):
+    class Wrong(Objective):
+        name = "wrong"
+
+        def losses(self, models, rollout, generator):
+            return returned
+
+    with pytest.raises((TypeError, ValueError), match=rf"^'wrong' \(Wrong\) in phase 2.*{named}"):
+        losses(Constant(1.0, "b") + 0.5 * Wrong(), PLAN[1])
+
+
 def test_terms_with_one_name_or_a_weight_that_is_not_finite_raise():
     with pytest.raises(ValueError, match="two objectives are named 'a'.*name='other'"):
         Constant(1.0, "a") + Constant(2.0, "a")
@@ -93,7 +142,7 @@ def test_phases_are_counted_from_one():
     assert [losses(objective, phase) for phase in PLAN] == [{"a": 1.0}, {}, {"a": 1.0}]
     assert [objective.time_bounds(phase) for phase in PLAN] == [(0.1, 0.9), None, (0.1, 0.9)]
     assert [set(objective.networks(phase)) for phase in PLAN] == [{"a"}, set(), {"a"}]
-    assert objective.covers(PLAN) == {0, 2}
+    assert objective.covers(PLAN) == {1, 3}
     for phase in PLAN:
         start(objective, phase)
     assert objective.objective._started == [1, 3]
@@ -102,7 +151,7 @@ def test_phases_are_counted_from_one():
 
 
 def test_limits_intersect():
-    assert Constant(1.0, "a").only(1, 2).only(2, 3).covers(PLAN) == {1}
+    assert Constant(1.0, "a").only(1, 2).only(2, 3).covers(PLAN) == {2}
 
 
 @pytest.mark.parametrize("phases", [(0,), (1, 0), (-1,)])

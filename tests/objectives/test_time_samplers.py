@@ -5,13 +5,14 @@ from hypothesis import strategies as st
 
 from pdmd import CosineVP, Disjoint, PhasePlan, RectifiedFlow
 from pdmd.objectives import LogSnrTimes, UniformTimes
+from pdmd.objectives.time_samplers import ShiftedTimes
 from pdmd.randomness import rand
 from tests.helpers.gaussians import phase_to
 from tests.helpers.strategies import schedules, seeds
 
 ends = st.floats(0.0, 0.75)
 margins = st.floats(0.005, 0.1)
-SAMPLERS = [UniformTimes, LogSnrTimes]
+SAMPLERS = [UniformTimes, LogSnrTimes, ShiftedTimes]
 
 
 def generator(seed=0):
@@ -65,6 +66,28 @@ def test_the_distribution_of_uniform_times_has_its_closed_form():
     low, high = sampler.bounds(phase)
     t = sampler(n, phase, RectifiedFlow(), generator())
     assert distance_to_uniform((t - low) / (high - low)) < 2 / n**0.5
+
+
+@given(ends, margins, st.floats(0.2, 8), st.floats(0, 1))
+def test_shifted_times_are_uniform_before_the_shift(s, margin, shift, u):
+    """The time at u is the shift of what is u of the way between the unshifted bounds."""
+    sampler, phase, flow = ShiftedTimes(margin, shift), phase_to(s), RectifiedFlow()
+    low, high = (t / (shift - (shift - 1) * t) for t in sampler.bounds(phase))
+    v = low + (high - low) * u
+    t = sampler.from_uniform(torch.tensor([u], dtype=torch.float64), phase, flow)
+    assert float(t) == pytest.approx(shift * v / (1 + (shift - 1) * v), abs=1e-12)
+    assert sampler.to_uniform(float(t), phase, flow) == pytest.approx(u, abs=1e-9)
+
+
+def test_a_shift_of_seven_draws_four_times_as_many_times_for_wans_noisy_network():
+    """P(t > 0.875) in the second phase of Wan 2.2: 0.43 shifted, 0.11 uniform."""
+    above = [
+        1 - sampler.to_uniform(0.875, phase_to(0.0), RectifiedFlow())
+        for sampler in (ShiftedTimes(shift=7.0), UniformTimes())
+    ]
+    assert above == pytest.approx([0.43, 0.109375])
+    with pytest.raises(ValueError, match="shift must be positive and finite, got 0"):
+        ShiftedTimes(shift=0.0)
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)

@@ -1,19 +1,10 @@
 """The planned memory of one of two ranks equals what it allocates."""
 
-import gc
-import os
-import socket
-import weakref
-
 import pytest
-import torch
 import torch.distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from pdmd import PhasePlan, StochasticTruncation
 from pdmd.planning import (
@@ -25,6 +16,8 @@ from pdmd.planning import (
     memory_of,
 )
 from pdmd.planning.units import units_of
+from tests.distributed.ranks import run_ranks
+from tests.helpers.peaks import peak_of_last
 from tests.helpers.trainings import Images, trainer_of
 
 CASES = {
@@ -42,50 +35,15 @@ def work_of(batch):
     )
 
 
-class Live(TorchDispatchMode):
-    """Records the peak bytes of live storages, which sharding empties and refills."""
+def peak(settings, batch):
+    """Returns the peak bytes of this rank in its second cycle."""
 
-    def __init__(self):
-        super().__init__()
-        self.storages, self.peak = {}, 0
-
-    def now(self):
-        sizes = {}
-        for reference in list(self.storages.values()):
-            storage = reference()
-            try:
-                sizes[storage.data_ptr()] = storage.nbytes()
-            except (AttributeError, RuntimeError):  # it was released or emptied
-                continue
-        return sum(sizes.values())
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if any(issubclass(t, DTensor) for t in types):
-            return NotImplemented  # called again with the inner tensors
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves((out, args, kwargs)):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                key = id(storage)
-                if key not in self.storages:
-                    self.storages[key] = weakref.ref(storage)
-                    weakref.finalize(storage, self.storages.pop, key, None)
-        self.peak = max(self.peak, self.now())
-        return out
-
-
-def run_rank(rank, port, settings, batch, results):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    clip = nn.utils.clip_grad_norm_
-    nn.utils.clip_grad_norm_ = lambda *args: clip(*args).full_tensor()  # type: ignore[union-attr]
-    mesh, live = init_device_mesh("cpu", (2,)), Live()
-    with live:
+    def first():
         trainer = trainer_of(
-            Images(**settings), work_of(batch), 1, batch_size=batch // 2, seed=rank
+            Images(**settings), work_of(batch), 1, batch_size=batch // 2, seed=dist.get_rank()
         )
         trainer.session.account.close()
+        mesh = init_device_mesh("cpu", (2,))
         for network in (
             trainer.teacher,
             *(expert.denoiser for expert in (*trainer.earlier, *trainer.experts)),
@@ -101,11 +59,11 @@ def run_rank(rank, port, settings, batch, results):
         }
         trainer.rates = {}  # they refer to the earlier optimizers
         trainer.cycle()
-        gc.collect()
-        live.peak = 0
-        trainer.cycle()
-    results[rank] = live.peak
-    dist.destroy_process_group()
+        return trainer
+
+    clip = nn.utils.clip_grad_norm_
+    nn.utils.clip_grad_norm_ = lambda *args: clip(*args).full_tensor()  # type: ignore[union-attr]
+    return peak_of_last(first, lambda trainer: trainer.cycle())
 
 
 @pytest.mark.distributed
@@ -113,14 +71,9 @@ def run_rank(rank, port, settings, batch, results):
 def test_a_rank_allocates_the_planned_memory(name):
     settings, batch = CASES[name]
     settings = {"patch_size": 2, "heads": 4, **settings}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    results = multiprocessing.get_context("spawn").Manager().dict()
-    multiprocessing.spawn(run_rank, (port, settings, batch, results), nprocs=2)
+    measured = run_ranks(peak, 2, settings, batch)
     network = Images(**settings)
     one = measure_footprint(network, network.encode([1]), train=True)
     roles = PhaseFootprints(teacher=one, generator=one, fake=one, frozen=(one,))
     planned = memory_of(roles, work_of(batch), Degrees(dp_shard=2), Precision())
-    for rank in range(2):
-        assert planned.total == pytest.approx(results[rank], rel=0.06)
+    assert [planned.total] * 2 == pytest.approx(measured, rel=0.06)

@@ -211,8 +211,8 @@ CALLS = [
             "lr": POSITIVE,
             "betas": ["ab", 0.5, (0.5,), (0.5, 1.5), (-0.1, 0.5)],
             "weight_decay": [*NUMBERS, -1.0],
-            "decay_from": UNIT,
-            "decay_to": UNIT,
+            "warmup": [2.5, True, -1],
+            "decay": OBJECTS,
         },
     ),
     (

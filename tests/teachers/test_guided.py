@@ -26,6 +26,26 @@ def test_guidance_extrapolates_from_the_unconditional_prediction(name):
     assert not torch.allclose(guided, conditional, atol=1e-3)
 
 
+def test_guidance_in_an_interval_of_times_is_none_outside_of_it():
+    teacher = teachers.get("digits")()
+    x, t = torch.randn(3, *teacher.latent_shape), torch.tensor([0.1, 0.5, 0.9]).double()
+    condition = teacher.encode([1, 2, 3])
+    with torch.no_grad():
+        plain, whole, within = (
+            wrapped(x, t, condition).value
+            for wrapped in (
+                teacher,
+                Guided(teacher, 3.0),
+                Guided(teacher, 3.0, interval=(0.2, 0.8)),
+            )
+        )
+    torch.testing.assert_close(within[1], whole[1])
+    torch.testing.assert_close(within[[0, 2]], plain[[0, 2]], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(whole[0], plain[0], atol=1e-3)
+    with pytest.raises(ValueError, match="two increasing times"):
+        Guided(teacher, 3.0, interval=(0.8, 0.2))
+
+
 def test_without_a_condition_guidance_returns_the_unconditional_prediction():
     teacher = MixtureTeacher.random(dim=2, classes=3)
     x = torch.randn(5, 2)

@@ -61,9 +61,9 @@ class ComposedObjectives:
             ValueError: If one does not.
         """
         for key, objective in (("generator", self.generator), ("fake", self.fake)):
-            for index in sorted(set(range(len(plan))) - objective.covers(plan)):
+            for number in sorted({phase.number for phase in plan} - objective.covers(plan)):
                 raise ValueError(
-                    f"objective.{key} has no term in phase {index + 1}; add one, or extend the "
+                    f"objective.{key} has no term in phase {number}; add one, or extend the "
                     "phases of another"
                 )
             for phase in plan:
@@ -89,8 +89,9 @@ class ObjectiveConfig:
     """Weighting of score differences in terms without one: normalised, exact_kl or posterior."""
     weighting: str = "clamped"
     """Weighting of score matching: clamped, ratio, epsilon, inverse_variance or none."""
-    times: str = "uniform"
-    """Distribution of times in terms without times: uniform, log_snr or balanced."""
+    times: Table = field(default_factory=lambda: {"name": "uniform"})
+    """Distribution of times in terms without times: uniform, log_snr, shifted or balanced, with
+    its arguments, for example {name = "shifted", shift = 7.0}."""
     margin: float = 0.02
     """Fraction of the score range that is excluded at its ends."""
     timestep_samples: int = 1
@@ -154,17 +155,16 @@ def _sum(composer: Composer, terms: Sequence[Any], where: str) -> Objective:
     if not isinstance(terms, list | tuple) or not terms:
         raise ValueError(f"{where} is a list of terms, at least one, got {short(terms)}")
     built: list[Objective] = []
-    names: set[str] = set()
     for i, term in enumerate(terms):
         at = f"{where}[{i + 1}]"
-        objective = _term(composer, term, at)
-        for name in objective.names:
-            if name in names:
-                raise ValueError(
-                    f"{at} is named {name!r} as a term before it is; give it another loss_name"
-                )
-            names.add(name)
-        built.append(objective)
+        built.append(_term(composer, term, at))
+        try:
+            reduce(add, built)
+        except ValueError as error:
+            raise ValueError(
+                f"{at} is named {built[-1].name!r} as a term before it is; give it another "
+                "loss_name, or limit them to different phases"
+            ) from error
     return reduce(add, built)
 
 

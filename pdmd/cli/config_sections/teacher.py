@@ -40,6 +40,8 @@ class TeacherConfig:
     """A registered teacher: see 'pdmd teachers'."""
     guidance: tuple[float, ...] = (1.0,)
     """Guidance scale, 1 for none: one number, or one per network of the teacher."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """The lowest and highest time with guidance, of the teacher's own schedule."""
     negative_prompt: str = ""
     """Text that guidance leads away from; by default no text. A store of embeddings must have it
     among its prompts."""
@@ -54,6 +56,8 @@ class TeacherConfig:
     registered one, for example {name = "interval", boundaries = [1.0, 0.9, 0.0]}."""
     plugins: tuple[str, ...] = ()
     """Python modules to import first; they may register teachers, networks and objectives."""
+    check_score: bool = True
+    """Look first, by 11 evaluations of 8 rows, whether it is the score of its own samples."""
 
     def source(self) -> dict[str, Any]:
         """Returns the ``source`` of a :class:`~pdmd.distillation.students.Student` of it."""
@@ -64,6 +68,8 @@ class TeacherConfig:
         }
         if self.negative_prompt:
             source["negative_prompt"] = self.negative_prompt
+        if tuple(self.guidance_interval) != (0.0, 1.0):
+            source["guidance_interval"] = list(self.guidance_interval)
         if self.router:
             source["router"] = dict(self.router)
         if self.schedule:
@@ -98,7 +104,10 @@ class TeacherConfig:
                 teacher = with_router(teacher, router)
             except ValueError as error:
                 raise ValueError(f"teacher.router does not fit {self.name!r}: {error}") from error
-        teacher = guided(teacher, self.guidance, negative_prompt=self.negative_prompt)
+        low, high = self.guidance_interval
+        teacher = guided(
+            teacher, self.guidance, negative_prompt=self.negative_prompt, interval=(low, high)
+        )
         return on_schedule(teacher, self.schedule, self.schedule_end)
 
     def check_name(self) -> None:
@@ -119,6 +128,16 @@ class TeacherConfig:
             raise ValueError(
                 f"teacher.negative_prompt = {self.negative_prompt!r:.60} has no effect without "
                 "guidance; set teacher.guidance, or leave it out"
+            )
+        interval = tuple(self.guidance_interval)
+        if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+            raise ValueError(
+                f"teacher.guidance_interval is two increasing times in [0, 1], got {interval}"
+            )
+        if interval != (0.0, 1.0) and all(scale == 1 for scale in self.guidance):
+            raise ValueError(
+                f"teacher.guidance_interval = {interval} has no effect without guidance; set "
+                "teacher.guidance, or leave it out"
             )
         for scale in self.guidance:
             if not math.isfinite(scale):

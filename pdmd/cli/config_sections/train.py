@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from pdmd.cli.config_sections.optimizer import OptimizerConfig
 from pdmd.cli.values import duration, short
 from pdmd.distillation.adapters import LowRank
 from pdmd.distillation.experts import FullGradient, StochasticTruncation, Truncation, experts
@@ -85,6 +86,12 @@ class TrainConfig:
     """Learning rate of the experts."""
     fake_lr: float = 1e-3
     """Learning rate of the fake scores."""
+    generator: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            lr_decay={"name": "linear", "start": 0.5, "final": 0.02}
+        )
+    )
+    fake: OptimizerConfig = field(default_factory=OptimizerConfig)
     adam_bits: Literal[32, 8] = 32
     """Bits of the optimizers' moments; 8 bits need torchao."""
     ema: float = 0.99
@@ -143,8 +150,10 @@ class TrainConfig:
 
     def recipes(self) -> tuple[AdamRecipe, AdamRecipe]:
         """Returns the optimizer recipes of the experts and of the fake scores."""
-        expert = AdamRecipe(lr=self.lr, bits=self.adam_bits)
-        return expert, AdamRecipe(lr=self.fake_lr, decay_from=1.0, bits=self.adam_bits)
+        return (
+            self.generator.build(self.lr, self.adam_bits, "train.generator"),
+            self.fake.build(self.fake_lr, self.adam_bits, "train.fake"),
+        )
 
     def updates_of(self, plan: PhasePlan) -> list[int]:
         """Returns the number of updates of each phase."""

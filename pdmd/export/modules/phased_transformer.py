@@ -12,6 +12,7 @@ cache, are called on each network. What cannot be done for several networks rais
 import contextlib
 import inspect
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ VISIT_MODULES = ("Module", "ModelMixin", "ConfigMixin", "PushToHubMixin", "Atten
 """Classes whose methods visit all modules, or concern the transformer as a whole."""
 
 PLACES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder")
+
+GUIDED = (
+    "this student has its guidance within, and is evaluated without its prompt too; leave "
+    "negative_prompt out, or pass true_cfg_scale=1 (guidance_scale=1) as the card's lines do"
+)
 
 
 class PhasedLinear(nn.Linear):
@@ -115,6 +121,7 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
             _adapt(self.networks[network], path, chosen)
             for (network, path), chosen in sorted(additions.items())
         ]
+        self._warned = False
         self._time_index = list(inspect.signature(cls.forward).parameters).index(time_argument) - 1
 
     def __getattr__(self, name: str) -> Any:
@@ -205,12 +212,15 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
         return self.networks[self._internal_dict["networks_of"][phase]](*args, **more)
 
     @contextlib.contextmanager
-    def cache_context(self, *args: Any, **more: Any) -> Iterator[None]:
-        """Enters the cache context of every network."""
+    def cache_context(self, name: str, *args: Any, **more: Any) -> Iterator[None]:
+        """Enters the cache context of every network, and warns of guidance, once."""
+        if name == "uncond" and not self._warned:  # a pipeline evaluates without the prompt in it
+            self._warned = True
+            warnings.warn(GUIDED, stacklevel=3)
         with contextlib.ExitStack() as stack:
             for network in self.networks:
                 context: Any = network
-                stack.enter_context(context.cache_context(*args, **more))
+                stack.enter_context(context.cache_context(name, *args, **more))
             yield
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Any = None) -> None:
@@ -332,11 +342,8 @@ def _specialised(cls: Any, name: str, adapters: Any = None) -> Any:
     """Returns a subclass of a transformer of phases and of the class of its networks."""
     network = getattr(diffusers, name)
     base: Any = next(c for c in cls.__mro__ if "network_type" not in c.__dict__)
-    found: dict[str, Any] = {
-        "__module__": base.__module__,
-        "__doc__": base.__doc__,
-        "network_type": network,
-    }
+    found: dict[str, Any] = {"__module__": base.__module__, "__doc__": base.__doc__}
+    found["network_type"] = network
     for key in dir(network):
         owner = next((c for c in network.__mro__ if key in c.__dict__), object)
         own = next((c for c in base.__mro__ if key in c.__dict__), None)
@@ -346,12 +353,7 @@ def _specialised(cls: Any, name: str, adapters: Any = None) -> Any:
         routed = _on_every_network(key, inspect.getattr_static(network, key))
         if routed is not None:
             found[key] = routed
-    factors = {
-        factor
-        for phase, maps in enumerate(adapters or ())
-        if maps
-        for factor in _factor_names(phase)
-    }
+    factors = {f for i, maps in enumerate(adapters or ()) if maps for f in _factor_names(i)}
     if factors:
         found["_keep_in_fp32_modules"] = [*(network._keep_in_fp32_modules or ()), *sorted(factors)]
     return _NetworkType(base.__name__, (base, network), found)

@@ -6,7 +6,8 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import PurePosixPath
+from importlib import resources
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pdmd.extras import require
@@ -19,6 +20,8 @@ COLUMNS = ("prompt", "text")
 IMAGE = "image"
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
 """NUL, as in UTF-16 read as UTF-8, and halves of a character, as JSON can escape them."""
+PACKAGED = ("validation",)
+"""Lists of prompts that ship, by name."""
 TABLES = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -29,8 +32,9 @@ def read_prompts(
 
     Args:
         source: Path or URL of a text file (one prompt per line), of JSON lines (``.jsonl``, one
-            object per line) or of a table (``.json``, ``.csv``, ``.parquet``); or the name or
-            folder of a data set, for the ``datasets`` package.
+            object per line) or of a table (``.json``, ``.csv``, ``.parquet``); the name or
+            folder of a data set, for the ``datasets`` package; or ``validation``, a list that
+            ships with the package, unless a file has this name.
         column: Key of the object, or column of the table; if empty, ``prompt`` or ``text``,
             whichever exists.
         split: Split of the data set.
@@ -44,6 +48,9 @@ def read_prompts(
             not a text or has characters that are none, or JSON lines have first images and no
             column is named.
     """
+    if source in PACKAGED and not Path(source).exists():
+        lists = resources.files("pdmd.teachers.conditioning") / "prompt_lists"
+        source = str(lists / f"{source}.txt")
     suffix = _suffix(source)
     if suffix == ".txt":
         found: Iterable[Any] = (line.strip() for line in _lines(source))

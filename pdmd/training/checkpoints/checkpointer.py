@@ -129,6 +129,8 @@ class Checkpointer(NoCheckpoints):
         name: The checkpoint to resume from; the newest by default.
         may_change: Settings of the fingerprint that may differ all the same, by name; ``*`` stands
             for any text (:mod:`pdmd.training.checkpoints.settings`).
+        defaults: Values of settings that an older version did not have, and so a checkpoint of it
+            does not.
         inputs: Digests of what the run reads, by name
             (:mod:`pdmd.training.checkpoints.inputs`); those of the first rank count.
         allow_changed: Whether to resume although an input has changed.
@@ -151,6 +153,7 @@ class Checkpointer(NoCheckpoints):
         fingerprint: Mapping[str, Any] | None = None,
         name: str = "",
         may_change: Collection[str] = (),
+        defaults: Mapping[str, Any] | None = None,
         inputs: InputDigests | None = None,
         allow_changed: bool = False,
     ) -> None:
@@ -161,7 +164,9 @@ class Checkpointer(NoCheckpoints):
         self.store = store if isinstance(store, Store) else Store(store)
         self.experts = self.store.within("experts")
         self.every, self.limit = every, limit
-        self.fingerprint = json.loads(json.dumps(dict(fingerprint or {})))
+        self.fingerprint, self.defaults = (
+            json.loads(json.dumps(dict(values or {}))) for values in (fingerprint, defaults)
+        )
         self.name = name
         self.may_change, self.allow_changed = tuple(may_change), allow_changed
         self.inputs: InputDigests = dict(inputs or {})
@@ -326,7 +331,7 @@ class Checkpointer(NoCheckpoints):
     def _check_settings(
         self, name: str, old: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]
     ) -> None:
-        changes = differences(old, self.fingerprint)
+        changes = differences(old, self.fingerprint, self.defaults)
         moved = self.store.on_first(  # the same content in another place
             lambda: [key for key in changes if key in inputs and key in self.inputs]
         )
@@ -374,6 +379,10 @@ class Checkpointer(NoCheckpoints):
     def drain(self) -> list[str]:
         drained, self._warnings = self._warnings, []
         return drained
+
+    def last_name(self) -> str:
+        """Returns the name of the checkpoint that was last written or read."""
+        return self._last
 
     def last_good(self) -> str:
         last = self.store.latest()

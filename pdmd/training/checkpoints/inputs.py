@@ -10,11 +10,16 @@ not count. Of a store of embeddings the index is read, which holds the digests o
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import PurePath
 from typing import IO, TYPE_CHECKING, Any, cast
+
+from torch import Tensor, uint8
 
 from pdmd.files import FileDigest, is_local, locate, telling
 
@@ -25,6 +30,8 @@ __all__ = ["InputDigests", "changed_inputs", "digest_input", "digest_prompts"]
 
 InputDigests = dict[str, dict[str, str]]
 """For each input by its name, the digests of its files."""
+
+_log = logging.getLogger(__name__)
 
 WHOLE = 16 << 20
 """Bytes of a file that is digested whole, at most."""
@@ -151,11 +158,41 @@ def _counts(name: str) -> bool:
 
 
 def _text(prompt: Any) -> str:
+    """Returns a text that says what a prompt contains, the same in every process."""
+    if prompt is None or isinstance(prompt, str | bytes | int | float | PurePath):
+        return repr(prompt)
+    name = type(prompt).__name__
     if dataclasses.is_dataclass(prompt):
         values = (getattr(prompt, field.name) for field in dataclasses.fields(prompt))
-        return f"{type(prompt).__name__}({', '.join(map(_text, values))})"
-    plain = prompt is None or isinstance(prompt, str | bytes | int | float | PurePath)
-    return repr(prompt) if plain else type(prompt).__name__
+        return f"{name}({', '.join(map(_text, values))})"
+    if isinstance(prompt, Mapping):
+        items = cast(Mapping[Any, Any], prompt).items()
+        return f"{name}({', '.join(f'{_text(k)}: {_text(v)}' for k, v in items)})"
+    if isinstance(prompt, list | tuple | set | frozenset):
+        values = map(_text, cast("Sequence[Any]", prompt))
+        return f"{name}({', '.join(sorted(values) if isinstance(prompt, Set) else values)})"
+    if isinstance(prompt, Tensor):
+        values = prompt.detach().cpu().contiguous()
+        data = values.reshape(-1).view(uint8).numpy().tobytes()
+        return f"{name}({values.dtype}, {tuple(values.shape)}, {FileDigest.of(data).sha256})"
+    if callable(getattr(prompt, "tobytes", None)):  # an array, or a picture of PIL
+        form = [getattr(prompt, key, None) for key in ("dtype", "shape", "mode", "size")]
+        return f"{name}({form}, {FileDigest.of(prompt.tobytes()).sha256})"
+    text = repr(prompt)
+    if re.search(r" at 0x[0-9a-f]+", text):  # its place in memory, which says nothing
+        _say_undigested(name)
+        return name
+    return text
+
+
+@functools.cache
+def _say_undigested(name: str) -> None:
+    _log.warning(
+        "prompts of the class %s are digested by their class alone, so that a resumed run does "
+        "not notice that one has changed; give it a __repr__ of its content, or make it a "
+        "dataclass",
+        name,
+    )
 
 
 def _sha256(text: str) -> str:

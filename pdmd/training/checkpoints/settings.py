@@ -26,18 +26,22 @@ SettingChange = tuple[Any, Any]
 """The value of a setting in the checkpoint, and in the run that resumes."""
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, SettingChange]:
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> dict[str, SettingChange]:
     """Compares settings.
 
     Args:
         old: The settings of a checkpoint.
         new: The settings of the run that resumes.
+        defaults: The values of settings that the checkpoint does not have, as when it was written
+            by a version without them.
 
     Returns:
         The old and the new value of each setting that differs, by its name.
     """
-    before, after = _flat(old), _flat(new)
-    keys = sorted({*before, *after})
+    before, after = {**_flat(defaults or {}), **_flat(old)}, _flat(new)
+    keys = sorted({*_flat(old), *after})
     pairs = {key: (before.get(key, UNSET), after.get(key, UNSET)) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 

@@ -1,7 +1,9 @@
 """Inputs: digests by which a changed file is noticed."""
 
+import copy
 import os
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -76,3 +78,38 @@ def test_prompts_are_digested_with_their_order_and_kind():
     digests = [tuple(digest_prompts(prompts).values()) for prompts in lists + images]
     assert len(set(digests)) == len(digests)
     assert digest_prompts(["a", "b"]) == digest_prompts(("a", "b"))
+
+
+class Named:
+    """A prompt of a user's own, with a ``__repr__`` of its content or without."""
+
+    def __init__(self, text):
+        self.text = text
+
+
+class Shown(Named):
+    def __repr__(self):
+        return f"Shown({self.text})"
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (["a", "b"], ["b", "a"]),
+        ({"text": "a"}, {"text": "b"}),
+        (Shown("a"), Shown("b")),
+        ((1, [Shown("a")]), (1, [Shown("b")])),
+        (torch.zeros(3, dtype=torch.bfloat16), torch.ones(3, dtype=torch.bfloat16)),
+        (np.zeros(2000), np.arange(2000) // 1999.0),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_prompts_of_other_kinds_are_digested_by_what_they_contain(a, b, caplog):
+    assert digest_prompts([a]) == digest_prompts([copy.deepcopy(a)]) != digest_prompts([b])
+    assert not caplog.records
+
+
+def test_prompts_that_say_nothing_of_their_content_are_warned_of_once(caplog):
+    assert digest_prompts([Named("a"), Named("b")]) == digest_prompts([Named("b"), Named("a")])
+    (record,) = caplog.records
+    assert "Named" in record.getMessage() and "__repr__" in record.getMessage()

@@ -31,3 +31,12 @@ def test_a_difference_is_named_by_its_keys():
     found = differences(old, new)
     assert found == {"train.lr": (1.0, 2.0), "arguments.width": (UNSET, 8)}
     assert may_change("train.lr", ["train.l*"]) and not may_change("train.ema", ["train.lr"])
+
+
+def test_a_setting_that_is_newer_than_the_checkpoint_had_its_default():
+    old, new = {"train": {"lr": 1.0}}, {"train": {"lr": 1.0, "adam_bits": 32}}
+    defaults = {"train": {"lr": 3.0, "adam_bits": 32}, "unused": 1}
+    assert differences(old, new) == {"train.adam_bits": (UNSET, 32)}
+    assert differences(old, new, defaults) == {}
+    new["train"]["adam_bits"] = 8
+    assert differences(old, new, defaults) == {"train.adam_bits": (32, 8)}

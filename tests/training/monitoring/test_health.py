@@ -17,6 +17,7 @@ from pdmd import (
 )
 from pdmd.cli.main import main
 from pdmd.training.checkpoints.checkpointer import Checkpointer
+from pdmd.training.learning_rates import Constant
 from pdmd.training.monitoring.health import Health, NonFiniteError
 from pdmd.training.monitoring.recorder import Recorder
 from pdmd.training.trainer import PhaseTrainer
@@ -136,8 +137,8 @@ def test_a_skipped_step_changes_nothing_and_the_run_continues(monkeypatch, role,
 def test_a_warning_names_the_update_its_losses_and_times(monkeypatch, role, name):
     spoil(monkeypatch, role, {6})
     _, recorder = run(
-        optimizer=AdamRecipe(lr=0.0125, decay_from=1.0),
-        fake_optimizer=AdamRecipe(lr=0.0125, decay_from=1.0),
+        optimizer=AdamRecipe(lr=0.0125, decay=Constant()),
+        fake_optimizer=AdamRecipe(lr=0.0125, decay=Constant()),
     )
     (warning,) = recorder.skipped
     assert "\n" not in warning

@@ -1,0 +1,99 @@
+"""Released models: the sizes of pipelines on the hub, by name, to plan for them without the hub.
+
+The sizes are those of ``from_config``, in place of what a family states as
+:attr:`~pdmd.teachers.families.pipeline_teacher.PipelineTeacher.released`. Texts have the length
+to which the family's pipeline pads or cuts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from pdmd.teachers.base import teachers
+
+__all__ = ["RELEASED", "equal_blocks", "released_arguments"]
+
+_WAN_5B = {
+    "num_layers": 30,
+    "num_attention_heads": 24,
+    "ffn_dim": 14336,
+    "latent_channels": 48,
+    "spatial_compression": 16,
+    "boundary_ratio": 0.0,
+}
+_IMAGE = {"boundary_ratio": 0.0, "image_dim": 1280}
+_SD35 = {"num_layers": 38, "num_attention_heads": 38, "qk_norm": "rms_norm"}
+_SD35_MEDIUM = {
+    "qk_norm": "rms_norm",
+    "dual_attention_layers": tuple(range(13)),
+    "pos_embed_max_size": 384,
+}
+
+RELEASED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "Qwen/Qwen-Image": {"text_length": 512},
+        "Qwen/Qwen-Image-2512": {"text_length": 512},
+        "Wan-AI/Wan2.2-T2V-A14B-Diffusers": {},
+        "Wan-AI/Wan2.2-I2V-A14B-Diffusers": {},
+        "Wan-AI/Wan2.2-TI2V-5B-Diffusers": _WAN_5B,
+        "Wan-AI/Wan2.1-T2V-14B-Diffusers": {"boundary_ratio": 0.0},
+        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": {
+            "num_layers": 30,
+            "num_attention_heads": 12,
+            "ffn_dim": 8960,
+            "boundary_ratio": 0.0,
+        },
+        "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": _IMAGE,
+        "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers": _IMAGE,
+        "black-forest-labs/FLUX.1-dev": {},
+        "black-forest-labs/FLUX.1-schnell": {"guidance_embeds": False, "text_length": 256},
+        "stabilityai/stable-diffusion-3-medium-diffusers": {},
+        "stabilityai/stable-diffusion-3.5-medium": _SD35_MEDIUM,
+        "stabilityai/stable-diffusion-3.5-large": _SD35,
+        "Tongyi-MAI/Z-Image": {"text_length": 512},
+        "Tongyi-MAI/Z-Image-Turbo": {"text_length": 512},
+        "Lightricks/LTX-Video": {},
+    }
+)
+"""Sizes by the name of a pipeline on the hub, where they are not the family's own."""
+
+_WEIGHTS = ("folder", "config", "prompts", "embeddings", "cache", "dtype", "device")
+"""Arguments of a teacher with weights that one without does not take."""
+
+
+def released_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the arguments of a released model's teacher without weights.
+
+    Args:
+        name: The registered name of the teacher.
+        arguments: Its arguments; their ``folder`` names a pipeline.
+
+    Returns:
+        The sizes and the other arguments, or ``None`` if the pipeline is not listed.
+    """
+    sizes = RELEASED.get(str(arguments.get("folder", "")))
+    if sizes is None:
+        return None
+    own = {key: value for key, value in arguments.items() if key not in _WEIGHTS}
+    if sizes is _WAN_5B and name == "wan_i2v":
+        own["replaces_first_frame"] = True
+    return {**sizes, **own}
+
+
+def equal_blocks(name: str, arguments: Mapping[str, Any]) -> int:
+    """Returns the number of a released model's blocks, 0 if they are not equal or not listed.
+
+    Args:
+        name: The registered name of the teacher.
+        arguments: Its arguments; their ``folder`` names a pipeline.
+    """
+    known = released_arguments(name, arguments)
+    family = getattr(teachers[name], "__self__", None)
+    if known is None or family is None:
+        return 0
+    sizes = {**family.released, **known}
+    if "num_single_layers" in sizes or sizes.get("dual_attention_layers"):
+        return 0
+    return int(sizes.get("num_layers", 0))

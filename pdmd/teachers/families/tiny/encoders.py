@@ -1,0 +1,130 @@
+"""Tiny text encoders of the families' pipelines, over bytes, with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+__all__ = ["clip_encoder", "qwen_encoder", "t5_encoder", "z_image_encoder"]
+
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+def t5_encoder(dim: int, *, multilingual: bool = False) -> tuple[Any, Any]:
+    """Builds T5, or UMT5 of Wan, and its tokenizer.
+
+    Args:
+        dim: The dimension of a token.
+        multilingual: Whether to build UMT5.
+    """
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    words = ["<pad>", "</s>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])]
+    )
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=512,
+    )
+    kind = "UMT5" if multilingual else "T5"
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(words), d_model=dim, d_kv=4, d_ff=8, num_layers=1, num_heads=2
+    )
+    torch.manual_seed(0)
+    return fast, getattr(transformers, f"{kind}EncoderModel")(config).eval()
+
+
+def clip_encoder(dim: int, projected: int | None = None) -> tuple[Any, Any]:
+    """Builds a text encoder of CLIP and its tokenizer.
+
+    Args:
+        dim: The dimension of a token.
+        projected: The dimension of the projection; none by default.
+    """
+    import transformers
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=dim,
+        intermediate_size=8,
+        projection_dim=projected or dim,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        bos_token_id=len(words) - 2,
+        eos_token_id=len(words) - 1,
+        pad_token_id=len(words) - 1,
+    )
+    name = "CLIPTextModel" if projected is None else "CLIPTextModelWithProjection"
+    torch.manual_seed(dim)
+    model = getattr(transformers, name)(config).eval()
+    vocabulary = {word: i for i, word in enumerate(words)}
+    return transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77), model
+
+
+def qwen_encoder(dim: int) -> tuple[Any, Any]:
+    """Builds the vision-language model of Qwen-Image and its tokenizer.
+
+    Args:
+        dim: The dimension of a token.
+    """
+    import transformers
+
+    vocabulary = _qwen_vocabulary()
+    rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 8, "num_heads": 2}
+    text = {"hidden_size": dim, "intermediate_size": 8, "num_hidden_layers": 1, **HEADS}
+    torch.manual_seed(0)
+    model = transformers.Qwen2_5_VLForConditionalGeneration(
+        transformers.Qwen2_5_VLConfig(
+            text_config={**text, "vocab_size": 512, "rope_parameters": rope},
+            vision_config={**vision, "out_hidden_size": dim},
+        )
+    )
+    return transformers.Qwen2Tokenizer(vocab=vocabulary, merges=[]), model.eval()
+
+
+def z_image_encoder(dim: int) -> tuple[Any, Any]:
+    """Builds the language model of Z-Image and its tokenizer.
+
+    Args:
+        dim: The dimension of a token.
+    """
+    import transformers
+
+    vocabulary = _qwen_vocabulary()
+    tokenizer = transformers.Qwen2Tokenizer(vocab=vocabulary, merges=[])
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
+    )
+    config = transformers.Qwen3Config(
+        vocab_size=len(vocabulary),
+        hidden_size=dim,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        head_dim=8,
+        **HEADS,
+    )
+    torch.manual_seed(0)
+    return tokenizer, transformers.Qwen3Model(config).eval()
+
+
+def _qwen_vocabulary() -> dict[str, int]:
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    words = [*sorted(ByteLevel.alphabet()), *SPECIAL]
+    return {word: i for i, word in enumerate(words)}

@@ -1,0 +1,73 @@
+"""Tiny VAEs of the families' pipelines, with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+__all__ = ["image_vae", "ltx_vae", "qwen_vae", "wan_vae"]
+
+
+def image_vae(channels: int) -> Any:
+    """Builds the VAE of images, which compresses by 8, of Flux, Stable Diffusion 3 and Z-Image."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4,) * 4,
+        norm_num_groups=2,
+        layers_per_block=1,
+        latent_channels=channels,
+        sample_size=32,
+        scaling_factor=1.5,
+        shift_factor=0.06,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ).eval()
+
+
+def qwen_vae(channels: int) -> Any:
+    """Builds Qwen-Image's VAE."""
+    from diffusers import AutoencoderKLQwenImage
+
+    torch.manual_seed(0)
+    return AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=channels,
+        num_res_blocks=1,
+        latents_mean=[0.1 * i for i in range(channels)],
+        latents_std=[1 + 0.1 * i for i in range(channels)],
+    ).eval()
+
+
+def wan_vae(channels: int) -> Any:
+    """Builds Wan's VAE, which compresses by 4 in time and by 8 in space."""
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(0)
+    return AutoencoderKLWan(
+        base_dim=4,
+        z_dim=channels,
+        num_res_blocks=1,
+        latents_mean=[0.1 * i for i in range(channels)],
+        latents_std=[1 + 0.1 * i for i in range(channels)],
+    ).eval()
+
+
+def ltx_vae(channels: int) -> Any:
+    """Builds LTX-Video's VAE, which compresses by 8 in time and by 32 in space."""
+    from diffusers import AutoencoderKLLTXVideo
+
+    torch.manual_seed(0)
+    return AutoencoderKLLTXVideo(
+        latent_channels=channels,
+        block_out_channels=(4,) * 4,
+        decoder_block_out_channels=(4,) * 4,
+        layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 5,
+        timestep_conditioning=False,
+        scaling_factor=1.5,
+    ).eval()
