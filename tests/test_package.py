@@ -1,6 +1,7 @@
 """The package: public names, imports, and the examples' output."""
 
 import importlib
+import importlib.metadata
 import pkgutil
 import re
 import runpy
@@ -244,9 +245,22 @@ def test_the_oldest_versions_tested_are_the_lower_bounds():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     stated = [*project["dependencies"], *extras["diffusers"], *extras["report"]]
-    bounds = dict(re.findall(r"^([\w-]+)>=([\d.]+)$", "\n".join(stated), re.M))
+    bounds = dict(re.findall(r"^([\w-]+)>=([\d.]+),<", "\n".join(stated), re.M))
     tested = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "oldest.txt").read_text(), re.M))
     pad = lambda version: [int(part) for part in f"{version}.0.0".split(".")[:3]]  # noqa: E731
     assert {n: pad(v) for n, v in tested.items()} == {
         n: pad(v) for n, v in bounds.items() if n != "torch"
     }
+
+
+def test_what_runs_here_is_below_the_ceilings():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    names = ("train", "diffusers", "report", "metrics", "quantized")
+    stated = [*project["dependencies"], *(line for name in names for line in extras[name])]
+    for line in stated:
+        name, ceiling = re.fullmatch(r"([\w-]+).*?(?:<|==)([\d.]+)(?:\.\*)?", line).groups()
+        installed = importlib.metadata.version(name).partition("+")[0]
+        parts = [[int(part) for part in v.split(".")] for v in (installed, ceiling)]
+        within = parts[0] < parts[1] or ("==" in line and installed.startswith(f"{ceiling}."))
+        assert within, f"{name} {installed} is not below the ceiling of {line}"

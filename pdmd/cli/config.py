@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pdmd.cli.config_sections.lora import LoraConfig
+from pdmd.cli.config_sections.monitoring import HealthConfig, ValidationConfig
 from pdmd.cli.config_sections.objective import ObjectiveConfig
 from pdmd.cli.config_sections.plan import PlanConfig
 from pdmd.cli.config_sections.teacher import NetworkConfig, TeacherConfig
@@ -19,6 +20,7 @@ from pdmd.cli.values import short
 __all__ = [
     "DistillConfig",
     "EvaluateConfig",
+    "HealthConfig",
     "LoraConfig",
     "NetworkConfig",
     "ObjectiveConfig",
@@ -26,6 +28,7 @@ __all__ = [
     "PlanConfig",
     "TeacherConfig",
     "TrainConfig",
+    "ValidationConfig",
 ]
 
 RANGES = {
@@ -46,6 +49,14 @@ RANGES = {
     },
     "parallel": {"timeout": (1, 10**6), "heartbeat_timeout": (3, 10**6)},
     "objective": {"timestep_samples": (1, 1_000)},
+    "health": {"every": (0, 10**9), "samples": (2, 10**6), "teacher_steps": (1, 10**4)},
+    "validation": {
+        "every": (0, 10**9),
+        "seeds": (1, 10**4),
+        "seed": (0, 2**63 - 1),
+        "teacher_steps": (1, 10**4),
+        "batch": (0, 10**6),
+    },
     "evaluate": {
         "samples": (100, 10**6),
         "teacher_steps": (1, 10**4),
@@ -90,6 +101,8 @@ class DistillConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def check(self) -> None:
@@ -107,6 +120,10 @@ class DistillConfig:
                     raise ValueError(
                         f"{section}.{name} is from {low:,} to {high:,}, got {short(value)}"
                     )
+        if not 0 < self.validation.fps <= 1000:
+            raise ValueError(
+                f"validation.fps is above 0 and at most 1000, got {self.validation.fps:g}"
+            )
         plan = self.plan.build()
         objectives = self.objective.compose()
         objectives.check(plan)

@@ -143,6 +143,9 @@ class Run:
             self.plan = config.plan.build(self.teacher.schedule)
             self.generator_objective, self.fake_objective = config.objective.build()
             self.conditions = self.teacher.conditions(self.teacher.prompts)
+            self.validation = None
+            if config.validation.every:
+                self.validation = config.validation.choose(self.teacher, self.conditions)
             check_times(self.teacher, self.plan, self.generator_objective)
             check_penalties(self.fake_objective, self.runtime.placement)
             here = self.runtime.placement.in_place and self.runtime.device.type == "cpu"
@@ -265,6 +268,10 @@ class Run:
                 resume=self.resume,
                 account=self.account,
                 max_consecutive_skips=train.max_consecutive_skips,
+                monitors=[
+                    *config.health.build(train.seed),
+                    *config.validation.build(self.folder, self.teacher, self.validation),
+                ],
             ),
             conditions=self.conditions,
             seed=train.seed,

@@ -24,6 +24,7 @@ from pdmd.training.ema import Ema
 from pdmd.training.expert_training import ExpertTraining
 from pdmd.training.fake_scores import FakeScoreTraining
 from pdmd.training.monitoring.health import Health, Step
+from pdmd.training.monitoring.monitors import Cycle
 from pdmd.training.phase_inputs import PhaseInputs, PhaseInputSource
 from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
@@ -334,6 +335,28 @@ class PhaseTrainer:
         """
         steps, self._pending_steps = self._pending_steps, []
         self.health.settle(steps)
+
+    def observed(self, phases: int) -> Cycle:
+        """Returns the last cycle as monitors see it.
+
+        Args:
+            phases: Number of phases in the plan.
+        """
+        last = len(self.experts) - 1
+        return Cycle(
+            phase=self.phase,
+            phases=phases,
+            update=self.update,
+            updates=self.updates,
+            measure=self.fake_objective.diagnostics,
+            experts=lambda: [*self.earlier, *self.finished()],
+            teacher=self.teacher,
+            fake=self.models(last, self.experts[last].phase.steps - 1).fake,
+            conditions=self.conditions,
+            batch=self.batch_size,
+            runtime=self.session.runtime,
+            recorder=self.session.recorder,
+        )
 
     def _diagnostics(self) -> dict[str, Tensor]:
         diagnostics = self.fake_objective.diagnostics()

@@ -14,7 +14,9 @@ from typing import Any
 from pdmd.distillation.phases import Phase
 from pdmd.documents import parse_json, read_json, read_text
 from pdmd.files import local_path, write_file
+from pdmd.training.monitoring.detectors import Finding, HealthRecord
 from pdmd.training.monitoring.event_files import EventFile
+from pdmd.training.monitoring.health_records import HealthFile
 from pdmd.training.monitoring.outputs import Outputs, say
 
 __all__ = [
@@ -111,6 +113,20 @@ class Recorder:
         """Called with what went wrong without ending the run; warns of it."""
         warnings.warn(warning, stacklevel=3)
 
+    def on_health(self, record: HealthRecord, found: Sequence[Finding]) -> None:
+        """Called with a measurement of the run's health; warns of what was found."""
+        for finding in found:
+            self.on_warning(finding.line())
+
+    def on_validation(
+        self, phase: Phase, update: int, values: Mapping[str, float], picture: Path
+    ) -> None:
+        """Called with the figures of a validation, and the grid that was drawn."""
+
+    def health_records(self) -> Sequence[HealthRecord]:
+        """Returns the measurements before a resumed update."""
+        return ()
+
     def on_notice(self, notice: str) -> None:
         """Called with what a reader of the results should know of the inputs; warns of it."""
         self.on_warning(notice)
@@ -144,8 +160,8 @@ class RunRecorder(Recorder):
     (:mod:`pdmd.training.monitoring.outputs`).
 
     Args:
-        folder: The run folder; ``history.jsonl``, ``calibration.json`` and ``tensorboard/`` are
-            written into it.
+        folder: The run folder; ``history.jsonl``, ``health.jsonl``, ``calibration.json`` and
+            ``tensorboard/`` are written into it.
         progress: Whether to show progress bars.
     """
 
@@ -161,6 +177,9 @@ class RunRecorder(Recorder):
         self.started = time.perf_counter()
         self.history = self.folder / "history.jsonl"
         self.curves: list[dict[str, Any]] = []
+        self.health = HealthFile(self.folder / "health.jsonl")
+        self.earlier: list[HealthRecord] = []
+        self.now = (1, 0)  # phase and update
         self.outputs.attempt("history.jsonl", self.history.touch)
         self.outputs.attempt("tensorboard/", self._open_writer)
 
@@ -179,6 +198,9 @@ class RunRecorder(Recorder):
         kept = [r for r in rows if (r["phase"], r["update"]) <= (phase, update)]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         self.outputs.attempt("history.jsonl", lambda: write_file(self.history, text))
+        self.outputs.attempt(
+            "health.jsonl", lambda: self.earlier.extend(self.health.resume(phase, update))
+        )
         if kept:
             self.started -= kept[-1]["seconds"]
         ends = {row["phase"]: row["update"] for row in kept if row["phase"] < phase}
@@ -194,6 +216,7 @@ class RunRecorder(Recorder):
     def on_phase_start(self, phase: Phase, phases: int, updates: int, done: int) -> None:
         """Opens the phase's progress bar."""
         self.close_bar()
+        self.now = (phase.number, done)
         self.before += self.updates  # updates of earlier phases
         self.updates = updates
 
@@ -213,6 +236,7 @@ class RunRecorder(Recorder):
 
     def on_update(self, update: int) -> None:
         """Advances the progress bar."""
+        self.now = (self.now[0], update)
         if self.bar is not None:
             self.outputs.attempt("the progress bar", lambda: self.bar.update(1))
 
@@ -247,9 +271,34 @@ class RunRecorder(Recorder):
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
+    def _add_picture(self, step: int, picture: Path) -> None:
+        if picture.is_file():
+            self._open_writer()
+            assert self.writer is not None
+            self.writer.add_picture("validation", picture, step)
+
     def on_skipped_step(self, warning: str) -> None:
-        """Prints the cause above the progress bar."""
+        """Prints the cause above the progress bar, and keeps it with the health records."""
         self.on_warning(warning)
+        self.outputs.attempt("health.jsonl", lambda: self.health.add_warning(*self.now, warning))
+
+    def on_health(self, record: HealthRecord, found: Sequence[Finding]) -> None:
+        """Keeps the measurement in ``health.jsonl`` and TensorBoard; prints what was found."""
+        super().on_health(record, found)
+        self.outputs.attempt("health.jsonl", lambda: self.health.add(record, found))
+        step = self.before + record.update
+        self.outputs.attempt("tensorboard/", lambda: self._add_scalars(step, record.values))
+
+    def on_validation(
+        self, phase: Phase, update: int, values: Mapping[str, float], picture: Path
+    ) -> None:
+        """Shows figures and grid in TensorBoard."""
+        step = self.before + update
+        self.outputs.attempt("tensorboard/", lambda: self._add_scalars(step, values))
+        self.outputs.attempt("tensorboard/", lambda: self._add_picture(step, picture))
+
+    def health_records(self) -> Sequence[HealthRecord]:
+        return self.earlier
 
     def on_warning(self, warning: str) -> None:
         """Prints the warning above the progress bar."""
