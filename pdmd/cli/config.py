@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pdmd.cli.config_sections.lora import LoraConfig
-from pdmd.cli.config_sections.monitoring import HealthConfig, ValidationConfig
+from pdmd.cli.config_sections.monitoring import HealthConfig, TrackingConfig, ValidationConfig
 from pdmd.cli.config_sections.objective import ObjectiveConfig
 from pdmd.cli.config_sections.plan import PlanConfig
 from pdmd.cli.config_sections.teacher import NetworkConfig, TeacherConfig
@@ -27,6 +27,7 @@ __all__ = [
     "ParallelConfig",
     "PlanConfig",
     "TeacherConfig",
+    "TrackingConfig",
     "TrainConfig",
     "ValidationConfig",
 ]
@@ -103,6 +104,7 @@ class DistillConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def check(self) -> None:
@@ -124,6 +126,7 @@ class DistillConfig:
             raise ValueError(
                 f"validation.fps is above 0 and at most 1000, got {self.validation.fps:g}"
             )
+        self.tracking.check()
         plan = self.plan.build()
         objectives = self.objective.compose()
         objectives.check(plan)

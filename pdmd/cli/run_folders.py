@@ -34,6 +34,8 @@ OUTPUTS = (
     "validation/teacher.safetensors",
     "history.jsonl",
     "health.jsonl",
+    "throughput.jsonl",
+    "wandb_id",
     "calibration.json",
     "notices.json",
     "metrics.json",

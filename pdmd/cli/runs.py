@@ -27,6 +27,7 @@ from pdmd.cli.run_checkpoints import build_checkpointer
 from pdmd.cli.run_folders import BEFORE, check_folder, check_writable, clear_folder, write_plan
 from pdmd.cli.run_inputs import digest_images, digest_inputs
 from pdmd.cli.run_locks import RunLocks
+from pdmd.cli.run_monitors import build_monitors, build_recorder
 from pdmd.cli.stop_signals import stop_on
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.sampling import ode_times
@@ -47,7 +48,6 @@ from pdmd.training.expert_training import ExpertTraining
 from pdmd.training.fake_scores import FakeScoreTraining
 from pdmd.training.monitoring.accounting import Account
 from pdmd.training.monitoring.outputs import say
-from pdmd.training.monitoring.recorder import NullRecorder, RunRecorder
 from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
 
@@ -143,9 +143,7 @@ class Run:
             self.plan = config.plan.build(self.teacher.schedule)
             self.generator_objective, self.fake_objective = config.objective.build()
             self.conditions = self.teacher.conditions(self.teacher.prompts)
-            self.validation = None
-            if config.validation.every:
-                self.validation = config.validation.choose(self.teacher, self.conditions)
+            self.monitors = build_monitors(config, self.folder, self.teacher, self.conditions)
             check_times(self.teacher, self.plan, self.generator_objective)
             check_penalties(self.fake_objective, self.runtime.placement)
             here = self.runtime.placement.in_place and self.runtime.device.type == "cpu"
@@ -228,6 +226,8 @@ class Run:
             for line in describe_changes(self.checkpointer.changes):
                 say(f"pdmd: {line}")
         self.checkpointer.store.check()  # now that the folder exists
+        main, progress = self.runtime.main, self.progress
+        recorder = build_recorder(config, self.folder, main=main, progress=progress)
         initializer, source = self._start()
         optimizer, fake_optimizer = train.recipes()
         self.training = True
@@ -261,17 +261,12 @@ class Run:
             ),
             session=Session(
                 runtime=self.runtime,
-                recorder=RunRecorder(self.folder, progress=self.progress)
-                if self.runtime.main
-                else NullRecorder(),
+                recorder=recorder,
                 checkpointer=self.checkpointer,
                 resume=self.resume,
                 account=self.account,
                 max_consecutive_skips=train.max_consecutive_skips,
-                monitors=[
-                    *config.health.build(train.seed),
-                    *config.validation.build(self.folder, self.teacher, self.validation),
-                ],
+                monitors=self.monitors,
             ),
             conditions=self.conditions,
             seed=train.seed,

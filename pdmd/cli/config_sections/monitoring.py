@@ -1,8 +1,11 @@
-"""The sections ``[health]`` and ``[validation]``: what is looked at while a run trains."""
+"""The sections ``[health]``, ``[validation]`` and ``[tracking]``.
+
+They say what is looked at while a run trains, and where it is shown.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +15,12 @@ import torch
 from pdmd.teachers.base import Teacher
 from pdmd.training.monitoring.monitors import Monitor
 from pdmd.training.monitoring.probes import HealthProbe
+from pdmd.training.monitoring.trackers import TrackedRun, Tracker, trackers
 
 if TYPE_CHECKING:
     from pdmd.evaluation.validation import ValidationSet
 
-__all__ = ["HealthConfig", "ValidationConfig"]
+__all__ = ["HealthConfig", "TrackingConfig", "ValidationConfig"]
 
 
 @dataclass(kw_only=True)
@@ -84,15 +88,18 @@ class ValidationConfig:
             prompts=prompts, condition=condition, seeds=self.seeds, seed=self.seed
         )
 
-    def build(self, folder: Path, teacher: Teacher, chosen: ValidationSet | None) -> list[Monitor]:
+    def build(self, folder: Path, teacher: Teacher, conditions: Any) -> list[Monitor]:
         """Builds the monitors; none if there is no validation.
 
         Args:
             folder: The run folder.
-            teacher: The teacher, which decodes.
-            chosen: The prompts.
+            teacher: The teacher, which encodes prompts and decodes latents.
+            conditions: The encoded prompts of the training.
+
+        Raises:
+            ValueError: If the teacher does not accept a prompt.
         """
-        if not self.every or chosen is None:
+        if not self.every:
             return []
         from pdmd.evaluation.validation import Validator
         from pdmd.teachers.guided import unguided
@@ -100,7 +107,7 @@ class ValidationConfig:
         return [
             Validator(
                 folder / "validation",
-                chosen,
+                self.choose(teacher, conditions),
                 getattr(unguided(teacher), "decode", None),
                 every=self.every,
                 steps=self.teacher_steps,
@@ -108,3 +115,35 @@ class ValidationConfig:
                 fps=self.fps,
             )
         ]
+
+
+@dataclass(kw_only=True)
+class TrackingConfig:
+    """Where the scalars and grids of a run are shown."""
+
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Names of trackers: tensorboard, wandb, trackio, or others that plugins register."""
+    project: str = "pdmd"
+    """The project in which wandb and trackio list the run."""
+
+    def check(self) -> None:
+        """Checks the names.
+
+        Raises:
+            ValueError: If a tracker is unknown.
+        """
+        for name in self.trackers:
+            trackers[name]
+
+    def build(self, folder: Path, config: Mapping[str, Any]) -> list[Tracker]:
+        """Builds the trackers.
+
+        Args:
+            folder: The run folder.
+            config: The resolved configuration.
+
+        Raises:
+            MissingExtra: If a package is not installed.
+        """
+        run = TrackedRun(folder=folder, project=self.project, config=config)
+        return [trackers[name](run) for name in self.trackers]

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from pdmd.distributed.runtime import Runtime
 from pdmd.training.conditions import ConditionStream
 from pdmd.training.monitoring.recorder import Recorder
 
-__all__ = ["Cycle", "Monitor", "undisturbed"]
+__all__ = ["Clock", "Cycle", "Monitor", "undisturbed"]
 
 
 @contextmanager
@@ -34,6 +35,14 @@ def undisturbed(device: torch.device) -> Iterator[None]:
     devices = [] if device.type in ("cpu", "meta") else [device]
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
         yield
+
+
+class Clock(Protocol):
+    """Measures the time of each role."""
+
+    def read(self) -> dict[str, float]:
+        """Returns the seconds of each role since the last call; waits for the device."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,6 +61,9 @@ class Cycle:
         fake: The fake score of the last of the experts.
         conditions: The encoded prompts.
         batch: Samples of a rollout on this rank.
+        samples: Samples of an update of the generator, over all ranks.
+        evaluations: Returns the network evaluations so far by role, as forward passes.
+        clock: The time of each role.
         runtime: The device and ranks.
         recorder: Records what is found.
     """
@@ -66,6 +78,9 @@ class Cycle:
     fake: Denoiser
     conditions: ConditionStream
     batch: int
+    samples: int
+    evaluations: Callable[[], Mapping[str, int]]
+    clock: Clock
     runtime: Runtime
     recorder: Recorder
 
