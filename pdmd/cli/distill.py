@@ -111,7 +111,7 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int
         resume=options.resume or bool(options.checkpoint),
         checkpoint=options.checkpoint,
         overwrite=options.overwrite,
-        restarted=_restarted(),
+        restarted=runtime.ranks.any(_restarted()),  # also where a new node has joined the others
         allow_changed=options.allow_changed,
         progress=options.progress,
     )

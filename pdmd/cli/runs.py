@@ -140,7 +140,7 @@ class Run:
             placement = self.runtime.placement
             teacher = config.teacher.build(outlined=not placement.in_place)
             self.teacher = placement.outline(teacher) if _has_weights(teacher) else teacher
-            self.plan = config.plan.build()
+            self.plan = config.plan.build(self.teacher.schedule)
             self.generator_objective, self.fake_objective = config.objective.build()
             self.conditions = self.teacher.conditions(self.teacher.prompts)
             self.validation = None
