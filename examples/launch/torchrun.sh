@@ -10,7 +10,8 @@
 # Environment variables:
 #
 #   NPROC_PER_NODE  ranks on this node (default: gpu, one per GPU; on CPUs, a number)
-#   NNODES          number of nodes (default: 1)
+#   NNODES          number of nodes (default: 1), or a range such as 2:4, within which a run goes on with
+#                   those that are left when one dies
 #   RDZV_ENDPOINT   rendezvous HOST:PORT, where HOST is one of the nodes; the same on all of them,
 #                   required for several nodes
 #   RDZV_ID         name of the run, the same on all nodes (default: pdmd)
@@ -32,7 +33,7 @@ fi
 
 nodes=${NNODES:-1}
 words=(--nnodes "$nodes" --nproc-per-node "${NPROC_PER_NODE:-gpu}")
-if ((nodes > 1)); then
+if [[ $nodes != 1 ]]; then
     endpoint=${RDZV_ENDPOINT:?is required for several nodes: HOST:PORT of one of them}
     words+=(--rdzv-backend c10d --rdzv-endpoint "$endpoint" --rdzv-id "${RDZV_ID:-pdmd}")
 else

@@ -6,6 +6,7 @@ Objects are built from it here, and configuration goes no further.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pdmd.cli.config_sections.lora import LoraConfig
 from pdmd.cli.config_sections.monitoring import HealthConfig, TrackingConfig, ValidationConfig
@@ -57,19 +58,28 @@ RANGES = {
         "teacher_steps": (1, 10**4),
         "batch": (0, 10**6),
     },
-    "evaluate": {"samples": (100, 10**6), "teacher_steps": (1, 10**4), "seed": (0, 2**63 - 1)},
+    "evaluate": {
+        "samples": (100, 10**6),
+        "teacher_steps": (1, 10**4),
+        "batch": (0, 10**6),
+        "seed": (0, 2**63 - 1),
+    },
 }
 """The ranges of whole numbers, by section and key."""
 
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
-    """The comparison of student and teacher."""
+    """The comparison of student and teacher at the end of a run."""
 
+    at_end: Literal["auto", "always", "never"] = "auto"
+    """Whether to compare: auto does up to a billion parameters of the teacher."""
     samples: int = 2000
     """Samples of each method."""
     teacher_steps: int = 50
     """Steps with which the teacher is sampled."""
+    batch: int = 0
+    """Samples that a rank draws together; 0 for about a million latent values."""
     seed: int = 1234
     """Seed of the samples."""
 

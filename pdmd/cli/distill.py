@@ -114,7 +114,7 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int
         resume=options.resume or bool(options.checkpoint),
         checkpoint=options.checkpoint,
         overwrite=options.overwrite,
-        restarted=_restarted(),
+        restarted=runtime.ranks.any(_restarted()),  # also where a new node has joined the others
         allow_changed=options.allow_changed,
         progress=options.progress,
     )
@@ -151,7 +151,8 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int
         say(f"pdmd: error: {one_line(error)}", sys.stderr)
         runtime.ranks.close(error)
         return 1
-    say(format_table(rows))
+    if rows:
+        say(format_table(rows))
     say(f"student  {folder / 'student'}")
     say(f"report   {folder / 'report.html'}")
     return 0

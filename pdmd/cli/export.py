@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pdmd.cli.arguments import UsageError, parse, take_name
+from pdmd.cli.sample import student_folder
+from pdmd.files import local_path
 
 __all__ = ["export_command"]
 
@@ -75,7 +77,7 @@ def export_command(words: list[str]) -> int:
             if kind != options.to and getattr(options, option) != getattr(ExportOptions(), option):
                 flag = "--" + option.replace("_", "-")
                 raise UsageError(f"{flag} is for --to {kind}; leave it out")
-    return _export(name, Path(parsed.out), options)
+    return _export(name, local_path(parsed.out, "an export"), options)
 
 
 def _export(name: str, out: Path, options: ExportOptions) -> int:
@@ -86,9 +88,7 @@ def _export(name: str, out: Path, options: ExportOptions) -> int:
     from pdmd.teachers.base import import_plugins
 
     import_plugins(options.plugins)
-    path = Path(name)
-    if not (path / "student.json").exists() and (path / "student" / "student.json").exists():
-        path = path / "student"
+    path = student_folder(name)
     check_destination(out, overwrite=options.overwrite)
     moved = {**({"folder": options.base} if options.base else {}), **options.arguments}
     teacher = source_teacher(

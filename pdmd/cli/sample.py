@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pdmd.cli.arguments import check_numbers, parse, take_name
 from pdmd.cli.values import Arguments
-from pdmd.files import local_path, save_tensors
+from pdmd.files import is_url, local_path, save_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pdmd.distillation.students import Student
     from pdmd.teachers.base import Teacher
 
-__all__ = ["STUDENT", "load_student", "sample_command"]
+__all__ = ["STUDENT", "load_student", "sample_command", "student_folder"]
 
 STUDENT = "the student folder, for example runs/digits/student"
 TOGETHER = 2**20
@@ -219,11 +219,29 @@ def load_student(
     from pdmd.teachers.base import import_plugins
 
     import_plugins(plugins)
-    path = Path(name)
-    if not (path / "student.json").exists() and (path / "student" / "student.json").exists():
-        path = path / "student"
+    path = student_folder(name)
     teacher = source_teacher(path, arguments, device=str(device or ""), trust_source=trust_source)
     student = Student.load(path, teacher=teacher)
     if device is not None:
         student, teacher = student.to(device), teacher.to(device)
     return student, teacher
+
+
+def student_folder(name: str) -> Path:
+    """Returns a student's folder.
+
+    Args:
+        name: The student folder, or the run folder that contains it.
+
+    Raises:
+        ValueError: If it is a URL of another protocol than ``file``.
+    """
+    text = name.removeprefix("file://")
+    if is_url(text):
+        raise ValueError(
+            f"a student is read from a local folder, got {name!r}; copy it from there first"
+        )
+    path = Path(text)
+    if not (path / "student.json").exists() and (path / "student" / "student.json").exists():
+        return path / "student"
+    return path

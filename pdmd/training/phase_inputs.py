@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pdmd.arguments import checked
 from pdmd.distillation.experts import Expert
+from pdmd.files import local_path
 from pdmd.randomness import RankGenerator, randn
 from pdmd.training.conditions import ConditionStream
 from pdmd.training.monitoring.accounting import Account
@@ -143,7 +144,7 @@ class PhaseInputBuffer(PhaseInputs):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.batches, self.uses = int(batches), int(uses)
         self.window, self.together = int(window), int(together)
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else local_path(folder, "the phase-input buffer")
         self._subfolder: tempfile.TemporaryDirectory[str] | None = None
         self._fill = self._served = 0
         self._computed = [0]  # batches of this fill that each phase computed

@@ -14,7 +14,7 @@ from typing import Any
 from pdmd.distillation.student_folders import read_description
 from pdmd.documents import parse_json, read_json, read_text, read_toml
 from pdmd.export.atomic_export import LISTING
-from pdmd.files import FileDigest, is_url, locate, own_digest
+from pdmd.files import FileDigest, is_local, is_url, locate, own_digest, telling
 from pdmd.teachers.conditioning.embeddings.index import Index, Shard, ShardInfo, StoreFolder
 from pdmd.training.checkpoints.folders import Folders
 from pdmd.training.checkpoints.manifest import MANIFEST, DamagedCheckpoint
@@ -77,10 +77,15 @@ def verify(folder: str | Path) -> Verification:
     """
     url = str(folder).rstrip("/")
     fs, root = locate(url)
-    for name, check in KINDS.items():
-        if fs.exists(f"{root}/{name}") and (check in REMOTE or not is_url(url)):
-            return check(url)
-    if fs.exists(root) and any(fs.exists(f"{path}/{MANIFEST}") for path in fs.ls(root, False)):
+    url = root if is_local(fs) and is_url(url) else url
+    with telling(url, "it could not be read"):
+        found = [name for name in KINDS if fs.exists(f"{root}/{name}")]
+        below = fs.ls(root, False) if not found and fs.exists(root) else []
+        checkpoints = any(fs.exists(f"{path}/{MANIFEST}") for path in below)
+    for name in found:
+        if KINDS[name] in REMOTE or not is_url(url):
+            return KINDS[name](url)
+    if checkpoints:
         return verify_checkpoints(url)
     raise ValueError(
         f"{folder} is no run, student, store of embeddings, export or folder of checkpoints; give "

@@ -1,7 +1,8 @@
-"""A run under torchrun goes on by itself after one of its ranks has died."""
+"""A run under torchrun goes on by itself after one of its ranks, or nodes, has died."""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -54,6 +55,51 @@ def restarted(tmp_path, ranks, dead):
     whole = tmp_path / "whole"
     assert main(["distill", "mixture", "--out", str(whole), "--train.updates=40", *words]) == 0
     assert torch.allclose(bits(folder), bits(whole), atol=1e-4)  # other ranks round otherwise
+
+
+def launch_node(folder, said, port, *, host):
+    """Starts two ranks as one of one or two nodes, all of them on this machine."""
+    words = [word for word in TINY if not word.startswith("--train.updates")]
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "2"]
+        + ["--max-restarts", "3", "--rdzv-backend", "c10d", "--rdzv-id", "elastic"]
+        + ["--rdzv-endpoint", f"localhost:{port}"]
+        + ["--rdzv-conf", f"last_call_timeout=5,is_host={int(host)}"]
+        + ["-m", "pdmd", "distill", "mixture", "--out", str(folder)]
+        + ["--train.updates=60", "--parallel.heartbeat_timeout=30", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        stderr=said.open("w"),
+        stdout=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.slow
+def test_a_run_of_two_nodes_goes_on_with_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder, said = tmp_path / "run", [tmp_path / "first.txt", tmp_path / "second.txt"]
+    first = launch_node(folder, said[0], port, host=True)  # has the store of the rendezvous
+    second = launch_node(folder, said[1], port, host=False)
+    try:
+        deadline, world = time.monotonic() + 400, {}
+        while not list(folder.glob("checkpoint/*/manifest.json")) or len(world) < 4:
+            assert first.poll() is None and second.poll() is None, said[0].read_text()[-5000:]
+            assert time.monotonic() < deadline
+            world = {**ranks_of(first), **ranks_of(second)}
+            time.sleep(0.05)
+        for pid in (second.pid, *ranks_of(second).values()):
+            os.kill(pid, signal.SIGKILL)
+        first.wait(timeout=500)
+        assert first.returncode == 0, said[0].read_text()[-5000:]
+    finally:
+        for launcher in (first, second):
+            launcher.kill()
+            launcher.wait()
+    words = [word for word in TINY if not word.startswith("--train.updates")]
+    whole = tmp_path / "whole"
+    assert main(["distill", "mixture", "--out", str(whole), "--train.updates=60", *words]) == 0
+    assert torch.allclose(bits(folder), bits(whole), atol=1e-4)
 
 
 @pytest.mark.slow

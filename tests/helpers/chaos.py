@@ -84,7 +84,8 @@ class Victim:
         processes = self.start()
         codes = join(processes)
         imported = self.folder.with_suffix(".modules")
-        for name in imported.read_text().split() if imported.exists() else ():
+        names = imported.read_text().split() if imported.exists() else []
+        for name in sorted(names, key=lambda name: not name.startswith("pdmd.")):
             if name not in sys.modules and name != "__mp_main__":
                 with suppress(Exception):  # one that is imported in another order
                     importlib.import_module(name)

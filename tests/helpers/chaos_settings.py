@@ -13,6 +13,7 @@ BASE = [
     "--evaluate.samples=100",
     "--evaluate.teacher-steps=3",
     "--network.updates=2",
+    "--teacher.no-check-score",
     "--no-progress",
 ]
 OBJECTIVES = [

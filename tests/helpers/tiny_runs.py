@@ -18,7 +18,7 @@ TINY = [
     "--plan.phases=2",
     "--teacher.arguments",
     *("dim", "2", "classes", "2", "modes", "2"),
-    "--no-teacher.check-score",
+    "--teacher.no-check-score",
     "--no-progress",
 ]
 
