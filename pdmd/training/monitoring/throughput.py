@@ -89,10 +89,11 @@ class Throughput(Monitor):
         values = {
             "throughput/samples_per_second": cycle.samples * updates / seconds,
             "throughput/seconds_per_update": seconds / max(updates, 1),
-            "throughput/tflops_per_device": flops / 1e12,
         }
+        if flops:
+            values["throughput/tflops_per_device"] = flops / 1e12
         peak = peak_flops(cycle.device, cycle.teacher.precision)
-        if peak is not None:
+        if peak is not None and flops:
             values["throughput/utilisation"] = flops / peak
         values |= {f"seconds/{role}": value for role, value in roles.items()}
         if cycle.device.type == "cuda":
@@ -109,13 +110,16 @@ class Throughput(Monitor):
     @staticmethod
     @torch.no_grad()
     def _count(cycle: Cycle) -> float:
-        """Counts the operations of one forward pass of one sample."""
+        """Counts the operations of one forward pass of one sample; 0 if they cannot be."""
         condition = cycle.conditions.take(torch.tensor([0]))
         x = torch.zeros((1, *cycle.teacher.latent_shape), device=cycle.device)
         low, high = cycle.teacher.time_range
         counter = FlopCounterMode(display=False)
-        with undisturbed(cycle.device), counter:
-            cycle.teacher(x, (low + high) / 2, condition)
+        try:
+            with undisturbed(cycle.device), counter:
+                cycle.teacher(x, (low + high) / 2, condition)
+        except Exception:  # some compiled networks do not run under the counter
+            return 0.0
         return counter.get_total_flops() / cycle.teacher.evaluations
 
 

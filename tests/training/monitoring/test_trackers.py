@@ -119,7 +119,7 @@ def test_a_registered_tracker_is_chosen_by_name_in_lines_without_a_terminal(tmp_
             super().__init__(run)
             made.append(self)
 
-    trackers.register("plugin", Plugin)
+    trackers.register("plugin")(Plugin)
     words = ["--tracking.trackers", "plugin", "--validation.every=6", "--progress"]
     assert distill(tmp_path / "run", *words, "--health.every=3") == 0
     (tracker,) = made

@@ -8,7 +8,7 @@ import torch
 
 __all__ = ["clip_encoder", "qwen_encoder", "t5_encoder", "z_image_encoder"]
 
-HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
+HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2}
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 

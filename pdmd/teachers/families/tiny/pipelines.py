@@ -6,6 +6,7 @@ prompts, train, decode, and export. Its samples mean nothing.
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -192,7 +193,7 @@ def write_tiny_pipeline(name: str, folder: str | Path) -> Path:
             f"there is no tiny pipeline of the teacher {name!r}; there are of {', '.join(TINY)}"
         )
     require("diffusers", "diffusers", "transformers")
-    import diffusers
+    diffusers: Any = importlib.import_module("diffusers")
 
     family, folder = TINY[name], Path(folder)
     cls: Any = teachers[name].__self__

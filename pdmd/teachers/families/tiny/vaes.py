@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -11,10 +12,10 @@ __all__ = ["image_vae", "ltx_vae", "qwen_vae", "wan_vae"]
 
 def image_vae(channels: int) -> Any:
     """Builds the VAE of images, which compresses by 8, of Flux, Stable Diffusion 3 and Z-Image."""
-    from diffusers import AutoencoderKL
+    diffusers: Any = importlib.import_module("diffusers")
 
     torch.manual_seed(0)
-    return AutoencoderKL(
+    return diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(4,) * 4,
@@ -31,10 +32,10 @@ def image_vae(channels: int) -> Any:
 
 def qwen_vae(channels: int) -> Any:
     """Builds Qwen-Image's VAE."""
-    from diffusers import AutoencoderKLQwenImage
+    diffusers: Any = importlib.import_module("diffusers")
 
     torch.manual_seed(0)
-    return AutoencoderKLQwenImage(
+    return diffusers.AutoencoderKLQwenImage(
         base_dim=8,
         z_dim=channels,
         num_res_blocks=1,
@@ -45,10 +46,10 @@ def qwen_vae(channels: int) -> Any:
 
 def wan_vae(channels: int) -> Any:
     """Builds Wan's VAE, which compresses by 4 in time and by 8 in space."""
-    from diffusers import AutoencoderKLWan
+    diffusers: Any = importlib.import_module("diffusers")
 
     torch.manual_seed(0)
-    return AutoencoderKLWan(
+    return diffusers.AutoencoderKLWan(
         base_dim=4,
         z_dim=channels,
         num_res_blocks=1,
@@ -59,10 +60,10 @@ def wan_vae(channels: int) -> Any:
 
 def ltx_vae(channels: int) -> Any:
     """Builds LTX-Video's VAE, which compresses by 8 in time and by 32 in space."""
-    from diffusers import AutoencoderKLLTXVideo
+    diffusers: Any = importlib.import_module("diffusers")
 
     torch.manual_seed(0)
-    return AutoencoderKLLTXVideo(
+    return diffusers.AutoencoderKLLTXVideo(
         latent_channels=channels,
         block_out_channels=(4,) * 4,
         decoder_block_out_channels=(4,) * 4,
