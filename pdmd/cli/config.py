@@ -6,8 +6,10 @@ Objects are built from it here, and configuration goes no further.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pdmd.cli.config_sections.lora import LoraConfig
+from pdmd.cli.config_sections.monitoring import HealthConfig, TrackingConfig, ValidationConfig
 from pdmd.cli.config_sections.objective import ObjectiveConfig
 from pdmd.cli.config_sections.plan import PlanConfig
 from pdmd.cli.config_sections.teacher import NetworkConfig, TeacherConfig
@@ -18,13 +20,16 @@ from pdmd.cli.values import short
 __all__ = [
     "DistillConfig",
     "EvaluateConfig",
+    "HealthConfig",
     "LoraConfig",
     "NetworkConfig",
     "ObjectiveConfig",
     "ParallelConfig",
     "PlanConfig",
     "TeacherConfig",
+    "TrackingConfig",
     "TrainConfig",
+    "ValidationConfig",
 ]
 
 RANGES = {
@@ -45,19 +50,36 @@ RANGES = {
     },
     "parallel": {"timeout": (1, 10**6), "heartbeat_timeout": (3, 10**6)},
     "objective": {"timestep_samples": (1, 1_000)},
-    "evaluate": {"samples": (100, 10**6), "teacher_steps": (1, 10**4), "seed": (0, 2**63 - 1)},
+    "health": {"every": (0, 10**9), "samples": (2, 10**6), "teacher_steps": (1, 10**4)},
+    "validation": {
+        "every": (0, 10**9),
+        "seeds": (1, 10**4),
+        "seed": (0, 2**63 - 1),
+        "teacher_steps": (1, 10**4),
+        "batch": (0, 10**6),
+    },
+    "evaluate": {
+        "samples": (100, 10**6),
+        "teacher_steps": (1, 10**4),
+        "batch": (0, 10**6),
+        "seed": (0, 2**63 - 1),
+    },
 }
 """The ranges of whole numbers, by section and key."""
 
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
-    """The comparison of student and teacher."""
+    """The comparison of student and teacher at the end of a run."""
 
+    at_end: Literal["auto", "always", "never"] = "auto"
+    """Whether to compare: auto does up to a billion parameters of the teacher."""
     samples: int = 2000
     """Samples of each method."""
     teacher_steps: int = 50
     """Steps with which the teacher is sampled."""
+    batch: int = 0
+    """Samples that a rank draws together; 0 for about a million latent values."""
     seed: int = 1234
     """Seed of the samples."""
 
@@ -80,6 +102,9 @@ class DistillConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def check(self) -> None:
@@ -97,6 +122,11 @@ class DistillConfig:
                     raise ValueError(
                         f"{section}.{name} is from {low:,} to {high:,}, got {short(value)}"
                     )
+        if not 0 < self.validation.fps <= 1000:
+            raise ValueError(
+                f"validation.fps is above 0 and at most 1000, got {self.validation.fps:g}"
+            )
+        self.tracking.check()
         plan = self.plan.build()
         objectives = self.objective.compose()
         objectives.check(plan)

@@ -31,7 +31,9 @@ class RunOptions:
     allow_changed: bool = False
     """Resume although prompts, embeddings or weights have changed since the checkpoint."""
     progress: bool = True
-    """Show progress bars."""
+    """Show progress: bars in a terminal, else lines."""
+    dry_run: bool = False
+    """Build and check everything, print the plan, and stop; nothing is written."""
     tiny: bool = False
     """Walk the recipe of a model family over small random networks, with few updates."""
 
@@ -95,6 +97,7 @@ def _run(config: DistillConfig, options: RunOptions) -> int:
 
 
 def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int:
+    from pdmd.cli.dry_runs import describe_run
     from pdmd.cli.runs import Run
     from pdmd.cli.tiny import write_tiny_teacher
     from pdmd.evaluation.evaluate import format_table
@@ -116,6 +119,11 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int
         progress=options.progress,
     )
     plan, folder = run.plan, run.folder
+    if options.dry_run:
+        if runtime.main:
+            print(describe_run(run))
+        runtime.ranks.close()
+        return 0
     again = f"pdmd distill {folder / 'config.toml'} --resume"
 
     def say(text: str, file: TextIO | None = None) -> None:
@@ -143,7 +151,8 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int
         say(f"pdmd: error: {one_line(error)}", sys.stderr)
         runtime.ranks.close(error)
         return 1
-    say(format_table(rows))
+    if rows:
+        say(format_table(rows))
     say(f"student  {folder / 'student'}")
     say(f"report   {folder / 'report.html'}")
     return 0

@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import sys
+from typing import TYPE_CHECKING, Any
 
 from pdmd.cli.arguments import check_numbers, parse, take_name
-from pdmd.cli.sample import STUDENT, load_student
+from pdmd.cli.evaluation_options import EvaluateOptions
+from pdmd.cli.sample import STUDENT
 from pdmd.files import local_path, write_file
 
+if TYPE_CHECKING:
+    from pdmd.cli.placed_students import PlacedStudent
+    from pdmd.distributed.runtime import Runtime
+
 __all__ = ["evaluate_command"]
-
-
-@dataclass(kw_only=True)
-class EvaluateOptions:
-    """Compares a student with its teacher and prints a table."""
-
-    samples: int = 2000
-    """Samples of each method."""
-    teacher_steps: int = 50
-    """Steps with which the teacher is sampled."""
-    seed: int = 1234
-    """Seed of the samples."""
-    guidance: tuple[float, ...] = ()
-    """Guidance scale of the teacher; by default that of the distillation."""
-    out: str = ""
-    """Also write the rows to this JSON file."""
-    arguments: dict[str, bool | int | float | str] = field(default_factory=dict)
-    """Arguments of the teacher in the place of those that it was distilled with."""
-    trust_source: bool = False
-    """Use the URLs and cache folders that the student's folder names."""
-    plugins: tuple[str, ...] = ()
-    """Python modules to import first; they may register the student's teacher."""
 
 
 def evaluate_command(words: list[str]) -> int:
@@ -43,37 +27,81 @@ def evaluate_command(words: list[str]) -> int:
     Returns:
         The exit code.
     """
-    from pdmd.distillation.student_folders import schedule_of
-    from pdmd.evaluation.evaluate import evaluate, format_table
-    from pdmd.teachers.guided import guided, unguided
-    from pdmd.teachers.with_schedule import on_schedule
-
     name, rest = take_name(words, STUDENT)
     options = parse(EvaluateOptions, rest, "pdmd evaluate STUDENT", flat=True)
-    check_numbers(options, samples=(100, 10**6), teacher_steps=(1, 10**4), seed=(0, 2**63 - 1))
-    out = local_path(options.out, "an evaluation")
-    if options.out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    student, teacher = load_student(
-        name,
-        options.plugins,
-        arguments=options.arguments,
-        trust_source=options.trust_source,
+    check_numbers(
+        options,
+        samples=(1 if options.metrics else 100, 10**9),
+        seeds=(2, 10**4),
+        teacher_steps=(1, 10**4),
+        batch=(0, 10**6),
+        seed=(0, 2**63 - 1),
     )
-    source = student.source or {}
-    scales = tuple(options.guidance or source.get("guidance") or (1.0,))
-    negative = source.get("negative_prompt", "") if set(scales) != {1.0} else ""
-    low, high = source.get("guidance_interval", (0.0, 1.0))
-    teacher = guided(unguided(teacher), scales, negative_prompt=negative, interval=(low, high))
-    teacher = on_schedule(teacher, *schedule_of(source))
-    metrics = evaluate(
-        student,
-        teacher,
+    out = local_path(options.out, "an evaluation")
+    if options.metrics:
+        from pdmd.cli.comparisons import check_metrics
+
+        check_metrics(options)  # for its errors, before the ranks meet
+    runtime = options.parallel.build(options.seed)
+    try:
+        found = _evaluate(name, options, runtime)
+    except KeyboardInterrupt as stop:
+        runtime.ranks.close(stop)
+        if runtime.main:
+            print("pdmd: stopped; run the same command to go on", file=sys.stderr)
+        return 130
+    except BaseException as error:
+        runtime.ranks.close(error)
+        raise
+    runtime.ranks.close()
+    if runtime.main and options.out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_file(out, json.dumps(found, indent=2) + "\n")
+    return 0
+
+
+def _evaluate(name: str, options: EvaluateOptions, runtime: Runtime) -> dict[str, Any]:
+    """Returns the result, on the main rank, and prints its table."""
+    from pdmd.cli.placed_students import PlacedStudent
+    from pdmd.evaluation.evaluate import format_table
+
+    placed = PlacedStudent.load(
+        name,
+        runtime,
+        plugins=options.plugins,
+        arguments=options.arguments,
+        guidance=options.guidance,
+        trust_source=options.trust_source,
+        decoding=bool(options.metrics),
+    )
+    if options.metrics:
+        from pdmd.cli.comparisons import compare
+
+        return compare(placed, options)
+    found = _compare_latents(placed, options)
+    if runtime.main:
+        print(format_table(found["rows"]))
+    return found
+
+
+def _compare_latents(placed: PlacedStudent, options: EvaluateOptions) -> dict[str, Any]:
+    from pdmd.evaluation import evaluate
+
+    runtime, steps = placed.runtime, options.teacher_steps
+    drawn = evaluate.draw_samples(
+        placed.student,
+        placed.teacher,
         samples=options.samples,
         seed=options.seed,
-        teacher_steps=options.teacher_steps,
+        teacher_steps=steps,
+        batch=options.batch,
+        progress=options.progress and runtime.main,
+        real=placed.real,
+        ranks=runtime.ranks,
     )
-    print(format_table(metrics["rows"]))
-    if options.out:
-        write_file(out, json.dumps(metrics, indent=2) + "\n")
-    return 0
+    placed.release()
+    if not runtime.main:
+        return {}
+    return evaluate.score(
+        placed.student, placed.teacher, drawn, seed=options.seed, teacher_steps=steps
+    )

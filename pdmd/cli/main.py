@@ -30,8 +30,10 @@ commands:
   sample STUDENT            draw samples from a student folder
   evaluate STUDENT          compare a student with its teacher
   export STUDENT DIR        write a student for diffusers, or its adapters
+  push STUDENT USER/NAME    upload a student or an export to the model hub
   bench NAME                compare methods: toy1d, digits, cost, memory, speed and more
   report PATH               write the HTML report of a run folder or a results file
+  doctor RUN                say what went wrong in a run, why, and what to change
   verify FOLDER             check a run, student, store or export against its digests
   pretrain NAME             pretrain a packaged network: digits, glyphs, ...
   check TEACHER             check that a teacher meets the needs of distillation
@@ -52,8 +54,10 @@ COMMANDS = {
     "sample": "pdmd.cli.sample:sample_command",
     "evaluate": "pdmd.cli.evaluate:evaluate_command",
     "export": "pdmd.cli.export:export_command",
+    "push": "pdmd.cli.push:push_command",
     "bench": "pdmd.cli.bench:bench_command",
     "report": "pdmd.cli.report:report_command",
+    "doctor": "pdmd.cli.doctor:doctor_command",
     "verify": "pdmd.cli.verify:verify_command",
     "pretrain": "pdmd.cli.pretrain:pretrain_command",
     "check": "pdmd.cli.check:check_command",

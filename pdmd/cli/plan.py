@@ -226,7 +226,7 @@ def _measured(config: DistillConfig, teacher_config: TeacherConfig) -> MeasuredR
             f"{config.teacher.name} has no conditions, so guidance does not apply; use "
             "teacher.guidance = 1"
         )
-    plan = config.plan.build()
+    plan = config.plan.build(teacher.schedule)
     work = Workload(
         plan=plan,
         truncation=train.build_truncation(),

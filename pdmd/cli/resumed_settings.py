@@ -20,6 +20,8 @@ FREE = (
     "out",
     "evaluate",
     "evaluate.*",
+    "health",
+    "health.*",
     "validation",
     "validation.*",
     "tracking",

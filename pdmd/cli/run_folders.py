@@ -27,7 +27,15 @@ OUTPUTS = (
     "tensorboard/events.out.*",
     "grids/samples.png",
     "grids/phase_*.png",
+    "validation/phase_*.png",
+    "validation/phase_*.mp4",
+    "validation/phase_*.gif",
+    "validation/metrics.jsonl",
+    "validation/teacher.safetensors",
     "history.jsonl",
+    "health.jsonl",
+    "throughput.jsonl",
+    "wandb_id",
     "calibration.json",
     "notices.json",
     "metrics.json",
@@ -109,7 +117,7 @@ def clear_folder(folder: Path) -> None:
     for pattern in OUTPUTS:
         for path in folder.glob(pattern):
             path.unlink()
-    for name in ("student", "tensorboard", "grids", "checkpoint"):
+    for name in ("student", "tensorboard", "grids", "validation", "checkpoint"):
         for path in folder.glob(name):
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()

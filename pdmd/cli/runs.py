@@ -21,11 +21,13 @@ from torch import nn
 
 from pdmd.cli.config import DistillConfig
 from pdmd.cli.config_files import same_config, write_config
+from pdmd.cli.final_evaluation import FinalEvaluation
 from pdmd.cli.resumed_settings import describe_changes, fingerprint
 from pdmd.cli.run_checkpoints import build_checkpointer
 from pdmd.cli.run_folders import BEFORE, check_folder, check_writable, clear_folder, write_plan
 from pdmd.cli.run_inputs import digest_images, digest_inputs
 from pdmd.cli.run_locks import RunLocks
+from pdmd.cli.run_monitors import build_monitors, build_recorder
 from pdmd.cli.stop_signals import stop_on
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.sampling import ode_times
@@ -35,7 +37,6 @@ from pdmd.distillation.initializers import FromDenoiser, Initializer
 from pdmd.distillation.students import Student
 from pdmd.distillation.validation import check_penalties, check_teacher, check_times
 from pdmd.distributed.runtime import Runtime
-from pdmd.evaluation.evaluate import draw_samples, euler_notice, score
 from pdmd.extras import require
 from pdmd.files import is_url, local_path, write_file
 from pdmd.teachers.base import Teacher
@@ -47,7 +48,6 @@ from pdmd.training.expert_training import ExpertTraining
 from pdmd.training.fake_scores import FakeScoreTraining
 from pdmd.training.monitoring.accounting import Account
 from pdmd.training.monitoring.outputs import say
-from pdmd.training.monitoring.recorder import NullRecorder, RunRecorder, notify
 from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
 
@@ -140,9 +140,10 @@ class Run:
             placement = self.runtime.placement
             teacher = config.teacher.build(outlined=not placement.in_place)
             self.teacher = placement.outline(teacher) if _has_weights(teacher) else teacher
-            self.plan = config.plan.build()
+            self.plan = config.plan.build(self.teacher.schedule)
             self.generator_objective, self.fake_objective = config.objective.build()
             self.conditions = self.teacher.conditions(self.teacher.prompts)
+            self.monitors = build_monitors(config, self.folder, self.teacher, self.conditions)
             check_times(self.teacher, self.plan, self.generator_objective)
             check_penalties(self.fake_objective, self.runtime.placement)
             here = self.runtime.placement.in_place and self.runtime.device.type == "cpu"
@@ -225,6 +226,8 @@ class Run:
             for line in describe_changes(self.checkpointer.changes):
                 say(f"pdmd: {line}")
         self.checkpointer.store.check()  # now that the folder exists
+        main, progress = self.runtime.main, self.progress
+        recorder = build_recorder(config, self.folder, main=main, progress=progress)
         initializer, source = self._start()
         optimizer, fake_optimizer = train.recipes()
         self.training = True
@@ -258,13 +261,12 @@ class Run:
             ),
             session=Session(
                 runtime=self.runtime,
-                recorder=RunRecorder(self.folder, progress=self.progress)
-                if self.runtime.main
-                else NullRecorder(),
+                recorder=recorder,
                 checkpointer=self.checkpointer,
                 resume=self.resume,
                 account=self.account,
                 max_consecutive_skips=train.max_consecutive_skips,
+                monitors=self.monitors,
             ),
             conditions=self.conditions,
             seed=train.seed,
@@ -304,30 +306,32 @@ class Run:
     def evaluate(self, student: Student) -> list[dict[str, Any]]:
         """Evaluates the student, draws its grids and writes the report.
 
-        All ranks sample together, from their shards, and leave; the main one does the rest.
+        All ranks sample together, from their shards, and leave; the main one does the rest. By
+        default, a student whose teacher is large is not sampled
+        (:mod:`pdmd.cli.final_evaluation`).
 
         Returns:
-            The rows of ``metrics.json``; none on other ranks.
+            The rows of ``metrics.json``; none on other ranks, or if the student is not sampled.
         """
         with self.locked():
             return self._evaluate(student)
 
     def _evaluate(self, student: Student) -> list[dict[str, Any]]:
-        from pdmd.evaluation.report import draw_grids, write_grids, write_report
+        from pdmd.evaluation.report import write_report
 
-        config, real = self.config.evaluate, self._placed_teacher()
-        settings: dict[str, Any] = {"real": real, "ranks": self.runtime.ranks}
-        settings |= {"samples": config.samples, "progress": self.progress}
-        steps, seed = config.teacher_steps, config.seed
-        drawn = draw_samples(student, self.teacher, seed=seed, teacher_steps=steps, **settings)
-        shown = draw_grids(student, self.teacher, teacher_steps=steps, real=real)
+        evaluation = FinalEvaluation(
+            self.config.evaluate,
+            self.folder,
+            self.teacher,
+            self.runtime,
+            progress=self.progress,
+        )
+        wanted = evaluation.wanted
+        drawn = evaluation.sample(student, self._placed_teacher()) if wanted else {}
         self.leave()
         if not self.runtime.main:
             return []
-        metrics = score(student, self.teacher, drawn, seed=seed, teacher_steps=steps)
-        write_file(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        notify(self.folder, euler_notice(metrics))
-        write_grids(self.folder, student, self.teacher, teacher_steps=steps, drawn=shown)
+        rows = evaluation.write(student, drawn) if wanted else []
         write_report(self.folder)
         if self.config.train.checkpoint_keep:  # the last, from which to train longer
             self.checkpointer.keep_last()
@@ -335,7 +339,7 @@ class Run:
             self.checkpointer.clear()
             with contextlib.suppress(OSError):  # it is elsewhere, or has files of the user
                 (self.folder / "checkpoint").rmdir()
-        return metrics["rows"]
+        return rows
 
     def _placed_teacher(self) -> Denoiser:
         """Returns the teacher as it is sampled: sharded, where networks are."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,11 @@ TOGETHER = 2**20
 
 @dataclass(kw_only=True)
 class SampleOptions:
-    """Samples from a student folder and writes images, videos or latents."""
+    """Samples from a student folder and writes images, videos or latents.
+
+    Of a run that still trains, or was interrupted, the newest checkpoint is sampled: the experts
+    so far, continued by the teacher with its own steps.
+    """
 
     prompts: tuple[str, ...] = ()
     """Prompts, one sample of each, repeated up to --n; the teacher's prompts by default."""
@@ -48,6 +52,10 @@ class SampleOptions:
     """Arguments of the teacher that replace those of the run, for example a folder that moved."""
     trust_source: bool = False
     """Use the URLs and cache folders that the student's folder names."""
+    checkpoint: str = ""
+    """Sample this checkpoint of a run instead of its student, or of its newest checkpoint."""
+    teacher_steps: int = 25
+    """Steps of the teacher from noise to data, which continue an unfinished student."""
     progress: bool = True
     """Show a progress bar."""
     plugins: tuple[str, ...] = ()
@@ -61,29 +69,26 @@ def sample_command(words: list[str]) -> int:
     if options.n is None:
         options.n = len(options.prompts) or 100
     check_numbers(options, n=(1, 10**6), batch_size=(0, 10**6), seed=(0, 2**63 - 1))
+    check_numbers(options, teacher_steps=(1, 10**4))
     from pdmd.distributed.runtime import pick_device
     from pdmd.evaluation.pictures import caption, sample_writer
+    from pdmd.teachers.guided import unguided
 
     out, device = local_path(options.out, "samples"), pick_device(options.device)
     latents = out.suffix == ".safetensors"
     if not latents:
         sample_writer(options.out, fps=options.fps)  # for its errors, before any work
-    student, teacher = load_student(
-        name,
-        options.plugins,
-        arguments=options.arguments,
-        device=device,
-        trust_source=options.trust_source,
-    )
-    decode = getattr(teacher, "decode", None)
+    drawn = _load(name, options, device)
+    teacher = drawn.teacher
+    decode = getattr(unguided(teacher), "decode", None)
     if decode is None and not latents:
         raise ValueError("this student does not make images; use --out samples.safetensors")
-    video = len(student.latent_shape) == 4
+    video = len(teacher.latent_shape) == 4
     writer = None if latents else sample_writer(options.out, video=video, fps=options.fps)
     source = options.prompts or teacher.prompts
     prompts = [source[i % len(source)] for i in range(options.n)]
     kept = []
-    for chosen, x in _batches(student, prompts, options, device):
+    for chosen, x in _batches(drawn, prompts, options, device):
         if writer is not None and decode is not None:
             writer.add(decode(x), chosen)
         else:
@@ -96,23 +101,80 @@ def sample_command(words: list[str]) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         texts = [p if isinstance(p, str | int | None) else caption(p) for p in prompts]
         save_tensors({"latents": torch.cat(kept)}, out, metadata={"prompts": json.dumps(texts)})
-    print(f"{options.n} samples with NFE {student.plan.nfe} -> {out}")
+    print(f"{options.n} samples {drawn.described} -> {out}")
     return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """What is sampled.
+
+    Attributes:
+        teacher: The teacher, which encodes prompts and decodes.
+        draw: Samples a condition; takes a batch size and a generator too.
+        stochastic: Whether noise is drawn within.
+        described: What it is, for the last line.
+    """
+
+    teacher: Teacher
+    draw: Callable[[Any, int, torch.Generator], torch.Tensor]
+    stochastic: bool
+    described: str
+
+
+def _load(name: str, options: SampleOptions, device: torch.device) -> _Drawn:
+    from pdmd.cli.unfinished_students import is_unfinished, load_unfinished
+    from pdmd.distillation.sampling import sample
+    from pdmd.distillation.unfinished import sample_unfinished, teacher_times
+    from pdmd.teachers.base import import_plugins
+
+    if options.checkpoint or is_unfinished(Path(name)):
+        import_plugins(options.plugins)
+        found = load_unfinished(
+            Path(name), checkpoint=options.checkpoint, device=device, arguments=options.arguments
+        )
+        times = teacher_times(found.teacher, options.teacher_steps)
+        return _Drawn(
+            teacher=found.teacher,
+            draw=lambda condition, batch, generator: sample_unfinished(
+                found.experts,
+                found.teacher,
+                condition,
+                batch=batch,
+                generator=generator,
+                times=times,
+            ),
+            stochastic=any(expert.stochastic for expert in found.experts),
+            described=f"of {found}, continued by the teacher",
+        )
+    student, teacher = load_student(
+        name,
+        options.plugins,
+        arguments=options.arguments,
+        device=device,
+        trust_source=options.trust_source,
+    )
+    return _Drawn(
+        teacher=teacher,
+        draw=lambda condition, batch, generator: sample(
+            student, condition, batch=batch, generator=generator
+        ),
+        stochastic=any(expert.stochastic for expert in student.experts),
+        described=f"with NFE {student.plan.nfe}",
+    )
+
+
 def _batches(
-    student: Student, prompts: Sequence[Any], options: SampleOptions, device: torch.device
+    drawn: _Drawn, prompts: Sequence[Any], options: SampleOptions, device: torch.device
 ) -> Iterator[tuple[Sequence[Any], torch.Tensor]]:
     """Yields prompts and clean latents, batch after batch."""
     import torch
     from tqdm import tqdm
 
-    from pdmd.distillation.sampling import sample
     from pdmd.randomness import RankGenerator
 
-    size = options.batch_size or max(1, TOGETHER // math.prod(student.latent_shape))
+    size = options.batch_size or max(1, TOGETHER // math.prod(drawn.teacher.latent_shape))
     generator = torch.Generator().manual_seed(options.seed)
-    stochastic = any(expert.stochastic for expert in student.experts)
     bar = tqdm(
         total=len(prompts),
         desc="sample",
@@ -122,12 +184,12 @@ def _batches(
     with bar:
         for i in range(0, len(prompts), size):
             chosen = prompts[i : i + size]
-            if stochastic:  # noise by row, so that samples do not depend on the size of batches
+            if drawn.stochastic:  # noise by row, so that it does not depend on the batches
                 generator = RankGenerator.make(options.seed, first_row=i)
-            condition = student.encode(chosen)
+            condition = drawn.teacher.encode(chosen)
             if condition is not None:
                 condition = condition.to(device)
-            yield chosen, sample(student, condition, batch=len(chosen), generator=generator)
+            yield chosen, drawn.draw(condition, len(chosen), generator)
             bar.update(len(chosen))
 
 

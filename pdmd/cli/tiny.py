@@ -55,8 +55,9 @@ def shrink(config: DistillConfig) -> DistillConfig:
     config.lora.fake_rank = min(config.lora.fake_rank, RANK)
     config.parallel.cp = config.parallel.tp = 1
     config.parallel.precision = "float32"
-    config.evaluate.samples = SAMPLES
-    config.evaluate.teacher_steps = 2
+    config.health.every, config.health.samples, config.health.teacher_steps = MAX_UPDATES, BATCH, 2
+    config.validation.every, config.validation.teacher_steps = MAX_UPDATES, 2
+    config.evaluate.samples, config.evaluate.teacher_steps = SAMPLES, 2
     return config
 
 

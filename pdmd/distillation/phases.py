@@ -25,6 +25,10 @@ from pdmd.tables import Table, counted
 __all__ = ["Disjoint", "Nested", "Phase", "PhasePlan", "ScoreRange"]
 
 
+BOUNDED = 2.0
+"""The largest standard deviation of noise at t = 1, for data of unit variance, of a schedule on
+which equal steps of time are of use."""
+
 MAX_STEPS = 10_000
 """The largest number of steps of a plan; teachers take at most about 1000."""
 
@@ -269,6 +273,49 @@ class PhasePlan:
                     f"log-SNRs must increase strictly from noise to data, got {b} after {a}"
                 )
         return cls.from_timesteps([1.0, *inner, 0.0], steps=steps, score_range=score_range)
+
+    @classmethod
+    @checked
+    def on(
+        cls,
+        schedule: Schedule,
+        phases: int = 4,
+        *,
+        steps: int | Sequence[int] = 1,
+        shift: float = 1.0,
+        score_range: ScoreRange | None = None,
+    ) -> PhasePlan:
+        r"""Splits the noise range of a schedule into steps.
+
+        On a bounded schedule, such as rectified flow or a variance-preserving one, this is
+        :meth:`uniform`. On one whose noise is many times the data, such as
+        :class:`~pdmd.diffusion.schedules.VarianceExploding`, equal steps of time would lie where
+        nothing is left of the data; the grid there has the log-SNRs of equal steps of rectified
+        flow, :math:`\lambda = 2 \log((1 - u) / u)`.
+
+        Args:
+            schedule: The forward process.
+            phases: The number of phases, at least 1.
+            steps: Steps per phase: one number for all, or one per phase, noisiest first.
+            shift: As for :meth:`uniform`.
+            score_range: :class:`Nested` by default.
+
+        Raises:
+            ValueError: As :meth:`uniform`.
+        """
+        plan = cls.uniform(phases, steps=steps, shift=shift, score_range=score_range)
+        if schedule.prior_std() <= BOUNDED:
+            return plan
+        bottom, top = (float(schedule.log_snr(t)) for t in (1.0, 0.0))
+        levels = [2 * math.log((1 - u) / u) for u in plan.timesteps[1:-1]]
+        levels = [level for level in levels if bottom < level < top]
+        if len(levels) != plan.nfe - 1:
+            raise ValueError(
+                f"{schedule!r} has log-SNRs from {bottom:.3g} to {top:.3g}, too few for "
+                f"{plan.nfe} steps of equal shares of noise; use PhasePlan.from_log_snr"
+            )
+        counts = [phase.steps for phase in plan]
+        return cls.from_log_snr(levels, schedule, steps=counts, score_range=score_range)
 
     @property
     def boundaries(self) -> tuple[float, ...]:

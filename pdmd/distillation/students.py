@@ -25,6 +25,7 @@ from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser, Router
 from pdmd.distillation.adapters import adapted_parts, base_digest
 from pdmd.distillation.experts import Expert, experts
+from pdmd.distillation.hub_students import fetch_student
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.student_folders import (
     FORMAT,
@@ -356,6 +357,33 @@ class Student(Teacher):
                 known["prompts"] = teacher.prompts
         student = cls(loaded, source=source, **known)
         return student.eval().requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        template: Denoiser | None = None,
+        teacher: Teacher | None = None,
+        trust_source: bool = False,
+    ) -> Student:
+        """Reads a student of the model hub, or of a folder.
+
+        Args:
+            name: Its name on the hub, ``user/name``, or a folder, which comes first.
+            revision: A branch, tag or commit of the hub.
+            template: As for :meth:`load`.
+            teacher: As for :meth:`load`.
+            trust_source: As for :meth:`load`.
+
+        Raises:
+            ValueError: As :meth:`load`, or if the hub has no student of the name.
+            OSError: If the hub cannot be reached.
+        """
+        local = (Path(name) / "student.json").is_file()
+        folder = Path(name) if local else fetch_student(str(name), revision)
+        return cls.load(folder, template=template, teacher=teacher, trust_source=trust_source)
 
 
 def _one(path: Path) -> list[Path]:

@@ -11,14 +11,15 @@ from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.sampling import ode_times, sample_ode
 from pdmd.distillation.sampling import sample
 from pdmd.distillation.students import Student
-from pdmd.distributed.communicator import Communicator, SingleRank
-from pdmd.evaluation.evaluators import evaluator_for
+from pdmd.distributed.communicator import Communicator
+from pdmd.evaluation.batches import batch_size_of, sampled_rows
+from pdmd.evaluation.evaluators import evaluator_for, needs_condition, reduction_for
 from pdmd.teachers.base import Teacher
-from pdmd.typing import Latents
+from pdmd.typing import Condition, Latents
 
 __all__ = ["draw_samples", "euler_notice", "evaluate", "format_table", "score"]
 
-Sampler = Callable[[torch.Generator], Latents]
+Sampler = Callable[[int, Condition, torch.Generator], Latents]
 
 
 def evaluate(
@@ -28,7 +29,10 @@ def evaluate(
     samples: int = 2000,
     seed: int = 1234,
     teacher_steps: int = 50,
+    batch: int = 0,
     progress: bool = True,
+    real: Denoiser | None = None,
+    ranks: Communicator | None = None,
 ) -> dict[str, Any]:
     """Evaluates a student against its teacher's many-step and few-step samples.
 
@@ -39,7 +43,11 @@ def evaluate(
         samples: Samples of each method, distributed evenly over the prompts.
         seed: The seed of all random numbers.
         teacher_steps: Steps of the teacher's samples.
+        batch: Samples that a rank draws together; by default as many as have about a million
+            latent values.
         progress: Whether to show a progress bar.
+        real: As for :func:`draw_samples`.
+        ranks: As for :func:`draw_samples`.
 
     Returns:
         ``{"rows": [{"method": ..., "nfe": ..., metrics}, ...]}`` with the methods ``real`` (if
@@ -57,7 +65,10 @@ def evaluate(
         samples=samples,
         seed=seed,
         teacher_steps=teacher_steps,
+        batch=batch,
         progress=progress,
+        real=real,
+        ranks=ranks,
     )
     return score(student, teacher, drawn, seed=seed, teacher_steps=teacher_steps)
 
@@ -69,6 +80,7 @@ def draw_samples(
     samples: int,
     seed: int,
     teacher_steps: int,
+    batch: int = 0,
     progress: bool = True,
     real: Denoiser | None = None,
     ranks: Communicator | None = None,
@@ -81,13 +93,16 @@ def draw_samples(
         samples: As for :func:`evaluate`.
         seed: As for :func:`evaluate`.
         teacher_steps: As for :func:`evaluate`.
+        batch: As for :func:`evaluate`.
         progress: As for :func:`evaluate`.
         real: The network from which the teacher is sampled, for example the sharded one; the
             teacher itself by default.
         ranks: The ranks, each of which samples its share; this process alone by default.
 
     Returns:
-        The samples by method, ``reference`` among them, on the CPU; the same on every rank.
+        The samples by method, ``reference`` among them, on the CPU; the same on every rank. Where
+        they are compared in latents, large ones are projected
+        (:class:`~pdmd.evaluation.evaluators.LatentProjection`).
 
     Raises:
         ValueError: If the steps leave the teacher's time range.
@@ -97,30 +112,49 @@ def draw_samples(
     few = student.plan.nfe
     for steps in (teacher_steps, few):
         ode_times(teacher, steps)  # raises before any work
-    denoiser, group = real or teacher, ranks or SingleRank()
-    batch = -(-samples // group.data_ranks)
-    first = batch * group.data_rank
-    prompts = [teacher.prompts[i % len(teacher.prompts)] for i in range(first, first + batch)]
-    encoded = teacher.encode(prompts)
-    condition = None if encoded is None else encoded.to(denoiser.device)
-    own = None if encoded is None else encoded.to(student.device)
+    denoiser = real or teacher
+    reduce = reduction_for(teacher, seed)
 
     def ode(steps: int) -> Sampler:
-        return lambda g: sample_ode(denoiser, condition, steps=steps, batch=batch, generator=g)
+        def draw(rows: int, condition: Condition, generator: torch.Generator) -> Latents:
+            own = None if condition is None else condition.to(denoiser.device)
+            return sample_ode(denoiser, own, steps=steps, batch=rows, generator=generator)
+
+        return draw
+
+    def few_step(rows: int, condition: Condition, generator: torch.Generator) -> Latents:
+        own = None if condition is None else condition.to(student.device)
+        return sample(student, own, batch=rows, generator=generator)
 
     samplers: dict[str, Sampler] = {
         "reference": ode(teacher_steps),
         "teacher": ode(teacher_steps),
         f"teacher_euler_{few}": ode(few),
-        "student": lambda g: sample(student, own, batch=batch, generator=g),
+        "student": few_step,
     }
     drawn = {}
-    for i, (name, draw) in enumerate(tqdm(samplers.items(), "evaluate", disable=not progress)):
-        generator = torch.Generator().manual_seed(seed + i)
-        if group.data_ranks > 1:
-            generator = group.generator(seed + i)
-        drawn[name] = group.gather_rows(draw(generator))[:samples]
+    with tqdm(
+        total=samples * len(samplers), desc="evaluate", unit="sample", disable=not progress
+    ) as bar:
+        for i, (name, sampler) in enumerate(samplers.items()):
+
+            def draw(rows: range, generator: torch.Generator, sampler: Sampler = sampler) -> Any:
+                condition = teacher.encode(_prompts(teacher, rows))
+                return reduce(sampler(len(rows), condition, generator))
+
+            drawn[name] = sampled_rows(
+                draw,
+                samples,
+                batch=batch_size_of(teacher.latent_shape, batch),
+                seed=seed + i,
+                ranks=ranks,
+                on_batch=bar.update,
+            )
     return drawn
+
+
+def _prompts(teacher: Teacher, rows: range) -> list[Any]:
+    return [teacher.prompts[i % len(teacher.prompts)] for i in rows]
 
 
 def score(
@@ -150,8 +184,9 @@ def score(
         "student": few,
     }
     reference = drawn["reference"]
-    prompts = [teacher.prompts[i % len(teacher.prompts)] for i in range(len(reference))]
-    evaluator = evaluator_for(teacher, teacher.encode(prompts), reference, seed, prompts=prompts)
+    prompts = _prompts(teacher, range(len(reference)))
+    condition = teacher.encode(prompts) if needs_condition(teacher) else None
+    evaluator = evaluator_for(teacher, condition, reference, seed, prompts=prompts)
     real = evaluator.real()
     rows = [] if real is None else [{"method": "real", "nfe": 0, **real}]
     rows += [{"method": name, "nfe": n, **evaluator(drawn[name])} for name, n in nfe.items()]
@@ -179,12 +214,11 @@ def euler_notice(metrics: Mapping[str, Any]) -> str:
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Formats rows of one benchmark as an aligned table."""
+    """Formats rows of one benchmark as an aligned table; ``None`` is a dash."""
     names = list(rows[0])
     cells = [names]
     for row in rows:
-        values = [row[name] for name in names]
-        cells.append([f"{v:.3f}" if isinstance(v, float) else str(v) for v in values])
+        cells.append([_cell(row[name]) for name in names])
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
     lines = []
     for line in cells:
@@ -194,3 +228,11 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
         ]
         lines.append("  ".join(aligned))
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3f}"

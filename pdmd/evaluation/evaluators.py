@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,9 +37,12 @@ __all__ = [
     "DigitsEvaluator",
     "GlyphsEvaluator",
     "LatentEvaluator",
+    "LatentProjection",
     "MixtureEvaluator",
     "Evaluator",
     "evaluator_for",
+    "needs_condition",
+    "reduction_for",
 ]
 
 
@@ -221,6 +224,31 @@ class MixtureEvaluator(Evaluator):
         return self(self.fresh)
 
 
+class LatentProjection:
+    """Flattens latents and projects large ones by a random matrix, on their device.
+
+    Args:
+        seed: The seed of the matrix.
+        limit: The largest dimension; larger latents are projected to it.
+    """
+
+    def __init__(self, seed: int, limit: int = 64) -> None:
+        self.seed, self.limit = seed, limit
+        self.matrix: Tensor | None = None
+
+    def __call__(self, x: Latents) -> Tensor:
+        """Returns latents of shape :math:`(B, *)` as rows, float32, with shape :math:`(B, D)`."""
+        x = x.flatten(1).float()
+        if x.shape[1] <= self.limit:
+            return x
+        matrix = self.matrix
+        if matrix is None:
+            generator = torch.Generator().manual_seed(self.seed)
+            matrix = torch.randn(x.shape[1], self.limit, generator=generator) / self.limit**0.5
+        self.matrix = matrix = matrix.to(x.device)
+        return x @ matrix
+
+
 class LatentEvaluator(Evaluator):
     """Compares samples of any teacher in latents, randomly projected if they are large.
 
@@ -233,19 +261,11 @@ class LatentEvaluator(Evaluator):
     quality, diversity = "sw2", "coverage"
 
     def __init__(self, reference: Latents, seed: int, limit: int = 64) -> None:
-        dims = reference[0].numel()
-        generator = torch.Generator().manual_seed(seed)
-        self.projection = None
-        if dims > limit:
-            self.projection = torch.randn(dims, limit, generator=generator) / limit**0.5
-        self.reference = self._flat(reference)
-
-    def _flat(self, x: Latents) -> Tensor:
-        x = x.flatten(1).float()
-        return x if self.projection is None else x @ self.projection
+        self.projection = LatentProjection(seed, limit)
+        self.reference = self.projection(reference)
 
     def __call__(self, x: Latents) -> dict[str, float]:
-        x = self._flat(x)
+        x = self.projection(x)
         coverage, precision = coverage_and_precision(self.reference, x)
         return {
             "feature_distance": frechet_distance(x, self.reference),
@@ -282,3 +302,20 @@ def evaluator_for(
     if isinstance(base, MixtureTeacher):
         return MixtureEvaluator(base, condition, len(reference), seed)
     return LatentEvaluator(reference, seed)
+
+
+def needs_condition(teacher: Any) -> bool:
+    """Returns whether the evaluator of a teacher compares samples by their conditions."""
+    return isinstance(unguided(teacher), DigitsTeacher | MixtureTeacher)
+
+
+def reduction_for(teacher: Any, seed: int) -> Callable[[Latents], Tensor]:
+    """Returns what the samples of a teacher are reduced to before they are gathered.
+
+    Args:
+        teacher: The teacher, guided or not.
+        seed: The seed of its evaluator.
+    """
+    if isinstance(unguided(teacher), DigitsTeacher | GlyphsTeacher | MixtureTeacher):
+        return lambda x: x
+    return LatentProjection(seed)

@@ -34,8 +34,10 @@ __all__ = [
     "Preprocessing",
     "TransformersFeatures",
     "class_token",
+    "load_frozen",
     "mean_token",
     "pooled",
+    "summary",
 ]
 
 FeatureExtractor = Callable[[Tensor], Tensor]
@@ -211,6 +213,51 @@ def mean_token(output: Any) -> Tensor:
     return hidden.mean(1) if hidden.ndim == 3 else hidden.flatten(2).mean(2)
 
 
+def summary(output: Any) -> Tensor:
+    """Returns ``pooler_output`` where the network has one, else :func:`mean_token`."""
+    value = getattr(output, "pooler_output", None)
+    return mean_token(output) if value is None else value.flatten(1)
+
+
+def load_frozen(name_or_folder: str | Path) -> tuple[nn.Module, dict[str, Any], list[str]]:
+    """Loads a network of transformers and the configuration of its preprocessing.
+
+    Weights are read from safetensors only, and no code of the repository is run.
+
+    Args:
+        name_or_folder: A repository of the hub, or a folder that ``save_pretrained`` wrote.
+
+    Returns:
+        The network, frozen; the content of ``preprocessor_config.json``; and the names of weights
+        that the checkpoint lacks, which transformers initialises at random.
+
+    Raises:
+        ValueError: If it can't be loaded, or has no ``preprocessor_config.json``.
+    """
+    require("metrics", "transformers")
+    from transformers import AutoModel
+    from transformers.models.auto.image_processing_auto import get_image_processor_config
+
+    name = str(name_or_folder)
+    try:
+        model, found = AutoModel.from_pretrained(
+            name, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+        )
+        config = get_image_processor_config(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"can't load a vision model from {name!r} ({reason}); pass a repository of the "
+            "hub or a folder that save_pretrained wrote"
+        ) from error
+    if not config:
+        raise ValueError(
+            f"{name!r} has no preprocessor_config.json; write one, or pass the model with "
+            "Preprocessing(...) to TransformersFeatures"
+        )
+    return model.eval().requires_grad_(False), config, sorted(found["missing_keys"])
+
+
 class TransformersFeatures(nn.Module):
     """The features of a pretrained vision network of transformers.
 
@@ -255,34 +302,17 @@ class TransformersFeatures(nn.Module):
         Raises:
             ValueError: If it can't be loaded, lacks weights, or its preprocessing can't be read.
         """
-        require("metrics", "transformers")
-        from transformers import AutoModel
-        from transformers.models.auto.image_processing_auto import get_image_processor_config
-
         name = str(name_or_folder)
-        try:
-            model, found = AutoModel.from_pretrained(
-                name, output_loading_info=True, use_safetensors=True, trust_remote_code=False
-            )
-            config = get_image_processor_config(name)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(
-                f"can't load a vision model from {name!r} ({reason}); pass a repository of the "
-                "hub or a folder that save_pretrained wrote"
-            ) from error
+        model, config, lacking = load_frozen(name)
         # Missing weights are initialized at random; features must not depend on them.
-        missing = [k for k in sorted(found["missing_keys"]) if pool is pooled or "pooler" not in k]
+        if pool is summary and any("pooler" in key for key in lacking):
+            pool = mean_token
+        missing = [key for key in lacking if pool is pooled or "pooler" not in key]
         if missing:
             raise ValueError(
                 f"{name!r} has no weights for {', '.join(missing[:3])}"
                 f"{', ...' if len(missing) > 3 else ''}; if these are the pooler's, pass "
                 "pool=class_token or mean_token"
-            )
-        if not config:
-            raise ValueError(
-                f"{name!r} has no preprocessor_config.json; write one, or pass the model with "
-                "Preprocessing(...) to TransformersFeatures"
             )
         vision = getattr(model, "vision_model", model)
         preprocessing = Preprocessing.from_config(config)

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pdmd.evaluation.moments import frechet_of_gaussians
+
 __all__ = [
     "SupportScores",
     "coverage_and_precision",
@@ -77,13 +79,9 @@ def frechet_distance(f: Tensor, g: Tensor) -> float:
         Heusel et al., arXiv:1706.08500, Eq. 6.
     """
     f, g = _pair(f, g, least=2)
-    shift = (f.mean(0) - g.mean(0)).square().sum()
     dim = f.shape[1]
     cov_f, cov_g = torch.cov(f.T).reshape(dim, dim), torch.cov(g.T).reshape(dim, dim)
-    values, vectors = torch.linalg.eigh(cov_f)
-    root = vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov_g @ root).clamp(min=0).sqrt().sum()
-    return float(shift + cov_f.trace() + cov_g.trace() - 2 * cross)
+    return frechet_of_gaussians(f.mean(0), cov_f, g.mean(0), cov_g)
 
 
 def kernel_distance(f: Tensor, g: Tensor, *, rows: int = 1024) -> float:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from pdmd.diffusion.sampling import sample_ode
 from pdmd.diffusion.solvers import renoise_step
 from pdmd.distillation.sampling import sample, trajectory
 from pdmd.distillation.students import Student
+from pdmd.distributed.communicator import Communicator
 from pdmd.documents import SIZE, naming, read_json, read_toml
+from pdmd.evaluation.batches import batch_size_of, sampled_rows
 from pdmd.evaluation.figures import (
     calibration_figure,
     data_uri,
@@ -35,7 +38,7 @@ from pdmd.files import local_path, write_file
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import unguided
 from pdmd.training.monitoring.recorder import read_history
-from pdmd.typing import Latents
+from pdmd.typing import Latents, labels_of
 
 __all__ = ["GridSamples", "draw_grids", "write_grids", "write_report"]
 
@@ -77,49 +80,58 @@ def draw_grids(
     *,
     teacher_steps: int = 50,
     seed: int = 0,
+    batch: int = 0,
     real: Denoiser | None = None,
+    ranks: Communicator | None = None,
 ) -> GridSamples:
-    """Samples what :func:`write_grids` draws; on several ranks, all of them together.
+    """Samples what :func:`write_grids` draws; on several ranks, each its share.
 
     Args:
         student: The student.
         teacher: Its teacher, which encodes the prompts.
         teacher_steps: Steps of the teacher's samples.
         seed: The seed of all random numbers.
+        batch: Samples that a rank draws together; by default as many as have about a million
+            latent values.
         real: The network from which the teacher is sampled, for example the sharded one; the
             teacher itself by default.
+        ranks: The ranks; this process alone by default.
     """
     denoiser, few = real or teacher, student.plan.nfe
     decode = getattr(unguided(teacher), "decode", None)
     small = math.prod(teacher.latent_shape) <= SMALL
     count = {True: (1500, 100), False: (100, 9)}[decode is None][not small]
     prompts = [teacher.prompts[i % len(teacher.prompts)] for i in range(count)]
+    size = batch_size_of(teacher.latent_shape, batch)
 
-    def on(network: Denoiser, condition: Any) -> Any:
-        return None if condition is None else condition.to(network.device)
+    def sampled(texts: Sequence[Any], draw: Callable[..., Tensor], device: torch.device) -> Tensor:
+        def rows(chosen: range, generator: torch.Generator) -> Tensor:
+            condition = teacher.encode([texts[i % len(texts)] for i in chosen])
+            own = None if condition is None else condition.to(device)
+            return draw(own, batch=len(chosen), generator=generator)
 
-    def sampled(condition: Any, batch: int, steps: int) -> Latents:
-        own, generator = on(denoiser, condition), _generator(seed)
-        x = sample_ode(denoiser, own, steps=steps, batch=batch, generator=generator)
-        return x.cpu()
+        return sampled_rows(rows, len(texts), batch=size, seed=seed, ranks=ranks)
 
-    condition = teacher.encode(prompts)
-    states = trajectory(student, on(student, condition), batch=count, generator=_generator(seed))
+    def teachers(texts: Sequence[Any], steps: int) -> Latents:
+        return sampled(texts, partial(sample_ode, denoiser, steps=steps), denoiser.device)
+
+    def boundaries(*arguments: Any, **options: Any) -> Tensor:
+        return torch.stack(trajectory(student, *arguments, **options), 1)
+
     drawn: dict[str, Any] = {
-        "clean": sampled(condition, count, teacher_steps),
-        "few": sampled(condition, count, few),
-        "states": [state.cpu() for state in states],
+        "clean": teachers(prompts, teacher_steps),
+        "few": teachers(prompts, few),
+        "states": sampled(prompts, boundaries, student.device).unbind(1),
     }
+    condition = teacher.encode(prompts[:1])
     if condition is not None and "label" in condition:
-        drawn["labels"] = condition["label"]
+        drawn["labels"] = labels_of(teacher.encode(prompts))
     if decode is not None and all(isinstance(p, str) for p in prompts):
         shown = min(ROWS, len(teacher.prompts))
         texts = [teacher.prompts[i * len(teacher.prompts) // shown] for i in range(shown)]
-        each = EACH if small else 3
-        repeated = teacher.encode([text for text in texts for _ in range(each)])
-        batch = shown * each
-        own = sample(student, on(student, repeated), batch=batch, generator=_generator(seed))
-        drawn |= {"texts": texts, "rows": [sampled(repeated, batch, teacher_steps), own.cpu()]}
+        repeated = [text for text in texts for _ in range(EACH if small else 3)]
+        own = sampled(repeated, partial(sample, student), student.device)
+        drawn |= {"texts": texts, "rows": [teachers(repeated, teacher_steps), own]}
     return GridSamples(**drawn)
 
 

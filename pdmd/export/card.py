@@ -87,7 +87,11 @@ class Card:
     def notes(self) -> list[str]:
         """Returns the notes on scheduler and networks."""
         layout, cuts = self.layout, midpoints(self.intervals)
-        notes = []
+        notes = [
+            "It contains code, so diffusers loads it with `trust_remote_code=True` alone."
+            if self.ships_code
+            else "It loads in stock diffusers, without `trust_remote_code`."
+        ]
         if self.stock is None:
             notes.append(
                 "The scheduler uses the student's timesteps and rejects another number of "

@@ -22,7 +22,7 @@ from pdmd.distillation.low_rank import LowRank
 from pdmd.distillation.students import Student
 from pdmd.export.atomic_export import atomic_folder, check_destination
 from pdmd.export.bases import check_networks, open_base_pipeline
-from pdmd.export.lora_card import LoraCard
+from pdmd.export.lora_card import WORKFLOW, LoraCard
 from pdmd.export.network_schedule import (
     NetworkInterval,
     export_type,
@@ -92,6 +92,10 @@ def export_lora(
             (draft / place).mkdir(exist_ok=True)
             for name, interval in zip(card.names, intervals, strict=True):
                 _write(draft / place / name, interval, layout, kind, kept)
+        nodes = card.workflow()
+        if "comfyui" in card.folders and nodes is not None:
+            text = json.dumps(nodes, indent=2) + "\n"
+            (draft / card.folders["comfyui"] / WORKFLOW).write_text(text)
         (draft / "README.md").write_text(card.text())
     return folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pdmd.distillation.students import Student
 from pdmd.export.bases import BasePipeline
@@ -16,10 +17,14 @@ from pdmd.export.card import (
     licence,
     scheduler_lines,
 )
+from pdmd.export.comfyui import workflow
 from pdmd.export.network_schedule import NetworkInterval, base_networks, midpoints, weight_type
 from pdmd.teachers.families.layouts import PipelineLayout
 
-__all__ = ["LoraCard"]
+__all__ = ["WORKFLOW", "LoraCard"]
+
+WORKFLOW = "workflow.json"
+"""The file of the workflow for ComfyUI."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,7 @@ class LoraCard:
             f"# Adapters of {self.base.model} for {plan.nfe} steps",
             f"Low-rank adapters of {self.base.model}, distilled by Phased DMD. Use them without "
             "guidance: the guidance of their teacher is distilled into them.",
+            "They contain no code: stock diffusers and ComfyUI load them.",
             "## Files",
             self._files(),
         ]
@@ -139,4 +145,27 @@ class LoraCard:
         if len(self.intervals) > 1:
             cuts = " and ".join(str(step) for step in after[:-1])
             text += f"; switch to the next file after step {cuts}"
-        return text + "."
+        text += "."
+        if self.workflow() is not None:
+            text += (
+                f" `{WORKFLOW}` beside the files does so: open it in ComfyUI, choose the files of "
+                "the base, its text encoder and VAE, and put the adapters into `models/loras`."
+            )
+        return text
+
+    def workflow(self) -> dict[str, Any] | None:
+        """Returns a workflow of the adapters for ComfyUI; ``None`` where there is none.
+
+        There is none for students that renoise or that are given a first image, nor for families
+        whose nodes are not known.
+        """
+        if self.renoises or self.layout.takes_image:
+            return None
+        ends = [interval.times[0] for interval in self.intervals[1:]] + [0.0]
+        return workflow(
+            self.layout.pipeline,
+            self.names,
+            [f"{self.slot(interval)}.safetensors" for interval in self.intervals],
+            [(*i.times, end) for i, end in zip(self.intervals, ends, strict=True)],
+            video=self.layout.output == "frames",
+        )

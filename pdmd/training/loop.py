@@ -55,6 +55,11 @@ def train_phase(trainer: PhaseTrainer, phases: int, finished: Sequence[Expert]) 
             recorder.on_update(trainer.update)
             for warning in trainer.health.drain():
                 recorder.on_skipped_step(warning)
+            if session.monitors:
+                observed = trainer.observed(phases)
+                with session.account.paused():
+                    for monitor in session.monitors:
+                        monitor.on_update(observed)
             if trainer.update % recorder.interval == 0 or trainer.update == trainer.updates:
                 values = {name: float(value) for name, value in scalars.items()}
                 values |= session.account.scalars()

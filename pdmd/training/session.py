@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +13,7 @@ from pdmd.distributed.runtime import OneProcess, Runtime
 from pdmd.training.checkpoints.checkpointer import NoCheckpoints
 from pdmd.training.monitoring.accounting import Account
 from pdmd.training.monitoring.health import Health, NonFiniteError
+from pdmd.training.monitoring.monitors import Monitor
 from pdmd.training.monitoring.progress import ProgressRecorder
 from pdmd.training.monitoring.recorder import Recorder
 
@@ -34,6 +35,8 @@ class Session:
         account: Counts network evaluations, by role.
         max_consecutive_skips: Updates of a role that may be skipped in a row, for a loss or
             gradient that is not finite, before the run stops.
+        monitors: Observe the training after every update, such as
+            :class:`~pdmd.training.monitoring.probes.HealthProbe`; none by default.
     """
 
     runtime: Runtime = field(default_factory=OneProcess)
@@ -42,6 +45,7 @@ class Session:
     resume: bool = False
     account: Account = field(default_factory=Account)
     max_consecutive_skips: int = 3
+    monitors: Sequence[Monitor] = ()
 
     def __post_init__(self) -> None:
         self.health()

@@ -24,6 +24,8 @@ from pdmd.training.ema import Ema
 from pdmd.training.expert_training import ExpertTraining
 from pdmd.training.fake_scores import FakeScoreTraining
 from pdmd.training.monitoring.health import Health, Step
+from pdmd.training.monitoring.monitors import Cycle
+from pdmd.training.monitoring.throughput import RoleClock
 from pdmd.training.phase_inputs import PhaseInputs, PhaseInputSource
 from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
@@ -99,6 +101,7 @@ class PhaseTrainer:
         self.interval = 1 if runtime.device.type == "cpu" else session.recorder.interval
         self.update = 0
         self._pending_steps: list[Step] = []
+        self.clock = RoleClock(runtime.device)
 
         trained = {id(e.denoiser): e.denoiser for e in self.experts}
         scores = [d for row in self.fakes for d in row]
@@ -261,13 +264,15 @@ class PhaseTrainer:
             rollouts = self._rollouts(k, current, parts, record=False)
             if reuse > 1:
                 rollouts = current = list(rollouts)
-            scalars.update(self._apply("fake", self.fake_objective, rollouts, parts, k))
+            with self.clock.role("fake"):
+                scalars.update(self._apply("fake", self.fake_objective, rollouts, parts, k))
             self.fake_updates.observe(self._diagnostics)
             done += 1
         self.networks["fake"].requires_grad_(False)
         parts = self.expert_training.accumulate
         rollouts = self._rollouts(k, recorded, parts, record=True)
-        scalars.update(self._apply("generator", self.generator_objective, rollouts, parts, k))
+        with self.clock.role("generator"):
+            scalars.update(self._apply("generator", self.generator_objective, rollouts, parts, k))
         self.networks["fake"].requires_grad_(True)
         self.ema.update(self.networks["generator"], self.update)
         self.update += 1
@@ -334,6 +339,31 @@ class PhaseTrainer:
         """
         steps, self._pending_steps = self._pending_steps, []
         self.health.settle(steps)
+
+    def observed(self, phases: int) -> Cycle:
+        """Returns the last cycle as monitors see it.
+
+        Args:
+            phases: Number of phases in the plan.
+        """
+        last = len(self.experts) - 1
+        return Cycle(
+            phase=self.phase,
+            phases=phases,
+            update=self.update,
+            updates=self.updates,
+            measure=self.fake_objective.diagnostics,
+            experts=lambda: [*self.earlier, *self.finished()],
+            teacher=self.teacher,
+            fake=self.models(last, self.experts[last].phase.steps - 1).fake,
+            conditions=self.conditions,
+            batch=self.batch_size,
+            samples=self.rollouts.batch_size * self.expert_training.accumulate,
+            evaluations=lambda: self.session.account.equivalents,
+            clock=self.clock,
+            runtime=self.session.runtime,
+            recorder=self.session.recorder,
+        )
 
     def _diagnostics(self) -> dict[str, Tensor]:
         diagnostics = self.fake_objective.diagnostics()

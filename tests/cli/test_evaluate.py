@@ -34,9 +34,12 @@ def test_the_negative_prompt_of_a_student_is_the_evaluated_teachers(tmp_path, mo
 
     def record(student, teacher, **options):
         evaluated.update(student=student, teacher=teacher)
-        return {"rows": [{"method": "student"}]}
+        return {}
 
-    monkeypatch.setattr("pdmd.evaluation.evaluate.evaluate", record)
+    monkeypatch.setattr("pdmd.evaluation.evaluate.draw_samples", record)
+    monkeypatch.setattr(
+        "pdmd.evaluation.evaluate.score", lambda *a, **k: {"rows": [{"method": "student"}]}
+    )
     words = ["evaluate", str(tmp_path / "run"), "--samples", "100"]
     assert main(words) == 0
     null = unguided(evaluated["teacher"]).encode(["1"])["label"]

@@ -88,7 +88,8 @@ def test_ctrl_c_in_the_evaluation_is_resumed(tmp_path, monkeypatch, capsys, fini
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(
-            "pdmd.cli.runs.draw_samples", lambda *a, **k: signal.raise_signal(signal.SIGINT)
+            "pdmd.cli.final_evaluation.draw_samples",
+            lambda *a, **k: signal.raise_signal(signal.SIGINT),
         )
         assert distill(folder) == 130
     assert "resume with: pdmd distill" in capsys.readouterr().err

@@ -40,6 +40,7 @@ RIGHT = {
     "guided, on another schedule": lambda: WithSchedule(
         Guided(MixtureTeacher.random(classes=3), 4.0), CosineVP()
     ),
+    "Gaussian, which few steps shorten": lambda: MixtureTeacher(torch.zeros(1, 2), 0.01),
     "digits": DigitsTeacher.from_package,
     "a student, which is no score": untrained_student,
 }

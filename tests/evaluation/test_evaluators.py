@@ -58,7 +58,9 @@ def test_large_latents_are_projected():
     evaluator = LatentEvaluator(x, seed=0, limit=8)
     assert evaluator.reference.shape == (100, 8)
     shift = evaluator(x + 1)["feature_distance"]
-    assert shift == pytest.approx(float(evaluator.projection.sum(0).square().sum()), rel=1e-3)
+    assert shift == pytest.approx(
+        float(evaluator.projection.matrix.sum(0).square().sum()), rel=1e-3
+    )
 
 
 def test_real_digits_are_classified_and_cover_each_other():

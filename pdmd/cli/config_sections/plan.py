@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pdmd.diffusion.schedules import RectifiedFlow, Schedule
 from pdmd.distillation.phases import Disjoint, Nested, PhasePlan
 
 __all__ = ["PlanConfig"]
@@ -19,14 +20,19 @@ class PlanConfig:
     steps: tuple[int, ...] = (1,)
     """Steps in each phase: one number for all, or one per phase."""
     timesteps: tuple[float, ...] = ()
-    """Times from 1 to 0, instead of equal steps; 'phases' is then ignored."""
+    """Times from 1 to 0, instead of equal steps; 'phases' is then ignored. On schedules whose
+    noise is not bounded, steps are equal shares of noise rather than of time."""
     shift: float = 1.0
     """Above 1, more of the plan lies near noise."""
     score_range: Literal["nested", "disjoint"] = "nested"
     """Where scores are compared: (t_k, 1) as in the paper, or (t_k, t_{k-1})."""
 
-    def build(self) -> PhasePlan:
+    def build(self, schedule: Schedule | None = None) -> PhasePlan:
         """Builds the plan.
+
+        Args:
+            schedule: The teacher's, on which equal steps are placed (:meth:`PhasePlan.on`); by
+                default a bounded one.
 
         Raises:
             ValueError: If the steps or timesteps do not form a plan.
@@ -39,6 +45,10 @@ class PlanConfig:
             return PhasePlan.from_timesteps(
                 self.timesteps, steps=steps, shift=self.shift, score_range=score_range
             )
-        return PhasePlan.uniform(
-            self.phases, steps=steps, shift=self.shift, score_range=score_range
+        return PhasePlan.on(
+            schedule or RectifiedFlow(),
+            self.phases,
+            steps=steps,
+            shift=self.shift,
+            score_range=score_range,
         )

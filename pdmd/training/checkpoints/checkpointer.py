@@ -380,6 +380,10 @@ class Checkpointer(NoCheckpoints):
         drained, self._warnings = self._warnings, []
         return drained
 
+    def last_name(self) -> str:
+        """Returns the name of the checkpoint that was last written or read."""
+        return self._last
+
     def last_good(self) -> str:
         last = self.store.latest()
         return f"the last good checkpoint is {last}" if last else "no checkpoint was written"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pdmd.distillation.experts import Expert
 from pdmd.distributed.state_layout import StateLayout
@@ -20,7 +20,7 @@ from pdmd.training.phase_inputs import PhaseInputs
 from pdmd.training.session import Session
 from pdmd.training.trainer import PhaseTrainer
 
-__all__ = ["load_expert", "load_generator", "load_trainer", "save_training"]
+__all__ = ["load_average", "load_expert", "load_generator", "load_trainer", "save_training"]
 
 
 def save_training(
@@ -88,6 +88,28 @@ def load_expert(checkpointer: NoCheckpoints, expert: Expert, states: StateLayout
     tensors = _named("expert", states.tensors(expert.denoiser))
     checkpointer.load_expert(expert.phase.index, tensors)
     states.load(expert.denoiser, _part(tensors, "expert"))
+
+
+def load_average(
+    checkpointer: NoCheckpoints, experts: Sequence[Expert], states: StateLayout, *, averaged: bool
+) -> None:
+    """Fills the placed networks of experts in training from the average of their weights.
+
+    Args:
+        checkpointer: The checkpointer.
+        experts: The experts that train together.
+        states: The layout of their states.
+        averaged: Whether the checkpoint has an average; otherwise the weights are loaded.
+
+    Raises:
+        ValueError: If the checkpoint's networks have other names or shapes.
+    """
+    unique = {id(expert.denoiser): expert.denoiser for expert in experts}
+    networks = nn.ModuleDict({str(i): one for i, one in enumerate(unique.values())})
+    role = "ema" if averaged else "generator"
+    tensors = _named(role, states.tensors(networks))
+    checkpointer.load(tensors)
+    states.load(networks, _part(tensors, role))
 
 
 def load_generator(checkpointer: NoCheckpoints, generator: torch.Generator) -> None:

@@ -61,6 +61,25 @@ class EventFile:
 
         self._write(summary=scalar(name, value), step=step)
 
+    def add_picture(self, name: str, path: Path, step: int) -> None:
+        """Writes the picture of a PNG file.
+
+        Args:
+            name: Its name.
+            path: The file.
+            step: The step of the run.
+
+        Raises:
+            OSError: If a file cannot be read or written.
+        """
+        import numpy as np
+        from PIL import Image
+        from torch.utils.tensorboard.summary import image
+
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        self._write(summary=image(name, pixels, dataformats="HWC"), step=step)
+
     def close(self) -> None:
         """Closes the file."""
         self._file.close()

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import math
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pdmd.distillation.phases import Phase
 from pdmd.documents import parse_json, read_json, read_text
 from pdmd.files import local_path, write_file
-from pdmd.training.monitoring.event_files import EventFile
+from pdmd.training.monitoring.detectors import Finding, HealthRecord
+from pdmd.training.monitoring.health_records import HealthFile
 from pdmd.training.monitoring.outputs import Outputs, say
+from pdmd.training.monitoring.trackers import TensorBoardTracker, TrackedRun, Tracker
 
 __all__ = [
     "NullRecorder",
@@ -27,6 +31,8 @@ __all__ = [
     "shown_losses",
 ]
 
+BETWEEN_LINES = 10.0
+"""Seconds between two lines of progress, at least."""
 HISTORY = 1 << 30
 """Bytes of a history, at most."""
 
@@ -85,6 +91,36 @@ def shown_losses(values: Mapping[str, float]) -> dict[str, str]:
     }
 
 
+def shown_speed(values: Mapping[str, float]) -> list[str]:
+    """Returns throughput and memory as texts, as a line shows them."""
+    shown = {
+        "throughput/samples_per_second": "{:.3g} samples/s",
+        "throughput/tflops_per_device": "{:.3g} TFLOP/s",
+        "throughput/utilisation": "{:.1%} of the peak",
+        "memory/peak_gib": "{:.1f} GiB",
+    }
+    return [text.format(values[name]) for name, text in shown.items() if name in values]
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Appends a JSON value to a file, whose folder may have been removed.
+
+    Args:
+        path: The file.
+        row: The value.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _in_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (ValueError, AttributeError):  # closed
+        return False
+
+
 class Recorder:
     """Base class of recorders: records nothing, and warns of skipped updates.
 
@@ -110,6 +146,23 @@ class Recorder:
     def on_warning(self, warning: str) -> None:
         """Called with what went wrong without ending the run; warns of it."""
         warnings.warn(warning, stacklevel=3)
+
+    def on_health(self, record: HealthRecord, found: Sequence[Finding]) -> None:
+        """Called with a measurement of the run's health; warns of what was found."""
+        for finding in found:
+            self.on_warning(finding.line())
+
+    def on_validation(
+        self, phase: Phase, update: int, values: Mapping[str, float], picture: Path
+    ) -> None:
+        """Called with the figures of a validation, and the grid that was drawn."""
+
+    def on_throughput(self, phase: Phase, update: int, values: Mapping[str, float]) -> None:
+        """Called with throughput, peak memory and time by role."""
+
+    def health_records(self) -> Sequence[HealthRecord]:
+        """Returns the measurements before a resumed update."""
+        return ()
 
     def on_notice(self, notice: str) -> None:
         """Called with what a reader of the results should know of the inputs; warns of it."""
@@ -144,34 +197,42 @@ class RunRecorder(Recorder):
     (:mod:`pdmd.training.monitoring.outputs`).
 
     Args:
-        folder: The run folder; ``history.jsonl``, ``calibration.json`` and ``tensorboard/`` are
-            written into it.
-        progress: Whether to show progress bars.
+        folder: The run folder; ``history.jsonl``, ``health.jsonl``, ``calibration.json`` and
+            ``tensorboard/`` are written into it.
+        progress: Whether to show progress: bars in a terminal, else lines.
+        trackers: Where scalars and grids are shown; TensorBoard by default.
     """
 
-    def __init__(self, folder: str | Path, *, progress: bool = True) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        progress: bool = True,
+        trackers: Sequence[Tracker] | None = None,
+    ) -> None:
         self.folder = local_path(folder, "a run")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.progress = progress
         self.outputs = Outputs()
-        self.writer: EventFile | None = None
-        self.purge_step: int | None = None
+        if trackers is None:
+            trackers = [TensorBoardTracker(TrackedRun(folder=self.folder))]
+        self.trackers = tuple(trackers)
+        self.lines = progress and not _in_terminal()
+        self.throughput: Mapping[str, float] = {}
+        self.title, self.said = "", -math.inf
         self.bar: Any = None
         self.updates = self.before = 0
         self.started = time.perf_counter()
         self.history = self.folder / "history.jsonl"
         self.curves: list[dict[str, Any]] = []
+        self.health = HealthFile(self.folder / "health.jsonl")
+        self.earlier: list[HealthRecord] = []
+        self.now = (1, 0)  # phase and update
         self.outputs.attempt("history.jsonl", self.history.touch)
-        self.outputs.attempt("tensorboard/", self._open_writer)
 
-    def _open_writer(self) -> None:
-        if self.writer is None:
-            self.writer = EventFile(self.folder / "tensorboard", purge_step=self.purge_step)
-
-    def _close_writer(self) -> None:
-        writer, self.writer = self.writer, None
-        if writer is not None:
-            self.outputs.attempt("tensorboard/", writer.close)
+    def _track(self, act: Callable[[Tracker], None]) -> None:
+        for tracker in self.trackers:
+            self.outputs.attempt(tracker.name, functools.partial(act, tracker))
 
     def on_resume(self, phase: int, update: int) -> None:
         """Drops the records after the checkpoint."""
@@ -179,13 +240,15 @@ class RunRecorder(Recorder):
         kept = [r for r in rows if (r["phase"], r["update"]) <= (phase, update)]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         self.outputs.attempt("history.jsonl", lambda: write_file(self.history, text))
+        self.outputs.attempt(
+            "health.jsonl", lambda: self.earlier.extend(self.health.resume(phase, update))
+        )
         if kept:
             self.started -= kept[-1]["seconds"]
         ends = {row["phase"]: row["update"] for row in kept if row["phase"] < phase}
         self.before = sum(ends.values())
-        self._close_writer()
-        self.purge_step = self.before + update + 1
-        self.outputs.attempt("tensorboard/", self._open_writer)
+        step = self.before + update + 1
+        self._track(lambda tracker: tracker.resume(step))
         path = self.folder / "calibration.json"
         if path.exists():
             with contextlib.suppress(ValueError, TypeError, LookupError):  # of another version
@@ -194,6 +257,7 @@ class RunRecorder(Recorder):
     def on_phase_start(self, phase: Phase, phases: int, updates: int, done: int) -> None:
         """Opens the phase's progress bar."""
         self.close_bar()
+        self.now, self.title = (phase.number, done), bar_title(phase, phases)
         self.before += self.updates  # updates of earlier phases
         self.updates = updates
 
@@ -203,8 +267,8 @@ class RunRecorder(Recorder):
             self.bar = tqdm(
                 total=updates,
                 initial=done,
-                desc=bar_title(phase, phases),
-                disable=not self.progress,
+                desc=self.title,
+                disable=not self.progress or self.lines,
                 dynamic_ncols=True,
                 unit="update",
             )
@@ -213,11 +277,12 @@ class RunRecorder(Recorder):
 
     def on_update(self, update: int) -> None:
         """Advances the progress bar."""
+        self.now = (self.now[0], update)
         if self.bar is not None:
             self.outputs.attempt("the progress bar", lambda: self.bar.update(1))
 
     def on_scalars(self, phase: Phase, update: int, values: Mapping[str, float]) -> None:
-        """Appends to the history and TensorBoard, and shows the losses."""
+        """Appends to the history and the trackers, and shows the losses."""
         step = self.before + update
         row = {
             "phase": phase.index + 1,
@@ -226,30 +291,61 @@ class RunRecorder(Recorder):
             "scalars": dict(values),
         }
         self.outputs.attempt("history.jsonl", lambda: self._append(row))
-        if not self.outputs.attempt("tensorboard/", lambda: self._add_scalars(step, values)):
-            self._close_writer()  # the next scalars open another file
+        self._track(lambda tracker: tracker.log(values, step))
         postfix = shown_losses(values)
+        if self.lines:
+            self._say_line(update, postfix)
         if self.bar is not None:
             self.outputs.attempt(
                 "the progress bar", lambda: self.bar.set_postfix(postfix, refresh=False)
             )
 
-    def _append(self, row: Mapping[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)  # it may have been removed
-        with self.history.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+    def _say_line(self, update: int, losses: Mapping[str, str]) -> None:
+        """Prints where the run is, a few times a minute and at the end of a phase."""
+        now = time.monotonic()
+        if now - self.said < BETWEEN_LINES and update < self.updates:
+            return
+        self.said = now
+        shown = [f"{name} {value}" for name, value in losses.items()] + shown_speed(
+            self.throughput
+        )
+        say(f"{self.title}  update {update}/{self.updates}  " + "  ".join(shown))
 
-    def _add_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        if self.writer is not None and not self.writer.path.exists():
-            self._close_writer()  # its folder was removed
-        self._open_writer()
-        assert self.writer is not None
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+    def _append(self, row: Mapping[str, Any]) -> None:
+        append_row(self.history, row)
 
     def on_skipped_step(self, warning: str) -> None:
-        """Prints the cause above the progress bar."""
+        """Prints the cause above the progress bar, and keeps it with the health records."""
         self.on_warning(warning)
+        self.outputs.attempt("health.jsonl", lambda: self.health.add_warning(*self.now, warning))
+
+    def on_health(self, record: HealthRecord, found: Sequence[Finding]) -> None:
+        """Keeps the measurement in ``health.jsonl`` and the trackers; prints what was found."""
+        super().on_health(record, found)
+        self.outputs.attempt("health.jsonl", lambda: self.health.add(record, found))
+        step = self.before + record.update
+        self._track(lambda tracker: tracker.log(record.values, step))
+
+    def on_validation(
+        self, phase: Phase, update: int, values: Mapping[str, float], picture: Path
+    ) -> None:
+        """Shows figures and grid in the trackers."""
+        step = self.before + update
+        self._track(lambda tracker: tracker.log(values, step))
+        if picture.is_file():
+            self._track(lambda tracker: tracker.log_picture("validation", picture, step))
+
+    def on_throughput(self, phase: Phase, update: int, values: Mapping[str, float]) -> None:
+        """Shows it in the trackers, and in lines where there are no bars."""
+        step = self.before + update
+        self.throughput = dict(values)
+        row = {"phase": phase.number, "update": update, "values": self.throughput}
+        path = self.folder / "throughput.jsonl"
+        self.outputs.attempt("throughput.jsonl", lambda: append_row(path, row))
+        self._track(lambda tracker: tracker.log(values, step))
+
+    def health_records(self) -> Sequence[HealthRecord]:
+        return self.earlier
 
     def on_warning(self, warning: str) -> None:
         """Prints the warning above the progress bar."""
@@ -284,6 +380,6 @@ class RunRecorder(Recorder):
             self.outputs.attempt("the progress bar", bar.close)
 
     def close(self) -> None:
-        """Closes the progress bar and TensorBoard's file."""
+        """Closes the progress bar and the trackers."""
         self.close_bar()
-        self._close_writer()
+        self._track(lambda tracker: tracker.close())

@@ -2,11 +2,12 @@ r"""Self-calibration: whether a teacher is the score of its own samples, at litt
 
 The slope :math:`\rho_t` of :mod:`pdmd.training.monitoring.calibration` is 1 at all times if the
 samples :math:`x_0` are the teacher's own and its declaration is right. A reversed sign or time, a
-wrong kind, or random weights move it far from 1, already with a few samples of a few steps.
+wrong kind, or random weights move it far below 1, already with a few samples of a few steps.
 
 .. math:: 8 \text{ steps} + 3 \text{ times} = 11 \text{ evaluations}
 
-of 8 rows, over all data ranks together, or of one row a rank on more than 8. With 5 fake updates
+of 8 rows, over all data ranks together, or of one row a rank on more than 8; of up to 32 where
+samples have few numbers. With 5 fake updates
 per update, a cycle takes 35 forward equivalents of the whole batch (``docs/cost.md``): at batch
 size 128 these 88 rows are 2 % of the first cycle.
 """
@@ -26,10 +27,12 @@ from pdmd.distributed.communicator import Communicator
 from pdmd.randomness import randn_like
 from pdmd.typing import Condition
 
-__all__ = ["ROWS", "noise_times", "own_slopes"]
+__all__ = ["NUMBERS", "ROWS", "noise_times", "own_slopes"]
 
 ROWS = 8
 """Samples, over all data ranks; one a rank on more ranks."""
+NUMBERS = 64
+"""Numbers in all samples together, at least, with up to 32 samples."""
 STEPS = 8
 LEVELS = (2.5, 0.0, -2.0)
 """Log-SNRs of the times, for samples of unit variance."""

@@ -70,7 +70,7 @@ _WAN = {
     "text_dim": 32,
 }
 _VIDEO = {"height": 32, "width": 32, "frames": 9}
-_IMAGE = {"height": 64, "width": 64}
+_IMAGE = {"height": 32, "width": 32}
 _JOINT = {"num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projection_dim": 12}
 
 

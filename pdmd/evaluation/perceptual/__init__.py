@@ -1,0 +1,1 @@
+"""Perceptual comparison: features of pretrained networks, measured on decoded samples."""

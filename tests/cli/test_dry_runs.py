@@ -1,0 +1,18 @@
+"""`pdmd distill --dry-run`."""
+
+from pdmd.cli.main import main
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
+    words = ["distill", "digits", "--out", str(tmp_path / "run"), "--dry-run"]
+    assert main([*words, "--plan.phases=2", "--train.updates=30"]) == 0
+    out = capsys.readouterr().out
+    assert "phase 2  t 0.5, 0; scores in (0, 1); 30 updates" in out
+    assert "teacher    digits: 194,244 parameters" in out and "dry run writes nothing" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_checks_as_the_run_does(tmp_path, capsys):
+    words = ["distill", "digits", "--out", str(tmp_path / "run"), "--dry-run"]
+    assert main([*words, "--lora.rank=4", "--lora.layers=nothing"]) == 2
+    assert "pdmd: error" in capsys.readouterr().err

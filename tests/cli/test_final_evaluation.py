@@ -1,0 +1,21 @@
+"""The evaluation at the end of a run."""
+
+import pytest
+
+from tests.helpers.tiny_runs import distill
+
+
+@pytest.mark.parametrize("way", ["never", "large"])
+def test_a_run_can_end_without_an_evaluation(tmp_path, monkeypatch, capsys, way):
+    folder, words = tmp_path / "run", ["--plan.phases=1", "--train.updates=1"]
+    if way == "large":
+        monkeypatch.setattr("pdmd.cli.final_evaluation.LARGE", -1)
+    else:
+        words += ["--evaluate.at-end", "never"]
+    monkeypatch.setattr("pdmd.cli.final_evaluation.draw_samples", None)  # would fail if called
+    assert distill(folder, *words) == 0
+    out, error = capsys.readouterr()
+    assert ("no evaluation at the end" in error + out) == (way == "large")
+    assert (folder / "report.html").exists() and (folder / "student").is_dir()
+    assert not (folder / "metrics.json").exists() and not (folder / "grids").exists()
+    assert "report" in out and "sw2" not in out

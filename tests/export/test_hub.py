@@ -1,0 +1,146 @@
+"""The hub: what is uploaded, its card, and students that are read from the hub's cache."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+
+from pdmd import Student
+from pdmd.cli.main import main
+from pdmd.distillation.hub_students import fetch_student
+from pdmd.export.hub import files_to_push
+from tests.helpers.small_runs import untrained_student, weights
+
+hub = pytest.importorskip("huggingface_hub")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder, with a student and files of a run."""
+    folder = tmp_path / "run"
+    untrained_student().save(folder / "student")
+    rows = [
+        {"method": "teacher", "nfe": 50, "sw2": 0.1},
+        {"method": "student", "nfe": 2, "sw2": 0.2},
+    ]
+    (folder / "metrics.json").write_text(json.dumps({"rows": rows}))
+    (folder / "report.html").write_text("<p>report</p>")
+    (folder / "history.jsonl").write_text("{}")
+    (folder / "grids").mkdir()
+    (folder / "grids" / "samples.png").write_bytes(b"picture")
+    return folder
+
+
+def cached(cache, student, name="somebody/few"):
+    """Puts a student into a cache as the hub's client lays it out: links to blobs."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    for part in (snapshot, repository / "blobs", repository / "refs"):
+        part.mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    for path in student.iterdir():
+        blob = repository / "blobs" / path.name
+        shutil.copy(path, blob)
+        (snapshot / path.name).symlink_to(blob)
+    return snapshot
+
+
+def test_a_dry_run_lists_files_and_sizes_without_a_network(run, capsys, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", lambda *words: pytest.fail("used the network"))
+    assert main(["push", str(run), "somebody/few", "--dry-run"]) == 0
+    *rows, total = capsys.readouterr().out.splitlines()
+    listed = [row.split()[0] for row in rows]
+    expected = ["README.md", "student.json", "expert_1.safetensors", "expert_2.safetensors"]
+    assert listed == [*expected, "metrics.json", "report.html", "samples/samples.png"]
+    assert "7 files of" in total and "somebody/few" in total
+    assert rows[-1].split()[1:] == ["7", "B"]
+
+
+def test_the_card_says_how_to_load_and_where_it_does_not(run):
+    (card,) = [
+        f.content.decode() for f in files_to_push(run, "somebody/few") if f.path == "README.md"
+    ]
+    assert card.startswith("---\n") and "library_name: pdmd" in card and "# few" in card
+    assert 'pdmd.Student.from_pretrained("somebody/few")' in card
+    assert "does not load in stock diffusers" in card and "2 network evaluations" in card
+    assert "| student | 2 | 0.200 |" in card and "![samples](samples/samples.png)" in card
+    assert "| 1 | 1 to 0.5 |" in card and str(run) not in card
+
+
+def test_a_push_is_one_commit_of_what_was_listed(run, monkeypatch, capsys):
+    made = []
+
+    class Api:
+        def __init__(self, **settings):
+            made.append(settings)
+
+        def create_repo(self, name, *, private, exist_ok):
+            made.append((name, private, exist_ok))
+
+        def create_commit(self, name, *, operations, commit_message):
+            made.append([operation.path_in_repo for operation in operations])
+            return type("Done", (), {"commit_url": f"https://hub/{name}/commit/1"})
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    assert main(["push", str(run), "somebody/few", "--private"]) == 0
+    assert made[1] == ("somebody/few", True, True)
+    assert made[2] == [file.path for file in files_to_push(run, "somebody/few")]
+    assert "https://hub/somebody/few/commit/1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["push", "nowhere", "a/b"], "neither a run, nor a student, nor an export"),
+        (["push", "nowhere"], "missing the name on the hub"),
+        (["push", "nowhere", "just_a_name"], "user/name, got 'just_a_name'"),
+    ],
+)
+def test_what_cannot_be_pushed_is_named(words, named, capsys):
+    assert main(words) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_an_export_is_pushed_as_it_is(tmp_path):
+    (tmp_path / "README.md").write_text("card")
+    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text("{}")
+    found = [file.path for file in files_to_push(tmp_path, "a/b")]
+    assert found == ["README.md", "model_index.json", "transformer/config.json"]
+
+
+def test_a_student_is_read_from_the_hubs_cache(tmp_path, run, monkeypatch):
+    snapshot = cached(tmp_path / "cache", run / "student")
+
+    def fetched(name, *, revision, allow_patterns):
+        assert allow_patterns == ["student.json", "expert_*.safetensors"]
+        assert (name, revision) == ("somebody/few", "main")
+        return str(snapshot)
+
+    monkeypatch.setattr(hub, "snapshot_download", fetched)
+    student = Student.from_pretrained("somebody/few", revision="main")
+    assert torch.equal(weights(student), weights(untrained_student()))
+    assert student.source["teacher"] == "mixture"
+    own = Student.from_pretrained(run / "student")  # a folder comes first
+    assert torch.equal(weights(own), weights(student))
+    with pytest.raises(ValueError, match="neither a student folder nor a name on the hub"):
+        Student.from_pretrained("nowhere")
+    (snapshot / "student.json").unlink()
+    with pytest.raises(ValueError, match="no student: it has no student.json"):
+        fetch_student("somebody/few", "main")
+
+
+def test_a_student_of_the_hub_is_trusted_no_more_than_a_folder(tmp_path, run, monkeypatch):
+    path = run / "student" / "student.json"
+    content = json.loads(path.read_text())
+    content["source"]["arguments"]["folder"] = "https://somewhere.example/weights"
+    content.pop("sha256", None)
+    path.write_text(json.dumps(content))
+    snapshot = cached(tmp_path / "cache", run / "student")
+    monkeypatch.setattr(hub, "snapshot_download", lambda *words, **settings: str(snapshot))
+    with pytest.raises(ValueError) as caught:
+        Student.from_pretrained("somebody/few")
+    assert re.search("trust", str(caught.value)) and "somewhere.example" in str(caught.value)
