@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,8 +24,11 @@ def ranks_of(launcher):
         ["ps", "-o", "pid=", "--ppid", str(launcher.pid)], capture_output=True, text=True
     )
     for pid in children.stdout.split():
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            values = dict(item.partition(b"=")[::2] for item in file.read().split(b"\0"))
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            continue
+        values = dict(item.partition(b"=")[::2] for item in environment.split(b"\0"))
         if b"RANK" in values:
             found[int(values[b"RANK"])] = int(pid)
     return found

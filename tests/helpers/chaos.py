@@ -73,7 +73,8 @@ class Victim:
         words = ["distill", "mixture", "--out", str(self.folder), *self.words]
         code = main([*words, *([how] if how else [])])
         if rank == 0:
-            self.folder.with_suffix(".modules").write_text(" ".join(sys.modules))
+            with suppress(OSError):  # the disk may be full
+                self.folder.with_suffix(".modules").write_text(" ".join(sys.modules))
         os._exit(code)
 
     def finish(self):
@@ -145,7 +146,7 @@ def wait(processes, seconds):
         time.sleep(0.002)
 
 
-def join(processes, timeout=240):
+def join(processes, timeout=900):
     """Waits for all processes to end; returns their exit codes, or ``hung``."""
     deadline = time.monotonic() + timeout
     for process in processes:
