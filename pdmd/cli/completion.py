@@ -38,6 +38,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "embed": ("pdmd.cli.embed:EmbedOptions",),
     "sample": ("pdmd.cli.sample:SampleOptions",),
     "evaluate": ("pdmd.cli.evaluate:EvaluateOptions",),
+    "doctor": ("pdmd.cli.doctor:DoctorOptions",),
     "export": ("pdmd.cli.export:ExportOptions",),
     "push": ("pdmd.cli.push:PushOptions",),
     "bench": ("pdmd.cli.bench:BenchOptions",),

@@ -103,6 +103,8 @@ SHOWN = {
     "check": ["--guidance", "(default: 1.0)", "--schedule-end {noise,teacher}"],
     "verify": ["usage: pdmd verify", "digests"],
     "teachers": ["--plugins", "Lists the registered teachers."],
+    "doctor": ["usage: pdmd doctor RUN", "--json"],
+    "recipes": ["usage: pdmd recipes", "--only", "--plan"],
     "push": ["--dry-run", "--private", "usage: pdmd push STUDENT USER/NAME"],
     "completion": ["usage: pdmd completion {bash,zsh,fish}"],
     "objectives": ["usage: pdmd objectives", "[[objective.generator]]", "counted from 1"],
