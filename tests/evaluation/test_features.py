@@ -203,11 +203,11 @@ def test_a_pooler_without_weights_raises(tmp_path):
         patch_size=7,
     )
     ViTModel(settings, add_pooling_layer=False).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no weights for pooler.*pool=class_token"):
-        TransformersFeatures.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"no preprocessor_config\.json"):
         TransformersFeatures.from_pretrained(tmp_path, pool=class_token)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config()))
+    with pytest.raises(ValueError, match="no weights for pooler.*pool=class_token"):
+        TransformersFeatures.from_pretrained(tmp_path)
     features = TransformersFeatures.from_pretrained(tmp_path, pool=class_token)
     assert features(pixels(2, 3, 28, 28)).shape == (2, 16)
 
