@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pdmd.cli.config import EvaluateConfig
 from pdmd.diffusion.denoisers import Denoiser
+from pdmd.distillation.experts import Expert
 from pdmd.distillation.students import Student
 from pdmd.distributed.runtime import Runtime
 from pdmd.evaluation.evaluate import draw_samples, euler_notice, score
@@ -60,12 +61,25 @@ class FinalEvaluation:
         return False
 
     def sample(self, student: Student, real: Denoiser) -> dict[str, Any]:
-        """Draws all samples; all ranks do so together.
+        """Draws all samples, where networks were trained; all ranks do so together.
 
         Args:
             student: The student.
             real: The network from which the teacher is sampled.
         """
+        if not self.runtime.placement.in_place:
+            return self._draw(student, real)
+        experts = cast("list[Expert]", list(student.experts))
+        networks = [self.teacher, *{id(e): e.denoiser for e in experts}.values()]
+        for network in networks:  # a distillation leaves them on the CPU
+            self.runtime.placement.frozen(network)
+        try:
+            return self._draw(student, self.teacher)
+        finally:
+            for network in networks:
+                self.runtime.placement.release(network)
+
+    def _draw(self, student: Student, real: Denoiser) -> dict[str, Any]:
         from pdmd.evaluation.report import draw_grids
 
         shared: dict[str, Any] = {

@@ -23,7 +23,7 @@ usage: pdmd COMMAND [options]
 Distills diffusion and flow models into few-step mixtures of experts by Phased DMD.
 
 commands:
-  distill [PRESET_OR_TOML]  distill a teacher (presets: {presets}; default digits)
+  distill [PRESET_OR_TOML]  distill a teacher; the preset digits by default
   plan [PRESET_OR_TOML]     estimate the cost of a run, and on how many GPUs it fits
   recipes                   list the presets, with the GPUs, memory and hours they take
   embed PROMPTS             encode prompts, so that training needs no text encoder
@@ -85,9 +85,7 @@ def _main(words: list[str]) -> int:
     try:
         words = take_log_level(words)
         if not words or words[0] in ("-h", "--help", "help"):
-            from pdmd.cli.config_files import presets
-
-            print(USAGE.format(presets=", ".join(presets())), end="")
+            print(USAGE, end="")
             return 0
         if words[0] == "--version":
             from pdmd import __version__

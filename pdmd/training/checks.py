@@ -61,8 +61,8 @@ def check_update(objective: Objective, losses: Any, role: str, phase: Phase) -> 
         )
     if not any(loss.requires_grad for loss in found.values()):
         raise ValueError(
-            f"no loss of the {role} has a gradient in phase {phase.number} "
-            f"({', '.join(found)}); compute one from rollout.x_s or the {role}'s network, without "
-            "detach() or no_grad()"
+            f"no loss of the {role}'s objective has a gradient in phase {phase.number} "
+            f"({', '.join(found)}); compute one from rollout.x_s or the network in training, "
+            "without detach() or no_grad()"
         )
     return found

@@ -19,3 +19,30 @@ def test_a_run_can_end_without_an_evaluation(tmp_path, monkeypatch, capsys, way)
     assert (folder / "report.html").exists() and (folder / "student").is_dir()
     assert not (folder / "metrics.json").exists() and not (folder / "grids").exists()
     assert "report" in out and "sw2" not in out
+
+
+def test_networks_are_sampled_where_they_were_trained(tmp_path, monkeypatch, capsys):
+    placed, networks = [], []
+
+    def recorded(self, network, **options):
+        placed.append(network)
+        return network
+
+    def drawn(student, teacher, **options):
+        networks.extend([teacher, *(expert.denoiser for expert in student.experts)])
+        assert all(any(network is one for one in placed) for network in networks)
+        released.clear()
+        raise KeyboardInterrupt
+
+    released = []
+    monkeypatch.setattr("pdmd.cli.final_evaluation.draw_samples", drawn)
+    with monkeypatch.context() as patch:
+        patch.setattr("pdmd.distributed.placement.LocalPlacement.frozen", recorded)
+        patch.setattr(
+            "pdmd.distributed.placement.LocalPlacement.release",
+            lambda self, network: released.append(network),
+        )
+        assert distill(tmp_path / "run", "--plan.phases=2", "--train.updates=1") == 130
+    assert len(networks) == 3
+    assert all(any(network is one for one in released) for network in networks)
+    capsys.readouterr()

@@ -60,7 +60,7 @@ def test_the_overview_names_every_command(capsys):
     page, again = capsys.readouterr().out.split("usage: pdmd COMMAND")[1:]
     assert page == again
     assert [line.split()[0] for line in page.splitlines() if line.startswith("  ")] == [*COMMANDS]
-    assert "presets: digits, glyphs, mixture, mixture_tuned; default digits" in page
+    assert "digits by default" in page and "list the presets" in page
 
 
 def test_the_version_is_the_packages(capsys):
@@ -102,6 +102,7 @@ SHOWN = {
     "pretrain": ["--updates INT", "--out STR"],
     "check": ["--guidance", "(default: 1.0)", "--schedule-end {noise,teacher}"],
     "verify": ["usage: pdmd verify", "digests"],
+    "doctor": ["usage: pdmd doctor RUN", "--json", "what to change"],
     "teachers": ["--plugins", "Lists the registered teachers."],
     "push": ["--dry-run", "--private", "usage: pdmd push STUDENT USER/NAME"],
     "completion": ["usage: pdmd completion {bash,zsh,fish}"],

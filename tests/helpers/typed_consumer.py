@@ -29,6 +29,8 @@ assert_type(plan.nfe, int)
 
 objective = pdmd.DistributionMatching() + 0.02 * pdmd.objectives.Repulsion()
 assert_type(objective, pdmd.WeightedSum)
+assert_type(objective - pdmd.objectives.Repulsion() / 2, pdmd.WeightedSum)
+assert_type(pdmd.PhasePlan.on(pdmd.VarianceExploding(80.0), 2), pdmd.PhasePlan)
 
 student = pdmd.distill(
     pdmd.Guided(Line(), scale=1.5),
@@ -40,6 +42,7 @@ student = pdmd.distill(
 assert_type(student, pdmd.Student)
 again = pdmd.Student.load("student", teacher=Line())
 assert_type(again, pdmd.Student)
+assert_type(pdmd.Student.from_pretrained("somebody/few", revision="main"), pdmd.Student)
 
 x = pdmd.sample(again, batch=4, generator=torch.Generator().manual_seed(0))
 assert_type(x, Tensor)
