@@ -78,10 +78,11 @@ def test_the_commands_of_a_page_are_valid(page, line, capsys, monkeypatch, tmp_p
         for i in toml:
             (tmp_path / "my.toml").write_text("[plan]\nphases = 2\n")
             words[i] = str(tmp_path / "my.toml")
-        if "--resume" in words and words[words.index("--resume") + 1 :][:1] == ["runs/a"]:
-            (tmp_path / "a").mkdir()
-            (tmp_path / "a" / "config.toml").write_text("[plan]\nphases = 2\n")
-            words[words.index("--resume") + 1] = str(tmp_path / "a")
+        for i, word in enumerate(words):
+            if words[i - 1 : i] == ["--resume"] and word.startswith("runs/"):
+                (tmp_path / "a").mkdir()
+                (tmp_path / "a" / "config.toml").write_text("[plan]\nphases = 2\n")
+                words[i] = str(tmp_path / "a")
         assert main([command, *words]) == 0 and len(seen) == 1
     else:
         options = [word for word in words if word.startswith("--")]

@@ -247,8 +247,8 @@ class Validator(Monitor):
             suffix = ".gif"
         writer = GridWriter(self.folder / f"{name}{suffix}", fps=self.fps)
         rows = [text for text in texts for _ in range(self.validation.seeds)]
-        for title, videos in panels.items():
-            writer.add(videos, [f"{title}: {text}" for text in rows])
+        title = " | ".join(panels)
+        writer.add(torch.cat([*panels.values()], -1), [f"{title}: {text}" for text in rows])
         writer.close()
 
 

@@ -93,6 +93,7 @@ def test_toml_and_the_command_line_give_the_same_run(tmp_path, finished):
         [teacher]
         name = "mixture"
         arguments = { dim = 2, classes = 2, modes = 2 }
+        check_score = false
         [network]
         arguments = { width = 64, depth = 3 }
         updates = 5

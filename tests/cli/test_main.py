@@ -102,6 +102,7 @@ SHOWN = {
     "pretrain": ["--updates INT", "--out STR"],
     "check": ["--guidance", "(default: 1.0)", "--schedule-end {noise,teacher}"],
     "verify": ["usage: pdmd verify", "digests"],
+    "doctor": ["usage: pdmd doctor RUN", "--json", "what to change"],
     "teachers": ["--plugins", "Lists the registered teachers."],
     "doctor": ["usage: pdmd doctor RUN", "--json"],
     "recipes": ["usage: pdmd recipes", "--only", "--plan"],

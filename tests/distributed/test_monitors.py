@@ -63,7 +63,7 @@ def test_two_ranks_measure_and_draw_what_one_process_does(tmp_path):
     one, two = measured(tmp_path / "one"), measured(tmp_path / "two")
     assert len(one) == 6
     for a, b in zip(one, two, strict=True):
-        assert a == pytest.approx(b, rel=0.01, abs=5e-3)
+        assert a == pytest.approx(b, rel=0.03, abs=5e-3)
     names = sorted(path.name for path in (tmp_path / "one" / "validation").iterdir())
     assert "phase_1_update_000004.png" in names
     assert names == sorted(path.name for path in (tmp_path / "two" / "validation").iterdir())

@@ -72,6 +72,7 @@ class EventFile:
         Raises:
             OSError: If a file cannot be read or written.
         """
+        require("report", "PIL")
         import numpy as np
         from PIL import Image
         from torch.utils.tensorboard.summary import image

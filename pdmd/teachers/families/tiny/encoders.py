@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from pdmd.extras import require
+
 __all__ = ["clip_encoder", "qwen_encoder", "t5_encoder", "z_image_encoder"]
 
 HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2}
@@ -19,6 +21,7 @@ def t5_encoder(dim: int, *, multilingual: bool = False) -> tuple[Any, Any]:
         dim: The dimension of a token.
         multilingual: Whether to build UMT5.
     """
+    require("diffusers", "transformers", "tokenizers")
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -52,6 +55,7 @@ def clip_encoder(dim: int, projected: int | None = None) -> tuple[Any, Any]:
         dim: The dimension of a token.
         projected: The dimension of the projection; none by default.
     """
+    require("diffusers", "transformers", "tokenizers")
     import transformers
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -82,6 +86,7 @@ def qwen_encoder(dim: int) -> tuple[Any, Any]:
     Args:
         dim: The dimension of a token.
     """
+    require("diffusers", "transformers", "tokenizers")
     import transformers
 
     vocabulary = _qwen_vocabulary()
@@ -104,6 +109,7 @@ def z_image_encoder(dim: int) -> tuple[Any, Any]:
     Args:
         dim: The dimension of a token.
     """
+    require("diffusers", "transformers", "tokenizers")
     import transformers
 
     vocabulary = _qwen_vocabulary()
