@@ -104,7 +104,6 @@ SHOWN = {
     "verify": ["usage: pdmd verify", "digests"],
     "doctor": ["usage: pdmd doctor RUN", "--json", "what to change"],
     "teachers": ["--plugins", "Lists the registered teachers."],
-    "doctor": ["usage: pdmd doctor RUN", "--json"],
     "recipes": ["usage: pdmd recipes", "--only", "--plan"],
     "push": ["--dry-run", "--private", "usage: pdmd push STUDENT USER/NAME"],
     "completion": ["usage: pdmd completion {bash,zsh,fish}"],
