@@ -91,8 +91,8 @@ def _group(few: ParameterGroup, many: ParameterGroup, factor: float) -> Paramete
 def _repeated(
     units: tuple[ParameterGroup, ...], shallow: int, depth: int
 ) -> tuple[ParameterGroup, ...]:
-    """Repeats the last unit."""
-    return (*units, *units[-1:] * (depth - shallow)) if units else ()
+    """Repeats the last unit but one; the last may be smaller, without what no unit reads."""
+    return (*units[:-1], *units[-2:-1] * (depth - shallow), *units[-1:])
 
 
 def _idle(

@@ -16,6 +16,7 @@ from pdmd.planning import (
 )
 from pdmd.planning.depth import deepen, deepen_roles
 from pdmd.planning.traffic import flops_of
+from pdmd.teachers.families.sd3 import SD3Teacher
 from tests.helpers.trainings import MEDIUM, Images
 
 INITS = {
@@ -24,6 +25,16 @@ INITS = {
     "full fake score": LowRankRoles(LowRank(rank=4)),
 }
 DEPTHS, DEPTH = (2, 3), 8
+SMALL_SD3 = {
+    "num_attention_heads": 4,
+    "attention_head_dim": 8,
+    "joint_attention_dim": 32,
+    "pooled_projection_dim": 12,
+    "latent_channels": 4,
+    "pos_embed_max_size": 8,
+    "height": 32,
+    "width": 32,
+}
 
 
 CASES = [("full", True), ("adapters", False)]
@@ -76,3 +87,14 @@ def test_a_deep_routed_network_has_the_parameters_of_all_and_gathers_one():
     deep, built = deepen(pair(1), pair(2), (1, 2), 5), pair(5)
     assert deep.parameters == built.parameters and deep.idle == built.idle
     assert deep.gathered(2) == built.gathered(2) and deep.evaluated(1) == built.evaluated(1)
+
+
+def test_the_last_block_may_be_smaller():
+    def at(layers):
+        teacher = SD3Teacher.from_config(**SMALL_SD3, num_layers=layers, random_prompts=1)
+        condition = teacher.encode(list(teacher.prompts)[:1])
+        return measure_footprint(teacher, condition, train=False)
+
+    deep, built = deepen(at(2), at(3), (2, 3), 5), at(5)
+    assert built.units[-1] != built.units[-2]  # it returns no text
+    assert deep.units == built.units and deep.parameters == built.parameters
