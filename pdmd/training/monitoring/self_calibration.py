@@ -59,7 +59,7 @@ def own_slopes(
     generator = torch.Generator().manual_seed(ranks.data_rank)
     schedule, low = denoiser.schedule, denoiser.time_range[0]
     end = 0.0 if low < 1 / STEPS else low
-    times = noise_times(schedule, (torch.arange(1, STEPS) / STEPS) ** 1.5, end)
+    times = noise_times(schedule, (torch.arange(1, STEPS) / STEPS) ** 1.5, low)
     parts = [
         (i, None if condition is None else condition[i : i + together])
         for i in range(0, rows, together)
@@ -80,7 +80,7 @@ def own_slopes(
         return [math.nan]
     shares = torch.sigmoid(-torch.tensor(LEVELS) / 2 + math.log(variance) / 2)
     slopes = []
-    for t in noise_times(schedule, shares, end):
+    for t in noise_times(schedule, shares, low):
         sums = torch.zeros(2, device=x.device)
         for own, (_, part) in zip(xs, parts, strict=True):
             epsilon = randn_like(own, generator)
