@@ -8,7 +8,9 @@ from pdmd.benchmarks.rank_walk import write_teacher
 pytestmark = pytest.mark.distributed
 
 
-@pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "adapted", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["full", "lora"]
+)
 def test_two_ranks_of_a_small_network_are_within_the_bound(tmp_path, adapted):
     write_teacher(tmp_path / "teacher", 8)
     peaks, bounds = measure_ranks(tmp_path / "teacher", 2, adapted=adapted, slack=160 << 20)
