@@ -71,7 +71,7 @@ def run_plainly(name, snippet, place):
 def test_the_commands_of_the_runbook_run_in_order(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = write_tiny_pipeline(name, tmp_path / "released")
-    lists = PAGE.parents[1] / "pdmd/teachers/conditioning/prompt_lists/validation.txt"
+    lists = PAGE.parents[1] / "pdmd/teachers/conditioning/prompt_lists/validation_prompts.txt"
     (tmp_path / "prompts.txt").write_text(lists.read_text())
     lines = [line.split("  #")[0] for line in COMMAND.findall(section(name))]
     if name == "qwen_image":

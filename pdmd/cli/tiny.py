@@ -43,7 +43,7 @@ def shrink(config: DistillConfig) -> DistillConfig:
     config.out = f"{config.out}_tiny"
     config.teacher.arguments = {
         "dtype": "float32",
-        "prompts": "validation",
+        "prompts": "validation_prompts",
         **TINY[config.teacher.name].options,
     }
     train = config.train
@@ -77,7 +77,7 @@ def tiny_folder(config: DistillConfig) -> Path:
     arguments = config.teacher.arguments
     arguments["folder"] = str(folder)
     takes_images = teachers[config.teacher.name].__self__.layout.takes_image
-    if takes_images and arguments.get("prompts") == "validation":
+    if takes_images and arguments.get("prompts") == "validation_prompts":
         arguments["prompts"] = str(folder / IMAGE_PROMPTS)
     return folder
 

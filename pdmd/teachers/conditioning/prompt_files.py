@@ -20,7 +20,7 @@ COLUMNS = ("prompt", "text")
 IMAGE = "image"
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
 """NUL, as in UTF-16 read as UTF-8, and halves of a character, as JSON can escape them."""
-PACKAGED = ("validation",)
+PACKAGED = ("validation_prompts",)
 """Lists of prompts that ship, by name."""
 TABLES = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -33,8 +33,8 @@ def read_prompts(
     Args:
         source: Path or URL of a text file (one prompt per line), of JSON lines (``.jsonl``, one
             object per line) or of a table (``.json``, ``.csv``, ``.parquet``); the name or
-            folder of a data set, for the ``datasets`` package; or ``validation``, a list that
-            ships with the package, unless a file has this name.
+            folder of a data set, for the ``datasets`` package; or ``validation_prompts``, a list
+            that ships with the package, unless a file has this name.
         column: Key of the object, or column of the table; if empty, ``prompt`` or ``text``,
             whichever exists.
         split: Split of the data set.

@@ -4,9 +4,9 @@ from pdmd.teachers.conditioning.prompt_files import read_prompts
 
 
 def test_the_validation_list_is_read_by_name_and_varied():
-    prompts = read_prompts("validation")
+    prompts = read_prompts("validation_prompts")
     assert len(prompts) == len(set(prompts)) >= 190
-    assert read_prompts("validation", limit=3) == prompts[:3]
+    assert read_prompts("validation_prompts", limit=3) == prompts[:3]
     quoted = [prompt for prompt in prompts if '"' in prompt]
     assert len(quoted) >= 15 and all(prompt.count('"') == 2 for prompt in quoted)
     assert all(prompt.isascii() and prompt.endswith(".") for prompt in prompts)
@@ -16,5 +16,5 @@ def test_the_validation_list_is_read_by_name_and_varied():
 
 def test_a_file_of_that_name_is_read_instead(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "validation").write_text("a cat\na dog\n")
-    assert read_prompts("validation") == ["a cat", "a dog"]
+    (tmp_path / "validation_prompts").write_text("a cat\na dog\n")
+    assert read_prompts("validation_prompts") == ["a cat", "a dog"]
