@@ -52,7 +52,9 @@ def check_update(objective: Objective, losses: Any, role: str, phase: Phase) -> 
         TypeError: If they are not tensors by name.
         ValueError: If there is none, one is not a real scalar, or none has a gradient.
     """
-    check_losses(f"{objective.name!r} ({type(objective).__name__})", losses, phase)
+    kind = type(objective).__name__
+    name = getattr(objective, "name", "")  # a wrapper need not have one
+    check_losses(f"{name!r} ({kind})" if name else kind, losses, phase)
     found: dict[str, Tensor] = dict(losses)
     if not found:
         raise ValueError(

@@ -100,8 +100,6 @@ def test_bfloat16_applies_to_networks_only(monkeypatch):
 
     def recorded(self, role, objective, *args):
         class Recorded:
-            name = objective.name
-
             def losses(self, *args):
                 found = objective.losses(*args)
                 kinds.append({f"{role} loss": loss.dtype for loss in found.values()})
