@@ -148,8 +148,8 @@ class Objective(ABC):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of all terms."""
-        return (self.name,)
+        """The names of all terms; the class's name for an objective without one."""
+        return (getattr(self, "name", type(self).__name__),)
 
     @property
     def named_phases(self) -> tuple[tuple[str, frozenset[int] | None], ...]:

@@ -83,7 +83,7 @@ def test_the_working_directory_can_be_the_destination(tmp_path, monkeypatch):
 def test_urls_are_rejected_and_create_no_folder(tmp_path, monkeypatch, capsys, url):
     monkeypatch.chdir(tmp_path)
     assert main(["export", "nowhere", url]) == 2
-    assert "is a URL; export to a local folder" in capsys.readouterr().err
+    assert f"an export is written to a local path, got {url!r}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
