@@ -17,6 +17,7 @@ from pdmd.randomness import RankGenerator
 from pdmd.teachers.mixture import encode_labels
 from pdmd.training.expert_training import ExpertTraining
 from pdmd.training.fake_scores import FakeScoreTraining
+from pdmd.training.learning_rates import Constant
 from pdmd.training.monitoring.probes import HealthProbe
 from pdmd.training.monitoring.recorder import RunRecorder
 from pdmd.training.rollouts import Rollouts
@@ -95,7 +96,7 @@ def failing_run(folder, name="", *, updates=60, every: int = 6, samples=48):
         experts=ExpertTraining(optimizer=AdamRecipe(lr=lr), ema=0.9),
         fake_scores=FakeScoreTraining(
             updates=fake_updates,
-            optimizer=AdamRecipe(lr=fake_lr, decay_from=1.0),
+            optimizer=AdamRecipe(lr=fake_lr, decay=Constant()),
         ),
         rollouts=Rollouts(batch_size=16),
         session=Session(recorder=RunRecorder(folder, progress=False), monitors=monitors),
