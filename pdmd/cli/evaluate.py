@@ -38,6 +38,8 @@ def evaluate_command(words: list[str]) -> int:
         seed=(0, 2**63 - 1),
     )
     out = local_path(options.out, "an evaluation")
+    if options.out:  # for its errors, before the work
+        out.parent.mkdir(parents=True, exist_ok=True)
     if options.metrics:
         from pdmd.cli.comparisons import check_metrics
 
@@ -55,7 +57,6 @@ def evaluate_command(words: list[str]) -> int:
         raise
     runtime.ranks.close()
     if runtime.main and options.out:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_file(out, json.dumps(found, indent=2) + "\n")
     return 0
 

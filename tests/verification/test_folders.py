@@ -87,7 +87,7 @@ def test_a_store_is_checked_shard_by_shard(tmp_path):
     assert verify(store).faults == [] and verify(store).checked == 3
     flip(store / "embeddings-00001.safetensors")
     url = f"file://{store}"
-    damaged = f"{url}/embeddings-00001.safetensors does not match its SHA-256"
+    damaged = f"{store}/embeddings-00001.safetensors does not match its SHA-256"
     assert verify(url).faults == [damaged]
 
 

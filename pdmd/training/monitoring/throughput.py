@@ -35,6 +35,7 @@ class RoleClock:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._by_clock = device.type in ("cpu", "meta")  # which have no events
         self._events: deque[tuple[str, Any, Any]] = deque(maxlen=RECENT)
 
     @contextmanager
@@ -48,16 +49,16 @@ class RoleClock:
         """Returns the seconds of each role since the last call."""
         events = list(self._events)
         self._events.clear()
-        if events and self.device.type != "cpu":
+        if events and not self._by_clock:
             events[-1][2].synchronize()
         out: dict[str, float] = {}
         for name, start, end in events:
-            seconds = end - start if self.device.type == "cpu" else start.elapsed_time(end) / 1000
+            seconds = end - start if self._by_clock else start.elapsed_time(end) / 1000
             out[name] = out.get(name, 0.0) + seconds
         return out
 
     def _now(self) -> Any:
-        if self.device.type == "cpu":
+        if self._by_clock:
             return time.perf_counter()
         event = torch.Event(self.device, enable_timing=True)
         event.record()
