@@ -211,9 +211,6 @@ def measure_run(config: DistillConfig) -> MeasuredRun:
         )
         for layers in SHALLOW
     )
-    units = many.roles[0].teacher.units
-    if units[-1] != units[-2]:  # the last block is another one, as in Stable Diffusion 3
-        return _measured(config, config.teacher)
     pairs = zip(few.roles, many.roles, strict=True)
     roles = tuple(deepen_roles(a, b, SHALLOW, depth) for a, b in pairs)
     return dataclasses.replace(many, config=config, roles=roles)
