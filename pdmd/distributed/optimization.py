@@ -68,6 +68,11 @@ class Optimization(ABC):
             optimizers: Fused optimizers.
             finite: The flag, a scalar on the device of the parameters.
         """
+        if finite.is_cpu:  # there is no device to wait for
+            if finite:
+                for optimizer in optimizers:
+                    optimizer.step()
+            return
         for optimizer in optimizers:
             optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
             optimizer.step()

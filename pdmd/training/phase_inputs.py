@@ -58,8 +58,8 @@ class PhaseInputSource:
     def noise(self, generator: torch.Generator) -> tuple[Latents, Tensor | None]:
         """Samples noise at time 1, and the indices of its conditions in the stream."""
         rows = self.conditions.rows(self.batch, generator)
-        shape = (self.batch, *self.latent_shape)
-        return self.sigma * randn(shape, generator, device=self.device), rows
+        noise = randn((self.batch, *self.latent_shape), generator, device=self.device)
+        return noise if self.sigma == 1 else self.sigma * noise, rows
 
 
 class PhaseInputs(ABC):

@@ -318,8 +318,8 @@ class PhaseTrainer:
             self.networks[role], self.parameters[role], self.max_grad_norms[role]
         )
         scalars = dict(zip((f"{role}/{name}" for name in sums), means, strict=True))
-        scalars[f"{role}/gradient_norm"] = norm.detach()
-        finite = torch.isfinite(norm.detach() + means.sum())
+        scalars[f"{role}/gradient_norm"] = norm
+        finite = torch.isfinite(norm + means.sum())
         if role == "generator":
             self.ema.wait()
         runtime.optimization.step(optimizer, finite)
