@@ -73,7 +73,7 @@ def boundary_errors(
     errors = {}
     for phase, x in zip(student.plan.phases[:-1], samples[1:], strict=False):
         law, other = (
-            renoise_step(reference, 0.0, phase.t_end, student.plan.schedule, generator)
+            renoise_step(reference, 0.0, phase.t_end, student.schedule, generator)
             for reference in references
         )
         floor = sliced_wasserstein(other, law)
