@@ -120,14 +120,19 @@ class Teacher(Denoiser):
 teachers: Registry[Any] = Registry(
     "teacher",
     {
+        "chroma": "pdmd.teachers.families.chroma:ChromaTeacher.from_arguments",
+        "cogvideox": "pdmd.teachers.families.cogvideox:CogVideoXTeacher.from_arguments",
         "ddpm": "pdmd.teachers.families.ddpm:DDPMTeacher.from_arguments",
         "digits": "pdmd.teachers.packaged.digits:DigitsTeacher.from_package",
         "dit": "pdmd.teachers.families.dit:DiTTeacher.from_arguments",
         "flux": "pdmd.teachers.families.flux:FluxTeacher.from_arguments",
+        "flux2": "pdmd.teachers.families.flux2:Flux2Teacher.from_arguments",
+        "flux2_klein": "pdmd.teachers.families.flux2:Flux2KleinTeacher.from_arguments",
         "glyphs": "pdmd.teachers.packaged.glyphs:GlyphsTeacher.from_arguments",
         "ltx": "pdmd.teachers.families.ltx:LTXTeacher.from_arguments",
         "mixture": "pdmd.teachers.mixture:MixtureTeacher.random",
         "qwen_image": "pdmd.teachers.families.qwen_image:QwenImageTeacher.from_arguments",
+        "sana": "pdmd.teachers.families.sana:SanaTeacher.from_arguments",
         "sd3": "pdmd.teachers.families.sd3:SD3Teacher.from_arguments",
         "sdxl": "pdmd.teachers.families.sdxl:SDXLTeacher.from_arguments",
         "stable_diffusion": (

@@ -31,6 +31,14 @@ _SD35_MEDIUM = {
     "pos_embed_max_size": 384,
 }
 
+_KLEIN_9B = {
+    "num_layers": 8,
+    "num_single_layers": 24,
+    "num_attention_heads": 32,
+    "joint_attention_dim": 12288,
+}
+_SANA_15 = {"qk_norm": "rms_norm_across_heads"}
+
 RELEASED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "Qwen/Qwen-Image": {"text_length": 512},
@@ -55,6 +63,34 @@ RELEASED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "Tongyi-MAI/Z-Image": {"text_length": 512},
         "Tongyi-MAI/Z-Image-Turbo": {"text_length": 512},
         "Lightricks/LTX-Video": {},
+        "Efficient-Large-Model/Sana_1600M_1024px_diffusers": {},
+        "Efficient-Large-Model/Sana_600M_1024px_diffusers": {
+            "num_layers": 28,
+            "num_attention_heads": 36,
+            "num_cross_attention_heads": 16,
+            "cross_attention_head_dim": 72,
+        },
+        "Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers": _SANA_15,
+        "Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers": {**_SANA_15, "num_layers": 60},
+        "lodestones/Chroma1-HD": {},
+        "black-forest-labs/FLUX.2-dev": {},
+        "black-forest-labs/FLUX.2-klein-4B": {},
+        "black-forest-labs/FLUX.2-klein-base-4B": {},
+        "black-forest-labs/FLUX.2-klein-9B": _KLEIN_9B,
+        "black-forest-labs/FLUX.2-klein-base-9B": _KLEIN_9B,
+        "zai-org/CogVideoX-2b": {
+            "num_layers": 30,
+            "num_attention_heads": 30,
+            "use_rotary_positional_embeddings": False,
+            "snr_shift_scale": 3.0,
+        },
+        "zai-org/CogVideoX-5b": {},
+        "zai-org/CogVideoX1.5-5B": {
+            "patch_size_t": 2,
+            "height": 768,
+            "width": 1360,
+            "frames": 85,
+        },
     }
 )
 """Sizes by the name of a pipeline on the hub, where they are not the family's own."""

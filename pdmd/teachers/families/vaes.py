@@ -50,7 +50,8 @@ def load_decoder(
 
     The network's latents are the VAE's own, less a mean and over a deviation, each one number a
     channel (``latents_mean``, ``latents_std``) or one for all (``shift_factor``,
-    ``scaling_factor``). A VAE that takes a time (``timestep_conditioning``) decodes at time 0.
+    ``scaling_factor``). Where a batch norm states them (FLUX.2), it is of pixels packed by two,
+    which are unpacked. A VAE that takes a time (``timestep_conditioning``) decodes at time 0.
 
     Args:
         name: The VAE's class.
@@ -85,6 +86,8 @@ def load_decoder(
         vae = loaded[0]
         mean, std = _latent_moments(vae, x)
         z = (x * std + mean).to(vae.dtype)
+        if hasattr(vae, "bn"):
+            z = torch.pixel_shuffle(z, 2)
         time = {"temb": z.new_zeros(len(z))} if vae.config.get("timestep_conditioning") else {}
         pictures = vae.decode(z, **time, return_dict=False)[0]
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
@@ -96,6 +99,9 @@ def _latent_moments(vae: Any, x: Latents) -> tuple[Tensor, Tensor]:
     """Returns mean and deviation of a VAE's latents, broadcast to ``x``."""
     known = {**vae.config, **dict(vae.named_buffers())}  # stored in either
     mean, std = known.get("latents_mean"), known.get("latents_std")
+    if hasattr(vae, "bn"):
+        mean, variance = vae.bn.running_mean, vae.bn.running_var
+        std = (variance + vae.config.batch_norm_eps).sqrt()
     if mean is None or std is None:
         mean, std = [known.get("shift_factor") or 0.0], [1.0]
     view = (1, -1, *(1,) * (x.ndim - 2))
@@ -107,6 +113,15 @@ def _latent_moments(vae: Any, x: Latents) -> tuple[Tensor, Tensor]:
 
 def _image(vae: Mapping[str, Any]) -> int:
     return 2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1)
+
+
+def _deep(vae: Mapping[str, Any]) -> int:
+    return 2 ** (len(vae.get("encoder_block_out_channels", (0,) * 6)) - 1)
+
+
+def _cogvideox(vae: Mapping[str, Any]) -> tuple[int, int, int]:
+    space = _image(vae)
+    return int(vae.get("temporal_compression_ratio", 4)), space, space
 
 
 def _qwen_image(vae: Mapping[str, Any]) -> int:
@@ -127,7 +142,10 @@ def _ltx(vae: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 _COMPRESSIONS: Mapping[str, Callable[[Mapping[str, Any]], Compression]] = {
+    "AutoencoderDC": _deep,
     "AutoencoderKL": _image,
+    "AutoencoderKLFlux2": _image,
+    "AutoencoderKLCogVideoX": _cogvideox,
     "AutoencoderKLQwenImage": _qwen_image,
     "AutoencoderKLWan": _wan,
     "AutoencoderKLLTXVideo": _ltx,
