@@ -125,6 +125,7 @@ teachers: Registry[Any] = Registry(
         "ddpm": "pdmd.teachers.families.ddpm:DDPMTeacher.from_arguments",
         "digits": "pdmd.teachers.packaged.digits:DigitsTeacher.from_package",
         "dit": "pdmd.teachers.families.dit:DiTTeacher.from_arguments",
+        "edm": "pdmd.teachers.families.edm:EDMTeacher.from_arguments",
         "flux": "pdmd.teachers.families.flux:FluxTeacher.from_arguments",
         "flux2": "pdmd.teachers.families.flux2:Flux2Teacher.from_arguments",
         "flux2_klein": "pdmd.teachers.families.flux2:Flux2KleinTeacher.from_arguments",
@@ -135,6 +136,7 @@ teachers: Registry[Any] = Registry(
         "sana": "pdmd.teachers.families.sana:SanaTeacher.from_arguments",
         "sd3": "pdmd.teachers.families.sd3:SD3Teacher.from_arguments",
         "sdxl": "pdmd.teachers.families.sdxl:SDXLTeacher.from_arguments",
+        "sit": "pdmd.teachers.families.sit:SiTTeacher.from_arguments",
         "stable_diffusion": (
             "pdmd.teachers.families.stable_diffusion:StableDiffusionTeacher.from_arguments"
         ),

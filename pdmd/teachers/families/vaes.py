@@ -14,7 +14,7 @@ from pdmd.teachers.families.pipeline_checks import check_weights, variant_of
 from pdmd.teachers.families.pipelines import configuration, dtype_of, reporting
 from pdmd.typing import Latents
 
-__all__ = ["compression_of", "load_decoder"]
+__all__ = ["compression_of", "load_decoder", "load_vae"]
 
 Compression = int | tuple[int, int, int]
 
@@ -63,10 +63,40 @@ def load_decoder(
         A function of latents of shape :math:`(B, C, H, W)` to images in [0, 1], of latents of
         shape :math:`(B, C, F, H, W)` to videos.
     """
-    loaded: list[Any] = []
+    load = load_vae(name, folder, dtype=dtype, device=device)
 
     @torch.no_grad()
     def decode(x: Latents) -> Tensor:
+        vae = load()
+        mean, std = _latent_moments(vae, x)
+        z = (x * std + mean).to(vae.dtype)
+        if hasattr(vae, "bn"):
+            z = torch.pixel_shuffle(z, 2)
+        time = {"temb": z.new_zeros(len(z))} if vae.config.get("timestep_conditioning") else {}
+        pictures = vae.decode(z, **time, return_dict=False)[0]
+        return (pictures.float() / 2 + 0.5).clamp(0, 1)
+
+    return decode
+
+
+def load_vae(
+    name: str,
+    folder: str | Path,
+    *,
+    dtype: str | torch.dtype = "bfloat16",
+    device: str | torch.device = "cpu",
+) -> Callable[[], Any]:
+    """Returns a function that returns a pipeline's VAE, and loads it on the first call.
+
+    Args:
+        name: The VAE's class.
+        folder: The pipeline's folder or hub name.
+        dtype: Type of its weights.
+        device: Where they live.
+    """
+    loaded: list[Any] = []
+
+    def load() -> Any:
         if not loaded:
             require("diffusers", "diffusers")
             import diffusers
@@ -83,16 +113,9 @@ def load_decoder(
                     variant=variant,
                 )
             loaded.append(vae.to(device).eval())
-        vae = loaded[0]
-        mean, std = _latent_moments(vae, x)
-        z = (x * std + mean).to(vae.dtype)
-        if hasattr(vae, "bn"):
-            z = torch.pixel_shuffle(z, 2)
-        time = {"temb": z.new_zeros(len(z))} if vae.config.get("timestep_conditioning") else {}
-        pictures = vae.decode(z, **time, return_dict=False)[0]
-        return (pictures.float() / 2 + 0.5).clamp(0, 1)
+        return loaded[0]
 
-    return decode
+    return load
 
 
 def _latent_moments(vae: Any, x: Latents) -> tuple[Tensor, Tensor]:
