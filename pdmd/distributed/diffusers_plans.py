@@ -35,6 +35,7 @@ __all__ = [
     "flux",
     "qwen_image",
     "stable_diffusion_3",
+    "text_and_visual",
     "wan",
     "z_image",
 ]
@@ -156,6 +157,11 @@ def double_and_single(network: nn.Module) -> ParallelPlan:
     """Returns a plan of blocks of two streams and of one; neither weights nor tokens are split."""
     units = ("transformer_blocks.*", "single_transformer_blocks.*")
     return ParallelPlan(units=_present(network, units))
+
+
+def text_and_visual(network: nn.Module) -> ParallelPlan:
+    """Returns the plan of Kandinsky 5: blocks only; neither weights nor tokens are split."""
+    return ParallelPlan(units=("text_transformer_blocks.*", "visual_transformer_blocks.*"))
 
 
 def z_image(network: nn.Module) -> ParallelPlan:

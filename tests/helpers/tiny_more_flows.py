@@ -8,8 +8,14 @@ import functools
 import torch
 
 from pdmd.teachers.base import teachers
-from pdmd.teachers.families.tiny.encoders import gemma_encoder, mistral_encoder, qwen3_encoder
-from pdmd.teachers.families.tiny.vaes import cogvideox_vae, deep_vae, flux2_vae
+from pdmd.teachers.families.tiny.encoders import (
+    clip_encoder,
+    gemma_encoder,
+    mistral_encoder,
+    qwen3_encoder,
+    qwen_encoder,
+)
+from pdmd.teachers.families.tiny.vaes import cogvideox_vae, deep_vae, flux2_vae, hunyuan_vae
 from pdmd.teachers.families.tokens import pack, unpack
 from tests.helpers.tiny_encoders import t5
 from tests.helpers.tiny_families import noise, scheduler
@@ -210,6 +216,79 @@ def encode_flux2(pipeline, prompts):
     return {"prompt": pipeline.encode_prompt([*prompts, ""])[0]}
 
 
+KANDINSKY5 = {
+    "height": 64,
+    "width": 48,
+    "model_dim": 32,
+    "ff_dim": 32,
+    "time_dim": 16,
+    "num_text_blocks": 1,
+    "num_visual_blocks": 2,
+    "axes_dims": (4, 6, 6),
+    "in_text_dim": 16,
+    "in_text_dim2": 12,
+    "latent_channels": 4,
+    "random_prompts": 3,
+    "text_length": 7,
+}
+
+
+def run_kandinsky5(pipeline, teacher, condition, null, *, scale, steps, output="latent"):
+    """Runs the pipeline on rows one by one, whose texts are cut to their lengths."""
+    size = {key: teacher.options[key] for key in ("height", "width")}
+    if "frames" in teacher.options:
+        size["num_frames"] = teacher.options["frames"]
+    pipeline.resolutions = [(size["width"], size["height"])]  # to which an image's is rounded
+    found = []
+    for i, x in enumerate(noise(teacher, len(condition))):
+        x = x[None] if x.ndim == 4 else x[None, :, None]
+        channels = x.shape[1]
+        x = x.movedim(1, -1)
+        if teacher.backbone.config.visual_cond:
+            x = torch.nn.functional.pad(x, (0, channels + 1))
+        given = {}
+        for sign, rows in (("", condition[i : i + 1]), ("negative_", null)):
+            length = int(rows["mask"].sum())
+            given[f"{sign}prompt_embeds_qwen"] = rows["prompt"][:, :length]
+            given[f"{sign}prompt_embeds_clip"] = rows["pooled"]
+            given[f"{sign}prompt_cu_seqlens"] = torch.tensor([0, length], dtype=torch.int32)
+        arguments = {"guidance_scale": scale, "num_inference_steps": steps, "output_type": output}
+        out = pipeline(latents=x, **given, **size, **arguments)
+        found.append(out[0])
+    video = torch.cat(found)
+    if output != "latent":
+        return video if video.ndim == 4 else video.movedim(1, 2)
+    return video.movedim(-1, 1).reshape(len(condition), *teacher.latent_shape)
+
+
+LONG = 900  # the template is longer in bytes
+
+
+def encode_kandinsky5(pipeline, prompts):
+    found = [
+        pipeline.encode_prompt([text], max_sequence_length=LONG)[:2] for text in [*prompts, ""]
+    ]
+    texts = [row[0] for row, _ in found]
+    lengths = torch.tensor([len(text) for text in texts])
+    assert len(set(lengths.tolist())) == 3
+    padded = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    mask = torch.arange(padded.shape[1]) < lengths[:, None]
+    return {"prompt": padded, "mask": mask, "pooled": torch.cat([pooled for _, pooled in found])}
+
+
+def kandinsky5(name, vae, shift, **arguments):
+    return {
+        "arguments": {**KANDINSKY5, **arguments},
+        "pipeline": piped(name, vae, *TEXT, *(f"{part}_2" for part in TEXT)),
+        "run": run_kandinsky5,
+        "scheduler": {"shift": shift},
+        "text": lambda: (*qwen_encoder(16), *clip_encoder(12)),
+        "encode": encode_kandinsky5,
+        "zeros": True,
+        "length": LONG,
+        "atol": 2e-3,  # the network rounds queries and keys to bfloat16
+    }
+
 MORE = {
     "sana": {
         "arguments": SANA,
@@ -243,6 +322,8 @@ MORE = {
         "text": lambda: qwen3_encoder(8),
         "encode": encode_flux2,
     },
+    "kandinsky5": kandinsky5("Kandinsky5T2VPipeline", hunyuan_vae, 10.0, frames=9),
+    "kandinsky5_image": kandinsky5("Kandinsky5T2IPipeline", image_vae, 3.0),
     "cogvideox_2b": cogvideox({"use_rotary_positional_embeddings": False}, snr_shift_scale=3.0),
     "cogvideox_5b": cogvideox({}),
     "cogvideox_1.5": cogvideox({"patch_size_t": 2, "frames": 13}),
@@ -257,4 +338,10 @@ def registered(name):
 
 @functools.cache
 def more(name):
-    return teachers.get(registered(name))(**MORE[name]["arguments"]).requires_grad_(False)
+    teacher = teachers.get(registered(name))(**MORE[name]["arguments"]).requires_grad_(False)
+    if "zeros" in MORE[name]:  # the network starts without modulations, which hide text and time
+        generator = torch.Generator().manual_seed(0)
+        for parameter in teacher.parameters():
+            if not parameter.any():
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return teacher

@@ -147,6 +147,11 @@ def _cogvideox(vae: Mapping[str, Any]) -> tuple[int, int, int]:
     return int(vae.get("temporal_compression_ratio", 4)), space, space
 
 
+def _hunyuan(vae: Mapping[str, Any]) -> tuple[int, int, int]:
+    space = vae.get("spatial_compression_ratio", 8)
+    return vae.get("temporal_compression_ratio", 4), space, space
+
+
 def _qwen_image(vae: Mapping[str, Any]) -> int:
     return 2 ** len(vae["temperal_downsample"])
 
@@ -168,6 +173,7 @@ _COMPRESSIONS: Mapping[str, Callable[[Mapping[str, Any]], Compression]] = {
     "AutoencoderDC": _deep,
     "AutoencoderKL": _image,
     "AutoencoderKLFlux2": _image,
+    "AutoencoderKLHunyuanVideo": _hunyuan,
     "AutoencoderKLCogVideoX": _cogvideox,
     "AutoencoderKLQwenImage": _qwen_image,
     "AutoencoderKLWan": _wan,

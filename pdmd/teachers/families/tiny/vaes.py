@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["cogvideox_vae", "deep_vae", "flux2_vae", "image_vae", "ltx_vae", "qwen_vae", "wan_vae"]
+__all__ = ["cogvideox_vae", "deep_vae", "flux2_vae", "hunyuan_vae", "image_vae", "ltx_vae", "qwen_vae", "wan_vae"]
 
 
 def image_vae(channels: int) -> Any:
@@ -80,6 +80,19 @@ def flux2_vae(channels: int) -> Any:
     vae.bn.running_mean.copy_(torch.linspace(-0.5, 0.5, channels))
     vae.bn.running_var.copy_(torch.linspace(0.5, 2.0, channels))
     return vae
+
+
+def hunyuan_vae(channels: int) -> Any:
+    """Builds HunyuanVideo's VAE, of Kandinsky 5, which compresses by 4 in time and 8 in space."""
+    diffusers: Any = importlib.import_module("diffusers")
+
+    torch.manual_seed(0)
+    return diffusers.AutoencoderKLHunyuanVideo(
+        latent_channels=channels,
+        block_out_channels=(4,) * 4,
+        layers_per_block=1,
+        norm_num_groups=2,
+    ).eval()
 
 
 def qwen_vae(channels: int) -> Any:
