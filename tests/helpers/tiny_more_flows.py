@@ -1,44 +1,19 @@
-"""More tiny families and the pipelines of diffusers around them: SANA, Chroma and others.
-
-As :mod:`tests.helpers.tiny_flows`, described by the same :class:`Family`.
-"""
+"""More tiny families, and how the pipelines of diffusers around them are run on a condition."""
 
 import functools
+import inspect
 
 import torch
 
 from pdmd.teachers.base import teachers
-from pdmd.teachers.families.tiny.encoders import (
-    clip_encoder,
-    gemma_encoder,
-    mistral_encoder,
-    qwen3_encoder,
-    qwen_encoder,
-)
-from pdmd.teachers.families.tiny.vaes import cogvideox_vae, deep_vae, flux2_vae, hunyuan_vae
+from pdmd.teachers.families.tiny.pipelines import TINY
 from pdmd.teachers.families.tokens import pack, unpack
-from tests.helpers.tiny_encoders import t5
-from tests.helpers.tiny_families import noise, scheduler
-from tests.helpers.tiny_pipelines import bare, image_vae, shared
+from tests.helpers.tiny_families import noise
+from tests.helpers.tiny_pipelines import bare, shared
 
-
-def piped(name, vae, *parts):
-    """Returns a function that makes a pipeline around a teacher, given text encoders."""
-
-    def make(teacher, *, text=None, **arguments):
-        return bare(
-            name,
-            transformer=teacher.backbone,
-            scheduler=scheduler(**arguments),
-            vae=vae(teacher.latent_shape[0]),
-            **dict(zip(parts, text or (None,) * len(parts), strict=True)),
-        )
-
-    return make
-
-
-TEXT = ("tokenizer", "text_encoder")
-SMALL = {"height": 64, "width": 48, "random_prompts": 3, "text_length": 7}
+TEXT = {"prompt": "prompt_embeds"}
+MASKED = {**TEXT, "mask": "prompt_attention_mask"}
+SHORT = {"random_prompts": 3, "text_length": 7}
 
 
 def inputs(teacher, condition, null, steps, output, guidance, names):
@@ -53,22 +28,6 @@ def inputs(teacher, condition, null, steps, output, guidance, names):
     return {**given, **size, "num_inference_steps": steps, "output_type": output, **guidance}
 
 
-MASKED = {"prompt": "prompt_embeds", "mask": "prompt_attention_mask"}
-
-SANA = {
-    **SMALL,
-    "height": 96,
-    "width": 64,
-    "num_layers": 2,
-    "num_attention_heads": 2,
-    "attention_head_dim": 8,
-    "num_cross_attention_heads": 2,
-    "cross_attention_head_dim": 8,
-    "caption_channels": 16,
-    "latent_channels": 4,
-}
-
-
 def run_sana(pipeline, teacher, condition, null, *, scale, steps, output="latent"):
     guidance = {"guidance_scale": scale, "use_resolution_binning": False, "negative_prompt": None}
     return pipeline(
@@ -78,8 +37,6 @@ def run_sana(pipeline, teacher, condition, null, *, scale, steps, output="latent
 
 
 def encode_sana(pipeline, prompts):
-    import inspect
-
     call = inspect.signature(type(pipeline).__call__).parameters
     instruction = call["complex_human_instruction"].default
     assert instruction
@@ -90,20 +47,6 @@ def encode_sana(pipeline, prompts):
         "prompt": torch.cat([prompt, null[:1]]),
         "mask": torch.cat([mask, null_mask[:1]]).bool(),
     }
-
-
-CHROMA = {
-    **SMALL,
-    "num_layers": 1,
-    "num_single_layers": 1,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "joint_attention_dim": 32,
-    "latent_channels": 4,
-    "approximator_num_channels": 64,
-    "approximator_hidden_dim": 16,
-    "approximator_layers": 2,
-}
 
 
 def run_chroma(pipeline, teacher, condition, null, *, scale, steps, output="latent"):
@@ -122,43 +65,9 @@ def encode_chroma(pipeline, prompts):
     }
 
 
-COGVIDEOX = {
-    "height": 64,
-    "width": 48,
-    "frames": 9,
-    "num_layers": 2,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "text_embed_dim": 32,
-    "latent_channels": 4,
-    "random_prompts": 3,
-}
-
-
-def cogvideox_pipeline(teacher, *, text=(None, None), **arguments):
-    from diffusers import CogVideoXDDIMScheduler
-
-    return bare(
-        "CogVideoXPipeline",
-        transformer=teacher.backbone,
-        scheduler=CogVideoXDDIMScheduler(
-            **{**teacher.betas, **arguments}, timestep_spacing="trailing", clip_sample=False
-        ),
-        vae=cogvideox_vae(teacher.latent_shape[0]),
-        **dict(zip(TEXT, text, strict=True)),
-    )
-
-
 def run_cogvideox(pipeline, teacher, condition, null, *, scale, steps, output="latent"):
-    given = inputs(
-        teacher,
-        condition,
-        null,
-        steps,
-        output,
-        {"guidance_scale": scale},
-        {"prompt": "prompt_embeds"},
-    )
+    guidance = {"guidance_scale": scale}
+    given = inputs(teacher, condition, null, steps, output, guidance, TEXT)
     frames = {"num_frames": teacher.options["frames"]}
     latents = noise(teacher, len(condition)).transpose(1, 2)
     return pipeline(latents=latents, **given, **frames).frames.transpose(1, 2)
@@ -173,34 +82,10 @@ def trailing(pipeline):
     return [*((pipeline.scheduler.timesteps + 1) / 1000).tolist(), 0.0]
 
 
-def cogvideox(arguments, **levels):
-    return {
-        "arguments": {**COGVIDEOX, **arguments, **levels},
-        "pipeline": cogvideox_pipeline,
-        "run": run_cogvideox,
-        "scheduler": levels,
-        "text": lambda: t5(32),
-        "encode": encode_cogvideox,
-        "times": trailing,
-        "registered": "cogvideox",
-    }
-
-
-FLUX2 = {
-    **SMALL,
-    "num_layers": 1,
-    "num_single_layers": 1,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "joint_attention_dim": 24,
-    "latent_channels": 4,
-}
-
-
 def run_flux2(pipeline, teacher, condition, null, *, scale, steps, output="latent"):
     embedded = teacher.options["guidance_embedded"] is not None
     guidance = {"guidance_scale": teacher.options["guidance_embedded"] if embedded else scale}
-    given = inputs(teacher, condition, null, steps, output, guidance, {"prompt": "prompt_embeds"})
+    given = inputs(teacher, condition, null, steps, output, guidance, TEXT)
     if embedded:
         del given["negative_prompt_embeds"]
     x = noise(teacher, len(condition))
@@ -214,23 +99,6 @@ def run_flux2(pipeline, teacher, condition, null, *, scale, steps, output="laten
 
 def encode_flux2(pipeline, prompts):
     return {"prompt": pipeline.encode_prompt([*prompts, ""])[0]}
-
-
-KANDINSKY5 = {
-    "height": 64,
-    "width": 48,
-    "model_dim": 32,
-    "ff_dim": 32,
-    "time_dim": 16,
-    "num_text_blocks": 1,
-    "num_visual_blocks": 2,
-    "axes_dims": (4, 6, 6),
-    "in_text_dim": 16,
-    "in_text_dim2": 12,
-    "latent_channels": 4,
-    "random_prompts": 3,
-    "text_length": 7,
-}
 
 
 def run_kandinsky5(pipeline, teacher, condition, null, *, scale, steps, output="latent"):
@@ -276,72 +144,73 @@ def encode_kandinsky5(pipeline, prompts):
     return {"prompt": padded, "mask": mask, "pooled": torch.cat([pooled for _, pooled in found])}
 
 
-def kandinsky5(name, vae, shift, **arguments):
+def cogvideox(**levels):
     return {
-        "arguments": {**KANDINSKY5, **arguments},
-        "pipeline": piped(name, vae, *TEXT, *(f"{part}_2" for part in TEXT)),
-        "run": run_kandinsky5,
-        "scheduler": {"shift": shift},
-        "text": lambda: (*qwen_encoder(16), *clip_encoder(12)),
-        "encode": encode_kandinsky5,
-        "zeros": True,
-        "length": LONG,
-        "atol": 2e-3,  # the network rounds queries and keys to bfloat16
+        "registered": "cogvideox",
+        "arguments": levels,
+        "run": run_cogvideox,
+        "encode": encode_cogvideox,
+        "text_length": 226,
+        "scheduler": {key: levels[key] for key in levels if key == "snr_shift_scale"},
+        "times": trailing,
     }
 
-MORE = {
-    "sana": {
-        "arguments": SANA,
-        "pipeline": piped("SanaPipeline", deep_vae, *TEXT),
-        "run": run_sana,
-        "scheduler": {"shift": 3.0},
-        "text": lambda: gemma_encoder(16),
-        "encode": encode_sana,
-    },
-    "chroma": {
-        "arguments": CHROMA,
-        "pipeline": piped("ChromaPipeline", image_vae, *TEXT),
-        "run": run_chroma,
-        "text": lambda: t5(32),
-        "encode": encode_chroma,
-    },
-    "flux2": {
-        "arguments": FLUX2,
-        "pipeline": piped("Flux2Pipeline", flux2_vae, *TEXT),
-        "run": run_flux2,
-        "scheduler": {"use_dynamic_shifting": True},
-        "text": lambda: mistral_encoder(8),
-        "encode": encode_flux2,
-        "scales": (1.0,),
-    },
-    "flux2_klein": {
-        "arguments": FLUX2,
-        "pipeline": piped("Flux2KleinPipeline", flux2_vae, *TEXT),
-        "run": run_flux2,
-        "scheduler": {"use_dynamic_shifting": True},
-        "text": lambda: qwen3_encoder(8),
-        "encode": encode_flux2,
-    },
-    "kandinsky5": kandinsky5("Kandinsky5T2VPipeline", hunyuan_vae, 10.0, frames=9),
-    "kandinsky5_image": kandinsky5("Kandinsky5T2IPipeline", image_vae, 3.0),
-    "cogvideox_2b": cogvideox({"use_rotary_positional_embeddings": False}, snr_shift_scale=3.0),
-    "cogvideox_5b": cogvideox({}),
-    "cogvideox_1.5": cogvideox({"patch_size_t": 2, "frames": 13}),
+
+KANDINSKY5 = {
+    "run": run_kandinsky5,
+    "encode": encode_kandinsky5,
+    "zeros": True,
+    "length": LONG,
+    "atol": 2e-3,  # the network rounds queries and keys to bfloat16
 }
-"""By the registered name: arguments, pipeline, how it runs, its scheduler as released, its text
-encoders and what they encode."""
+MORE = {
+    "sana": {"run": run_sana, "encode": encode_sana},
+    "chroma": {"run": run_chroma, "encode": encode_chroma},
+    "flux2": {"run": run_flux2, "encode": encode_flux2, "scales": (1.0,)},
+    "flux2_klein": {"run": run_flux2, "encode": encode_flux2},
+    "kandinsky5": KANDINSKY5,
+    "kandinsky5_image": KANDINSKY5,
+    "cogvideox_2b": cogvideox(use_rotary_positional_embeddings=False, snr_shift_scale=3.0),
+    "cogvideox_5b": cogvideox(),
+    "cogvideox_1.5": cogvideox(patch_size_t=2, frames=13),
+}
+"""How each family's pipeline runs and encodes, and what differs from :data:`TINY`."""
 
 
 def registered(name):
     return MORE[name].get("registered", name)
 
 
+def arguments_of(name):
+    """Returns the arguments of a teacher with random weights."""
+    tiny = TINY[registered(name)]
+    short = {**SHORT, "text_length": MORE[name].get("text_length", 7)}
+    return {**tiny.sizes, **tiny.options, **short, **MORE[name].get("arguments", {})}
+
+
 @functools.cache
 def more(name):
-    teacher = teachers.get(registered(name))(**MORE[name]["arguments"]).requires_grad_(False)
+    teacher = teachers.get(registered(name))(**arguments_of(name)).requires_grad_(False)
     if "zeros" in MORE[name]:  # the network starts without modulations, which hide text and time
         generator = torch.Generator().manual_seed(0)
         for parameter in teacher.parameters():
             if not parameter.any():
                 parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
     return teacher
+
+
+def pipeline_of(name, *, text=False):
+    """Makes the pipeline around a teacher, with its text encoders if they are needed."""
+    import diffusers
+
+    teacher, tiny = more(name), TINY[registered(name)]
+    scheduler = getattr(diffusers, tiny.scheduler_class)
+    encoders = tiny.encoders()
+    return bare(
+        teacher.layout.pipeline,
+        transformer=teacher.backbone,
+        scheduler=scheduler(**{**tiny.scheduler, **MORE[name].get("scheduler", {})}),
+        vae=tiny.vae(teacher.latent_shape[0]),
+        **(encoders if text else dict.fromkeys(encoders)),
+        **tiny.more,
+    )

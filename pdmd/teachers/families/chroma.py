@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pdmd.teachers.conditioning.text_lengths import text_mask
+from pdmd.teachers.families.filled_numbers import FilledNumbers
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.text import TextTeacher
 from pdmd.teachers.families.tokens import check_size, image_positions, pack, rotary_axes, unpack
@@ -99,15 +100,16 @@ class ChromaTeacher(TextTeacher):
         if mask is not None:
             image = mask.new_ones(len(x_t), height * width)
             mask = torch.cat([mask, image], 1).to(x_t.device)
-        value = self.backbone(
-            hidden_states=pack(x_t).to(dtype),
-            timestep=t.float(),
-            encoder_hidden_states=text.to(dtype),
-            img_ids=image_positions(height, width, x_t.device),
-            txt_ids=torch.zeros(text.shape[1], 3, device=x_t.device),
-            attention_mask=mask,
-            return_dict=False,
-        )[0]
+        with FilledNumbers(x_t.device):
+            value = self.backbone(
+                hidden_states=pack(x_t).to(dtype),
+                timestep=t.float(),
+                encoder_hidden_states=text.to(dtype),
+                img_ids=image_positions(height, width, x_t.device),
+                txt_ids=torch.zeros(text.shape[1], 3, device=x_t.device),
+                attention_mask=mask,
+                return_dict=False,
+            )[0]
         return unpack(value, *x_t.shape[-2:]).to(x_t.dtype)
 
     def reset_tables(self, device: str | torch.device = "cpu") -> None:

@@ -90,8 +90,9 @@ class CogVideoXTeacher(DiscreteTimeTeacher, TextTeacher):
     ) -> tuple[int, ...]:
         if config.in_channels != config.out_channels or config.ofs_embed_dim:
             raise ValueError(
-                f"this transformer has {config.in_channels} input and {config.out_channels} output "
-                "channels, so it needs a first image; only text-to-video networks are supported"
+                f"this transformer has {config.in_channels} input and {config.out_channels} "
+                "output channels, so it needs a first image; only text-to-video networks are "
+                "supported"
             )
         time, rows, columns = compression
         check_frames(time, frames)

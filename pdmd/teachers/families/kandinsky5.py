@@ -113,6 +113,9 @@ class Kandinsky5NetworkTeacher(TextTeacher):
         if self.backbone.config.visual_cond:  # no first frame: its latents and its mask are zero
             x = torch.nn.functional.pad(x, (0, x.shape[-1] + 1))
         places = [torch.arange(n, device=x.device) for n in self._patches(video)]
+        embed = self.backbone.time_embeddings
+        if embed.freqs.device != x.device:  # no buffer, so it stays behind when the network moves
+            embed.freqs = embed.freqs.to(x.device)
         values, start = [], 0
         for length, run in groupby(lengths):
             part = slice(start, start := start + len(list(run)))
@@ -149,7 +152,7 @@ class Kandinsky5NetworkTeacher(TextTeacher):
 
 
 class Kandinsky5Teacher(Kandinsky5NetworkTeacher):
-    r"""Kandinsky 5 text to video over latents of shape :math:`(16, (F - 1) / 4 + 1, H / 8, W / 8)`.
+    r"""Kandinsky 5 text to video, of shape :math:`(16, (F - 1) / 4 + 1, H / 8, W / 8)`.
 
     Args:
         backbone: As :class:`Kandinsky5NetworkTeacher`, with other arguments and errors.
@@ -197,7 +200,7 @@ class Kandinsky5Teacher(Kandinsky5NetworkTeacher):
 
 
 class Kandinsky5ImageTeacher(Kandinsky5NetworkTeacher):
-    r"""Kandinsky 5 text to image over latents of shape :math:`(16, H / 8, W / 8)`.
+    r"""Kandinsky 5 text to image, of shape :math:`(16, H / 8, W / 8)`.
 
     The pipeline rounds a size to one of the seven it was trained at; here it is taken as given.
 

@@ -37,9 +37,7 @@ PIPELINES: Mapping[str, frozenset[str]] = {
     "DiTTransformer2DModel": frozenset({"DiTPipeline"}),
     "Flux2Transformer2DModel": frozenset({"Flux2Pipeline", "Flux2KleinPipeline"}),
     "FluxTransformer2DModel": frozenset({"FluxPipeline"}),
-    "Kandinsky5Transformer3DModel": frozenset(
-        {"Kandinsky5T2IPipeline", "Kandinsky5T2VPipeline"}
-    ),
+    "Kandinsky5Transformer3DModel": frozenset({"Kandinsky5T2IPipeline", "Kandinsky5T2VPipeline"}),
     "LTXVideoTransformer3DModel": frozenset({"LTXPipeline"}),
     "QwenImageTransformer2DModel": frozenset({"QwenImagePipeline"}),
     "SD3Transformer2DModel": frozenset({"StableDiffusion3Pipeline"}),

@@ -3,6 +3,11 @@
 The sizes are those of ``from_config``, in place of what a family states as
 :attr:`~pdmd.teachers.families.pipeline_teacher.PipelineTeacher.released`. Texts have the length
 to which the family's pipeline pads or cuts them.
+
+A family's own sizes, and those here, are of the configuration published with the weights:
+the defaults of the network's class in diffusers (FLUX.2 dev, Chroma, SANA 1.6 B), the conversion
+scripts of diffusers (CogVideoX), or the authors' repository (FLUX.2 klein, SANA 0.6 B and 4.8 B,
+Kandinsky 5). Their numbers of parameters are compared with the published ones in the tests.
 """
 
 from __future__ import annotations
@@ -85,6 +90,16 @@ RELEASED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "snr_shift_scale": 3.0,
         },
         "zai-org/CogVideoX-5b": {},
+        "kandinskylab/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers": {},
+        "kandinskylab/Kandinsky-5.0-T2V-Pro-sft-5s-Diffusers": {
+            "model_dim": 4096,
+            "ff_dim": 16384,
+            "time_dim": 1024,
+            "num_text_blocks": 4,
+            "num_visual_blocks": 60,
+            "axes_dims": (32, 48, 48),
+        },
+        "kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers": {},
         "zai-org/CogVideoX1.5-5B": {
             "patch_size_t": 2,
             "height": 768,

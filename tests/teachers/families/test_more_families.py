@@ -8,7 +8,7 @@ from pdmd.conformance import check
 from pdmd.teachers.base import teachers
 from pdmd.typing import LENGTHS
 from tests.helpers.tiny_families import close, noise, ode
-from tests.helpers.tiny_more_flows import MORE, more, registered
+from tests.helpers.tiny_more_flows import MORE, arguments_of, more, pipeline_of, registered
 
 PROMPTS = ["a cat", "a dog of much longer words"]
 SIZE = ("height", "width", "frames")
@@ -27,7 +27,7 @@ def test_a_family_conforms(name):
 def test_a_family_samples_as_its_pipeline_does(name, scale):
     teacher, kind = more(name), MORE[name]
     condition, null = teacher.encode(teacher.prompts), teacher.encode([None])
-    pipeline = kind["pipeline"](teacher, **kind.get("scheduler", {}))
+    pipeline = pipeline_of(name)
     expected = kind["run"](pipeline, teacher, condition, null, scale=scale, steps=5)
     times = kind.get("times", lambda p: p.scheduler.sigmas.tolist())(pipeline)
     close(ode(Guided(teacher, scale), condition, times), expected.float(), kind.get("atol", 2e-5))
@@ -36,10 +36,10 @@ def test_a_family_samples_as_its_pipeline_does(name, scale):
 @pytest.mark.parametrize("name", MORE)
 def test_a_family_loads_encodes_and_decodes_as_its_pipeline_does(tmp_path, name):
     teacher, kind = more(name), MORE[name]
-    pipeline = kind["pipeline"](teacher, text=kind["text"](), **kind.get("scheduler", {}))
+    pipeline = pipeline_of(name, text=True)
     pipeline.save_pretrained(tmp_path)
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    same = {key: kind["arguments"][key] for key in SIZE if key in kind["arguments"]}
+    same = {key: value for key, value in arguments_of(name).items() if key in SIZE}
     options = {"folder": str(tmp_path), "dtype": "float32", **same}
     if "length" in kind:
         options["text_length"] = kind["length"]
@@ -68,6 +68,6 @@ def test_a_family_loads_encodes_and_decodes_as_its_pipeline_does(tmp_path, name)
 @pytest.mark.parametrize("name", MORE)
 def test_a_folder_of_another_family_raises(tmp_path, name):
     other = "sana" if name == "chroma" else "chroma"
-    MORE[other]["pipeline"](more(other)).save_pretrained(tmp_path)
+    pipeline_of(other).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"is a \w+, and this teacher's is a|states no betas"):
         teachers.get(registered(name))(folder=str(tmp_path), meta=True)

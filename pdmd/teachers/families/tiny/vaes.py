@@ -7,7 +7,16 @@ from typing import Any
 
 import torch
 
-__all__ = ["cogvideox_vae", "deep_vae", "flux2_vae", "hunyuan_vae", "image_vae", "ltx_vae", "qwen_vae", "wan_vae"]
+__all__ = [
+    "cogvideox_vae",
+    "deep_vae",
+    "flux2_vae",
+    "hunyuan_vae",
+    "image_vae",
+    "ltx_vae",
+    "qwen_vae",
+    "wan_vae",
+]
 
 
 def image_vae(channels: int) -> Any:
