@@ -35,7 +35,7 @@ from pdmd.distillation.distill import distill
 from pdmd.distillation.experts import experts
 from pdmd.distillation.initializers import FromDenoiser, Initializer
 from pdmd.distillation.students import Student
-from pdmd.distillation.validation import check_penalties, check_teacher, check_times
+from pdmd.distillation.validation import check_buckets, check_penalties, check_teacher
 from pdmd.distributed.runtime import Runtime
 from pdmd.extras import require
 from pdmd.files import is_url, local_path, write_file
@@ -141,14 +141,18 @@ class Run:
             teacher = config.teacher.build(outlined=not placement.in_place)
             self.teacher = placement.outline(teacher) if _has_weights(teacher) else teacher
             self.plan = config.plan.build(self.teacher.schedule)
+            self.buckets = config.teacher.build_buckets(self.teacher)
             self.generator_objective, self.fake_objective = config.objective.build()
             self.conditions = self.teacher.conditions(self.teacher.prompts)
             self.monitors = build_monitors(config, self.folder, self.teacher, self.conditions)
-            check_times(self.teacher, self.plan, self.generator_objective)
+            objectives = self.generator_objective, self.fake_objective
+            check_buckets(self.teacher, self.plan, self.buckets, *objectives)
             check_penalties(self.fake_objective, self.runtime.placement)
             here = self.runtime.placement.in_place and self.runtime.device.type == "cpu"
             if here:  # a teacher that is moved or sharded is checked by distill, where it runs
-                check_teacher(self.teacher, self.plan, self.generator_objective, self.conditions)
+                check_teacher(
+                    self.teacher, self.plan, objectives[0], self.conditions, self.buckets
+                )
             if not _has_weights(self.teacher) and not hasattr(unguided(self.teacher), "sample"):
                 raise ValueError(
                     f"{config.teacher.name} has neither weights nor samples to pretrain a network "
@@ -173,10 +177,9 @@ class Run:
                 None if _has_weights(self.teacher) else FromDenoiser(network), config.lora.build()
             )
             if self.runtime.main:
-                prompts = digest_prompts(self.teacher.prompts)
-                images = digest_images(self.teacher.prompts)
-                inputs = {**digest_inputs(config), **images, "prompts": prompts}
-                self.checkpointer.add_inputs(inputs)
+                listed = self.teacher.prompts
+                inputs = {**digest_inputs(config), **digest_images(listed)}
+                self.checkpointer.add_inputs({**inputs, "prompts": digest_prompts(listed)})
         if resume:
             self.checkpointer.read()
         self.account = Account()
@@ -250,6 +253,7 @@ class Run:
                 batch_size=train.batch_size,
                 truncation=train.build_truncation(),
                 phase_inputs=train.build_phase_inputs(self.plan),
+                buckets=self.buckets,
             ),
             fake_scores=FakeScoreTraining(
                 updates=train.build_fake_updates(),
@@ -319,12 +323,9 @@ class Run:
     def _evaluate(self, student: Student) -> list[dict[str, Any]]:
         from pdmd.evaluation.report import write_report
 
+        settings, teacher, runtime = self.config.evaluate, self.teacher, self.runtime
         evaluation = FinalEvaluation(
-            self.config.evaluate,
-            self.folder,
-            self.teacher,
-            self.runtime,
-            progress=self.progress,
+            settings, self.folder, teacher, runtime, progress=self.progress
         )
         wanted = evaluation.wanted
         drawn = evaluation.sample(student, self._placed_teacher()) if wanted else {}

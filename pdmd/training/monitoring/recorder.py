@@ -333,7 +333,8 @@ class RunRecorder(Recorder):
         step = self.before + update
         self._track(lambda tracker: tracker.log(values, step))
         if picture.is_file():
-            self._track(lambda tracker: tracker.log_picture("validation", picture, step))
+            name = next(iter(values), "validation").partition("/")[0]  # of the size
+            self._track(lambda tracker: tracker.log_picture(name, picture, step))
 
     def on_throughput(self, phase: Phase, update: int, values: Mapping[str, float]) -> None:
         """Shows it in the trackers, and in lines where there are no bars."""
