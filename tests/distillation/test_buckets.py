@@ -128,9 +128,7 @@ class StopAt(Monitor):
         self.checkpointer.stop_requested = (cycle.phase.number, cycle.update) == (2, self.update)
 
 
-def trained(
-    folder=None, *, stop=0, resume=False, buckets=SIZES, objective=None, fake=None, teacher=None
-):
+def trained(folder=None, *, stop=0, resume=False, buckets=SIZES, teacher=None, **objectives):
     session = Session()
     if folder is not None:
         checkpointer = Checkpointer(folder, every=1)
@@ -141,8 +139,8 @@ def trained(
         teacher or AnySize(),
         PLAN,
         updates=4,
-        generator_objective=objective or DistributionMatching(),
-        fake_objective=fake or SubintervalScoreMatching(),
+        generator_objective=objectives.get("expert") or DistributionMatching(),
+        fake_objective=objectives.get("fake") or SubintervalScoreMatching(),
         fake_scores=FakeScoreTraining(updates=1),
         rollouts=Rollouts(batch_size=4, buckets=buckets),
         session=session,
@@ -158,7 +156,7 @@ def same(a, b):
 
 def test_rollouts_have_the_size_and_the_times_of_their_bucket():
     watched = Watched()
-    trained(objective=watched)
+    trained(expert=watched)
     assert len({shape for shape, _ in watched.seen}) == len(SIZES)
     for shape, phase in watched.seen:
         bucket = SIZES.find(shape)
