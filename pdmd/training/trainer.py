@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pdmd.diffusion.denoisers import Denoiser
+from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.experts import Expert
 from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Models, Objective, PhaseContext, Rollout
@@ -94,6 +95,7 @@ class PhaseTrainer:
         self.conditions, self.updates, self.generator = conditions, updates, generator
         self.expert_training, self.fake_training = expert_training, fake_training
         self.rollouts, self.session = rollouts, session
+        self.buckets = rollouts.buckets or Buckets.of_shape(teacher.latent_shape)
         self.fake_updates = fake_training.schedule()
         self.health = health or session.health()
         runtime = session.runtime
@@ -158,7 +160,7 @@ class PhaseTrainer:
             PhaseInputSource(
                 experts=self.earlier,
                 conditions=self.conditions,
-                latent_shape=denoiser.latent_shape,
+                buckets=self.buckets,
                 sigma=denoiser.schedule.prior_std(),
                 batch=self.batch_size,
                 device=self.session.runtime.device,
@@ -218,7 +220,7 @@ class PhaseTrainer:
         r"""Returns :math:`x_{t_{k-1}}` and its condition, through the experts before the k-th."""
         x, condition = (phase_inputs or self.phase_inputs).take()
         for expert in self.experts[:k]:
-            x = expert(x, condition, generator=self.generator)
+            x = self.buckets.expert(expert, x)(x, condition, generator=self.generator)
         return x, condition
 
     def rollout(
@@ -232,7 +234,7 @@ class PhaseTrainer:
             phase_inputs: Supplies the starting latents; those of training by default.
         """
         x, condition = self.phase_input(k, phase_inputs)
-        expert = self.experts[k]
+        expert = self.buckets.expert(self.experts[k], x)
         exit_step = self.rollouts.truncation(expert.phase, self.generator)
         with torch.set_grad_enabled(record):
             x_s = expert(x, condition, generator=self.generator, exit_step=exit_step)
