@@ -3,6 +3,7 @@
 import copy
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given

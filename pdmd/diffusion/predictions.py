@@ -134,6 +134,11 @@ class Prediction:
                 "as RectifiedFlow()"
             )
 
+    def detached(self) -> Prediction:
+        """Returns the prediction without the gradient of its value."""
+        value = self.value.detach()
+        return _unflatten((value, self.x_t, self.t), (self.kind, self.schedule))
+
     def to(self, kind: Kind) -> Latents:
         r"""Returns the prediction as another kind.
 

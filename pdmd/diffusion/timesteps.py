@@ -36,7 +36,7 @@ def as_times(t: Times) -> Tensor:
         ValueError: If a time is outside [0, 1] or not finite.
     """
     if not isinstance(t, Tensor):
-        if isinstance(t, bool) or not isinstance(t, Real):
+        if type(t) is not float and (isinstance(t, bool) or not isinstance(t, Real)):
             raise TypeError(
                 f"a time is a number or a tensor in [0, 1], got {t!r:.60}; pass a float or a "
                 "torch.Tensor"

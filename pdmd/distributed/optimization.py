@@ -97,7 +97,12 @@ class LocalOptimization(Optimization):
     def clip_gradients(
         self, network: nn.Module, parameters: Sequence[nn.Parameter], max_grad_norm: float
     ) -> Tensor:
-        return nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        norm = nn.utils.get_total_norm(
+            [gradient for p in parameters if (gradient := p.grad) is not None]
+        )
+        if not norm.is_cpu or norm > max_grad_norm:  # a CPU is not waited for
+            nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+        return norm
 
 
 class SingleOptimizer:

@@ -30,7 +30,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -153,7 +152,7 @@ class SubintervalScoreMatching(Objective):
         prediction = fake(diffuse(x_s, epsilon, s, t, schedule), t, rollout.condition)
         target = self.target(x_s, epsilon, s, t, schedule, fake.kind)
         weight = expand(self.weighting(s, t, schedule, fake.kind), x_s)
-        self._last = (replace(prediction, value=prediction.value.detach()), epsilon, s)
+        self._last = (prediction.detached(), epsilon, s)
         loss = (weight * (prediction.value.float() - target.float()).square()).mean()
         return {self.name: drawn.weighted(loss)}
 
