@@ -180,7 +180,7 @@ def _modelopt(task: Task) -> Cycle:
     )
     pipeline = Pipeline(student, teacher, fake, config)
     optimizers = [
-        AdamRecipe(lr=rate).build(n.parameters())
+        torch.optim.AdamW(n.parameters(), lr=rate, betas=(0.5, 0.99), weight_decay=0.0, fused=True)
         for n, rate in ((student, task.lr), (fake, task.fake_lr))
     ]
     rng = torch.Generator(device).manual_seed(task.seed)
