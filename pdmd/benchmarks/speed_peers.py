@@ -3,8 +3,9 @@
 A cycle is a number of fake updates on fresh rollouts from noise to clean samples, then a generator
 update against a guided teacher. Each implementation has copies of the same teacher, the same batch
 size, learning rates, Adam (fused), clipping and EMA, and the same number of network evaluations.
-Each is written as its documentation recommends: the library and the hand-written loop evaluate
-guidance as one batch of twice the size, ``modelopt.torch.fastgen`` as two calls.
+Each is written as its documentation recommends: the hand-written loop evaluates guidance as one
+batch of twice the size, ``modelopt.torch.fastgen`` as two calls, and the library as either by the
+number of rows (:class:`~pdmd.teachers.guided.Guided`).
 """
 
 from __future__ import annotations
