@@ -20,6 +20,8 @@ from pdmd.typing import Times
 
 __all__ = ["as_times", "cached_at", "lowest"]
 
+_MOST = 64  # coefficients cached with one tensor, which may be that of a number for good
+
 
 def as_times(t: Times) -> Tensor:
     """Returns times in float64, checked to be in [0, 1].
@@ -41,8 +43,8 @@ def as_times(t: Times) -> Tensor:
                 f"a time is a number or a tensor in [0, 1], got {t!r:.60}; pass a float or a "
                 "torch.Tensor"
             )
-        t = _scalar(float(t))
-        return t if t._version == 0 else t.new_tensor(t._checked_times[1])
+        scalar = _scalar(float(t))
+        return scalar if scalar._version == 0 else scalar.new_tensor(float(t))
     checked = getattr(t, "_checked_times", None)
     if checked is not None and checked[0] == t._version:
         return t
@@ -108,5 +110,7 @@ def cached_at(
         return found[1]
     values = compute()
     if not any(c.requires_grad or c.is_inference() or c._version for c in values):
+        if len(cache[1]) >= _MOST:
+            cache[1].clear()
         cache[1][place] = (owner, values)
     return values

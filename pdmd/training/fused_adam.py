@@ -83,7 +83,7 @@ class FusedAdam(torch.optim.Optimizer):
                 found_inf=skip,
             )
             if skip is not None:
-                torch._foreach_sub_(steps, skip)  # pyright: ignore[reportPrivateImportUsage]
+                torch._foreach_sub_(steps, [skip] * len(steps))  # pyright: ignore[reportPrivateImportUsage]
 
     def _state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         state = self.state[parameter]
