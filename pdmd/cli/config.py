@@ -115,19 +115,16 @@ class DistillConfig:
         """
         self.teacher.check_name()
         self.network.check()
-        for section, ranges in RANGES.items():
-            for name, (low, high) in ranges.items():
-                value = getattr(getattr(self, section), name)
-                if not low <= value <= high:
-                    raise ValueError(
-                        f"{section}.{name} is from {low:,} to {high:,}, got {short(value)}"
-                    )
+        for section in RANGES:
+            _check_ranges(section, getattr(self, section))
         if not 0 < self.validation.fps <= 1000:
             raise ValueError(
                 f"validation.fps is above 0 and at most 1000, got {self.validation.fps:g}"
             )
         self.tracking.check()
         plan = self.plan.build()
+        for phase in self.train.phases(plan):
+            _check_ranges("train", phase)
         objectives = self.objective.compose()
         objectives.check(plan)
         self.lora.build()
@@ -142,3 +139,10 @@ class DistillConfig:
                 "a density ratio from a critic needs phases that train one after the other; use "
                 f"train.curriculum = 'progressive', got {self.train.curriculum!r}"
             )
+
+
+def _check_ranges(section: str, values: object) -> None:
+    for name, (low, high) in RANGES[section].items():
+        value = getattr(values, name)
+        if not low <= value <= high:
+            raise ValueError(f"{section}.{name} is from {low:,} to {high:,}, got {short(value)}")

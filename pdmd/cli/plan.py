@@ -231,7 +231,7 @@ def _measured(config: DistillConfig, teacher_config: TeacherConfig) -> MeasuredR
         plan=plan,
         truncation=train.build_truncation(),
         batch_size=train.batch_size,
-        fake_updates=train.fake_updates,
+        fake_updates=tuple(p.fake_updates for p in train.phases(plan)),
         accumulate=train.accumulate,
         fake_accumulate=train.fake_accumulate,
         timestep_samples=timestep_samples(config.objective.build()[0], len(plan)),

@@ -229,7 +229,7 @@ class Run:
         main, progress = self.runtime.main, self.progress
         recorder = build_recorder(config, self.folder, main=main, progress=progress)
         initializer, source = self._start()
-        optimizer, fake_optimizer = train.recipes()
+        optimizer, fake_optimizer = train.recipes(self.plan)
         self.training = True
         student = distill(
             self.teacher,
@@ -252,7 +252,7 @@ class Run:
                 phase_inputs=train.build_phase_inputs(self.plan),
             ),
             fake_scores=FakeScoreTraining(
-                updates=train.build_fake_updates(),
+                updates=train.build_fake_updates(self.plan),
                 updates_per_rollout=train.fake_updates_per_rollout,
                 accumulate=train.fake_accumulate,
                 scores=train.build_fake_scores(),

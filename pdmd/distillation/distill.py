@@ -123,6 +123,8 @@ def distill(
     generator_objective.on_distillation_start(plan, fake_objective)
     check_objectives(plan, generator_objective, fake_objective)
     check_fake_scores(plan, rollouts, fake_scores.scores)
+    experts.check(plan)
+    fake_scores.check(plan, experts.curriculum)
     check_penalties(fake_objective, runtime.placement)
     runtime.ranks.local_batch(rollouts.batch_size)
     runtime.placement.check(teacher)

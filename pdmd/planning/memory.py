@@ -160,16 +160,20 @@ def _moments(
     def optimizer(network: Footprint) -> float:
         return 2 * precision.moment_bytes * network.local(tp) / shards
 
-    learns = work.fake_updates > 0
+    index = len(roles.frozen)
+    fake_updates, rollouts = work.fake_updates_of(index), work.rollouts(index)
+    learns = fake_updates > 0
     buffer = work.phase_inputs if isinstance(work.phase_inputs, PhaseInputBuffer) else None
-    phases = range(len(roles.frozen) + 1)
     stored = (
-        max(buffer.batches_in_memory(work.updates_of(k) * work.rollouts) for k in phases)
+        max(
+            buffer.batches_in_memory(work.updates_of(k) * work.rollouts(k))
+            for k in range(index + 1)
+        )
         if buffer
         else 0
     )
     reused = learns and work.fake_updates_per_rollout > 1
-    one_rollout = reused and work.fake_updates <= work.fake_updates_per_rollout
+    one_rollout = reused and fake_updates <= work.fake_updates_per_rollout
     latents = _COMPARED + _LAST * learns + _FIRST * (work.accumulate > 1) - _SHARED * one_rollout
 
     def data(latents: int) -> float:
@@ -253,7 +257,7 @@ def _moments(
     # The activations of a reused rollout are kept through all fake updates.
     filling: dict[str, float] = {}
     if buffer:
-        amid = learns and buffer.together % work.rollouts > 0  # a fill may fall inside a cycle
+        amid = learns and buffer.together % rollouts > 0  # a fill may fall inside a cycle
         filling["data"] = data(_STEPPED * buffer.together + _LAST * amid)
     shared = kept if reused else 0.0
     beside = 0.0 if one_rollout else shared

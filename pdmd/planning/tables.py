@@ -63,13 +63,19 @@ def _head(plan: RunPlan) -> str:
         f"{format_count(expert.parameters)} {where}"
         + (f", sequence {expert.tokens}, {expert.heads} heads" if expert.heads else ""),
         f"{len(work.plan)} phases of {steps} steps, batch {work.batch_size}, "
-        f"{work.fake_updates} fake updates, accumulate {work.accumulate}"
+        f"{_numbers(work.fake_updates)} fake updates, accumulate {work.accumulate}"
         + (f" (fake {work.fake_accumulate}), " if work.fake_accumulate > 1 else ", ")
         + f"NFE per teacher call: {work.evaluations}",
         f"compute in {compute}, frozen networks in {frozen}, "
         f"activation checkpointing {'on' if work.activation_checkpointing else 'off'}",
     ]
     return "\n".join(lines)
+
+
+def _numbers(value: int | tuple[int, ...]) -> str:
+    """Returns one number, or those of the phases where they differ."""
+    numbers = (value,) if isinstance(value, int) else value
+    return str(numbers[0]) if len(set(numbers)) == 1 else "+".join(map(str, numbers))
 
 
 def _cycles(plan: RunPlan) -> str:

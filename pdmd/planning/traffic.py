@@ -113,7 +113,7 @@ def _host_copies(
         copied += (passes + backward) * precision.frozen.itemsize * frozen / shards
     own, fake = roles.generator.local(tp) / shards, roles.fake.local(tp) / shards
     copied += 2 * MASTER * own * offload.averages
-    moments = 2 * precision.moment_bytes * (own + work.fake_updates * fake)
+    moments = 2 * precision.moment_bytes * (own + work.fake_updates_of(index) * fake)
     return copied + 2 * moments * offload.optimizers
 
 

@@ -93,7 +93,8 @@ class PhaseTrainer:
         self.conditions, self.updates, self.generator = conditions, updates, generator
         self.expert_training, self.fake_training = expert_training, fake_training
         self.rollouts, self.session = rollouts, session
-        self.fake_updates = fake_training.schedule()
+        phases = [expert.phase for expert in self.experts]
+        self.fake_updates = fake_training.schedule(phases)
         self.health = health or session.health()
         runtime = session.runtime
         self.batch_size = runtime.ranks.local_batch(rollouts.batch_size)
@@ -122,10 +123,8 @@ class PhaseTrainer:
             "generator": generators,
             "fake": nn.ModuleDict(self._fake_networks()),
         }
-        self.recipes = {
-            "generator": expert_training.optimizer,
-            "fake": fake_training.recipe(expert_training.optimizer),
-        }
+        recipe = expert_training.recipe(phases)
+        self.recipes = {"generator": recipe, "fake": fake_training.recipe(recipe, phases)}
         self.max_grad_norms = {
             "generator": expert_training.max_grad_norm,
             "fake": fake_training.max_grad_norm,
