@@ -16,6 +16,7 @@ from pdmd.cli.config_sections.teacher import NetworkConfig, TeacherConfig
 from pdmd.cli.config_sections.train import TrainConfig
 from pdmd.cli.parallel_config import ParallelConfig
 from pdmd.cli.values import short
+from pdmd.distributed.runtime import Runtime
 
 __all__ = [
     "DistillConfig",
@@ -127,7 +128,9 @@ class DistillConfig:
             _check_ranges("train", phase)
         objectives = self.objective.compose()
         objectives.check(plan)
-        self.lora.build()
+        adapters = zip(("generator", "fake"), self.lora.build(), strict=True)
+        adapted = tuple(role for role, adapter in adapters if adapter is not None)
+        self.train.types.build(self.parallel.precision).check(ema=self.train.ema, adapted=adapted)
         self.train.check(plan)
         if self.train.adam_bits == 8 and self.parallel.tp > 1:
             raise ValueError(
@@ -139,6 +142,15 @@ class DistillConfig:
                 "a density ratio from a critic needs phases that train one after the other; use "
                 f"train.curriculum = 'progressive', got {self.train.curriculum!r}"
             )
+
+    def build_runtime(self) -> Runtime:
+        """Builds the runtime; on several ranks it joins them.
+
+        Raises:
+            ValueError: As :meth:`~pdmd.cli.parallel_config.ParallelConfig.build`.
+        """
+        types = self.train.types.build(self.parallel.precision)
+        return self.parallel.build(self.train.seed, types)
 
 
 def _check_ranges(section: str, values: object) -> None:

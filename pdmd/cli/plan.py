@@ -12,7 +12,6 @@ import torch
 
 from pdmd.cli.arguments import parse_config
 from pdmd.cli.config import DistillConfig, TeacherConfig
-from pdmd.cli.parallel_config import PRECISIONS
 from pdmd.distillation.initializers import FromDenoiser
 from pdmd.distributed.offload import Offload
 from pdmd.files import local_path, write_file
@@ -217,7 +216,7 @@ def measure_run(config: DistillConfig) -> MeasuredRun:
 
 
 def _measured(config: DistillConfig, teacher_config: TeacherConfig) -> MeasuredRun:
-    train, compute = config.train, PRECISIONS[config.parallel.precision]
+    train, types = config.train, config.train.types.build(config.parallel.precision)
     teacher = outlined(teacher_config)
     condition = teacher.encode(list(teacher.prompts)[:1])
     guided = set(config.teacher.guidance) != {1.0}
@@ -261,8 +260,11 @@ def _measured(config: DistillConfig, teacher_config: TeacherConfig) -> MeasuredR
             origin = FromDenoiser(config.network.build(arguments, teacher.schedule))
     initializer = train.build_initializer(origin, adapters)
     precision = Precision(
-        compute=compute,
-        frozen=compute,
+        compute=types.teacher,
+        frozen=types.teacher,
+        generator=types.generator,
+        fake=types.fake,
+        average=types.average,
         moment_bytes=EIGHT_BIT if train.adam_bits == 8 else 4.0,
     )
     roles = measure_roles(teacher, initializer, condition, work, precision=precision)

@@ -34,9 +34,11 @@ class Initializer(ABC):
 
     Attributes:
         adapts: Whether it builds adapters over the teacher's networks.
+        adapted_roles: The roles, ``generator`` and ``fake``, whose networks are adapters.
     """
 
     adapts: bool = False
+    adapted_roles: tuple[str, ...] = ()
 
     @abstractmethod
     def expert(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
@@ -174,7 +176,9 @@ class LowRankRoles(Initializer):
     ) -> None:
         self.expert_adapter, self.fake_adapter = expert, fake
         self.start, self.seed = start or FromTeacher(), seed
-        self.adapts = expert is not None or fake is not None
+        roles = (("generator", expert), ("fake", fake))
+        self.adapted_roles = tuple(role for role, adapter in roles if adapter is not None)
+        self.adapts = bool(self.adapted_roles)
 
     def expert(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
         if self.expert_adapter is None:
@@ -214,7 +218,7 @@ class PerStep(Initializer):
 
     def __init__(self, inner: Initializer | None = None) -> None:
         self.inner = inner or FromTeacher()
-        self.adapts = self.inner.adapts
+        self.adapts, self.adapted_roles = self.inner.adapts, self.inner.adapted_roles
 
     def expert(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
         networks = [self.inner.expert(teacher, phase, finished) for _ in phase.timesteps]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from pdmd.planning.memory import Precision
 from pdmd.planning.run_plan import RunPlan
 from pdmd.planning.search import Choice
 
@@ -66,10 +67,22 @@ def _head(plan: RunPlan) -> str:
         f"{_numbers(work.fake_updates)} fake updates, accumulate {work.accumulate}"
         + (f" (fake {work.fake_accumulate}), " if work.fake_accumulate > 1 else ", ")
         + f"NFE per teacher call: {work.evaluations}",
-        f"compute in {compute}, frozen networks in {frozen}, "
+        f"compute in {compute}{_own_types(plan.precision, names)}, frozen networks in {frozen}, "
         f"activation checkpointing {'on' if work.activation_checkpointing else 'off'}",
     ]
     return "\n".join(lines)
+
+
+def _own_types(precision: Precision, names: Mapping[str, str]) -> str:
+    """Returns the types of roles that are not the teacher's, in brackets."""
+    differing = [
+        f"{noun} in {names[str(precision.of(role)).removeprefix('torch.')]}"
+        for role, noun in (("generator", "experts"), ("fake", "fake scores"))
+        if precision.of(role) != precision.compute
+    ]
+    if precision.average.itemsize < 4:
+        differing.append(f"averages in {names[str(precision.average).removeprefix('torch.')]}")
+    return f" ({', '.join(differing)})" if differing else ""
 
 
 def _numbers(value: int | tuple[int, ...]) -> str:

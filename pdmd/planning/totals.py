@@ -86,7 +86,7 @@ def run_totals(
     updates = [work.updates_of(k) for k in range(len(roles))]
     taken = [n * work.rollouts(k) for k, n in enumerate(updates)]
     largest = max(checkpoint_bytes(r, work, precision) for r in roles)
-    finished = _FLOAT * sum(r.generator.parameters for r in roles[:-1])
+    finished = precision.average.itemsize * sum(r.generator.parameters for r in roles[:-1])
     student = sum(r.generator.parameters for r in roles) * precision.frozen.itemsize
     duration = sum(n * s.total for n, s in zip(updates, seconds, strict=True))
     buffer, stored = work.phase_inputs, 0

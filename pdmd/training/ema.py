@@ -59,8 +59,12 @@ class Ema(Generic[N]):
             listed = network, list(self.network.parameters()), list(network.parameters())
             self._listed = listed
         average, current = ([local_part(p) for p in parameters] for parameters in listed[1:])
+        if average and average[0].dtype != current[0].dtype:  # a copy, without averaging
+            assert decay == 0, f"an average in {average[0].dtype} of decay {decay}"
         if average and average[0].device != current[0].device:
             self._update_offloaded(average, current, 1 - decay)
+        elif average and average[0].dtype != current[0].dtype:
+            torch._foreach_copy_(average, current)  # pyright: ignore[reportPrivateImportUsage]
         else:
             torch._foreach_lerp_(average, current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for a, b in zip(self.network.buffers(), network.buffers(), strict=True):
@@ -81,5 +85,5 @@ class Ema(Generic[N]):
             if self._stream is not None:
                 self._stream.wait_stream(torch.accelerator.current_stream(device))
             for host, value in zip(average, current, strict=True):
-                streamed = host.to(device, non_blocking=True)
+                streamed = host.to(device, value.dtype, non_blocking=True)
                 host.copy_(streamed.lerp_(value, weight), non_blocking=True)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pdmd.cli.config_sections.optimizer import OptimizerConfig
 from pdmd.cli.config_sections.phase_settings import in_phase, settings_by_phase
+from pdmd.cli.config_sections.types import TypesConfig
 from pdmd.cli.values import Terms, duration, short
 from pdmd.distillation.adapters import LowRank
 from pdmd.distillation.experts import FullGradient, StochasticTruncation, Truncation, experts
@@ -98,6 +99,7 @@ class TrainConfig:
     """Settings that differ in some phases, counted from 1: lr, fake_lr, updates, fake_updates,
     fake_error_tolerance, generator and fake, for example {phases = [2], lr = 5e-5}. In a TOML file
     a table is [[train.phase]]."""
+    types: TypesConfig = field(default_factory=TypesConfig)
     adam_bits: Literal[32, 8] = 32
     """Bits of the optimizers' moments; 8 bits need torchao."""
     ema: float = 0.99
