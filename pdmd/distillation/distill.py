@@ -12,9 +12,9 @@ from pdmd.distillation.notices import objective_notice, prompt_notice, score_not
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.students import Student
 from pdmd.distillation.validation import (
+    check_discriminators,
     check_fake_scores,
     check_objectives,
-    check_penalties,
     check_teacher,
     encode,
     updates_of,
@@ -124,8 +124,9 @@ def distill(
     check_objectives(plan, generator_objective, fake_objective)
     check_fake_scores(plan, rollouts, fake_scores.scores)
     experts.check(plan)
+    runtime.types.check(ema=experts.ema, adapted=experts.initializer.adapted_roles)
     fake_scores.check(plan, experts.curriculum)
-    check_penalties(fake_objective, runtime.placement)
+    check_discriminators(fake_objective, teacher, runtime.placement)
     runtime.ranks.local_batch(rollouts.batch_size)
     runtime.placement.check(teacher)
     stream = ConditionStream(None if encoded is None else encoded.to(runtime.device))
@@ -137,7 +138,10 @@ def distill(
     with session.freezing(teacher):
         cursor = checkpointer.read() if session.resume else {"finished": 0, "update": None}
         real = runtime.placement.frozen(
-            start, shared=experts.initializer.adapts, offload=runtime.offload.teacher
+            start,
+            shared=experts.initializer.adapts,
+            offload=runtime.offload.teacher,
+            precision=runtime.types.teacher,
         )
         check_teacher(real, plan, generator_objective, encoded)
         found = [prompt_notice(teacher, listed), objective_notice(fake_objective)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from pdmd.typing import Conditions
 __all__ = [
     "check_fake_scores",
     "check_objectives",
-    "check_penalties",
+    "check_discriminators",
     "check_teacher",
     "check_times",
     "encode",
@@ -93,30 +93,35 @@ def check_objectives(
                 )
 
 
-def check_penalties(objective: Objective, placement: Placement) -> None:
-    """Checks that no critic that will be sharded is differentiated twice.
+def check_discriminators(objective: Objective, teacher: Teacher, placement: Placement) -> None:
+    """Checks the real samples of discriminator losses, and that critics can be differentiated.
 
     Args:
         objective: The fake score's objective.
+        teacher: The teacher.
         placement: Where networks are placed.
 
     Raises:
-        ValueError: If one would be.
+        ValueError: If real samples are not of the teacher's latents, or cannot be read, or a
+            penalty would differentiate a critic twice that will be sharded.
     """
-    if placement.in_place:
-        return
-    for term in (
-        (t for _, t in objective.terms) if isinstance(objective, WeightedSum) else (objective,)
-    ):
-        inner = term.objective if isinstance(term, OnlyPhases) else term
-        if not isinstance(inner, DiscriminatorLoss) or not inner.penalty_weight:
-            continue
-        if inner.penalty.second_derivatives:
+    for term in _discriminators(objective):
+        term.real_samples.check(teacher)
+        twice = term.penalty_weight and term.penalty.second_derivatives
+        if twice and not placement.in_place:
             raise ValueError(
-                f"the penalty {inner.penalty} differentiates a critic twice, which sharded "
+                f"the penalty {term.penalty} differentiates a critic twice, which sharded "
                 'networks do not support; use FiniteDifferenceR1 (penalty = "finite_difference_r1"'
                 "), a penalty_weight of 0, or one process"
             )
+
+
+def _discriminators(objective: Objective) -> Iterator[DiscriminatorLoss]:
+    terms = objective.terms if isinstance(objective, WeightedSum) else ((1.0, objective),)
+    for _, term in terms:
+        inner = term.objective if isinstance(term, OnlyPhases) else term
+        if isinstance(inner, DiscriminatorLoss):
+            yield inner
 
 
 def check_fake_scores(plan: PhasePlan, rollouts: Rollouts, scores: FakeScores) -> None:

@@ -1,7 +1,8 @@
-"""VAEs of pipelines: their decoders and their compression."""
+"""VAEs of pipelines: their encoders, decoders and compression."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pdmd.teachers.families.pipeline_checks import check_weights, variant_of
 from pdmd.teachers.families.pipelines import configuration, dtype_of, reporting
 from pdmd.typing import Latents
 
-__all__ = ["compression_of", "load_decoder"]
+__all__ = ["compression_of", "load_decoder", "load_latent_encoder"]
 
 Compression = int | tuple[int, int, int]
 
@@ -62,27 +63,11 @@ def load_decoder(
         A function of latents of shape :math:`(B, C, H, W)` to images in [0, 1], of latents of
         shape :math:`(B, C, F, H, W)` to videos.
     """
-    loaded: list[Any] = []
+    load = functools.cache(functools.partial(_load, name, folder, dtype, device))
 
     @torch.no_grad()
     def decode(x: Latents) -> Tensor:
-        if not loaded:
-            require("diffusers", "diffusers")
-            import diffusers
-
-            cls = getattr(diffusers, name)
-            check_weights(folder, ("vae",))
-            variant = variant_of(folder, "vae", "diffusion_pytorch_model")
-            with reporting(folder, "vae"):
-                vae = cls.from_pretrained(
-                    str(folder),
-                    subfolder="vae",
-                    dtype=dtype_of(dtype),
-                    use_safetensors=True,
-                    variant=variant,
-                )
-            loaded.append(vae.to(device).eval())
-        vae = loaded[0]
+        vae = load()
         mean, std = _latent_moments(vae, x)
         z = (x * std + mean).to(vae.dtype)
         time = {"temb": z.new_zeros(len(z))} if vae.config.get("timestep_conditioning") else {}
@@ -90,6 +75,60 @@ def load_decoder(
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
     return decode
+
+
+def load_latent_encoder(
+    name: str,
+    folder: str | Path,
+    *,
+    dtype: str | torch.dtype = "bfloat16",
+    device: str | torch.device = "cpu",
+) -> Callable[[Tensor], Latents]:
+    """Returns the map from pictures to normalised latents; the VAE is loaded on the first call.
+
+    It is the inverse of :func:`load_decoder` up to the VAE's own error: the mode of the VAE's
+    posterior, less its mean and over its deviation.
+
+    Args:
+        name: The VAE's class.
+        folder: The pipeline's folder or hub name.
+        dtype: Type of its weights, and of the latents.
+        device: Where they live.
+
+    Returns:
+        A function of pixels in [0, 1], of shape :math:`(B, 3, H, W)` or :math:`(B, 3, F, H, W)`.
+    """
+    load = functools.cache(functools.partial(_load, name, folder, dtype, device))
+
+    @torch.no_grad()
+    def encode(pixels: Tensor) -> Latents:
+        vae = load()
+        images = (2 * pixels.to(device) - 1).to(vae.dtype)
+        z = vae.encode(images).latent_dist.mode().float()
+        mean, std = _latent_moments(vae, z)
+        return ((z - mean) / std).to(vae.dtype)
+
+    return encode
+
+
+def _load(
+    name: str, folder: str | Path, dtype: str | torch.dtype, device: str | torch.device
+) -> Any:
+    require("diffusers", "diffusers")
+    import diffusers
+
+    cls = getattr(diffusers, name)
+    check_weights(folder, ("vae",))
+    variant = variant_of(folder, "vae", "diffusion_pytorch_model")
+    with reporting(folder, "vae"):
+        vae = cls.from_pretrained(
+            str(folder),
+            subfolder="vae",
+            dtype=dtype_of(dtype),
+            use_safetensors=True,
+            variant=variant,
+        )
+    return vae.to(device).eval()
 
 
 def _latent_moments(vae: Any, x: Latents) -> tuple[Tensor, Tensor]:
