@@ -12,6 +12,7 @@ from pdmd.cli.config_sections.lora import LoraConfig
 from pdmd.cli.config_sections.monitoring import HealthConfig, TrackingConfig, ValidationConfig
 from pdmd.cli.config_sections.objective import ObjectiveConfig
 from pdmd.cli.config_sections.plan import PlanConfig
+from pdmd.cli.config_sections.student import StudentConfig
 from pdmd.cli.config_sections.teacher import NetworkConfig, TeacherConfig
 from pdmd.cli.config_sections.train import TrainConfig
 from pdmd.cli.parallel_config import ParallelConfig
@@ -27,6 +28,7 @@ __all__ = [
     "ObjectiveConfig",
     "ParallelConfig",
     "PlanConfig",
+    "StudentConfig",
     "TeacherConfig",
     "TrackingConfig",
     "TrainConfig",
@@ -98,6 +100,7 @@ class DistillConfig:
     """The run folder; runs/NAME by default."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -116,6 +119,7 @@ class DistillConfig:
         """
         self.teacher.check_name()
         self.network.check()
+        self.student.check()
         for section in RANGES:
             _check_ranges(section, getattr(self, section))
         if not 0 < self.validation.fps <= 1000:

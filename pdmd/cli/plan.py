@@ -12,7 +12,7 @@ import torch
 
 from pdmd.cli.arguments import parse_config
 from pdmd.cli.config import DistillConfig, TeacherConfig
-from pdmd.distillation.initializers import FromDenoiser
+from pdmd.distillation.initializers import CopyInitializer, FromDenoiser, FromNetwork
 from pdmd.distributed.offload import Offload
 from pdmd.files import local_path, write_file
 from pdmd.objectives import (
@@ -199,6 +199,8 @@ def measure_run(config: DistillConfig) -> MeasuredRun:
                 f"train.{key} = {value!r} cannot be planned; plan with train.{key} = {planned!r}"
             )
     depth = equal_blocks(config.teacher.name, config.teacher.arguments)
+    if config.student.given:  # whose network does not deepen with the teacher's
+        return _measured(config, config.teacher)
     if depth <= SHALLOW[1]:
         return _measured(config, config.teacher)
     few, many = (
@@ -242,7 +244,7 @@ def _measured(config: DistillConfig, teacher_config: TeacherConfig) -> MeasuredR
         activation_checkpointing=config.parallel.activation_checkpointing == "full",
     )
     adapters = config.lora.build()
-    origin: FromDenoiser | None = None
+    origin: CopyInitializer | None = None
     if not any(True for _ in teacher.parameters()):
         if any(adapters):
             raise ValueError(
@@ -258,6 +260,8 @@ def _measured(config: DistillConfig, teacher_config: TeacherConfig) -> MeasuredR
         )
         with torch.device("meta"):
             origin = FromDenoiser(config.network.build(arguments, teacher.schedule))
+    elif config.student.given:
+        origin = FromNetwork(config.student.sketch(teacher))
     initializer = train.build_initializer(origin, adapters)
     precision = Precision(
         compute=types.teacher,

@@ -17,6 +17,7 @@ from pdmd.registry import Registry
 __all__ = [
     "CopyInitializer",
     "FromDenoiser",
+    "FromNetwork",
     "FromPrevious",
     "FromTeacher",
     "Initializer",
@@ -118,14 +119,40 @@ class FromPrevious(CopyInitializer):
     """Initializes every expert from the previous one, and the first from the teacher.
 
     An adapter copies the factors of the previous one, over the teacher's network for its phase.
+
+    Args:
+        first: Initializes the first expert; from the teacher by default.
     """
+
+    def __init__(self, first: CopyInitializer | None = None) -> None:
+        self.first = first or FromTeacher()
 
     def expert_source(
         self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]
     ) -> Denoiser:
         if finished:
             return finished[-1].denoiser
-        return teacher.part(phase.t_start, phase.t_end)
+        return self.first.expert_source(teacher, phase, finished)
+
+
+@checked
+class FromNetwork(CopyInitializer):
+    """Initializes experts from another network than the teacher, and fake scores from the teacher.
+
+    The network may be smaller, or of another class; of an earlier student, each expert starts from
+    that of its phase. See :func:`~pdmd.distillation.student_networks.matched`.
+
+    Args:
+        network: The network, on the teacher's schedule.
+    """
+
+    def __init__(self, network: Denoiser) -> None:
+        self.network = network
+
+    def expert_source(
+        self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]
+    ) -> Denoiser:
+        return self.network.part(phase.t_start, phase.t_end)
 
 
 @checked

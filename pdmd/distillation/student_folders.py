@@ -37,6 +37,7 @@ __all__ = [
     "describe_expert",
     "describe_plan",
     "empty_network",
+    "found_place",
     "plan_from_description",
     "read_description",
     "schedule_of",
@@ -110,7 +111,7 @@ def source_teacher(
     own = {k: v for k, v in source.get("arguments", {}).items() if k not in (arguments or {})}
     sizes = FolderSizes.read(folder, content)
     sizes.check_arguments(source["teacher"], own)
-    own = {key: _found(key, value, folder) for key, value in own.items()}
+    own = {key: found_place(key, value, folder) for key, value in own.items()}
     merged = {**own, **(arguments or {})}
     if device and source["teacher"] in teachers and "device" not in (arguments or {}):
         parameters = inspect.signature(teachers[source["teacher"]]).parameters
@@ -161,7 +162,7 @@ def check_places(
     )
 
 
-def _found(key: str, value: Any, folder: Path) -> Any:
+def found_place(key: str, value: Any, folder: Path) -> Any:
     """Returns a relative path as it is found from a student's folder, if not from here."""
     if key not in LOCAL or not isinstance(value, str) or not value or Path(value).exists():
         return value
@@ -185,10 +186,7 @@ def _places(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def schedule_of(source: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns the name and the end of the schedule in a source.
-
-    Both are arguments of :func:`~pdmd.teachers.with_schedule.on_schedule`.
-    """
+    """Returns name and end of a source's schedule, arguments of :func:`on_schedule`."""
     schedule = source.get("schedule") or {}
     return schedule.get("name", ""), schedule.get("end", "noise")
 
@@ -263,7 +261,8 @@ def _check_source(source: Any) -> None:
         isinstance(schedule.get("name"), str) and schedule.get("end", "noise") in ENDS
     ):
         raise ValueError(f"schedule must have a name and an end, got {schedule!r}")
-    for part, key in ((source, "teacher"), (source.get("network"), "name")):
+    named = ((source, "teacher"), (source.get("network"), "name"))
+    for part, key in (*named, (source.get("student"), "teacher")):
         if part is not None and not (
             isinstance(part[key], str) and isinstance(part.get("arguments", {}), dict)
         ):

@@ -41,6 +41,7 @@ from pdmd.distillation.student_folders import (
     source_teacher,
 )
 from pdmd.distillation.student_sizes import FolderSizes
+from pdmd.distillation.student_templates import student_template
 from pdmd.distributed.materialization import materialize
 from pdmd.distributed.weight_files import (
     WeightFiles,
@@ -68,7 +69,9 @@ class Student(Teacher):
         router: Selects the expert of a time; by the plan's boundaries by default.
         source: How to rebuild the networks: ``{"teacher": name, "arguments": {...}}`` of a
             registered teacher, and ``"network": {"name": ..., "arguments": {...}}`` of a
-            registered network if the experts are not copies of the teacher, and
+            registered network if the experts are not copies of the teacher, ``"student"`` in
+            place of it if they are copies of another registered teacher, with its name as
+            ``"teacher"`` and its ``"arguments"``, and
             ``"schedule": {"name": ..., "end": ...}`` of a teacher on another schedule
             (:func:`~pdmd.teachers.with_schedule.on_schedule`); written into the folder so that
             loading needs no objects. Other keys, such as ``"guidance"`` and
@@ -302,7 +305,9 @@ class Student(Teacher):
                     "teacher=teacher to Student.load"
                 )
             network = (source or {}).get("network")
-            if network is not None:
+            if (source or {}).get("student") is not None:
+                template = student_template(folder, content, teacher)
+            elif network is not None:
                 own, name = network.get("arguments", {}), network["name"]
                 sizes = FolderSizes.read(folder, content)
                 sizes.check_arguments(name, own)

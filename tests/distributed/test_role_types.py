@@ -162,12 +162,11 @@ def test_the_plan_counts_each_role_in_its_type():
     plan = PhasePlan.uniform(2)
     work = Workload(plan=plan, truncation=StochasticTruncation(), batch_size=4, fake_updates=1)
 
+    condition = teacher.encode([1])
+    roles = measure_roles(teacher, FromTeacher(), condition, work, precision=Precision())[1]
+
     def planned(**types):
-        precision = Precision(**types)
-        roles = measure_roles(
-            teacher, FromTeacher(), teacher.encode([1]), work, precision=precision
-        )[1]
-        return memory_of(roles, work, Degrees(dp_shard=2), precision)
+        return memory_of(roles, work, Degrees(dp_shard=2), Precision(**types))
 
     full, half = planned(), planned(compute=HALF, frozen=HALF, generator=FULL, fake=FULL)
     assert half.teacher == pytest.approx(full.teacher / 2, rel=1e-2)  # buffers

@@ -14,6 +14,8 @@ from pdmd.distillation.adapters import LowRank
 from pdmd.distillation.experts import FullGradient, StochasticTruncation, Truncation, experts
 from pdmd.distillation.initializers import (
     CopyInitializer,
+    FromNetwork,
+    FromPrevious,
     Initializer,
     LowRankRoles,
     PerStep,
@@ -270,15 +272,18 @@ class TrainConfig:
         """Builds the initializer of a phase's networks.
 
         Args:
-            origin: Where networks start instead of at a teacher, for one without weights.
+            origin: Where networks start instead of at a teacher: for one without weights, or for
+                a student of another network.
             adapters: Adapters of experts and fake scores; ``None`` for full weights.
 
         Raises:
             ValueError: If experts are to start at the previous one and the teacher has no weights.
         """
         initializer = initializers[self.initializer]()
-        if isinstance(initializer, PerStep):
-            start: Initializer = origin or initializer.inner
+        if isinstance(initializer, FromPrevious) and isinstance(origin, FromNetwork):
+            start: Initializer = FromPrevious(origin)
+        elif isinstance(initializer, PerStep):
+            start = origin or initializer.inner
         elif origin is not None and self.initializer != "teacher":
             raise ValueError(
                 f"train.initializer = {self.initializer!r} needs a teacher with weights; remove "

