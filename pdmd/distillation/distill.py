@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pdmd.arguments import checked
+from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.finished import FinishedExperts
 from pdmd.distillation.notices import objective_notice, prompt_notice, score_notice
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.students import Student
 from pdmd.distillation.validation import (
+    check_buckets,
     check_discriminators,
     check_fake_scores,
     check_objectives,
@@ -77,7 +79,7 @@ def distill(
 
     Args:
         experts: Initialization, optimization, averaging and curriculum of the experts.
-        rollouts: Batch size, truncation and phase inputs of rollouts.
+        rollouts: Batch size, sizes of samples, truncation and phase inputs of rollouts.
         fake_scores: Number and training of the fake scores.
         session: Device and ranks, recorder, checkpoints and NFE account.
         conditions: The prompts, if the teacher has encoded them already, in their order.
@@ -127,6 +129,8 @@ def distill(
     runtime.types.check(ema=experts.ema, adapted=experts.initializer.adapted_roles)
     fake_scores.check(plan, experts.curriculum)
     check_discriminators(fake_objective, teacher, runtime.placement)
+    buckets = rollouts.buckets or Buckets.of_shape(teacher.latent_shape)
+    check_buckets(teacher, plan, buckets, generator_objective, fake_objective)
     runtime.ranks.local_batch(rollouts.batch_size)
     runtime.placement.check(teacher)
     stream = ConditionStream(None if encoded is None else encoded.to(runtime.device))
@@ -143,7 +147,7 @@ def distill(
             offload=runtime.offload.teacher,
             precision=runtime.types.teacher,
         )
-        check_teacher(real, plan, generator_objective, encoded)
+        check_teacher(real, plan, generator_objective, encoded, buckets)
         found = [prompt_notice(teacher, listed), objective_notice(fake_objective)]
         if check_score and not session.resume:
             batch = runtime.ranks.local_batch(rollouts.batch_size)
@@ -208,5 +212,6 @@ def distill(
         encode=teacher.encode,
         prompts=listed,
         source=source,
+        buckets=rollouts.buckets,
     )
     return student.eval().requires_grad_(False)

@@ -5,7 +5,6 @@ A folder contains safetensors and JSON only: nothing is unpickled.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import math
 import re
@@ -16,6 +15,7 @@ from typing import Any, cast
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser, Router, routers
 from pdmd.distillation.adapters import LowRank, adapt, adapted_parts, base_digest
+from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.experts import Expert, experts
 from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.distillation.student_sizes import FolderSizes
@@ -33,7 +33,6 @@ __all__ = [
     "boundaries_of",
     "build",
     "check_places",
-    "checksum",
     "describe_expert",
     "describe_plan",
     "empty_network",
@@ -186,7 +185,7 @@ def _places(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def schedule_of(source: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns name and end of a source's schedule, arguments of :func:`on_schedule`."""
+    """Returns a source's schedule: the name and end that ``on_schedule`` takes."""
     schedule = source.get("schedule") or {}
     return schedule.get("name", ""), schedule.get("end", "noise")
 
@@ -212,7 +211,9 @@ def read_description(folder: Path) -> dict[str, Any]:
         for key in ("plan", "experts", "source"):
             content[key]
         if number == FORMAT:
-            plan_from_description(content["plan"])
+            plan = plan_from_description(content["plan"])
+            if "buckets" in content:
+                Buckets.read(content["buckets"]).plans(plan)
             for entry in content["experts"]:
                 for key in ("file", "sha256"):
                     if not isinstance(entry[key], str):
@@ -391,9 +392,3 @@ def _name(expert: Expert) -> str:
         f"{type(expert).__name__} is not registered, so its student could not be loaded; "
         "decorate the class with @experts.register(name)"
     )
-
-
-def checksum(path: Path) -> str:
-    """Returns a file's SHA-256, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -70,6 +70,12 @@ def _head(plan: RunPlan) -> str:
         f"compute in {compute}{_own_types(plan.precision, names)}, frozen networks in {frozen}, "
         f"activation checkpointing {'on' if work.activation_checkpointing else 'off'}",
     ]
+    if plan.sizes:
+        sizes = ", ".join(f"{_tokens(one)} ({share:.0%})" for share, one in plan.sizes)
+        lines.append(
+            f"sizes of samples by their sequence: {sizes}; memory and cycles are those of the "
+            "largest, FLOPs and hours of the run are means"
+        )
     return "\n".join(lines)
 
 
@@ -89,6 +95,10 @@ def _numbers(value: int | tuple[int, ...]) -> str:
     """Returns one number, or those of the phases where they differ."""
     numbers = (value,) if isinstance(value, int) else value
     return str(numbers[0]) if len(set(numbers)) == 1 else "+".join(map(str, numbers))
+
+
+def _tokens(plan: RunPlan) -> str:
+    return str(plan.roles[0].generator.tokens or plan.roles[0].teacher.tokens)
 
 
 def _cycles(plan: RunPlan) -> str:
