@@ -21,7 +21,7 @@ from pdmd.objectives.real_samples import DataSamples, DrawSamples, RealSamples
 from pdmd.randomness import randint
 from pdmd.teachers.conditioning.embeddings import StoredEmbeddings
 from pdmd.teachers.conditioning.encoded_samples import LATENTS
-from pdmd.typing import Condition, Latents
+from pdmd.typing import LENGTHS, Condition, Latents
 
 if TYPE_CHECKING:
     from pdmd.teachers.conditioning.embeddings.stored import StoredConditions
@@ -81,8 +81,8 @@ class StoredSamples(RealSamples):
     def _check_keys(self, rows: StoredConditions, example: Condition) -> None:
         if example is None:
             return
-        stored = set(rows[torch.tensor([0])].keys()) - {LATENTS}
-        expected = set(example.keys())
+        stored = set(rows[torch.tensor([0])].keys()) - {LATENTS, LENGTHS}
+        expected = set(example.keys()) - {LENGTHS}
         if stored != expected:
             raise ValueError(
                 f"the conditions in {self.folder} have the fields {sorted(map(str, stored))}, and "

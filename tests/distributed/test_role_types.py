@@ -1,11 +1,15 @@
 """Types by role: what computes and is stored in which, in one process and on two ranks."""
 
+import signal
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 
-from pdmd import AdamRecipe, PhasePlan
+from pdmd import AdamRecipe, PhasePlan, Student
 from pdmd.cli.config import DistillConfig
+from pdmd.cli.main import main
 from pdmd.distillation.adapters import LowRank, adapt
 from pdmd.distillation.experts import StochasticTruncation
 from pdmd.distillation.initializers import FromTeacher
@@ -16,11 +20,14 @@ from pdmd.distributed.runtime import OneProcess
 from pdmd.planning import Workload, measure_roles
 from pdmd.planning.memory import Precision, memory_of
 from pdmd.training.ema import Ema
+from pdmd.training.monitoring.recorder import RunRecorder
 from pdmd.training.trainer import PhaseTrainer
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_offload import offloaded
 from tests.distributed.test_titan import digits
 from tests.helpers.distilling import distill
+from tests.helpers.tiny_runs import bits
+from tests.helpers.tiny_runs import distill as run
 from tests.helpers.trainings import SMALL, Images
 
 HALF, FULL = torch.bfloat16, torch.float32
@@ -175,3 +182,25 @@ def test_the_plan_counts_each_role_in_its_type():
     assert narrow.average == pytest.approx(full.average / 2, rel=1e-2)
     assert narrow.frozen == pytest.approx(full.frozen / 2, rel=1e-2)
     assert narrow.fake == pytest.approx(full.fake, rel=1e-2)
+
+
+def test_a_run_with_narrow_averages_resumes_exactly(tmp_path, monkeypatch):
+    words = ["--parallel.precision=bfloat16", "--train.types.average=bfloat16", "--train.ema=0"]
+    words += ["--train.updates=3", "--train.types.fake=float32", "--evaluate.at-end=never"]
+    assert run(tmp_path / "a", *words) == 0
+    done = []
+
+    def on_update(self, update):
+        done.append(update)
+        if len(done) == 4:  # the first update of the second phase
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunRecorder, "on_update", on_update)
+        assert run(tmp_path / "b", *words) == 130
+    assert main(["distill", "--resume", str(tmp_path / "b"), "--no-progress"]) == 0
+    student = Student.load(tmp_path / "a" / "student")
+    file = load_file(tmp_path / "a" / "student" / "expert_1.safetensors")
+    assert {value.dtype for value in file.values()} == {HALF}
+    assert sum(p.numel() for p in student.parameters())
+    assert torch.equal(bits(tmp_path / "a"), bits(tmp_path / "b"))
