@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pdmd import MixtureTeacher, PhasePlan, RectifiedFlow
-from pdmd.distillation.validation import check_penalties, check_teacher, check_times
+from pdmd.distillation.validation import check_discriminators, check_teacher, check_times
 from pdmd.distributed.placement import LocalPlacement
 from pdmd.objectives import DistributionMatching, SubintervalScoreMatching
 from pdmd.objectives.adversarial import R1, DiscriminatorLoss, FiniteDifferenceR1
@@ -80,10 +80,12 @@ def test_a_critic_that_will_be_sharded_is_not_differentiated_twice(limited):
         loss = DiscriminatorLoss(Critics(lambda *_: None), **more)
         return SubintervalScoreMatching() + 0.5 * (loss.only(1) if limited else loss)
 
-    where = torch.device("cpu"), torch.float32
+    where, teacher = (torch.device("cpu"), torch.float32), MixtureTeacher.random(dim=2)
     sharded = Sharded(*where, activation_checkpointing=False)
     with pytest.raises(ValueError, match="use FiniteDifferenceR1"):
-        check_penalties(objective(penalty=R1()), sharded)
-    check_penalties(objective(penalty=FiniteDifferenceR1()), sharded)
-    check_penalties(objective(penalty_weight=0.0), sharded)
-    check_penalties(objective(), LocalPlacement(*where, activation_checkpointing=False))
+        check_discriminators(objective(penalty=R1()), teacher, sharded)
+    check_discriminators(objective(penalty=FiniteDifferenceR1()), teacher, sharded)
+    check_discriminators(objective(penalty_weight=0.0), teacher, sharded)
+    check_discriminators(
+        objective(), teacher, LocalPlacement(*where, activation_checkpointing=False)
+    )

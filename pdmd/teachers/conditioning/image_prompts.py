@@ -17,6 +17,7 @@ from torch import Tensor
 from pdmd.extras import require
 from pdmd.files import locate, own_digest, say
 from pdmd.teachers.conditioning.fingerprints import encoder_fingerprint
+from pdmd.teachers.conditioning.frames import is_video, read_frames
 from pdmd.teachers.conditioning.prompts import EncodedText, Prompts
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class ImagePrompt:
     def picture(self) -> Any:
         """Returns the image as an RGB image of PIL, rotated by its EXIF orientation.
 
+        Of a video it is the first frame.
+
         Raises:
             ValueError: If the image cannot be read, or is not of a supported type.
         """
@@ -75,6 +78,8 @@ class ImagePrompt:
         Image.init()
         formats = [name for name in FORMATS if name in Image.OPEN]
         image = self.image
+        if is_video(image):
+            return read_frames(image, 1)[0]
         if isinstance(image, str | Path | bytes):
             called = f"of {self.text!r}" if isinstance(image, bytes) else str(image)
             try:

@@ -28,7 +28,7 @@ from pdmd.teachers.families.pipeline_checks import check_modules
 from pdmd.teachers.families.pipelines import build_part, configuration, load_backbone
 from pdmd.teachers.families.single_files import is_single_file, with_network_file
 from pdmd.teachers.families.tokens import scheduled_shift
-from pdmd.teachers.families.vaes import load_decoder
+from pdmd.teachers.families.vaes import load_decoder, load_latent_encoder
 from pdmd.teachers.routed import RoutedTeacher
 from pdmd.typing import Latents
 
@@ -164,6 +164,33 @@ class PipelineTeacher(Teacher):
             place: ``dtype`` and ``device`` of its weights.
         """
         return load_decoder(cls.layout.vae, folder, **place) if cls.layout.vae else None
+
+    @classmethod
+    def read_latent_encoder(cls, folder: str | Path, **place: Any) -> Callable[[Tensor], Latents]:
+        """Returns the encoder of real samples of a pipeline, from pixels in [0, 1].
+
+        Args:
+            folder: The pipeline's folder or hub name.
+            place: ``dtype`` and ``device`` of its weights.
+
+        Raises:
+            ValueError: If the pipeline has no VAE.
+        """
+        if not cls.layout.vae:
+            raise ValueError(
+                f"a {cls.layout.pipeline} has no VAE, so that its samples are pixels; pass them "
+                "by DataSamples"
+            )
+        own = PipelineTeacher
+        if (
+            cls.read_decoder.__func__ is not own.read_decoder.__func__
+            and cls.read_latent_encoder.__func__ is own.read_latent_encoder.__func__
+        ):
+            raise ValueError(
+                f"{cls.__name__} decodes in a way of its own, and states no encoder of real "
+                "samples; override read_latent_encoder, or pass latents by DataSamples"
+            )
+        return load_latent_encoder(cls.layout.vae, folder, **place)
 
     def default_shift(self) -> float:
         """Returns the shift of time that the family recommends at this size; here 1."""
