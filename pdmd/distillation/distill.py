@@ -17,6 +17,7 @@ from pdmd.distillation.validation import (
     check_discriminators,
     check_fake_scores,
     check_objectives,
+    check_same_weights,
     check_teacher,
     encode,
     updates_of,
@@ -96,8 +97,8 @@ def distill(
         networks that stay sharded, so that all ranks sample, evaluate and save it together.
 
     Raises:
-        ValueError: If a setting is out of its range, the plan leaves the teacher's time range, or
-            the teacher's output is not finite.
+        ValueError: If a setting is out of its range, the plan leaves the teacher's time range,
+            the teacher's output is not finite, or ranks have teachers of different weights.
         NonFiniteError: If too many updates in a row were skipped for losses or gradients that are
             not finite.
         Interrupted: If a stop was requested, after writing a checkpoint.
@@ -133,6 +134,7 @@ def distill(
     check_buckets(teacher, plan, buckets, generator_objective, fake_objective)
     runtime.ranks.local_batch(rollouts.batch_size)
     runtime.placement.check(teacher)
+    check_same_weights(teacher, runtime.ranks)
     stream = ConditionStream(None if encoded is None else encoded.to(runtime.device))
     generator = runtime.ranks.generator(seed)
     start = runtime.placement.outline(teacher)

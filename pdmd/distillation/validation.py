@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.diffusion.solvers import ode_step
 from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.phases import Phase, PhasePlan
+from pdmd.distributed.communicator import Communicator
 from pdmd.distributed.placement import Placement
 from pdmd.objectives.adversarial import DiscriminatorLoss
 from pdmd.objectives.base import Objective, OnlyPhases, WeightedSum
@@ -27,6 +29,7 @@ __all__ = [
     "check_fake_scores",
     "check_objectives",
     "check_discriminators",
+    "check_same_weights",
     "check_teacher",
     "check_times",
     "encode",
@@ -118,6 +121,32 @@ def check_discriminators(objective: Objective, teacher: Teacher, placement: Plac
                 'networks do not support; use FiniteDifferenceR1 (penalty = "finite_difference_r1"'
                 "), a penalty_weight of 0, or one process"
             )
+
+
+def check_same_weights(teacher: Denoiser, ranks: Communicator) -> None:
+    """Checks that all ranks have a teacher of the same weights, by the first numbers of each.
+
+    Weights that are read from files, each rank its own shards, are not looked at.
+
+    Args:
+        teacher: The teacher, as this rank was given it.
+        ranks: The ranks.
+
+    Raises:
+        ValueError: If they differ, on all ranks.
+    """
+    digest = hashlib.sha256()
+    for parameter in teacher.parameters():
+        if not parameter.is_meta:
+            first = parameter.detach().flatten()[:8].float().cpu()
+            digest.update(first.numpy().tobytes())
+    number = int.from_bytes(digest.digest()[:7], "big")
+    if ranks.highest(number) != -ranks.highest(-number):
+        raise ValueError(
+            "the ranks have teachers of different weights; load them from one file, or draw them "
+            "from one seed: a runtime of several ranks seeds torch in another way on each, so "
+            "build a random network before the runtime, or seed torch after it"
+        )
 
 
 def check_fake_scores(plan: PhasePlan, rollouts: Rollouts, scores: FakeScores) -> None:

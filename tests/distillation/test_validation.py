@@ -4,12 +4,19 @@ import pytest
 import torch
 
 from pdmd import MixtureTeacher, PhasePlan, RectifiedFlow
-from pdmd.distillation.validation import check_discriminators, check_teacher, check_times
+from pdmd.distillation.validation import (
+    check_discriminators,
+    check_same_weights,
+    check_teacher,
+    check_times,
+)
+from pdmd.distributed.communicator import SingleRank
 from pdmd.distributed.placement import LocalPlacement
 from pdmd.objectives import DistributionMatching, SubintervalScoreMatching
 from pdmd.objectives.adversarial import R1, DiscriminatorLoss, FiniteDifferenceR1
 from pdmd.objectives.critics import Critics
 from pdmd.teachers import RoutedTeacher
+from pdmd.teachers.packaged.mlp import MlpDenoiser
 from pdmd.training.session import Session
 from tests.helpers.distilling import distill
 from tests.helpers.tiny_families import family
@@ -89,3 +96,30 @@ def test_a_critic_that_will_be_sharded_is_not_differentiated_twice(limited):
     check_discriminators(
         objective(), teacher, LocalPlacement(*where, activation_checkpointing=False)
     )
+
+
+class Beside(SingleRank):
+    """A rank beside one with another teacher."""
+
+    def __init__(self, other):
+        numbers = []
+        heard = SingleRank()
+        heard.highest = lambda value: numbers.append(value) or value
+        check_same_weights(other, heard)
+        self.numbers = iter(numbers)
+
+    def highest(self, value):
+        return max(value, next(self.numbers))
+
+
+def test_ranks_with_teachers_of_different_weights_are_an_error():
+    def network(seed):
+        torch.manual_seed(seed)
+        return MlpDenoiser.rectified_flow(dim=2)
+
+    check_same_weights(network(0), Beside(network(0)))
+    for seeds in ((0, 1), (1, 0)):
+        own, other = map(network, seeds)
+        with pytest.raises(ValueError, match="ranks have teachers of different weights"):
+            check_same_weights(own, Beside(other))
+    check_same_weights(network(0).to("meta"), Beside(network(1).to("meta")))
