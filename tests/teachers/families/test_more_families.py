@@ -10,7 +10,7 @@ from pdmd.typing import LENGTHS
 from tests.helpers.tiny_families import close, noise, ode
 from tests.helpers.tiny_more_flows import MORE, arguments_of, more, pipeline_of, registered
 
-PROMPTS = ["a cat", "a dog of much longer words"]
+PROMPTS = ['a "cat"', "a dog of much longer words"]
 SIZE = ("height", "width", "frames")
 
 
