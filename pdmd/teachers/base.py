@@ -77,6 +77,18 @@ class Teacher(Denoiser):
         """
         return self.encode(prompts)
 
+    def with_size(self, **sizes: int) -> Teacher:
+        """Returns a teacher of another size of samples over the same networks.
+
+        Args:
+            sizes: The sizes to change, by name, such as ``height``, ``width`` and ``frames``.
+
+        Raises:
+            ValueError: If the teacher does not take a size, or its networks do not support it;
+                here always.
+        """
+        raise ValueError(f"{type(self).__name__} has samples of one size")
+
     @property
     def prompts(self) -> Sequence[Any]:
         """The default prompts of a distillation."""
