@@ -109,5 +109,7 @@ class _Parts:
             network=network,
             averages=list(average.parameters()),
             parameters=list(network.parameters()),
-            with_buffers=[pair for pair in modules if next(pair[1].buffers(False), None) is not None],
+            with_buffers=[
+                pair for pair in modules if next(pair[1].buffers(False), None) is not None
+            ],
         )

@@ -92,7 +92,14 @@ def test_a_tiny_recipe_is_walked_to_a_student_that_plain_diffusers_loads(name, w
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", RECIPES)
 def test_torchrun_walks_a_tiny_recipe_on_two_ranks(name, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     words = ["distill", name, "--tiny", "--out", "run", "--no-progress"]
     done = subprocess.run(
         [*launch, "-m", "pdmd", *words], cwd=tmp_path, capture_output=True, text=True, timeout=580

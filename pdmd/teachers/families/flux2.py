@@ -102,6 +102,11 @@ class Flux2NetworkTeacher(TextTeacher):
             return math.exp(many)
         return math.exp(few + (many - few) * (STEPS - 10) / 190)
 
+    @property
+    def call_arguments(self) -> dict[str, Any]:
+        guidance = self.options["guidance_embedded"]
+        return super().call_arguments | ({} if guidance is None else {"guidance_scale": guidance})
+
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Evaluates the network on tokens; the time is its own."""
         rows = self.conditioned(condition, x_t)
@@ -130,6 +135,8 @@ class Flux2Teacher(Flux2NetworkTeacher):
         network="Flux2Transformer2DModel",
         vae="AutoencoderKLFlux2",
         scheduler="",
+        task="text-to-image",
+        unguided={},  # guidance is an input of the network
     )
     released = {
         "num_layers": 8,
@@ -153,6 +160,7 @@ class Flux2KleinTeacher(Flux2NetworkTeacher):
         network="Flux2Transformer2DModel",
         vae="AutoencoderKLFlux2",
         scheduler="",
+        task="text-to-image",
     )
     released = {
         "num_layers": 5,
