@@ -110,7 +110,8 @@ class Flux2NetworkTeacher(TextTeacher):
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Evaluates the network on tokens; the time is its own."""
         rows = self.conditioned(condition, x_t)
-        dtype, text, shape = self.backbone.dtype, rows["prompt"], x_t.shape[2:]
+        dtype, text = self.backbone.dtype, rows["prompt"]
+        height, width = x_t.shape[2:]
         guidance = self.options["guidance_embedded"]
         if guidance is not None:
             guidance = torch.full_like(t, guidance, dtype=torch.float32)
@@ -120,11 +121,11 @@ class Flux2NetworkTeacher(TextTeacher):
             timestep=t.float(),
             guidance=guidance,
             encoder_hidden_states=text.to(dtype),
-            img_ids=_of_four_axes(image_positions(*shape, x_t.device)),
+            img_ids=_of_four_axes(image_positions(height, width, x_t.device)),
             txt_ids=_of_four_axes(places[:, None], first=3),
             return_dict=False,
         )[0]
-        return value.transpose(1, 2).unflatten(2, shape).to(x_t.dtype)
+        return value.transpose(1, 2).unflatten(2, (height, width)).to(x_t.dtype)
 
 
 class Flux2Teacher(Flux2NetworkTeacher):

@@ -31,15 +31,13 @@ from pdmd.typing import Condition, Latents
 
 __all__ = ["HunyuanVideo15Teacher"]
 
-GLYPHS = 256
-"""Tokens of what a text quotes."""
-
 
 class HunyuanVideo15Teacher(TextTeacher):
     r"""HunyuanVideo 1.5 over latents of shape :math:`(32, (F - 1) / 4 + 1, H / 16, W / 16)`.
 
     Every time in [0, 1] can be evaluated. Conditions have ``prompt``, ``mask`` and ``glyph``, the
-    embedding of what the text quotes, whose padding is zero.
+    embedding of what the text quotes, whose padding is zero. Among the sizes, ``glyph_length`` is
+    the number of its tokens, for random embeddings.
 
     Args:
         backbone: A ``HunyuanVideo15Transformer3DModel`` of diffusers.
@@ -69,6 +67,7 @@ class HunyuanVideo15Teacher(TextTeacher):
         "image_embed_dim": 1152,
         "latent_channels": 32,
         "target_size": 640,
+        "glyph_length": 256,
     }
     options = {"height": 480, "width": 848, "frames": 121, "compression": (4, 16, 16)}
     condition_keys = ("prompt", "mask", "glyph")
@@ -98,7 +97,9 @@ class HunyuanVideo15Teacher(TextTeacher):
         return config.out_channels, (frames - 1) // time + 1, height // rows, width // columns
 
     @classmethod
-    def network_config(cls, *, latent_channels: int, **sizes: Any) -> dict[str, Any]:
+    def network_config(
+        cls, *, latent_channels: int, glyph_length: int, **sizes: Any
+    ) -> dict[str, Any]:
         return {
             **sizes,
             "in_channels": 2 * latent_channels + 1,
@@ -124,7 +125,7 @@ class HunyuanVideo15Teacher(TextTeacher):
         return {"prompt": prompt, "mask": mask.bool(), "glyph": glyph * valid[..., None]}
 
     def random_shapes(self, sizes: Mapping[str, Any]) -> Mapping[str, Sequence[int]]:
-        return {"glyph": (GLYPHS, sizes["text_embed_2_dim"])}
+        return {"glyph": (sizes["glyph_length"], sizes["text_embed_2_dim"])}
 
     def default_shift(self) -> float:
         return 9.0 if self.backbone.config.target_size > 640 else 5.0

@@ -122,6 +122,7 @@ FURTHER: Mapping[str, TinyFamily] = MappingProxyType(
                 "text_embed_dim": 16,
                 "text_embed_2_dim": 12,
                 "image_embed_dim": 8,
+                "glyph_length": 5,
                 "latent_channels": 4,
             },
             options=_VIDEO,
