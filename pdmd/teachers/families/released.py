@@ -90,6 +90,12 @@ RELEASED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "snr_shift_scale": 3.0,
         },
         "zai-org/CogVideoX-5b": {},
+        "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v": {},
+        "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v": {
+            "target_size": 960,
+            "height": 720,
+            "width": 1280,
+        },
         "kandinskylab/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers": {},
         "kandinskylab/Kandinsky-5.0-T2V-Pro-sft-5s-Diffusers": {
             "model_dim": 4096,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +186,8 @@ def _cogvideox(vae: Mapping[str, Any]) -> tuple[int, int, int]:
     return int(vae.get("temporal_compression_ratio", 4)), space, space
 
 
-def _hunyuan(vae: Mapping[str, Any]) -> tuple[int, int, int]:
-    space = vae.get("spatial_compression_ratio", 8)
+def _hunyuan(vae: Mapping[str, Any], space: int = 8) -> tuple[int, int, int]:
+    space = vae.get("spatial_compression_ratio", space)
     return vae.get("temporal_compression_ratio", 4), space, space
 
 
@@ -212,6 +213,7 @@ _COMPRESSIONS: Mapping[str, Callable[[Mapping[str, Any]], Compression]] = {
     "AutoencoderKL": _image,
     "AutoencoderKLFlux2": _image,
     "AutoencoderKLHunyuanVideo": _hunyuan,
+    "AutoencoderKLHunyuanVideo15": partial(_hunyuan, space=16),
     "AutoencoderKLCogVideoX": _cogvideox,
     "AutoencoderKLQwenImage": _qwen_image,
     "AutoencoderKLWan": _wan,
