@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import os
+import pydoc
 from typing import TypeVar
 
 from sphinx.util.nodes import make_refnode
@@ -40,7 +41,11 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {
+    "members": True,
+    "special-members": "__call__",
+    "show-inheritance": True,
+}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
@@ -82,6 +87,13 @@ def skip_other_modules(app, what, name, obj, skip, options):
     return None
 
 
+def public_bases(app, name, obj, options, bases):
+    """Replaces private base classes by their own bases."""
+    for i in reversed(range(len(bases))):
+        if getattr(bases[i], "__name__", "").startswith("_"):
+            bases[i : i + 1] = bases[i].__bases__
+
+
 TEXTS = {}
 
 
@@ -106,12 +118,9 @@ def plain_signature(app, what, name, obj, options, signature, returned):
 
 def places(target, node):
     """Yields where a name may be described: where it is defined, or where its docstring is."""
-    module, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name, None)
+    found = pydoc.locate(target) if target.startswith("pdmd.") else None
+    if hasattr(found, "__qualname__"):
         yield f"{found.__module__}.{found.__qualname__}"
-    except (AttributeError, ImportError, ValueError):
-        pass
     try:  # docstrings that a subclass inherits
         module = importlib.import_module(node["py:module"])
         for base in getattr(module, node["py:class"]).__mro__:
@@ -126,17 +135,17 @@ def resolve(app, env, node, contnode):
     if node.get("refdomain") != "py":
         return None
     target, domain = node["reftarget"], env.domains.python_domain
-    module, _, name = target.rpartition(".")
-    if module.startswith("pdmd."):
-        try:  # type variables have no description of their own
-            if isinstance(getattr(importlib.import_module(module), name, None), TypeVar):
-                return contnode
-        except ImportError:
-            pass
+    if target.startswith("pdmd.") and isinstance(
+        pydoc.locate(target), TypeVar
+    ):  # which has no description of its own
+        return contnode
     found = [place for place in places(target, node) if place in domain.objects]
-    if not found and not module:
-        found = [n for n, o in domain.objects.items() if n.endswith(f".{name}") and o.objtype == "class"]
-        found = found if len(found) == 1 else []
+    if not found and not target.startswith("pdmd."):  # imported for its type alone
+        kinds = ("class", "method")
+        ends = [
+            n for n, o in domain.objects.items() if n.endswith(f".{target}") and o.objtype in kinds
+        ]
+        found = ends if len(ends) == 1 else []
     if not found:
         return None
     entry = domain.objects[found[0]]
@@ -149,6 +158,7 @@ def setup(app):
     """Connects the functions above; napoleon's priority is 500."""
     app.extensions["sphinx-mathjax-offline"].parallel_read_safe = True  # it adds a script
     app.connect("autodoc-skip-member", skip_other_modules)
+    app.connect("autodoc-process-bases", public_bases)
     app.connect("autodoc-process-signature", plain_signature)
     app.connect("autodoc-process-docstring", keep_text, priority=400)
     app.connect("autodoc-process-docstring", restore_text, priority=600)
