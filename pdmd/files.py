@@ -9,6 +9,7 @@ a backend looks for them, or fsspec's own configuration.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -32,6 +33,7 @@ __all__ = [
     "is_url",
     "local_path",
     "locate",
+    "locating_only_protocols",
     "own_digest",
     "put",
     "save_tensors",
@@ -49,6 +51,8 @@ PROTOCOLS = {
     **dict.fromkeys(("http", "https"), False),
 }
 """The protocols of URLs, and whether files may be written by them."""
+DECOMPRESSORS = ("zip", "gzip", "bz2", "lz4", "xz", "zstd")
+"""File systems within a file, which data sets are packed in."""
 
 
 def allow_protocol(name: str, *, writing: bool = True) -> None:
@@ -64,6 +68,27 @@ def allow_protocol(name: str, *, writing: bool = True) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*", name):
         raise ValueError(f"a protocol is a name such as 'sftp', got {name!r}")
     PROTOCOLS[name] = writing
+
+
+@contextmanager
+def locating_only_protocols() -> Generator[None, None, None]:
+    """Hides all file systems of fsspec but those of :data:`PROTOCOLS` and its decompressors.
+
+    For libraries that open URLs which a file of theirs names, such as the data files in the
+    ``README.md`` of a data set. It holds for the process, until the block ends.
+    """
+    registry: Any = importlib.import_module("fsspec.registry")
+    known = {*PROTOCOLS, *DECOMPRESSORS}
+    tables: list[dict[str, Any]] = [registry.known_implementations, registry._registry]
+    hidden = [{name: t[name] for name in t if name not in known} for t in tables]
+    for table, names in zip(tables, hidden, strict=True):
+        for name in names:
+            del table[name]
+    try:
+        yield
+    finally:
+        for table, names in zip(tables, hidden, strict=True):
+            table.update(names)
 
 
 def is_url(text: str) -> bool:

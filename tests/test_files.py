@@ -13,6 +13,7 @@ from pdmd.files import (
     check_url,
     local_path,
     locate,
+    locating_only_protocols,
     own_digest,
     put,
     say,
@@ -231,3 +232,16 @@ def test_errors_of_file_systems_name_the_url():
     with pytest.raises(ValueError, match="^mine$"), telling("s3://b", "x could not be read"):
         raise ValueError("mine")
     assert say(OSError("full")) == "full" and say(TimeoutError("late")) == "TimeoutError: late"
+
+
+def test_a_library_finds_only_the_known_protocols_meanwhile():
+    from fsspec.registry import get_filesystem_class
+
+    before = get_filesystem_class("reference")
+    with locating_only_protocols():
+        for name in ("reference", "filecache", "github", "sftp"):
+            with pytest.raises(ValueError, match="not known"):
+                get_filesystem_class(name)
+        for name in ("file", "memory", "zip"):
+            get_filesystem_class(name)
+    assert get_filesystem_class("reference") is before

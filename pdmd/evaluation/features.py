@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pdmd.extras import require
+from pdmd.teachers.families.encoders import check_pretrained
 
 __all__ = [
     "FeatureExtractor",
@@ -240,11 +241,12 @@ def load_frozen(name_or_folder: str | Path) -> tuple[nn.Module, dict[str, Any], 
 
     name = str(name_or_folder)
     try:
+        check_pretrained(name)
         model, found = AutoModel.from_pretrained(
             name, output_loading_info=True, use_safetensors=True, trust_remote_code=False
         )
         config = get_image_processor_config(name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what a file states reaches a library, which raises any class
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
             f"can't load a vision model from {name!r} ({reason}); pass a repository of the "

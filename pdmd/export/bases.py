@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from pdmd.distillation.students import Student
+from pdmd.documents import naming, read_json, read_text
 from pdmd.export.network_schedule import NetworkInterval
 from pdmd.extras import require
+from pdmd.files import say
 from pdmd.teachers.families.layouts import PipelineLayout
+from pdmd.teachers.families.pipeline_checks import (
+    PICKLES,
+    check_index,
+    check_weights,
+    read_index,
+)
 from pdmd.teachers.families.pipelines import configuration
 
 __all__ = ["BasePipeline", "check_networks", "open_base_pipeline"]
@@ -25,6 +34,9 @@ METADATA = ("model_index.json", "README.md", "LICEN[CS]E*", "*/config.json")
 
 EXCLUDED = ("*.bin", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.*.safetensors")
 """Weights in other formats, and variants such as ``model.fp16.safetensors``."""
+
+CODE = (".py", *PICKLES)
+"""Ends of files that are code, or are run as such when they are read, and not copied."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,7 @@ class BasePipeline:
         for part in self.parts(layout):
             found += [self.folder / part, *sorted((self.folder / part).rglob("*"))]
         self._check_links(found)
-        return [path for path in found if path.is_file()]
+        return [path for path in found if path.is_file() and path.suffix not in CODE]
 
     def _check_links(self, found: Sequence[Path]) -> None:
         roots = [self.folder.resolve()]
@@ -154,19 +166,21 @@ def open_base_pipeline(student: Student, layout: PipelineLayout, folder: str = "
     remote = not place.is_dir()
     if remote:
         place = _download(name, METADATA)
-    path = place / "model_index.json"
     try:
-        index = json.loads(path.read_text())
+        if not (index := read_index(place)):
+            raise ValueError("it has none")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{place} is not a pipeline's folder: its model_index.json cannot be read "
-            f"({type(error).__name__}); name another with --base FOLDER"
+            f"({say(error)}); name another with --base FOLDER"
         ) from error
     if index.get("_class_name") != layout.pipeline:
         raise ValueError(
             f"{name} is a {index.get('_class_name')}, and this student's family needs a "
             f"{layout.pipeline}; name another with --base FOLDER"
         )
+    check_index(place)
+    check_weights(place, (part for part in index if re.fullmatch(r"\w+", part)))
     base = BasePipeline(name, place, index, _read_licence(place), remote)
     base.parts(layout)  # raises for invalid names
     _check_vae(base, student)
@@ -209,8 +223,10 @@ def _download(name: str, patterns: Sequence[str], revision: str | None = None) -
 def _complete(part: Path) -> bool:
     """Returns whether a component's files are all in its folder, not its configuration alone."""
     names = {path.name for path in part.glob("*")}
-    indices = (json.loads(path.read_text()) for path in part.glob("*.safetensors.index.json"))
-    shards = {file for index in indices for file in index["weight_map"].values()}
+    shards: set[str] = set()
+    for path in part.glob("*.safetensors.index.json"):
+        with naming(path, "download it again"):
+            shards |= set(read_json(path)["weight_map"].values())
     return shards <= names and bool(names - {"config.json"})
 
 
@@ -218,8 +234,9 @@ def _check_vae(base: BasePipeline, student: Student) -> None:
     path = base.folder / "vae" / "config.json"
     if not path.is_file():
         return
-    config = json.loads(path.read_text())
-    channels = config.get("z_dim", config.get("latent_channels"))
+    with naming(path, "restore it, or name another with --base FOLDER"):
+        config = read_json(path)
+        channels = config.get("z_dim", config.get("latent_channels"))
     own = student.latent_shape[0]
     if channels is not None and channels != own:
         raise ValueError(
@@ -236,7 +253,7 @@ def _read_licence(folder: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        data = ModelCard(path.read_text(), ignore_metadata_errors=True).data.to_dict()
+        data = ModelCard(read_text(path), ignore_metadata_errors=True).data.to_dict()
     except Exception as error:  # the parser raises classes of its own
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(

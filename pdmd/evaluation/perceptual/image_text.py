@@ -58,7 +58,7 @@ class ImageTextScore(Measurement):
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # what a file states reaches a library, which raises any class
             reason = str(error).strip().split("\n")[0]
             raise ValueError(f"can't load a tokenizer from {source!r} ({reason})") from error
         return cls(model.to(place.device), tokenizer, Preprocessing.from_config(config))

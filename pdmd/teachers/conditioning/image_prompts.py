@@ -31,6 +31,9 @@ __all__ = [
     "name_of",
 ]
 
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
+"""Formats of pictures; Pillow reads others, such as PostScript, by running what they contain."""
+
 TOLERANCE = 0.02
 """Largest relative difference of aspect ratios: an image cropped to even sizes passes."""
 
@@ -69,15 +72,17 @@ class ImagePrompt:
         require("diffusers", "PIL")
         from PIL import Image, ImageOps, UnidentifiedImageError
 
+        Image.init()
+        formats = [name for name in FORMATS if name in Image.OPEN]
         image = self.image
         if isinstance(image, str | Path | bytes):
             called = f"of {self.text!r}" if isinstance(image, bytes) else str(image)
             try:
-                with _opened(image) as file, Image.open(file) as opened:
+                with _opened(image) as file, Image.open(file, formats=formats) as opened:
                     return ImageOps.exif_transpose(opened).convert("RGB")
             except UnidentifiedImageError as error:
                 raise ValueError(
-                    f"cannot read the image {called} (unknown image format)"
+                    f"cannot read the image {called} (it is none of {', '.join(formats)})"
                 ) from error
             except Exception as error:  # file systems raise any class
                 raise ValueError(f"cannot read the image {called} ({say(error)})") from error

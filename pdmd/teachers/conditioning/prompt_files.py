@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pdmd.extras import require
-from pdmd.files import check_url, is_url, locate, telling
+from pdmd.files import check_url, is_url, locate, locating_only_protocols, telling
 from pdmd.teachers.conditioning.image_prompts import ImagePrompt
 
 __all__ = ["read_image_prompts", "read_prompts"]
@@ -57,9 +57,10 @@ def read_prompts(
     elif suffix == ".jsonl":
         found = _column(_without_images(_objects(source), column, source), column, source)
     else:
-        found = _column(_rows(source, TABLES.get(suffix), split, bool(limit)), column, source)
-    prompts = (prompt for prompt in _texts(found, source) if prompt)
-    return _nonempty(itertools.islice(prompts, limit or None), source)
+        with locating_only_protocols():
+            rows = _rows(source, TABLES.get(suffix), split, bool(limit))
+            return _first(_column(rows, column, source), limit, source)
+    return _first(found, limit, source)
 
 
 def read_image_prompts(
@@ -88,12 +89,19 @@ def read_image_prompts(
             f"{source} has no images, and the prompts of this teacher need first images; "
             'give JSON lines (.jsonl) such as {"prompt": "...", "image": "file.png"}'
         )
-    if suffix == ".jsonl":
-        rows = _objects(source)
-    else:
-        rows = _rows(source, TABLES.get(suffix), split, bool(limit), image_column or IMAGE)
-    pairs = _with_images(rows, column, image_column or IMAGE, source)
-    return _nonempty(itertools.islice(pairs, limit or None), source)
+    name = image_column or IMAGE
+    with locating_only_protocols():
+        if suffix == ".jsonl":
+            rows = _objects(source)
+        else:
+            rows = _rows(source, TABLES.get(suffix), split, bool(limit), name)
+        pairs = _with_images(rows, column, name, source)
+        return _nonempty(itertools.islice(pairs, limit or None), source)
+
+
+def _first(found: Iterable[Any], limit: int, source: str) -> list[str]:
+    prompts = (prompt for prompt in _texts(found, source) if prompt)
+    return _nonempty(itertools.islice(prompts, limit or None), source)
 
 
 def _nonempty(found: Iterable[Any], source: str) -> list[Any]:

@@ -9,7 +9,6 @@ and none is run.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pdmd.documents import read_json
 from pdmd.extras import require
 
 __all__ = [
+    "PICKLES",
     "UnusableWeights",
     "check_index",
     "check_modules",
@@ -32,11 +33,16 @@ __all__ = [
 ]
 
 PIPELINES: Mapping[str, frozenset[str]] = {
+    "ChromaTransformer2DModel": frozenset({"ChromaPipeline"}),
+    "CogVideoXTransformer3DModel": frozenset({"CogVideoXPipeline"}),
     "DiTTransformer2DModel": frozenset({"DiTPipeline"}),
+    "Flux2Transformer2DModel": frozenset({"Flux2Pipeline", "Flux2KleinPipeline"}),
     "FluxTransformer2DModel": frozenset({"FluxPipeline"}),
+    "Kandinsky5Transformer3DModel": frozenset({"Kandinsky5T2IPipeline", "Kandinsky5T2VPipeline"}),
     "LTXVideoTransformer3DModel": frozenset({"LTXPipeline"}),
     "QwenImageTransformer2DModel": frozenset({"QwenImagePipeline"}),
     "SD3Transformer2DModel": frozenset({"StableDiffusion3Pipeline"}),
+    "SanaTransformer2DModel": frozenset({"SanaPipeline"}),
     "UNet2DConditionModel": frozenset({"StableDiffusionPipeline", "StableDiffusionXLPipeline"}),
     "UNet2DModel": frozenset({"DDPMPipeline", "DDIMPipeline", "PNDMPipeline"}),
     "WanTransformer3DModel": frozenset({"WanPipeline", "WanImageToVideoPipeline"}),
@@ -74,11 +80,21 @@ def read_index(folder: str | Path) -> dict[str, Any]:
             return {}
     if not path.is_file():
         return {}
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(index, dict)
-    except (ValueError, RecursionError, AssertionError) as error:
-        raise ValueError(f"{path} is damaged; download or save the folder again") from error
+    index = read_json(path)
+    remedy = "download or save the folder again"
+    if not isinstance(index, dict):
+        raise ValueError(f"{path} is damaged (it is no object); {remedy}")
+    for key, value in index.items():
+        if key == "_class_name" and not (
+            isinstance(value, str) or (isinstance(value, list) and value)
+        ):
+            raise ValueError(f"{path} is damaged ({key} = {value!r:.80}); {remedy}")
+        pair = isinstance(value, list) and len(value) == 2
+        if isinstance(value, list) and key != "_class_name" and not pair:
+            raise ValueError(f"{path} is damaged ({key} = {value!r:.80} is no pair); {remedy}")
+        names = value if isinstance(value, list) else []
+        if not all(name is None or isinstance(name, str) for name in names):
+            raise ValueError(f"{path} is damaged ({key} = {value!r:.80} is no class); {remedy}")
     return index
 
 

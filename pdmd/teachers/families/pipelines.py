@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -19,7 +18,9 @@ from torch import Tensor
 
 from pdmd.distributed.weight_files import WeightFiles
 from pdmd.distributed.weight_sources import FileWeight, Region, attach_sources
+from pdmd.documents import read_json
 from pdmd.extras import require
+from pdmd.teachers.families.encoders import load_encoder
 from pdmd.teachers.families.pipeline_checks import (
     UnusableWeights,
     check_index,
@@ -225,15 +226,20 @@ def load_text_encoder(
         absent["scheduler"] = None
     if "requires_safety_checker" in known:
         absent["requires_safety_checker"] = False
-    if optional:
-        index = configuration(name, folder)
-        absent |= {part: None for part in optional if (index.get(part) or [None])[0] is None}
+    index = configuration(name, folder)
+    absent |= {part: None for part in optional if (index.get(part) or [None])[0] is None}
     check_index(folder)
     check_weights(folder, ("text_encoder*", *(p for p in visual if p != "feature_extractor")))
     variant = variant_of(folder, "text_encoder", "model")
     more: dict[str, Any] = {"use_safetensors": True, **({"variant": variant} if variant else {})}
     with reporting(folder, "text_encoder"):
-        pipeline = cls.from_pretrained(str(folder), dtype=dtype_of(dtype), **more, **absent)
+        encoders = {
+            part: load_encoder(value[1], folder, part, dtype=dtype_of(dtype), variant=variant)
+            for part, value in index.items()
+            if isinstance(value, list) and value[0] == "transformers" and part not in absent
+        }
+        given = absent | {part: model for part, model in encoders.items() if model is not None}
+        pipeline = cls.from_pretrained(str(folder), dtype=dtype_of(dtype), **more, **given)
     return pipeline.to(device)
 
 
@@ -303,20 +309,18 @@ def _paths(folder: str | Path, subfolder: str) -> list[Path]:
         found = [path.name for path in stem.parent.glob(f"{stem.stem}*.safetensors")]
         names = {name for name in found if variant in name}
     elif shards.is_file():
-        names = set(json.loads(shards.read_text())["weight_map"].values())
+        names = set(read_json(shards)["weight_map"].values())
     return [stem.with_name(file) for file in sorted(names)]
 
 
 @contextlib.contextmanager
 def reporting(folder: str | Path, subfolder: str | None = None) -> Iterator[None]:
     """Turns errors of loading a missing or damaged folder into a ``ValueError`` of one line."""
-    from safetensors import SafetensorError
-
     try:
         yield
     except UnusableWeights:
         raise
-    except (OSError, KeyError, TypeError, RuntimeError, ValueError, SafetensorError) as error:
+    except Exception as error:  # what a file states reaches libraries, which raise any class
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         part = f"{folder}/{subfolder}" if subfolder else str(folder)
         raise ValueError(

@@ -113,3 +113,10 @@ def test_what_is_no_prompt_with_an_image_is_named(prompts):
         encoded.encode(prompts)
     with pytest.raises(ValueError, match="the teacher has no prompts; pass prompts="):
         _ = encoded.prompts
+
+
+def test_only_formats_of_pictures_are_opened(tmp_path):
+    program = tmp_path / "0.png"
+    picture(0).save(program, "EPS")  # which Pillow would run in Ghostscript
+    with pytest.raises(ValueError, match=r"0.png \(it is none of PNG, JPEG, "):
+        ImagePrompt("a cat", program).picture()

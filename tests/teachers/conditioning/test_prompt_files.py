@@ -90,3 +90,22 @@ def test_a_file_with_another_suffix_is_a_text_file(tmp_path):
     path = tmp_path / "my.list"
     path.write_text("one\n\ntwo\n")
     assert read_prompts(str(path)) == ["one", "two"]
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+def test_data_files_of_a_data_set_are_not_on_file_systems_that_run_code(
+    tmp_path, monkeypatch, limit
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    run = "{{ cycler.__init__.__globals__.os.mkdir('%s') }}" % (tmp_path / "ran")
+    spec = {"version": 1, "templates": {"f": run}, "refs": {"a.csv": ["{{f}}"], "b.csv": "text"}}
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n"
+        f"    path: reference://a.csv::{tmp_path}/spec.json\n---\n"
+    )
+    with pytest.raises(ValueError, match="could not be read as a data set"):
+        read_prompts(str(folder), limit=limit)
+    assert not (tmp_path / "ran").exists()
