@@ -1,8 +1,9 @@
 """Tiny recipes: a preset over small random networks of the same classes.
 
 A recipe of a large model is walked from its prompts to an exported student in seconds: the
-networks are random and tiny (:mod:`pdmd.teachers.families.tiny`), as are the samples, and there
-are few updates. What the recipe is about stays: its phases, steps, objectives, roles and guidance.
+networks are random and tiny (:mod:`pdmd.teachers.families.tiny.pipelines`), as are the samples,
+and there are few updates. What the recipe is about stays: its phases, steps, objectives, roles
+and guidance.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class Denoiser(nn.Module, ABC):
             condition: A TensorDict with batch size :math:`(B)`, or ``None``.
 
         Returns:
-            A prediction of :attr:`kind`, with the shape of ``x_t``.
+            A prediction of ``kind``, with the shape of ``x_t``.
         """
 
     def forward(self, x_t: Latents, t: Times, condition: Condition = None) -> Prediction:
@@ -111,7 +111,7 @@ class Denoiser(nn.Module, ABC):
             condition: A TensorDict with batch size :math:`(B)`, or ``None``.
 
         Returns:
-            A prediction of :attr:`kind`, with a value of shape :math:`(B, *)`.
+            A prediction of ``kind``, with a value of shape :math:`(B, *)`.
         """
         check_latents("x_t", x_t)
         check_times("t", t, len(x_t))

@@ -53,7 +53,7 @@ def check_kind(kind: str) -> Kind:
     """Returns ``kind``, checked.
 
     Raises:
-        ValueError: If it is not one of :data:`KINDS`.
+        ValueError: If it is not one of ``KINDS``.
     """
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"unknown prediction kind {kind!r}; choose one of {', '.join(KINDS)}")

@@ -50,7 +50,7 @@ class BasePipeline:
         index: The content of its ``model_index.json``.
         licence: The licence fields of its model card, under the card's keys.
         remote: Whether the folder is a download; until :meth:`fetch` it contains only
-            :data:`METADATA`.
+            ``METADATA``.
     """
 
     name: str

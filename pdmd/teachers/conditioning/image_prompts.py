@@ -134,7 +134,7 @@ class ImagePrompt:
 
     @classmethod
     def named(cls, name: str) -> ImagePrompt:
-        """Returns the prompt of a :attr:`name`, with an :class:`EncodedImage` for its image."""
+        """Returns the prompt of a ``name``, with an :class:`EncodedImage` for its image."""
         fields = json.loads(name)
         return cls(fields["prompt"], EncodedImage(fields["image"]))
 

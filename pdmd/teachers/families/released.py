@@ -1,7 +1,7 @@
 """Released models: the sizes of pipelines on the hub, by name, to plan for them without the hub.
 
 The sizes are those of ``from_config``, in place of what a family states as
-:attr:`~pdmd.teachers.families.pipeline_teacher.PipelineTeacher.released`. Texts have the length
+``PipelineTeacher.released``. Texts have the length
 to which the family's pipeline pads or cuts them.
 
 A family's own sizes, and those here, are of the configuration published with the weights:

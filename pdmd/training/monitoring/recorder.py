@@ -129,7 +129,7 @@ class Recorder:
         """Called when a phase of ``updates`` updates starts, or resumes after ``done``."""
 
     def on_scalars(self, phase: Phase, update: int, values: Mapping[str, float]) -> None:
-        """Called with the scalars of an update, every :attr:`interval` updates."""
+        """Called with the scalars of an update, every ``interval`` updates."""
 
     def on_update(self, update: int) -> None:
         """Called after every update."""
