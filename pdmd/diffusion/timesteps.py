@@ -48,8 +48,10 @@ def as_times(t: Times) -> Tensor:
                 f"a time is a number or a tensor in [0, 1], got {t!r:.60}; pass a float or a "
                 "torch.Tensor"
             )
+        if not 0 <= t <= 1:  # also of an integer that is no float
+            raise ValueError(f"time {t!s:.40} is outside [0, 1]; 0 is clean data and 1 is noise")
         low = high = float(t)
-        t = torch.as_tensor(t, dtype=torch.float64)
+        t = torch.as_tensor(low, dtype=torch.float64)
     if not (low >= 0 and high <= 1):  # also if either is NaN
         bad = t[~((t >= 0) & (t <= 1))].flatten()[0].item()
         raise ValueError(f"time {bad} is outside [0, 1]; 0 is clean data and 1 is noise")

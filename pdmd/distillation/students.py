@@ -259,6 +259,7 @@ class Student(Teacher):
             path.rename(folder / path.name)
 
     @classmethod
+    @checked
     def load(
         cls,
         folder: str | Path,
@@ -359,6 +360,7 @@ class Student(Teacher):
         return student.eval().requires_grad_(False)
 
     @classmethod
+    @checked
     def from_pretrained(
         cls,
         name: str | Path,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.initializers import Initializer
 from pdmd.distributed.offload import Offload
@@ -22,6 +23,7 @@ from pdmd.typing import Condition
 __all__ = ["RunPlan", "measure_roles", "plan_roles"]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunPlan:
     """The cost of a run, and the degrees of parallelism at which it fits.
@@ -125,6 +127,7 @@ class RunPlan:
         }
 
 
+@checked
 def measure_roles(
     teacher: Denoiser,
     init: Initializer,
@@ -173,6 +176,7 @@ def measure_roles(
     return tuple(roles)
 
 
+@checked
 def plan_roles(
     roles: Sequence[PhaseFootprints],
     work: Workload,
