@@ -90,8 +90,12 @@ def expand(coefficient: torch.Tensor, x: Latents) -> torch.Tensor:
 
     Returns:
         The coefficient with shape :math:`(1, 1, ...)` or :math:`(B, 1, ...)`, on the device of
-        ``x``, in its dtype promoted to at least float32; so is a product of the two.
+        ``x``, in its dtype promoted to at least float32; so is a product of the two. A scalar on
+        the CPU, which every device multiplies by without a copy, is returned as it is if ``x`` is
+        as wide.
     """
+    if coefficient.ndim == 0 and coefficient.is_cpu and x.dtype in _WIDE:
+        return coefficient
     dtype = x.dtype if x.dtype in _WIDE else torch.promote_types(x.dtype, torch.float32)
     coefficient = moved(coefficient, x.device).to(dtype)
     return coefficient.reshape(-1, *(1,) * (x.ndim - 1))

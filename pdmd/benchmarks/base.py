@@ -38,6 +38,8 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("updates", "fake_updates", "batch_size", "samples"), (0, 10**7)),
     **dict.fromkeys(("dim", "modes", "classes"), (1, 10**5)),
     **dict.fromkeys(("lr", "fake_lr"), (0, 10)),
+    "guidance": (0, 100),
+    "forwards": (0, 10**9),
     "data_seed": (0, 2**62),
     "millions": (0, 10**6),
 }
@@ -70,6 +72,10 @@ class BenchConfig:
     """Modes in each of the mixture's classes."""
     classes: int = 8
     """Classes of the mixture."""
+    guidance: float = 0.0
+    """Guidance scale of the teacher of glyphs; 0 selects 1.5."""
+    forwards: int = 0
+    """Training cost of every method in forward passes of one batch, instead of --updates."""
     millions: int = 0
     """Parameters of the network of the memory benchmark, in millions; 0 selects 500."""
     device: str = "cpu"
@@ -130,6 +136,7 @@ benchmarks: Registry[type[Benchmark]] = Registry(
         "toy1d": "pdmd.benchmarks.toy1d:Toy1d",
         "mixture": "pdmd.benchmarks.distillation:MixtureBenchmark",
         "digits": "pdmd.benchmarks.distillation:DigitsBenchmark",
+        "glyphs": "pdmd.benchmarks.glyphs:GlyphsBenchmark",
         "cost": "pdmd.benchmarks.cost:CostBenchmark",
         "overhead": "pdmd.benchmarks.overhead:OverheadBenchmark",
         "memory": "pdmd.benchmarks.rank_memory:MemoryBenchmark",

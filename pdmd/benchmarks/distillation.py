@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 
@@ -44,11 +45,15 @@ __all__ = ["DigitsBenchmark", "DistillationBenchmark", "MixtureBenchmark"]
 
 TEACHER_ROWS = ("teacher", "teacher_euler_4")
 
+Draw: TypeAlias = Callable[..., Latents]
+"""Maps a condition, a ``batch`` and a ``generator`` to samples."""
+
 
 class DistillationBenchmark(Benchmark):
     """A teacher, an initializer that all methods share, and an evaluator."""
 
-    methods: Sequence[str] = (*TEACHER_ROWS, *SCHEMES)
+    # adapters are for networks of some width
+    methods: Sequence[str] = tuple(m for m in (*TEACHER_ROWS, *SCHEMES) if m != "phased_lora")
     updates: int
     fake_updates: int
     batch_size = 128
@@ -84,17 +89,35 @@ class DistillationBenchmark(Benchmark):
         condition = self.condition(teacher)
         measure = self.evaluator(teacher, condition, self.measure_seed)
         generator = torch.Generator().manual_seed(10_000 + seed)
+        draw: Draw
         if method in TEACHER_ROWS:
-            steps = self.teacher_steps if method == "teacher" else 4
-            x = sample_ode(teacher, condition, steps=steps, batch=samples, generator=generator)
+            student, steps = None, self.teacher_steps if method == "teacher" else 4
             cost: dict[str, Any] = {"forwards": 0, "cpu_seconds": 0.0, "saved_mib": 0.0}
-            nfe = steps * teacher.evaluations
+            nfe, draw = steps * teacher.evaluations, partial(sample_ode, teacher, steps=steps)
         else:
             student, cost = self.distill(SCHEMES[method], teacher, seed)
-            nfe = student.plan.nfe
-            x = sample(student, condition, batch=samples, generator=generator)
+            nfe, draw = student.plan.nfe, partial(sample, student)
+        x = draw(condition, batch=samples, generator=generator)
         picture = data_uri(self.picture(teacher, x, condition), dpi=60)
-        return {**measure(x), "nfe": nfe, **cost}, picture
+        more = self.further(teacher, student, draw, generator)
+        return {**measure(x), **more, "nfe": nfe, **cost}, picture
+
+    def further(
+        self,
+        teacher: Teacher,
+        student: Student | None,
+        draw: Draw,
+        generator: torch.Generator,
+    ) -> dict[str, float]:
+        """Returns metrics of other samples than those that are evaluated.
+
+        Args:
+            teacher: The teacher.
+            student: The student, or ``None`` for a row of the teacher.
+            draw: Samples the teacher or the student.
+            generator: The source of randomness.
+        """
+        return {}
 
     @property
     def measure_seed(self) -> int:
@@ -112,27 +135,53 @@ class DistillationBenchmark(Benchmark):
     ) -> tuple[Student, dict[str, Any]]:
         """Distills with a scheme and returns the student and the cost of training."""
         plan, config, account = scheme.plan(), self.config, Account()
-        batch, efficiency = config.batch_size or self.batch_size, scheme.efficiency
-        most = config.fake_updates or self.fake_updates
-        init = scheme.init(self.start(scheme.width_factor))
+        batch = config.batch_size or self.batch_size
         total = round((config.updates or self.updates) * scheme.update_factor)
+        if config.forwards:
+            total = round(config.forwards / self._forwards_per_update(scheme, teacher))
+        started = time.process_time()
+        student = self._train(scheme, teacher, seed, total, batch, account)
+        seconds = time.process_time() - started
+        init = scheme.init(self.start(scheme.width_factor))
+        cost = {
+            "forwards": round(account.forward_equivalents / batch),
+            "cpu_seconds": round(seconds, 2),
+            "saved_mib": rollout_mib(scheme, plan, init, teacher, batch),
+        }
+        return student, cost
+
+    def _forwards_per_update(self, scheme: Scheme, teacher: Teacher) -> float:
+        """Counts the cost of a generator update with its fake updates, in a short training."""
+        account, updates, batch = Account(), 8 * len(scheme.plan()), 2
+        self._train(scheme, teacher, 0, updates, batch, account)
+        return account.forward_equivalents / batch / updates
+
+    def _train(
+        self,
+        scheme: Scheme,
+        teacher: Teacher,
+        seed: int,
+        total: int,
+        batch: int,
+        account: Account,
+    ) -> Student:
+        plan, config, efficiency = scheme.plan(), self.config, scheme.efficiency
+        most = config.fake_updates or self.fake_updates
         updates = split_updates(total, scheme.update_shares or (1.0,) * len(plan))
         optimizer, fake_optimizer = self.optimizers
-        rates = scheme.learning_rates or (config.lr, config.fake_lr)
-        optimizer = replace(optimizer, lr=rates[0] or optimizer.lr)
-        fake_optimizer = replace(fake_optimizer, lr=rates[1] or fake_optimizer.lr)
-        started = time.process_time()
-        student = distill(
+        lr, fake_lr = scheme.learning_rates or (0.0, 0.0)
+        lr, fake_lr = lr or config.lr, fake_lr or config.fake_lr
+        return distill(
             teacher,
             plan,
             generator_objective=scheme.generator_objective(),
             fake_objective=scheme.fake_objective(),
             updates=updates,
             experts=ExpertTraining(
-                initializer=init,
+                initializer=scheme.init(self.start(scheme.width_factor)),
                 expert=scheme.expert,
                 curriculum=scheme.curriculum,
-                optimizer=optimizer,
+                optimizer=replace(optimizer, lr=lr or optimizer.lr),
                 accumulate=scheme.accumulate,
             ),
             rollouts=Rollouts(
@@ -144,19 +193,13 @@ class DistillationBenchmark(Benchmark):
                 updates=efficiency.fake_updates(most),
                 updates_per_rollout=efficiency.fake_updates_per_rollout,
                 scores=scheme.fake_scores,
-                optimizer=fake_optimizer,
+                optimizer=replace(fake_optimizer, lr=fake_lr or fake_optimizer.lr),
             ),
             session=Session(account=account),
             seed=seed,
             progress=False,
+            check_score=False,
         )
-        seconds = time.process_time() - started
-        cost = {
-            "forwards": round(account.forward_equivalents / batch),
-            "cpu_seconds": round(seconds, 2),
-            "saved_mib": rollout_mib(scheme, plan, init, teacher, batch),
-        }
-        return student, cost
 
 
 class MixtureBenchmark(DistillationBenchmark):
@@ -212,7 +255,7 @@ class DigitsBenchmark(DistillationBenchmark):
 
     # the packaged weights have one width, and no scheme is tuned on digits
     methods = tuple(
-        m for m in (*TEACHER_ROWS, *SCHEMES) if m not in ("vanilla_wide", "phased_tuned")
+        m for m in DistillationBenchmark.methods if m not in ("vanilla_wide", "phased_tuned")
     )
     updates, fake_updates, samples, teacher_steps = 500, 2, 6000, 50
     optimizers = (AdamRecipe(lr=3e-4), AdamRecipe(lr=6e-4, decay=Constant()))

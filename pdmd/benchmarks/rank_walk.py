@@ -184,6 +184,7 @@ def _distilled(
             resume=not stops,
         ),
         seed=walk.seed,
+        check_score=False,  # of random weights, in hundreds of gathered evaluations
         source={
             "teacher": "qwen_image",
             "arguments": {"folder": walk.folder, "dtype": "bfloat16", **SIZE},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 from pdmd.benchmarks import BenchConfig, run_benchmark
 from pdmd.cli.arguments import parse, take_name
@@ -17,9 +18,9 @@ __all__ = ["bench_command"]
 class BenchOptions:
     """Compares few-step methods on equal terms and writes a results file.
 
-    toy1d, mixture and digits measure quality; cost counts network evaluations; overhead and speed
-    measure time, and need an idle machine; memory measures what each of 2 and 4 ranks holds, in a
-    network of --millions parameters. The methods of speed are network sizes (mlp,
+    toy1d, mixture, digits and glyphs measure quality; cost counts network evaluations; overhead
+    and speed measure time, and need an idle machine; memory measures what each of 2 and 4 ranks
+    holds, in a network of --millions parameters. The methods of speed are network sizes (mlp,
     transformer_small, transformer_medium), its updates are those timed per library, and other
     libraries are compared if they are installed: pip install 'pdmd[bench]'.
     """
@@ -51,7 +52,7 @@ def bench_command(words: list[str]) -> int:
     from pdmd.evaluation.evaluate import format_table
 
     name, rest = take_name(
-        words, "the benchmark: toy1d, mixture, digits, cost, overhead, memory or speed"
+        words, "the benchmark: toy1d, mixture, digits, glyphs, cost, overhead, memory or speed"
     )
     default = BenchOptions(config=BenchConfig(name=name))
     options = parse(BenchOptions, rest, "pdmd bench NAME", default, flat=True)
@@ -74,11 +75,14 @@ def bench_command(words: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"pdmd: stopped; finished runs are in {out}; run again to resume", file=sys.stderr)
         return 130
-    rows = [
-        {k: v[0] if isinstance(v, tuple) else v for k, v in entry.items()}
-        for entry in summarise(results["rows"])
-    ]
+    summary = summarise(results["rows"])
+    names = dict.fromkeys(k for entry in summary for k in entry if not k.startswith("held_out_"))
+    rows = [{k: _mean(entry.get(k)) for k in names} for entry in summary]
     print(format_table(rows))
     print(f"results  {out}")
     print(f"report   {write_bench_report(results, out.with_suffix('.html'))}")
     return 0
+
+
+def _mean(value: Any) -> Any:
+    return value[0] if isinstance(value, tuple) else value

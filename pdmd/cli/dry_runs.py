@@ -25,6 +25,7 @@ def describe_run(run: Run) -> str:
         f"fake score {run.fake_objective!r}",
         f"device     {run.runtime.device}, {ranks.data_ranks} data ranks of "
         f"{ranks.local_batch(train.batch_size)} samples",
+        *([f"sizes      {run.buckets!r}"] if len(run.buckets) > 1 else []),
         f"plan       {len(run.plan)} phases, {run.plan.nfe} steps",
     ]
     for phase, updates in zip(run.plan, train.updates_of(run.plan), strict=True):

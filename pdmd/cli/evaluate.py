@@ -44,6 +44,7 @@ def evaluate_command(words: list[str]) -> int:
         from pdmd.cli.comparisons import check_metrics
 
         check_metrics(options)  # for its errors, before the ranks meet
+    options.choose_precision(name)
     runtime = options.parallel.build(options.seed)
     try:
         found = _evaluate(name, options, runtime)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from pdmd.cli.config_files import read_config
 from pdmd.cli.parallel_config import ParallelConfig
+from pdmd.documents import read_toml
 
 __all__ = ["EvaluateOptions"]
 
@@ -62,5 +65,19 @@ class EvaluateOptions:
     """Use the URLs and cache folders that the student's folder names."""
     plugins: tuple[str, ...] = ()
     """Python modules to import first; they may register the student's teacher, or metrics."""
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    """Where networks compute."""
+    parallel: ParallelConfig = field(default_factory=lambda: ParallelConfig(precision="auto"))
+    """Where networks compute, and in which type; by default in that of the run."""
+
+    def choose_precision(self, name: str) -> None:
+        """Chooses the precision of the run where none is given.
+
+        Args:
+            name: The student folder, or the run folder that contains it.
+        """
+        if self.parallel.precision != "auto":
+            return
+        for folder in (Path(name), Path(name).parent):
+            if (folder / "config.toml").is_file():
+                config = read_config(read_toml(folder / "config.toml")[1])
+                self.parallel.precision = config.parallel.precision
+                return

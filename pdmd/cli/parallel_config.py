@@ -15,7 +15,7 @@ from pdmd.extras import require
 
 __all__ = ["PRECISIONS", "ParallelConfig"]
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": torch.float32}
 """The types in which networks can compute, by name."""
 
 
@@ -32,8 +32,9 @@ class ParallelConfig:
     """Ranks that split each sample's tokens (context parallel)."""
     tp: int = 1
     """Ranks that split each layer (tensor parallel)."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Type in which networks compute; master weights, gradients and losses are float32."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Type in which networks compute; master weights, gradients and losses are float32. With auto,
+    an evaluation has that of the run, if the student is in its folder; otherwise float32."""
     activation_checkpointing: Literal["none", "full", "selective"] = "none"
     """Recompute blocks in the backward pass (full), or all but their costly operations."""
     compile: bool = False

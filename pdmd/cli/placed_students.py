@@ -111,6 +111,7 @@ class PlacedStudent:
             prompts=student.prompts,
             router=student.router,
             source=student.source,
+            buckets=student.buckets,
         )
         return cls(path, student, teacher, real, runtime, scales)
 

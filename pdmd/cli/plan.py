@@ -143,12 +143,15 @@ class MeasuredRun:
         work: The settings of a cycle.
         roles: The footprints of the networks, by phase.
         precision: The dtypes of computation and storage.
+        sizes: If samples have several sizes: the share of each in the batches, and its
+            measurement. Those above are then of the first.
     """
 
     config: DistillConfig
     work: Workload
     roles: tuple[PhaseFootprints, ...]
     precision: Precision
+    sizes: tuple[tuple[float, MeasuredRun], ...] = ()
 
     def on(self, cluster: Cluster) -> RunPlan:
         """Plans the run.
@@ -159,6 +162,8 @@ class MeasuredRun:
         Raises:
             ValueError: If no degrees divide the work.
         """
+        if self.sizes:
+            return RunPlan.of_sizes([(share, run.on(cluster)) for share, run in self.sizes])
         config = self.config
         return plan_roles(
             self.roles,
@@ -199,6 +204,16 @@ def measure_run(config: DistillConfig) -> MeasuredRun:
             raise ValueError(
                 f"train.{key} = {value!r} cannot be planned; plan with train.{key} = {planned!r}"
             )
+    if config.teacher.buckets:
+        buckets = config.teacher.build_buckets(outlined(config.teacher))
+        sized = [config.teacher.at_bucket(table) for table in config.teacher.buckets]
+        runs = [_measured_size(dataclasses.replace(config, teacher=one)) for one in sized]
+        shares = [buckets.probability(bucket) for bucket in buckets]
+        return dataclasses.replace(runs[0], sizes=tuple(zip(shares, runs, strict=True)))
+    return _measured_size(config)
+
+
+def _measured_size(config: DistillConfig) -> MeasuredRun:
     depth = equal_blocks(config.teacher.name, config.teacher.arguments)
     if depth <= SHALLOW[1]:
         return _measured(config, config.teacher)

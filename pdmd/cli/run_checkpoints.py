@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from pdmd.cli.resumed_settings import fingerprint as settings_of
 from pdmd.training.checkpoints.checkpointer import Checkpointer
 from pdmd.training.checkpoints.store import Store
 
-__all__ = ["build_checkpointer"]
+__all__ = ["build_checkpointer", "leave_checkpoints"]
 
 
 def build_checkpointer(
@@ -54,3 +55,19 @@ def build_checkpointer(
         defaults=settings_of(DistillConfig()),
         allow_changed=allow_changed,
     )
+
+
+def leave_checkpoints(checkpointer: Checkpointer, folder: Path, keep: int) -> None:
+    """Leaves the last checkpoint of a finished run, from which it may be trained longer, or none.
+
+    Args:
+        checkpointer: The run's checkpointer, of the main rank alone.
+        folder: The run folder.
+        keep: How many the configuration keeps.
+    """
+    if keep:
+        checkpointer.keep_last()
+        return
+    checkpointer.clear()
+    with contextlib.suppress(OSError):  # it is elsewhere, or has files of the user
+        (folder / "checkpoint").rmdir()

@@ -13,10 +13,18 @@ from pdmd.cli.run_locks import LOCKS
 from pdmd.diffusion.schedules import Schedule
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.student_folders import describe_plan
-from pdmd.documents import read_toml
+from pdmd.documents import read_json, read_toml
 from pdmd.files import write_file
 
-__all__ = ["BEFORE", "check_folder", "check_writable", "clear_folder", "write_plan"]
+__all__ = [
+    "BEFORE",
+    "check_folder",
+    "check_writable",
+    "clear_folder",
+    "is_finished",
+    "mark_finished",
+    "write_plan",
+]
 
 BEFORE = (*LOCKS, "tiny_pipeline")
 """What may be in the folder before a run: its lock, and the teacher of a tiny recipe."""
@@ -27,11 +35,17 @@ OUTPUTS = (
     "tensorboard/events.out.*",
     "grids/samples.png",
     "grids/phase_*.png",
-    "validation/phase_*.png",
-    "validation/phase_*.mp4",
-    "validation/phase_*.gif",
-    "validation/metrics.jsonl",
-    "validation/teacher.safetensors",
+    *(
+        f"{folder}/{name}"
+        for folder in ("validation", "validation/*x*")  # the teacher's size, and others
+        for name in (
+            "phase_*.png",
+            "phase_*.mp4",
+            "phase_*.gif",
+            "metrics.jsonl",
+            "teacher.safetensors",
+        )
+    ),
     "history.jsonl",
     "health.jsonl",
     "throughput.jsonl",
@@ -74,7 +88,7 @@ def check_folder(
                 f"{folder} is not a run folder, so it is not overwritten; choose another --out"
             )
         return
-    if unfinished and (folder / "metrics.json").is_file():
+    if unfinished and is_finished(folder):
         raise ValueError(
             f"{folder} holds a finished run and is not empty; choose another --out, replace it "
             "with --overwrite, or train it longer with --resume and more --train.updates"
@@ -88,6 +102,24 @@ def check_folder(
         raise ValueError(
             f"{folder} is not empty; choose another --out, or replace it with --overwrite"
         )
+
+
+def is_finished(folder: Path) -> bool:
+    """Returns whether the last run in a folder came to its end, with or without an evaluation."""
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        finished = read_json(folder / "summary.json").get("finished")
+        if finished is not None:
+            return bool(finished)
+    return (folder / "metrics.json").is_file()  # of a version that did not write it
+
+
+def mark_finished(folder: Path, finished: bool) -> None:
+    """Writes into the summary of a run, if there is one, whether it came to its end."""
+    path = folder / "summary.json"
+    with contextlib.suppress(ValueError, OSError):  # none yet, or damaged
+        summary = read_json(path)
+        if isinstance(summary, dict):
+            write_file(path, json.dumps({**summary, "finished": finished}, indent=2) + "\n")
 
 
 def check_writable(folder: Path) -> None:
@@ -117,7 +149,8 @@ def clear_folder(folder: Path) -> None:
     for pattern in OUTPUTS:
         for path in folder.glob(pattern):
             path.unlink()
-    for name in ("student", "tensorboard", "grids", "validation", "checkpoint"):
+    folders = ("student", "tensorboard", "grids", "validation/*x*", "validation", "checkpoint")
+    for name in folders:
         for path in folder.glob(name):
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()

@@ -48,4 +48,6 @@ def build_monitors(
         ValueError: If the teacher does not accept a prompt of the validation.
     """
     health = config.health.build(config.train.seed)
-    return [Throughput(), *health, *config.validation.build(folder, teacher, conditions)]
+    buckets = config.teacher.build_buckets(teacher)
+    validation = config.validation.build(folder, teacher, conditions, buckets)
+    return [Throughput(buckets), *health, *validation]

@@ -23,8 +23,15 @@ from pdmd.cli.config import DistillConfig
 from pdmd.cli.config_files import same_config, write_config
 from pdmd.cli.final_evaluation import FinalEvaluation
 from pdmd.cli.resumed_settings import describe_changes, fingerprint
-from pdmd.cli.run_checkpoints import build_checkpointer
-from pdmd.cli.run_folders import BEFORE, check_folder, check_writable, clear_folder, write_plan
+from pdmd.cli.run_checkpoints import build_checkpointer, leave_checkpoints
+from pdmd.cli.run_folders import (
+    BEFORE,
+    check_folder,
+    check_writable,
+    clear_folder,
+    mark_finished,
+    write_plan,
+)
 from pdmd.cli.run_inputs import digest_images, digest_inputs
 from pdmd.cli.run_locks import RunLocks
 from pdmd.cli.run_monitors import build_monitors, build_recorder
@@ -35,7 +42,7 @@ from pdmd.distillation.distill import distill
 from pdmd.distillation.experts import experts
 from pdmd.distillation.initializers import FromDenoiser, Initializer
 from pdmd.distillation.students import Student
-from pdmd.distillation.validation import check_penalties, check_teacher, check_times
+from pdmd.distillation.validation import check_buckets, check_penalties, check_teacher
 from pdmd.distributed.runtime import Runtime
 from pdmd.extras import require
 from pdmd.files import is_url, local_path, write_file
@@ -141,14 +148,17 @@ class Run:
             teacher = config.teacher.build(outlined=not placement.in_place)
             self.teacher = placement.outline(teacher) if _has_weights(teacher) else teacher
             self.plan = config.plan.build(self.teacher.schedule)
+            self.buckets = config.teacher.build_buckets(self.teacher)
             self.generator_objective, self.fake_objective = config.objective.build()
             self.conditions = self.teacher.conditions(self.teacher.prompts)
             self.monitors = build_monitors(config, self.folder, self.teacher, self.conditions)
-            check_times(self.teacher, self.plan, self.generator_objective)
+            objectives = self.generator_objective, self.fake_objective
+            check_buckets(self.teacher, self.plan, self.buckets, *objectives)
             check_penalties(self.fake_objective, self.runtime.placement)
-            here = self.runtime.placement.in_place and self.runtime.device.type == "cpu"
-            if here:  # a teacher that is moved or sharded is checked by distill, where it runs
-                check_teacher(self.teacher, self.plan, self.generator_objective, self.conditions)
+            if placement.in_place and self.runtime.device.type == "cpu":  # else distill does it
+                check_teacher(
+                    self.teacher, self.plan, objectives[0], self.conditions, self.buckets
+                )
             if not _has_weights(self.teacher) and not hasattr(unguided(self.teacher), "sample"):
                 raise ValueError(
                     f"{config.teacher.name} has neither weights nor samples to pretrain a network "
@@ -173,10 +183,9 @@ class Run:
                 None if _has_weights(self.teacher) else FromDenoiser(network), config.lora.build()
             )
             if self.runtime.main:
-                prompts = digest_prompts(self.teacher.prompts)
-                images = digest_images(self.teacher.prompts)
-                inputs = {**digest_inputs(config), **images, "prompts": prompts}
-                self.checkpointer.add_inputs(inputs)
+                listed = self.teacher.prompts
+                inputs = {**digest_inputs(config), **digest_images(listed)}
+                self.checkpointer.add_inputs({**inputs, "prompts": digest_prompts(listed)})
         if resume:
             self.checkpointer.read()
         self.account = Account()
@@ -219,6 +228,7 @@ class Run:
                 clear_folder(self.folder)
         if self.runtime.main:
             path = self.folder / "config.toml"
+            mark_finished(self.folder, False)  # while it is trained longer
             if not (self.resume and same_config(config, path)):
                 write_config(config, path)
             if not self.resume or not (self.folder / "plan.json").exists():
@@ -250,6 +260,7 @@ class Run:
                 batch_size=train.batch_size,
                 truncation=train.build_truncation(),
                 phase_inputs=train.build_phase_inputs(self.plan),
+                buckets=self.buckets,
             ),
             fake_scores=FakeScoreTraining(
                 updates=train.build_fake_updates(),
@@ -275,27 +286,23 @@ class Run:
         )
         self.training = False
         student.save(self.folder / "student")  # on all ranks, from their shards
-        if not self.runtime.main:
-            self._stop_before_evaluation()
-            return student
-        few = [self.teacher.prompts[i] for i in range(min(2, len(self.teacher.prompts)))]
-        summary = {
-            "teacher": config.teacher.name,
-            "guidance": list(config.teacher.guidance),
-            "generator_objective": repr(self.generator_objective),
-            "fake_objective": repr(self.fake_objective),
-            "parameters": sum(p.numel() for p in student.experts[0].parameters()),
-            "seconds": round(time.perf_counter() - started, 1),
-            "evaluations": self.account.state(),
-            "prompts": [p for p in few if isinstance(p, str | int)],  # for the report's example
-        }
-        write_file(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-        self._stop_before_evaluation()
-        return student
-
-    def _stop_before_evaluation(self) -> None:
+        if self.runtime.main:
+            few = [self.teacher.prompts[i] for i in range(min(2, len(self.teacher.prompts)))]
+            summary = {
+                "teacher": config.teacher.name,
+                "guidance": list(config.teacher.guidance),
+                "finished": False,
+                "generator_objective": repr(self.generator_objective),
+                "fake_objective": repr(self.fake_objective),
+                "parameters": sum(p.numel() for p in student.experts[0].parameters()),
+                "seconds": round(time.perf_counter() - started, 1),
+                "evaluations": self.account.state(),
+                "prompts": [p for p in few if isinstance(p, str | int)],  # for the report
+            }
+            write_file(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         if self.runtime.ranks.any(self.checkpointer.stopping()):  # after the last update
             raise Interrupted("stopped before the evaluation")
+        return student
 
     def leave(self) -> None:
         """Releases the other ranks; everything after runs on the main rank alone."""
@@ -319,13 +326,8 @@ class Run:
     def _evaluate(self, student: Student) -> list[dict[str, Any]]:
         from pdmd.evaluation.report import write_report
 
-        evaluation = FinalEvaluation(
-            self.config.evaluate,
-            self.folder,
-            self.teacher,
-            self.runtime,
-            progress=self.progress,
-        )
+        where = self.folder, self.teacher, self.runtime
+        evaluation = FinalEvaluation(self.config.evaluate, *where, progress=self.progress)
         wanted = evaluation.wanted
         drawn = evaluation.sample(student, self._placed_teacher()) if wanted else {}
         self.leave()
@@ -333,12 +335,8 @@ class Run:
             return []
         rows = evaluation.write(student, drawn) if wanted else []
         write_report(self.folder)
-        if self.config.train.checkpoint_keep:  # the last, from which to train longer
-            self.checkpointer.keep_last()
-        else:
-            self.checkpointer.clear()
-            with contextlib.suppress(OSError):  # it is elsewhere, or has files of the user
-                (self.folder / "checkpoint").rmdir()
+        leave_checkpoints(self.checkpointer, self.folder, self.config.train.checkpoint_keep)
+        mark_finished(self.folder, True)
         return rows
 
     def _placed_teacher(self) -> Denoiser:

@@ -169,19 +169,14 @@ def _batches(
 ) -> Iterator[tuple[Sequence[Any], torch.Tensor]]:
     """Yields prompts and clean latents, batch after batch."""
     import torch
-    from tqdm import tqdm
 
     from pdmd.randomness import RankGenerator
+    from pdmd.training.monitoring.bars import progress_bar
 
     size = options.batch_size or max(1, TOGETHER // math.prod(drawn.teacher.latent_shape))
     generator = torch.Generator().manual_seed(options.seed)
-    bar = tqdm(
-        total=len(prompts),
-        desc="sample",
-        disable=not options.progress or size >= len(prompts),
-        dynamic_ncols=True,
-    )
-    with bar:
+    shown = options.progress and size < len(prompts)
+    with progress_bar("sample", len(prompts), unit="sample", shown=shown) as bar:
         for i in range(0, len(prompts), size):
             chosen = prompts[i : i + size]
             if drawn.stochastic:  # noise by row, so that it does not depend on the batches

@@ -56,13 +56,17 @@ def check_schedule(harness: TeacherHarness) -> str:
 
 @torch.no_grad()
 def check_oracle(harness: TeacherHarness) -> str:
-    """ODE steps with an oracle for x_0, in the teacher's schedule and kind, end at x_0."""
+    """ODE steps with an oracle for x_0, in the teacher's schedule and kind, end at x_0.
+
+    A schedule that keeps noise at the end may end as far from it as that noise.
+    """
     teacher = harness.teacher
     x0, times = harness.noise(BATCH), two_step_plan(teacher).timesteps
     oracle = Oracle(teacher, x0)
     found = sample_ode(oracle, batch=BATCH, times=times, generator=harness.generator)
     error = float((found - x0).abs().max())
-    if not error < 2e-3:
+    kept = float(teacher.schedule(times[-1])[1])
+    if not error < 2e-3 + 6 * kept:
         raise CheckFailed(
             f"steps of {teacher.kind} end {error:.2g} from x_0; check schedule and kind"
         )

@@ -119,15 +119,19 @@ class Denoiser(nn.Module, ABC):
         """
         if not isinstance(t, Tensor) or t.is_cpu:
             as_times(t)  # for its errors
-        given, t = t, moved(torch.as_tensor(t, dtype=torch.float64), x_t.device)
-        interval = current_interval()
-        if interval is not None and t is not given:
-            within(t, *interval)
+        if isinstance(t, Tensor):
+            given, t = t, moved(t.to(torch.float64), x_t.device)
+            interval = current_interval()
+            if interval is not None and t is not given:
+                within(t, *interval)
+            times = t.expand(len(x_t))
+        else:
+            times = torch.full((len(x_t),), t, dtype=torch.float64, device=x_t.device)
         if self.precision == torch.float32:
-            value = self.network(x_t, t.expand(len(x_t)), condition)
+            value = self.network(x_t, times, condition)
         else:
             with torch.autocast(x_t.device.type, self.precision):
-                value = self.network(x_t, t.expand(len(x_t)), condition)
+                value = self.network(x_t, times, condition)
         return Prediction(value=value, kind=self.kind, x_t=x_t, t=t, schedule=self.schedule)
 
     def trainable_copy(self) -> Denoiser:

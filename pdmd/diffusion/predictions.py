@@ -111,7 +111,7 @@ class Prediction:
         value: The network's output, with shape :math:`(B, *)`.
         kind: The kind of ``value``.
         x_t: The network's input, with shape :math:`(B, *)`.
-        t: The times of ``x_t``, with shape :math:`()` or :math:`(B)`.
+        t: The times of ``x_t``: a float, or a tensor with shape :math:`()` or :math:`(B)`.
         schedule: The forward process of ``x_t``.
 
     Raises:

@@ -17,7 +17,11 @@ __all__ = ["check_batch", "initial_noise", "ode_times", "sample_ode"]
 
 @checked
 def initial_noise(
-    denoiser: Denoiser, batch: int, generator: torch.Generator | None = None
+    denoiser: Denoiser,
+    batch: int,
+    generator: torch.Generator | None = None,
+    *,
+    latent_shape: Sequence[int] | None = None,
 ) -> Latents:
     r"""Draws the noise that sampling starts from, float32, with shape :math:`(B, *)`.
 
@@ -29,9 +33,10 @@ def initial_noise(
         denoiser: Gives the schedule, the latent shape and the device.
         batch: :math:`B`, the number of samples.
         generator: The source of randomness.
+        latent_shape: The shape of one sample; the denoiser's by default.
     """
     at_least(0, batch=batch)
-    shape = (batch, *denoiser.latent_shape)
+    shape = (batch, *(denoiser.latent_shape if latent_shape is None else latent_shape))
     return denoiser.schedule.prior_std() * randn(shape, generator, device=denoiser.device)
 
 

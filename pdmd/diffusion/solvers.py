@@ -47,9 +47,7 @@ def ode_step(prediction: Prediction, s: Times) -> Latents:
         )
     check_times("s", s, len(prediction.x_t))
     if isinstance(s, float):
-        return prediction.combine_at(
-            ("step", s), lambda t: prediction.schedule(moved(as_times(s), t.device))
-        )
+        return prediction.combine_at(("step", s), lambda t: prediction.schedule(s))
     alpha_s, sigma_s = prediction.schedule(moved(as_times(s), prediction.x_t.device))
     return prediction.combine(alpha_s, sigma_s)
 

@@ -2,12 +2,15 @@
 
 Several formulas evaluate one batch of times, and a phase's timesteps stay the same throughout its
 training. A tensor of times is checked once, and the coefficients at its times are computed once,
-until it is modified in place.
+until it is modified in place. A number has one tensor, on the CPU, which serves every device: the
+coefficients at a timestep are then computed once for all updates of a phase, and reach a kernel
+as its arguments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import lru_cache
 from numbers import Real
 
 import torch
@@ -23,6 +26,7 @@ def as_times(t: Times) -> Tensor:
 
     A tensor that passed is not checked again until it is modified in place. Tensors on an
     accelerator are not checked, which would synchronize it: the trainer samples times on the CPU.
+    A number becomes a scalar on the CPU, the same for every call.
 
     Args:
         t: A float or a tensor of any shape.
@@ -31,18 +35,7 @@ def as_times(t: Times) -> Tensor:
         TypeError: If it is neither a number nor a tensor of real numbers.
         ValueError: If a time is outside [0, 1] or not finite.
     """
-    if isinstance(t, Tensor):
-        checked = getattr(t, "_checked_times", None)
-        if checked is not None and checked[0] == t._version:
-            return t
-        if t.dtype is torch.bool or t.is_complex():
-            raise TypeError(f"times are real numbers in [0, 1], got a tensor of {t.dtype}")
-        if t.dtype is not torch.float64:
-            t = t.to(torch.float64)
-        if not t.is_cpu:
-            return t
-        low, high = (v.item() for v in torch.aminmax(t)) if t.numel() else (1.0, 1.0)
-    else:
+    if not isinstance(t, Tensor):
         if isinstance(t, bool) or not isinstance(t, Real):
             raise TypeError(
                 f"a time is a number or a tensor in [0, 1], got {t!r:.60}; pass a float or a "
@@ -50,14 +43,35 @@ def as_times(t: Times) -> Tensor:
             )
         if not 0 <= t <= 1:  # also of an integer that is no float
             raise ValueError(f"time {t!s:.40} is outside [0, 1]; 0 is clean data and 1 is noise")
-        low = high = float(t)
-        t = torch.as_tensor(low, dtype=torch.float64)
+        t = _scalar(float(t))
+        return t if t._version == 0 else t.new_tensor(t._checked_times[1])
+    checked = getattr(t, "_checked_times", None)
+    if checked is not None and checked[0] == t._version:
+        return t
+    if t.dtype is torch.bool or t.is_complex():
+        raise TypeError(f"times are real numbers in [0, 1], got a tensor of {t.dtype}")
+    if t.dtype is not torch.float64:
+        t = t.to(torch.float64)
+    if not t.is_cpu:
+        return t
+    low, high = (v.item() for v in torch.aminmax(t)) if t.numel() else (1.0, 1.0)
     if not (low >= 0 and high <= 1):  # also if either is NaN
         bad = t[~((t >= 0) & (t <= 1))].flatten()[0].item()
         raise ValueError(f"time {bad} is outside [0, 1]; 0 is clean data and 1 is noise")
     if not t.is_inference():
         t._checked_times = (t._version, low)  # type: ignore[attr-defined]
     return t
+
+
+@lru_cache(maxsize=1024)
+def _scalar(t: float) -> Tensor:
+    """Returns a checked time as a tensor, which must not be modified in place."""
+    if not 0 <= t <= 1:  # also if it is NaN
+        raise ValueError(f"time {t} is outside [0, 1]; 0 is clean data and 1 is noise")
+    with torch.inference_mode(False):
+        scalar = torch.tensor(t, dtype=torch.float64, device="cpu")
+    scalar._checked_times = (0, t)  # type: ignore[attr-defined]
+    return scalar
 
 
 def lowest(t: Tensor) -> float | None:

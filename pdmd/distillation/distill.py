@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pdmd.arguments import checked
+from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.finished import FinishedExperts
 from pdmd.distillation.notices import objective_notice, prompt_notice, score_notice
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.students import Student
 from pdmd.distillation.validation import (
+    check_buckets,
     check_fake_scores,
     check_objectives,
     check_penalties,
@@ -77,7 +79,7 @@ def distill(
 
     Args:
         experts: Initialization, optimization, averaging and curriculum of the experts.
-        rollouts: Batch size, truncation and phase inputs of rollouts.
+        rollouts: Batch size, sizes of samples, truncation and phase inputs of rollouts.
         fake_scores: Number and training of the fake scores.
         session: Device and ranks, recorder, checkpoints and NFE account.
         conditions: The prompts, if the teacher has encoded them already, in their order.
@@ -124,6 +126,8 @@ def distill(
     check_objectives(plan, generator_objective, fake_objective)
     check_fake_scores(plan, rollouts, fake_scores.scores)
     check_penalties(fake_objective, runtime.placement)
+    buckets = rollouts.buckets or Buckets.of_shape(teacher.latent_shape)
+    check_buckets(teacher, plan, buckets, generator_objective, fake_objective)
     runtime.ranks.local_batch(rollouts.batch_size)
     runtime.placement.check(teacher)
     stream = ConditionStream(None if encoded is None else encoded.to(runtime.device))
@@ -137,7 +141,7 @@ def distill(
         real = runtime.placement.frozen(
             start, shared=experts.initializer.adapts, offload=runtime.offload.teacher
         )
-        check_teacher(real, plan, generator_objective, encoded)
+        check_teacher(real, plan, generator_objective, encoded, buckets)
         found = [prompt_notice(teacher, listed), objective_notice(fake_objective)]
         if check_score and not session.resume:
             batch = runtime.ranks.local_batch(rollouts.batch_size)
@@ -202,5 +206,6 @@ def distill(
         encode=teacher.encode,
         prompts=listed,
         source=source,
+        buckets=rollouts.buckets,
     )
     return student.eval().requires_grad_(False)

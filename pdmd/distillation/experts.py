@@ -57,8 +57,6 @@ class Expert(nn.Module, ABC):
         super().__init__()
         self.denoiser = denoiser
         self.phase = phase
-        # One tensor per timestep, with which its coefficients are cached.
-        self._times = [torch.tensor(t, dtype=torch.float64, device="cpu") for t in phase.timesteps]
 
     @abstractmethod
     def advance(
@@ -101,7 +99,6 @@ class Expert(nn.Module, ABC):
         check_latents("x", x)
         check_generator(generator)
         times = self.phase.timesteps
-        inputs = self._times if x.is_cpu else times
         if exit_step is not None and not 0 <= exit_step < len(times):
             raise ValueError(
                 f"exit_step must be in 0..{len(times) - 1} in a phase of {len(times)} steps, "
@@ -110,8 +107,8 @@ class Expert(nn.Module, ABC):
         last = len(times) - 1 if exit_step is None else exit_step
         for i in range(last):
             with torch.set_grad_enabled(torch.is_grad_enabled() and exit_step is None):
-                x = self.advance(self.denoiser(x, inputs[i], condition), times[i + 1], generator)
-        return ode_step(self.denoiser(x, inputs[last], condition), self.phase.t_end)
+                x = self.advance(self.denoiser(x, times[i], condition), times[i + 1], generator)
+        return ode_step(self.denoiser(x, times[last], condition), self.phase.t_end)
 
 
 @experts.register("ode")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 
 from pdmd.arguments import checked
 from pdmd.diffusion.sampling import check_batch, initial_noise
+from pdmd.distillation.experts import Expert
 from pdmd.distillation.students import Student
 from pdmd.typing import Condition, Latents
 
@@ -20,6 +24,7 @@ def trajectory(
     *,
     batch: int | None = None,
     generator: torch.Generator | None = None,
+    latent_shape: Sequence[int] | None = None,
 ) -> list[Latents]:
     r"""Samples a student and returns the latents at every boundary.
 
@@ -28,6 +33,8 @@ def trajectory(
         condition: A TensorDict with batch size :math:`(B)`, or ``None``.
         batch: :math:`B`, required without a condition.
         generator: The source of randomness.
+        latent_shape: The size of the samples, such as one of ``student.buckets``, whose times are
+            then used; the networks' own by default.
 
     Returns:
         :math:`[x_1, x_{t_1}, \dots, x_0]`, each with shape :math:`(B, *)`.
@@ -36,8 +43,10 @@ def trajectory(
         ValueError: If the batch is missing or differs from the condition's, or the condition is no
             TensorDict.
     """
-    latents = [initial_noise(student, check_batch(condition, batch), generator)]
-    for expert in student.experts:
+    rows = check_batch(condition, batch)
+    latents = [initial_noise(student, rows, generator, latent_shape=latent_shape)]
+    for module in student.experts:
+        expert = student.buckets.expert(cast(Expert, module), latents[-1])
         latents.append(expert(latents[-1], condition, generator=generator))
     return latents
 
@@ -49,6 +58,7 @@ def sample(
     *,
     batch: int | None = None,
     generator: torch.Generator | None = None,
+    latent_shape: Sequence[int] | None = None,
 ) -> Latents:
     """Samples a student.
 
@@ -57,6 +67,8 @@ def sample(
         condition: A TensorDict with batch size :math:`(B)`, or ``None``.
         batch: :math:`B`, required without a condition.
         generator: The source of randomness.
+        latent_shape: The size of the samples, such as one of ``student.buckets``, whose times are
+            then used; the networks' own by default.
 
     Returns:
         Latents at time 0, with shape :math:`(B, *)`.
@@ -65,4 +77,6 @@ def sample(
         ValueError: If the batch is missing or differs from the condition's, or the condition is no
             TensorDict.
     """
-    return trajectory(student, condition, batch=batch, generator=generator)[-1]
+    return trajectory(
+        student, condition, batch=batch, generator=generator, latent_shape=latent_shape
+    )[-1]

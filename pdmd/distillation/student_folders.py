@@ -16,6 +16,7 @@ from typing import Any, cast
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser, Router, routers
 from pdmd.distillation.adapters import LowRank, adapt, adapted_parts, base_digest
+from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.experts import Expert, experts
 from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.distillation.student_sizes import FolderSizes
@@ -185,10 +186,7 @@ def _places(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def schedule_of(source: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns the name and the end of the schedule in a source.
-
-    Both are arguments of :func:`~pdmd.teachers.with_schedule.on_schedule`.
-    """
+    """Returns a source's schedule: the name and end that ``on_schedule`` takes."""
     schedule = source.get("schedule") or {}
     return schedule.get("name", ""), schedule.get("end", "noise")
 
@@ -214,7 +212,9 @@ def read_description(folder: Path) -> dict[str, Any]:
         for key in ("plan", "experts", "source"):
             content[key]
         if number == FORMAT:
-            plan_from_description(content["plan"])
+            plan = plan_from_description(content["plan"])
+            if "buckets" in content:
+                Buckets.read(content["buckets"]).plans(plan)
             for entry in content["experts"]:
                 for key in ("file", "sha256"):
                     if not isinstance(entry[key], str):

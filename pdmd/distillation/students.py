@@ -24,6 +24,7 @@ from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser, Router
 from pdmd.distillation.adapters import adapted_parts, base_digest
+from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.experts import Expert, experts
 from pdmd.distillation.hub_students import fetch_student
 from pdmd.distillation.phases import PhasePlan
@@ -73,6 +74,7 @@ class Student(Teacher):
             (:func:`~pdmd.teachers.with_schedule.on_schedule`); written into the folder so that
             loading needs no objects. Other keys, such as ``"guidance"`` and
             ``"negative_prompt"``, are kept.
+        buckets: The sizes that it was trained on; by default the networks' own.
 
     Raises:
         ValueError: If there are no experts, or their phases do not form a plan.
@@ -86,6 +88,7 @@ class Student(Teacher):
         prompts: Sequence[Any] = (None,),
         router: Router | None = None,
         source: Mapping[str, Any] | None = None,
+        buckets: Buckets | None = None,
     ) -> None:
         plan = PhasePlan(tuple(expert.phase for expert in experts))
         denoiser = experts[0].denoiser
@@ -98,6 +101,7 @@ class Student(Teacher):
         )
         self.plan = plan
         self.experts = nn.ModuleList(experts)
+        self.buckets = buckets or Buckets.of_shape(denoiser.latent_shape)
         self.router = router or IntervalRouter(plan.boundaries)
         self.source = dict(source) if source is not None else None
         self._encode = encode
@@ -243,6 +247,8 @@ class Student(Teacher):
             "plan": describe_plan(self.plan),
             "experts": entries,
         }
+        if len(self.buckets) > 1:
+            content["buckets"] = self.buckets.describe()
         content["sha256"] = own_digest(json.loads(json.dumps(content)))
         (draft / "student.json").write_text(json.dumps(content, indent=2) + "\n")
 
@@ -282,7 +288,8 @@ class Student(Teacher):
                 for its teacher.
 
         Returns:
-            The student, frozen, with the teacher's prompts.
+            The student, frozen, with the teacher's prompts. If it was trained on several sizes,
+            and the template's is one of them, its plan has the times of that size.
 
         Raises:
             ValueError: If the folder is missing, damaged, of another format, or names no teacher
@@ -352,6 +359,9 @@ class Student(Teacher):
                     raise ValueError(f"{path} does not fit the network: {first}") from error
             loaded.append(experts[entry["expert"]](denoiser, phase))
         known: dict[str, Any] = {}
+        if "buckets" in content:
+            sizes = Buckets.read(content["buckets"])
+            known["buckets"], loaded = sizes.seen_at(template.latent_shape, loaded)
         if teacher is not None:
             known["encode"] = teacher.encode
             with contextlib.suppress(ValueError):  # a teacher with a text encoder, but no prompts

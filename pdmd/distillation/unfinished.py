@@ -22,7 +22,7 @@ __all__ = ["flow", "sample_unfinished", "teacher_times"]
 
 
 @checked
-def teacher_times(teacher: Denoiser, steps: int) -> list[float]:
+def teacher_times(teacher: Denoiser, steps: int, shift: float = 1.0) -> list[float]:
     r"""Returns the times of a teacher's own steps, from 1 to 0, with its recommended shift.
 
     .. math:: t_i = \frac{s u_i}{1 + (s - 1) u_i}, \qquad u_i = 1 - i / N
@@ -30,11 +30,13 @@ def teacher_times(teacher: Denoiser, steps: int) -> list[float]:
     Args:
         teacher: The teacher; its ``shift`` is :math:`s`.
         steps: The number of steps :math:`N`.
+        shift: A shift besides it, of another size of samples
+            (:class:`~pdmd.distillation.buckets.Bucket`).
 
     Raises:
         ValueError: If ``steps`` is below 1, or a time is outside the teacher's time range.
     """
-    shift = float(getattr(teacher, "shift", 1.0))
+    shift = shift * float(getattr(teacher, "shift", 1.0))
     return [shift * u / (1 + (shift - 1) * u) for u in ode_times(teacher, steps)]
 
 
@@ -81,6 +83,7 @@ def sample_unfinished(
     batch: int,
     generator: torch.Generator,
     times: Sequence[float],
+    latent_shape: Sequence[int] | None = None,
 ) -> Latents:
     r"""Samples the experts of the first phases, and continues by the teacher to :math:`x_0`.
 
@@ -91,11 +94,12 @@ def sample_unfinished(
         batch: :math:`B`, the number of samples on this rank.
         generator: The source of randomness.
         times: The teacher's times, from :func:`teacher_times`.
+        latent_shape: The size of the samples; the teacher's own by default.
 
     Returns:
         Latents at time 0, with shape :math:`(B, *)`.
     """
-    x, t = initial_noise(teacher, batch, generator), 1.0
+    x, t = initial_noise(teacher, batch, generator, latent_shape=latent_shape), 1.0
     for expert in experts:
         x, t = expert(x, condition, generator=generator), expert.phase.t_end
     return x if t == 0 else flow(teacher, x, t, 0.0, condition, times=times)

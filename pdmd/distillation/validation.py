@@ -11,6 +11,7 @@ from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.diffusion.solvers import ode_step
+from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.distributed.placement import Placement
 from pdmd.objectives.adversarial import DiscriminatorLoss
@@ -19,9 +20,10 @@ from pdmd.randomness import randn
 from pdmd.teachers.base import Teacher
 from pdmd.training.fake_scores import FakeScores
 from pdmd.training.rollouts import Rollouts
-from pdmd.typing import Conditions
+from pdmd.typing import Condition, Conditions, Latents
 
 __all__ = [
+    "check_buckets",
     "check_fake_scores",
     "check_objectives",
     "check_penalties",
@@ -105,10 +107,7 @@ def check_penalties(objective: Objective, placement: Placement) -> None:
     """
     if placement.in_place:
         return
-    for term in (
-        (t for _, t in objective.terms) if isinstance(objective, WeightedSum) else (objective,)
-    ):
-        inner = term.objective if isinstance(term, OnlyPhases) else term
+    for inner in _terms(objective):
         if not isinstance(inner, DiscriminatorLoss) or not inner.penalty_weight:
             continue
         if inner.penalty.second_derivatives:
@@ -175,27 +174,74 @@ def check_times(teacher: Denoiser, plan: PhasePlan, objective: Objective) -> Non
                 )
 
 
+def check_buckets(
+    teacher: Denoiser,
+    plan: PhasePlan,
+    buckets: Buckets,
+    generator_objective: Objective,
+    fake_objective: Objective,
+) -> None:
+    """Checks, without an evaluation, that samples of several sizes can be distilled.
+
+    Args:
+        teacher: The teacher.
+        plan: The phases.
+        buckets: The sizes.
+        generator_objective: The experts' objective.
+        fake_objective: The fake score's objective.
+
+    Raises:
+        ValueError: If a bucket has another number of channels or dimensions than the teacher's
+            latents, its times leave the teacher's time range, or a term of the objectives needs
+            samples of one size.
+    """
+    own = teacher.latent_shape
+    for bucket in buckets:
+        if len(bucket.latent_shape) != len(own) or bucket.latent_shape[0] != own[0]:
+            raise ValueError(
+                f"bucket {bucket} does not fit the teacher, whose latents are "
+                f"{' x '.join(map(str, own))}: the number of dimensions and channels is fixed"
+            )
+        check_times(teacher, bucket.plan(plan), generator_objective)
+    if len(buckets) > 1:
+        for term in (*_terms(generator_objective), *_terms(fake_objective)):
+            if isinstance(term, DiscriminatorLoss):
+                raise ValueError(
+                    f"{term.name!r} compares the student with real samples of one size, and there "
+                    f"are {len(buckets)} buckets; leave the term out, or distill one size"
+                )
+
+
+def _terms(objective: Objective) -> list[Objective]:
+    summed = isinstance(objective, WeightedSum)
+    terms = [term for _, term in objective.terms] if summed else [objective]
+    return [term.objective if isinstance(term, OnlyPhases) else term for term in terms]
+
+
 @torch.no_grad()
 def check_teacher(
     teacher: Denoiser,
     plan: PhasePlan,
     objective: Objective,
     condition: Conditions | None,
+    buckets: Buckets | None = None,
 ) -> None:
     """Evaluates a teacher on a few rows, where it is placed.
 
-    Two rows at the highest time of the plan, one at the lowest, and one for each network of a
-    routed teacher that serves neither.
+    Two rows at the highest time of the plan, one at the lowest, one for each network of a
+    routed teacher that serves neither, and one of every other bucket.
 
     Args:
         teacher: The teacher.
         plan: The phases.
         objective: The experts' objective; its time bounds are checked.
         condition: Encoded prompts, of which the first two are used, or ``None``.
+        buckets: The sizes of samples; the teacher's own by default.
 
     Raises:
         ValueError: As :func:`check_times`, or if a prediction has the wrong shape or is not
-            finite.
+            finite, or the teacher cannot be evaluated in a bucket, such as for a number of tokens
+            that the context parallel ranks cannot share.
     """
     check_times(teacher, plan, objective)
     generator = torch.Generator().manual_seed(0)
@@ -205,17 +251,31 @@ def check_teacher(
     times = {t for phase in plan for t in _times(phase, objective)}
     for i, t in enumerate(_covering(teacher, times)):
         x, some = (noise, rows) if i == 0 else (noise[:1], None if rows is None else rows[:1])
-        value = teacher(x, t, some).value
-        if value.shape != x.shape:
+        _check_output(teacher, x, t, some)
+    for bucket in buckets or ():
+        if bucket.latent_shape == teacher.latent_shape:
+            continue
+        noise = randn((1, *bucket.latent_shape), generator, device=teacher.device)
+        try:
+            _check_output(teacher, noise, 1.0, None if rows is None else rows[:1])
+        except (ValueError, RuntimeError, IndexError) as error:
             raise ValueError(
-                f"the teacher returned shape {tuple(value.shape)} for latents of shape "
-                f"{tuple(x.shape)}; its network must return the shape of its input"
-            )
-        if not bool(value.isfinite().all()):
-            raise ValueError(
-                f"the teacher's output at t = {t:.4g} is not finite; check its weights and "
-                "time range"
-            )
+                f"the teacher cannot be evaluated in bucket {bucket} ({error}); leave the bucket "
+                "out, or change its size"
+            ) from error
+
+
+def _check_output(teacher: Denoiser, x: Latents, t: float, condition: Condition) -> None:
+    value = teacher(x, t, condition).value
+    if value.shape != x.shape:
+        raise ValueError(
+            f"the teacher returned shape {tuple(value.shape)} for latents of shape "
+            f"{tuple(x.shape)}; its network must return the shape of its input"
+        )
+    if not bool(value.isfinite().all()):
+        raise ValueError(
+            f"the teacher's output at t = {t:.4g} is not finite; check its weights and time range"
+        )
 
 
 def _times(phase: Phase, objective: Objective) -> tuple[float, ...]:

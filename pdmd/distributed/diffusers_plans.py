@@ -29,7 +29,16 @@ from pdmd.distributed.styles import (
     Style,
 )
 
-__all__ = ["flux", "ltx", "qwen_image", "stable_diffusion_3", "wan", "z_image"]
+__all__ = [
+    "blocks",
+    "double_and_single",
+    "flux",
+    "qwen_image",
+    "stable_diffusion_3",
+    "text_and_visual",
+    "wan",
+    "z_image",
+]
 
 QKV = ("to_q", "to_k", "to_v")
 ADDED_QKV = ("add_q_proj", "add_k_proj", "add_v_proj")
@@ -139,9 +148,20 @@ def stable_diffusion_3(network: nn.Module) -> ParallelPlan:
     )
 
 
-def ltx(network: nn.Module) -> ParallelPlan:
-    """Returns the plan of LTX-Video: blocks only; neither weights nor tokens are split."""
+def blocks(network: nn.Module) -> ParallelPlan:
+    """Returns a plan of blocks only, as of LTX-Video: neither weights nor tokens are split."""
     return ParallelPlan(units=("transformer_blocks.*",))
+
+
+def double_and_single(network: nn.Module) -> ParallelPlan:
+    """Returns a plan of blocks of two streams and of one; neither weights nor tokens are split."""
+    units = ("transformer_blocks.*", "single_transformer_blocks.*")
+    return ParallelPlan(units=_present(network, units))
+
+
+def text_and_visual(network: nn.Module) -> ParallelPlan:
+    """Returns the plan of Kandinsky 5: blocks only; neither weights nor tokens are split."""
+    return ParallelPlan(units=("text_transformer_blocks.*", "visual_transformer_blocks.*"))
 
 
 def z_image(network: nn.Module) -> ParallelPlan:

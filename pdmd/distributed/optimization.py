@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -50,8 +50,16 @@ class Optimization(ABC):
         """Builds the learning-rate schedule of optimizers over a number of updates."""
 
     @abstractmethod
-    def clip_gradients(self, network: nn.Module, max_grad_norm: float) -> Tensor:
-        """Clips the gradient norm of a network, and returns the norm before clipping."""
+    def clip_gradients(
+        self, network: nn.Module, parameters: Sequence[nn.Parameter], max_grad_norm: float
+    ) -> Tensor:
+        """Clips the gradient norm of a network, and returns the norm before clipping.
+
+        Args:
+            network: The network.
+            parameters: Its parameters, which the caller lists once and not in every update.
+            max_grad_norm: The largest norm.
+        """
 
     def step(self, optimizers: Optimizers, finite: Tensor) -> None:
         """Updates the parameters if a flag is set, without synchronizing with the device.
@@ -81,8 +89,10 @@ class LocalOptimization(Optimization):
     def rates(self, optimizers: Optimizers, recipe: AdamRecipe, updates: int) -> Rates:
         return RateSchedule(optimizers, recipe, updates)
 
-    def clip_gradients(self, network: nn.Module, max_grad_norm: float) -> Tensor:
-        return nn.utils.clip_grad_norm_(network.parameters(), max_grad_norm)
+    def clip_gradients(
+        self, network: nn.Module, parameters: Sequence[nn.Parameter], max_grad_norm: float
+    ) -> Tensor:
+        return nn.utils.clip_grad_norm_(parameters, max_grad_norm)
 
 
 class SingleOptimizer:

@@ -47,9 +47,14 @@ _DIFFUSERS = "pdmd.distributed.diffusers_plans:"
 parallel_plans: Registry[Callable[[nn.Module], ParallelPlan]] = Registry(
     "parallel plan",
     {
+        "ChromaTransformer2DModel": _DIFFUSERS + "double_and_single",
+        "CogVideoXTransformer3DModel": _DIFFUSERS + "blocks",
+        "Flux2Transformer2DModel": _DIFFUSERS + "double_and_single",
         "FluxTransformer2DModel": _DIFFUSERS + "flux",
-        "LTXVideoTransformer3DModel": _DIFFUSERS + "ltx",
+        "Kandinsky5Transformer3DModel": _DIFFUSERS + "text_and_visual",
+        "LTXVideoTransformer3DModel": _DIFFUSERS + "blocks",
         "QwenImageTransformer2DModel": _DIFFUSERS + "qwen_image",
+        "SanaTransformer2DModel": _DIFFUSERS + "blocks",
         "SD3Transformer2DModel": _DIFFUSERS + "stable_diffusion_3",
         "WanTransformer3DModel": _DIFFUSERS + "wan",
         "ZImageTransformer2DModel": _DIFFUSERS + "z_image",

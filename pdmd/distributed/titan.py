@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import cast
 
@@ -271,12 +271,14 @@ class TitanOptimization(Optimization):
             )
         )
 
-    def clip_gradients(self, network: nn.Module, max_grad_norm: float) -> Tensor:
+    def clip_gradients(
+        self, network: nn.Module, parameters: Sequence[nn.Parameter], max_grad_norm: float
+    ) -> Tensor:
         for module in network.modules():
             if isinstance(module, RoutedDenoiser) and module.padded:  # on all ranks alike
                 drop_unused(module, self.device)
                 module.padded = False
-        return titan_utils.clip_grad_norm_(network.parameters(), max_grad_norm, foreach=True)
+        return titan_utils.clip_grad_norm_(parameters, max_grad_norm, foreach=True)
 
 
 class ShardedStates(StateLayout):

@@ -19,6 +19,7 @@ QUALITY = {
     "toy1d": ("trajectory_rmse",),
     "mixture": ("sw2", "klh"),
     "digits": ("feature_distance", "coverage", "cosine"),
+    "glyphs": ("feature_distance", "vendi", "faces"),
 }
 """The metrics of the trade-off plots, by benchmark; quality first."""
 
@@ -116,7 +117,8 @@ def write_bench_report(results: Mapping[str, Any], out: str | Path) -> Path:
     with naming("the content of a results file", "measure again"):
         name = results["config"]["name"]
         summary = summarise(results["rows"])
-        metrics = [k for k in (summary[0] if summary else {}) if k not in ("method", "n", *COST)]
+        names = dict.fromkeys(name for entry in summary for name in entry)
+        metrics = [name for name in names if name not in ("method", "n", *COST)]
         plotted = [k for k in QUALITY.get(name, ()) if k in metrics]
         environment = Environment(
             loader=PackageLoader("pdmd.evaluation", "."),

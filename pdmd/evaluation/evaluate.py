@@ -16,6 +16,7 @@ from pdmd.distributed.communicator import Communicator
 from pdmd.evaluation.batches import batch_size_of, sampled_rows
 from pdmd.evaluation.evaluators import evaluator_for, needs_condition, reduction_for
 from pdmd.teachers.base import Teacher
+from pdmd.training.monitoring.bars import progress_bar
 from pdmd.typing import Condition, Latents
 
 __all__ = ["draw_samples", "euler_notice", "evaluate", "format_table", "score"]
@@ -110,8 +111,6 @@ def draw_samples(
     Raises:
         ValueError: If the steps leave the teacher's time range.
     """
-    from tqdm import tqdm
-
     few = student.plan.nfe
     for steps in (teacher_steps, few):
         ode_times(teacher, steps)  # raises before any work
@@ -136,9 +135,8 @@ def draw_samples(
         "student": few_step,
     }
     drawn = {}
-    with tqdm(
-        total=samples * len(samplers), desc="evaluate", unit="sample", disable=not progress
-    ) as bar:
+    total = samples * len(samplers)
+    with progress_bar("evaluate", total, unit="sample", shown=progress) as bar:
         for i, (name, sampler) in enumerate(samplers.items()):
 
             def draw(rows: range, generator: torch.Generator, sampler: Sampler = sampler) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -148,7 +149,7 @@ class GlyphsEvaluator(Evaluator):
         self.decode = teacher.decode
         self.character = torch.tensor([NAMES.index(prompt) for prompt in prompts])
         generator = torch.Generator().manual_seed(seed + 100)
-        glyphs = GlyphBank(8, seed=seed).draw(len(prompts), generator, self.character)
+        glyphs = _bank(seed).draw(len(prompts), generator, self.character)
         self.features = self._features(reference)
         self.truth = self.classifier.features(glyphs.pictures)
 
@@ -181,6 +182,11 @@ class GlyphsEvaluator(Evaluator):
             "coverage": coverage,
             "precision": precision,
         }
+
+
+@cache
+def _bank(seed: int) -> GlyphBank:
+    return GlyphBank(8, seed=seed)
 
 
 @checked

@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pdmd.distillation.buckets import Bucket
 from pdmd.distillation.experts import Expert
 from pdmd.distillation.unfinished import sample_unfinished, teacher_times
 from pdmd.evaluation.figures import plain_text, png, prompt_rows, vector_scatter
@@ -76,6 +77,8 @@ class Validator(Monitor):
         steps: Steps of the teacher, from noise to data.
         batch: Samples that a rank draws and decodes together; 0 for those of a training batch.
         fps: Frames per second of videos.
+        bucket: The size of the samples, in a folder and scalars of its own; the teacher's by
+            default.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -91,6 +94,7 @@ class Validator(Monitor):
         steps: int = 25,
         batch: int = 0,
         fps: float = 16.0,
+        bucket: Bucket | None = None,
     ) -> None:
         if every < 1 or steps < 1 or batch < 0 or validation.seeds < 1:
             raise ValueError(
@@ -99,6 +103,10 @@ class Validator(Monitor):
                 f"{batch}"
             )
         require("report", "matplotlib", "PIL")
+        self.bucket, self.name = bucket, "validation"
+        if bucket is not None:
+            size = str(bucket).replace(" ", "")
+            folder, self.name = folder / size, f"validation_{size}"
         self.folder, self.validation, self.decode = folder, validation, decode
         self.every, self.steps, self.batch, self.fps = every, steps, batch, fps
         self.outputs = Outputs()
@@ -116,8 +124,8 @@ class Validator(Monitor):
         values = validation_figures(latents, teacher[0], self.validation.seeds)
         name = f"phase_{cycle.phase.number}_update_{cycle.update:06d}"
         drawn = latents if pictures is None else pictures
-        self.outputs.attempt("validation/", lambda: self._write(cycle, name, values, drawn))
-        named = {f"validation/{key}": value for key, value in values.items()}
+        self.outputs.attempt(f"{self.name}/", lambda: self._write(cycle, name, values, drawn))
+        named = {f"{self.name}/{key}": value for key, value in values.items()}
         cycle.recorder.on_validation(cycle.phase, cycle.update, named, self.folder / f"{name}.png")
 
     def _of_teacher(self, cycle: Cycle) -> tuple[Latents, Tensor | None]:
@@ -128,7 +136,7 @@ class Validator(Monitor):
             if cycle.runtime.ranks.any(found is None) or found is None:
                 found = drawn = self._sampled(cycle, ())
                 if cycle.runtime.main:
-                    self.outputs.attempt("validation/", lambda: self._store(path, drawn))
+                    self.outputs.attempt(f"{self.name}/", lambda: self._store(path, drawn))
             pictures = self._decoded(cycle, found)
             self._teacher = found, pictures
         return self._teacher
@@ -136,7 +144,8 @@ class Validator(Monitor):
     def _key(self) -> str:
         known = self.validation
         prompts = [caption(prompt) for prompt in known.prompts]
-        return json.dumps([prompts, known.seeds, known.seed, self.steps])
+        size = [] if self.bucket is None else [self.bucket.latent_shape, self.bucket.shift]
+        return json.dumps([prompts, known.seeds, known.seed, self.steps, *size])
 
     def _store(self, path: Path, latents: Latents) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +171,9 @@ class Validator(Monitor):
     def _sampled(self, cycle: Cycle, experts: Sequence[Expert]) -> Latents:
         """Samples all rows over the ranks, and returns them on the CPU."""
         known, parts = self.validation, []
-        times = teacher_times(cycle.teacher, self.steps)
+        bucket = self.bucket or Bucket(latent_shape=cycle.teacher.latent_shape)
+        times = teacher_times(cycle.teacher, self.steps, bucket.shift)
+        experts = [bucket.expert(expert) for expert in experts]
         for rows in self._rows(cycle):
             condition = None
             if known.condition is not None:
@@ -176,6 +187,7 @@ class Validator(Monitor):
                 batch=len(rows),
                 generator=generator,
                 times=times,
+                latent_shape=bucket.latent_shape,
             )
             parts.append(x.float())
         return self._gathered(cycle, parts)

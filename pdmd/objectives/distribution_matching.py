@@ -84,9 +84,9 @@ def posterior_mean(prediction: Prediction, s: Times) -> Latents:
 
     def coefficients(t: Tensor) -> tuple[Tensor, Tensor]:
         a, _ = prediction.schedule.transition(s, t)
-        alpha_s, sigma_s = prediction.schedule(moved(as_times(s), t.device))
+        alpha_s, sigma_s = prediction.schedule(moved(s, t.device) if isinstance(s, Tensor) else s)
         _, sigma_t = prediction.schedule(t)
-        return alpha_s.expand_as(a), a * sigma_s.square() / sigma_t
+        return alpha_s, a * sigma_s.square() / sigma_t
 
     if isinstance(s, float):
         return prediction.combine_at(("posterior mean", s), coefficients)

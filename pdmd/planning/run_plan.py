@@ -10,6 +10,7 @@ from typing import Any
 from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.initializers import Initializer
+from pdmd.distributed.degrees import Degrees
 from pdmd.distributed.offload import Offload
 from pdmd.planning.clusters import Cluster
 from pdmd.planning.evaluations import CyclePasses, Workload, cycle_passes
@@ -39,6 +40,8 @@ class RunPlan:
         precision: The dtypes of computation and storage.
         offload: The roles in CPU memory.
         checkpoints: Checkpoints that are kept.
+        sizes: If samples have several sizes: the share of each in the batches, and its plan. This
+            plan is that of the largest, at degrees that divide every one.
     """
 
     name: str
@@ -51,6 +54,24 @@ class RunPlan:
     precision: Precision
     offload: Offload
     checkpoints: int
+    sizes: tuple[tuple[float, RunPlan], ...] = ()
+
+    @classmethod
+    def of_sizes(cls, sizes: Sequence[tuple[float, RunPlan]]) -> RunPlan:
+        """Returns the plan of samples of several sizes.
+
+        Args:
+            sizes: The share of each size in the batches, and its plan on one cluster.
+
+        Raises:
+            ValueError: If no degrees divide every size.
+        """
+        common = set.intersection(*({c.degrees for c in plan.choices} for _, plan in sizes))
+        if not common:
+            raise ValueError("no degrees of parallelism divide every one of teacher.buckets")
+        largest = max((plan for _, plan in sizes), key=lambda plan: plan.roles[0].teacher.flops)
+        choices = tuple(choice for choice in largest.choices if choice.degrees in common)
+        return dataclasses.replace(largest, choices=choices, sizes=tuple(sizes))
 
     @property
     def fitting(self) -> tuple[Choice, ...]:
@@ -68,20 +89,37 @@ class RunPlan:
         return self.choices[0] if self.choices[0].fits else self.smallest
 
     def totals(self, choice: Choice | None = None) -> RunTotals:
-        """Returns the totals of the run.
+        """Returns the totals of the run; of several sizes, FLOPs and seconds are their means.
 
         Args:
             choice: The degrees; the best by default.
         """
-        return run_totals(
+        choice = choice or self.best
+        totals = run_totals(
             self.roles,
             self.work,
             [sum(flops.values()) for flops in self.flops],
-            (choice or self.best).seconds,
+            choice.seconds,
             gpus=self.cluster.gpus,
             precision=self.precision,
             checkpoints=self.checkpoints,
         )
+        if not self.sizes:
+            return totals
+        parts = [(share, plan.totals(plan.choice(choice.degrees))) for share, plan in self.sizes]
+        means = {
+            name: sum(share * getattr(part, name) for share, part in parts)
+            for name in ("flops", "seconds", "gpu_hours")
+        }
+        return dataclasses.replace(totals, **means)
+
+    def choice(self, degrees: Degrees) -> Choice:
+        """Returns the choice of these degrees.
+
+        Raises:
+            LookupError: If they do not divide the work.
+        """
+        return {choice.degrees: choice for choice in self.choices}[degrees]
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the plan as plain values, in bytes and FLOPs, for JSON."""
@@ -95,6 +133,14 @@ class RunPlan:
             "activation_checkpointing": self.work.activation_checkpointing,
             "batch_size": self.work.batch_size,
             "totals": dataclasses.asdict(self.totals()),
+            "sizes": [
+                {
+                    "share": share,
+                    "tokens": plan.roles[0].teacher.tokens,
+                    "flops": [sum(flops.values()) for flops in plan.flops],
+                }
+                for share, plan in self.sizes
+            ],
             "phases": [
                 {
                     "teacher": _summary(roles.teacher),

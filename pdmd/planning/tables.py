@@ -69,7 +69,17 @@ def _head(plan: RunPlan) -> str:
         f"compute in {compute}, frozen networks in {frozen}, "
         f"activation checkpointing {'on' if work.activation_checkpointing else 'off'}",
     ]
+    if plan.sizes:
+        sizes = ", ".join(f"{_tokens(one)} ({share:.0%})" for share, one in plan.sizes)
+        lines.append(
+            f"sizes of samples by their sequence: {sizes}; memory and cycles are those of the "
+            "largest, FLOPs and hours of the run are means"
+        )
     return "\n".join(lines)
+
+
+def _tokens(plan: RunPlan) -> str:
+    return str(plan.roles[0].generator.tokens or plan.roles[0].teacher.tokens)
 
 
 def _cycles(plan: RunPlan) -> str:

@@ -8,13 +8,20 @@ from pdmd.teachers.base import Teacher
 from pdmd.teachers.base import teachers as _registry
 from pdmd.teachers.conditioning.image_prompts import ImagePrompt
 from pdmd.teachers.conditioning.prompts import PromptEmbeddings, Prompts
+from pdmd.teachers.families.chroma import ChromaTeacher
+from pdmd.teachers.families.cogvideox import CogVideoXTeacher
 from pdmd.teachers.families.ddpm import DDPMTeacher
 from pdmd.teachers.families.dit import DiTTeacher
+from pdmd.teachers.families.edm import EDMTeacher
 from pdmd.teachers.families.flux import FluxTeacher
+from pdmd.teachers.families.flux2 import Flux2KleinTeacher, Flux2Teacher
+from pdmd.teachers.families.kandinsky5 import Kandinsky5ImageTeacher, Kandinsky5Teacher
 from pdmd.teachers.families.ltx import LTXTeacher
 from pdmd.teachers.families.qwen_image import QwenImageTeacher
+from pdmd.teachers.families.sana import SanaTeacher
 from pdmd.teachers.families.sd3 import SD3Teacher
 from pdmd.teachers.families.sdxl import SDXLTeacher
+from pdmd.teachers.families.sit import SiTTeacher
 from pdmd.teachers.families.stable_diffusion import StableDiffusionTeacher
 from pdmd.teachers.families.wan import WanTeacher
 from pdmd.teachers.families.wan_image import WanImageTeacher
@@ -26,11 +33,18 @@ from pdmd.teachers.routed import RoutedTeacher
 from pdmd.teachers.with_schedule import WithSchedule
 
 __all__ = [
+    "ChromaTeacher",
+    "CogVideoXTeacher",
     "DDPMTeacher",
     "DiTTeacher",
+    "EDMTeacher",
+    "Flux2KleinTeacher",
+    "Flux2Teacher",
     "FluxTeacher",
     "Guided",
     "ImagePrompt",
+    "Kandinsky5ImageTeacher",
+    "Kandinsky5Teacher",
     "LTXTeacher",
     "MixtureTeacher",
     "MlpDenoiser",
@@ -39,6 +53,8 @@ __all__ = [
     "QwenImageTeacher",
     "RoutedTeacher",
     "SDXLTeacher",
+    "SanaTeacher",
+    "SiTTeacher",
     "StableDiffusionTeacher",
     "SD3Teacher",
     "Teacher",

@@ -77,6 +77,18 @@ class Teacher(Denoiser):
         """
         return self.encode(prompts)
 
+    def with_size(self, **sizes: int) -> Teacher:
+        """Returns a teacher of another size of samples over the same networks.
+
+        Args:
+            sizes: The sizes to change, by name, such as ``height``, ``width`` and ``frames``.
+
+        Raises:
+            ValueError: If the teacher does not take a size, or its networks do not support it;
+                here always.
+        """
+        raise ValueError(f"{type(self).__name__} has samples of one size")
+
     @property
     def prompts(self) -> Sequence[Any]:
         """The default prompts of a distillation."""
@@ -120,16 +132,27 @@ class Teacher(Denoiser):
 teachers: Registry[Any] = Registry(
     "teacher",
     {
+        "chroma": "pdmd.teachers.families.chroma:ChromaTeacher.from_arguments",
+        "cogvideox": "pdmd.teachers.families.cogvideox:CogVideoXTeacher.from_arguments",
         "ddpm": "pdmd.teachers.families.ddpm:DDPMTeacher.from_arguments",
         "digits": "pdmd.teachers.packaged.digits:DigitsTeacher.from_package",
         "dit": "pdmd.teachers.families.dit:DiTTeacher.from_arguments",
+        "edm": "pdmd.teachers.families.edm:EDMTeacher.from_arguments",
         "flux": "pdmd.teachers.families.flux:FluxTeacher.from_arguments",
+        "flux2": "pdmd.teachers.families.flux2:Flux2Teacher.from_arguments",
+        "flux2_klein": "pdmd.teachers.families.flux2:Flux2KleinTeacher.from_arguments",
         "glyphs": "pdmd.teachers.packaged.glyphs:GlyphsTeacher.from_arguments",
+        "kandinsky5": "pdmd.teachers.families.kandinsky5:Kandinsky5Teacher.from_arguments",
+        "kandinsky5_image": (
+            "pdmd.teachers.families.kandinsky5:Kandinsky5ImageTeacher.from_arguments"
+        ),
         "ltx": "pdmd.teachers.families.ltx:LTXTeacher.from_arguments",
         "mixture": "pdmd.teachers.mixture:MixtureTeacher.random",
         "qwen_image": "pdmd.teachers.families.qwen_image:QwenImageTeacher.from_arguments",
+        "sana": "pdmd.teachers.families.sana:SanaTeacher.from_arguments",
         "sd3": "pdmd.teachers.families.sd3:SD3Teacher.from_arguments",
         "sdxl": "pdmd.teachers.families.sdxl:SDXLTeacher.from_arguments",
+        "sit": "pdmd.teachers.families.sit:SiTTeacher.from_arguments",
         "stable_diffusion": (
             "pdmd.teachers.families.stable_diffusion:StableDiffusionTeacher.from_arguments"
         ),

@@ -77,6 +77,11 @@ class RoutedTeacher(Teacher):
         """Encodes prompts with the first teacher."""
         return self.first.conditions(prompts)
 
+    def with_size(self, **sizes: int) -> RoutedTeacher:
+        """Returns the teachers of another size behind the same router."""
+        resized = [cast(Teacher, part).with_size(**sizes) for part in self.routed.denoisers]
+        return RoutedTeacher(resized, self.routed.router)
+
     @property
     def prompts(self) -> Sequence[Any]:
         """The prompts of the first teacher."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
@@ -44,7 +45,7 @@ class Ema(Generic[N]):
         self.network: N = copy.deepcopy(network).requires_grad_(False).eval()
         self.decay = float(decay)
         self._stream: torch.Stream | None = None
-        self._listed: tuple[nn.Module, list[nn.Parameter], list[nn.Parameter]] | None = None
+        self._parts: _Parts | None = None
 
     @torch.no_grad()
     def update(self, network: N, step: int) -> None:
@@ -54,17 +55,17 @@ class Ema(Generic[N]):
         is synchronized too.
         """
         decay = min(self.decay, (1 + step) / (10 + step)) if self.decay else 0.0
-        listed = self._listed
-        if listed is None or listed[0] is not network:  # once, not in every update
-            listed = network, list(self.network.parameters()), list(network.parameters())
-            self._listed = listed
-        average, current = ([local_part(p) for p in parameters] for parameters in listed[1:])
+        if self._parts is None or self._parts.network is not network:
+            self._parts = _Parts.of(self.network, network)
+        average = [local_part(p) for p in self._parts.averages]
+        current = [local_part(p) for p in self._parts.parameters]
         if average and average[0].device != current[0].device:
             self._update_offloaded(average, current, 1 - decay)
         else:
             torch._foreach_lerp_(average, current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-        for a, b in zip(self.network.buffers(), network.buffers(), strict=True):
-            a.copy_(b)
+        for own, other in self._parts.with_buffers:
+            for a, b in zip(own.buffers(False), other.buffers(False), strict=True):
+                a.copy_(b)
 
     def wait(self) -> None:
         """Lets the device's computation wait for an update that still reads the network."""
@@ -83,3 +84,32 @@ class Ema(Generic[N]):
             for host, value in zip(average, current, strict=True):
                 streamed = host.to(device, non_blocking=True)
                 host.copy_(streamed.lerp_(value, weight), non_blocking=True)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Parts:
+    """What an update averages, listed once and not in every update.
+
+    Attributes:
+        network: The network.
+        averages: The parameters of its average.
+        parameters: Its parameters.
+        with_buffers: The modules of the average and of the network that have buffers, in pairs.
+    """
+
+    network: nn.Module
+    averages: list[nn.Parameter]
+    parameters: list[nn.Parameter]
+    with_buffers: list[tuple[nn.Module, nn.Module]]
+
+    @classmethod
+    def of(cls, average: nn.Module, network: nn.Module) -> _Parts:
+        modules = zip(average.modules(), network.modules(), strict=True)
+        return cls(
+            network=network,
+            averages=list(average.parameters()),
+            parameters=list(network.parameters()),
+            with_buffers=[
+                pair for pair in modules if next(pair[1].buffers(False), None) is not None
+            ],
+        )

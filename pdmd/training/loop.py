@@ -86,17 +86,16 @@ def calibrate(trainer: PhaseTrainer) -> None:
     fresh = FreshPhaseInputs()  # avoids filling a buffer for one batch
     fresh.on_phase_start(trainer.phase_inputs.source)
     for k, expert in enumerate(trainer.experts):
-        bounds = trainer.generator_objective.time_bounds(expert.phase)
-        if bounds is None:
+        if trainer.generator_objective.time_bounds(expert.phase) is None:
             continue
-        low, high = bounds
-        times = [low + (high - low) * i / 9 for i in range(10)]
         rollout = trainer.rollout(k, record=False, phase_inputs=fresh)
+        low, high = trainer.generator_objective.time_bounds(rollout.phase) or (0.0, 1.0)
+        times = [low + (high - low) * i / 9 for i in range(10)]
         models = trainer.models(k, rollout.exit_step)
         fake, real = calibration_slopes(
             [models.fake, models.real],
             rollout.x_s,
-            expert.phase.t_end,
+            rollout.phase.t_end,
             times,
             rollout.condition,
             trainer.generator,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pdmd.arguments import checked
+from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.experts import Expert
 from pdmd.files import local_path
 from pdmd.randomness import RankGenerator, randn
@@ -36,7 +37,7 @@ class PhaseInputSource:
     Attributes:
         experts: The frozen experts of the phases before, noisiest first.
         conditions: Draws the conditions.
-        latent_shape: Shape of one sample.
+        buckets: The sizes of samples, of which every batch has one.
         sigma: Standard deviation of the noise at time 1.
         batch: Samples per batch on this rank.
         device: Device of the latents.
@@ -47,7 +48,7 @@ class PhaseInputSource:
 
     experts: Sequence[Expert]
     conditions: ConditionStream
-    latent_shape: Sequence[int]
+    buckets: Buckets
     sigma: float
     batch: int
     device: torch.device
@@ -56,9 +57,10 @@ class PhaseInputSource:
     account: Account
 
     def noise(self, generator: torch.Generator) -> tuple[Latents, Tensor | None]:
-        """Samples noise at time 1, and the indices of its conditions in the stream."""
+        """Samples noise at time 1 in a random bucket, and the indices of its conditions."""
+        bucket = self.buckets.draw(generator)
         rows = self.conditions.rows(self.batch, generator)
-        shape = (self.batch, *self.latent_shape)
+        shape = (self.batch, *bucket.latent_shape)
         return self.sigma * randn(shape, generator, device=self.device), rows
 
 
@@ -97,7 +99,7 @@ class FreshPhaseInputs(PhaseInputs):
         x, rows = p.noise(p.generator)
         condition = p.conditions.take(rows)
         for expert in p.experts:
-            x = expert(x, condition, generator=p.generator)
+            x = p.buckets.expert(expert, x)(x, condition, generator=p.generator)
         return x, condition
 
     def __repr__(self) -> str:
@@ -230,12 +232,20 @@ class PhaseInputBuffer(PhaseInputs):
         """Advances stored batches by the expert of this index."""
         p = self.source
         expert = p.experts[number]
-        groups = [range(i, i + 1) for i in batches] if expert.stochastic else [batches]
-        for group in groups:  # an expert that draws noise does so for each batch
+        groups: Sequence[Sequence[int]]
+        if expert.stochastic:  # noise is drawn for each batch
+            groups = [[i] for i in batches]
+        else:
+            shapes = {i: self._batches[i]["x"].shape for i in batches}
+            groups = [
+                [i for i in batches if shapes[i] == s] for s in dict.fromkeys(shapes.values())
+            ]
+        for group in groups:
             x = torch.cat([self._batches[i]["x"] for i in group]).to(p.device)
             rows = [row for i in group if (row := self._rows[i]) is not None]
             condition = p.conditions.take(torch.cat(rows) if rows else None)
-            x = expert(x, condition, generator=self._generator(2, number, group.start))
+            generator = self._generator(2, number, group[0])
+            x = p.buckets.expert(expert, x)(x, condition, generator=generator)
             for i, part in zip(group, x.chunk(len(group)), strict=True):
                 self._batches[i]["x"].copy_(part)
                 self._steps_done[i] = number + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pdmd.arguments import checked
+from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.experts import StochasticTruncation, Truncation
 from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputs
 
@@ -22,6 +23,8 @@ class Rollouts:
         phase_inputs: Supplies :math:`x_{t_{k-1}}`; freshly sampled through the earlier experts by
             default. A :class:`~pdmd.training.phase_inputs.PhaseInputBuffer` stores them and
             reuses each several times.
+        buckets: The sizes of samples, of which every rollout has one; the teacher's own by
+            default.
 
     Raises:
         ValueError: If the batch size is below 1.
@@ -30,6 +33,7 @@ class Rollouts:
     batch_size: int = 128
     truncation: Truncation = field(default_factory=StochasticTruncation)
     phase_inputs: PhaseInputs = field(default_factory=FreshPhaseInputs)
+    buckets: Buckets | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

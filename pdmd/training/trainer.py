@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pdmd.diffusion.denoisers import Denoiser
+from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.experts import Expert
 from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Models, Objective, PhaseContext, Rollout
@@ -57,6 +58,7 @@ class PhaseTrainer:
 
     Attributes:
         networks: The networks in training by role, ``generator`` and ``fake``.
+        parameters: Their parameters by role.
         optimizers: Their optimizers.
         rates: Their learning-rate schedules.
         ema: The weight averages that become the finished experts.
@@ -93,6 +95,7 @@ class PhaseTrainer:
         self.conditions, self.updates, self.generator = conditions, updates, generator
         self.expert_training, self.fake_training = expert_training, fake_training
         self.rollouts, self.session = rollouts, session
+        self.buckets = rollouts.buckets or Buckets.of_shape(teacher.latent_shape)
         self.fake_updates = fake_training.schedule()
         self.health = health or session.health()
         runtime = session.runtime
@@ -122,6 +125,7 @@ class PhaseTrainer:
             "generator": generators,
             "fake": nn.ModuleDict(self._fake_networks()),
         }
+        self.parameters = {role: list(n.parameters()) for role, n in self.networks.items()}
         self.recipes = {
             "generator": expert_training.optimizer,
             "fake": fake_training.recipe(expert_training.optimizer),
@@ -156,7 +160,7 @@ class PhaseTrainer:
             PhaseInputSource(
                 experts=self.earlier,
                 conditions=self.conditions,
-                latent_shape=denoiser.latent_shape,
+                buckets=self.buckets,
                 sigma=denoiser.schedule.prior_std(),
                 batch=self.batch_size,
                 device=self.session.runtime.device,
@@ -216,7 +220,7 @@ class PhaseTrainer:
         r"""Returns :math:`x_{t_{k-1}}` and its condition, through the experts before the k-th."""
         x, condition = (phase_inputs or self.phase_inputs).take()
         for expert in self.experts[:k]:
-            x = expert(x, condition, generator=self.generator)
+            x = self.buckets.expert(expert, x)(x, condition, generator=self.generator)
         return x, condition
 
     def rollout(
@@ -230,7 +234,7 @@ class PhaseTrainer:
             phase_inputs: Supplies the starting latents; those of training by default.
         """
         x, condition = self.phase_input(k, phase_inputs)
-        expert = self.experts[k]
+        expert = self.buckets.expert(self.experts[k], x)
         exit_step = self.rollouts.truncation(expert.phase, self.generator)
         with torch.set_grad_enabled(record):
             x_s = expert(x, condition, generator=self.generator, exit_step=exit_step)
@@ -268,12 +272,14 @@ class PhaseTrainer:
                 scalars.update(self._apply("fake", self.fake_objective, rollouts, parts, k))
             self.fake_updates.observe(self._diagnostics)
             done += 1
-        self.networks["fake"].requires_grad_(False)
+        for parameter in self.parameters["fake"]:
+            parameter.requires_grad_(False)
         parts = self.expert_training.accumulate
         rollouts = self._rollouts(k, recorded, parts, record=True)
         with self.clock.role("generator"):
             scalars.update(self._apply("generator", self.generator_objective, rollouts, parts, k))
-        self.networks["fake"].requires_grad_(True)
+        for parameter in self.parameters["fake"]:
+            parameter.requires_grad_(True)
         self.ema.update(self.networks["generator"], self.update)
         self.update += 1
         for rates in self.rates.values():
@@ -310,14 +316,17 @@ class PhaseTrainer:
                 value = loss.detach() / parts if parts > 1 else loss.detach()
                 sums[name] = sums[name] + value if name in sums else value
         means = runtime.ranks.mean(torch.stack([loss.float() for loss in sums.values()]))
-        norm = runtime.optimization.clip_gradients(self.networks[role], self.max_grad_norms[role])
+        norm = runtime.optimization.clip_gradients(
+            self.networks[role], self.parameters[role], self.max_grad_norms[role]
+        )
         scalars = dict(zip((f"{role}/{name}" for name in sums), means, strict=True))
         scalars[f"{role}/gradient_norm"] = norm.detach()
-        finite = torch.isfinite(norm.detach()) & torch.isfinite(means.sum())
+        finite = torch.isfinite(norm.detach() + means.sum())
         if role == "generator":
             self.ema.wait()
         runtime.optimization.step(optimizer, finite)
-        optimizer.zero_grad(set_to_none=True)  # memory for what the other role computes next
+        for parameter in self.parameters[role]:
+            parameter.grad = None  # memory for what the other role computes next
         self._pending_steps.append(
             Step(
                 finite=finite,

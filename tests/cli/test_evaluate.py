@@ -2,9 +2,13 @@
 
 import shutil
 
+import pytest
 import torch
 
+from pdmd.cli.config_files import load_config, write_config
+from pdmd.cli.evaluation_options import EvaluateOptions
 from pdmd.cli.main import main
+from pdmd.cli.parallel_config import PRECISIONS, ParallelConfig
 from pdmd.teachers.guided import Guided, unguided
 from tests.helpers.tiny_runs import distill
 
@@ -46,4 +50,21 @@ def test_the_negative_prompt_of_a_student_is_the_evaluated_teachers(tmp_path, mo
     assert torch.equal(evaluated["teacher"].null["label"], null)
     assert main([*words, "--guidance", "1"]) == 0
     assert not isinstance(evaluated["teacher"], Guided)
-    capsys.readouterr()
+    assert "\r" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("run", ["run", "run/student"])
+def test_an_evaluation_has_the_precision_of_the_run(tmp_path, run):
+    (tmp_path / "run" / "student").mkdir(parents=True)
+    config = load_config("mixture")
+    config.parallel.precision = "bfloat16"
+    write_config(config, tmp_path / "run" / "config.toml")
+    options = EvaluateOptions()
+    options.choose_precision(str(tmp_path / run))
+    assert options.parallel.precision == "bfloat16"
+    given = EvaluateOptions(parallel=ParallelConfig(precision="float32"))
+    given.choose_precision(str(tmp_path / run))
+    assert given.parallel.precision == "float32"
+    alone = EvaluateOptions()
+    alone.choose_precision(str(tmp_path))
+    assert PRECISIONS[alone.parallel.precision] is torch.float32

@@ -1,7 +1,10 @@
 """The evaluation at the end of a run."""
 
+import json
+
 import pytest
 
+from pdmd.cli.run_folders import is_finished, mark_finished
 from tests.helpers.tiny_runs import distill
 
 
@@ -19,6 +22,8 @@ def test_a_run_can_end_without_an_evaluation(tmp_path, monkeypatch, capsys, way)
     assert (folder / "report.html").exists() and (folder / "student").is_dir()
     assert not (folder / "metrics.json").exists() and not (folder / "grids").exists()
     assert "report" in out and "sw2" not in out
+    assert distill(folder, *words) == 2
+    assert "holds a finished run" in capsys.readouterr().err
 
 
 def test_networks_are_sampled_where_they_were_trained(tmp_path, monkeypatch, capsys):
@@ -46,3 +51,18 @@ def test_networks_are_sampled_where_they_were_trained(tmp_path, monkeypatch, cap
     assert len(networks) == 3
     assert all(any(network is one for one in released) for network in networks)
     capsys.readouterr()
+
+
+def test_a_run_is_finished_as_it_says_or_where_it_has_metrics(tmp_path):
+    assert not is_finished(tmp_path)
+    mark_finished(tmp_path, True)  # without a summary
+    assert not (tmp_path / "summary.json").exists()
+    (tmp_path / "metrics.json").write_text("{}")
+    assert is_finished(tmp_path)
+    (tmp_path / "summary.json").write_text('{"seconds": 3}')
+    assert is_finished(tmp_path)  # of an earlier version
+    for finished in (False, True):
+        mark_finished(tmp_path, finished)
+        assert is_finished(tmp_path) == finished
+        summary = json.loads((tmp_path / "summary.json").read_text())
+        assert summary == {"seconds": 3, "finished": finished}

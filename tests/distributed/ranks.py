@@ -17,7 +17,12 @@ import torch.multiprocessing
 
 __all__ = ["run_ranks"]
 
-PRELOADED = ["pdmd.distributed.titan", "pdmd.distillation.distill", "diffusers", "peft"]
+PRELOADED = [
+    "pdmd.distributed.titan",
+    "pdmd.distillation.distill",
+    "diffusers.models.transformers",
+    "peft",
+]
 
 
 def run_ranks(

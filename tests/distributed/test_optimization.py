@@ -27,7 +27,7 @@ def test_a_step_is_applied_only_if_finite(finite):
 
 def test_gradients_are_clipped_to_the_norm_and_the_old_norm_is_returned():
     network = network_with_gradient(4.0)
-    norm = LocalOptimization().clip_gradients(network, 2.0)
+    norm = LocalOptimization().clip_gradients(network, [*network.parameters()], 2.0)
     assert float(norm) == pytest.approx(4.0 * 3**0.5)
     clipped = torch.cat([p.grad.flatten() for p in network.parameters()]).norm()
     assert float(clipped) == pytest.approx(2.0, rel=1e-5)

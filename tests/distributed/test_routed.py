@@ -55,8 +55,8 @@ def trained(degrees, times):
     recorder, updated = Equivalents(), []
     clip = runtime.optimization.clip_gradients
 
-    def clipped(network, max_grad_norm):
-        norm = clip(network, max_grad_norm)
+    def clipped(network, parameters, max_grad_norm):
+        norm = clip(network, parameters, max_grad_norm)
         updated.append(
             sorted(
                 {

@@ -108,10 +108,10 @@ def test_bfloat16_applies_to_networks_only(monkeypatch):
         spied: Any = Recorded()
         return apply(self, role, spied, *args)
 
-    def recorded_clip(self, network, max_grad_norm):
-        for parameter in network.parameters():
+    def recorded_clip(self, network, parameters, max_grad_norm):
+        for parameter in parameters:
             kinds.append({"parameter": parameter.dtype, "gradient": parameter.grad.dtype})
-        return clip(self, network, max_grad_norm)
+        return clip(self, network, parameters, max_grad_norm)
 
     computed, linear = set(), torch.nn.functional.linear
 

@@ -94,8 +94,7 @@ def train(runtime, name, more=None):
     """Distills for a few cycles; returns losses, whole gradients and the student's weights."""
     gradients, clip = [], runtime.optimization.clip_gradients
 
-    def keep(network, max_grad_norm):
-        parameters = list(network.parameters())
+    def keep(network, parameters, max_grad_norm):
         orders = {}
         for parameter, key in parameter_names(network).items():
             if key in permutations(network):
@@ -110,7 +109,7 @@ def train(runtime, name, more=None):
                 dim, order = orders[parameter]
                 gradient = gradient.index_select(dim, order)
             gradients.append(gradient.detach().clone())
-        return clip(network, max_grad_norm)
+        return clip(network, parameters, max_grad_norm)
 
     runtime.optimization.clip_gradients = keep
     recorder = LossRecorder()

@@ -78,11 +78,11 @@ class Gradients(LocalOptimization):
         super().__init__()
         self.gradients = []
 
-    def clip_gradients(self, network, max_grad_norm):
+    def clip_gradients(self, network, parameters, max_grad_norm):
         self.gradients += [
-            torch.zeros(()) if p.grad is None else p.grad.clone() for p in network.parameters()
+            torch.zeros(()) if p.grad is None else p.grad.clone() for p in parameters
         ]
-        return super().clip_gradients(network, max_grad_norm)
+        return super().clip_gradients(network, parameters, max_grad_norm)
 
 
 class Losses(Recorder):

@@ -8,9 +8,9 @@ from pdmd.planning.search import degrees_for
 from tests.helpers.trainings import SMALL, Images, roles_of
 
 
-def small_run(**changes):
-    """Returns the footprints of two phases and their workload."""
-    network = Images(**SMALL)
+def small_run(side=8, **changes):
+    """Returns the footprints of two phases of images of a side, and their workload."""
+    network = Images(**{**SMALL, "image_size": side})
     settings = {"plan": PhasePlan.uniform(2), "truncation": StochasticTruncation()}
     work = Workload(**{**settings, "batch_size": 16, "fake_updates": 2, **changes})
     return [roles_of(network, work, k) for k in range(2)], work

@@ -6,9 +6,11 @@ import pytest
 
 from pdmd.cli.config_files import load_config
 from pdmd.cli.plan import plan_run
-from pdmd.planning import measure_footprint
+from pdmd.planning import Precision, format_plan, measure_footprint, plan_roles
 from pdmd.planning.clusters import Cluster
+from pdmd.planning.run_plan import RunPlan
 from pdmd.teachers.packaged.transformer import ImageTransformer
+from tests.helpers.plans import small_run
 
 
 def test_networks_are_measured_on_the_meta_device(monkeypatch):
@@ -72,3 +74,24 @@ def test_the_number_of_gpus_is_checked(gpus):
 def test_the_memory_of_a_gpu_is_checked(memory):
     with pytest.raises(ValueError, match=f"expected a positive GPU memory in GiB, got {memory}"):
         Cluster(memory=memory)
+
+
+def test_a_plan_of_several_sizes_is_the_largest_and_of_their_mean_hours():
+    plans = [
+        plan_roles(*small_run(side), cluster=Cluster(gpus=2), precision=Precision())
+        for side in (6, 8)  # 9 tokens, which 2 ranks cannot share, and 16
+    ]
+    shares = (0.25, 0.75)
+    plan = RunPlan.of_sizes(list(zip(shares, plans, strict=True)))
+    assert {c.degrees.cp for c in plans[1].choices} == {1, 2}
+    assert {c.degrees.cp for c in plan.choices} == {1}
+    degrees = plan.best.degrees
+    assert plan.roles is plans[1].roles
+    assert plan.best.memory.total == plans[1].choice(degrees).memory.total
+    alone = [p.totals(p.choice(degrees)) for p in plans]
+    for name in ("flops", "seconds", "gpu_hours"):
+        mean = sum(s * getattr(t, name) for s, t in zip(shares, alone, strict=True))
+        assert getattr(plan.totals(), name) == pytest.approx(mean)
+    assert plan.totals().flops < plans[1].totals().flops
+    assert [row["tokens"] for row in plan.to_dict()["sizes"]] == [9, 16]
+    assert "9 (25%), 16 (75%)" in format_plan(plan)

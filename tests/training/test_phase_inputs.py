@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdmd import FromDenoiser, MixtureTeacher, MlpDenoiser, PhasePlan
+from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.experts import OdeExpert, RenoisingExpert
 from pdmd.randomness import RankGenerator
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
@@ -37,7 +38,7 @@ def source_of(number, *, cls=OdeExpert, batch=4, rank=0, ranks=1, seed=0, accoun
     return PhaseInputSource(
         experts=experts(cls)[:number],
         conditions=ConditionStream(teacher.encode(teacher.prompts)),
-        latent_shape=(2,),
+        buckets=Buckets.of_shape((2,)),
         sigma=1.0,
         batch=batch,
         device=torch.device("cpu"),

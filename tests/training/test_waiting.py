@@ -20,6 +20,7 @@ from pdmd.training.trainer import PhaseTrainer
 from tests.helpers import tiny_discrete
 from tests.helpers.tiny_families import FAMILIES, family
 from tests.helpers.tiny_flows import FLOWS, flow
+from tests.helpers.tiny_more_flows import MORE, more
 from tests.helpers.waiting import META, MetaOptimizer, Synchronizations
 
 
@@ -71,7 +72,7 @@ def test_a_cycle_of_a_large_family_does_not_wait_for_the_device(
     assert not syncs.found and syncs.copies > 0
 
 
-EVERY = [*FAMILIES, *FLOWS, *tiny_discrete.FAMILIES]
+EVERY = [*FAMILIES, *FLOWS, *tiny_discrete.FAMILIES, *MORE]
 
 
 @pytest.mark.parametrize("name", [n for n in EVERY if n not in ("wan_2.2_a14b", "wan_i2v")])
@@ -82,6 +83,7 @@ def test_an_evaluation_does_not_wait_for_the_device(name):
             (FAMILIES, family),
             (FLOWS, flow),
             (tiny_discrete.FAMILIES, tiny_discrete.family),
+            (MORE, more),
         )
         if name in names
     )

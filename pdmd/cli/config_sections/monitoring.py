@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from pdmd.distillation.buckets import Bucket, Buckets
 from pdmd.teachers.base import Teacher
 from pdmd.training.monitoring.monitors import Monitor
 from pdmd.training.monitoring.probes import HealthProbe
@@ -63,6 +64,8 @@ class ValidationConfig:
     """Samples that a rank draws and decodes together; 0 for those of a training batch."""
     fps: float = 16.0
     """Frames per second of videos."""
+    sizes: Literal["own", "all"] = "own"
+    """The sizes that are sampled: that of the teacher's arguments, or all of teacher.buckets."""
 
     def choose(self, teacher: Teacher, conditions: Any) -> ValidationSet:
         """Returns the prompts and their conditions.
@@ -88,13 +91,16 @@ class ValidationConfig:
             prompts=prompts, condition=condition, seeds=self.seeds, seed=self.seed
         )
 
-    def build(self, folder: Path, teacher: Teacher, conditions: Any) -> list[Monitor]:
-        """Builds the monitors; none if there is no validation.
+    def build(
+        self, folder: Path, teacher: Teacher, conditions: Any, buckets: Buckets
+    ) -> list[Monitor]:
+        """Builds the monitors, one for each size; none if there is no validation.
 
         Args:
             folder: The run folder.
             teacher: The teacher, which encodes prompts and decodes latents.
             conditions: The encoded prompts of the training.
+            buckets: The sizes of samples.
 
         Raises:
             ValueError: If the teacher does not accept a prompt.
@@ -104,16 +110,25 @@ class ValidationConfig:
         from pdmd.evaluation.validation import Validator
         from pdmd.teachers.guided import unguided
 
+        sizes: list[Bucket | None] = [None]  # the teacher's own
+        if self.sizes == "all":
+            sizes += [b for b in buckets if b.latent_shape != teacher.latent_shape]
+        chosen, decode = (
+            self.choose(teacher, conditions),
+            getattr(unguided(teacher), "decode", None),
+        )
         return [
             Validator(
                 folder / "validation",
-                self.choose(teacher, conditions),
-                getattr(unguided(teacher), "decode", None),
+                chosen,
+                decode,
                 every=self.every,
                 steps=self.teacher_steps,
                 batch=self.batch,
                 fps=self.fps,
+                bucket=bucket,
             )
+            for bucket in sizes
         ]
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pdmd.cli.composition import Composer
-from pdmd.cli.values import Arguments, Table
+from pdmd.cli.values import Arguments, Table, Terms, inline_toml
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import Router
 from pdmd.diffusion.schedules import Schedule
+from pdmd.distillation.buckets import Bucket, Buckets
 from pdmd.distributed.materialization import missing_sources
 from pdmd.extras import MissingExtra
 from pdmd.teachers.base import (
@@ -22,7 +23,7 @@ from pdmd.teachers.base import (
     outline_arguments,
     teachers,
 )
-from pdmd.teachers.guided import guided
+from pdmd.teachers.guided import guided, unguided
 from pdmd.teachers.routed import with_router
 from pdmd.teachers.with_schedule import on_schedule, schedules
 
@@ -47,6 +48,12 @@ class TeacherConfig:
     among its prompts."""
     arguments: Arguments = field(default_factory=dict)
     """Arguments of the teacher by name, for example dim and modes of the mixture."""
+    buckets: Terms = ()
+    """Sizes of samples, one of which is drawn per batch: tables of height, width and frames, the
+    weight of a size among all (1 by default), and the shift of the plan's times at it (by default
+    as the teacher's recommended one changes), for example {height = 1024, width = 768}. Sizes
+    that are left out are those of the arguments, whose size is one of the buckets: it is that of
+    validation, health and evaluation."""
     schedule: str = ""
     """Schedule of both: rectified_flow, cosine or linear; the teacher's by default."""
     schedule_end: Literal["noise", "teacher"] = "noise"
@@ -109,6 +116,58 @@ class TeacherConfig:
             teacher, self.guidance, negative_prompt=self.negative_prompt, interval=(low, high)
         )
         return on_schedule(teacher, self.schedule, self.schedule_end)
+
+    def build_buckets(self, teacher: Teacher) -> Buckets:
+        """Builds the sizes of samples; by default the teacher's own.
+
+        Args:
+            teacher: The teacher that :meth:`build` returned.
+
+        Raises:
+            ValueError: If a bucket does not fit the teacher, or none has its size.
+        """
+        if not self.buckets:
+            return Buckets.of_shape(teacher.latent_shape)
+        own = unguided(teacher)
+        built = [self._bucket(own, i, table) for i, table in enumerate(self.buckets)]
+        try:
+            buckets = Buckets(built)
+        except ValueError as error:
+            raise ValueError(f"teacher.buckets: {error}") from error
+        if buckets.find(own.latent_shape) is None:
+            raise ValueError(
+                f"none of teacher.buckets has the size of teacher.arguments, latents of "
+                f"{' x '.join(map(str, own.latent_shape))}, at which samples are validated and "
+                "evaluated; add it, or give the arguments the size of a bucket"
+            )
+        return buckets
+
+    def at_bucket(self, table: Mapping[str, Any]) -> TeacherConfig:
+        """Returns the configuration of a teacher of one bucket's size."""
+        sizes = {k: v for k, v in table.items() if k not in ("weight", "shift")}
+        return replace(self, arguments={**self.arguments, **sizes}, buckets=())
+
+    def _bucket(self, teacher: Teacher, index: int, table: Any) -> Bucket:
+        where = f"teacher.buckets[{index + 1}] = {inline_toml(table)}"
+        if not isinstance(table, Mapping):
+            raise ValueError(f"{where} is no table; give {{height = ..., width = ...}}")
+        for key, value in table.items():
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            number = whole or isinstance(value, float)
+            if not (number if key in ("weight", "shift") else whole):
+                raise ValueError(f"{where}: {key} must be a number, got {value!r}")
+        sizes = {k: v for k, v in table.items() if k not in ("weight", "shift")}
+        try:
+            resized = teacher.with_size(**sizes)
+            # On another schedule, the shift of the teacher's own times has no meaning.
+            follows = resized.shift / teacher.shift if not self.schedule else 1.0
+            return Bucket(
+                latent_shape=resized.latent_shape,
+                weight=float(table.get("weight", 1.0)),
+                shift=float(table.get("shift", follows)),
+            )
+        except ValueError as error:
+            raise ValueError(f"{where} does not fit {self.name!r}: {error}") from error
 
     def check_name(self) -> None:
         """Imports the plugins and checks that teacher, router, schedule and guidance exist.

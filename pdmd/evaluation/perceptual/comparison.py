@@ -26,6 +26,7 @@ from pdmd.evaluation.perceptual.metrics import Frechet, Metric
 from pdmd.evaluation.perceptual.stores import FeatureStore
 from pdmd.randomness import RankGenerator
 from pdmd.teachers.base import Teacher
+from pdmd.training.monitoring.bars import progress_bar
 from pdmd.typing import Condition, Latents
 
 __all__ = ["Comparison", "Method", "methods_of"]
@@ -191,17 +192,10 @@ class Comparison:
             done: The rows of each method that are stored; the result of :meth:`prepare`.
             progress: Whether to show a progress bar.
         """
-        from tqdm import tqdm
-
         for method in self.methods:
             first = done[method.name]
-            with tqdm(
-                total=self.total,
-                initial=first,
-                desc=f"evaluate: {method.name}",
-                unit="sample",
-                disable=not progress,
-            ) as bar:
+            title = f"evaluate: {method.name}"
+            with progress_bar(title, self.total, unit="sample", done=first, shown=progress) as bar:
                 for part in row_batches(
                     self.total, self.batch, self.ranks, first=first, unit=self.seeds
                 ):

@@ -55,7 +55,7 @@ class DiscreteTimeTeacher(PipelineTeacher):
     @classmethod
     def config_options(cls, sizes: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the family's levels and the kind of prediction among the sizes."""
-        stated = ("prediction_type", "rescale_betas_zero_snr")
+        stated = ("prediction_type", "rescale_betas_zero_snr", "snr_shift_scale")
         chosen = {key: sizes[key] for key in stated if key in sizes}
         schedule, kind = noise_levels({**cls.betas, **chosen})
         return {"schedule": schedule, "kind": kind}
@@ -95,5 +95,5 @@ class DiscreteTimeTeacher(PipelineTeacher):
             inputs: The network's other inputs, by name.
         """
         x, time = x_t.to(self.backbone.dtype), timestep_of(t, self.levels)
-        value = self.backbone(x, time, **inputs, return_dict=False)[0]
+        value = self.backbone(x, timestep=time, **inputs, return_dict=False)[0]
         return value[:, : x_t.shape[1]].to(x_t.dtype)

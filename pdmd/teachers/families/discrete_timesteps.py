@@ -83,6 +83,7 @@ def noise_levels(
             not of this family.
     """
     require("diffusers", "diffusers")
+    from diffusers.schedulers.scheduling_ddim_cogvideox import CogVideoXDDIMScheduler
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     if not any(key in config for key in ("beta_schedule", "beta_start", "trained_betas")):
@@ -93,8 +94,10 @@ def noise_levels(
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in KINDS:
         raise ValueError(f"prediction_type must be one of {', '.join(KINDS)}, got {prediction!r}")
+    shifted = "snr_shift_scale" in config
+    stated = {key: config[key] for key in (*BETAS, "snr_shift_scale") if key in config}
     try:
-        scheduler: Any = DDPMScheduler(**{key: config[key] for key in BETAS if key in config})
+        scheduler: Any = (CogVideoXDDIMScheduler if shifted else DDPMScheduler)(**stated)
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(f"{where} states betas that diffusers does not know: {error}") from error
     return DiscreteVP(scheduler.alphas_cumprod), KINDS[prediction]

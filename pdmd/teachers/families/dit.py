@@ -62,6 +62,7 @@ class DiTTeacher(DiscreteTimeTeacher):
         "learned_variance": True,
     }
     options = {}
+    one_size = "that of its table of positions"
     common = (*DiscreteTimeTeacher.common, "names")
 
     def __init__(

@@ -16,7 +16,6 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.teachers.families.embedded_guidance import with_guidance
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.pipelines import network_configuration
 from pdmd.teachers.families.text import TextTeacher
-from pdmd.teachers.families.tokens import DynamicShift, check_size, pack, rotary_axes, unpack
+from pdmd.teachers.families.tokens import (
+    DynamicShift,
+    check_size,
+    image_positions,
+    pack,
+    rotary_axes,
+    unpack,
+)
 from pdmd.typing import Condition, Latents
 
 __all__ = ["FluxTeacher"]
@@ -85,15 +92,7 @@ class FluxTeacher(TextTeacher):
 
     @classmethod
     def complete_options(cls, config: Any, options: dict[str, Any]) -> dict[str, Any]:
-        guidance, takes = options["guidance_embedded"], bool(config.guidance_embeds)
-        if guidance is not None and not takes:
-            raise ValueError(
-                f"this transformer takes no guidance as an input, got guidance_embedded = "
-                f"{guidance}; leave it out, and guide by two evaluations if at all"
-            )
-        if guidance is not None and not math.isfinite(guidance):
-            raise ValueError(f"guidance_embedded must be finite, got {guidance}")
-        return {**options, "guidance_embedded": 3.5 if guidance is None and takes else guidance}
+        return with_guidance(config, options, 3.5)
 
     @classmethod
     def latents(
@@ -149,7 +148,7 @@ class FluxTeacher(TextTeacher):
             guidance=guidance,
             encoder_hidden_states=text.to(dtype),
             pooled_projections=rows["pooled"].to(dtype),
-            img_ids=_positions(height // 2, width // 2, x_t.device),
+            img_ids=image_positions(height // 2, width // 2, x_t.device),
             txt_ids=torch.zeros(text.shape[1], 3, device=x_t.device),
             return_dict=False,
         )[0]
@@ -161,11 +160,3 @@ class FluxTeacher(TextTeacher):
         if guidance is None:
             return {**super().call_arguments, "max_sequence_length": 256}
         return {**super().call_arguments, "max_sequence_length": 512, "guidance_scale": guidance}
-
-
-def _positions(height: int, width: int, device: torch.device) -> Tensor:
-    """Returns the positions of an image's tokens: zero, row and column."""
-    rows = torch.arange(height, dtype=torch.float32, device=device)
-    columns = torch.arange(width, dtype=torch.float32, device=device)
-    row, column = torch.meshgrid(rows, columns, indexing="ij")
-    return torch.stack([torch.zeros_like(row), row, column], -1).flatten(0, 1)

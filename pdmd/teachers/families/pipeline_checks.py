@@ -33,11 +33,16 @@ __all__ = [
 ]
 
 PIPELINES: Mapping[str, frozenset[str]] = {
+    "ChromaTransformer2DModel": frozenset({"ChromaPipeline"}),
+    "CogVideoXTransformer3DModel": frozenset({"CogVideoXPipeline"}),
     "DiTTransformer2DModel": frozenset({"DiTPipeline"}),
+    "Flux2Transformer2DModel": frozenset({"Flux2Pipeline", "Flux2KleinPipeline"}),
     "FluxTransformer2DModel": frozenset({"FluxPipeline"}),
+    "Kandinsky5Transformer3DModel": frozenset({"Kandinsky5T2IPipeline", "Kandinsky5T2VPipeline"}),
     "LTXVideoTransformer3DModel": frozenset({"LTXPipeline"}),
     "QwenImageTransformer2DModel": frozenset({"QwenImagePipeline"}),
     "SD3Transformer2DModel": frozenset({"StableDiffusion3Pipeline"}),
+    "SanaTransformer2DModel": frozenset({"SanaPipeline"}),
     "UNet2DConditionModel": frozenset({"StableDiffusionPipeline", "StableDiffusionXLPipeline"}),
     "UNet2DModel": frozenset({"DDPMPipeline", "DDIMPipeline", "PNDMPipeline"}),
     "WanTransformer3DModel": frozenset({"WanPipeline", "WanImageToVideoPipeline"}),

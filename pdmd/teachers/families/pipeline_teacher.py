@@ -34,6 +34,9 @@ from pdmd.typing import Latents
 
 __all__ = ["PipelineTeacher"]
 
+SIZES = ("height", "width", "frames")
+"""Options that are sizes of a sample."""
+
 
 class PipelineTeacher(Teacher):
     """A pipeline's network as a teacher.
@@ -63,6 +66,8 @@ class PipelineTeacher(Teacher):
             class their defaults, of a teacher their values.
         common: The arguments of the constructor that families share.
         latents_per_token: The latents that the network takes as one token.
+        one_size: Why samples of one teacher have one size; empty where :meth:`with_size` supports
+            others.
         backbone: As given; all parameters are its own.
         decode: As given; absent without one.
     """
@@ -72,6 +77,7 @@ class PipelineTeacher(Teacher):
     options: Mapping[str, Any]
     common: ClassVar[tuple[str, ...]] = ("schedule", "kind", "shift", "decode")
     latents_per_token: ClassVar[int] = 1
+    one_size: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -95,7 +101,8 @@ class PipelineTeacher(Teacher):
         )
         self.backbone = backbone
         self.options = values
-        self.shift = self.default_shift() if shift is None else shift
+        self.given_shift, self.scheduler = shift, {}
+        self.shift = self.recommended_shift()
         if decode is not None:
             self.decode = decode
 
@@ -162,6 +169,35 @@ class PipelineTeacher(Teacher):
         """Returns the shift of time that the family recommends at this size; here 1."""
         return 1.0
 
+    def recommended_shift(self) -> float:
+        """Returns the shift of time at this size: that given, the scheduler's, or the default."""
+        if self.given_shift is not None:
+            return self.given_shift
+        return (
+            scheduled_shift(self.scheduler, self.tokens)
+            if self.scheduler
+            else self.default_shift()
+        )
+
+    def with_size(self, **sizes: int) -> Self:
+        """Returns a teacher of another size over the same network, prompts and decoder.
+
+        Args:
+            sizes: ``height``, ``width`` and ``frames``, as the family has them.
+
+        Raises:
+            ValueError: If a size is not known or does not fit, or samples have one size.
+        """
+        if self.one_size:
+            raise ValueError(f"{type(self).__name__} has samples of one size: {self.one_size}")
+        self._check_known(sizes, [key for key in SIZES if key in self.options])
+        resized = copy.copy(self)  # the same networks, in a dictionary of its own
+        resized._modules = dict(self._modules)
+        resized.options = {**self.options, **sizes}
+        resized.latent_shape = tuple(self.latents(self.backbone.config, **resized.options))
+        resized.shift = resized.recommended_shift()
+        return resized
+
     def reset_tables(self, device: str | torch.device = "cpu") -> None:
         """Recomputes tables that the network left on the meta device; here none."""
 
@@ -215,7 +251,8 @@ class PipelineTeacher(Teacher):
             part.reset_tables(device)
             if cls.layout.scheduler and options.get("shift") is None:
                 scheduler = configuration(cls.layout.scheduler, folder, "scheduler")
-                part.shift = scheduled_shift(scheduler, part.tokens)
+                part.scheduler = scheduler
+                part.shift = part.recommended_shift()
             parts.append(part)
         return parts[0] if router is None else RoutedTeacher(parts, router)
 

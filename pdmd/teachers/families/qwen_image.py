@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from pdmd.teachers.conditioning.text_lengths import text_mask
+from pdmd.teachers.families.filled_numbers import FilledNumbers
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.pipelines import configuration
 from pdmd.teachers.families.text import TextTeacher
@@ -120,7 +120,7 @@ class QwenImageTeacher(TextTeacher):
         height, width = x_t.shape[-2:]
         mask = text_mask(rows)
         dtype = self.backbone.dtype
-        with nullcontext() if mask is None else _FilledNumbers():
+        with nullcontext() if mask is None else FilledNumbers(x_t.device):
             value = self.backbone(
                 hidden_states=pack(x_t).to(dtype),
                 timestep=t.float(),
@@ -145,19 +145,3 @@ class QwenImageTeacher(TextTeacher):
         rope = self.backbone.pos_embed
         with torch.device(device):
             self.backbone.pos_embed = type(rope)(rope.theta, rope.axes_dim, rope.scale_rope)
-
-
-class _FilledNumbers(TorchFunctionMode):
-    """Fills numbers in on the device, for which ``as_tensor`` would wait.
-
-    With a mask, the network calls ``torch.as_tensor(length, device=...)``, which copies the number
-    from memory and synchronizes.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.as_tensor and isinstance(args[0], int):
-            return torch.full((), args[0], **kwargs)
-        return func(*args, **kwargs)

@@ -3,6 +3,11 @@
 The sizes are those of ``from_config``, in place of what a family states as
 :attr:`~pdmd.teachers.families.pipeline_teacher.PipelineTeacher.released`. Texts have the length
 to which the family's pipeline pads or cuts them.
+
+A family's own sizes, and those here, are of the configuration published with the weights:
+the defaults of the network's class in diffusers (FLUX.2 dev, Chroma, SANA 1.6 B), the conversion
+scripts of diffusers (CogVideoX), or the authors' repository (FLUX.2 klein, SANA 0.6 B and 4.8 B,
+Kandinsky 5). Their numbers of parameters are compared with the published ones in the tests.
 """
 
 from __future__ import annotations
@@ -31,6 +36,14 @@ _SD35_MEDIUM = {
     "pos_embed_max_size": 384,
 }
 
+_KLEIN_9B = {
+    "num_layers": 8,
+    "num_single_layers": 24,
+    "num_attention_heads": 32,
+    "joint_attention_dim": 12288,
+}
+_SANA_15 = {"qk_norm": "rms_norm_across_heads"}
+
 RELEASED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "Qwen/Qwen-Image": {"text_length": 512},
@@ -55,6 +68,44 @@ RELEASED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "Tongyi-MAI/Z-Image": {"text_length": 512},
         "Tongyi-MAI/Z-Image-Turbo": {"text_length": 512},
         "Lightricks/LTX-Video": {},
+        "Efficient-Large-Model/Sana_1600M_1024px_diffusers": {},
+        "Efficient-Large-Model/Sana_600M_1024px_diffusers": {
+            "num_layers": 28,
+            "num_attention_heads": 36,
+            "num_cross_attention_heads": 16,
+            "cross_attention_head_dim": 72,
+        },
+        "Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers": _SANA_15,
+        "Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers": {**_SANA_15, "num_layers": 60},
+        "lodestones/Chroma1-HD": {},
+        "black-forest-labs/FLUX.2-dev": {},
+        "black-forest-labs/FLUX.2-klein-4B": {},
+        "black-forest-labs/FLUX.2-klein-base-4B": {},
+        "black-forest-labs/FLUX.2-klein-9B": _KLEIN_9B,
+        "black-forest-labs/FLUX.2-klein-base-9B": _KLEIN_9B,
+        "zai-org/CogVideoX-2b": {
+            "num_layers": 30,
+            "num_attention_heads": 30,
+            "use_rotary_positional_embeddings": False,
+            "snr_shift_scale": 3.0,
+        },
+        "zai-org/CogVideoX-5b": {},
+        "kandinskylab/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers": {},
+        "kandinskylab/Kandinsky-5.0-T2V-Pro-sft-5s-Diffusers": {
+            "model_dim": 4096,
+            "ff_dim": 16384,
+            "time_dim": 1024,
+            "num_text_blocks": 4,
+            "num_visual_blocks": 60,
+            "axes_dims": (32, 48, 48),
+        },
+        "kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers": {},
+        "zai-org/CogVideoX1.5-5B": {
+            "patch_size_t": 2,
+            "height": 768,
+            "width": 1360,
+            "frames": 85,
+        },
     }
 )
 """Sizes by the name of a pipeline on the hub, where they are not the family's own."""

@@ -145,7 +145,7 @@ class SDXLTeacher(UNetTeacher):
 
     def added_inputs(self, rows: Any, x_t: Latents) -> dict[str, Tensor]:
         """Returns the pooled text and the size."""
-        size = (self.options["height"], self.options["width"])
+        size = tuple(self.options["compression"] * n for n in x_t.shape[-2:])
         ids = moved(torch.tensor([*size, 0, 0, *size], dtype=torch.float32), x_t.device)
         pooled = rows["pooled"].to(self.backbone.dtype)
         return {"text_embeds": pooled, "time_ids": ids.expand(len(x_t), -1)}

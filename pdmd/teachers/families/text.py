@@ -26,6 +26,8 @@ __all__ = ["TextTeacher"]
 WIDTHS = (
     "joint_attention_dim",
     "text_dim",
+    "text_embed_dim",
+    "in_text_dim",
     "caption_channels",
     "cap_feat_dim",
     "cross_attention_dim",

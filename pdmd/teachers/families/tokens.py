@@ -17,6 +17,7 @@ __all__ = [
     "check_frames",
     "check_head",
     "check_size",
+    "image_positions",
     "pack",
     "reset_positions",
     "rotary_axes",
@@ -54,12 +55,12 @@ def scheduled_shift(scheduler: Mapping[str, Any], tokens: int) -> float:
     """Returns the shift of time that a scheduler's configuration states.
 
     Args:
-        scheduler: The configuration of a ``FlowMatchEulerDiscreteScheduler``; absent keys have
-            that class's defaults.
+        scheduler: The configuration of a ``FlowMatchEulerDiscreteScheduler``, whose absent keys
+            have that class's defaults, or of a solver of diffusers with a ``flow_shift``.
         tokens: The number of tokens of a sample.
     """
     if not scheduler.get("use_dynamic_shifting", False):
-        return float(scheduler.get("shift", 1.0))
+        return float(scheduler.get("flow_shift", scheduler.get("shift", 1.0)))
     defaults = {
         "base_shift": 0.5,
         "max_shift": 1.15,
@@ -132,6 +133,14 @@ def unpack(tokens: Tensor, height: int, width: int) -> Latents:
     """Turns tokens (B, H/2 * W/2, 4C) into (B, C, H, W)."""
     x = tokens.unflatten(2, (-1, 2, 2)).unflatten(1, (height // 2, width // 2))
     return x.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+
+def image_positions(height: int, width: int, device: torch.device) -> Tensor:
+    """Returns the positions of an image's tokens: zero, row and column, with shape (H * W, 3)."""
+    rows = torch.arange(height, dtype=torch.float32, device=device)
+    columns = torch.arange(width, dtype=torch.float32, device=device)
+    row, column = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack([torch.zeros_like(row), row, column], -1).flatten(0, 1)
 
 
 def reset_positions(backbone: Any, device: str | torch.device, **arguments: Any) -> None:

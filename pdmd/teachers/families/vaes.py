@@ -14,7 +14,7 @@ from pdmd.teachers.families.pipeline_checks import check_weights, variant_of
 from pdmd.teachers.families.pipelines import configuration, dtype_of, reporting
 from pdmd.typing import Latents
 
-__all__ = ["compression_of", "load_decoder"]
+__all__ = ["compression_of", "load_decoder", "load_vae"]
 
 Compression = int | tuple[int, int, int]
 
@@ -50,7 +50,8 @@ def load_decoder(
 
     The network's latents are the VAE's own, less a mean and over a deviation, each one number a
     channel (``latents_mean``, ``latents_std``) or one for all (``shift_factor``,
-    ``scaling_factor``). A VAE that takes a time (``timestep_conditioning``) decodes at time 0.
+    ``scaling_factor``). Where a batch norm states them (FLUX.2), it is of pixels packed by two,
+    which are unpacked. A VAE that takes a time (``timestep_conditioning``) decodes at time 0.
 
     Args:
         name: The VAE's class.
@@ -62,10 +63,40 @@ def load_decoder(
         A function of latents of shape :math:`(B, C, H, W)` to images in [0, 1], of latents of
         shape :math:`(B, C, F, H, W)` to videos.
     """
-    loaded: list[Any] = []
+    load = load_vae(name, folder, dtype=dtype, device=device)
 
     @torch.no_grad()
     def decode(x: Latents) -> Tensor:
+        vae = load()
+        mean, std = _latent_moments(vae, x)
+        z = (x * std + mean).to(vae.dtype)
+        if hasattr(vae, "bn"):
+            z = torch.pixel_shuffle(z, 2)
+        time = {"temb": z.new_zeros(len(z))} if vae.config.get("timestep_conditioning") else {}
+        pictures = vae.decode(z, **time, return_dict=False)[0]
+        return (pictures.float() / 2 + 0.5).clamp(0, 1)
+
+    return decode
+
+
+def load_vae(
+    name: str,
+    folder: str | Path,
+    *,
+    dtype: str | torch.dtype = "bfloat16",
+    device: str | torch.device = "cpu",
+) -> Callable[[], Any]:
+    """Returns a function that returns a pipeline's VAE, and loads it on the first call.
+
+    Args:
+        name: The VAE's class.
+        folder: The pipeline's folder or hub name.
+        dtype: Type of its weights.
+        device: Where they live.
+    """
+    loaded: list[Any] = []
+
+    def load() -> Any:
         if not loaded:
             require("diffusers", "diffusers")
             import diffusers
@@ -82,20 +113,18 @@ def load_decoder(
                     variant=variant,
                 )
             loaded.append(vae.to(device).eval())
-        vae = loaded[0]
-        mean, std = _latent_moments(vae, x)
-        z = (x * std + mean).to(vae.dtype)
-        time = {"temb": z.new_zeros(len(z))} if vae.config.get("timestep_conditioning") else {}
-        pictures = vae.decode(z, **time, return_dict=False)[0]
-        return (pictures.float() / 2 + 0.5).clamp(0, 1)
+        return loaded[0]
 
-    return decode
+    return load
 
 
 def _latent_moments(vae: Any, x: Latents) -> tuple[Tensor, Tensor]:
     """Returns mean and deviation of a VAE's latents, broadcast to ``x``."""
     known = {**vae.config, **dict(vae.named_buffers())}  # stored in either
     mean, std = known.get("latents_mean"), known.get("latents_std")
+    if hasattr(vae, "bn"):
+        mean, variance = vae.bn.running_mean, vae.bn.running_var
+        std = (variance + vae.config.batch_norm_eps).sqrt()
     if mean is None or std is None:
         mean, std = [known.get("shift_factor") or 0.0], [1.0]
     view = (1, -1, *(1,) * (x.ndim - 2))
@@ -107,6 +136,20 @@ def _latent_moments(vae: Any, x: Latents) -> tuple[Tensor, Tensor]:
 
 def _image(vae: Mapping[str, Any]) -> int:
     return 2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1)
+
+
+def _deep(vae: Mapping[str, Any]) -> int:
+    return 2 ** (len(vae.get("encoder_block_out_channels", (0,) * 6)) - 1)
+
+
+def _cogvideox(vae: Mapping[str, Any]) -> tuple[int, int, int]:
+    space = _image(vae)
+    return int(vae.get("temporal_compression_ratio", 4)), space, space
+
+
+def _hunyuan(vae: Mapping[str, Any]) -> tuple[int, int, int]:
+    space = vae.get("spatial_compression_ratio", 8)
+    return vae.get("temporal_compression_ratio", 4), space, space
 
 
 def _qwen_image(vae: Mapping[str, Any]) -> int:
@@ -127,7 +170,11 @@ def _ltx(vae: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 _COMPRESSIONS: Mapping[str, Callable[[Mapping[str, Any]], Compression]] = {
+    "AutoencoderDC": _deep,
     "AutoencoderKL": _image,
+    "AutoencoderKLFlux2": _image,
+    "AutoencoderKLHunyuanVideo": _hunyuan,
+    "AutoencoderKLCogVideoX": _cogvideox,
     "AutoencoderKLQwenImage": _qwen_image,
     "AutoencoderKLWan": _wan,
     "AutoencoderKLLTXVideo": _ltx,

@@ -75,6 +75,7 @@ class WanImageTeacher(WanNetworkTeacher):
         "image_length": 257,
     }
     takes_images = True
+    one_size = "that at which its prompts' first images are encoded"
 
     def __init__(self, backbone: Any, *, prompts: Prompts | None = None, **arguments: Any) -> None:
         super().__init__(backbone, prompts=prompts, **arguments)

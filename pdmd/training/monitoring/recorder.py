@@ -17,6 +17,7 @@ from pdmd.arguments import checked
 from pdmd.distillation.phases import Phase
 from pdmd.documents import parse_json, read_json, read_text
 from pdmd.files import local_path, write_file
+from pdmd.training.monitoring.bars import BETWEEN_LINES, in_terminal
 from pdmd.training.monitoring.detectors import Finding, HealthRecord
 from pdmd.training.monitoring.health_records import HealthFile
 from pdmd.training.monitoring.outputs import Outputs, say
@@ -32,8 +33,6 @@ __all__ = [
     "shown_losses",
 ]
 
-BETWEEN_LINES = 10.0
-"""Seconds between two lines of progress, at least."""
 HISTORY = 1 << 30
 """Bytes of a history, at most."""
 
@@ -113,13 +112,6 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
-
-
-def _in_terminal() -> bool:
-    try:
-        return sys.stderr.isatty()
-    except (ValueError, AttributeError):  # closed
-        return False
 
 
 class Recorder:
@@ -219,7 +211,7 @@ class RunRecorder(Recorder):
         if trackers is None:
             trackers = [TensorBoardTracker(TrackedRun(folder=self.folder))]
         self.trackers = tuple(trackers)
-        self.lines = progress and not _in_terminal()
+        self.lines = progress and not in_terminal()
         self.throughput: Mapping[str, float] = {}
         self.title, self.said = "", -math.inf
         self.bar: Any = None
@@ -335,7 +327,8 @@ class RunRecorder(Recorder):
         step = self.before + update
         self._track(lambda tracker: tracker.log(values, step))
         if picture.is_file():
-            self._track(lambda tracker: tracker.log_picture("validation", picture, step))
+            name = next(iter(values), "validation").partition("/")[0]  # of the size
+            self._track(lambda tracker: tracker.log_picture(name, picture, step))
 
     def on_throughput(self, phase: Phase, update: int, values: Mapping[str, float]) -> None:
         """Shows it in the trackers, and in lines where there are no bars."""

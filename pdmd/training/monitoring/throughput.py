@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pdmd.distillation.buckets import Buckets
 from pdmd.extras import MissingExtra
 from pdmd.training.monitoring.monitors import Cycle, Monitor, undisturbed
 
@@ -66,9 +67,15 @@ class RoleClock:
 
 
 class Throughput(Monitor):
-    """Records throughput, peak memory and time by role at the interval of the recorder."""
+    """Records throughput, peak memory and time by role at the interval of the recorder.
 
-    def __init__(self) -> None:
+    Args:
+        buckets: The sizes of samples, over whose shares FLOPs are averaged; the teacher's own by
+            default.
+    """
+
+    def __init__(self, buckets: Buckets | None = None) -> None:
+        self.buckets = buckets
         self._flops: float | None = None
         self._before: tuple[float, int, int, int] | None = None
 
@@ -108,20 +115,22 @@ class Throughput(Monitor):
         cycle.clock.read()
         self._before = now, done, cycle.update, cycle.phase.number
 
-    @staticmethod
     @torch.no_grad()
-    def _count(cycle: Cycle) -> float:
+    def _count(self, cycle: Cycle) -> float:
         """Counts the operations of one forward pass of one sample; 0 if they cannot be."""
         condition = cycle.conditions.take(torch.tensor([0]))
-        x = torch.zeros((1, *cycle.teacher.latent_shape), device=cycle.device)
         low, high = cycle.teacher.time_range
-        counter = FlopCounterMode(display=False)
-        try:
-            with undisturbed(cycle.device), counter:
-                cycle.teacher(x, (low + high) / 2, condition)
-        except Exception:  # some compiled networks do not run under the counter
-            return 0.0
-        return counter.get_total_flops() / cycle.teacher.evaluations
+        buckets, flops = self.buckets or Buckets.of_shape(cycle.teacher.latent_shape), 0.0
+        for bucket in buckets:
+            x = torch.zeros((1, *bucket.latent_shape), device=cycle.device)
+            counter = FlopCounterMode(display=False)
+            try:
+                with undisturbed(cycle.device), counter:
+                    cycle.teacher(x, (low + high) / 2, condition)
+            except Exception:  # some compiled networks do not run under the counter
+                return 0.0
+            flops += buckets.probability(bucket) * counter.get_total_flops()
+        return flops / cycle.teacher.evaluations
 
 
 def peak_flops(device: torch.device, precision: torch.dtype) -> float | None:

@@ -184,3 +184,35 @@ def test_discrete_families_build_without_memory():
     second = teachers.get("stable_diffusion")(version=2, meta=True)
     assert sum(p.numel() for p in second.parameters()) == 865_910_724
     assert second.latent_shape == (4, 96, 96) and second.kind == "v_prediction"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [name for name in ARGUMENTS if name not in ("dit", "wan_i2v")])
+def test_a_teacher_of_another_size_is_the_one_built_at_that_size(name):
+    given = {**ARGUMENTS[name], **({"pos_embed_max_size": 12} if name == "sd3" else {})}
+    teacher = teachers.get(name)(**given)
+    own = getattr(teacher, "first", teacher).options
+    sizes = {key: 2 * own[key] for key in ("height", "width")}
+    if "frames" in own:
+        sizes["frames"] = 2 * own["frames"] - 1
+    built, resized = teachers.get(name)(**{**given, **sizes}), teacher.with_size(**sizes)
+    assert resized.latent_shape == built.latent_shape != teacher.latent_shape
+    assert (resized.shift, resized.prompts) == (built.shift, built.prompts)
+    assert {id(p) for p in resized.parameters()} == {id(p) for p in teacher.parameters()}
+    x = torch.randn((1, *built.latent_shape), generator=torch.Generator().manual_seed(0))
+    condition = built.encode(list(built.prompts)[:1])
+    with torch.no_grad():
+        values = [one(x, 0.5, condition).value for one in (teacher, resized, built)]
+    assert all(torch.equal(value, values[-1]) for value in values)  # sizes are those of latents
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sizes_that_a_teacher_does_not_take_are_errors():
+    with pytest.raises(ValueError, match="one size: that at which its prompts' first images"):
+        teachers.get("wan_i2v")(**ARGUMENTS["wan_i2v"]).with_size(height=64)
+    with pytest.raises(ValueError, match="takes no argument 'frames'; it takes height, width"):
+        teachers.get("qwen_image")(**QWEN).with_size(frames=9)
+    with pytest.raises(ValueError, match="height must be a multiple of 16, got 40"):
+        teachers.get("qwen_image")(**QWEN).with_size(height=40)
+    with pytest.raises(ValueError, match="DigitsTeacher has samples of one size"):
+        teachers.get("digits")().with_size(height=8)

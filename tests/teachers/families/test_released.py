@@ -17,6 +17,19 @@ COUNTS = {
     ("sd3", "stabilityai/stable-diffusion-3.5-large"): 8.06,
     ("z_image", "Tongyi-MAI/Z-Image"): 6.15,
     ("ltx", "Lightricks/LTX-Video"): 1.92,
+    ("sana", "Efficient-Large-Model/Sana_1600M_1024px_diffusers"): 1.60,
+    ("sana", "Efficient-Large-Model/Sana_600M_1024px_diffusers"): 0.59,
+    ("sana", "Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers"): 4.72,
+    ("chroma", "lodestones/Chroma1-HD"): 8.90,
+    ("flux2", "black-forest-labs/FLUX.2-dev"): 32.22,
+    ("flux2_klein", "black-forest-labs/FLUX.2-klein-4B"): 3.88,
+    ("flux2_klein", "black-forest-labs/FLUX.2-klein-9B"): 9.08,
+    ("cogvideox", "zai-org/CogVideoX-2b"): 1.69,
+    ("cogvideox", "zai-org/CogVideoX-5b"): 5.57,
+    ("cogvideox", "zai-org/CogVideoX1.5-5B"): 5.57,
+    ("kandinsky5", "kandinskylab/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers"): 2.01,
+    ("kandinsky5", "kandinskylab/Kandinsky-5.0-T2V-Pro-sft-5s-Diffusers"): 19.31,
+    ("kandinsky5_image", "kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers"): 6.02,
 }
 """Billions of parameters of the weights on the hub."""
 FAST = ("qwen_image", "ltx")

@@ -8,7 +8,15 @@ import torch
 
 from pdmd.extras import require
 
-__all__ = ["clip_encoder", "qwen_encoder", "t5_encoder", "z_image_encoder"]
+__all__ = [
+    "clip_encoder",
+    "gemma_encoder",
+    "mistral_encoder",
+    "qwen3_encoder",
+    "qwen_encoder",
+    "t5_encoder",
+    "z_image_encoder",
+]
 
 HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2}
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -103,11 +111,89 @@ def qwen_encoder(dim: int) -> tuple[Any, Any]:
     return transformers.Qwen2Tokenizer(vocab=vocabulary, merges=[]), model.eval()
 
 
-def z_image_encoder(dim: int) -> tuple[Any, Any]:
+def gemma_encoder(dim: int) -> tuple[Any, Any]:
+    """Builds Gemma 2, of SANA, and its tokenizer.
+
+    Args:
+        dim: The dimension of a token.
+    """
+    require("diffusers", "transformers", "tokenizers")
+    import transformers
+
+    tokenizer, _ = t5_encoder(8)
+    config = transformers.Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=dim,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        head_dim=8,
+        sliding_window=1024,
+        **HEADS,
+    )
+    torch.manual_seed(0)
+    return tokenizer, transformers.Gemma2Model(config).eval()
+
+
+def mistral_encoder(dim: int, layers: int = 30) -> tuple[Any, Any]:
+    """Builds the language model of FLUX.2 dev, and a tokenizer in place of its processor.
+
+    Args:
+        dim: The dimension of a token.
+        layers: The number of layers; the 10th, 20th and 30th are read.
+    """
+    require("diffusers", "transformers", "tokenizers")
+    import transformers
+
+    tokenizer, _ = t5_encoder(8)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }} {% for c in m.content %}{{ c.text }}{% endfor %}"
+        "{% endfor %}"
+    )
+    text = {
+        "model_type": "mistral",
+        "vocab_size": len(tokenizer),
+        "hidden_size": dim,
+        "intermediate_size": 8,
+        "num_hidden_layers": layers,
+        "head_dim": 8,
+        **HEADS,
+    }
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
+    torch.manual_seed(0)
+    model = transformers.Mistral3ForConditionalGeneration(
+        transformers.Mistral3Config(text_config=text, vision_config=vision)
+    )
+    return tokenizer, model.eval()
+
+
+def qwen3_encoder(dim: int, layers: int = 27) -> tuple[Any, Any]:
+    """Builds the language model of FLUX.2 klein and its tokenizer.
+
+    Args:
+        dim: The dimension of a token.
+        layers: The number of layers; the 9th, 18th and 27th are read.
+    """
+    require("diffusers", "transformers")
+    import transformers
+
+    tokenizer, model = z_image_encoder(dim, layers)
+    whole = transformers.Qwen3ForCausalLM(model.config)
+    whole.model.load_state_dict(model.state_dict())
+    return tokenizer, whole.eval()
+
+
+def z_image_encoder(dim: int, layers: int = 2) -> tuple[Any, Any]:
     """Builds the language model of Z-Image and its tokenizer.
 
     Args:
         dim: The dimension of a token.
+        layers: The number of layers.
     """
     require("diffusers", "transformers", "tokenizers")
     import transformers
@@ -121,7 +207,7 @@ def z_image_encoder(dim: int) -> tuple[Any, Any]:
         vocab_size=len(vocabulary),
         hidden_size=dim,
         intermediate_size=8,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         head_dim=8,
         **HEADS,
     )

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +23,8 @@ from pdmd.teachers.families.tiny.encoders import (
     t5_encoder,
     z_image_encoder,
 )
+from pdmd.teachers.families.tiny.further_families import FURTHER
+from pdmd.teachers.families.tiny.tiny_family import TinyFamily, named_parts
 from pdmd.teachers.families.tiny.vaes import image_vae, ltx_vae, qwen_vae, wan_vae
 from pdmd.teachers.routed import RoutedTeacher
 
@@ -31,36 +32,6 @@ __all__ = ["IMAGE_PROMPTS", "TINY", "TinyFamily", "write_tiny_pipeline"]
 
 IMAGE_PROMPTS = "prompts.jsonl"
 """The file in the folder of an image-to-video pipeline with prompts and their first images."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TinyFamily:
-    """A family's tiny pipeline.
-
-    Attributes:
-        sizes: Sizes of the network, as ``from_config`` takes them.
-        options: The size of a sample, as the teacher's constructor takes it.
-        vae: Builds the VAE from the number of latent channels.
-        encoders: Builds text encoders and tokenizers, by their names in the pipeline.
-        scheduler: Arguments of the scheduler.
-        more: Further arguments of the pipeline.
-    """
-
-    sizes: Mapping[str, Any]
-    options: Mapping[str, Any]
-    vae: Callable[[int], Any]
-    encoders: Callable[[], Mapping[str, Any]]
-    scheduler: Mapping[str, Any] = field(default_factory=dict)
-    more: Mapping[str, Any] = field(default_factory=dict)
-
-
-def _parts(*pairs: tuple[Any, Any]) -> dict[str, Any]:
-    """Names tokenizers and text encoders as pipelines do."""
-    found: dict[str, Any] = {}
-    for i, (tokenizer, encoder) in enumerate(pairs):
-        end = f"_{i + 1}" if i else ""
-        found |= {f"tokenizer{end}": tokenizer, f"text_encoder{end}": encoder}
-    return found
 
 
 _WAN = {
@@ -76,7 +47,7 @@ _JOINT = {"num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projectio
 
 
 def _wan_encoders() -> dict[str, Any]:
-    return _parts(t5_encoder(32, multilingual=True))
+    return named_parts(t5_encoder(32, multilingual=True))
 
 
 TINY: Mapping[str, TinyFamily] = MappingProxyType(
@@ -91,7 +62,7 @@ TINY: Mapping[str, TinyFamily] = MappingProxyType(
             },
             options=_IMAGE,
             vae=qwen_vae,
-            encoders=lambda: _parts(qwen_encoder(16)),
+            encoders=lambda: named_parts(qwen_encoder(16)),
         ),
         "wan": TinyFamily(
             sizes=_WAN,
@@ -119,7 +90,7 @@ TINY: Mapping[str, TinyFamily] = MappingProxyType(
             },
             options=_IMAGE,
             vae=image_vae,
-            encoders=lambda: _parts(clip_encoder(12), t5_encoder(32)),
+            encoders=lambda: named_parts(clip_encoder(12), t5_encoder(32)),
             scheduler={"use_dynamic_shifting": True},
         ),
         "sd3": TinyFamily(
@@ -133,7 +104,7 @@ TINY: Mapping[str, TinyFamily] = MappingProxyType(
             },
             options=_IMAGE,
             vae=image_vae,
-            encoders=lambda: _parts(clip_encoder(8, 4), clip_encoder(16, 8), t5_encoder(32)),
+            encoders=lambda: named_parts(clip_encoder(8, 4), clip_encoder(16, 8), t5_encoder(32)),
             scheduler={"shift": 3.0},
         ),
         "z_image": TinyFamily(
@@ -147,7 +118,7 @@ TINY: Mapping[str, TinyFamily] = MappingProxyType(
             },
             options=_IMAGE,
             vae=image_vae,
-            encoders=lambda: _parts(z_image_encoder(16)),
+            encoders=lambda: named_parts(z_image_encoder(16)),
             scheduler={"shift": 3.0},
         ),
         "ltx": TinyFamily(
@@ -160,7 +131,7 @@ TINY: Mapping[str, TinyFamily] = MappingProxyType(
             },
             options={"height": 64, "width": 64, "frames": 17},
             vae=ltx_vae,
-            encoders=lambda: _parts(t5_encoder(32)),
+            encoders=lambda: named_parts(t5_encoder(32)),
             scheduler={
                 "use_dynamic_shifting": True,
                 "base_shift": 0.95,
@@ -170,6 +141,7 @@ TINY: Mapping[str, TinyFamily] = MappingProxyType(
                 "shift_terminal": 0.1,
             },
         ),
+        **FURTHER,
     }
 )
 """The tiny pipelines by the registered name of the teacher."""
@@ -206,7 +178,7 @@ def write_tiny_pipeline(name: str, folder: str | Path) -> Path:
             **family.encoders(),
             **family.more,
             vae=family.vae(built.latent_shape[0]),
-            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**family.scheduler),
+            scheduler=getattr(diffusers, family.scheduler_class)(**family.scheduler),
         )
     pipeline.save_pretrained(folder)
     if cls.layout.takes_image:

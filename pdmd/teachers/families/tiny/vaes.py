@@ -7,7 +7,16 @@ from typing import Any
 
 import torch
 
-__all__ = ["image_vae", "ltx_vae", "qwen_vae", "wan_vae"]
+__all__ = [
+    "cogvideox_vae",
+    "deep_vae",
+    "flux2_vae",
+    "hunyuan_vae",
+    "image_vae",
+    "ltx_vae",
+    "qwen_vae",
+    "wan_vae",
+]
 
 
 def image_vae(channels: int) -> Any:
@@ -27,6 +36,71 @@ def image_vae(channels: int) -> Any:
         shift_factor=0.06,
         use_quant_conv=False,
         use_post_quant_conv=False,
+    ).eval()
+
+
+def cogvideox_vae(channels: int) -> Any:
+    """Builds CogVideoX's VAE, which compresses by 4 in time and by 8 in space."""
+    diffusers: Any = importlib.import_module("diffusers")
+
+    torch.manual_seed(0)
+    return diffusers.AutoencoderKLCogVideoX(
+        block_out_channels=(4,) * 4,
+        latent_channels=channels,
+        layers_per_block=1,
+        norm_num_groups=2,
+        scaling_factor=0.7,
+    ).eval()
+
+
+def deep_vae(channels: int) -> Any:
+    """Builds SANA's autoencoder, which compresses by 32."""
+    diffusers: Any = importlib.import_module("diffusers")
+
+    torch.manual_seed(0)
+    return diffusers.AutoencoderDC(
+        latent_channels=channels,
+        attention_head_dim=2,
+        encoder_block_out_channels=(4,) * 6,
+        decoder_block_out_channels=(4,) * 6,
+        encoder_layers_per_block=(1,) * 6,
+        decoder_layers_per_block=(1,) * 6,
+        encoder_qkv_multiscales=((),) * 6,
+        decoder_qkv_multiscales=((),) * 6,
+        scaling_factor=1.5,
+    ).eval()
+
+
+def flux2_vae(channels: int) -> Any:
+    """Builds FLUX.2's VAE, which compresses by 8, and packs by 2 the latents it normalises.
+
+    Args:
+        channels: Those of the packed latents.
+    """
+    diffusers: Any = importlib.import_module("diffusers")
+
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(4,) * 4,
+        layers_per_block=1,
+        latent_channels=channels // 4,
+        norm_num_groups=2,
+    ).eval()
+    vae.bn.running_mean.copy_(torch.linspace(-0.5, 0.5, channels))
+    vae.bn.running_var.copy_(torch.linspace(0.5, 2.0, channels))
+    return vae
+
+
+def hunyuan_vae(channels: int) -> Any:
+    """Builds HunyuanVideo's VAE, of Kandinsky 5, which compresses by 4 in time and 8 in space."""
+    diffusers: Any = importlib.import_module("diffusers")
+
+    torch.manual_seed(0)
+    return diffusers.AutoencoderKLHunyuanVideo(
+        latent_channels=channels,
+        block_out_channels=(4,) * 4,
+        layers_per_block=1,
+        norm_num_groups=2,
     ).eval()
 
 

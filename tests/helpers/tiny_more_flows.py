@@ -1,0 +1,216 @@
+"""More tiny families, and how the pipelines of diffusers around them are run on a condition."""
+
+import functools
+import inspect
+
+import torch
+
+from pdmd.teachers.base import teachers
+from pdmd.teachers.families.tiny.pipelines import TINY
+from pdmd.teachers.families.tokens import pack, unpack
+from tests.helpers.tiny_families import noise
+from tests.helpers.tiny_pipelines import bare, shared
+
+TEXT = {"prompt": "prompt_embeds"}
+MASKED = {**TEXT, "mask": "prompt_attention_mask"}
+SHORT = {"random_prompts": 3, "text_length": 7}
+
+
+def inputs(teacher, condition, null, steps, output, guidance, names):
+    """Returns arguments of a call: embeddings, guidance and a size."""
+    rows = len(condition["prompt"])
+    given = {
+        f"{sign}{name}": shared(one, rows, key)
+        for sign, one in (("", condition), ("negative_", null))
+        for key, name in names.items()
+    }
+    size = {key: teacher.options[key] for key in ("height", "width") if key in teacher.options}
+    return {**given, **size, "num_inference_steps": steps, "output_type": output, **guidance}
+
+
+def run_sana(pipeline, teacher, condition, null, *, scale, steps, output="latent"):
+    guidance = {"guidance_scale": scale, "use_resolution_binning": False, "negative_prompt": None}
+    return pipeline(
+        latents=noise(teacher, len(condition)),
+        **inputs(teacher, condition, null, steps, output, guidance, MASKED),
+    ).images
+
+
+def encode_sana(pipeline, prompts):
+    call = inspect.signature(type(pipeline).__call__).parameters
+    instruction = call["complex_human_instruction"].default
+    assert instruction
+    prompt, mask, null, null_mask = pipeline.encode_prompt(
+        list(prompts), complex_human_instruction=instruction
+    )
+    return {
+        "prompt": torch.cat([prompt, null[:1]]),
+        "mask": torch.cat([mask, null_mask[:1]]).bool(),
+    }
+
+
+def run_chroma(pipeline, teacher, condition, null, *, scale, steps, output="latent"):
+    out = pipeline(
+        latents=pack(noise(teacher, len(condition))),
+        **inputs(teacher, condition, null, steps, output, {"guidance_scale": scale}, MASKED),
+    ).images
+    return unpack(out, *teacher.latent_shape[1:]) if output == "latent" else out
+
+
+def encode_chroma(pipeline, prompts):
+    prompt, _, mask, null, _, null_mask = pipeline.encode_prompt(list(prompts))
+    return {
+        "prompt": torch.cat([prompt, null[:1]]),
+        "mask": torch.cat([mask, null_mask[:1]]).bool(),
+    }
+
+
+def run_cogvideox(pipeline, teacher, condition, null, *, scale, steps, output="latent"):
+    guidance = {"guidance_scale": scale}
+    given = inputs(teacher, condition, null, steps, output, guidance, TEXT)
+    frames = {"num_frames": teacher.options["frames"]}
+    latents = noise(teacher, len(condition)).transpose(1, 2)
+    return pipeline(latents=latents, **given, **frames).frames.transpose(1, 2)
+
+
+def encode_cogvideox(pipeline, prompts):
+    prompt, null = pipeline.encode_prompt(list(prompts))
+    return {"prompt": torch.cat([prompt, null[:1]])}
+
+
+def trailing(pipeline):
+    return [*((pipeline.scheduler.timesteps + 1) / 1000).tolist(), 0.0]
+
+
+def run_flux2(pipeline, teacher, condition, null, *, scale, steps, output="latent"):
+    embedded = teacher.options["guidance_embedded"] is not None
+    guidance = {"guidance_scale": teacher.options["guidance_embedded"] if embedded else scale}
+    given = inputs(teacher, condition, null, steps, output, guidance, TEXT)
+    if embedded:
+        del given["negative_prompt_embeds"]
+    x = noise(teacher, len(condition))
+    kept = []
+    call = {"callback_on_step_end": lambda pipe, i, t, found: kept.append(found["latents"]) or {}}
+    out = pipeline(latents=x, **given, **call).images
+    if output != "latent":
+        return out
+    return kept[-1].transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def encode_flux2(pipeline, prompts):
+    return {"prompt": pipeline.encode_prompt([*prompts, ""])[0]}
+
+
+def run_kandinsky5(pipeline, teacher, condition, null, *, scale, steps, output="latent"):
+    """Runs the pipeline on rows one by one, whose texts are cut to their lengths."""
+    size = {key: teacher.options[key] for key in ("height", "width")}
+    if "frames" in teacher.options:
+        size["num_frames"] = teacher.options["frames"]
+    pipeline.resolutions = [(size["width"], size["height"])]  # to which an image's is rounded
+    found = []
+    for i, x in enumerate(noise(teacher, len(condition))):
+        x = x[None] if x.ndim == 4 else x[None, :, None]
+        channels = x.shape[1]
+        x = x.movedim(1, -1)
+        if teacher.backbone.config.visual_cond:
+            x = torch.nn.functional.pad(x, (0, channels + 1))
+        given = {}
+        for sign, rows in (("", condition[i : i + 1]), ("negative_", null)):
+            length = int(rows["mask"].sum())
+            given[f"{sign}prompt_embeds_qwen"] = rows["prompt"][:, :length]
+            given[f"{sign}prompt_embeds_clip"] = rows["pooled"]
+            given[f"{sign}prompt_cu_seqlens"] = torch.tensor([0, length], dtype=torch.int32)
+        arguments = {"guidance_scale": scale, "num_inference_steps": steps, "output_type": output}
+        out = pipeline(latents=x, **given, **size, **arguments)
+        found.append(out[0])
+    video = torch.cat(found)
+    if output != "latent":
+        return video if video.ndim == 4 else video.movedim(1, 2)
+    return video.movedim(-1, 1).reshape(len(condition), *teacher.latent_shape)
+
+
+LONG = 900  # the template is longer in bytes
+
+
+def encode_kandinsky5(pipeline, prompts):
+    found = [
+        pipeline.encode_prompt([text], max_sequence_length=LONG)[:2] for text in [*prompts, ""]
+    ]
+    texts = [row[0] for row, _ in found]
+    lengths = torch.tensor([len(text) for text in texts])
+    assert len(set(lengths.tolist())) == 3
+    padded = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    mask = torch.arange(padded.shape[1]) < lengths[:, None]
+    return {"prompt": padded, "mask": mask, "pooled": torch.cat([pooled for _, pooled in found])}
+
+
+def cogvideox(**levels):
+    return {
+        "registered": "cogvideox",
+        "arguments": levels,
+        "run": run_cogvideox,
+        "encode": encode_cogvideox,
+        "text_length": 226,
+        "scheduler": {key: levels[key] for key in levels if key == "snr_shift_scale"},
+        "times": trailing,
+    }
+
+
+KANDINSKY5 = {
+    "run": run_kandinsky5,
+    "encode": encode_kandinsky5,
+    "zeros": True,
+    "length": LONG,
+    "atol": 2e-3,  # the network rounds queries and keys to bfloat16
+}
+MORE = {
+    "sana": {"run": run_sana, "encode": encode_sana},
+    "chroma": {"run": run_chroma, "encode": encode_chroma},
+    "flux2": {"run": run_flux2, "encode": encode_flux2, "scales": (1.0,)},
+    "flux2_klein": {"run": run_flux2, "encode": encode_flux2},
+    "kandinsky5": KANDINSKY5,
+    "kandinsky5_image": KANDINSKY5,
+    "cogvideox_2b": cogvideox(use_rotary_positional_embeddings=False, snr_shift_scale=3.0),
+    "cogvideox_5b": cogvideox(),
+    "cogvideox_1.5": cogvideox(patch_size_t=2, frames=13),
+}
+"""How each family's pipeline runs and encodes, and what differs from :data:`TINY`."""
+
+
+def registered(name):
+    return MORE[name].get("registered", name)
+
+
+def arguments_of(name):
+    """Returns the arguments of a teacher with random weights."""
+    tiny = TINY[registered(name)]
+    short = {**SHORT, "text_length": MORE[name].get("text_length", 7)}
+    return {**tiny.sizes, **tiny.options, **short, **MORE[name].get("arguments", {})}
+
+
+@functools.cache
+def more(name):
+    teacher = teachers.get(registered(name))(**arguments_of(name)).requires_grad_(False)
+    if "zeros" in MORE[name]:  # the network starts without modulations, which hide text and time
+        generator = torch.Generator().manual_seed(0)
+        for parameter in teacher.parameters():
+            if not parameter.any():
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return teacher
+
+
+def pipeline_of(name, *, text=False):
+    """Makes the pipeline around a teacher, with its text encoders if they are needed."""
+    import diffusers
+
+    teacher, tiny = more(name), TINY[registered(name)]
+    scheduler = getattr(diffusers, tiny.scheduler_class)
+    encoders = tiny.encoders()
+    return bare(
+        teacher.layout.pipeline,
+        transformer=teacher.backbone,
+        scheduler=scheduler(**{**tiny.scheduler, **MORE[name].get("scheduler", {})}),
+        vae=tiny.vae(teacher.latent_shape[0]),
+        **(encoders if text else dict.fromkeys(encoders)),
+        **tiny.more,
+    )
