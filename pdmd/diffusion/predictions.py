@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pdmd.arguments import check_instance
 from pdmd.diffusion.checks import (
     check_coefficient,
     check_latents,
@@ -74,6 +75,7 @@ def combination(kind: Kind, t: Times, schedule: Schedule) -> tuple[Tensor, Tenso
     Raises:
         ValueError: If the kind is unknown.
     """
+    check_instance("schedule", schedule, Schedule)
     kind = check_kind(kind)
     if kind == "velocity":
         return schedule.derivatives(t)
@@ -95,6 +97,7 @@ def determinant(kind: Kind, t: Times, schedule: Schedule) -> Tensor:
     At equal :math:`x_t`, the difference of two predictions of kind A times :math:`D_B / D_A` is
     their difference in kind B. Takes the arguments of :func:`combination` and raises its errors.
     """
+    check_instance("schedule", schedule, Schedule)
     alpha_t, sigma_t = schedule(t)
     c_x, c_eps = combination(kind, t, schedule)
     return alpha_t * c_eps - sigma_t * c_x

@@ -181,6 +181,7 @@ class Schedule(ABC):
         return f"{type(self).__name__}({arguments})"
 
 
+@checked
 def same_process(a: Schedule, b: Schedule) -> bool:
     """Returns whether two schedules have equal coefficients, on a grid of times.
 

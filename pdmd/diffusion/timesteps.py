@@ -43,6 +43,8 @@ def as_times(t: Times) -> Tensor:
                 f"a time is a number or a tensor in [0, 1], got {t!r:.60}; pass a float or a "
                 "torch.Tensor"
             )
+        if not 0 <= t <= 1:  # also NaN, and integers that are no float
+            raise ValueError(f"time {t!s:.40} is outside [0, 1]; 0 is clean data and 1 is noise")
         scalar = _scalar(float(t))
         return scalar if scalar._version == 0 else scalar.new_tensor(float(t))
     checked = getattr(t, "_checked_times", None)
@@ -66,8 +68,6 @@ def as_times(t: Times) -> Tensor:
 @lru_cache(maxsize=1024)
 def _scalar(t: float) -> Tensor:
     """Returns a checked time as a tensor, which must not be modified in place."""
-    if not 0 <= t <= 1:  # also if it is NaN
-        raise ValueError(f"time {t} is outside [0, 1]; 0 is clean data and 1 is noise")
     with torch.inference_mode(False):
         scalar = torch.tensor(t, dtype=torch.float64, device="cpu")
     scalar._checked_times = (0, t)  # type: ignore[attr-defined]

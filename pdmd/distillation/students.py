@@ -266,6 +266,7 @@ class Student(Teacher):
             path.rename(folder / path.name)
 
     @classmethod
+    @checked
     def load(
         cls,
         folder: str | Path,
@@ -358,6 +359,7 @@ class Student(Teacher):
         return student.eval().requires_grad_(False)
 
     @classmethod
+    @checked
     def from_pretrained(
         cls,
         name: str | Path,

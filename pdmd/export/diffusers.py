@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.diffusion.sampling import initial_noise
 from pdmd.diffusion.solvers import ode_step
 from pdmd.distillation.students import Student
@@ -47,6 +48,7 @@ from pdmd.teachers.families.layouts import PipelineLayout
 __all__ = ["export_diffusers"]
 
 
+@checked
 def export_diffusers(
     student: Student,
     folder: str | Path,

@@ -63,6 +63,11 @@ class Objective(ABC):
 
     name: str
 
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "losses" in vars(cls):  # their arguments are checked in every objective
+            cls.losses = checked(cls.losses)
+
     @abstractmethod
     def losses(
         self, models: Models, rollout: Rollout, generator: torch.Generator

@@ -44,6 +44,7 @@ DrawSamples: TypeAlias = Callable[[int, torch.Generator], tuple[Latents, Conditi
 T = TypeVar("T")
 
 
+@checked
 class PerPhase(Generic[T]):
     """A mapping from phases to items that an objective creates at the start of each.
 
@@ -163,6 +164,7 @@ class TeacherSamples(RealSamples):
         return 1.0 + (phase.t_end - 1.0) * (self.steps - 1) / self.steps
 
 
+@checked
 class DataSamples(RealSamples):
     r"""Diffused clean data, :math:`x_s = \alpha_s x_0 + \sigma_s \varepsilon`.
 

@@ -35,7 +35,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from pdmd.arguments import checked
+from pdmd.arguments import check_instance, checked
 from pdmd.diffusion.checks import check_transition
 from pdmd.diffusion.predictions import Kind, Prediction, combination
 from pdmd.diffusion.schedules import Schedule
@@ -74,6 +74,7 @@ def subinterval_target(
         Fan et al., Phased DMD, arXiv:2510.27684, Section 3.2.
     """
     check_transition(x_s, epsilon, s, t)
+    check_instance("schedule", schedule, Schedule)
     a, b = schedule.transition(s, t)
     (alpha_s, sigma_s), (_, sigma_t) = schedule(s), schedule(t)
     c_x, c_eps = combination(kind, t, schedule)
@@ -82,6 +83,7 @@ def subinterval_target(
     return expand(of_x_s, x_s) * x_s + expand(of_epsilon, epsilon) * epsilon
 
 
+@checked
 @torch.no_grad()
 def relative_score_error(
     prediction: Prediction, epsilon: Latents, s: Times, bins: int = 4

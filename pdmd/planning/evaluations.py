@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pdmd.arguments import at_least, checked
 from pdmd.distillation.experts import Truncation
 from pdmd.distillation.phases import PhasePlan
 from pdmd.teachers.guided import JOINED_ROWS
@@ -28,6 +29,7 @@ from pdmd.training.phase_inputs import PhaseInputBuffer, PhaseInputs
 __all__ = ["CyclePasses", "Workload", "cycle_passes"]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Workload:
     """The settings of a training cycle that determine its cost, networks apart.
@@ -64,6 +66,21 @@ class Workload:
     updates: int | tuple[int, ...] = 1
     activation_checkpointing: bool = False
 
+    def __post_init__(self) -> None:
+        updates = self.updates if isinstance(self.updates, tuple) else (self.updates,)
+        fakes = self.fake_updates if isinstance(self.fake_updates, tuple) else (self.fake_updates,)
+        at_least(0, fake_updates=min(fakes, default=0))
+        at_least(
+            1,
+            batch_size=self.batch_size,
+            accumulate=self.accumulate,
+            fake_accumulate=self.fake_accumulate,
+            timestep_samples=self.timestep_samples,
+            evaluations=self.evaluations,
+            fake_updates_per_rollout=self.fake_updates_per_rollout,
+            updates=min(updates, default=0),
+        )
+
     def fake_updates_of(self, index: int) -> int:
         """Returns the fake updates in a cycle of a phase."""
         number = self.fake_updates
@@ -98,6 +115,7 @@ class Workload:
         return phase.steps if exit_step is None else 1
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class CyclePasses:
     """Forward and backward passes of one cycle by role, per sample of the batch.
@@ -115,6 +133,7 @@ class CyclePasses:
     frozen: tuple[float, ...] = ()
 
 
+@checked
 def cycle_passes(work: Workload, index: int) -> CyclePasses:
     """Returns the passes of one cycle of a phase, averaged over random exit steps.
 

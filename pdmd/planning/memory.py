@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pdmd.arguments import checked
 from pdmd.distributed.degrees import Degrees
 from pdmd.distributed.offload import Offload
 from pdmd.planning.evaluations import Workload
@@ -35,6 +36,7 @@ _STEPPED = 2  # of the buffer's batches in one call of an expert: before and aft
 _SHARED = 2  # phase input and x_s of a rollout that both roles reuse
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Precision:
     """The dtypes of computation and storage.
@@ -66,6 +68,7 @@ class Precision:
         return any(self.of(role).itemsize < MASTER for role in ("teacher", "generator", "fake"))
 
 
+@checked
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PhaseFootprints:
     """The footprints of the networks that train one phase.
@@ -83,6 +86,7 @@ class PhaseFootprints:
     frozen: tuple[Footprint, ...] = ()
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class RankMemory:
     """Bytes of one rank at its peak memory.
@@ -131,6 +135,7 @@ class RankMemory:
         return sum(self.items.values())
 
 
+@checked
 def memory_of(
     roles: PhaseFootprints,
     work: Workload,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.initializers import Initializer
 from pdmd.distributed.degrees import Degrees
@@ -23,6 +24,7 @@ from pdmd.typing import Condition
 __all__ = ["RunPlan", "measure_roles", "plan_roles"]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunPlan:
     """The cost of a run, and the degrees of parallelism at which it fits.
@@ -178,6 +180,7 @@ class RunPlan:
         }
 
 
+@checked
 def measure_roles(
     teacher: Denoiser,
     init: Initializer,
@@ -227,6 +230,7 @@ def measure_roles(
     return tuple(roles)
 
 
+@checked
 def plan_roles(
     roles: Sequence[PhaseFootprints],
     work: Workload,

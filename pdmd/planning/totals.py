@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pdmd.arguments import checked
 from pdmd.planning.duration import CycleSeconds
 from pdmd.planning.evaluations import Workload
 from pdmd.planning.memory import PhaseFootprints, Precision
@@ -20,6 +21,7 @@ __all__ = ["RunTotals", "checkpoint_bytes", "run_totals"]
 _FLOAT = 4
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class RunTotals:
     """Totals of a run, all phases together.
@@ -46,6 +48,7 @@ class RunTotals:
     disk: int
 
 
+@checked
 def checkpoint_bytes(roles: PhaseFootprints, work: Workload, precision: Precision) -> int:
     """Returns the bytes of a checkpoint in a phase.
 
@@ -62,6 +65,7 @@ def checkpoint_bytes(roles: PhaseFootprints, work: Workload, precision: Precisio
     return round(own + fake)
 
 
+@checked
 def run_totals(
     roles: Sequence[PhaseFootprints],
     work: Workload,

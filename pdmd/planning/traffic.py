@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pdmd.arguments import checked
 from pdmd.distributed.degrees import Degrees
 from pdmd.distributed.offload import Offload
 from pdmd.planning.evaluations import Workload, cycle_passes
@@ -20,6 +21,7 @@ from pdmd.training.monitoring.accounting import ROLES
 __all__ = ["Traffic", "flops_of", "traffic_of"]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
     """Bytes that one rank sends to others, and copies to or from the CPU, in a cycle.
@@ -46,6 +48,7 @@ class Traffic:
         return sum(dataclasses.astuple(self)) - self.host_copies
 
 
+@checked
 def traffic_of(
     roles: PhaseFootprints,
     work: Workload,
@@ -117,6 +120,7 @@ def _host_copies(
     return copied + 2 * moments * offload.optimizers
 
 
+@checked
 def flops_of(roles: PhaseFootprints, work: Workload, index: int) -> dict[str, float]:
     """Returns the FLOPs of a cycle by role, over all ranks.
 

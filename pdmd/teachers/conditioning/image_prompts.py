@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.extras import require
 from pdmd.files import locate, own_digest, say
 from pdmd.teachers.conditioning.fingerprints import encoder_fingerprint
@@ -39,6 +40,7 @@ TOLERANCE = 0.02
 """Largest relative difference of aspect ratios: an image cropped to even sizes passes."""
 
 
+@checked
 @dataclass(frozen=True)
 class EncodedImage:
     """An image known by its digest only: a store keeps its embeddings and not its pixels.
@@ -50,6 +52,7 @@ class EncodedImage:
     sha256: str
 
 
+@checked
 @dataclass(frozen=True)
 class ImagePrompt:
     """A text and the first image of its video.
@@ -139,6 +142,7 @@ class ImagePrompt:
         return cls(fields["prompt"], EncodedImage(fields["image"]))
 
 
+@checked
 class NamedImagePrompts(Sequence[ImagePrompt]):
     """A sequence of prompts built on access from their names.
 
@@ -167,6 +171,7 @@ def name_of(prompt: str | ImagePrompt) -> str:
     return prompt.name if isinstance(prompt, ImagePrompt) else prompt
 
 
+@checked
 def check_proportions(prompt: ImagePrompt, height: int, width: int) -> None:
     """Checks that the aspect ratio of an image is that of the video.
 
@@ -195,6 +200,7 @@ def _opened(image: str | Path | bytes) -> Any:
     return fs.open(path, "rb")
 
 
+@checked
 class EncodedImageText(Prompts):
     """Texts and first images encoded by the encoders of a family, which are loaded on first use.
 

@@ -25,7 +25,7 @@ from pdmd.teachers.base import Teacher
 from pdmd.teachers.families.boundaries import boundary_router
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.pipeline_checks import check_modules
-from pdmd.teachers.families.pipelines import build_part, configuration, load_backbone
+from pdmd.teachers.families.pipelines import build_part, configuration, load_backbone, reading
 from pdmd.teachers.families.single_files import is_single_file, with_network_file
 from pdmd.teachers.families.tokens import scheduled_shift
 from pdmd.teachers.families.vaes import load_decoder, load_latent_encoder
@@ -265,23 +265,26 @@ class PipelineTeacher(Teacher):
         cls._check_known(options, [*cls.options, *cls.common])
         folder = cls._pipeline_folder(folder, config)
         place: dict[str, Any] = {"dtype": dtype, "device": device}
-        options = {**cls.read_options(folder), **options}
-        slots, router = cls.read_slots(folder), None
-        if len(slots) > 1:
-            ratio = configuration(cls.layout.pipeline, folder).get("boundary_ratio")
-            slots, router = (slots[:1], None) if ratio is None else (slots, boundary_router(ratio))
-        options.setdefault("decode", cls.read_decoder(folder, **place))
-        parts = []
-        for slot in slots:
-            backbone = load_backbone(cls.layout.network, folder, slot, meta=meta, **place)
-            part = cls(backbone, **options)
-            part.reset_tables(device)
-            if cls.layout.scheduler and options.get("shift") is None:
-                scheduler = configuration(cls.layout.scheduler, folder, "scheduler")
-                part.scheduler = scheduler
-                part.shift = part.recommended_shift()
-            parts.append(part)
-        return parts[0] if router is None else RoutedTeacher(parts, router)
+        with reading(folder):
+            options = {**cls.read_options(folder), **options}
+            slots, router = cls.read_slots(folder), None
+            if len(slots) > 1:
+                ratio = configuration(cls.layout.pipeline, folder).get("boundary_ratio")
+                slots, router = (
+                    (slots[:1], None) if ratio is None else (slots, boundary_router(ratio))
+                )
+            options.setdefault("decode", cls.read_decoder(folder, **place))
+            parts = []
+            for slot in slots:
+                backbone = load_backbone(cls.layout.network, folder, slot, meta=meta, **place)
+                part = cls(backbone, **options)
+                part.reset_tables(device)
+                if cls.layout.scheduler and options.get("shift") is None:
+                    scheduler = configuration(cls.layout.scheduler, folder, "scheduler")
+                    part.scheduler = scheduler
+                    part.shift = part.recommended_shift()
+                parts.append(part)
+            return parts[0] if router is None else RoutedTeacher(parts, router)
 
     @classmethod
     def from_config(

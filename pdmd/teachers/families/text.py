@@ -16,7 +16,7 @@ from pdmd.teachers.conditioning.prompt_files import read_prompts
 from pdmd.teachers.conditioning.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.conditioning.text_lengths import TrimmedConditions, trimmed, with_lengths
 from pdmd.teachers.families.pipeline_teacher import PipelineTeacher
-from pdmd.teachers.families.pipelines import load_text_encoder
+from pdmd.teachers.families.pipelines import load_text_encoder, reading
 from pdmd.teachers.families.vaes import compression_of
 from pdmd.teachers.routed import RoutedTeacher
 from pdmd.typing import Condition, Conditions, Latents, repeat_condition
@@ -182,10 +182,13 @@ class TextTeacher(PipelineTeacher):
         if text_length is not None and cls.text_length is None:
             raise ValueError(f"{cls.__name__} takes no text_length, got {text_length}")
         place: dict[str, Any] = {"dtype": dtype, "device": device}
-        length = cls.read_length(folder) if text_length is None else text_length
-        encoder = cls.read_encoder(folder, prompts, length, {**cls.options, **options}, **place)
-        text = prompts_of(embeddings, encoder)
-        return super().from_pretrained(folder, meta=meta, prompts=text, **place, **options)
+        with reading(folder):
+            length = cls.read_length(folder) if text_length is None else text_length
+            encoder = cls.read_encoder(
+                folder, prompts, length, {**cls.options, **options}, **place
+            )
+            text = prompts_of(embeddings, encoder)
+            return super().from_pretrained(folder, meta=meta, prompts=text, **place, **options)
 
     @classmethod
     def from_config(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pdmd.extras import require
 from pdmd.teachers.families.pipeline_checks import check_weights, variant_of
-from pdmd.teachers.families.pipelines import configuration, dtype_of, reporting
+from pdmd.teachers.families.pipelines import configuration, dtype_argument, reporting
 from pdmd.typing import Latents
 
 __all__ = ["compression_of", "load_decoder", "load_latent_encoder", "load_vae"]
@@ -109,7 +109,7 @@ def load_vae(
                 vae = cls.from_pretrained(
                     str(folder),
                     subfolder="vae",
-                    dtype=dtype_of(dtype),
+                    **dtype_argument(dtype),
                     use_safetensors=True,
                     variant=variant,
                 )

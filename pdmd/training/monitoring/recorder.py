@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pdmd.arguments import checked
 from pdmd.distillation.phases import Phase
 from pdmd.documents import parse_json, read_json, read_text
 from pdmd.files import local_path, write_file
@@ -185,6 +186,7 @@ class NullRecorder(Recorder):
         return
 
 
+@checked
 class RunRecorder(Recorder):
     """Records to a run folder and the terminal.
 

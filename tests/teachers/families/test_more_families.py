@@ -68,6 +68,25 @@ def test_a_family_loads_encodes_and_decodes_as_its_pipeline_does(tmp_path, name)
         close(table, tables[path], 1e-6)
 
 
+@pytest.mark.parametrize("name", MORE)
+def test_a_family_of_another_size_is_the_one_built_at_that_size(name):
+    teacher, given = more(name), arguments_of(name)
+    sizes = {key: 2 * teacher.options[key] for key in ("height", "width")}
+    if "frames" in given:
+        sizes["frames"] = teacher.options["frames"] + 16
+    if name == "kandinsky5":
+        sizes |= {"height": 480, "width": 480}  # whose positions have another scale
+    built, resized = (
+        teachers.get(registered(name))(**{**given, **sizes}),
+        teacher.with_size(**sizes),
+    )
+    assert resized.latent_shape == built.latent_shape != teacher.latent_shape
+    assert resized.shift == built.shift
+    x, condition = noise(resized, 1), teacher.encode(teacher.prompts[:1])
+    with torch.no_grad():
+        close(teacher(x, 0.5, condition).value, resized(x, 0.5, condition).value, 0)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tiny_pipeline_is_of_its_family_alone(tmp_path, name):
     folder = str(write_tiny_pipeline(name, tmp_path))
