@@ -28,6 +28,7 @@ def trained(degrees):
     return runtime.states.full(student)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_ranks_train_on_the_sizes_of_one_process():
     alone, (shared, _) = trained(None), run_ranks(trained, 2, {"dp_shard": 2})
