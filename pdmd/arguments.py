@@ -15,13 +15,22 @@ import types
 import typing
 from collections.abc import Callable
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["at_least", "checked", "describe"]
+__all__ = ["at_least", "check_instance", "checked", "describe"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+_FOREIGN: dict[Any, str] = {
+    torch.Tensor: "a torch.Tensor",
+    torch.Generator: "a torch.Generator",
+    torch.dtype: "a torch.dtype",
+    torch.nn.Module: "a torch.nn.Module",
+    Path: "a path",
+}
+"""Classes of other packages whose instances are checked, and what they are called."""
 
 
 def checked(target: F) -> F:
@@ -53,6 +62,17 @@ def at_least(least: int, **counts: int) -> None:
             raise ValueError(f"{name} must be at least {least}, got {count}")
 
 
+def check_instance(name: str, value: object, kind: type) -> None:
+    """Checks the class of an argument, for calls too frequent for :func:`checked`.
+
+    Raises:
+        TypeError: If it is of another.
+    """
+    if not isinstance(value, kind):
+        wanted = f"an instance of {kind.__name__}"
+        raise TypeError(f"{name} takes {wanted}, got {describe(value)}; pass {wanted}")
+
+
 def describe(value: object) -> str:
     """Returns a value for an error, in one line; a class is named as one."""
     if isinstance(value, type):
@@ -77,6 +97,10 @@ def _checked_call(function: Any, name: str | None) -> Any:
                     hints[key] = eval(hint, scope) if isinstance(hint, str) else hint
                 except NameError:
                     continue
+        stated = getattr(function, "__annotations__", {})
+        for key, hint in stated.items():  # of a package that is imported where it is used
+            if hint in ("Condition", "TensorDict", "Conditions | None", "TensorDict | None"):
+                hints[key] = "TensorDict" if hint == "TensorDict" else "Condition"
         return {k: v for k, v in hints.items() if k in signature.parameters}
 
     @functools.wraps(function)
@@ -125,17 +149,38 @@ def _mismatch(value: Any, kind: Any) -> str | None:
         return None if isinstance(value, bool) else "True or False"
     if kind is int:
         whole = isinstance(value, Integral) and not isinstance(value, bool)
-        return None if whole else "a whole number"
+        return None if whole and abs(int(value)) < 1 << 64 else "a whole number of 64 bits"
     if kind is float:
         real = isinstance(value, Real) and not isinstance(value, bool)
-        return None if real else "a number"
+        large = real and isinstance(value, Integral) and abs(int(value)) >= 1 << 1023
+        return None if real and not large else "a number"
     if kind is str:
         return None if isinstance(value, str) else "a text"
+    if isinstance(kind, typing.TypeVar):
+        return None if kind.__bound__ is None else _mismatch(value, kind.__bound__)
+    if kind in ("Condition", "TensorDict"):
+        batched = hasattr(value, "batch_size") or hasattr(value, "conditions")
+        absent = value is None and kind == "Condition"
+        return None if batched or absent else "a TensorDict, as a teacher's encode() returns"
+    if isinstance(kind, type) and kind in _FOREIGN:
+        return None if isinstance(value, kind) else _FOREIGN[kind]
+    if origin is collections.abc.Iterable:
+        if isinstance(value, str | bytes | type) or not hasattr(value, "__iter__"):
+            return "an iterable"
+        return (
+            None
+            if isinstance(value, collections.abc.Iterator)
+            else _items(value, typing.get_args(kind)[0])
+        )
+    if origin in (collections.abc.Mapping, dict):
+        return None if isinstance(value, collections.abc.Mapping) else "a mapping"
     if origin is type:
         (base,) = typing.get_args(kind)
         known = isinstance(value, type) and (not isinstance(base, type) or issubclass(value, base))
         return None if known else f"a class of {getattr(base, '__name__', base)}"
     if origin in (tuple, list, collections.abc.Sequence) or kind in (tuple, list):
+        if origin is tuple and isinstance(value, torch.Tensor):
+            return "a tuple"
         return _sequence_mismatch(value, typing.get_args(kind))
     if origin is collections.abc.Callable:
         return None if callable(value) else "a function"
@@ -146,17 +191,27 @@ def _mismatch(value: Any, kind: Any) -> str | None:
 
 
 def _sequence_mismatch(value: Any, parts: tuple[Any, ...]) -> str | None:
-    if isinstance(value, str | bytes | type) or not hasattr(value, "__len__"):
+    unordered = (str, bytes, type, collections.abc.Mapping, collections.abc.Set)
+    listed = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    if isinstance(value, unordered) or not listed:
         return "a sequence"
-    if isinstance(value, torch.Tensor) or not parts or not hasattr(value, "__getitem__"):
+    if isinstance(value, torch.Tensor):
+        numbers = not parts or any(part in (int, float, Any) for part in parts)
+        real = numbers and not value.is_complex() and value.dtype is not torch.bool
+        return None if real and value.ndim == 1 and not value.is_meta else "a sequence"
+    if not parts:
         return None
     kind = parts[0]
     same = all(part in (kind, Ellipsis) for part in parts)
     if Ellipsis not in parts and len(parts) > 1 and len(value) != len(parts):
         return f"a sequence of {len(parts)}"
-    if not same or len(value) > 10_000 or kind is Any:
+    if not same or len(value) > 10_000:
         return None
-    for item in value:
+    return _items(value, kind)
+
+
+def _items(values: Any, kind: Any) -> str | None:
+    for item in () if kind is Any else values:
         wanted = _mismatch(item, kind)
         if wanted is not None:
             return f"a sequence, each {wanted}"

@@ -19,16 +19,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pdmd import philox
+from pdmd.arguments import check_instance
 from pdmd.typing import moved
 
-__all__ = ["RankGenerator", "rand", "randint", "randn", "randn_like"]
+__all__ = ["check_generator", "RankGenerator", "rand", "randint", "randn", "randn_like"]
 
 
 class RankGenerator(torch.Generator):
@@ -124,6 +125,26 @@ def _restored(rank: int, ranks: int, state: Tensor, first_row: int = 0) -> RankG
     return RankGenerator.make(0, rank, ranks, first_row=first_row).set_state(state)
 
 
+def check_generator(generator: Any) -> None:
+    """Checks that a source of randomness is one.
+
+    Raises:
+        TypeError: If it is neither ``None`` nor a torch.Generator.
+    """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator is a torch.Generator or None, got {generator!r:.60}; pass "
+            "torch.Generator().manual_seed(...)"
+        )
+
+
+def _rows(number: Any) -> Any:
+    """Returns a number of rows, checked."""
+    if isinstance(number, bool) or not isinstance(number, Integral) or not 0 <= number < 2**62:
+        raise TypeError(f"a number of rows is a whole number, got {number!s:.60}; pass one")
+    return number
+
+
 def randn(
     shape: Sequence[int],
     generator: torch.Generator | None,
@@ -144,8 +165,13 @@ def randn(
         Noise with shape :math:`(B, *)`.
     """
     if not isinstance(generator, RankGenerator):
+        check_generator(generator)
         source = None if generator is None else generator.device
-        noise = torch.randn(tuple(shape), generator=generator, dtype=dtype, device=source)
+        if not isinstance(shape, tuple | list) or not isinstance(dtype, torch.dtype | None):
+            raise TypeError(f"a shape and dtype are expected, got {shape!r:.60} and {dtype!r:.60}")
+        noise = torch.randn(
+            tuple(map(_rows, shape)), generator=generator, dtype=dtype, device=source
+        )
         return noise if device is None else moved(noise, device)
     numbers = math.prod(shape[1:])
     draw = generator.next_rows(int(shape[0]), (numbers + 1) // 2)
@@ -166,6 +192,7 @@ def randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     Returns:
         Noise with the shape, dtype and device of ``x``.
     """
+    check_instance("x", x, Tensor)
     return randn(x.shape, generator, dtype=x.dtype, device=x.device)
 
 
@@ -181,8 +208,11 @@ def rand(n: int, generator: torch.Generator | None, *, dtype: torch.dtype | None
         A tensor of shape :math:`(n)` on the generator's device.
     """
     if not isinstance(generator, RankGenerator):
+        check_generator(generator)
         device = None if generator is None else generator.device
-        return torch.rand(n, generator=generator, dtype=dtype, device=device)
+        if not isinstance(dtype, torch.dtype | None):
+            raise TypeError(f"dtype is a torch.dtype or None, got {dtype!r:.60}; pass one")
+        return torch.rand(_rows(n), generator=generator, dtype=dtype, device=device)
     dtype = dtype or torch.get_default_dtype()
     return philox.uniform(*generator.next_rows(n, 1), dtype=dtype)
 
@@ -202,10 +232,11 @@ def randint(high: int, n: int, generator: torch.Generator | None) -> Tensor:
         ValueError: If ``high`` is below 1, or above :math:`2^{53}` with a :class:`RankGenerator`.
     """
     if not isinstance(generator, RankGenerator):
+        check_generator(generator)
         device = None if generator is None else generator.device
-        return torch.randint(high, (n,), generator=generator, device=device)
+        if isinstance(high, bool) or not isinstance(high, int) or not 1 <= high < 2**63:
+            raise ValueError(f"integers are sampled below a bound in [1, 2^63], got {high!s:.60}")
+        return torch.randint(high, (_rows(n),), generator=generator, device=device)
     if not 1 <= high <= 2**53:
         raise ValueError(f"integers are sampled below a bound in [1, 2^53], got {high}")
-    u = philox.uniform(*generator.next_rows(n, 1), dtype=torch.float64)
-    # Rounded down; below high, since u is at most 1 - 2^-53.
-    return torch.from_numpy((u.numpy() * high).astype(np.int64))
+    return philox.integers(*generator.next_rows(n, 1), high=high)

@@ -35,6 +35,8 @@ class Registry(Generic[T]):
         Raises:
             ValueError: If the name is already registered.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"a name of a {self.noun} is a text, got {name!r:.60}; pass one")
         if name in self._items:
             raise ValueError(
                 f"the {self.noun} name {name!r} is already registered; choose another name"
@@ -52,6 +54,8 @@ class Registry(Generic[T]):
         Raises:
             ValueError: If the name is not registered; the message lists the names that are.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"a name of a {self.noun} is a text, got {name!r:.60}; pass one")
         if name not in self._items:
             near = difflib.get_close_matches(name, self._items, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""

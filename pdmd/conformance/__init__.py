@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from pdmd.arguments import checked
 from pdmd.conformance.conditions import check_conditions, check_decode, check_guidance
 from pdmd.conformance.copies import check_copy, check_parameters, check_state
 from pdmd.conformance.evaluations import (
@@ -39,6 +40,7 @@ from pdmd.teachers.base import Teacher
 __all__ = ["CHECKS", "Outcome", "Report", "check"]
 
 
+@checked
 def check(
     teacher: Teacher,
     prompts: Sequence[Any] | None = None,

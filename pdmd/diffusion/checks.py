@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 __all__ = [
+    "check_condition",
     "check_coefficient",
     "check_latents",
     "check_same_shape",
@@ -34,6 +35,19 @@ def check_latents(name: str, x: Any) -> None:
         )
     if x.ndim == 0:
         raise ValueError(f"{name} has shape (B, *), got a scalar; add a batch, as in x[None]")
+
+
+def check_condition(condition: Any) -> None:
+    """Checks that a condition is one.
+
+    Raises:
+        TypeError: If it is neither ``None`` nor a TensorDict.
+    """
+    if condition is not None and not hasattr(condition, "batch_size"):
+        raise TypeError(
+            f"a condition is a TensorDict with batch size (B), got {condition!r:.60}; pass what "
+            "encode() of the teacher returns, or None"
+        )
 
 
 def check_same_shape(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
@@ -73,6 +87,8 @@ def check_times(name: str, t: Any, batch: int) -> None:
                 f"{name} is a number or a tensor in [0, 1], got {t!r:.60}; pass a float or a "
                 "tensor of shape (B)"
             )
+        if not 0 <= t <= 1:
+            raise ValueError(f"{name} is a time in [0, 1], got {t!s:.40}; 1 is noise, 0 is clean")
     elif t.ndim > 1 or (t.ndim == 1 and len(t) not in (1, batch)):
         raise ValueError(
             f"{name} has shape {tuple(t.shape)} for a batch of {batch}; give one time, or one for "

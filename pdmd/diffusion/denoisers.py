@@ -15,10 +15,11 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from pdmd.diffusion.checks import check_latents, check_times
+from pdmd.diffusion.checks import check_condition, check_latents, check_times
 from pdmd.diffusion.predictions import Kind, Prediction, check_kind
 from pdmd.diffusion.schedules import Schedule
 from pdmd.diffusion.time_intervals import current_interval, evaluating, within
+from pdmd.diffusion.timesteps import as_times
 from pdmd.typing import Condition, Latents, Times, moved
 
 __all__ = ["Denoiser"]
@@ -86,6 +87,9 @@ class Denoiser(nn.Module, ABC):
 
     def __call__(self, x_t: Latents, t: Times, condition: Condition = None) -> Prediction:
         """Calls :meth:`forward`, with the interval of the times known to routed denoisers."""
+        check_latents("x_t", x_t)
+        check_times("t", t, len(x_t))
+        check_condition(condition)
         with evaluating(t):  # before any hook of the module moves the times
             return super().__call__(x_t, t, condition)
 
@@ -99,7 +103,7 @@ class Denoiser(nn.Module, ABC):
             condition: A TensorDict with batch size :math:`(B)`, or ``None``.
 
         Returns:
-            A prediction of :attr:`kind`, with the shape of ``x_t``.
+            A prediction of ``kind``, with the shape of ``x_t``.
         """
 
     def forward(self, x_t: Latents, t: Times, condition: Condition = None) -> Prediction:
@@ -111,10 +115,10 @@ class Denoiser(nn.Module, ABC):
             condition: A TensorDict with batch size :math:`(B)`, or ``None``.
 
         Returns:
-            A prediction of :attr:`kind`, with a value of shape :math:`(B, *)`.
+            A prediction of ``kind``, with a value of shape :math:`(B, *)`.
         """
-        check_latents("x_t", x_t)
-        check_times("t", t, len(x_t))
+        if not isinstance(t, Tensor) or t.is_cpu:
+            as_times(t)  # for its errors
         if isinstance(t, Tensor):
             given, t = t, moved(t.to(torch.float64), x_t.device)
             interval = current_interval()

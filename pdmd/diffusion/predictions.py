@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pdmd.arguments import check_instance
 from pdmd.diffusion.checks import (
     check_coefficient,
     check_latents,
@@ -53,7 +54,7 @@ def check_kind(kind: str) -> Kind:
     """Returns ``kind``, checked.
 
     Raises:
-        ValueError: If it is not one of :data:`KINDS`.
+        ValueError: If it is not one of ``KINDS``.
     """
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"unknown prediction kind {kind!r}; choose one of {', '.join(KINDS)}")
@@ -74,6 +75,7 @@ def combination(kind: Kind, t: Times, schedule: Schedule) -> tuple[Tensor, Tenso
     Raises:
         ValueError: If the kind is unknown.
     """
+    check_instance("schedule", schedule, Schedule)
     kind = check_kind(kind)
     if kind == "velocity":
         return schedule.derivatives(t)
@@ -95,6 +97,7 @@ def determinant(kind: Kind, t: Times, schedule: Schedule) -> Tensor:
     At equal :math:`x_t`, the difference of two predictions of kind A times :math:`D_B / D_A` is
     their difference in kind B. Takes the arguments of :func:`combination` and raises its errors.
     """
+    check_instance("schedule", schedule, Schedule)
     alpha_t, sigma_t = schedule(t)
     c_x, c_eps = combination(kind, t, schedule)
     return alpha_t * c_eps - sigma_t * c_x
@@ -133,6 +136,11 @@ class Prediction:
                 f"a prediction's schedule is a Schedule, got {self.schedule!r:.60}; pass one such "
                 "as RectifiedFlow()"
             )
+
+    def detached(self) -> Prediction:
+        """Returns the prediction without the gradient of its value."""
+        value = self.value.detach()
+        return _unflatten((value, self.x_t, self.t), (self.kind, self.schedule))
 
     def to(self, kind: Kind) -> Latents:
         r"""Returns the prediction as another kind.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pdmd.arguments import checked
+from pdmd.arguments import at_least, checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.solvers import ode_step
 from pdmd.randomness import randn
@@ -15,6 +15,7 @@ from pdmd.typing import Condition, Latents
 __all__ = ["check_batch", "initial_noise", "ode_times", "sample_ode"]
 
 
+@checked
 def initial_noise(
     denoiser: Denoiser,
     batch: int,
@@ -34,6 +35,7 @@ def initial_noise(
         generator: The source of randomness.
         latent_shape: The shape of one sample; the denoiser's by default.
     """
+    at_least(0, batch=batch)
     shape = (batch, *(denoiser.latent_shape if latent_shape is None else latent_shape))
     return denoiser.schedule.prior_std() * randn(shape, generator, device=denoiser.device)
 
@@ -65,6 +67,7 @@ def check_batch(condition: Condition, batch: int | None) -> int:
     return rows
 
 
+@checked
 def ode_times(denoiser: Denoiser, steps: int, t_end: float = 0.0) -> list[float]:
     """Returns the times of equal steps from 1 to ``t_end``, both included.
 

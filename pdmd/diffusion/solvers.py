@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from pdmd.arguments import checked
+from pdmd.arguments import check_instance, checked
 from pdmd.diffusion.checks import check_latents, check_times, check_transition
 from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.schedules import Schedule
@@ -75,6 +75,7 @@ def diffuse(x_s: Latents, epsilon: Latents, s: Times, t: Times, schedule: Schedu
         Fan et al., Phased DMD, arXiv:2510.27684, Section 3.2.
     """
     check_transition(x_s, epsilon, s, t)
+    check_instance("schedule", schedule, Schedule)
     a, b = schedule.transition(s, t)
     return expand(a, x_s) * x_s + expand(b, x_s) * epsilon
 
@@ -126,6 +127,7 @@ def transition_noise(prediction: Prediction, s: Times) -> Latents:
     References:
         Fan et al., Phased DMD, arXiv:2510.27684, Section 3.2.
     """
+    check_instance("prediction", prediction, Prediction)
     schedule, t = prediction.schedule, as_times(prediction.t)
     _, b = schedule.transition(s, t)
     return expand(b / schedule(t)[1], prediction.x_t) * prediction.to("epsilon")

@@ -114,6 +114,7 @@ class CosineVP(VariancePreserving):
         return 2 / math.pi * torch.atan(torch.exp(-log_snr / 2))
 
 
+@checked
 class DiscreteVP(VariancePreserving):
     r"""The variance-preserving schedule through the :math:`N` noise levels of a trained DDPM.
 

@@ -189,6 +189,7 @@ class AdaptedDenoiser(Denoiser):
         return copied.use_base(base)
 
 
+@checked
 def adapt(denoiser: Denoiser, spec: LowRank, *, seed: int) -> Denoiser:
     """Adds an adapter to a network, or to each network behind a router.
 
@@ -212,6 +213,7 @@ def adapted_parts(network: nn.Module) -> list[AdaptedDenoiser]:
     return [module for module in network.modules() if isinstance(module, AdaptedDenoiser)]
 
 
+@checked
 def base_digest(network: nn.Module) -> str:
     """Returns a digest of the base weights under a network's adapters.
 

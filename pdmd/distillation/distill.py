@@ -14,9 +14,9 @@ from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.students import Student
 from pdmd.distillation.validation import (
     check_buckets,
+    check_discriminators,
     check_fake_scores,
     check_objectives,
-    check_penalties,
     check_same_weights,
     check_teacher,
     encode,
@@ -126,7 +126,10 @@ def distill(
     generator_objective.on_distillation_start(plan, fake_objective)
     check_objectives(plan, generator_objective, fake_objective)
     check_fake_scores(plan, rollouts, fake_scores.scores)
-    check_penalties(fake_objective, runtime.placement)
+    experts.check(plan)
+    runtime.types.check(ema=experts.ema, adapted=experts.initializer.adapted_roles)
+    fake_scores.check(plan, experts.curriculum)
+    check_discriminators(fake_objective, teacher, runtime.placement)
     buckets = rollouts.buckets or Buckets.of_shape(teacher.latent_shape)
     check_buckets(teacher, plan, buckets, generator_objective, fake_objective)
     runtime.ranks.local_batch(rollouts.batch_size)
@@ -141,7 +144,10 @@ def distill(
     with session.freezing(teacher):
         cursor = checkpointer.read() if session.resume else {"finished": 0, "update": None}
         real = runtime.placement.frozen(
-            start, shared=experts.initializer.adapts, offload=runtime.offload.teacher
+            start,
+            shared=experts.initializer.adapts,
+            offload=runtime.offload.teacher,
+            precision=runtime.types.teacher,
         )
         check_teacher(real, plan, generator_objective, encoded, buckets)
         found = [prompt_notice(teacher, listed), objective_notice(fake_objective)]

@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 from pdmd.arguments import checked
+from pdmd.diffusion.checks import check_latents
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.solvers import ode_step, renoise_step
 from pdmd.distillation.phases import Phase
+from pdmd.randomness import check_generator
 from pdmd.registry import Registry
 from pdmd.typing import Condition, Latents
 
@@ -65,7 +67,7 @@ class Expert(nn.Module, ABC):
         Args:
             prediction: The prediction at the current timestep.
             tau: The next timestep.
-            generator: The source of randomness, if :attr:`stochastic`.
+            generator: The source of randomness, if ``stochastic``.
 
         Returns:
             Latents at :math:`\tau`, with shape :math:`(B, *)`.
@@ -84,7 +86,7 @@ class Expert(nn.Module, ABC):
         Args:
             x: Latents at the phase's start, with shape :math:`(B, *)`.
             condition: A TensorDict with batch size :math:`(B)`, or ``None``.
-            generator: The source of randomness, if :attr:`stochastic`.
+            generator: The source of randomness, if ``stochastic``.
             exit_step: The step, from 0, that jumps to :math:`t_k`; earlier steps then have no
                 gradient. With ``None``, all steps are taken, with gradients.
 
@@ -94,6 +96,8 @@ class Expert(nn.Module, ABC):
         Raises:
             ValueError: If ``exit_step`` is not a step of the phase.
         """
+        check_latents("x", x)
+        check_generator(generator)
         times = self.phase.timesteps
         if exit_step is not None and not 0 <= exit_step < len(times):
             raise ValueError(

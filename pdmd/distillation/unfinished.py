@@ -21,6 +21,7 @@ from pdmd.typing import Condition, Latents
 __all__ = ["flow", "sample_unfinished", "teacher_times"]
 
 
+@checked
 def teacher_times(teacher: Denoiser, steps: int, shift: float = 1.0) -> list[float]:
     r"""Returns the times of a teacher's own steps, from 1 to 0, with its recommended shift.
 
@@ -39,6 +40,7 @@ def teacher_times(teacher: Denoiser, steps: int, shift: float = 1.0) -> list[flo
     return [shift * u / (1 + (shift - 1) * u) for u in ode_times(teacher, steps)]
 
 
+@checked
 @torch.no_grad()
 def flow(
     teacher: Denoiser,

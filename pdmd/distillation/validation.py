@@ -28,7 +28,7 @@ __all__ = [
     "check_buckets",
     "check_fake_scores",
     "check_objectives",
-    "check_penalties",
+    "check_discriminators",
     "check_same_weights",
     "check_teacher",
     "check_times",
@@ -98,24 +98,26 @@ def check_objectives(
                 )
 
 
-def check_penalties(objective: Objective, placement: Placement) -> None:
-    """Checks that no critic that will be sharded is differentiated twice.
+def check_discriminators(objective: Objective, teacher: Teacher, placement: Placement) -> None:
+    """Checks the real samples of discriminator losses, and that critics can be differentiated.
 
     Args:
         objective: The fake score's objective.
+        teacher: The teacher.
         placement: Where networks are placed.
 
     Raises:
-        ValueError: If one would be.
+        ValueError: If real samples are not of the teacher's latents, or cannot be read, or a
+            penalty would differentiate a critic twice that will be sharded.
     """
-    if placement.in_place:
-        return
-    for inner in _terms(objective):
-        if not isinstance(inner, DiscriminatorLoss) or not inner.penalty_weight:
+    for term in _terms(objective):
+        if not isinstance(term, DiscriminatorLoss):
             continue
-        if inner.penalty.second_derivatives:
+        term.real_samples.check(teacher)
+        twice = term.penalty_weight and term.penalty.second_derivatives
+        if twice and not placement.in_place:
             raise ValueError(
-                f"the penalty {inner.penalty} differentiates a critic twice, which sharded "
+                f"the penalty {term.penalty} differentiates a critic twice, which sharded "
                 'networks do not support; use FiniteDifferenceR1 (penalty = "finite_difference_r1"'
                 "), a penalty_weight of 0, or one process"
             )

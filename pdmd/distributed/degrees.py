@@ -10,9 +10,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from pdmd.arguments import checked
+
 __all__ = ["Degrees", "ranks_per_node"]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Degrees:
     """The number of ranks along each axis of the mesh, for the planner and the trainer.

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.sampling import ode_times, sample_ode
 from pdmd.distillation.sampling import sample
@@ -23,6 +24,7 @@ __all__ = ["draw_samples", "euler_notice", "evaluate", "format_table", "score"]
 Sampler = Callable[[int, Condition, torch.Generator], Latents]
 
 
+@checked
 def evaluate(
     student: Student,
     teacher: Teacher,
@@ -74,6 +76,7 @@ def evaluate(
     return score(student, teacher, drawn, seed=seed, teacher_steps=teacher_steps)
 
 
+@checked
 def draw_samples(
     student: Student,
     teacher: Teacher,
@@ -155,6 +158,7 @@ def _prompts(teacher: Teacher, rows: range) -> list[Any]:
     return [teacher.prompts[i % len(teacher.prompts)] for i in rows]
 
 
+@checked
 def score(
     student: Student,
     teacher: Teacher,

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.arguments import at_least, checked
 from pdmd.evaluation.classifier import DigitsClassifier
 from pdmd.evaluation.glyph_classifier import GlyphClassifier
 from pdmd.evaluation.metrics import (
@@ -64,6 +65,7 @@ class Evaluator(ABC):
         return None
 
 
+@checked
 class DigitsEvaluator(Evaluator):
     """Compares digits in a small classifier's features and, within a class, in pixels.
 
@@ -121,6 +123,7 @@ class DigitsEvaluator(Evaluator):
         }
 
 
+@checked
 class GlyphsEvaluator(Evaluator):
     """Compares glyphs in a small classifier's features and predictions.
 
@@ -186,6 +189,7 @@ def _bank(seed: int) -> GlyphBank:
     return GlyphBank(8, seed=seed)
 
 
+@checked
 class MixtureEvaluator(Evaluator):
     """Compares samples of a mixture with its exact distribution.
 
@@ -230,6 +234,7 @@ class MixtureEvaluator(Evaluator):
         return self(self.fresh)
 
 
+@checked
 class LatentProjection:
     """Flattens latents and projects large ones by a random matrix, on their device.
 
@@ -239,6 +244,7 @@ class LatentProjection:
     """
 
     def __init__(self, seed: int, limit: int = 64) -> None:
+        at_least(1, limit=limit)
         self.seed, self.limit = seed, limit
         self.matrix: Tensor | None = None
 
@@ -255,6 +261,7 @@ class LatentProjection:
         return x @ matrix
 
 
+@checked
 class LatentEvaluator(Evaluator):
     """Compares samples of any teacher in latents, randomly projected if they are large.
 
@@ -281,6 +288,7 @@ class LatentEvaluator(Evaluator):
         }
 
 
+@checked
 def evaluator_for(
     teacher: Any,
     condition: Condition,
@@ -315,6 +323,7 @@ def needs_condition(teacher: Any) -> bool:
     return isinstance(unguided(teacher), DigitsTeacher | MixtureTeacher)
 
 
+@checked
 def reduction_for(teacher: Any, seed: int) -> Callable[[Latents], Tensor]:
     """Returns what the samples of a teacher are reduced to before they are gathered.
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pdmd.arguments import checked
 from pdmd.extras import require
 from pdmd.teachers.families.encoders import check_pretrained
 
@@ -63,6 +64,7 @@ class FlatFeatures:
         return x.flatten(1)
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """Resizes, crops and normalises images as a pretrained network expects.
@@ -220,6 +222,7 @@ def summary(output: Any) -> Tensor:
     return mean_token(output) if value is None else value.flatten(1)
 
 
+@checked
 def load_frozen(name_or_folder: str | Path) -> tuple[nn.Module, dict[str, Any], list[str]]:
     """Loads a network of transformers and the configuration of its preprocessing.
 
@@ -260,6 +263,7 @@ def load_frozen(name_or_folder: str | Path) -> tuple[nn.Module, dict[str, Any], 
     return model.eval().requires_grad_(False), config, sorted(found["missing_keys"])
 
 
+@checked
 class TransformersFeatures(nn.Module):
     """The features of a pretrained vision network of transformers.
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pdmd.arguments import at_least, checked
 from pdmd.evaluation.moments import frechet_of_gaussians
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
 _OPEN = 1 - 1e-9
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class SupportScores:
     """The overlap of two supports; higher is better, 1 is full overlap.
@@ -61,6 +63,7 @@ class SupportScores:
     coverage: float
 
 
+@checked
 def frechet_distance(f: Tensor, g: Tensor) -> float:
     r"""Returns the Frechet distance between Gaussians fitted to two sets: lower is better.
 
@@ -84,6 +87,7 @@ def frechet_distance(f: Tensor, g: Tensor) -> float:
     return frechet_of_gaussians(f.mean(0), cov_f, g.mean(0), cov_g)
 
 
+@checked
 def kernel_distance(f: Tensor, g: Tensor, *, rows: int = 1024) -> float:
     r"""Returns the kernel distance (KID) between two sets of features: lower is better.
 
@@ -109,6 +113,7 @@ def kernel_distance(f: Tensor, g: Tensor, *, rows: int = 1024) -> float:
         Binkowski et al., arXiv:1801.01401; Gretton et al., A Kernel Two-Sample Test, JMLR 2012,
         Lemma 6.
     """
+    at_least(1, rows=rows)
     f, g = _pair(f, g, least=2)
 
     def total(a: Tensor, b: Tensor) -> Tensor:
@@ -121,6 +126,7 @@ def kernel_distance(f: Tensor, g: Tensor, *, rows: int = 1024) -> float:
     return float(within(f) + within(g) - 2 * total(f, g) / (len(f) * len(g)))
 
 
+@checked
 def density_coverage_precision_recall(
     reference: Tensor, samples: Tensor, k: int = 5, *, rows: int = 1024
 ) -> SupportScores:
@@ -150,6 +156,7 @@ def density_coverage_precision_recall(
         Naeem et al., arXiv:2002.09797 (density, coverage); Kynkaanniemi et al.,
         arXiv:1904.06991 (precision, recall).
     """
+    at_least(1, rows=rows)
     reference, samples = _supports(reference, samples, k)
     if len(samples) <= k:
         raise ValueError(
@@ -165,6 +172,7 @@ def density_coverage_precision_recall(
     )
 
 
+@checked
 def coverage_and_precision(reference: Tensor, samples: Tensor, k: int = 5) -> tuple[float, float]:
     """Returns the share of reference points covered, and of samples within the reference.
 
@@ -186,6 +194,7 @@ def coverage_and_precision(reference: Tensor, samples: Tensor, k: int = 5) -> tu
     return _share(covered), _share(holders)
 
 
+@checked
 def pairwise_cosine(features: Tensor) -> float:
     """Returns the mean cosine between different rows: lower is more diverse.
 
@@ -200,6 +209,7 @@ def pairwise_cosine(features: Tensor) -> float:
     return float((unit.sum(0).square().sum() - unit.square().sum()) / (n * (n - 1)))
 
 
+@checked
 def similarity_within_prompts(features: Tensor, prompt_index: Tensor) -> float:
     """Returns the mean cosine between samples of one prompt, averaged over prompts.
 
@@ -221,6 +231,7 @@ def similarity_within_prompts(features: Tensor, prompt_index: Tensor) -> float:
     return sum(values) / len(values)
 
 
+@checked
 def vendi_score(features: Tensor, prompt_index: Tensor | None = None) -> float:
     r"""Returns the Vendi score, an effective number of distinct samples: higher is more diverse.
 
@@ -253,6 +264,7 @@ def vendi_score(features: Tensor, prompt_index: Tensor | None = None) -> float:
     return float((entropy + alone).exp())
 
 
+@checked
 def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 200, seed: int = 0) -> float:
     """Returns the sliced 2-Wasserstein distance between two sets of equal size: lower is better.
 
@@ -268,6 +280,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 200, seed: int =
     References:
         Rabin et al., Wasserstein Barycenter and its Application to Texture Mixing, 2011.
     """
+    at_least(1, projections=projections)
     x, y = _pair(x, y, least=1)
     if len(x) != len(y):
         raise ValueError(
@@ -281,6 +294,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 200, seed: int =
     return float(difference.square().mean().sqrt())
 
 
+@checked
 def mode_histogram_kl(modes: Tensor, number: int) -> float:
     """Returns the KL divergence of a histogram of modes, half a count added, from uniform.
 

@@ -18,6 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
+
 __all__ = ["Moments", "frechet_of_gaussians"]
 
 
@@ -34,6 +36,7 @@ class Moments:
         self.count = 0
         self.mean = self.scatter = torch.zeros(0, dtype=torch.float64)
 
+    @checked
     def add(self, rows: Tensor) -> None:
         """Adds rows of shape :math:`(n, D)`.
 
@@ -74,6 +77,7 @@ class Moments:
         return self.scatter / (self.count - 1)
 
 
+@checked
 def frechet_of_gaussians(
     mean_f: Tensor, covariance_f: Tensor, mean_g: Tensor, covariance_g: Tensor
 ) -> float:
@@ -95,9 +99,12 @@ def frechet_of_gaussians(
     """
     if mean_f.shape != mean_g.shape:
         raise ValueError(
-            f"the first set has dimension {len(mean_f)} and the second {len(mean_g)}; take both "
-            "from one feature extractor"
+            f"the first set has dimension {tuple(mean_f.shape)[-1:]} and the second "
+            f"{tuple(mean_g.shape)[-1:]}; take both from one feature extractor"
         )
+    shapes = [tuple(x.shape) for x in (mean_f, covariance_f, covariance_g)]
+    if mean_f.ndim != 1 or any(shape != 2 * shapes[0] for shape in shapes[1:]):
+        raise ValueError(f"a mean has shape (D) and a covariance (D, D), got {shapes}")
     shift = (mean_f - mean_g).square().sum()
     values, vectors = torch.linalg.eigh(covariance_f)
     root = vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T

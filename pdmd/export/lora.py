@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.distillation.low_rank import LowRank
 from pdmd.distillation.students import Student
 from pdmd.export.atomic_export import atomic_folder, check_destination
@@ -36,6 +37,7 @@ from pdmd.teachers.families.layouts import PipelineLayout
 __all__ = ["comfyui_weights", "diffusers_weights", "export_lora", "file_names"]
 
 
+@checked
 def export_lora(
     student: Student,
     folder: str | Path,

@@ -37,7 +37,7 @@ __all__ = [
 class Objective(ABC):
     """Maps the models of a phase and a rollout to named losses.
 
-    A subclass sets :attr:`name` and implements :meth:`losses`; one that needs something per phase,
+    A subclass sets ``name`` and implements :meth:`losses`; one that needs something per phase,
     such as a discriminator, also overrides :meth:`on_phase_start`::
 
         class PosteriorDistance(Objective):
@@ -62,6 +62,11 @@ class Objective(ABC):
     """
 
     name: str
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "losses" in vars(cls):  # their arguments are checked in every objective
+            cls.losses = checked(cls.losses)
 
     @abstractmethod
     def losses(

@@ -106,6 +106,7 @@ class MlpCritic(Critic):
         return self.layers(torch.cat(features, 1)).sum(1)  # of one: fully_shard warns of views
 
 
+@checked
 class FeatureCritic(Critic):
     """A small head on features of a frozen denoiser.
 
@@ -199,6 +200,7 @@ For example ``lambda models, phase, example: FeatureCritic(models.real, example)
 """
 
 
+@checked
 class Critics:
     """One critic per phase, shared by the losses of generator and critics.
 

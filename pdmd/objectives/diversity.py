@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from pdmd.arguments import checked
+from pdmd.diffusion.checks import check_latents
 from pdmd.diffusion.schedules import Schedule
 from pdmd.objectives.base import Models, Objective, Rollout
 from pdmd.objectives.regression import phase_input_of
@@ -57,6 +58,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 
+@checked
 def same_condition(condition: Condition, batch: int) -> Tensor:
     """Returns which rows of a condition are equal in all of its tensors.
 
@@ -78,16 +80,19 @@ def same_condition(condition: Condition, batch: int) -> Tensor:
     return same
 
 
+@checked
 def pair_distances(x: Latents) -> Tensor:
     r"""Returns :math:`\|x_i - x_j\|_D^2`, with shape :math:`(B, B)`, in float32 or wider.
 
     Computed from differences, since the expanded square loses all digits of small distances.
     """
+    check_latents("x", x)
     x = x.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
     distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
     return distances.square() / x.shape[1]
 
 
+@checked
 def log_mean_kernel(distances: Tensor, pairs: Tensor, bandwidth: Tensor | float) -> Tensor:
     r"""Returns the logarithm of the mean of :math:`\exp(-d_{ij} / (2 h))` over pairs.
 
@@ -96,10 +101,16 @@ def log_mean_kernel(distances: Tensor, pairs: Tensor, bandwidth: Tensor | float)
         pairs: The pairs to include, a boolean matrix of shape :math:`(B, B)`, not all false.
         bandwidth: :math:`h`, in the units of ``distances``.
     """
+    if pairs.dtype is not torch.bool or pairs.shape != distances.shape:
+        raise ValueError(
+            f"pairs are a boolean matrix of shape {tuple(distances.shape)}, got {pairs.dtype} of "
+            f"shape {tuple(pairs.shape)}; give one entry for each distance"
+        )
     exponents = -distances[pairs] / (2 * bandwidth)
     return exponents.logsumexp(0) - math.log(len(exponents))
 
 
+@checked
 def implied_clean(
     x_s: Latents, phase_input: Latents, s: Times, t: Times, schedule: Schedule
 ) -> Latents:

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import torch
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.phases import Phase
 from pdmd.typing import Condition, Latents
@@ -51,6 +52,7 @@ class PhaseContext:
     draw_conditions: DrawConditions
 
 
+@checked
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rollout:
     r"""A batch of student samples :math:`x_s` at the end of a phase, and where it came from.

@@ -31,7 +31,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from pdmd.arguments import checked
+from pdmd.arguments import at_least, checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import Kind, combination, determinant
 from pdmd.diffusion.schedules import Schedule
@@ -53,6 +53,7 @@ __all__ = [
 ]
 
 
+@checked
 @torch.no_grad()
 def flow(
     denoiser: Denoiser, x_t: Latents, t: float, r: float, condition: Condition, steps: int
@@ -70,6 +71,7 @@ def flow(
     Returns:
         Latents at time :math:`r`, with shape :math:`(B, *)`, in float32 or wider.
     """
+    at_least(1, steps=steps)
     times = flow_times(t, r, steps)
     x = x_t
     for now, later in zip(times, [*times[1:], r], strict=True):
@@ -82,6 +84,7 @@ def flow_times(t: float, r: float, steps: int) -> list[float]:
     return [t + (r - t) * i / steps for i in range(steps)]
 
 
+@checked
 def average_prediction(
     x_t: Latents, x_r: Latents, t: Times, r: Times, schedule: Schedule, kind: Kind
 ) -> Latents:

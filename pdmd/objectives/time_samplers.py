@@ -50,6 +50,7 @@ __all__ = [
 _SLACK = 1 + 2**-22  # a time this close above a switch may be routed to its other side
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class TimeSample:
     """Times of a batch within the interval of one network of each denoiser.
@@ -222,6 +223,7 @@ class LogSnrTimes(_MarginTimes):
         return (level - bottom) / (top - bottom)
 
 
+@checked
 class ShiftedTimes(_MarginTimes):
     r"""Samples times uniformly before a shift, as samplers of flow models place their steps.
 
@@ -262,6 +264,7 @@ class ShiftedTimes(_MarginTimes):
         return t / (self.shift - (self.shift - 1) * t)
 
 
+@checked
 class BalancedTimes(TimeSampler):
     r"""Evaluates all networks of a routed teacher equally often, with importance weights.
 

@@ -19,11 +19,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from pdmd.arguments import checked
+
 __all__ = ["Cluster", "Group"]
 
 MAX_GPUS = 100_000
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Group:
     """Ranks that communicate: how many, and the distance between neighbours.
@@ -37,6 +40,7 @@ class Group:
     stride: int = 1
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     """The GPUs of a run.

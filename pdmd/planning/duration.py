@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pdmd.arguments import checked
 from pdmd.distributed.degrees import Degrees
 from pdmd.planning.clusters import Cluster, Group
 from pdmd.planning.traffic import Traffic
@@ -17,6 +18,7 @@ from pdmd.planning.traffic import Traffic
 __all__ = ["CycleSeconds", "seconds_of"]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class CycleSeconds:
     """Seconds of one cycle.
@@ -39,6 +41,7 @@ class CycleSeconds:
         return max(self.computing, self.sharding, self.copying) + self.splitting
 
 
+@checked
 def seconds_of(flops: float, traffic: Traffic, degrees: Degrees, cluster: Cluster) -> CycleSeconds:
     """Returns the seconds of a cycle.
 

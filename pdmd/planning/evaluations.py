@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pdmd.arguments import at_least, checked
 from pdmd.distillation.experts import Truncation
 from pdmd.distillation.phases import PhasePlan
 from pdmd.teachers.guided import JOINED_ROWS
@@ -28,6 +29,7 @@ from pdmd.training.phase_inputs import PhaseInputBuffer, PhaseInputs
 __all__ = ["CyclePasses", "Workload", "cycle_passes"]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Workload:
     """The settings of a training cycle that determine its cost, networks apart.
@@ -36,7 +38,7 @@ class Workload:
         plan: The phases.
         truncation: The exit step of a rollout; if it is random, it is assumed uniform.
         batch_size: Samples in each rollout, over all ranks.
-        fake_updates: Fake updates in every cycle.
+        fake_updates: Fake updates in every cycle, one number for all phases or one per phase.
         accumulate: Rollouts whose gradients are summed for one expert update.
         fake_accumulate: Rollouts whose gradients are summed for one fake update.
         timestep_samples: Times :math:`t` per sample at which the generator objective evaluates the
@@ -53,7 +55,7 @@ class Workload:
     plan: PhasePlan
     truncation: Truncation
     batch_size: int
-    fake_updates: int
+    fake_updates: int | tuple[int, ...]
     accumulate: int = 1
     fake_accumulate: int = 1
     timestep_samples: int = 1
@@ -64,12 +66,32 @@ class Workload:
     updates: int | tuple[int, ...] = 1
     activation_checkpointing: bool = False
 
-    @property
-    def rollouts(self) -> int:
-        """Rollouts in a cycle."""
+    def __post_init__(self) -> None:
+        updates = self.updates if isinstance(self.updates, tuple) else (self.updates,)
+        fakes = self.fake_updates if isinstance(self.fake_updates, tuple) else (self.fake_updates,)
+        at_least(0, fake_updates=min(fakes, default=0))
+        at_least(
+            1,
+            batch_size=self.batch_size,
+            accumulate=self.accumulate,
+            fake_accumulate=self.fake_accumulate,
+            timestep_samples=self.timestep_samples,
+            evaluations=self.evaluations,
+            fake_updates_per_rollout=self.fake_updates_per_rollout,
+            updates=min(updates, default=0),
+        )
+
+    def fake_updates_of(self, index: int) -> int:
+        """Returns the fake updates in a cycle of a phase."""
+        number = self.fake_updates
+        return number if isinstance(number, int) else number[index]
+
+    def rollouts(self, index: int) -> int:
+        """Returns the rollouts in a cycle of a phase."""
+        fake_updates = self.fake_updates_of(index)
         if self.fake_updates_per_rollout == 1:
-            return self.fake_updates * self.fake_accumulate + self.accumulate
-        groups = math.ceil(self.fake_updates / self.fake_updates_per_rollout)
+            return fake_updates * self.fake_accumulate + self.accumulate
+        groups = math.ceil(fake_updates / self.fake_updates_per_rollout)
         return max(1, groups * self.fake_accumulate) + self.accumulate - 1
 
     def teacher_calls(self, rows: float, *, sharded: bool) -> int:
@@ -93,6 +115,7 @@ class Workload:
         return phase.steps if exit_step is None else 1
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class CyclePasses:
     """Forward and backward passes of one cycle by role, per sample of the batch.
@@ -110,6 +133,7 @@ class CyclePasses:
     frozen: tuple[float, ...] = ()
 
 
+@checked
 def cycle_passes(work: Workload, index: int) -> CyclePasses:
     """Returns the passes of one cycle of a phase, averaged over random exit steps.
 
@@ -125,7 +149,7 @@ def cycle_passes(work: Workload, index: int) -> CyclePasses:
     own = steps if recorded == steps else (steps + 1) / 2
     frozen = _frozen(work, index)
     scored = work.accumulate * work.timestep_samples
-    learned = work.fake_updates * work.fake_accumulate
+    learned = work.fake_updates_of(index) * work.fake_accumulate
     backward: dict[str, float] = {
         "teacher": 0,
         "fake": learned,
@@ -136,7 +160,7 @@ def cycle_passes(work: Workload, index: int) -> CyclePasses:
         forward={
             "teacher": scored * work.evaluations,
             "fake": learned + scored,
-            "generator": work.rollouts * own,
+            "generator": work.rollouts(index) * own,
             "frozen": sum(frozen),
         },
         backward=backward,
@@ -150,11 +174,12 @@ def _frozen(work: Workload, index: int) -> tuple[float, ...]:
     steps = [phase.steps for phase in work.plan.phases[:index]]
     buffer = work.phase_inputs
     if not isinstance(buffer, PhaseInputBuffer):
-        return tuple(float(work.rollouts * n) for n in steps)
+        return tuple(float(work.rollouts(index) * n) for n in steps)
     computed = [0] * (index + 1)  # batches of the last fill in every phase
     passes: list[int] = []
     for k in range(index + 1):
-        fills, rest = divmod(work.updates_of(k) * work.rollouts, buffer.batches * buffer.uses)
+        taken = work.updates_of(k) * work.rollouts(k)
+        fills, rest = divmod(taken, buffer.batches * buffer.uses)
         passes = [0] * index
         needs = [buffer.batches] * fills + ([buffer.batches_computed(rest)] if rest else [])
         for n, need in enumerate(needs):

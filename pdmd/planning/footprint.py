@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.distillation.adapters import AdaptedDenoiser, checkpoint_contexts
@@ -126,6 +127,7 @@ class Footprint:
         return units, self.root.local(tp) + self.base_root.local(tp)
 
 
+@checked
 def measure_footprint(
     denoiser: Denoiser,
     condition: Condition = None,

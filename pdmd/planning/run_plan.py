@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.initializers import Initializer
 from pdmd.distributed.degrees import Degrees
@@ -23,6 +24,7 @@ from pdmd.typing import Condition
 __all__ = ["RunPlan", "measure_roles", "plan_roles"]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunPlan:
     """The cost of a run, and the degrees of parallelism at which it fits.
@@ -126,6 +128,13 @@ class RunPlan:
             "cluster": dataclasses.asdict(self.cluster),
             "precision": str(self.precision.compute).removeprefix("torch."),
             "frozen_precision": str(self.precision.frozen).removeprefix("torch."),
+            "types": {
+                **{
+                    role: str(self.precision.of(role)).removeprefix("torch.")
+                    for role in ("teacher", "generator", "fake")
+                },
+                "average": str(self.precision.average).removeprefix("torch."),
+            },
             "moment_bytes": self.precision.moment_bytes,
             "offload": [name for name, value in vars(self.offload).items() if value],
             "activation_checkpointing": self.work.activation_checkpointing,
@@ -171,6 +180,7 @@ class RunPlan:
         }
 
 
+@checked
 def measure_roles(
     teacher: Denoiser,
     init: Initializer,
@@ -193,16 +203,16 @@ def measure_roles(
     """
     measured: dict[Any, Footprint] = {}
 
-    def trained(network: Denoiser, steps: int) -> Footprint:
+    def trained(role: str, network: Denoiser, steps: int) -> Footprint:
         parts = tuple((n, tuple(p.shape)) for n, p in network.named_parameters())
-        key = (steps, type(network), parts)
+        key = (precision.of(role), steps, type(network), parts)
         if key not in measured:
             measured[key] = measure_footprint(
                 network,
                 condition,
                 train=True,
                 steps=steps,
-                dtype=precision.compute,
+                dtype=precision.of(role),
                 activation_checkpointing=work.activation_checkpointing,
             )
         return measured[key]
@@ -210,8 +220,9 @@ def measure_roles(
     frozen_teacher = measure_footprint(teacher, condition, train=False, dtype=precision.compute)
     roles: list[PhaseFootprints] = []
     for k, phase in enumerate(work.plan):
-        generator = trained(init.expert(teacher, phase, []), work.recorded_steps(k))
-        fake = trained(init.fake(teacher, phase), 1)
+        steps = work.recorded_steps(k)
+        generator = trained("generator", init.expert(teacher, phase, []), steps)
+        fake = trained("fake", init.fake(teacher, phase), 1)
         frozen = tuple(r.generator for r in roles)
         roles.append(
             PhaseFootprints(teacher=frozen_teacher, generator=generator, fake=fake, frozen=frozen)
@@ -219,6 +230,7 @@ def measure_roles(
     return tuple(roles)
 
 
+@checked
 def plan_roles(
     roles: Sequence[PhaseFootprints],
     work: Workload,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from pdmd.arguments import checked
 from pdmd.distributed.degrees import Degrees
 from pdmd.distributed.offload import Offload
 from pdmd.planning.clusters import Cluster
@@ -18,6 +19,7 @@ GIB = 2**30
 __all__ = ["Choice", "degrees_for", "search_degrees"]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """One choice of degrees, with its memory and traffic.
@@ -46,6 +48,7 @@ class Choice:
         return max(self.seconds, key=lambda s: s.total)
 
 
+@checked
 def degrees_for(gpus: int, *, batch_size: int, heads: int, tokens: int) -> Iterator[Degrees]:
     """Yields all degrees whose product is the number of ranks and that divide their dimension.
 
@@ -65,6 +68,7 @@ def degrees_for(gpus: int, *, batch_size: int, heads: int, tokens: int) -> Itera
                     yield Degrees(dp_replicate=dp_replicate, dp_shard=dp_shard, cp=cp, tp=tp)
 
 
+@checked
 def search_degrees(
     roles: Sequence[PhaseFootprints],
     work: Workload,

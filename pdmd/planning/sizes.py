@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from pdmd.arguments import checked
 from pdmd.planning.footprint import Footprint, ParameterGroup
 from pdmd.planning.memory import PhaseFootprints
 from pdmd.planning.recording import MemoryTimeline
@@ -21,6 +22,7 @@ _AFFINE = ("buffers", "attention", "row_outputs", "column_inputs", "latents")
 _QUADRATIC = ("flops", "backward_flops", "recomputed_flops")
 
 
+@checked
 def resize(measured: Sequence[Footprint], tokens: int) -> Footprint:
     """Returns the footprint of a network for samples of another size.
 
@@ -78,6 +80,7 @@ def resize(measured: Sequence[Footprint], tokens: int) -> Footprint:
     )
 
 
+@checked
 def resize_roles(measured: Sequence[PhaseFootprints], tokens: int) -> PhaseFootprints:
     """Returns the footprints of a phase's networks at another size, as :func:`resize` does."""
     frozen = zip(*(one.frozen for one in measured), strict=True)

@@ -10,16 +10,18 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pdmd.arguments import checked
 from pdmd.distributed.degrees import Degrees
 from pdmd.distributed.offload import Offload
 from pdmd.planning.evaluations import Workload, cycle_passes
 from pdmd.planning.footprint import Footprint
-from pdmd.planning.memory import MASTER, PhaseFootprints, Precision
+from pdmd.planning.memory import PhaseFootprints, Precision
 from pdmd.training.monitoring.accounting import ROLES
 
 __all__ = ["Traffic", "flops_of", "traffic_of"]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
     """Bytes that one rank sends to others, and copies to or from the CPU, in a cycle.
@@ -46,6 +48,7 @@ class Traffic:
         return sum(dataclasses.astuple(self)) - self.host_copies
 
 
+@checked
 def traffic_of(
     roles: PhaseFootprints,
     work: Workload,
@@ -73,7 +76,7 @@ def traffic_of(
         passes = forward / joined if role == "teacher" else forward
         local, (units, root) = network.evaluated(tp), network.gathered(tp)
         gathered = passes * (units + root) + backward * units
-        gather += sharded * precision.compute.itemsize * gathered
+        gather += sharded * precision.of(role).itemsize * gathered
         reduce += sharded * 4 * backward * local
         copies += replicated * 4 * backward * local / shards
         again = backward if work.activation_checkpointing else 0.0
@@ -112,11 +115,12 @@ def _host_copies(
             continue
         copied += (passes + backward) * precision.frozen.itemsize * frozen / shards
     own, fake = roles.generator.local(tp) / shards, roles.fake.local(tp) / shards
-    copied += 2 * MASTER * own * offload.averages
-    moments = 2 * precision.moment_bytes * (own + work.fake_updates * fake)
+    copied += 2 * precision.average.itemsize * own * offload.averages
+    moments = 2 * precision.moment_bytes * (own + work.fake_updates_of(index) * fake)
     return copied + 2 * moments * offload.optimizers
 
 
+@checked
 def flops_of(roles: PhaseFootprints, work: Workload, index: int) -> dict[str, float]:
     """Returns the FLOPs of a cycle by role, over all ranks.
 

@@ -96,6 +96,7 @@ class MixtureTeacher(Teacher):
         self.register_buffer("labels", labels)
 
     @classmethod
+    @checked
     def random(
         cls,
         *,

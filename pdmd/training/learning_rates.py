@@ -37,6 +37,7 @@ class RateDecay(ABC):
         """Returns the fraction of the learning rate at a fraction of the updates, in [0, 1]."""
 
 
+@checked
 @dataclass(frozen=True)
 class Constant(RateDecay):
     """No decay."""
@@ -96,6 +97,7 @@ class CosineDecay(RateDecay):
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * passed)) / 2
 
 
+@checked
 def warmup_factor(update: int, warmup: int) -> float:
     """Returns the fraction of the learning rate at an update of a linear warm-up.
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, zeros
 
+from pdmd.arguments import checked
 from pdmd.extras import require
 
 __all__ = ["EightBitMoments", "Float32Moments", "MomentFormat"]
@@ -72,6 +73,7 @@ class Float32Moments(MomentFormat):
         """Does nothing: the moment is updated in place."""
 
 
+@checked
 class EightBitMoments(MomentFormat):
     """Moments in 8 bits, by the quantisation of torchao.
 

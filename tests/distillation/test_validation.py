@@ -5,7 +5,7 @@ import torch
 
 from pdmd import MixtureTeacher, PhasePlan, RectifiedFlow
 from pdmd.distillation.validation import (
-    check_penalties,
+    check_discriminators,
     check_same_weights,
     check_teacher,
     check_times,
@@ -87,13 +87,15 @@ def test_a_critic_that_will_be_sharded_is_not_differentiated_twice(limited):
         loss = DiscriminatorLoss(Critics(lambda *_: None), **more)
         return SubintervalScoreMatching() + 0.5 * (loss.only(1) if limited else loss)
 
-    where = torch.device("cpu"), torch.float32
+    where, teacher = (torch.device("cpu"), torch.float32), MixtureTeacher.random(dim=2)
     sharded = Sharded(*where, activation_checkpointing=False)
     with pytest.raises(ValueError, match="use FiniteDifferenceR1"):
-        check_penalties(objective(penalty=R1()), sharded)
-    check_penalties(objective(penalty=FiniteDifferenceR1()), sharded)
-    check_penalties(objective(penalty_weight=0.0), sharded)
-    check_penalties(objective(), LocalPlacement(*where, activation_checkpointing=False))
+        check_discriminators(objective(penalty=R1()), teacher, sharded)
+    check_discriminators(objective(penalty=FiniteDifferenceR1()), teacher, sharded)
+    check_discriminators(objective(penalty_weight=0.0), teacher, sharded)
+    check_discriminators(
+        objective(), teacher, LocalPlacement(*where, activation_checkpointing=False)
+    )
 
 
 class Beside(SingleRank):

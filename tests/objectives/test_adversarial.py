@@ -265,7 +265,7 @@ def test_invalid_arguments_raise():
     with pytest.raises(ValueError, match="pool must be at least 1, got 0"):
         TeacherSamples(pool=0)
     with pytest.raises(ValueError, match="got -1"):
-        DiscriminatorLoss(Critics(None), penalty_weight=-1)
+        DiscriminatorLoss(Critics(len), penalty_weight=-1)
     with pytest.raises(ValueError, match="got 0"):
         FiniteDifferenceR1(0)
 

@@ -50,7 +50,7 @@ def test_the_lowest_time_is_the_lowest_that_the_teacher_is_evaluated_at():
     )
     assert max(times) == 1.0
     assert min(times) == pytest.approx(source.lowest_time(PLAN[0]))
-    side = DiscriminatorLoss(Critics(None), source)
+    side = DiscriminatorLoss(Critics(len), source)
     assert side.time_bounds(PLAN[0]) == (min(source.lowest_time(PLAN[0]), 0.51), 1.0)
 
 

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.extras import require
 from pdmd.files import locate, own_digest, say
 from pdmd.teachers.conditioning.fingerprints import encoder_fingerprint
+from pdmd.teachers.conditioning.frames import is_video, read_frames
 from pdmd.teachers.conditioning.prompts import EncodedText, Prompts
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ TOLERANCE = 0.02
 """Largest relative difference of aspect ratios: an image cropped to even sizes passes."""
 
 
+@checked
 @dataclass(frozen=True)
 class EncodedImage:
     """An image known by its digest only: a store keeps its embeddings and not its pixels.
@@ -49,6 +52,7 @@ class EncodedImage:
     sha256: str
 
 
+@checked
 @dataclass(frozen=True)
 class ImagePrompt:
     """A text and the first image of its video.
@@ -66,6 +70,8 @@ class ImagePrompt:
     def picture(self) -> Any:
         """Returns the image as an RGB image of PIL, rotated by its EXIF orientation.
 
+        Of a video it is the first frame.
+
         Raises:
             ValueError: If the image cannot be read, or is not of a supported type.
         """
@@ -75,6 +81,8 @@ class ImagePrompt:
         Image.init()
         formats = [name for name in FORMATS if name in Image.OPEN]
         image = self.image
+        if is_video(image):
+            return read_frames(image, 1)[0]
         if isinstance(image, str | Path | bytes):
             called = f"of {self.text!r}" if isinstance(image, bytes) else str(image)
             try:
@@ -129,11 +137,12 @@ class ImagePrompt:
 
     @classmethod
     def named(cls, name: str) -> ImagePrompt:
-        """Returns the prompt of a :attr:`name`, with an :class:`EncodedImage` for its image."""
+        """Returns the prompt of a ``name``, with an :class:`EncodedImage` for its image."""
         fields = json.loads(name)
         return cls(fields["prompt"], EncodedImage(fields["image"]))
 
 
+@checked
 class NamedImagePrompts(Sequence[ImagePrompt]):
     """A sequence of prompts built on access from their names.
 
@@ -162,6 +171,7 @@ def name_of(prompt: str | ImagePrompt) -> str:
     return prompt.name if isinstance(prompt, ImagePrompt) else prompt
 
 
+@checked
 def check_proportions(prompt: ImagePrompt, height: int, width: int) -> None:
     """Checks that the aspect ratio of an image is that of the video.
 
@@ -190,6 +200,7 @@ def _opened(image: str | Path | bytes) -> Any:
     return fs.open(path, "rb")
 
 
+@checked
 class EncodedImageText(Prompts):
     """Texts and first images encoded by the encoders of a family, which are loaded on first use.
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pdmd.arguments import checked
 from pdmd.files import own_digest
 from pdmd.teachers.conditioning.fingerprints import encoder_fingerprint
 from pdmd.typing import Conditions, join_conditions
@@ -89,6 +90,7 @@ class Prompts(ABC):
         return None
 
 
+@checked
 class PromptEmbeddings(Prompts):
     """Precomputed embeddings in memory, looked up by prompt: no text encoder is needed.
 
@@ -195,6 +197,7 @@ class PromptEmbeddings(Prompts):
         return self.condition[rows]
 
 
+@checked
 class EncodedText(Prompts):
     """Prompts encoded by a text encoder, which is loaded on first use.
 

@@ -84,7 +84,8 @@ def check_pretrained(folder: str | Path, part: str = "") -> None:
 
     place = f"{folder}/{part}" if part else str(folder)
     _check_shards(Path(folder) / part)
-    if find_adapter_config_file(str(folder), subfolder=part) is not None:
+    here = (Path(folder) / part / "adapter_config.json").is_file()
+    if here or find_adapter_config_file(str(folder), subfolder=part) is not None:
         raise UnusableWeights(
             f"{place} has an adapter that is not merged (adapter_config.json); merge it "
             "(merge_and_unload) and save the model again"

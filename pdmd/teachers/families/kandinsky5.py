@@ -166,6 +166,11 @@ class Kandinsky5Teacher(Kandinsky5NetworkTeacher):
         pipeline="Kandinsky5T2VPipeline",
         network="Kandinsky5Transformer3DModel",
         vae="AutoencoderKLHunyuanVideo",
+        task="text-to-video",
+        time_scale=1000.0,
+        takes_sigmas=False,
+        proposes=False,
+        output="frames",
     )
     released = SIZES
     options = {"height": 512, "width": 768, "frames": 121, "compression": (4, 8, 8)}
@@ -216,6 +221,11 @@ class Kandinsky5ImageTeacher(Kandinsky5NetworkTeacher):
         pipeline="Kandinsky5T2IPipeline",
         network="Kandinsky5Transformer3DModel",
         vae="AutoencoderKL",
+        task="text-to-image",
+        time_scale=1000.0,
+        takes_sigmas=False,
+        proposes=False,
+        output="image",
     )
     released = {
         **SIZES,

@@ -20,6 +20,7 @@ from pdmd.distributed.weight_files import WeightFiles
 from pdmd.distributed.weight_sources import FileWeight, Region, attach_sources
 from pdmd.documents import read_json
 from pdmd.extras import require
+from pdmd.files import say
 from pdmd.teachers.families.encoders import load_encoder
 from pdmd.teachers.families.pipeline_checks import (
     UnusableWeights,
@@ -33,10 +34,12 @@ from pdmd.teachers.families.pipeline_checks import (
 __all__ = [
     "build_part",
     "configuration",
+    "dtype_argument",
     "dtype_of",
     "load_backbone",
     "load_text_encoder",
     "network_configuration",
+    "reading",
     "reporting",
 ]
 
@@ -65,6 +68,18 @@ def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
     if not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
     return found
+
+
+def dtype_argument(dtype: str | torch.dtype) -> dict[str, torch.dtype]:
+    """Returns the type as an argument of diffusers' ``from_pretrained``, by its name there.
+
+    The argument of another name would be ignored.
+    """
+    require("diffusers", "diffusers")
+    from diffusers.utils import deprecation_utils
+
+    renamed = hasattr(deprecation_utils, "_resolve_dtype")
+    return {"dtype" if renamed else "torch_dtype": dtype_of(dtype)}
 
 
 def build_part(
@@ -137,7 +152,8 @@ def load_backbone(
     config = network_configuration(name, folder, subfolder)
     check_index(folder, name)
     check_values(folder, config)
-    model = build_part(name, config, dtype=dtype, meta=True)
+    with reporting(folder, subfolder):
+        model = build_part(name, config, dtype=dtype, meta=True)
     if subfolder and not meta:
         check_weights(folder, (subfolder,))
     types = {path: tensor.dtype for path, tensor in model.state_dict().items()}
@@ -239,7 +255,7 @@ def load_text_encoder(
             if isinstance(value, list) and value[0] == "transformers" and part not in absent
         }
         given = absent | {part: model for part, model in encoders.items() if model is not None}
-        pipeline = cls.from_pretrained(str(folder), dtype=dtype_of(dtype), **more, **given)
+        pipeline = cls.from_pretrained(str(folder), **dtype_argument(dtype), **more, **given)
     return pipeline.to(device)
 
 
@@ -311,6 +327,18 @@ def _paths(folder: str | Path, subfolder: str) -> list[Path]:
     elif shards.is_file():
         names = set(read_json(shards)["weight_map"].values())
     return [stem.with_name(file) for file in sorted(names)]
+
+
+@contextlib.contextmanager
+def reading(folder: str | Path) -> Iterator[None]:
+    """Turns what unexpected values of configurations lead to into a ``ValueError`` of one line."""
+    try:
+        yield
+    except (LookupError, AttributeError, AssertionError, ArithmeticError) as error:
+        raise ValueError(
+            f"a configuration in {folder} is damaged ({say(error)}); download or save the folder "
+            "again"
+        ) from error
 
 
 @contextlib.contextmanager

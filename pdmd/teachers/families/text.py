@@ -16,7 +16,7 @@ from pdmd.teachers.conditioning.prompt_files import read_prompts
 from pdmd.teachers.conditioning.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.conditioning.text_lengths import TrimmedConditions, trimmed, with_lengths
 from pdmd.teachers.families.pipeline_teacher import PipelineTeacher
-from pdmd.teachers.families.pipelines import load_text_encoder
+from pdmd.teachers.families.pipelines import load_text_encoder, reading
 from pdmd.teachers.families.vaes import compression_of
 from pdmd.teachers.routed import RoutedTeacher
 from pdmd.typing import Condition, Conditions, Latents, repeat_condition
@@ -88,7 +88,7 @@ class TextTeacher(PipelineTeacher):
         Args:
             pipeline: The family's pipeline, without networks and VAE.
             texts: The texts.
-            length: The number of tokens of a text: :attr:`text_length`, or the one given instead.
+            length: The number of tokens of a text: ``text_length``, or the one given instead.
         """
 
     @classmethod
@@ -98,7 +98,7 @@ class TextTeacher(PipelineTeacher):
 
     @classmethod
     def read_length(cls, folder: str | Path) -> int | None:
-        """Returns the number of tokens of a text; here :attr:`text_length`."""
+        """Returns the number of tokens of a text; here ``text_length``."""
         return cls.text_length
 
     @classmethod
@@ -121,7 +121,7 @@ class TextTeacher(PipelineTeacher):
             folder: The pipeline's folder or hub name.
             prompts: The prompts to draw from.
             length: The number of tokens of a text.
-            options: All of :attr:`options`, as given.
+            options: All of ``options``, as given.
             place: ``dtype`` and ``device`` of its weights.
         """
         return EncodedText(
@@ -182,10 +182,13 @@ class TextTeacher(PipelineTeacher):
         if text_length is not None and cls.text_length is None:
             raise ValueError(f"{cls.__name__} takes no text_length, got {text_length}")
         place: dict[str, Any] = {"dtype": dtype, "device": device}
-        length = cls.read_length(folder) if text_length is None else text_length
-        encoder = cls.read_encoder(folder, prompts, length, {**cls.options, **options}, **place)
-        text = prompts_of(embeddings, encoder)
-        return super().from_pretrained(folder, meta=meta, prompts=text, **place, **options)
+        with reading(folder):
+            length = cls.read_length(folder) if text_length is None else text_length
+            encoder = cls.read_encoder(
+                folder, prompts, length, {**cls.options, **options}, **place
+            )
+            text = prompts_of(embeddings, encoder)
+            return super().from_pretrained(folder, meta=meta, prompts=text, **place, **options)
 
     @classmethod
     def from_config(
@@ -325,7 +328,7 @@ class TextTeacher(PipelineTeacher):
         """Returns a condition cut to its longest text; that of no prompt in place of ``None``.
 
         Raises:
-            ValueError: If it lacks one of :attr:`condition_keys`.
+            ValueError: If it lacks one of ``condition_keys``.
         """
         if condition is None:
             null: Any = self.encode([None])

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pdmd.arguments import checked
+
 __all__ = [
     "Collapse",
     "Detector",
@@ -35,6 +37,7 @@ ERRORS = 3.0
 """Standard errors by which a ratio must be beyond its bound."""
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class HealthRecord:
     """The measurements at one update.
@@ -57,6 +60,7 @@ class HealthRecord:
         return 2 * self.update > self.updates
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """What went wrong.
@@ -130,6 +134,12 @@ class _Best:
         return before
 
 
+def _check_threshold(**thresholds: float) -> None:
+    for name, value in thresholds.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} is a ratio, 0 or more and finite, got {value}")
+
+
 def _ratio(record: HealthRecord, name: str) -> tuple[float, float] | None:
     """Returns a ratio and its relative standard error."""
     value = record.values.get(f"health/{name}")
@@ -138,6 +148,7 @@ def _ratio(record: HealthRecord, name: str) -> tuple[float, float] | None:
     return value, record.values.get(f"health/{name}_error", 0.0)
 
 
+@checked
 class Oversaturation(Detector):
     """The latents' contrast, or the distance of their mean, exceeds the teacher's.
 
@@ -147,6 +158,7 @@ class Oversaturation(Detector):
     """
 
     def __init__(self, contrast: float = 1.35, drift: float = 0.75) -> None:
+        _check_threshold(contrast=contrast, drift=drift)
         self.contrast, self.drift = contrast, drift
         self._lasting = _Lasting()
 
@@ -175,6 +187,7 @@ class Oversaturation(Detector):
         )
 
 
+@checked
 class Collapse(Detector):
     """Samples of one prompt are much more alike than the teacher's.
 
@@ -183,6 +196,7 @@ class Collapse(Detector):
     """
 
     def __init__(self, diversity: float = 0.4) -> None:
+        _check_threshold(diversity=diversity)
         self.diversity = diversity
         self._lasting, self._best = _Lasting(), _Best()
 
@@ -217,6 +231,7 @@ class Collapse(Detector):
         )
 
 
+@checked
 class StaticVideo(Detector):
     """Frames of a video differ much less than the teacher's.
 
@@ -226,6 +241,7 @@ class StaticVideo(Detector):
     """
 
     def __init__(self, motion: float = 0.5) -> None:
+        _check_threshold(motion=motion)
         self.motion = motion
         self._lasting, self._best = _Lasting(), _Best()
 
@@ -254,6 +270,7 @@ class StaticVideo(Detector):
         )
 
 
+@checked
 class InaccurateFakeScore(Detector):
     """The relative error of the fake score stays high: it lags behind the student.
 
@@ -262,6 +279,7 @@ class InaccurateFakeScore(Detector):
     """
 
     def __init__(self, error: float = 0.35) -> None:
+        _check_threshold(error=error)
         self.error = error
         self._lasting = _Lasting()
 
@@ -286,6 +304,7 @@ class InaccurateFakeScore(Detector):
         )
 
 
+@checked
 class DivergingFakeScore(Detector):
     """The fake score predicts the student's samples worse than the teacher, at which it started.
 
@@ -294,6 +313,7 @@ class DivergingFakeScore(Detector):
     """
 
     def __init__(self, excess: float = 1.5) -> None:
+        _check_threshold(excess=excess)
         self.excess = excess
         self._lasting = _Lasting()
 
@@ -328,6 +348,7 @@ def default_detectors() -> tuple[Detector, ...]:
     )
 
 
+@checked
 def diagnose(
     records: Iterable[HealthRecord], detectors: Sequence[Detector] | None = None
 ) -> list[Finding]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pdmd.arguments import checked
 from pdmd.training.monitoring.accounting import Account
 from pdmd.typing import Times
 
@@ -58,6 +59,7 @@ class Step:
         )
 
 
+@checked
 class Health:
     """Counts skipped steps of each role.
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pdmd.arguments import checked
 from pdmd.distillation.phases import Phase
 from pdmd.documents import parse_json, read_json, read_text
 from pdmd.files import local_path, write_file
@@ -129,7 +130,7 @@ class Recorder:
         """Called when a phase of ``updates`` updates starts, or resumes after ``done``."""
 
     def on_scalars(self, phase: Phase, update: int, values: Mapping[str, float]) -> None:
-        """Called with the scalars of an update, every :attr:`interval` updates."""
+        """Called with the scalars of an update, every ``interval`` updates."""
 
     def on_update(self, update: int) -> None:
         """Called after every update."""
@@ -185,6 +186,7 @@ class NullRecorder(Recorder):
         return
 
 
+@checked
 class RunRecorder(Recorder):
     """Records to a run folder and the terminal.
 
