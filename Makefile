@@ -58,7 +58,7 @@ newest: ## Run a few tests with the newest versions
 	.venv-newest/bin/python -m pytest -q $(ENDS)
 
 docs: $(INSTALLED) ## Build the documentation, warnings as errors
-	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+	$(BIN)/sphinx-build -n -W --keep-going -j auto -b html docs docs/_build/html
 
 clean: ## Remove what was built, runs/ and the environment apart
 	rm -rf docs/_build build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

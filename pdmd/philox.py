@@ -33,7 +33,7 @@ from torch import Tensor
 
 from pdmd.typing import moved
 
-__all__ = ["normal", "philox4x64", "uniform", "words"]
+__all__ = ["integers", "normal", "philox4x64", "uniform", "words"]
 
 _MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 _WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
@@ -80,9 +80,26 @@ def uniform(seed: int, draw: int, first: int, count: int, *, dtype: torch.dtype)
     Returns:
         Numbers with shape :math:`(count)`.
     """
-    dropped, unit = _resolution(dtype)
-    numbers = torch.from_numpy((words(seed, draw, first, count) >> dropped) * unit)
+    numbers = torch.from_numpy(_fractions(seed, draw, first, count, dtype))
     return numbers if dtype == torch.float64 else numbers.to(dtype)
+
+
+def integers(seed: int, draw: int, first: int, count: int, *, high: int) -> Tensor:
+    """Returns integers uniform in [0, ``high``), one per word, on the CPU.
+
+    Args:
+        seed: The key, in [0, 2^64).
+        draw: Index of the draw.
+        first: Index of the first word.
+        count: Number of words.
+        high: Exclusive upper bound, in [1, 2^53].
+
+    Returns:
+        Integers with dtype int64 and shape :math:`(count)`.
+    """
+    u = _fractions(seed, draw, first, count, torch.float64)
+    # Rounded down; below high, since u is at most 1 - 2^-53.
+    return torch.from_numpy((u * high).astype(np.int64))
 
 
 def normal(seed: int, draw: int, first: int, count: int, *, device: torch.device | str) -> Tensor:
@@ -171,6 +188,12 @@ def _device_normal(w: Tensor) -> Tensor:
     z = (w | 1).float()
     index = (z.view(torch.int32) >> _SHIFT) & (len(slope) - 1)
     return z.mul_(slope.index_select(0, index)).add_(intercept.index_select(0, index))
+
+
+def _fractions(seed: int, draw: int, first: int, count: int, dtype: torch.dtype) -> np.ndarray:
+    """Returns numbers in [0, 1) of a type's resolution, in float64."""
+    dropped, unit = _resolution(dtype)
+    return (words(seed, draw, first, count) >> dropped) * unit
 
 
 @cache

@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -240,6 +239,4 @@ def randint(high: int, n: int, generator: torch.Generator | None) -> Tensor:
         return torch.randint(high, (_rows(n),), generator=generator, device=device)
     if not 1 <= high <= 2**53:
         raise ValueError(f"integers are sampled below a bound in [1, 2^53], got {high}")
-    u = philox.uniform(*generator.next_rows(n, 1), dtype=torch.float64)
-    # Rounded down; below high, since u is at most 1 - 2^-53.
-    return torch.from_numpy((u.numpy() * high).astype(np.int64))
+    return philox.integers(*generator.next_rows(n, 1), high=high)

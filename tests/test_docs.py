@@ -1,5 +1,6 @@
 """The pages run, and agree with the package and with their results files."""
 
+import ast
 import re
 import shlex
 import subprocess
@@ -92,19 +93,6 @@ def test_the_commands_of_a_page_are_valid(page, line, capsys, monkeypatch, tmp_p
         assert all(option in printed for option in options)
 
 
-CONFIGS = [p for p in sorted(DOCS.rglob("*.md")) if "```toml" in p.read_text()]
-
-
-@pytest.mark.parametrize("page", CONFIGS, ids=lambda p: p.stem)
-def test_the_configurations_of_a_page_are_valid(page):
-    from pdmd.cli.config_files import read_config
-
-    blocks = re.findall(r"^```toml\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
-    assert blocks
-    for block in blocks:
-        read_config(tomllib.loads(block)).check()
-
-
 def run_script(*words):
     command = [sys.executable, *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -125,8 +113,21 @@ def test_the_searches_list_the_trials_that_their_notes_name():
     assert named and named <= set(trials)
 
 
-def test_the_api_page_has_every_module_once():
-    listed = re.findall(r"automodule:: ([\w.]+)", (DOCS / "api.md").read_text())
+API = {page: page.read_text() for page in sorted((DOCS / "api").glob("*.md"))}
+LISTED = {page: re.findall(r"automodule:: ([\w.]+)", text) for page, text in API.items()}
+
+
+def public_names(module):
+    """Returns the names in the ``__all__`` of a module that is not imported."""
+    path = ROOT / module.replace(".", "/")
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            return ast.literal_eval(node.value)
+    return []
+
+
+def test_the_api_pages_have_every_module_once():
     packages = {"pdmd.conformance"}  # defines `check`
     excluded = ROOT / "pdmd/export/modules"  # templates that exported pipelines contain
     modules = {
@@ -134,7 +135,25 @@ def test_the_api_page_has_every_module_once():
         for path in (ROOT / "pdmd").rglob("*.py")
         if not path.name.startswith("__") and excluded not in path.parents
     }
+    listed = [module for page in LISTED.values() for module in page]
+    missing = (modules | packages) - set(listed)
+    assert not missing, "list new modules on a page of docs/api"
     assert sorted(listed) == sorted(modules | packages)
+
+
+def test_an_api_page_says_when_to_use_it_shows_an_example_and_ends():
+    for page, text in API.items():
+        assert re.match(r"# .+\n\n[A-Z][^`#|]", text), page
+        if page.stem != "index":
+            start, *_ = text.split("\n## ")
+            assert "```python\n" in start, page
+            assert sum(len(public_names(module)) for module in LISTED[page]) <= 60, page
+
+
+def test_the_api_links_every_name_that_pdmd_has_itself():
+    linked = set(re.findall(r"`~pdmd[\w.]*\.(\w+)`", API[DOCS / "api/index.md"]))
+    modules = set(re.findall(r"`pdmd\.(\w+)`", API[DOCS / "api/index.md"]))
+    assert linked | modules == set(pdmd.__all__)
 
 
 LAUNCH = sorted((ROOT / "examples" / "launch").iterdir())

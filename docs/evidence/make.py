@@ -6,7 +6,8 @@ python docs/evidence/make.py [--check]
 import sys
 from pathlib import Path
 
-from claims import CLAIMS, NAMES
+from claims import CLAIMS
+from columns import COLUMNS, RANGES, explain
 
 from pdmd.benchmarks import read_results
 from pdmd.evaluation.bench_report import QUALITY, summarise, tradeoff_figures
@@ -22,11 +23,7 @@ TITLES = {
     "speed": "Speed against a hand-written loop, a peer and the full rollout",
 }
 PICTURED = ("mixture", "digits")
-COSTS = {
-    "nfe": ("NFE", "{:.0f}"),
-    "forwards": ("forwards", "{:,.0f}"),
-    "saved_mib": ("MiB", "{:.2f}"),
-}
+COSTS = {"nfe": "{:.0f}", "forwards": "{:,.0f}", "saved_mib": "{:.2f}"}
 
 
 def load(name):
@@ -37,23 +34,23 @@ def load(name):
 def table(results, metrics):
     summary = summarise(results["rows"])
     costs = {k: v for k, v in COSTS.items() if k in summary[0]}
-    head = [
-        "method",
-        "n",
-        *(NAMES.get(m, m) for m in metrics),
-        *(name for name, _ in costs.values()),
-    ]
+    titles = [RANGES[m][1] if m in RANGES else COLUMNS[m][0] for m in (*metrics, *costs)]
+    head = ["method", "n", *titles]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for e in summary:
         cells = [f"`{e['method']}`", str(e["n"])]
         for m in metrics:
             mean, std = e[m]
             digits = {"trajectory_rmse": 4, "log_likelihood_gap": 1}.get(m, 3)
+            if m in RANGES:
+                cells.append(f"{mean:.3f} to {e[RANGES[m][0]][0]:.3f}")
+                continue
             spread = f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{std:.{digits}f}" if e["n"] > 1 else ""
             cells.append(f"{mean:.{digits}f}{spread}")
-        cells += [form.format(e[key][0]) for key, (_, form) in costs.items()]
+        cells += [form.format(e[key][0]) for key, form in costs.items()]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    seeds = ["n"] if any(e["n"] > 1 for e in summary) else []
+    return "\n".join(lines) + "\n\n" + explain([*seeds, *metrics, *costs])
 
 
 def machine(results):
@@ -71,14 +68,12 @@ METRICS = {
     "digits": ("feature_distance", "feature_distance_real", "cosine", "coverage", "precision"),
     "efficiency_mixture": ("klh", "sw2", "modes"),
     "efficiency_digits": ("feature_distance", "coverage", "cosine"),
-    "overhead": ("ratio", "ratio_low", "ratio_high", "pdmd_ms", "bare_ms"),
+    "overhead": ("ratio", "ratio_low", "pdmd_ms", "bare_ms"),
     "speed": (
         "cycles_per_second",
         "speed",
         "speed_low",
-        "speed_high",
         "median_low",
-        "median_high",
         "peak_mib",
         "memory",
         "evaluations",

@@ -97,6 +97,7 @@ class Benchmark(ABC):
     """
 
     methods: Sequence[str]
+    default_methods: Sequence[str] = ()  # those that run if none are chosen; all by default
     exclusive: bool = False  # whether parallel runs would distort its timings
     devices: Sequence[str] = ("cpu",)  # the supported device types
 
@@ -125,8 +126,8 @@ class Benchmark(ABC):
         """Returns the parts of runs that cannot be measured on this machine, with the reason."""
         return {}
 
-    def prepare(self, progress: bool) -> None:
-        """Writes the files that all runs share, before they start."""
+    def prepare(self, progress: bool, methods: Sequence[str] = ()) -> None:
+        """Writes the files that the runs of some methods share, or of all, before they start."""
         return
 
 
@@ -186,7 +187,8 @@ def run_benchmark(
         out: The results file. Its rows with the same configuration are kept, so an interrupted
             run resumes.
         seeds: The seeds.
-        methods: The methods; all by default.
+        methods: The methods; by default the benchmark's own choice, mostly all. ``all`` stands for
+            all of them.
         workers: Parallel runs, each on one thread; by default one per core. Benchmarks of speed
             run one at a time.
         progress: Whether to show a progress bar.
@@ -206,12 +208,13 @@ def run_benchmark(
     settings = json.dumps(dataclasses.asdict(config), sort_keys=True).encode()
     folder = out.with_name(out.name + ".shared") / hashlib.sha256(settings).hexdigest()[:12]
     benchmark = benchmarks[config.name](config, folder)
-    chosen = list(methods) or list(benchmark.methods)
+    chosen = list(methods) or list(benchmark.default_methods or benchmark.methods)
+    chosen = list(benchmark.methods) if "all" in chosen else chosen
     for method in chosen:
         if method not in benchmark.methods:
             raise ValueError(
                 f"unknown method {method!r} of {config.name}; choose among "
-                f"{', '.join(benchmark.methods)}"
+                f"{', '.join(benchmark.methods)}, or all"
             )
     if not seeds or min(seeds) < 0:
         raise ValueError(f"expected at least one seed, none negative, got {list(seeds)}")
@@ -248,7 +251,7 @@ def run_benchmark(
     tasks = [(m, s) for s in seeds for m in chosen if (m, s) not in done]
     out.parent.mkdir(parents=True, exist_ok=True)
     if tasks:
-        benchmark.prepare(progress)
+        benchmark.prepare(progress, [m for m in chosen if any(m == task for task, _ in tasks)])
     order = {m: i for i, m in enumerate(benchmark.methods)}
     workers = 1 if benchmark.exclusive else workers or os.cpu_count() or 1
     workers = min(workers, max(len(tasks), 1))

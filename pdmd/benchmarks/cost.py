@@ -3,12 +3,15 @@
 Each method is trained on the exact mixture and its calls are counted by an
 :class:`~pdmd.training.monitoring.accounting.Account`. Exit steps cycle through all values instead
 of being drawn, so that averages are exact. Costs are per sample: a forward counts one, a backward
-two, a guided teacher's call two. :func:`pdmd.planning.cycle_passes` has the closed form. Adaptive
-fake updates are averaged over a run of the benchmark's length.
+two, a guided teacher's call two. :func:`~pdmd.planning.evaluations.cycle_passes` has the closed
+form. Counts do not depend on the weights or the number of rows, so a few cycles of small batches
+from random weights suffice; adaptive fake updates do depend on the weights, and are averaged over
+a run of the benchmark's length that starts from a pretrained network.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,10 +22,12 @@ from pdmd.benchmarks.efficiency import EFFICIENCY_SETTINGS, full_rollout
 from pdmd.benchmarks.schemes import SCHEMES, Scheme
 from pdmd.distillation.distill import distill
 from pdmd.distillation.experts import StochasticTruncation, Truncation
+from pdmd.distillation.initializers import FromDenoiser, Initializer
 from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.teachers.guided import Guided
+from pdmd.teachers.packaged.mlp import MlpDenoiser
 from pdmd.training.expert_training import ExpertTraining
-from pdmd.training.fake_scores import AdaptiveUpdates, FakeScoreTraining
+from pdmd.training.fake_scores import AdaptiveUpdates, FakeScoreTraining, FakeUpdates
 from pdmd.training.monitoring.accounting import ROLES, Account
 from pdmd.training.monitoring.recorder import Recorder
 from pdmd.training.rollouts import Rollouts
@@ -30,8 +35,10 @@ from pdmd.training.session import Session
 
 __all__ = ["CostBenchmark", "CyclingTruncation"]
 
-CYCLES = 64
+CYCLES = 8
 """Cycles that are counted if the number of fake updates is fixed."""
+ROWS = 8
+"""Their batch size."""
 
 
 class CyclingTruncation(Truncation):
@@ -73,6 +80,12 @@ class CostBenchmark(MixtureBenchmark):
         # phased_NAME has the efficiency setting NAME
         *(n for n in SCHEMES if n != "vanilla_wide" and n[7:] not in EFFICIENCY_SETTINGS),
     )
+    default_methods = tuple(n for n in EFFICIENCY_SETTINGS if "adaptive" not in n)
+
+    def prepare(self, progress: bool, methods: Sequence[str] = ()) -> None:
+        chosen = (self._scheme(method) for method in methods or self.methods)
+        if any(self._fake_updates(scheme)[1] for scheme in chosen):
+            super().prepare(progress, methods)
 
     def descriptions(self) -> dict[str, str]:
         out = {"full_rollout_2x2": "As full_rollout, of two phases of two steps."}
@@ -81,20 +94,36 @@ class CostBenchmark(MixtureBenchmark):
         return out
 
     def run(self, method: str, seed: int) -> tuple[dict[str, Any], str | None]:
+        return self._count(self._scheme(method), seed), None
+
+    def _scheme(self, method: str) -> Scheme:
         if method == "full_rollout_2x2":
-            scheme = replace(SCHEMES["phased_2x2"], efficiency=EFFICIENCY_SETTINGS["full_rollout"])
-        elif method in EFFICIENCY_SETTINGS:
-            scheme = replace(SCHEMES["phased"], efficiency=EFFICIENCY_SETTINGS[method])
-        else:
-            scheme = SCHEMES[method]
-        return self._count(scheme, seed), None
+            return replace(SCHEMES["phased_2x2"], efficiency=EFFICIENCY_SETTINGS["full_rollout"])
+        if method in EFFICIENCY_SETTINGS:
+            return replace(SCHEMES["phased"], efficiency=EFFICIENCY_SETTINGS[method])
+        return SCHEMES[method]
+
+    def _fake_updates(self, scheme: Scheme) -> tuple[FakeUpdates, bool]:
+        """Returns a scheme's fake updates, and whether they depend on the weights."""
+        most = self.config.fake_updates or self.fake_updates
+        fake_updates = scheme.efficiency.fake_updates(most)
+        return fake_updates, isinstance(fake_updates, AdaptiveUpdates)
+
+    def _start(self, scheme: Scheme, adaptive: bool) -> Initializer:
+        if adaptive:
+            return self.start(scheme.width_factor)
+        config = self.config
+        return FromDenoiser(
+            MlpDenoiser(
+                dim=config.dim, classes=config.classes, width=16, schedule=self.teacher().schedule
+            )
+        )
 
     def _count(self, scheme: Scheme, seed: int) -> dict[str, Any]:
-        efficiency = scheme.efficiency
-        plan, batch = scheme.plan(), self.config.batch_size or self.batch_size
+        efficiency, plan = scheme.efficiency, scheme.plan()
         most = self.config.fake_updates or self.fake_updates
-        fake_updates = efficiency.fake_updates(most)
-        adaptive = isinstance(fake_updates, AdaptiveUpdates)
+        fake_updates, adaptive = self._fake_updates(scheme)
+        batch = self.config.batch_size or (self.batch_size if adaptive else ROWS)
         cycles = (self.config.updates or self.updates) // len(plan) if adaptive else CYCLES
         account = Account()
         recorder = _CostRecorder(account=account, cycles=cycles)
@@ -109,7 +138,7 @@ class CostBenchmark(MixtureBenchmark):
             fake_objective=scheme.fake_objective(),
             updates=cycles // len(plan) if together else cycles,
             experts=ExpertTraining(
-                initializer=scheme.init(self.start(scheme.width_factor)),
+                initializer=scheme.init(self._start(scheme, adaptive)),
                 expert=full_rollout(plan, scheme.expert) if efficiency.full else scheme.expert,
                 curriculum=scheme.curriculum,
                 optimizer=self.optimizers[0],
@@ -128,6 +157,7 @@ class CostBenchmark(MixtureBenchmark):
             ),
             session=Session(recorder=recorder, account=account),
             seed=seed,
+            check_score=False,
         )
         return _row(recorder.states, plan, batch * cycles)
 

@@ -212,7 +212,7 @@ class MixtureBenchmark(DistillationBenchmark):
         c = self.config
         return MixtureTeacher.random(dim=c.dim, classes=c.classes, modes=c.modes, seed=c.data_seed)
 
-    def prepare(self, progress: bool) -> None:
+    def prepare(self, progress: bool, methods: Sequence[str] = ()) -> None:
         for width_factor in sorted({scheme.width_factor for scheme in SCHEMES.values()}):
             self._network(width_factor, progress)
 
@@ -266,7 +266,7 @@ class DigitsBenchmark(DistillationBenchmark):
     def start(self, width_factor: float) -> Initializer:
         return FromTeacher()
 
-    def prepare(self, progress: bool) -> None:
+    def prepare(self, progress: bool, methods: Sequence[str] = ()) -> None:
         teacher = self.teacher()
         self.evaluator(teacher, self.condition(teacher), self.measure_seed)
 

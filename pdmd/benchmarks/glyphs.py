@@ -111,7 +111,7 @@ class GlyphsBenchmark(DistillationBenchmark):
     def start(self, width_factor: float) -> Initializer:
         return FromTeacher()
 
-    def prepare(self, progress: bool) -> None:
+    def prepare(self, progress: bool, methods: Sequence[str] = ()) -> None:
         teacher = self.teacher()
         for held in (False, True):
             self.references(teacher, held)

@@ -56,7 +56,7 @@ class MemoryBenchmark(Benchmark):
             for name in self.methods
         }
 
-    def prepare(self, progress: bool) -> None:
+    def prepare(self, progress: bool, methods: Sequence[str] = ()) -> None:
         write_teacher(self.folder / "teacher", self.config.millions or MILLIONS)
 
     def run(self, method: str, seed: int) -> tuple[list[dict[str, Any]], str | None]:
@@ -81,7 +81,7 @@ def measure_ranks(
     """Walks through a distillation on gloo ranks, and measures each stage.
 
     Args:
-        folder: The teacher's folder, written by :func:`write_teacher`.
+        folder: The teacher's folder, written by :func:`~pdmd.benchmarks.rank_walk.write_teacher`.
         ranks: The number of ranks.
         adapted: Whether experts and fake scores are adapters.
         seed: The seed.

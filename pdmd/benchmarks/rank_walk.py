@@ -100,6 +100,7 @@ class _Stages(Recorder):
     """Names the stages of a distillation, and stops it once in phase 2."""
 
     interval = 1
+    calibrations = False
 
     def __init__(self, memory: PrivateMemory, checkpointer: Checkpointer, stops: bool) -> None:
         self.memory, self.checkpointer, self.stops = memory, checkpointer, stops

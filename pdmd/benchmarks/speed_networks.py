@@ -131,7 +131,7 @@ def pretrained_digits(name: str, folder: Path, seed: int) -> Any:
     """Returns a frozen teacher of a size, pretrained on digits once and cached in a folder.
 
     Args:
-        name: One of :data:`CASES`.
+        name: One of ``CASES``.
         folder: The folder of the cached weights.
         seed: The seed of the initial weights.
     """

@@ -3,8 +3,9 @@
 A cycle is a number of fake updates on fresh rollouts from noise to clean samples, then a generator
 update against a guided teacher. Each implementation has copies of the same teacher, the same batch
 size, learning rates, Adam (fused), clipping and EMA, and the same number of network evaluations.
-Each is written as its documentation recommends: the library and the hand-written loop evaluate
-guidance as one batch of twice the size, ``modelopt.torch.fastgen`` as two calls.
+Each is written as its documentation recommends: the hand-written loop evaluates guidance as one
+batch of twice the size, ``modelopt.torch.fastgen`` as two calls, and the library as either by the
+number of rows (:class:`~pdmd.teachers.guided.Guided`).
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ def _modelopt(task: Task) -> Cycle:
     )
     pipeline = Pipeline(student, teacher, fake, config)
     optimizers = [
-        AdamRecipe(lr=rate).build(n.parameters())
+        torch.optim.AdamW(n.parameters(), lr=rate, betas=(0.5, 0.99), weight_decay=0.0, fused=True)
         for n, rate in ((student, task.lr), (fake, task.fake_lr))
     ]
     rng = torch.Generator(device).manual_seed(task.seed)

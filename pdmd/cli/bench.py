@@ -18,18 +18,19 @@ __all__ = ["bench_command"]
 class BenchOptions:
     """Compares few-step methods on equal terms and writes a results file.
 
-    toy1d, mixture, digits and glyphs measure quality; cost counts network evaluations; overhead
-    and speed measure time, and need an idle machine; memory measures what each of 2 and 4 ranks
-    holds, in a network of --millions parameters. The methods of speed are network sizes (mlp,
-    transformer_small, transformer_medium), its updates are those timed per library, and other
-    libraries are compared if they are installed: pip install 'pdmd[bench]'.
+    toy1d, mixture, digits and glyphs measure quality; cost counts network evaluations, of every
+    scheme with --methods all; overhead and speed measure time, and need an idle machine; memory
+    measures what each of 2 and 4 ranks holds, in a network of --millions parameters. The methods
+    of speed are network sizes (mlp, transformer_small, transformer_medium), its updates are those
+    timed per library, and other libraries are compared if they are installed: pip install
+    'pdmd[bench]'.
     """
 
     config: BenchConfig = field(default_factory=lambda: BenchConfig(name="toy1d"))
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds, for every method."""
     methods: tuple[str, ...] = ()
-    """Methods; all by default."""
+    """Methods, or all; all by default, but for cost."""
     out: str = ""
     """The results file; runs/bench_NAME.json by default. An unfinished one is resumed."""
     workers: int = 0

@@ -12,10 +12,12 @@ from pdmd.cli.config_sections.lora import LoraConfig
 from pdmd.cli.config_sections.monitoring import HealthConfig, TrackingConfig, ValidationConfig
 from pdmd.cli.config_sections.objective import ObjectiveConfig
 from pdmd.cli.config_sections.plan import PlanConfig
+from pdmd.cli.config_sections.student import StudentConfig
 from pdmd.cli.config_sections.teacher import NetworkConfig, TeacherConfig
 from pdmd.cli.config_sections.train import TrainConfig
 from pdmd.cli.parallel_config import ParallelConfig
 from pdmd.cli.values import short
+from pdmd.distributed.runtime import Runtime
 
 __all__ = [
     "DistillConfig",
@@ -26,6 +28,7 @@ __all__ = [
     "ObjectiveConfig",
     "ParallelConfig",
     "PlanConfig",
+    "StudentConfig",
     "TeacherConfig",
     "TrackingConfig",
     "TrainConfig",
@@ -97,6 +100,7 @@ class DistillConfig:
     """The run folder; runs/NAME by default."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -115,22 +119,22 @@ class DistillConfig:
         """
         self.teacher.check_name()
         self.network.check()
-        for section, ranges in RANGES.items():
-            for name, (low, high) in ranges.items():
-                value = getattr(getattr(self, section), name)
-                if not low <= value <= high:
-                    raise ValueError(
-                        f"{section}.{name} is from {low:,} to {high:,}, got {short(value)}"
-                    )
+        self.student.check()
+        for section in RANGES:
+            _check_ranges(section, getattr(self, section))
         if not 0 < self.validation.fps <= 1000:
             raise ValueError(
                 f"validation.fps is above 0 and at most 1000, got {self.validation.fps:g}"
             )
         self.tracking.check()
         plan = self.plan.build()
+        for phase in self.train.phases(plan):
+            _check_ranges("train", phase)
         objectives = self.objective.compose()
         objectives.check(plan)
-        self.lora.build()
+        adapters = zip(("generator", "fake"), self.lora.build(), strict=True)
+        adapted = tuple(role for role, adapter in adapters if adapter is not None)
+        self.train.types.build(self.parallel.precision).check(ema=self.train.ema, adapted=adapted)
         self.train.check(plan)
         if self.train.adam_bits == 8 and self.parallel.tp > 1:
             raise ValueError(
@@ -142,3 +146,19 @@ class DistillConfig:
                 "a density ratio from a critic needs phases that train one after the other; use "
                 f"train.curriculum = 'progressive', got {self.train.curriculum!r}"
             )
+
+    def build_runtime(self) -> Runtime:
+        """Builds the runtime; on several ranks it joins them.
+
+        Raises:
+            ValueError: As :meth:`~pdmd.cli.parallel_config.ParallelConfig.build`.
+        """
+        types = self.train.types.build(self.parallel.precision)
+        return self.parallel.build(self.train.seed, types)
+
+
+def _check_ranges(section: str, values: object) -> None:
+    for name, (low, high) in RANGES[section].items():
+        value = getattr(values, name)
+        if not low <= value <= high:
+            raise ValueError(f"{section}.{name} is from {low:,} to {high:,}, got {short(value)}")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import types
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from pdmd.cli.config import DistillConfig
 from pdmd.cli.renamed_keys import check_renamed, proposals
-from pdmd.cli.values import short
+from pdmd.cli.values import typed_value
 from pdmd.documents import read_toml
 from pdmd.files import write_file
 
@@ -106,33 +105,4 @@ def _read(cls: type[T], data: Any, where: str) -> T:
 def _value(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _read(hint, value, where)  # type: ignore[arg-type]
-    if hint is Any:
-        return value
-    origin = get_origin(hint)
-    if origin is Literal:
-        if not any(type(value) is type(v) and value == v for v in get_args(hint)):
-            options = ", ".join(map(repr, get_args(hint)))
-            raise ValueError(f"{where} is one of {options}, got {value!r}")
-        return value
-    if origin is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_value(get_args(hint)[0], v, f"{where}[{i}]") for i, v in enumerate(items))
-    if origin is dict:
-        if isinstance(value, str) and get_args(hint)[1] is Any:  # the name of an object
-            return {"name": value}
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} is a table of names and values, got {value!r}")
-        return {k: _value(get_args(hint)[1], v, f"{where}.{k}") for k, v in value.items()}
-    if origin in (Union, types.UnionType):
-        if not isinstance(value, get_args(hint)):
-            raise ValueError(f"{where} is a number, text or boolean, got {value!r}")
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError as error:
-            raise ValueError(f"{where} is too large a number: {short(value)}") from error
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        noun = {int: "a whole number", float: "a number", str: "text"}.get(hint, hint.__name__)
-        raise ValueError(f"{where} is {noun}, got {value!r}")
-    return value
+    return typed_value(hint, value, where)

@@ -78,7 +78,7 @@ def _restarted() -> bool:
 def _run(config: DistillConfig, options: RunOptions) -> int:
     config.check()
     _restarted()
-    runtime = config.parallel.build(config.train.seed)
+    runtime = config.build_runtime()
     try:
         code = _run_on(runtime, config, options)
     except RuntimeError as error:

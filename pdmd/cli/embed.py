@@ -35,6 +35,9 @@ class EmbedOptions:
     """Key or column of the prompts; 'prompt' or 'text' by default."""
     image_column: str = ""
     """Key or column of the first images; 'image' by default."""
+    latents: str = ""
+    """Key or column of real samples, pictures or videos, to encode by the VAE and store beside
+    their prompts, for terms of the objective that take real samples."""
     stretch: bool = False
     """Stretch first images whose aspect ratio is not that of the video."""
     split: str = "train"
@@ -108,8 +111,8 @@ def _read(name: str, options: EmbedOptions, size: Mapping[str, int] | None) -> d
                 )
         found: Sequence[Any] = read_prompts(name, **which)
     else:
-        found = read_image_prompts(name, image_column=options.image_column, **which)
-        for prompt in found if not options.stretch else ():
+        found = read_image_prompts(name, image_column=_pictures(options), **which)
+        for prompt in found if not (options.stretch or options.latents) else ():
             check_proportions(prompt, size["height"], size["width"])
     prompts: dict[str, Any] = {}
     for prompt in found:  # the first of duplicates
@@ -118,6 +121,19 @@ def _read(name: str, options: EmbedOptions, size: Mapping[str, int] | None) -> d
         left = len(found) - len(prompts)
         print(f"{left:,} of {len(found):,} prompts are duplicates; left out")
     return prompts
+
+
+def _pictures(options: EmbedOptions) -> str:
+    """Returns the column of pictures: of first images, or of real samples."""
+    if not options.latents:
+        return options.image_column
+    for flag in ("image_column", "stretch"):
+        if getattr(options, flag):
+            raise UsageError(
+                f"--{flag.replace('_', '-')} is for first images; of real samples the first frame "
+                "is taken, and they are cropped: leave it out"
+            )
+    return options.latents
 
 
 def _encoder(options: EmbedOptions) -> tuple[Any, Mapping[str, int]]:
@@ -158,4 +174,25 @@ def _encoder(options: EmbedOptions) -> tuple[Any, Mapping[str, int]]:
     inner = getattr(encoder, "inner", encoder)
     if isinstance(inner, EncodedText):
         inner.batch_size = options.batch_size
-    return encoder, getattr(teacher, "options", {})
+    size = getattr(teacher, "options", {})
+    if options.latents:
+        encoder = _sample_encoder(teacher, encoder, arguments)
+    return encoder, size
+
+
+def _sample_encoder(teacher: Any, texts: Any, arguments: Mapping[str, Any]) -> Any:
+    """Returns the encoder of real samples: a teacher's text encoder and its VAE."""
+    from pdmd.teachers.conditioning.encoded_samples import EncodedSamples
+
+    read = getattr(teacher, "read_latent_encoder", None)
+    if read is None:
+        raise ValueError(f"{type(teacher).__name__} has no VAE by which --latents are encoded")
+    folder = arguments.get("folder") or teacher.layout.folder
+    place = {"dtype": arguments.get("dtype", "bfloat16"), "device": arguments.get("device", "cpu")}
+    return EncodedSamples(
+        texts,
+        read(folder, **place),
+        size=teacher.options,
+        latent_shape=teacher.latent_shape,
+        folder=folder,
+    )

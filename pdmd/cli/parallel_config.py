@@ -10,6 +10,7 @@ import torch
 
 from pdmd.distributed.degrees import Degrees, ranks_per_node
 from pdmd.distributed.offload import Offload
+from pdmd.distributed.role_types import RoleTypes
 from pdmd.distributed.runtime import OneProcess, Runtime, pick_device
 from pdmd.extras import require
 
@@ -52,11 +53,12 @@ class ParallelConfig:
     heartbeat_timeout: int = 60
     """Seconds without a heartbeat after which a rank is taken for dead."""
 
-    def build(self, seed: int) -> Runtime:
+    def build(self, seed: int, types: RoleTypes | None = None) -> Runtime:
         """Builds the runtime; on several ranks it joins them.
 
         Args:
             seed: Seed of torch's global generators.
+            types: The dtypes of roles; all in ``precision`` by default.
 
         Raises:
             ValueError: If the degrees do not multiply to the number of ranks, or a package is
@@ -78,6 +80,7 @@ class ParallelConfig:
                 precision,
                 activation_checkpointing=self.activation_checkpointing == "full",
                 offload_optimizers=offload.optimizers,
+                types=types,
             )
         if self.device != "auto":
             raise ValueError(
@@ -102,4 +105,5 @@ class ParallelConfig:
             seed=seed,
             deterministic=self.deterministic,
             offload=offload,
+            types=types,
         )

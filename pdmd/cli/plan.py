@@ -12,8 +12,7 @@ import torch
 
 from pdmd.cli.arguments import parse_config
 from pdmd.cli.config import DistillConfig, TeacherConfig
-from pdmd.cli.parallel_config import PRECISIONS
-from pdmd.distillation.initializers import FromDenoiser
+from pdmd.distillation.initializers import CopyInitializer, FromDenoiser, FromNetwork
 from pdmd.distributed.offload import Offload
 from pdmd.files import local_path, write_file
 from pdmd.objectives import (
@@ -215,6 +214,8 @@ def measure_run(config: DistillConfig) -> MeasuredRun:
 
 def _measured_size(config: DistillConfig) -> MeasuredRun:
     depth = equal_blocks(config.teacher.name, config.teacher.arguments)
+    if config.student.given:  # whose network does not deepen with the teacher's
+        return _measured(config, config.teacher)
     if depth <= SHALLOW[1]:
         return _measured(config, config.teacher)
     few, many = (
@@ -232,7 +233,7 @@ def _measured_size(config: DistillConfig) -> MeasuredRun:
 
 
 def _measured(config: DistillConfig, teacher_config: TeacherConfig) -> MeasuredRun:
-    train, compute = config.train, PRECISIONS[config.parallel.precision]
+    train, types = config.train, config.train.types.build(config.parallel.precision)
     teacher = outlined(teacher_config)
     condition = teacher.encode(list(teacher.prompts)[:1])
     guided = set(config.teacher.guidance) != {1.0}
@@ -246,7 +247,7 @@ def _measured(config: DistillConfig, teacher_config: TeacherConfig) -> MeasuredR
         plan=plan,
         truncation=train.build_truncation(),
         batch_size=train.batch_size,
-        fake_updates=train.fake_updates,
+        fake_updates=tuple(p.fake_updates for p in train.phases(plan)),
         accumulate=train.accumulate,
         fake_accumulate=train.fake_accumulate,
         timestep_samples=timestep_samples(config.objective.build()[0], len(plan)),
@@ -258,7 +259,7 @@ def _measured(config: DistillConfig, teacher_config: TeacherConfig) -> MeasuredR
         activation_checkpointing=config.parallel.activation_checkpointing == "full",
     )
     adapters = config.lora.build()
-    origin: FromDenoiser | None = None
+    origin: CopyInitializer | None = None
     if not any(True for _ in teacher.parameters()):
         if any(adapters):
             raise ValueError(
@@ -274,10 +275,15 @@ def _measured(config: DistillConfig, teacher_config: TeacherConfig) -> MeasuredR
         )
         with torch.device("meta"):
             origin = FromDenoiser(config.network.build(arguments, teacher.schedule))
+    elif config.student.given:
+        origin = FromNetwork(config.student.sketch(teacher))
     initializer = train.build_initializer(origin, adapters)
     precision = Precision(
-        compute=compute,
-        frozen=compute,
+        compute=types.teacher,
+        frozen=types.teacher,
+        generator=types.generator,
+        fake=types.fake,
+        average=types.average,
         moment_bytes=EIGHT_BIT if train.adam_bits == 8 else 4.0,
     )
     roles = measure_roles(teacher, initializer, condition, work, precision=precision)

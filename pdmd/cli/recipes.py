@@ -84,7 +84,7 @@ def recipes_command(words: list[str]) -> int:
 
 
 def plan_recipe(config: DistillConfig) -> dict[str, Any]:
-    """Plans a recipe on the fewest GPUs of :data:`GPUS` on which it fits.
+    """Plans a recipe on the fewest GPUs of ``GPUS`` on which it fits.
 
     Args:
         config: The recipe.

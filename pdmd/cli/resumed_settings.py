@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pdmd.cli.config import DistillConfig
+from pdmd.cli.config_sections.phase_settings import changed_settings
 from pdmd.training.checkpoints.settings import SettingChange, may_change
 
 __all__ = ["CHANGEABLE", "FREE", "describe_changes", "fingerprint"]
@@ -42,6 +43,9 @@ CHANGEABLE = (
     "train.*.lr_decay*",
     "train.updates",
     "train.update_shares",
+    "train.phase.*.lr",
+    "train.phase.*.fake_lr",
+    "train.phase.*.updates",
     "train.batch_size",
 )
 """Settings that may change on resuming, and are reported if they do."""
@@ -49,6 +53,7 @@ CHANGEABLE = (
 NOTES = {
     "train.updates": "phases that are finished stay as they are",
     "train.update_shares": "phases that are finished stay as they are",
+    "train.phase.*": "phases that are finished stay as they are",
     "train.batch_size": "other samples are drawn than without the change",
 }
 
@@ -57,6 +62,7 @@ def fingerprint(config: DistillConfig) -> dict[str, Any]:
     """Returns the settings that determine the numbers of a run, up to rounding."""
     settings = dataclasses.asdict(config)
     settings["parallel"] = {"precision": config.parallel.precision}
+    settings["train"]["phase"] = changed_settings(config.train)
     return _without_free(settings, "")
 
 
@@ -64,7 +70,7 @@ def describe_changes(changes: Mapping[str, SettingChange]) -> list[str]:
     """Returns a line for each setting that a resumed run changes."""
     return [
         f"resuming with {key} = {now!r} ({then!r} before)"
-        + (f"; {NOTES[key]}" if key in NOTES else "")
+        + "".join(f"; {note}" for name, note in NOTES.items() if may_change(key, [name]))
         for key, (then, now) in changes.items()
     ]
 

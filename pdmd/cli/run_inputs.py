@@ -16,8 +16,8 @@ from pdmd.training.checkpoints.inputs import InputDigests, digest_input
 
 __all__ = ["digest_images", "digest_inputs"]
 
-SECTIONS = ("teacher", "network", "objective", "lora")
-PLACES = ("folder", "embeddings", "prompts", "path", "file", "weights", "images")
+SECTIONS = ("teacher", "network", "student", "objective", "lora")
+PLACES = ("folder", "embeddings", "prompts", "path", "file", "weights", "images", "start")
 """Keys whose values are places even without a slash."""
 IMAGES = 512
 """First images of prompts that are digested, at most."""

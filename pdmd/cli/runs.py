@@ -17,8 +17,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from pdmd.cli.config import DistillConfig
 from pdmd.cli.config_files import same_config, write_config
 from pdmd.cli.final_evaluation import FinalEvaluation
@@ -35,26 +33,24 @@ from pdmd.cli.run_folders import (
 from pdmd.cli.run_inputs import digest_images, digest_inputs
 from pdmd.cli.run_locks import RunLocks
 from pdmd.cli.run_monitors import build_monitors, build_recorder
+from pdmd.cli.run_starts import RunStart, has_weights
 from pdmd.cli.stop_signals import stop_on
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.sampling import ode_times
 from pdmd.distillation.distill import distill
 from pdmd.distillation.experts import experts
-from pdmd.distillation.initializers import FromDenoiser, Initializer
 from pdmd.distillation.students import Student
-from pdmd.distillation.validation import check_buckets, check_penalties, check_teacher
+from pdmd.distillation.validation import check_buckets, check_discriminators, check_teacher
 from pdmd.distributed.runtime import Runtime
 from pdmd.extras import require
 from pdmd.files import is_url, local_path, write_file
-from pdmd.teachers.base import Teacher
-from pdmd.teachers.guided import unguided
-from pdmd.teachers.packaged.pretraining import network_arguments, pretrained_network
 from pdmd.training.checkpoints.checkpointer import Interrupted
 from pdmd.training.checkpoints.inputs import digest_prompts
 from pdmd.training.expert_training import ExpertTraining
 from pdmd.training.fake_scores import FakeScoreTraining
 from pdmd.training.monitoring.accounting import Account
 from pdmd.training.monitoring.outputs import say
+from pdmd.training.monitoring.recorder import notify
 from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
 
@@ -104,7 +100,7 @@ class Run:
             local_path(config.train.buffer_folder, "the phase-input buffer")
         self.config, train = config, config.train
         self.began = time.time()
-        self.runtime = runtime or config.parallel.build(train.seed)
+        self.runtime = runtime or config.build_runtime()
         self.allow_changed = allow_changed
         checkpoints = config.train.checkpoint_folder
         own = [] if is_url(checkpoints) or not checkpoints else [Path(checkpoints)]
@@ -146,7 +142,7 @@ class Run:
                 )
             placement = self.runtime.placement
             teacher = config.teacher.build(outlined=not placement.in_place)
-            self.teacher = placement.outline(teacher) if _has_weights(teacher) else teacher
+            self.teacher = placement.outline(teacher) if has_weights(teacher) else teacher
             self.plan = config.plan.build(self.teacher.schedule)
             self.buckets = config.teacher.build_buckets(self.teacher)
             self.generator_objective, self.fake_objective = config.objective.build()
@@ -154,34 +150,14 @@ class Run:
             self.monitors = build_monitors(config, self.folder, self.teacher, self.conditions)
             objectives = self.generator_objective, self.fake_objective
             check_buckets(self.teacher, self.plan, self.buckets, *objectives)
-            check_penalties(self.fake_objective, self.runtime.placement)
+            check_discriminators(self.fake_objective, self.teacher, placement)
             if placement.in_place and self.runtime.device.type == "cpu":  # else distill does it
                 check_teacher(
                     self.teacher, self.plan, objectives[0], self.conditions, self.buckets
                 )
-            if not _has_weights(self.teacher) and not hasattr(unguided(self.teacher), "sample"):
-                raise ValueError(
-                    f"{config.teacher.name} has neither weights nor samples to pretrain a network "
-                    "on; give the teacher parameters or a sample(n, condition, generator=...) "
-                    "method"
-                )
             for steps in (config.evaluate.teacher_steps, self.plan.nfe):
                 ode_times(self.teacher, steps)
-            network: nn.Module = self.teacher
-            if not _has_weights(self.teacher):
-                network = config.network.build(
-                    self._network_arguments(self.conditions), self.teacher.schedule
-                )
-            self.runtime.placement.check(network)
-            if any(spec for spec in config.lora.build()) and not _has_weights(self.teacher):
-                raise ValueError(
-                    f"{config.teacher.name} has no weights to adapt; train full weights, with "
-                    "lora.rank = 0 and lora.fake_rank = 0"
-                )
-            config.lora.check_layers(unguided(self.teacher))
-            train.build_initializer(
-                None if _has_weights(self.teacher) else FromDenoiser(network), config.lora.build()
-            )
+            self.start = RunStart(config, self.teacher, self.conditions, placement)
             if self.runtime.main:
                 listed = self.teacher.prompts
                 inputs = {**digest_inputs(config), **digest_images(listed)}
@@ -235,11 +211,13 @@ class Run:
                 write_plan(self.folder / "plan.json", self.plan, self.teacher.schedule)
             for line in describe_changes(self.checkpointer.changes):
                 say(f"pdmd: {line}")
+            if not self.resume:
+                notify(self.folder, config.student.notice(self.generator_objective))
         self.checkpointer.store.check()  # now that the folder exists
         main, progress = self.runtime.main, self.progress
         recorder = build_recorder(config, self.folder, main=main, progress=progress)
-        initializer, source = self._start()
-        optimizer, fake_optimizer = train.recipes()
+        initializer, source = self.start.build(progress=self.progress)
+        optimizer, fake_optimizer = train.recipes(self.plan)
         self.training = True
         student = distill(
             self.teacher,
@@ -263,7 +241,7 @@ class Run:
                 buckets=self.buckets,
             ),
             fake_scores=FakeScoreTraining(
-                updates=train.build_fake_updates(),
+                updates=train.build_fake_updates(self.plan),
                 updates_per_rollout=train.fake_updates_per_rollout,
                 accumulate=train.fake_accumulate,
                 scores=train.build_fake_scores(),
@@ -342,11 +320,11 @@ class Run:
     def _placed_teacher(self) -> Denoiser:
         """Returns the teacher as it is sampled: sharded, where networks are."""
         placement = self.runtime.placement
-        if placement.in_place or not _has_weights(self.teacher):
+        if placement.in_place or not has_weights(self.teacher):
             return self.teacher
-        adapts = any(spec is not None for spec in self.config.lora.build())
-        offload = self.runtime.offload.teacher
-        return placement.frozen(self.teacher, shared=adapts, offload=offload)
+        offload, precision = self.runtime.offload.teacher, self.runtime.types.teacher
+        shared = any(self.config.lora.build())
+        return placement.frozen(self.teacher, shared=shared, offload=offload, precision=precision)
 
     def stop_on(self, *numbers: int) -> AbstractContextManager[None]:
         """Stops after the current update on a signal, and immediately on a second one.
@@ -364,34 +342,3 @@ class Run:
         self.checkpointer.stop_requested = True
         say("\npdmd: stopping after this update (repeat to stop immediately)")
         return True
-
-    def _start(self) -> tuple[Initializer, dict[str, Any]]:
-        config = self.config
-        source = config.teacher.source()
-        if _has_weights(self.teacher):
-            return config.train.build_initializer(adapters=config.lora.build()), source
-        arguments = self._network_arguments(self.conditions)
-        source["network"] = {"name": config.network.name, "arguments": arguments}
-        network = pretrained_network(
-            self.teacher,
-            config.network.name,
-            arguments,
-            updates=config.network.updates,
-            seed=config.train.seed,
-            progress=self.progress,
-        )
-        return config.train.build_initializer(FromDenoiser(network)), source
-
-    def _network_arguments(self, condition: Any) -> dict[str, Any]:
-        network = self.config.network
-        return network_arguments(
-            self.teacher,
-            condition,
-            teacher_name=self.config.teacher.name,
-            name=network.name,
-            arguments=network.arguments,
-        )
-
-
-def _has_weights(teacher: Teacher) -> bool:
-    return any(True for _ in teacher.parameters())

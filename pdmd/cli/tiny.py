@@ -1,14 +1,16 @@
 """Tiny recipes: a preset over small random networks of the same classes.
 
 A recipe of a large model is walked from its prompts to an exported student in seconds: the
-networks are random and tiny (:mod:`pdmd.teachers.families.tiny`), as are the samples, and there
-are few updates. What the recipe is about stays: its phases, steps, objectives, roles and guidance.
+networks are random and tiny (:mod:`pdmd.teachers.families.tiny.pipelines`), as are the samples,
+and there are few updates. What the recipe is about stays: its phases, steps, objectives, roles
+and guidance.
 """
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 from pdmd.cli.config import DistillConfig
 
@@ -49,6 +51,7 @@ def shrink(config: DistillConfig) -> DistillConfig:
     train = config.train
     train.updates = min(train.updates, MAX_UPDATES)
     train.fake_updates = min(train.fake_updates, MAX_FAKE_UPDATES)
+    train.phase = tuple(_shrunk(table) for table in train.phase)
     train.batch_size, train.accumulate, train.fake_accumulate = BATCH, 1, 1
     train.checkpoint_every = 1
     config.lora.rank = min(config.lora.rank, RANK)
@@ -59,6 +62,12 @@ def shrink(config: DistillConfig) -> DistillConfig:
     config.validation.every, config.validation.teacher_steps = MAX_UPDATES, 2
     config.evaluate.samples, config.evaluate.teacher_steps = SAMPLES, 2
     return config
+
+
+def _shrunk(table: Any) -> Any:
+    """Returns settings of phases with few updates."""
+    most = {"updates": MAX_UPDATES, "fake_updates": MAX_FAKE_UPDATES}
+    return {key: min(value, most[key]) if key in most else value for key, value in table.items()}
 
 
 def tiny_folder(config: DistillConfig) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,8 +91,7 @@ def load_unfinished(
             "checkpoint_folder": config.train.checkpoint_folder,
         }
         check_places(named, folder, except_for=arguments)
-    trained = config.teacher
-    config.teacher = replace(trained, arguments={**trained.arguments, **arguments})
+    config.teacher.arguments = {**config.teacher.arguments, **arguments}
     where = config.train.checkpoint_folder
     if not is_url(where) and not Path(where or folder / "checkpoint").is_dir():
         raise ValueError(f"{folder} has neither a student nor a checkpoint yet")
@@ -134,13 +132,8 @@ def load_unfinished(
                 runtime.placement.trained(expert.denoiser)
             load_average(checkpointer, built, runtime.states, averaged=train.ema > 0)
             finished.gather(group, built)
-    so_far = finished.experts
-    if trained.buckets and arguments:  # which may be of the size of another bucket
-        plain = replace(trained, guidance=(1.0,), guidance_interval=(0.0, 1.0), negative_prompt="")
-        buckets = trained.build_buckets(plain.build(outlined=True))
-        _, so_far = buckets.seen_at(teacher.latent_shape, so_far)
     return UnfinishedStudent(
-        experts=[expert.requires_grad_(False).eval() for expert in so_far],
+        experts=[expert.requires_grad_(False).eval() for expert in finished.experts],
         teacher=teacher.requires_grad_(False).eval().to(device),
         checkpoint=checkpointer.last_name(),
         phase=min(cursor["finished"] + 1, len(plan)),

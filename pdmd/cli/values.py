@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import tomllib
+import types
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -19,6 +20,7 @@ __all__ = [
     "plain_value",
     "read_value",
     "short",
+    "typed_value",
 ]
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -48,6 +50,51 @@ def plain_value(text: str) -> Plain:
         except ValueError:
             continue
     return text
+
+
+def typed_value(hint: Any, value: Any, where: str) -> Any:
+    """Returns a plain value as the type of its key, strictly.
+
+    Args:
+        hint: The annotation of the key.
+        value: The value, as TOML has it.
+        where: The key path, for errors.
+
+    Raises:
+        ValueError: If it is of another type.
+    """
+    if hint is Any:
+        return value
+    origin = get_origin(hint)
+    if origin is Literal:
+        if not any(type(value) is type(v) and value == v for v in get_args(hint)):
+            options = ", ".join(map(repr, get_args(hint)))
+            raise ValueError(f"{where} is one of {options}, got {value!r}")
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(
+            typed_value(get_args(hint)[0], v, f"{where}[{i}]") for i, v in enumerate(items)
+        )
+    if origin is dict:
+        if isinstance(value, str) and get_args(hint)[1] is Any:  # the name of an object
+            return {"name": value}
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is a table of names and values, got {value!r}")
+        return {k: typed_value(get_args(hint)[1], v, f"{where}.{k}") for k, v in value.items()}
+    if origin in (Union, types.UnionType):
+        if not isinstance(value, get_args(hint)):
+            raise ValueError(f"{where} is a number, text or boolean, got {value!r}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ValueError(f"{where} is too large a number: {short(value)}") from error
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        noun = {int: "a whole number", float: "a number", str: "text"}.get(hint, hint.__name__)
+        raise ValueError(f"{where} is {noun}, got {value!r}")
+    return value
 
 
 def duration(text: str, where: str) -> float:

@@ -103,7 +103,7 @@ class Denoiser(nn.Module, ABC):
             condition: A TensorDict with batch size :math:`(B)`, or ``None``.
 
         Returns:
-            A prediction of :attr:`kind`, with the shape of ``x_t``.
+            A prediction of ``kind``, with the shape of ``x_t``.
         """
 
     def forward(self, x_t: Latents, t: Times, condition: Condition = None) -> Prediction:
@@ -115,7 +115,7 @@ class Denoiser(nn.Module, ABC):
             condition: A TensorDict with batch size :math:`(B)`, or ``None``.
 
         Returns:
-            A prediction of :attr:`kind`, with a value of shape :math:`(B, *)`.
+            A prediction of ``kind``, with a value of shape :math:`(B, *)`.
         """
         if not isinstance(t, Tensor) or t.is_cpu:
             as_times(t)  # for its errors

@@ -54,7 +54,7 @@ def check_kind(kind: str) -> Kind:
     """Returns ``kind``, checked.
 
     Raises:
-        ValueError: If it is not one of :data:`KINDS`.
+        ValueError: If it is not one of ``KINDS``.
     """
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"unknown prediction kind {kind!r}; choose one of {', '.join(KINDS)}")
@@ -136,6 +136,11 @@ class Prediction:
                 f"a prediction's schedule is a Schedule, got {self.schedule!r:.60}; pass one such "
                 "as RectifiedFlow()"
             )
+
+    def detached(self) -> Prediction:
+        """Returns the prediction without the gradient of its value."""
+        value = self.value.detach()
+        return _unflatten((value, self.x_t, self.t), (self.kind, self.schedule))
 
     def to(self, kind: Kind) -> Latents:
         r"""Returns the prediction as another kind.

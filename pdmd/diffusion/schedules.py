@@ -211,7 +211,7 @@ class RectifiedFlow(Schedule):
 
     def derivatives(self, t: Times) -> tuple[Tensor, Tensor]:
         t = as_times(t)
-        return -torch.ones_like(t), torch.ones_like(t)
+        return torch.full_like(t, -1), torch.ones_like(t)
 
     def log_snr(self, t: Times) -> Tensor:
         t = as_times(t)
@@ -221,10 +221,11 @@ class RectifiedFlow(Schedule):
         return torch.sigmoid(-self._check_log_snr(log_snr) / 2)
 
     def _transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        # (1 - s)^2 b^2 = (t - s) (t (1 - s) + s (1 - t)): no difference of nearly equal terms
-        # but t - s, which is exact.
-        clean, clean_t = 1 - s, 1 - t
-        return clean_t / clean, torch.sqrt((t - s) * (t * clean + s * clean_t)) / clean
+        # (1 - s) b^2 = (t - s) (t + s a): no difference of nearly equal terms but t - s, which is
+        # exact.
+        clean = 1 - s
+        a = (1 - t) / clean
+        return a, torch.sqrt((t - s) * (t + s * a) / clean)
 
 
 @checked

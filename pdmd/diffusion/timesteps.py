@@ -20,6 +20,8 @@ from pdmd.typing import Times
 
 __all__ = ["as_times", "cached_at", "lowest"]
 
+_MOST = 64  # coefficients cached with one tensor, which may be that of a number for good
+
 
 def as_times(t: Times) -> Tensor:
     """Returns times in float64, checked to be in [0, 1].
@@ -36,15 +38,15 @@ def as_times(t: Times) -> Tensor:
         ValueError: If a time is outside [0, 1] or not finite.
     """
     if not isinstance(t, Tensor):
-        if isinstance(t, bool) or not isinstance(t, Real):
+        if type(t) is not float and (isinstance(t, bool) or not isinstance(t, Real)):
             raise TypeError(
                 f"a time is a number or a tensor in [0, 1], got {t!r:.60}; pass a float or a "
                 "torch.Tensor"
             )
-        if not 0 <= t <= 1:  # also of an integer that is no float
+        if not 0 <= t <= 1:  # also NaN, and integers that are no float
             raise ValueError(f"time {t!s:.40} is outside [0, 1]; 0 is clean data and 1 is noise")
-        t = _scalar(float(t))
-        return t if t._version == 0 else t.new_tensor(t._checked_times[1])
+        scalar = _scalar(float(t))
+        return scalar if scalar._version == 0 else scalar.new_tensor(float(t))
     checked = getattr(t, "_checked_times", None)
     if checked is not None and checked[0] == t._version:
         return t
@@ -66,8 +68,6 @@ def as_times(t: Times) -> Tensor:
 @lru_cache(maxsize=1024)
 def _scalar(t: float) -> Tensor:
     """Returns a checked time as a tensor, which must not be modified in place."""
-    if not 0 <= t <= 1:  # also if it is NaN
-        raise ValueError(f"time {t} is outside [0, 1]; 0 is clean data and 1 is noise")
     with torch.inference_mode(False):
         scalar = torch.tensor(t, dtype=torch.float64, device="cpu")
     scalar._checked_times = (0, t)  # type: ignore[attr-defined]
@@ -110,5 +110,7 @@ def cached_at(
         return found[1]
     values = compute()
     if not any(c.requires_grad or c.is_inference() or c._version for c in values):
+        if len(cache[1]) >= _MOST:
+            cache[1].clear()
         cache[1][place] = (owner, values)
     return values

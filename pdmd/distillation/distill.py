@@ -14,9 +14,10 @@ from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.students import Student
 from pdmd.distillation.validation import (
     check_buckets,
+    check_discriminators,
     check_fake_scores,
     check_objectives,
-    check_penalties,
+    check_same_weights,
     check_teacher,
     encode,
     updates_of,
@@ -96,8 +97,8 @@ def distill(
         networks that stay sharded, so that all ranks sample, evaluate and save it together.
 
     Raises:
-        ValueError: If a setting is out of its range, the plan leaves the teacher's time range, or
-            the teacher's output is not finite.
+        ValueError: If a setting is out of its range, the plan leaves the teacher's time range,
+            the teacher's output is not finite, or ranks have teachers of different weights.
         NonFiniteError: If too many updates in a row were skipped for losses or gradients that are
             not finite.
         Interrupted: If a stop was requested, after writing a checkpoint.
@@ -125,11 +126,15 @@ def distill(
     generator_objective.on_distillation_start(plan, fake_objective)
     check_objectives(plan, generator_objective, fake_objective)
     check_fake_scores(plan, rollouts, fake_scores.scores)
-    check_penalties(fake_objective, runtime.placement)
+    experts.check(plan)
+    runtime.types.check(ema=experts.ema, adapted=experts.initializer.adapted_roles)
+    fake_scores.check(plan, experts.curriculum)
+    check_discriminators(fake_objective, teacher, runtime.placement)
     buckets = rollouts.buckets or Buckets.of_shape(teacher.latent_shape)
     check_buckets(teacher, plan, buckets, generator_objective, fake_objective)
     runtime.ranks.local_batch(rollouts.batch_size)
     runtime.placement.check(teacher)
+    check_same_weights(teacher, runtime.ranks)
     stream = ConditionStream(None if encoded is None else encoded.to(runtime.device))
     generator = runtime.ranks.generator(seed)
     start = runtime.placement.outline(teacher)
@@ -139,7 +144,10 @@ def distill(
     with session.freezing(teacher):
         cursor = checkpointer.read() if session.resume else {"finished": 0, "update": None}
         real = runtime.placement.frozen(
-            start, shared=experts.initializer.adapts, offload=runtime.offload.teacher
+            start,
+            shared=experts.initializer.adapts,
+            offload=runtime.offload.teacher,
+            precision=runtime.types.teacher,
         )
         check_teacher(real, plan, generator_objective, encoded, buckets)
         found = [prompt_notice(teacher, listed), objective_notice(fake_objective)]

@@ -67,7 +67,7 @@ class Expert(nn.Module, ABC):
         Args:
             prediction: The prediction at the current timestep.
             tau: The next timestep.
-            generator: The source of randomness, if :attr:`stochastic`.
+            generator: The source of randomness, if ``stochastic``.
 
         Returns:
             Latents at :math:`\tau`, with shape :math:`(B, *)`.
@@ -86,7 +86,7 @@ class Expert(nn.Module, ABC):
         Args:
             x: Latents at the phase's start, with shape :math:`(B, *)`.
             condition: A TensorDict with batch size :math:`(B)`, or ``None``.
-            generator: The source of randomness, if :attr:`stochastic`.
+            generator: The source of randomness, if ``stochastic``.
             exit_step: The step, from 0, that jumps to :math:`t_k`; earlier steps then have no
                 gradient. With ``None``, all steps are taken, with gradients.
 

@@ -84,7 +84,13 @@ class FinishedExperts:
         """Adds the experts of a finished group from a checkpoint."""
         experts = self.initialize(group)
         for network in {id(e.denoiser): e.denoiser for e in experts}.values():
-            self.runtime.placement.trained(network, offload=self.runtime.offload.averages)
+            types = self.runtime.types
+            self.runtime.placement.trained(
+                network,
+                offload=self.runtime.offload.averages,
+                precision=types.generator,
+                storage=types.average,
+            )
         for expert in {id(one.denoiser): one for one in reversed(experts)}.values():
             load_expert(checkpointer, expert, self.runtime.states)  # once for a shared network
         self.gather(group, experts)
@@ -100,8 +106,9 @@ class FinishedExperts:
     def _place(self, plain: Sequence[Expert]) -> list[Expert]:
         """Returns the frozen experts of a group over placed networks, one for each plain one."""
         placement, offload = self.runtime.placement, self.runtime.offload.experts
+        precision = self.runtime.types.generator
         placed = {
-            id(network): placement.frozen(network, offload=offload)
+            id(network): placement.frozen(network, offload=offload, precision=precision)
             for network in {id(expert.denoiser): expert.denoiser for expert in plain}.values()
         }
         return [

@@ -17,6 +17,7 @@ from pdmd.registry import Registry
 __all__ = [
     "CopyInitializer",
     "FromDenoiser",
+    "FromNetwork",
     "FromPrevious",
     "FromTeacher",
     "Initializer",
@@ -34,9 +35,11 @@ class Initializer(ABC):
 
     Attributes:
         adapts: Whether it builds adapters over the teacher's networks.
+        adapted_roles: The roles, ``generator`` and ``fake``, whose networks are adapters.
     """
 
     adapts: bool = False
+    adapted_roles: tuple[str, ...] = ()
 
     @abstractmethod
     def expert(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
@@ -116,14 +119,40 @@ class FromPrevious(CopyInitializer):
     """Initializes every expert from the previous one, and the first from the teacher.
 
     An adapter copies the factors of the previous one, over the teacher's network for its phase.
+
+    Args:
+        first: Initializes the first expert; from the teacher by default.
     """
+
+    def __init__(self, first: CopyInitializer | None = None) -> None:
+        self.first = first or FromTeacher()
 
     def expert_source(
         self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]
     ) -> Denoiser:
         if finished:
             return finished[-1].denoiser
-        return teacher.part(phase.t_start, phase.t_end)
+        return self.first.expert_source(teacher, phase, finished)
+
+
+@checked
+class FromNetwork(CopyInitializer):
+    """Initializes experts from another network than the teacher, and fake scores from the teacher.
+
+    The network may be smaller, or of another class; of an earlier student, each expert starts from
+    that of its phase. See :func:`~pdmd.distillation.student_networks.matched`.
+
+    Args:
+        network: The network, on the teacher's schedule.
+    """
+
+    def __init__(self, network: Denoiser) -> None:
+        self.network = network
+
+    def expert_source(
+        self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]
+    ) -> Denoiser:
+        return self.network.part(phase.t_start, phase.t_end)
 
 
 @checked
@@ -174,7 +203,9 @@ class LowRankRoles(Initializer):
     ) -> None:
         self.expert_adapter, self.fake_adapter = expert, fake
         self.start, self.seed = start or FromTeacher(), seed
-        self.adapts = expert is not None or fake is not None
+        roles = (("generator", expert), ("fake", fake))
+        self.adapted_roles = tuple(role for role, adapter in roles if adapter is not None)
+        self.adapts = bool(self.adapted_roles)
 
     def expert(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
         if self.expert_adapter is None:
@@ -214,7 +245,7 @@ class PerStep(Initializer):
 
     def __init__(self, inner: Initializer | None = None) -> None:
         self.inner = inner or FromTeacher()
-        self.adapts = self.inner.adapts
+        self.adapts, self.adapted_roles = self.inner.adapts, self.inner.adapted_roles
 
     def expert(self, teacher: Denoiser, phase: Phase, finished: Sequence[Expert]) -> Denoiser:
         networks = [self.inner.expert(teacher, phase, finished) for _ in phase.timesteps]

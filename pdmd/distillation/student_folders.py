@@ -5,7 +5,6 @@ A folder contains safetensors and JSON only: nothing is unpickled.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import math
 import re
@@ -34,10 +33,10 @@ __all__ = [
     "boundaries_of",
     "build",
     "check_places",
-    "checksum",
     "describe_expert",
     "describe_plan",
     "empty_network",
+    "found_place",
     "plan_from_description",
     "read_description",
     "schedule_of",
@@ -111,7 +110,7 @@ def source_teacher(
     own = {k: v for k, v in source.get("arguments", {}).items() if k not in (arguments or {})}
     sizes = FolderSizes.read(folder, content)
     sizes.check_arguments(source["teacher"], own)
-    own = {key: _found(key, value, folder) for key, value in own.items()}
+    own = {key: found_place(key, value, folder) for key, value in own.items()}
     merged = {**own, **(arguments or {})}
     if device and source["teacher"] in teachers and "device" not in (arguments or {}):
         parameters = inspect.signature(teachers[source["teacher"]]).parameters
@@ -162,7 +161,7 @@ def check_places(
     )
 
 
-def _found(key: str, value: Any, folder: Path) -> Any:
+def found_place(key: str, value: Any, folder: Path) -> Any:
     """Returns a relative path as it is found from a student's folder, if not from here."""
     if key not in LOCAL or not isinstance(value, str) or not value or Path(value).exists():
         return value
@@ -263,7 +262,8 @@ def _check_source(source: Any) -> None:
         isinstance(schedule.get("name"), str) and schedule.get("end", "noise") in ENDS
     ):
         raise ValueError(f"schedule must have a name and an end, got {schedule!r}")
-    for part, key in ((source, "teacher"), (source.get("network"), "name")):
+    named = ((source, "teacher"), (source.get("network"), "name"))
+    for part, key in (*named, (source.get("student"), "teacher")):
         if part is not None and not (
             isinstance(part[key], str) and isinstance(part.get("arguments", {}), dict)
         ):
@@ -392,9 +392,3 @@ def _name(expert: Expert) -> str:
         f"{type(expert).__name__} is not registered, so its student could not be loaded; "
         "decorate the class with @experts.register(name)"
     )
-
-
-def checksum(path: Path) -> str:
-    """Returns a file's SHA-256, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

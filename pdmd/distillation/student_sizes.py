@@ -7,6 +7,7 @@ outlined on the meta device, without memory, and has to be of the files' size.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from torch import nn
 
 from pdmd.documents import parse_json
 
-__all__ = ["FolderSizes", "read_header"]
+__all__ = ["FolderSizes", "read_header", "checksum"]
 
 HEADER = 100 << 20
 """Bytes of a header, at most, as the safetensors library has it."""
@@ -167,3 +168,9 @@ def _integers(value: Any, key: str = "") -> list[tuple[str, int]]:
     if isinstance(value, list):
         return [pair for item in cast(list[Any], value) for pair in _integers(item, key)]
     return [(key, value)] if isinstance(value, int) and not isinstance(value, bool) else []
+
+
+def checksum(path: Path) -> str:
+    """Returns a file's SHA-256, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -32,8 +32,6 @@ from pdmd.distillation.student_folders import (
     FORMAT,
     adapter_of,
     boundaries_of,
-    build,
-    checksum,
     describe_expert,
     describe_plan,
     empty_network,
@@ -41,7 +39,8 @@ from pdmd.distillation.student_folders import (
     read_description,
     source_teacher,
 )
-from pdmd.distillation.student_sizes import FolderSizes
+from pdmd.distillation.student_sizes import checksum
+from pdmd.distillation.student_templates import student_template
 from pdmd.distributed.materialization import materialize
 from pdmd.distributed.weight_files import (
     WeightFiles,
@@ -52,7 +51,7 @@ from pdmd.distributed.weight_files import (
 from pdmd.distributed.weight_sources import is_outline
 from pdmd.files import local_path, own_digest
 from pdmd.tables import Table
-from pdmd.teachers.base import Teacher, networks
+from pdmd.teachers.base import Teacher
 from pdmd.typing import Condition, Latents
 
 __all__ = ["Student"]
@@ -69,7 +68,9 @@ class Student(Teacher):
         router: Selects the expert of a time; by the plan's boundaries by default.
         source: How to rebuild the networks: ``{"teacher": name, "arguments": {...}}`` of a
             registered teacher, and ``"network": {"name": ..., "arguments": {...}}`` of a
-            registered network if the experts are not copies of the teacher, and
+            registered network if the experts are not copies of the teacher, ``"student"`` in
+            place of it if they are copies of another registered teacher, with its name as
+            ``"teacher"`` and its ``"arguments"``, and
             ``"schedule": {"name": ..., "end": ...}`` of a teacher on another schedule
             (:func:`~pdmd.teachers.with_schedule.on_schedule`); written into the folder so that
             loading needs no objects. Other keys, such as ``"guidance"`` and
@@ -309,19 +310,7 @@ class Student(Teacher):
                     f"{folder} names no registered teacher; pass template=network or "
                     "teacher=teacher to Student.load"
                 )
-            network = (source or {}).get("network")
-            if network is not None:
-                own, name = network.get("arguments", {}), network["name"]
-                sizes = FolderSizes.read(folder, content)
-                sizes.check_arguments(name, own)
-                make = partial(
-                    build, networks, name, {**own, "schedule": teacher.schedule}, folder
-                )
-                sizes.check_network(name, make, content)
-                template = make()
-            else:
-                template = teacher
-        assert template is not None
+            template = student_template(folder, content, teacher)
         plan = plan_from_description(content["plan"])
         if len(plan) != len(content["experts"]):
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.diffusion.solvers import ode_step
 from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.phases import Phase, PhasePlan
+from pdmd.distributed.communicator import Communicator
 from pdmd.distributed.placement import Placement
 from pdmd.objectives.adversarial import DiscriminatorLoss
 from pdmd.objectives.base import Objective, OnlyPhases, WeightedSum
@@ -26,7 +28,8 @@ __all__ = [
     "check_buckets",
     "check_fake_scores",
     "check_objectives",
-    "check_penalties",
+    "check_discriminators",
+    "check_same_weights",
     "check_teacher",
     "check_times",
     "encode",
@@ -95,27 +98,55 @@ def check_objectives(
                 )
 
 
-def check_penalties(objective: Objective, placement: Placement) -> None:
-    """Checks that no critic that will be sharded is differentiated twice.
+def check_discriminators(objective: Objective, teacher: Teacher, placement: Placement) -> None:
+    """Checks the real samples of discriminator losses, and that critics can be differentiated.
 
     Args:
         objective: The fake score's objective.
+        teacher: The teacher.
         placement: Where networks are placed.
 
     Raises:
-        ValueError: If one would be.
+        ValueError: If real samples are not of the teacher's latents, or cannot be read, or a
+            penalty would differentiate a critic twice that will be sharded.
     """
-    if placement.in_place:
-        return
-    for inner in _terms(objective):
-        if not isinstance(inner, DiscriminatorLoss) or not inner.penalty_weight:
+    for term in _terms(objective):
+        if not isinstance(term, DiscriminatorLoss):
             continue
-        if inner.penalty.second_derivatives:
+        term.real_samples.check(teacher)
+        twice = term.penalty_weight and term.penalty.second_derivatives
+        if twice and not placement.in_place:
             raise ValueError(
-                f"the penalty {inner.penalty} differentiates a critic twice, which sharded "
+                f"the penalty {term.penalty} differentiates a critic twice, which sharded "
                 'networks do not support; use FiniteDifferenceR1 (penalty = "finite_difference_r1"'
                 "), a penalty_weight of 0, or one process"
             )
+
+
+def check_same_weights(teacher: Denoiser, ranks: Communicator) -> None:
+    """Checks that all ranks have a teacher of the same weights, by the first numbers of each.
+
+    Weights that are read from files, each rank its own shards, are not looked at.
+
+    Args:
+        teacher: The teacher, as this rank was given it.
+        ranks: The ranks.
+
+    Raises:
+        ValueError: If they differ, on all ranks.
+    """
+    digest = hashlib.sha256()
+    for parameter in teacher.parameters():
+        if not parameter.is_meta:
+            first = parameter.detach().flatten()[:8].float().cpu()
+            digest.update(first.numpy().tobytes())
+    number = int.from_bytes(digest.digest()[:7], "big")
+    if ranks.highest(number) != -ranks.highest(-number):
+        raise ValueError(
+            "the ranks have teachers of different weights; load them from one file, or draw them "
+            "from one seed: a runtime of several ranks seeds torch in another way on each, so "
+            "build a random network before the runtime, or seed torch after it"
+        )
 
 
 def check_fake_scores(plan: PhasePlan, rollouts: Rollouts, scores: FakeScores) -> None:

@@ -68,6 +68,11 @@ class Optimization(ABC):
             optimizers: Fused optimizers.
             finite: The flag, a scalar on the device of the parameters.
         """
+        if finite.is_cpu:  # there is no device to wait for
+            if finite:
+                for optimizer in optimizers:
+                    optimizer.step()
+            return
         for optimizer in optimizers:
             optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
             optimizer.step()
@@ -92,7 +97,12 @@ class LocalOptimization(Optimization):
     def clip_gradients(
         self, network: nn.Module, parameters: Sequence[nn.Parameter], max_grad_norm: float
     ) -> Tensor:
-        return nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        norm = nn.utils.get_total_norm(
+            [gradient for p in parameters if (gradient := p.grad) is not None]
+        )
+        if not norm.is_cpu or norm > max_grad_norm:  # a CPU is not waited for
+            nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+        return norm
 
 
 class SingleOptimizer:

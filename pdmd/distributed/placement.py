@@ -12,7 +12,7 @@ from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.adapters import adapted_parts
 from pdmd.distributed.activation_checkpointing import checkpoint_units, uncheckpoint_units
 
-__all__ = ["LocalPlacement", "Placement", "local_part", "set_precision", "widen"]
+__all__ = ["LocalPlacement", "Placement", "local_part", "set_precision", "store_in", "widen"]
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -48,26 +48,42 @@ class Placement(ABC):
 
     @abstractmethod
     def frozen(
-        self, network: Denoiser, *, shared: bool = False, offload: bool = False
+        self,
+        network: Denoiser,
+        *,
+        shared: bool = False,
+        offload: bool = False,
+        precision: torch.dtype | None = None,
     ) -> Denoiser:
         """Places a frozen network, and returns the placed one, until :meth:`release`.
 
         Args:
             network: The network.
             shared: Whether adapters share its modules as their base.
-            offload: Whether its parameters are kept in CPU memory.
+            offload: Whether its parameters are kept in CPU memory, those of a base under adapters
+                included.
+            precision: The dtype in which it computes; the placement's by default.
 
         Raises:
             ValueError: If this placement does not support adapters over a shared base, or offload.
         """
 
     @abstractmethod
-    def trained(self, network: N, *, offload: bool = False) -> N:
+    def trained(
+        self,
+        network: N,
+        *,
+        offload: bool = False,
+        precision: torch.dtype | None = None,
+        storage: torch.dtype = torch.float32,
+    ) -> N:
         """Places a trainable network, or the average of one, and returns it.
 
         Args:
             network: The network.
             offload: Whether its parameters are kept in CPU memory.
+            precision: The dtype in which it computes; the placement's by default.
+            storage: The dtype of its parameters.
 
         Raises:
             ValueError: If this placement does not support offload.
@@ -94,14 +110,26 @@ class LocalPlacement(Placement):
         self.activation_checkpointing = activation_checkpointing
 
     def frozen(
-        self, network: Denoiser, *, shared: bool = False, offload: bool = False
+        self,
+        network: Denoiser,
+        *,
+        shared: bool = False,
+        offload: bool = False,
+        precision: torch.dtype | None = None,
     ) -> Denoiser:
-        self._place(network, offload)
+        self._place(network, offload, precision or self.precision)
         return network
 
-    def trained(self, network: N, *, offload: bool = False) -> N:
-        self._place(network, offload)
-        widen(network)
+    def trained(
+        self,
+        network: N,
+        *,
+        offload: bool = False,
+        precision: torch.dtype | None = None,
+        storage: torch.dtype = torch.float32,
+    ) -> N:
+        self._place(network, offload, precision or self.precision)
+        store_in(network, storage)
         return network
 
     def release(self, network: nn.Module) -> None:
@@ -110,7 +138,7 @@ class LocalPlacement(Placement):
             set_precision(one, torch.float32)
             uncheckpoint_units(one)
 
-    def _place(self, network: nn.Module, offload: bool) -> None:
+    def _place(self, network: nn.Module, offload: bool, precision: torch.dtype) -> None:
         if offload:
             raise ValueError(
                 "networks are offloaded by sharding them; use TitanRuntime, which one process can "
@@ -118,7 +146,7 @@ class LocalPlacement(Placement):
             )
         for one in (network, *(part.base for part in adapted_parts(network))):
             one.to(self.device)
-            set_precision(one, self.precision)
+            set_precision(one, precision)
             if self.activation_checkpointing:
                 checkpoint_units(one)
 
@@ -134,6 +162,21 @@ def widen(network: nn.Module) -> None:
     for parameter in network.parameters():
         if parameter.is_floating_point() and parameter.itemsize < torch.float32.itemsize:
             parameter.data = parameter.data.float()
+
+
+def store_in(network: nn.Module, storage: torch.dtype) -> None:
+    """Casts the parameters of a network to the dtype in which they are stored.
+
+    Args:
+        network: The network.
+        storage: The dtype; float32 leaves wider ones as they are.
+    """
+    if storage == torch.float32:
+        widen(network)
+        return
+    for parameter in network.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(storage)
 
 
 def set_precision(network: nn.Module, precision: torch.dtype) -> None:

@@ -51,6 +51,7 @@ parallel_plans: Registry[Callable[[nn.Module], ParallelPlan]] = Registry(
         "CogVideoXTransformer3DModel": _DIFFUSERS + "blocks",
         "Flux2Transformer2DModel": _DIFFUSERS + "double_and_single",
         "FluxTransformer2DModel": _DIFFUSERS + "flux",
+        "HunyuanVideo15Transformer3DModel": _DIFFUSERS + "blocks",
         "Kandinsky5Transformer3DModel": _DIFFUSERS + "text_and_visual",
         "LTXVideoTransformer3DModel": _DIFFUSERS + "blocks",
         "QwenImageTransformer2DModel": _DIFFUSERS + "qwen_image",

@@ -13,6 +13,7 @@ from pdmd.distributed.communicator import Communicator, SingleRank
 from pdmd.distributed.offload import Offload
 from pdmd.distributed.optimization import LocalOptimization, Optimization
 from pdmd.distributed.placement import LocalPlacement, Placement
+from pdmd.distributed.role_types import RoleTypes
 from pdmd.distributed.state_layout import LocalStates, StateLayout
 
 __all__ = ["OneProcess", "Runtime", "pick_device"]
@@ -29,6 +30,7 @@ class Runtime:
         states: Extracts and restores the states of placed networks and optimizers.
         loss_scale: Factor of the losses in the backward pass.
         offload: What is kept in CPU memory; nothing by default.
+        types: The dtypes of the networks by role; float32 by default.
     """
 
     def __init__(
@@ -41,11 +43,12 @@ class Runtime:
         states: StateLayout,
         loss_scale: float = 1.0,
         offload: Offload | None = None,
+        types: RoleTypes | None = None,
     ) -> None:
         self.device, self.loss_scale = device, loss_scale
         self.placement, self.optimization = placement, optimization
         self.ranks, self.states = ranks, states
-        self.offload = offload or Offload()
+        self.offload, self.types = offload or Offload(), types or RoleTypes()
 
     def synchronize(self) -> None:
         """Waits for the device, and for copies from it to CPU memory."""
@@ -68,6 +71,8 @@ class OneProcess(Runtime):
         activation_checkpointing: Whether the backward pass recomputes the activations of every
             unit of a network, to save memory.
         offload_optimizers: Whether the moments of the optimizers are kept in CPU memory.
+        types: The dtypes of roles in place of ``precision``. The teacher's weights stay as they
+            are; it computes in its type.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class OneProcess(Runtime):
         *,
         activation_checkpointing: bool = False,
         offload_optimizers: bool = False,
+        types: RoleTypes | None = None,
     ) -> None:
         device = torch.device(device)
         super().__init__(
@@ -88,6 +94,7 @@ class OneProcess(Runtime):
             ranks=SingleRank(),
             states=LocalStates(),
             offload=Offload(optimizers=offload_optimizers),
+            types=types or RoleTypes.alike(precision),
         )
 
 

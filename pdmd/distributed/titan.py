@@ -37,6 +37,7 @@ from pdmd.distributed.rank_consensus import (
     highest_over_ranks,
     mean_over_ranks,
 )
+from pdmd.distributed.role_types import RoleTypes
 from pdmd.distributed.runtime import Runtime
 from pdmd.distributed.state_layout import (
     Moments,
@@ -83,6 +84,7 @@ class TitanRuntime(Runtime):
         seed: Seed of torch's global generators; training uses explicit ones.
         deterministic: Whether to require deterministic algorithms.
         offload: What is kept in CPU memory; nothing by default.
+        types: The dtypes of roles in place of ``precision``.
 
     Attributes:
         degrees: The degrees of parallelism.
@@ -107,6 +109,7 @@ class TitanRuntime(Runtime):
         seed: int = 0,
         deterministic: bool = False,
         offload: Offload | None = None,
+        types: RoleTypes | None = None,
     ) -> None:
         offload = offload or Offload()
         ready = dist.is_initialized()
@@ -163,12 +166,14 @@ class TitanRuntime(Runtime):
                 precision,
                 activation_checkpointing=activation_checkpointing,
                 compile=compile,
+                offload_bases=offload.teacher,
             ),
             optimization=TitanOptimization(device, offload=offload.optimizers, split=tp > 1),
             ranks=ProcessGroup(dims, device, Watchdog(heartbeat_timeout)),
             states=ShardedStates(),
             loss_scale=float(cp),
             offload=offload,
+            types=types or RoleTypes.alike(precision),
         )
 
 

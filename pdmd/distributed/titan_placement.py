@@ -33,7 +33,7 @@ from pdmd.distributed import (
 from pdmd.distributed.activation_checkpointing import checkpoint_units, restore_counts
 from pdmd.distributed.compilation import compile_units
 from pdmd.distributed.materialization import materialize
-from pdmd.distributed.placement import Placement, set_precision, widen
+from pdmd.distributed.placement import Placement, set_precision, store_in
 from pdmd.distributed.shared_bases import SharedBases, split_factors
 from pdmd.distributed.titan_parts import FullAC, ParallelDims, SelectiveAC
 from pdmd.distributed.weight_sources import hollow, is_outline, outline
@@ -57,6 +57,8 @@ class MeshPlacement(Placement):
         activation_checkpointing: What the backward pass recomputes: ``none``, every unit
             (``full``), or all but the costly operations (``selective``).
         compile: Whether to compile every unit.
+        offload_bases: Whether the base of adapters in training is kept in CPU memory, where no
+            placed teacher is.
     """
 
     in_place = False
@@ -69,10 +71,11 @@ class MeshPlacement(Placement):
         *,
         activation_checkpointing: ActivationCheckpointing,
         compile: bool,
+        offload_bases: bool = False,
     ) -> None:
         self.dims, self.device, self.precision = dims, device, precision
         self.activation_checkpointing, self.compile = activation_checkpointing, compile
-        self.bases = SharedBases()
+        self.bases, self.offload_bases = SharedBases(), offload_bases
         batch = dims.get_optional_mesh("batch")
         self._batch_is_split = batch is not None and batch.size() > 1
 
@@ -87,43 +90,49 @@ class MeshPlacement(Placement):
         return network if is_outline(network) else outline(network)
 
     def frozen(
-        self, network: Denoiser, *, shared: bool = False, offload: bool = False
+        self,
+        network: Denoiser,
+        *,
+        shared: bool = False,
+        offload: bool = False,
+        precision: torch.dtype | None = None,
     ) -> Denoiser:
+        precision = precision or self.precision
         known = self.bases.find(network)
         if known is not None:
             return known
         copied = outline(network).requires_grad_(False).eval()
-        self._narrow(copied)
+        store_in(copied, precision)
         if adapted_parts(copied):
-            return self._shard_roles(copied, offload)
+            return self._shard_roles(copied, offload, precision, base_offload=offload)
         if not shared:
-            return self._shard(copied, offload)
+            return self._shard(copied, offload, precision)
         pairs = list(zip(network.modules(), copied.modules(), strict=True))  # before wrapping
-        self._shard_base(copied, offload)
+        self._shard_base(copied, offload, precision)
         materialize(copied, self.device, shards=self._home(offload))
         self.bases.add(pairs)
         return copied
 
-    def trained(self, network: N, *, offload: bool = False) -> N:
+    def trained(
+        self,
+        network: N,
+        *,
+        offload: bool = False,
+        precision: torch.dtype | None = None,
+        storage: torch.dtype = torch.float32,
+    ) -> N:
+        precision = precision or self.precision
         hollow(network)
-        widen(network)
+        store_in(network, storage)
         if adapted_parts(network):
-            return self._shard_roles(network, offload)
-        return self._shard(network, offload)
+            bases = self.offload_bases
+            return self._shard_roles(network, offload, precision, base_offload=bases)
+        return self._shard(network, offload, precision)
 
     def release(self, network: nn.Module) -> None:
         """Does nothing: a frozen network is a copy."""
 
-    def _narrow(self, network: nn.Module) -> None:
-        """Casts a frozen network to the dtype in which it computes."""
-        if self.precision == torch.float32:
-            widen(network)
-            return
-        for parameter in network.parameters():
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.to(self.precision)
-
-    def _prepare(self, network: nn.Module) -> None:
+    def _prepare(self, network: nn.Module, precision: torch.dtype) -> None:
         for module in network.modules():
             if isinstance(module, Denoiser):
                 module.execution_device = self.device
@@ -134,9 +143,9 @@ class MeshPlacement(Placement):
                 module.null = module.null.to(self.device)
             if isinstance(module, RoutedDenoiser):
                 module.collective = self._batch_is_split
-        set_precision(network, self.precision)
+        set_precision(network, precision)
 
-    def _shard_base(self, network: Denoiser, offload: bool) -> None:
+    def _shard_base(self, network: Denoiser, offload: bool, precision: torch.dtype) -> None:
         """Shards a frozen network that several roles share, in place."""
         if self.activation_checkpointing == "selective":
             raise ValueError(
@@ -144,7 +153,7 @@ class MeshPlacement(Placement):
                 "checkpointing; set parallel.activation_checkpointing to 'none' or 'full', or "
                 "train full weights"
             )
-        self._prepare(network)
+        self._prepare(network, precision)
         if self.dims.tp_enabled:
             tensor_parallelize(network, self.dims.get_mesh("tp"))
         if self.dims.cp_enabled:
@@ -156,20 +165,22 @@ class MeshPlacement(Placement):
         sharded = [unit for _, unit in units_of(network)]
         sharded += [network.get_submodule(path) for path in plans_of(network)]
         for module in sharded:
-            fully_shard(module, **self._sharding(offload), reshard_after_forward=True)
+            fully_shard(module, **self._sharding(offload, precision), reshard_after_forward=True)
 
-    def _shard_roles(self, network: N, offload: bool) -> N:
+    def _shard_roles(
+        self, network: N, offload: bool, precision: torch.dtype, *, base_offload: bool
+    ) -> N:
         """Shards the adapters in a network, over bases that are sharded once."""
-        self._prepare(network)
+        self._prepare(network, precision)
         for part in adapted_parts(network):
             plain, base = part.base, self.bases.find(part.base)
             if base is None:
-                base = self.frozen(plain, shared=True)
-            set_precision(base, self.precision)
+                base = self.frozen(plain, shared=True, offload=base_offload, precision=precision)
+            set_precision(base, precision)
             part.use_base(base)
             tensor, context = (self.dims.get_optional_mesh(name) for name in ("tp", "cp"))
             split_factors(part, tensor, context)
-            fully_shard(part, **self._sharding(offload), reshard_after_forward=True)
+            fully_shard(part, **self._sharding(offload, precision), reshard_after_forward=True)
             materialize(part, self.device, shards=self._home(offload))
         return network
 
@@ -177,21 +188,21 @@ class MeshPlacement(Placement):
         """Returns where a network's shards are kept."""
         return torch.device("cpu") if offload else self.device
 
-    def _sharding(self, offload: bool) -> dict[str, Any]:
+    def _sharding(self, offload: bool, precision: torch.dtype) -> dict[str, Any]:
         pinned = self.device.type != "cpu"
         return {
             "offload_policy": CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy(),
             "mesh": self.dims.get_activated_mesh(["dp_replicate", "fsdp"]),
             "mp_policy": MixedPrecisionPolicy(
-                param_dtype=None if self.precision == torch.float32 else self.precision,
+                param_dtype=None if precision == torch.float32 else precision,
                 reduce_dtype=torch.float32,
                 cast_forward_inputs=False,
             ),
         }
 
-    def _shard(self, network: N, offload: bool) -> N:
+    def _shard(self, network: N, offload: bool, precision: torch.dtype) -> N:
         """Parallelizes and shards a network, in place."""
-        self._prepare(network)
+        self._prepare(network, precision)
         if not any(True for _ in network.parameters()):
             return network
         if self.dims.tp_enabled:
@@ -207,13 +218,14 @@ class MeshPlacement(Placement):
             planned = bool(plans_of(network)) or isinstance(network, Denoiser)
             (context_parallelize if planned else replicate)(network, self.dims.get_mesh("cp"))
         units = [self._wrap(network, name, unit) for name, unit in units_of(network)]
+        sharding = self._sharding(offload, precision)
         for unit in units:
-            fully_shard(unit, **self._sharding(offload))
+            fully_shard(unit, **sharding)
         for part in _parts(network):  # so that a call gathers the network that it evaluates
-            fully_shard(part, **self._sharding(offload), reshard_after_forward=True)
+            fully_shard(part, **sharding, reshard_after_forward=True)
         # The root too is resharded after forward: rollouts without a gradient would leave it
         # gathered, and updates of its parameters in between would be lost.
-        fully_shard(network, **self._sharding(offload), reshard_after_forward=True)
+        fully_shard(network, **sharding, reshard_after_forward=True)
         materialize(network, self.device, shards=self._home(offload))
         return network
 

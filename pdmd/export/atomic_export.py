@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pdmd.distillation.student_folders import checksum
+from pdmd.distillation.student_sizes import checksum
 from pdmd.files import own_digest
 
 __all__ = ["LISTING", "check_destination", "atomic_folder"]

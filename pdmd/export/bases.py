@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +50,7 @@ class BasePipeline:
         index: The content of its ``model_index.json``.
         licence: The licence fields of its model card, under the card's keys.
         remote: Whether the folder is a download; until :meth:`fetch` it contains only
-            :data:`METADATA`.
+            ``METADATA``.
     """
 
     name: str
@@ -237,6 +238,8 @@ def _check_vae(base: BasePipeline, student: Student) -> None:
     with naming(path, "restore it, or name another with --base FOLDER"):
         config = read_json(path)
         channels = config.get("z_dim", config.get("latent_channels"))
+        if "batch_norm_eps" in config:  # FLUX.2's latents are packed before they are normalised
+            channels *= math.prod(config["patch_size"])
     own = student.latent_shape[0]
     if channels is not None and channels != own:
         raise ValueError(

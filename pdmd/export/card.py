@@ -62,6 +62,7 @@ class Card:
                 *self.notes(),
                 "## Grid",
                 grid_table(self.student, self.intervals),
+                *size_notes(self.student),
                 licence(self.base),
             ]
         )
@@ -212,6 +213,23 @@ def grid_table(student: Student, intervals: Sequence[NetworkInterval]) -> str:
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
         rows.append(f"| {i + 1} | {t:.6g} | {s:.6g} | {phases[i]} | {networks[i]} |")
     return "\n".join(rows)
+
+
+def size_notes(student: Student) -> list[str]:
+    """Returns the section on the sizes that a student was trained on; none for a single one."""
+    if len(student.buckets) == 1:
+        return []
+    own = " x ".join(map(str, student.latent_shape))
+    rows = ["| latents | share of training | t |", "| --- | --- | --- |"]
+    for bucket in student.buckets:
+        times = ", ".join(f"{t:.6g}" for t in bucket.plan(student.plan).timesteps[:-1])
+        rows.append(f"| {bucket} | {student.buckets.probability(bucket):.0%} | {times} |")
+    return [
+        "## Sizes",
+        f"The student was trained on several sizes. The times above are those of latents {own}; "
+        "where others differ, export the student again at their size.",
+        "\n".join(rows),
+    ]
 
 
 def licence(base: BasePipeline) -> str:

@@ -95,7 +95,8 @@ def export_diffusers(
     if measure:
         parts.check_measurable(measure)
     chosen = open_base_pipeline(student, layout, base)
-    check_networks(intervals, layout, chosen)
+    if not _own_network(student):
+        check_networks(intervals, layout, chosen)
     chosen.fetch(layout)
     types = partial(_dtype_of, kept, intervals[0])
     card = Card(
@@ -116,6 +117,23 @@ def export_diffusers(
         (draft / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
         (draft / "README.md").write_text(card.text())
     return folder
+
+
+def _own_network(student: Student) -> bool:
+    """Returns whether experts have another network than their teacher's, of its class.
+
+    Raises:
+        ValueError: If it is of another class.
+    """
+    source: Mapping[str, Any] = student.source or {}
+    own = source.get("student")
+    if own is not None and own["teacher"] != source["teacher"]:
+        raise ValueError(
+            f"the experts have the network of {own['teacher']!r} and take the texts of "
+            f"{source['teacher']!r}, and diffusers has no pipeline of both; sample this student "
+            "by pdmd, or distill into a network of the teacher's class"
+        )
+    return own is not None
 
 
 @dataclass

@@ -16,6 +16,7 @@ from pdmd.export.card import (
     import_lines,
     licence,
     scheduler_lines,
+    size_notes,
 )
 from pdmd.export.comfyui import workflow
 from pdmd.export.network_schedule import NetworkInterval, base_networks, midpoints, weight_type
@@ -70,7 +71,8 @@ class LoraCard:
                 "This student renoises between the steps of a phase, which the scheduler above "
                 "does not: `pdmd export --to diffusers` writes one that does."
             )
-        parts += ["## Grid", grid_table(self.student, self.intervals), licence(self.base)]
+        parts += ["## Grid", grid_table(self.student, self.intervals)]
+        parts += [*size_notes(self.student), licence(self.base)]
         return "\n\n".join(parts)
 
     def slot(self, interval: NetworkInterval) -> str:

@@ -37,7 +37,7 @@ __all__ = [
 class Objective(ABC):
     """Maps the models of a phase and a rollout to named losses.
 
-    A subclass sets :attr:`name` and implements :meth:`losses`; one that needs something per phase,
+    A subclass sets ``name`` and implements :meth:`losses`; one that needs something per phase,
     such as a discriminator, also overrides :meth:`on_phase_start`::
 
         class PosteriorDistance(Objective):

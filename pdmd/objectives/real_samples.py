@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pdmd.arguments import checked
+from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.schedules import Schedule
 from pdmd.diffusion.solvers import diffuse
 from pdmd.distillation.phases import Phase
@@ -94,6 +95,17 @@ class RealSamples(ABC):
     def lowest_time(self, phase: Phase) -> float | None:
         """Returns the lowest time at which the teacher is evaluated, ``None`` if it is not."""
         return None
+
+    def check(self, teacher: Denoiser) -> None:
+        """Checks that samples are of the teacher's latents, before a distillation.
+
+        Args:
+            teacher: The teacher.
+
+        Raises:
+            ValueError: If they are not, or cannot be read.
+        """
+        return
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v!r}" for k, v in vars(self).items())
@@ -197,5 +209,6 @@ real_samples: Registry[type[RealSamples]] = Registry(
     {
         "teacher": "pdmd.objectives.real_samples:TeacherSamples",
         "data": "pdmd.objectives.real_samples:DataSamples",
+        "store": "pdmd.distillation.stored_samples:StoredSamples",
     },
 )

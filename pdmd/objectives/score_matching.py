@@ -30,7 +30,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -76,11 +75,11 @@ def subinterval_target(
     """
     check_transition(x_s, epsilon, s, t)
     check_instance("schedule", schedule, Schedule)
-    _, b = schedule.transition(s, t)
-    (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule(s), schedule(t)
+    a, b = schedule.transition(s, t)
+    (alpha_s, sigma_s), (_, sigma_t) = schedule(s), schedule(t)
     c_x, c_eps = combination(kind, t, schedule)
     of_x_s = c_x / alpha_s
-    of_epsilon = (c_eps * sigma_t - of_x_s * alpha_t * (sigma_s.square() / alpha_s)) / b
+    of_epsilon = (c_eps * sigma_t - of_x_s * a * sigma_s.square()) / b
     return expand(of_x_s, x_s) * x_s + expand(of_epsilon, epsilon) * epsilon
 
 
@@ -155,7 +154,7 @@ class SubintervalScoreMatching(Objective):
         prediction = fake(diffuse(x_s, epsilon, s, t, schedule), t, rollout.condition)
         target = self.target(x_s, epsilon, s, t, schedule, fake.kind)
         weight = expand(self.weighting(s, t, schedule, fake.kind), x_s)
-        self._last = (replace(prediction, value=prediction.value.detach()), epsilon, s)
+        self._last = (prediction.detached(), epsilon, s)
         loss = (weight * (prediction.value.float() - target.float()).square()).mean()
         return {self.name: drawn.weighted(loss)}
 

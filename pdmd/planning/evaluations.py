@@ -38,7 +38,7 @@ class Workload:
         plan: The phases.
         truncation: The exit step of a rollout; if it is random, it is assumed uniform.
         batch_size: Samples in each rollout, over all ranks.
-        fake_updates: Fake updates in every cycle.
+        fake_updates: Fake updates in every cycle, one number for all phases or one per phase.
         accumulate: Rollouts whose gradients are summed for one expert update.
         fake_accumulate: Rollouts whose gradients are summed for one fake update.
         timestep_samples: Times :math:`t` per sample at which the generator objective evaluates the
@@ -55,7 +55,7 @@ class Workload:
     plan: PhasePlan
     truncation: Truncation
     batch_size: int
-    fake_updates: int
+    fake_updates: int | tuple[int, ...]
     accumulate: int = 1
     fake_accumulate: int = 1
     timestep_samples: int = 1
@@ -68,7 +68,8 @@ class Workload:
 
     def __post_init__(self) -> None:
         updates = self.updates if isinstance(self.updates, tuple) else (self.updates,)
-        at_least(0, fake_updates=self.fake_updates)
+        fakes = self.fake_updates if isinstance(self.fake_updates, tuple) else (self.fake_updates,)
+        at_least(0, fake_updates=min(fakes, default=0))
         at_least(
             1,
             batch_size=self.batch_size,
@@ -80,12 +81,17 @@ class Workload:
             updates=min(updates, default=0),
         )
 
-    @property
-    def rollouts(self) -> int:
-        """Rollouts in a cycle."""
+    def fake_updates_of(self, index: int) -> int:
+        """Returns the fake updates in a cycle of a phase."""
+        number = self.fake_updates
+        return number if isinstance(number, int) else number[index]
+
+    def rollouts(self, index: int) -> int:
+        """Returns the rollouts in a cycle of a phase."""
+        fake_updates = self.fake_updates_of(index)
         if self.fake_updates_per_rollout == 1:
-            return self.fake_updates * self.fake_accumulate + self.accumulate
-        groups = math.ceil(self.fake_updates / self.fake_updates_per_rollout)
+            return fake_updates * self.fake_accumulate + self.accumulate
+        groups = math.ceil(fake_updates / self.fake_updates_per_rollout)
         return max(1, groups * self.fake_accumulate) + self.accumulate - 1
 
     def teacher_calls(self, rows: float, *, sharded: bool) -> int:
@@ -143,7 +149,7 @@ def cycle_passes(work: Workload, index: int) -> CyclePasses:
     own = steps if recorded == steps else (steps + 1) / 2
     frozen = _frozen(work, index)
     scored = work.accumulate * work.timestep_samples
-    learned = work.fake_updates * work.fake_accumulate
+    learned = work.fake_updates_of(index) * work.fake_accumulate
     backward: dict[str, float] = {
         "teacher": 0,
         "fake": learned,
@@ -154,7 +160,7 @@ def cycle_passes(work: Workload, index: int) -> CyclePasses:
         forward={
             "teacher": scored * work.evaluations,
             "fake": learned + scored,
-            "generator": work.rollouts * own,
+            "generator": work.rollouts(index) * own,
             "frozen": sum(frozen),
         },
         backward=backward,
@@ -168,11 +174,12 @@ def _frozen(work: Workload, index: int) -> tuple[float, ...]:
     steps = [phase.steps for phase in work.plan.phases[:index]]
     buffer = work.phase_inputs
     if not isinstance(buffer, PhaseInputBuffer):
-        return tuple(float(work.rollouts * n) for n in steps)
+        return tuple(float(work.rollouts(index) * n) for n in steps)
     computed = [0] * (index + 1)  # batches of the last fill in every phase
     passes: list[int] = []
     for k in range(index + 1):
-        fills, rest = divmod(work.updates_of(k) * work.rollouts, buffer.batches * buffer.uses)
+        taken = work.updates_of(k) * work.rollouts(k)
+        fills, rest = divmod(taken, buffer.batches * buffer.uses)
         passes = [0] * index
         needs = [buffer.batches] * fills + ([buffer.batches_computed(rest)] if rest else [])
         for n, need in enumerate(needs):

@@ -42,19 +42,30 @@ class Precision:
     """The dtypes of computation and storage.
 
     Attributes:
-        compute: The dtype of computation and of gathered parameters.
+        compute: The dtype of computation and of gathered parameters, of roles without their own.
         frozen: The dtype in which frozen networks and finished experts are stored.
         moment_bytes: Bytes of each of a parameter's two moments: 4, or :data:`EIGHT_BIT`.
+        generator: The dtype in which experts compute; ``compute`` by default.
+        fake: The dtype in which fake scores compute; ``compute`` by default.
+        average: The dtype in which averages and finished experts are stored.
     """
 
     compute: torch.dtype = torch.float32
     frozen: torch.dtype = torch.float32
     moment_bytes: float = 4.0
+    generator: torch.dtype | None = None
+    fake: torch.dtype | None = None
+    average: torch.dtype = torch.float32
+
+    def of(self, role: str) -> torch.dtype:
+        """Returns the dtype in which a role computes: teacher, generator, frozen or fake."""
+        own = {"generator": self.generator, "frozen": self.generator, "fake": self.fake}
+        return own.get(role) or self.compute
 
     @property
     def mixed(self) -> bool:
-        """Whether the computation is in a narrower dtype than the master weights."""
-        return self.compute.itemsize < MASTER
+        """Whether a role computes in a narrower dtype than the master weights."""
+        return any(self.of(role).itemsize < MASTER for role in ("teacher", "generator", "fake"))
 
 
 @checked
@@ -159,22 +170,29 @@ def _moments(
     def master(network: Footprint) -> float:
         return MASTER * network.local(tp) / shards
 
+    def averaged(network: Footprint) -> float:
+        return precision.average.itemsize * network.local(tp) / shards
+
     def stored_frozen(network: Footprint) -> float:
         return precision.frozen.itemsize * network.local(tp) / shards + network.buffers
 
     def optimizer(network: Footprint) -> float:
         return 2 * precision.moment_bytes * network.local(tp) / shards
 
-    learns = work.fake_updates > 0
+    index = len(roles.frozen)
+    fake_updates, rollouts = work.fake_updates_of(index), work.rollouts(index)
+    learns = fake_updates > 0
     buffer = work.phase_inputs if isinstance(work.phase_inputs, PhaseInputBuffer) else None
-    phases = range(len(roles.frozen) + 1)
     stored = (
-        max(buffer.batches_in_memory(work.updates_of(k) * work.rollouts) for k in phases)
+        max(
+            buffer.batches_in_memory(work.updates_of(k) * work.rollouts(k))
+            for k in range(index + 1)
+        )
         if buffer
         else 0
     )
     reused = learns and work.fake_updates_per_rollout > 1
-    one_rollout = reused and work.fake_updates <= work.fake_updates_per_rollout
+    one_rollout = reused and fake_updates <= work.fake_updates_per_rollout
     latents = _COMPARED + _LAST * learns + _FIRST * (work.accumulate > 1) - _SHARED * one_rollout
 
     def data(latents: int) -> float:
@@ -183,9 +201,9 @@ def _moments(
     base = RankMemory(
         teacher=stored_frozen(teacher),
         # a finished expert is the average of its weights, in the type in which it was trained
-        frozen=sum(master(network) + network.buffers for network in roles.frozen),
+        frozen=sum(averaged(network) + network.buffers for network in roles.frozen),
         generator=master(own) + own.buffers,
-        average=master(own) + own.buffers,
+        average=averaged(own) + own.buffers,
         fake=master(fake) + fake.buffers,
         generator_optimizer=optimizer(own),
         fake_optimizer=optimizer(fake) * learns,
@@ -203,9 +221,9 @@ def _moments(
         cp = degrees.cp
         return timeline.bytes(rows, (1, 1 / cp, 1 / cp / tp, 0, 0))
 
-    def gradients_of(timeline: MemoryTimeline) -> np.ndarray:
+    def gradients_of(timeline: MemoryTimeline, role: str) -> np.ndarray:
         """The bytes of the gradients computed so far, in float32."""
-        scale = MASTER / precision.compute.itemsize / shards
+        scale = MASTER / precision.of(role).itemsize / shards
         return timeline.bytes(0, (0, 0, 0, scale, scale / tp))
 
     def inference(network: Footprint, rows: float) -> float:
@@ -216,21 +234,23 @@ def _moments(
 
     gathering = shards > 1 or precision.mixed or offload.teacher or offload.experts
     # an adapter's base network is the teacher's
-    roots = sum(n.root.local(tp) for n in (teacher, own, fake, *roles.frozen))
+    placed = [("teacher", teacher), ("generator", own), ("fake", fake)]
+    placed += [("frozen", network) for network in roles.frozen]
+    roots = sum(precision.of(role).itemsize * n.root.local(tp) for role, n in placed)
 
-    def in_flight(network: Footprint, *, backward: bool = False) -> float:
+    def in_flight(role: str, network: Footprint, *, backward: bool = False) -> float:
         """Gathered parameters, and gradients on their way to their shards."""
         if not gathering:
             return 0.0
-        size, unit = precision.compute.itemsize, network.largest(tp)
-        gathered = size * (roots + (2 if network.units or network.base_units else 1) * unit)
+        size, unit = precision.of(role).itemsize, network.largest(tp)
+        gathered = roots + size * (2 if network.units or network.base_units else 1) * unit
         # inputs of a reduction are alive until the next one of the same backward pass
         together = network.reduced_together(tp)
         return gathered + ((MASTER + size) * together if backward else 0.0)
 
     def backward(role: str, network: Footprint, *, added: bool = False) -> RankMemory:
         timeline = network.training_memory
-        gradients = gradients_of(timeline)
+        gradients = gradients_of(timeline, role)
         if added:
             gradients = np.full(len(timeline.fixed), master(network))
         activations = live(timeline, batch)
@@ -239,7 +259,7 @@ def _moments(
         return moment(
             {"generator": "generator's backward", "fake": "fake score's backward"}[role],
             activations=float(activations[best]),
-            in_flight=in_flight(network, backward=True),
+            in_flight=in_flight(role, network, backward=True),
             **{f"{role}_gradients": float(gradients[best])},
         )
 
@@ -258,7 +278,7 @@ def _moments(
     # The activations of a reused rollout are kept through all fake updates.
     filling: dict[str, float] = {}
     if buffer:
-        amid = learns and buffer.together % work.rollouts > 0  # a fill may fall inside a cycle
+        amid = learns and buffer.together % rollouts > 0  # a fill may fall inside a cycle
         filling["data"] = data(_STEPPED * buffer.together + _LAST * amid)
     shared = kept if reused else 0.0
     beside = 0.0 if one_rollout else shared
@@ -270,25 +290,25 @@ def _moments(
         moment(
             "rollout without gradient",
             activations=rollout + beside,
-            in_flight=in_flight(own),
+            in_flight=in_flight("generator", own),
             **filling,
         ),
         moment(
             "recorded rollout",
             activations=float(timeline.max()),
-            in_flight=in_flight(own),
+            in_flight=in_flight("generator", own),
             **added,
         ),
         moment(
             "teacher's scores",
             activations=kept + scored,
-            in_flight=in_flight(teacher),
+            in_flight=in_flight("teacher", teacher),
             **added,
         ),
         moment(
             "fake score's scores",
             activations=kept + inference(fake, batch),
-            in_flight=in_flight(fake),
+            in_flight=in_flight("fake", fake),
             **added,
         ),
         backward("generator", own, added=work.accumulate > 1),

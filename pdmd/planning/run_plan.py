@@ -128,6 +128,13 @@ class RunPlan:
             "cluster": dataclasses.asdict(self.cluster),
             "precision": str(self.precision.compute).removeprefix("torch."),
             "frozen_precision": str(self.precision.frozen).removeprefix("torch."),
+            "types": {
+                **{
+                    role: str(self.precision.of(role)).removeprefix("torch.")
+                    for role in ("teacher", "generator", "fake")
+                },
+                "average": str(self.precision.average).removeprefix("torch."),
+            },
             "moment_bytes": self.precision.moment_bytes,
             "offload": [name for name, value in vars(self.offload).items() if value],
             "activation_checkpointing": self.work.activation_checkpointing,
@@ -196,16 +203,16 @@ def measure_roles(
     """
     measured: dict[Any, Footprint] = {}
 
-    def trained(network: Denoiser, steps: int) -> Footprint:
+    def trained(role: str, network: Denoiser, steps: int) -> Footprint:
         parts = tuple((n, tuple(p.shape)) for n, p in network.named_parameters())
-        key = (steps, type(network), parts)
+        key = (precision.of(role), steps, type(network), parts)
         if key not in measured:
             measured[key] = measure_footprint(
                 network,
                 condition,
                 train=True,
                 steps=steps,
-                dtype=precision.compute,
+                dtype=precision.of(role),
                 activation_checkpointing=work.activation_checkpointing,
             )
         return measured[key]
@@ -213,8 +220,9 @@ def measure_roles(
     frozen_teacher = measure_footprint(teacher, condition, train=False, dtype=precision.compute)
     roles: list[PhaseFootprints] = []
     for k, phase in enumerate(work.plan):
-        generator = trained(init.expert(teacher, phase, []), work.recorded_steps(k))
-        fake = trained(init.fake(teacher, phase), 1)
+        steps = work.recorded_steps(k)
+        generator = trained("generator", init.expert(teacher, phase, []), steps)
+        fake = trained("fake", init.fake(teacher, phase), 1)
         frozen = tuple(r.generator for r in roles)
         roles.append(
             PhaseFootprints(teacher=frozen_teacher, generator=generator, fake=fake, frozen=frozen)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from pdmd.planning.memory import Precision
 from pdmd.planning.run_plan import RunPlan
 from pdmd.planning.search import Choice
 
@@ -63,10 +64,10 @@ def _head(plan: RunPlan) -> str:
         f"{format_count(expert.parameters)} {where}"
         + (f", sequence {expert.tokens}, {expert.heads} heads" if expert.heads else ""),
         f"{len(work.plan)} phases of {steps} steps, batch {work.batch_size}, "
-        f"{work.fake_updates} fake updates, accumulate {work.accumulate}"
+        f"{_numbers(work.fake_updates)} fake updates, accumulate {work.accumulate}"
         + (f" (fake {work.fake_accumulate}), " if work.fake_accumulate > 1 else ", ")
         + f"NFE per teacher call: {work.evaluations}",
-        f"compute in {compute}, frozen networks in {frozen}, "
+        f"compute in {compute}{_own_types(plan.precision, names)}, frozen networks in {frozen}, "
         f"activation checkpointing {'on' if work.activation_checkpointing else 'off'}",
     ]
     if plan.sizes:
@@ -76,6 +77,24 @@ def _head(plan: RunPlan) -> str:
             "largest, FLOPs and hours of the run are means"
         )
     return "\n".join(lines)
+
+
+def _own_types(precision: Precision, names: Mapping[str, str]) -> str:
+    """Returns the types of roles that are not the teacher's, in brackets."""
+    differing = [
+        f"{noun} in {names[str(precision.of(role)).removeprefix('torch.')]}"
+        for role, noun in (("generator", "experts"), ("fake", "fake scores"))
+        if precision.of(role) != precision.compute
+    ]
+    if precision.average.itemsize < 4:
+        differing.append(f"averages in {names[str(precision.average).removeprefix('torch.')]}")
+    return f" ({', '.join(differing)})" if differing else ""
+
+
+def _numbers(value: int | tuple[int, ...]) -> str:
+    """Returns one number, or those of the phases where they differ."""
+    numbers = (value,) if isinstance(value, int) else value
+    return str(numbers[0]) if len(set(numbers)) == 1 else "+".join(map(str, numbers))
 
 
 def _tokens(plan: RunPlan) -> str:

@@ -50,7 +50,7 @@ class RunTotals:
 
 @checked
 def checkpoint_bytes(roles: PhaseFootprints, work: Workload, precision: Precision) -> int:
-    """Returns the bytes of a checkpoint.
+    """Returns the bytes of a checkpoint in a phase.
 
     Args:
         roles: The footprints of the phase's networks.
@@ -59,7 +59,9 @@ def checkpoint_bytes(roles: PhaseFootprints, work: Workload, precision: Precisio
     """
     moments = 2 * precision.moment_bytes
     own = roles.generator.parameters * (2 * _FLOAT + moments)
-    fake = roles.fake.parameters * (_FLOAT + (moments if work.fake_updates else 0))
+    fake = roles.fake.parameters * (
+        _FLOAT + (moments if work.fake_updates_of(len(roles.frozen)) else 0)
+    )
     return round(own + fake)
 
 
@@ -86,17 +88,18 @@ def run_totals(
         checkpoints: Checkpoints that are kept; with 0, the newest is until the run has ended.
     """
     updates = [work.updates_of(k) for k in range(len(roles))]
+    taken = [n * work.rollouts(k) for k, n in enumerate(updates)]
     largest = max(checkpoint_bytes(r, work, precision) for r in roles)
-    finished = _FLOAT * sum(r.generator.parameters for r in roles[:-1])
+    finished = precision.average.itemsize * sum(r.generator.parameters for r in roles[:-1])
     student = sum(r.generator.parameters for r in roles) * precision.frozen.itemsize
     duration = sum(n * s.total for n, s in zip(updates, seconds, strict=True))
     buffer, stored = work.phase_inputs, 0
     if isinstance(buffer, PhaseInputBuffer) and buffer.folder is not None:
-        batches = max(buffer.batches_computed(n * work.rollouts) for n in updates)
+        batches = max(buffer.batches_computed(n) for n in taken)
         stored = batches * work.batch_size * roles[0].generator.latents
     return RunTotals(
         cycles=sum(updates),
-        prompts=sum(updates) * work.rollouts * work.batch_size,
+        prompts=sum(taken) * work.batch_size,
         flops=sum(n * f for n, f in zip(updates, flops, strict=True)),
         seconds=duration,
         gpu_hours=duration * gpus / 3600,

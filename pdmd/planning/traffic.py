@@ -15,7 +15,7 @@ from pdmd.distributed.degrees import Degrees
 from pdmd.distributed.offload import Offload
 from pdmd.planning.evaluations import Workload, cycle_passes
 from pdmd.planning.footprint import Footprint
-from pdmd.planning.memory import MASTER, PhaseFootprints, Precision
+from pdmd.planning.memory import PhaseFootprints, Precision
 from pdmd.training.monitoring.accounting import ROLES
 
 __all__ = ["Traffic", "flops_of", "traffic_of"]
@@ -76,7 +76,7 @@ def traffic_of(
         passes = forward / joined if role == "teacher" else forward
         local, (units, root) = network.evaluated(tp), network.gathered(tp)
         gathered = passes * (units + root) + backward * units
-        gather += sharded * precision.compute.itemsize * gathered
+        gather += sharded * precision.of(role).itemsize * gathered
         reduce += sharded * 4 * backward * local
         copies += replicated * 4 * backward * local / shards
         again = backward if work.activation_checkpointing else 0.0
@@ -115,8 +115,8 @@ def _host_copies(
             continue
         copied += (passes + backward) * precision.frozen.itemsize * frozen / shards
     own, fake = roles.generator.local(tp) / shards, roles.fake.local(tp) / shards
-    copied += 2 * MASTER * own * offload.averages
-    moments = 2 * precision.moment_bytes * (own + work.fake_updates * fake)
+    copied += 2 * precision.average.itemsize * own * offload.averages
+    moments = 2 * precision.moment_bytes * (own + work.fake_updates_of(index) * fake)
     return copied + 2 * moments * offload.optimizers
 
 

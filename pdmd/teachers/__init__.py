@@ -15,6 +15,7 @@ from pdmd.teachers.families.dit import DiTTeacher
 from pdmd.teachers.families.edm import EDMTeacher
 from pdmd.teachers.families.flux import FluxTeacher
 from pdmd.teachers.families.flux2 import Flux2KleinTeacher, Flux2Teacher
+from pdmd.teachers.families.hunyuan_video15 import HunyuanVideo15Teacher
 from pdmd.teachers.families.kandinsky5 import Kandinsky5ImageTeacher, Kandinsky5Teacher
 from pdmd.teachers.families.ltx import LTXTeacher
 from pdmd.teachers.families.qwen_image import QwenImageTeacher
@@ -42,6 +43,7 @@ __all__ = [
     "Flux2Teacher",
     "FluxTeacher",
     "Guided",
+    "HunyuanVideo15Teacher",
     "ImagePrompt",
     "Kandinsky5ImageTeacher",
     "Kandinsky5Teacher",

@@ -142,6 +142,9 @@ teachers: Registry[Any] = Registry(
         "flux2": "pdmd.teachers.families.flux2:Flux2Teacher.from_arguments",
         "flux2_klein": "pdmd.teachers.families.flux2:Flux2KleinTeacher.from_arguments",
         "glyphs": "pdmd.teachers.packaged.glyphs:GlyphsTeacher.from_arguments",
+        "hunyuan_video15": (
+            "pdmd.teachers.families.hunyuan_video15:HunyuanVideo15Teacher.from_arguments"
+        ),
         "kandinsky5": "pdmd.teachers.families.kandinsky5:Kandinsky5Teacher.from_arguments",
         "kandinsky5_image": (
             "pdmd.teachers.families.kandinsky5:Kandinsky5ImageTeacher.from_arguments"

@@ -45,7 +45,7 @@ class Guided(Teacher):
 
     Both evaluations run as one batch, unless texts have a mask or the null condition another
     shape: then they run one after the other, each padded to its own longest text only. So do more
-    than :data:`JOINED_ROWS` rows, for memory, but on a sharded network, which is gathered once for
+    than ``JOINED_ROWS`` rows, for memory, but on a sharded network, which is gathered once for
     one call: there the choice depends on the teacher alone, so that all ranks agree. With
     ``scale=1`` the teacher is evaluated once, and with ``condition=None`` its unconditional
     prediction is returned.

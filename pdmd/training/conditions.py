@@ -26,6 +26,7 @@ class ConditionStream:
         if condition is not None and not condition.batch_size[0]:
             raise ValueError("there are no prompts to distill on; pass at least one")
         self.condition = condition
+        self._device: torch.device | None = getattr(condition, "device", None)
 
     def draw(self, batch: int, generator: torch.Generator) -> Condition:
         """Samples conditions with batch size ``(batch,)``; ``None`` if unconditional."""
@@ -41,5 +42,4 @@ class ConditionStream:
         """Returns the conditions at the indices that :meth:`rows` sampled."""
         if self.condition is None or rows is None:
             return None
-        device = getattr(self.condition, "device", None)
-        return self.condition[rows if device is None else moved(rows, device)]
+        return self.condition[rows if self._device is None else moved(rows, self._device)]

@@ -109,7 +109,5 @@ class _Parts:
             network=network,
             averages=list(average.parameters()),
             parameters=list(network.parameters()),
-            with_buffers=[
-                pair for pair in modules if next(pair[1].buffers(False), None) is not None
-            ],
+            with_buffers=[(a, b) for a, b in modules if any(True for _ in b.buffers(False))],
         )

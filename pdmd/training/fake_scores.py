@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from torch import Tensor
 
 from pdmd.arguments import checked
-from pdmd.distillation.phases import Phase
+from pdmd.distillation.phases import Phase, PhasePlan
+from pdmd.training.curriculum import Curriculum
 from pdmd.training.learning_rates import Constant
 from pdmd.training.optimizers import AdamRecipe
+from pdmd.training.phase_settings import check_settings, setting_of
 
 __all__ = [
     "AdaptiveUpdates",
@@ -203,30 +205,33 @@ class FakeScoreTraining:
 
     Attributes:
         updates: Fake updates per update of the expert (TTUR): a number, or a
-            :class:`FakeUpdates` that decides.
+            :class:`FakeUpdates` that decides; or one of them per phase.
         updates_per_rollout: Fake updates that reuse one rollout, each with new times and noise;
             above 1, the first of them reuse the rollout of the expert's update. Saves network
             evaluations, at the cost of less varied samples.
         accumulate: Rollouts per fake update, over which gradients are accumulated: the update of
             one rollout with as many times the samples, in the memory of one.
         scores: How many fake scores a phase has, and which one a rollout trains.
-        optimizer: The optimizer of the fake scores; by default the expert's, with twice the
-            learning rate, constant.
+        optimizer: The optimizer of the fake scores, one for all phases or one per phase; by
+            default the expert's, with twice the learning rate, constant.
         max_grad_norm: Norm to which gradients are clipped.
 
     Raises:
         ValueError: If a number is out of its range.
     """
 
-    updates: int | FakeUpdates = 5
+    updates: int | FakeUpdates | Sequence[int | FakeUpdates] = 5
     updates_per_rollout: int = 1
     accumulate: int = 1
     scores: FakeScores = field(default_factory=OneFakeScore)
-    optimizer: AdamRecipe | None = None
+    optimizer: AdamRecipe | Sequence[AdamRecipe] | None = None
     max_grad_norm: float = 10.0
 
     def __post_init__(self) -> None:
-        self.schedule()
+        per_phase = isinstance(self.updates, list | tuple)
+        rules = self.updates if per_phase else (self.updates,)
+        for rule in cast("Sequence[int | FakeUpdates]", rules):
+            _rule(rule)
         if self.updates_per_rollout < 1:
             raise ValueError(
                 f"updates_per_rollout must be at least 1, got {self.updates_per_rollout}"
@@ -236,14 +241,44 @@ class FakeScoreTraining:
         if not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm}")
 
-    def schedule(self) -> FakeUpdates:
-        """Returns the rule for the number of fake updates.
+    def check(self, plan: PhasePlan, curriculum: Curriculum) -> None:
+        """Checks that settings per phase fit a plan and a curriculum.
+
+        Args:
+            plan: The phases.
+            curriculum: Which of them train together.
 
         Raises:
-            ValueError: If a number is negative.
+            ValueError: If one has another number of values than the plan has phases, or differs
+                between phases that train together.
         """
-        return FixedUpdates(self.updates) if isinstance(self.updates, int) else self.updates
+        check_settings(self.updates, plan, "the number of fake updates")
+        check_settings(self.optimizer, plan, "the fake scores' optimizer")
+        for group in curriculum.groups(plan):
+            self.schedule(group)
+            setting_of(self.optimizer, group, "the fake scores' optimizer")
 
-    def recipe(self, experts: AdamRecipe) -> AdamRecipe:
-        """Returns the optimizer recipe, given that of the experts."""
-        return self.optimizer or AdamRecipe(lr=2 * experts.lr, decay=Constant(), bits=experts.bits)
+    def schedule(self, phases: Sequence[Phase]) -> FakeUpdates:
+        """Returns the rule for the number of fake updates in phases that train together.
+
+        Raises:
+            ValueError: If they have different ones.
+        """
+        return _rule(setting_of(self.updates, phases, "the number of fake updates"))
+
+    def recipe(self, experts: AdamRecipe, phases: Sequence[Phase]) -> AdamRecipe:
+        """Returns the optimizer recipe in phases that train together.
+
+        Args:
+            experts: That of the experts of these phases.
+            phases: The phases.
+
+        Raises:
+            ValueError: If the phases have different ones.
+        """
+        own = setting_of(self.optimizer, phases, "the fake scores' optimizer")
+        return own or AdamRecipe(lr=2 * experts.lr, decay=Constant(), bits=experts.bits)
+
+
+def _rule(updates: int | FakeUpdates) -> FakeUpdates:
+    return FixedUpdates(updates) if isinstance(updates, int) else updates

@@ -79,10 +79,14 @@ def train_phase(trainer: PhaseTrainer, phases: int, finished: Sequence[Expert]) 
 def calibrate(trainer: PhaseTrainer) -> None:
     """Records the calibration of fake and real score on each expert's samples, at ten times.
 
+    It does nothing if the recorder wants none.
+
     Args:
         trainer: The trainer of the finished phase.
     """
     runtime, recorder = trainer.session.runtime, trainer.session.recorder
+    if not recorder.calibrations:
+        return
     fresh = FreshPhaseInputs()  # avoids filling a buffer for one batch
     fresh.on_phase_start(trainer.phase_inputs.source)
     for k, expert in enumerate(trainer.experts):

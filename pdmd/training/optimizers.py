@@ -13,11 +13,13 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from pdmd.arguments import checked
+from pdmd.training.fused_adam import FusedAdam
 from pdmd.training.learning_rates import LinearDecay, RateDecay, warmup_factor
 from pdmd.training.moments import EightBitMoments, Float32Moments, MomentFormat
 from pdmd.training.streamed_adam import StreamedAdam
@@ -91,9 +93,10 @@ class AdamRecipe:
                 moments=self.moments(),
                 offload=offload,
             )
-        return torch.optim.AdamW(
-            parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
-        )
+        parameters = list(parameters)
+        alike = len({(p.dtype, p.device) for p in parameters}) <= 1
+        adam: Any = FusedAdam if alike else partial(torch.optim.AdamW, fused=True)
+        return adam(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
 
     def factor(self, update: int, updates: int) -> float:
         """Returns the fraction of ``lr`` at an update.

@@ -60,8 +60,8 @@ class PhaseInputSource:
         """Samples noise at time 1 in a random bucket, and the indices of its conditions."""
         bucket = self.buckets.draw(generator)
         rows = self.conditions.rows(self.batch, generator)
-        shape = (self.batch, *bucket.latent_shape)
-        return self.sigma * randn(shape, generator, device=self.device), rows
+        noise = randn((self.batch, *bucket.latent_shape), generator, device=self.device)
+        return noise if self.sigma == 1 else self.sigma * noise, rows
 
 
 class PhaseInputs(ABC):

@@ -7,7 +7,7 @@ inputs without a gradient. Where several phases train jointly, each cycle sample
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -23,7 +23,7 @@ from pdmd.training.checks import check_same_process, check_update
 from pdmd.training.conditions import ConditionStream
 from pdmd.training.ema import Ema
 from pdmd.training.expert_training import ExpertTraining
-from pdmd.training.fake_scores import FakeScoreTraining
+from pdmd.training.fake_scores import FakeScoreTraining, FakeUpdates
 from pdmd.training.monitoring.health import Health, Step
 from pdmd.training.monitoring.monitors import Cycle
 from pdmd.training.monitoring.throughput import RoleClock
@@ -96,7 +96,10 @@ class PhaseTrainer:
         self.expert_training, self.fake_training = expert_training, fake_training
         self.rollouts, self.session = rollouts, session
         self.buckets = rollouts.buckets or Buckets.of_shape(teacher.latent_shape)
-        self.fake_updates = fake_training.schedule()
+        phases = [expert.phase for expert in self.experts]
+        self.fake_updates = fake_training.schedule(phases)
+        self._observes = type(self.fake_updates).observe is not FakeUpdates.observe
+        self._measured: list[Mapping[str, Tensor]] = []  # by rollout of the last fake update
         self.health = health or session.health()
         runtime = session.runtime
         self.batch_size = runtime.ranks.local_batch(rollouts.batch_size)
@@ -115,10 +118,18 @@ class PhaseTrainer:
         )  # before hooks are registered, which a copy would keep
         averages = cast("list[Denoiser]", list(self.ema.network.values()))
         self._average = dict(zip(trained, averages, strict=True))
-        for denoiser in (*trained.values(), *scores):
-            runtime.placement.trained(denoiser)
+        types = runtime.types
+        for denoiser in trained.values():
+            runtime.placement.trained(denoiser, precision=types.generator)
+        for denoiser in scores:
+            runtime.placement.trained(denoiser, precision=types.fake)
         for average in averages:
-            runtime.placement.trained(average, offload=runtime.offload.averages)
+            runtime.placement.trained(
+                average,
+                offload=runtime.offload.averages,
+                precision=types.generator,
+                storage=types.average,
+            )
         self._count_evaluations([*trained.values()], scores)
         self._start_phase(seed)
         self.networks: dict[str, nn.ModuleDict] = {
@@ -126,10 +137,8 @@ class PhaseTrainer:
             "fake": nn.ModuleDict(self._fake_networks()),
         }
         self.parameters = {role: list(n.parameters()) for role, n in self.networks.items()}
-        self.recipes = {
-            "generator": expert_training.optimizer,
-            "fake": fake_training.recipe(expert_training.optimizer),
-        }
+        recipe = expert_training.recipe(phases)
+        self.recipes = {"generator": recipe, "fake": fake_training.recipe(recipe, phases)}
         self.max_grad_norms = {
             "generator": expert_training.max_grad_norm,
             "fake": fake_training.max_grad_norm,
@@ -303,6 +312,7 @@ class PhaseTrainer:
         """Updates a role's networks by the mean gradient over a number of rollouts."""
         runtime, optimizer = self.session.runtime, self.optimizers[role]
         sums: dict[str, Tensor] = {}
+        self._measured.clear()
         phase = self.experts[k].phase.index
         for rollout in rollouts:
             losses = objective.losses(self.models(k, rollout.exit_step), rollout, self.generator)
@@ -312,6 +322,8 @@ class PhaseTrainer:
             if parts > 1 or runtime.loss_scale != 1:
                 total = total / parts * runtime.loss_scale
             total.backward()
+            if role == "fake" and self._observes:
+                self._measured.append(objective.diagnostics())
             for name, loss in losses.items():
                 value = loss.detach() / parts if parts > 1 else loss.detach()
                 sums[name] = sums[name] + value if name in sums else value
@@ -320,8 +332,8 @@ class PhaseTrainer:
             self.networks[role], self.parameters[role], self.max_grad_norms[role]
         )
         scalars = dict(zip((f"{role}/{name}" for name in sums), means, strict=True))
-        scalars[f"{role}/gradient_norm"] = norm.detach()
-        finite = torch.isfinite(norm.detach() + means.sum())
+        scalars[f"{role}/gradient_norm"] = norm
+        finite = torch.isfinite(norm + means.sum())
         if role == "generator":
             self.ema.wait()
         runtime.optimization.step(optimizer, finite)
@@ -375,6 +387,9 @@ class PhaseTrainer:
         )
 
     def _diagnostics(self) -> dict[str, Tensor]:
-        diagnostics = self.fake_objective.diagnostics()
+        """Returns the measurements of the last fake update: means over its rollouts and ranks."""
         ranks = self.session.runtime.ranks
-        return {name: ranks.mean(value) for name, value in diagnostics.items()}
+        return {
+            name: ranks.mean(torch.stack([values[name] for values in self._measured]).mean(0))
+            for name in (self._measured[-1] if self._measured else ())
+        }

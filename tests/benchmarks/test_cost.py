@@ -1,5 +1,9 @@
 """Counted network evaluations of a cycle: the numbers in the documentation, in closed form."""
 
+import functools
+import re
+from pathlib import Path
+
 import pytest
 
 from pdmd.benchmarks import BenchConfig
@@ -8,20 +12,30 @@ from pdmd.benchmarks.efficiency import EFFICIENCY_SETTINGS
 from pdmd.benchmarks.schemes import SCHEMES
 from pdmd.planning import Workload, cycle_passes
 
+COST = Path(__file__).parents[2] / "docs" / "cost.md"
+
 
 @pytest.fixture(scope="module")
 def count(tmp_path_factory):
-    import pdmd.benchmarks.distillation as module
+    config = BenchConfig(name="cost", batch_size=4, dim=2, modes=2, classes=2)
+    benchmark = CostBenchmark(config, tmp_path_factory.mktemp("cost") / "shared")
+    benchmark.prepare(False, benchmark.default_methods)
+    assert not benchmark.folder.exists()  # counting pretrains no network
+    return functools.cache(lambda method: benchmark.run(method, 0)[0])
 
-    real = module.pretrained_network
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            module, "pretrained_network", lambda *a, **k: real(*a, **{**k, "updates": 3})
-        )
-        config = BenchConfig(name="cost", batch_size=4, dim=2, modes=2, classes=2)
-        benchmark = CostBenchmark(config, tmp_path_factory.mktemp("cost"))
-        benchmark.prepare(False)
-        yield lambda method: benchmark.run(method, 0)[0]
+
+TABLE = COST.read_text().split("## By setting")[1].split("```")[0]
+DOCUMENTED = re.findall(r"\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", TABLE, re.MULTILINE)
+SETTINGS = "full_rollout boundary buffer buffer_4 reuse_2 reuse buffer_reuse".split()
+
+
+@pytest.mark.parametrize(
+    ("method", "documented"), [*zip(SETTINGS, DOCUMENTED, strict=True)], ids=SETTINGS
+)
+def test_the_documented_costs_are_those_that_the_command_counts(count, method, documented):
+    assert method in CostBenchmark.default_methods and len(CostBenchmark.default_methods) == 7
+    row = count(method)
+    assert [float(n) for n in documented] == [row["a_cycle"], row["least"], row["most"]]
 
 
 @pytest.mark.parametrize(

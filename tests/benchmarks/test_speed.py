@@ -13,6 +13,7 @@ from pdmd.benchmarks.speed import SETTINGS, PhasedTraining, SpeedBenchmark, Timi
 from pdmd.benchmarks.speed_networks import EvaluationCounter, FlatDigits
 from pdmd.benchmarks.speed_peers import PEERS, Task
 from pdmd.cli.main import main
+from pdmd.training.fused_adam import FusedAdam
 
 HERE = importlib.util.find_spec("modelopt") is not None
 PRESENT = [name for name in PEERS if name != "modelopt" or HERE]
@@ -83,7 +84,8 @@ def test_efficiency_settings_have_their_closed_form_cost(rows):
 def test_implementations_train(name):
     task, counter = make_task()
     networks = []
-    step = torch.optim.AdamW.step
+    optimizer = FusedAdam if name == "pdmd" else torch.optim.AdamW
+    step = optimizer.step
 
     def watched(self, *args, **kwargs):
         before = [p.detach().clone() for group in self.param_groups for p in group["params"]]
@@ -96,7 +98,7 @@ def test_implementations_train(name):
 
     before = {k: v.clone() for k, v in task.teacher.state_dict().items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", watched)
+        patch.setattr(optimizer, "step", watched)
         PEERS[name](task)()
     fake, generator = networks[0][0], networks[-1][0]
     assert [owner for owner, _ in networks] == [fake] * 3 + [generator] and fake != generator

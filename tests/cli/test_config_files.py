@@ -11,6 +11,7 @@ import pytest
 import tomli_w
 import torch
 
+from pdmd import PhasePlan
 from pdmd.cli.config import DistillConfig
 from pdmd.cli.config_files import load_config, presets, read_config, write_config
 from pdmd.cli.main import main
@@ -47,7 +48,9 @@ def test_optimizers_have_their_own_sections_by_role(tmp_path, monkeypatch):
         lr_decay = { name = "linear", start = 0.25 }
         """
     )
-    generator, fake = configured(monkeypatch, [str(path)]).train.recipes()
+    (generator,), (fake,) = configured(monkeypatch, [str(path)]).train.recipes(
+        PhasePlan.uniform(1)
+    )
     assert (generator.betas, generator.warmup, generator.decay) == ((0, 0.999), 10, CosineDecay())
     assert (generator.lr, fake.lr, fake.weight_decay) == (2e-6, 4e-7, 0.01)
     assert fake.decay == LinearDecay(start=0.25)
@@ -57,7 +60,7 @@ def test_optimizers_have_their_own_sections_by_role(tmp_path, monkeypatch):
         "--train.generator.lr_decay.name",
         "linear",
     ]
-    generator, fake = configured(monkeypatch, words).train.recipes()
+    (generator,), (fake,) = configured(monkeypatch, words).train.recipes(PhasePlan.uniform(1))
     assert fake.decay == LinearDecay(start=0.25, final=0.5)  # merged
     assert generator.decay == LinearDecay()  # another object
 

@@ -22,6 +22,27 @@ def test_checked_float64_times_are_returned_as_they_are():
     assert as_times(torch.empty(0)).shape == (0,)
 
 
+def test_a_number_has_one_tensor_on_every_call_until_it_is_modified():
+    with torch.inference_mode():
+        t = as_times(0.375)
+    assert as_times(0.375) is t and not t.is_inference()
+    t += 0.5
+    assert as_times(0.375).item() == 0.375
+
+
+def test_coefficients_at_a_number_are_computed_once(monkeypatch):
+    schedule, calls = RectifiedFlow(), []
+    derivatives = RectifiedFlow.derivatives
+    monkeypatch.setattr(
+        RectifiedFlow, "derivatives", lambda self, t: calls.append(1) or derivatives(self, t)
+    )
+    for _ in range(3):
+        x, v = torch.randn(2, 3), torch.randn(2, 3)
+        prediction = Prediction(value=v, kind="velocity", x_t=x, t=0.625, schedule=schedule)
+        torch.testing.assert_close(prediction.to("x0"), x - 0.625 * v)
+    assert len(calls) == 1
+
+
 @given(st.floats(allow_nan=True).filter(lambda t: not 0 <= t <= 1))
 def test_times_outside_raise(t):
     with pytest.raises(ValueError, match="outside"):

@@ -4,12 +4,19 @@ import pytest
 import torch
 
 from pdmd import MixtureTeacher, PhasePlan, RectifiedFlow
-from pdmd.distillation.validation import check_penalties, check_teacher, check_times
+from pdmd.distillation.validation import (
+    check_discriminators,
+    check_same_weights,
+    check_teacher,
+    check_times,
+)
+from pdmd.distributed.communicator import SingleRank
 from pdmd.distributed.placement import LocalPlacement
 from pdmd.objectives import DistributionMatching, SubintervalScoreMatching
 from pdmd.objectives.adversarial import R1, DiscriminatorLoss, FiniteDifferenceR1
 from pdmd.objectives.critics import Critics
 from pdmd.teachers import RoutedTeacher
+from pdmd.teachers.packaged.mlp import MlpDenoiser
 from pdmd.training.session import Session
 from tests.helpers.distilling import distill
 from tests.helpers.tiny_families import family
@@ -80,10 +87,39 @@ def test_a_critic_that_will_be_sharded_is_not_differentiated_twice(limited):
         loss = DiscriminatorLoss(Critics(lambda *_: None), **more)
         return SubintervalScoreMatching() + 0.5 * (loss.only(1) if limited else loss)
 
-    where = torch.device("cpu"), torch.float32
+    where, teacher = (torch.device("cpu"), torch.float32), MixtureTeacher.random(dim=2)
     sharded = Sharded(*where, activation_checkpointing=False)
     with pytest.raises(ValueError, match="use FiniteDifferenceR1"):
-        check_penalties(objective(penalty=R1()), sharded)
-    check_penalties(objective(penalty=FiniteDifferenceR1()), sharded)
-    check_penalties(objective(penalty_weight=0.0), sharded)
-    check_penalties(objective(), LocalPlacement(*where, activation_checkpointing=False))
+        check_discriminators(objective(penalty=R1()), teacher, sharded)
+    check_discriminators(objective(penalty=FiniteDifferenceR1()), teacher, sharded)
+    check_discriminators(objective(penalty_weight=0.0), teacher, sharded)
+    check_discriminators(
+        objective(), teacher, LocalPlacement(*where, activation_checkpointing=False)
+    )
+
+
+class Beside(SingleRank):
+    """A rank beside one with another teacher."""
+
+    def __init__(self, other):
+        numbers = []
+        heard = SingleRank()
+        heard.highest = lambda value: numbers.append(value) or value
+        check_same_weights(other, heard)
+        self.numbers = iter(numbers)
+
+    def highest(self, value):
+        return max(value, next(self.numbers))
+
+
+def test_ranks_with_teachers_of_different_weights_are_an_error():
+    def network(seed):
+        torch.manual_seed(seed)
+        return MlpDenoiser.rectified_flow(dim=2)
+
+    check_same_weights(network(0), Beside(network(0)))
+    for seeds in ((0, 1), (1, 0)):
+        own, other = map(network, seeds)
+        with pytest.raises(ValueError, match="ranks have teachers of different weights"):
+            check_same_weights(own, Beside(other))
+    check_same_weights(network(0).to("meta"), Beside(network(1).to("meta")))

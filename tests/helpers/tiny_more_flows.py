@@ -144,6 +144,32 @@ def encode_kandinsky5(pipeline, prompts):
     return {"prompt": padded, "mask": mask, "pooled": torch.cat([pooled for _, pooled in found])}
 
 
+def run_hunyuan_video15(pipeline, teacher, condition, null, *, scale, steps, output="latent"):
+    from diffusers import ClassifierFreeGuidance
+
+    pipeline.guider = ClassifierFreeGuidance(guidance_scale=scale)
+    pipeline.vision_num_semantic_tokens = 4  # of zeros, which the network masks
+    names = {"prompt": "prompt_embeds", "mask": "prompt_embeds_mask", "glyph": "prompt_embeds_2"}
+    given = inputs(teacher, condition, null, steps, output, {}, names)
+    for sign in ("", "negative_"):
+        given[f"{sign}prompt_embeds_mask_2"] = given[f"{sign}prompt_embeds_2"].any(-1)
+    given |= {"latents": noise(teacher, len(condition)), "num_frames": teacher.options["frames"]}
+    if output == "latent":
+        return pipeline(**given).frames
+    videos = []
+    for i in range(len(condition)):  # the VAE decodes one at a time
+        row = {k: v[i : i + 1] if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+        videos.append(pipeline(**row).frames)
+    return torch.cat(videos).transpose(1, 2)
+
+
+def encode_hunyuan_video15(pipeline, prompts):
+    texts = [*prompts, ""]
+    prompt, mask, glyph, valid = pipeline.encode_prompt(texts, batch_size=len(texts))
+    assert valid.any(1).tolist() == [True, False, False]
+    return {"prompt": prompt, "mask": mask.bool(), "glyph": glyph * valid[..., None]}
+
+
 def cogvideox(**levels):
     return {
         "registered": "cogvideox",
@@ -168,6 +194,7 @@ MORE = {
     "chroma": {"run": run_chroma, "encode": encode_chroma},
     "flux2": {"run": run_flux2, "encode": encode_flux2, "scales": (1.0,)},
     "flux2_klein": {"run": run_flux2, "encode": encode_flux2},
+    "hunyuan_video15": {"run": run_hunyuan_video15, "encode": encode_hunyuan_video15},
     "kandinsky5": KANDINSKY5,
     "kandinsky5_image": KANDINSKY5,
     "cogvideox_2b": cogvideox(use_rotary_positional_embeddings=False, snr_shift_scale=3.0),
@@ -212,5 +239,6 @@ def pipeline_of(name, *, text=False):
         scheduler=scheduler(**{**tiny.scheduler, **MORE[name].get("scheduler", {})}),
         vae=tiny.vae(teacher.latent_shape[0]),
         **(encoders if text else dict.fromkeys(encoders)),
+        **{part: getattr(diffusers, found)() for part, found in tiny.components.items()},
         **tiny.more,
     )

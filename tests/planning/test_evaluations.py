@@ -28,6 +28,7 @@ class CyclingExit(Truncation):
         (PhasePlan.uniform(2, steps=2), CyclingExit, 5, 1, 3.0, 1),
         (PhasePlan.uniform(2, steps=2), CyclingExit, 1, 2, 1.0, 2),
         (PhasePlan.uniform(2, steps=(3, 1)), CyclingExit, 1, 1, 1.0, 1),
+        (PhasePlan.uniform(2, steps=2), CyclingExit, (1, 3), 1, 1.0, 1),
         (PhasePlan.uniform(1), CyclingExit, 5, 2, 3.0, 1),
         (PhasePlan.uniform(1, steps=4), FullGradient, 1, 2, 3.0, 1),
         (PhasePlan.uniform(1, steps=4), CyclingExit, 0, 1, 1.0, 1),

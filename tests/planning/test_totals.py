@@ -14,7 +14,7 @@ def test_totals_are_sums_over_the_cycles_of_every_phase():
     plan = plan_roles(roles, work, cluster=Cluster(gpus=2), precision=Precision())
     totals, seconds = plan.totals(), plan.best.seconds
     assert totals.cycles == 400
-    assert totals.prompts == 400 * work.rollouts * work.batch_size
+    assert totals.prompts == 400 * work.rollouts(0) * work.batch_size
     flops = [sum(f.values()) for f in plan.flops]
     assert totals.flops == pytest.approx(100 * flops[0] + 300 * flops[1])
     assert totals.seconds == pytest.approx(100 * seconds[0].total + 300 * seconds[1].total)

@@ -3,6 +3,8 @@
 The meta device stands for an accelerator: its tensors cannot be mixed with those of the CPU.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -23,17 +25,19 @@ from pdmd.objectives import (
 )
 from pdmd.objectives.base import Models, Objective, Rollout
 from pdmd.objectives.critics import MlpCritic
+from pdmd.planning import Workload
 from pdmd.randomness import RankGenerator
 from pdmd.teachers.packaged.digits import DigitsTeacher
 from pdmd.teachers.packaged.transformer import ImageTransformer
 from pdmd.training.conditions import ConditionStream
 from pdmd.training.expert_training import ExpertTraining
-from pdmd.training.fake_scores import FakeScoreTraining
+from pdmd.training.fake_scores import FakeScoreTraining, FixedUpdates
 from pdmd.training.monitoring.recorder import Recorder
 from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputBuffer, PhaseInputs
 from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
 from pdmd.training.trainer import PhaseTrainer
+from tests.helpers.trainings import SMALL, Images, trainer_of
 from tests.helpers.waiting import META, MetaOptimizer, Synchronizations
 
 
@@ -233,3 +237,39 @@ def test_accumulated_rollouts_update_as_one_large_batch(updates_per_rollout):
             torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
     smaller, _ = trained(4, 1)
     assert smaller != pytest.approx(losses, rel=1e-4)  # the batch matters
+
+
+class Measured(FixedUpdates):
+    """Keeps the measurements of every fake update."""
+
+    def __init__(self, number):
+        super().__init__(number)
+        self.seen = []
+
+    def observe(self, measure):
+        self.seen.append({name: value.clone() for name, value in measure().items()})
+
+
+def test_measurements_are_means_over_accumulated_rollouts(monkeypatch):
+    teacher, rule, single = Images(**SMALL), Measured(2), []
+    work = Workload(
+        plan=PhasePlan.uniform(1),
+        truncation=FullGradient(),
+        batch_size=4,
+        fake_updates=1,
+        fake_accumulate=3,
+    )
+    trainer = trainer_of(teacher, replace(work, fake_updates=rule), 0)
+    inner = SubintervalScoreMatching.diagnostics
+
+    def diagnostics(self):
+        single.append(inner(self)["relative_error"])
+        return inner(self)
+
+    monkeypatch.setattr(SubintervalScoreMatching, "diagnostics", diagnostics)
+    trainer.cycle()
+    assert len(single) == 6 and len(rule.seen) == 2
+    for i, seen in enumerate(rule.seen):
+        expected = torch.stack(single[3 * i : 3 * i + 3]).mean(0)
+        assert torch.equal(seen["relative_error"], expected)
+        assert not torch.equal(expected, single[3 * i + 2])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from pdmd.cli.config_sections.optimizer import OptimizerConfig
-from pdmd.cli.values import duration, short
+from pdmd.cli.config_sections.phase_settings import in_phase, settings_by_phase
+from pdmd.cli.config_sections.types import TypesConfig
+from pdmd.cli.values import Terms, duration, short
 from pdmd.distillation.adapters import LowRank
 from pdmd.distillation.experts import FullGradient, StochasticTruncation, Truncation, experts
 from pdmd.distillation.initializers import (
     CopyInitializer,
+    FromNetwork,
+    FromPrevious,
     Initializer,
     LowRankRoles,
     PerStep,
@@ -31,6 +35,7 @@ from pdmd.training.fake_scores import (
 )
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.training.phase_inputs import FreshPhaseInputs, PhaseInputBuffer, PhaseInputs
+from pdmd.training.phase_settings import setting_of
 
 __all__ = ["TrainConfig"]
 
@@ -92,6 +97,11 @@ class TrainConfig:
         )
     )
     fake: OptimizerConfig = field(default_factory=OptimizerConfig)
+    phase: Terms = ()
+    """Settings that differ in some phases, counted from 1: lr, fake_lr, updates, fake_updates,
+    fake_error_tolerance, generator and fake, for example {phases = [2], lr = 5e-5}. In a TOML file
+    a table is [[train.phase]]."""
+    types: TypesConfig = field(default_factory=TypesConfig)
     adam_bits: Literal[32, 8] = 32
     """Bits of the optimizers' moments; 8 bits need torchao."""
     ema: float = 0.99
@@ -132,9 +142,13 @@ class TrainConfig:
         Raises:
             ValueError: If a value is out of its range.
         """
-        self.recipes()
+        generators, fakes = self.recipes(plan)
+        numbers = self.build_fake_updates(plan)
+        for group in self.build_curriculum().groups(plan):
+            setting_of(generators, group, "the optimizer of train.generator")
+            setting_of(fakes, group, "the optimizer of train.fake")
+            setting_of(numbers, group, "train.fake_updates")
         self.updates_of(plan)
-        self.build_fake_updates()
         if self.expert not in experts:
             experts[self.expert]
         if self.initializer not in initializers:
@@ -148,22 +162,37 @@ class TrainConfig:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"train.seed is in [0, 2^63), got {short(self.seed)}")
 
-    def recipes(self) -> tuple[AdamRecipe, AdamRecipe]:
-        """Returns the optimizer recipes of the experts and of the fake scores."""
+    def phases(self, plan: PhasePlan) -> list[TrainConfig]:
+        """Returns the section as it is in each phase.
+
+        Raises:
+            ValueError: If a table of ``[[train.phase]]`` does not fit.
+        """
+        settings = settings_by_phase(self, len(plan))
+        return [in_phase(self, settings.get(phase.number, {})) for phase in plan]
+
+    def recipes(self, plan: PhasePlan) -> tuple[Sequence[AdamRecipe], Sequence[AdamRecipe]]:
+        """Returns the optimizer recipes of the experts and of the fake scores, by phase."""
+        phases = self.phases(plan)
         return (
-            self.generator.build(self.lr, self.adam_bits, "train.generator"),
-            self.fake.build(self.fake_lr, self.adam_bits, "train.fake"),
+            [p.generator.build(p.lr, p.adam_bits, "train.generator") for p in phases],
+            [p.fake.build(p.fake_lr, p.adam_bits, "train.fake") for p in phases],
         )
 
     def updates_of(self, plan: PhasePlan) -> list[int]:
         """Returns the number of updates of each phase."""
+        settings = settings_by_phase(self, len(plan))
         if self.update_shares and len(self.update_shares) != len(plan):
             raise ValueError(
                 f"train.update_shares has {len(self.update_shares)} numbers for {len(plan)} "
                 "phases; give one per phase"
             )
         shares = self.update_shares or (1.0,) * len(plan)
-        return split_updates(self.updates * len(plan), shares)
+        split = split_updates(self.updates * len(plan), shares)
+        return [
+            settings.get(phase.number, {}).get("updates", number)
+            for phase, number in zip(plan, split, strict=True)
+        ]
 
     def build_curriculum(self) -> Curriculum:
         """Returns the curriculum."""
@@ -173,8 +202,14 @@ class TrainConfig:
         """Returns the assignment of fake scores to rollouts."""
         return FAKE_SCORES[self.fake_scores]
 
-    def build_fake_updates(self) -> FakeUpdates:
-        """Builds the rule for the number of fake updates."""
+    def build_fake_updates(self, plan: PhasePlan) -> FakeUpdates | Sequence[FakeUpdates]:
+        """Builds the rule for the number of fake updates: one, or one per phase."""
+        phases = self.phases(plan)
+        if len({(p.fake_updates, p.fake_error_tolerance) for p in phases}) == 1:
+            return phases[0]._fake_updates()
+        return [p._fake_updates() for p in phases]
+
+    def _fake_updates(self) -> FakeUpdates:
         if self.fake_error_tolerance:
             least = min(1, self.fake_updates)
             return AdaptiveUpdates(self.fake_error_tolerance, least=least, most=self.fake_updates)
@@ -184,8 +219,8 @@ class TrainConfig:
         """Builds the source of phase inputs."""
         if self.phase_inputs == "fresh":
             return FreshPhaseInputs()
-        per_cycle = self.fake_updates * self.fake_accumulate + self.accumulate
-        rollouts = max(self.updates_of(plan)) * per_cycle
+        cycles = zip(self.updates_of(plan), self.phases(plan), strict=True)
+        rollouts = max(n * (p.fake_updates * p.fake_accumulate + p.accumulate) for n, p in cycles)
         batches = self.buffer_batches or -(-rollouts // self.buffer_uses)
         return PhaseInputBuffer(
             batches,
@@ -237,15 +272,18 @@ class TrainConfig:
         """Builds the initializer of a phase's networks.
 
         Args:
-            origin: Where networks start instead of at a teacher, for one without weights.
+            origin: Where networks start instead of at a teacher: for one without weights, or for
+                a student of another network.
             adapters: Adapters of experts and fake scores; ``None`` for full weights.
 
         Raises:
             ValueError: If experts are to start at the previous one and the teacher has no weights.
         """
         initializer = initializers[self.initializer]()
-        if isinstance(initializer, PerStep):
-            start: Initializer = origin or initializer.inner
+        if isinstance(initializer, FromPrevious) and isinstance(origin, FromNetwork):
+            start: Initializer = FromPrevious(origin)
+        elif isinstance(initializer, PerStep):
+            start = origin or initializer.inner
         elif origin is not None and self.initializer != "teacher":
             raise ValueError(
                 f"train.initializer = {self.initializer!r} needs a teacher with weights; remove "

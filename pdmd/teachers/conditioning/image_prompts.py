@@ -18,6 +18,7 @@ from pdmd.arguments import checked
 from pdmd.extras import require
 from pdmd.files import locate, own_digest, say
 from pdmd.teachers.conditioning.fingerprints import encoder_fingerprint
+from pdmd.teachers.conditioning.frames import is_video, read_frames
 from pdmd.teachers.conditioning.prompts import EncodedText, Prompts
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class ImagePrompt:
     def picture(self) -> Any:
         """Returns the image as an RGB image of PIL, rotated by its EXIF orientation.
 
+        Of a video it is the first frame.
+
         Raises:
             ValueError: If the image cannot be read, or is not of a supported type.
         """
@@ -78,6 +81,8 @@ class ImagePrompt:
         Image.init()
         formats = [name for name in FORMATS if name in Image.OPEN]
         image = self.image
+        if is_video(image):
+            return read_frames(image, 1)[0]
         if isinstance(image, str | Path | bytes):
             called = f"of {self.text!r}" if isinstance(image, bytes) else str(image)
             try:
@@ -132,7 +137,7 @@ class ImagePrompt:
 
     @classmethod
     def named(cls, name: str) -> ImagePrompt:
-        """Returns the prompt of a :attr:`name`, with an :class:`EncodedImage` for its image."""
+        """Returns the prompt of a ``name``, with an :class:`EncodedImage` for its image."""
         fields = json.loads(name)
         return cls(fields["prompt"], EncodedImage(fields["image"]))
 

@@ -102,10 +102,16 @@ class Flux2NetworkTeacher(TextTeacher):
             return math.exp(many)
         return math.exp(few + (many - few) * (STEPS - 10) / 190)
 
+    @property
+    def call_arguments(self) -> dict[str, Any]:
+        guidance = self.options["guidance_embedded"]
+        return super().call_arguments | ({} if guidance is None else {"guidance_scale": guidance})
+
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Evaluates the network on tokens; the time is its own."""
         rows = self.conditioned(condition, x_t)
-        dtype, text, shape = self.backbone.dtype, rows["prompt"], x_t.shape[2:]
+        dtype, text = self.backbone.dtype, rows["prompt"]
+        height, width = x_t.shape[2:]
         guidance = self.options["guidance_embedded"]
         if guidance is not None:
             guidance = torch.full_like(t, guidance, dtype=torch.float32)
@@ -115,11 +121,11 @@ class Flux2NetworkTeacher(TextTeacher):
             timestep=t.float(),
             guidance=guidance,
             encoder_hidden_states=text.to(dtype),
-            img_ids=_of_four_axes(image_positions(*shape, x_t.device)),
+            img_ids=_of_four_axes(image_positions(height, width, x_t.device)),
             txt_ids=_of_four_axes(places[:, None], first=3),
             return_dict=False,
         )[0]
-        return value.transpose(1, 2).unflatten(2, shape).to(x_t.dtype)
+        return value.transpose(1, 2).unflatten(2, (height, width)).to(x_t.dtype)
 
 
 class Flux2Teacher(Flux2NetworkTeacher):
@@ -130,6 +136,8 @@ class Flux2Teacher(Flux2NetworkTeacher):
         network="Flux2Transformer2DModel",
         vae="AutoencoderKLFlux2",
         scheduler="",
+        task="text-to-image",
+        unguided={},  # guidance is an input of the network
     )
     released = {
         "num_layers": 8,
@@ -153,6 +161,7 @@ class Flux2KleinTeacher(Flux2NetworkTeacher):
         network="Flux2Transformer2DModel",
         vae="AutoencoderKLFlux2",
         scheduler="",
+        task="text-to-image",
     )
     released = {
         "num_layers": 5,

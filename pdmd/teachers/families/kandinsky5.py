@@ -97,7 +97,7 @@ class Kandinsky5NetworkTeacher(TextTeacher):
     def random_shapes(self, sizes: Mapping[str, Any]) -> Mapping[str, Sequence[int]]:
         return {"pooled": (sizes["in_text_dim2"],)}
 
-    def rope_scale(self) -> tuple[float, float, float]:
+    def rope_scale(self, x_t: Latents) -> tuple[float, float, float]:
         """Returns the factors that positions in time, height and width are divided by; here 1."""
         return 1.0, 1.0, 1.0
 
@@ -127,7 +127,7 @@ class Kandinsky5NetworkTeacher(TextTeacher):
                     timestep=(1000 * t[part]).float(),
                     visual_rope_pos=places,
                     text_rope_pos=torch.arange(length, device=x.device),
-                    scale_factor=self.rope_scale(),
+                    scale_factor=self.rope_scale(x_t),
                     return_dict=False,
                 )
             )
@@ -166,6 +166,11 @@ class Kandinsky5Teacher(Kandinsky5NetworkTeacher):
         pipeline="Kandinsky5T2VPipeline",
         network="Kandinsky5Transformer3DModel",
         vae="AutoencoderKLHunyuanVideo",
+        task="text-to-video",
+        time_scale=1000.0,
+        takes_sigmas=False,
+        proposes=False,
+        output="frames",
     )
     released = SIZES
     options = {"height": 512, "width": 768, "frames": 121, "compression": (4, 8, 8)}
@@ -193,8 +198,9 @@ class Kandinsky5Teacher(Kandinsky5NetworkTeacher):
     def default_shift(self) -> float:
         return 10.0
 
-    def rope_scale(self) -> tuple[float, float, float]:
-        sides = self.options["height"], self.options["width"]
+    def rope_scale(self, x_t: Latents) -> tuple[float, float, float]:
+        space_per_latent = self.options["compression"][1:]
+        sides = [n * k for n, k in zip(x_t.shape[-2:], space_per_latent, strict=True)]
         space = 2.0 if all(480 <= side <= 854 for side in sides) else 3.16
         return 1.0, space, space
 
@@ -215,6 +221,11 @@ class Kandinsky5ImageTeacher(Kandinsky5NetworkTeacher):
         pipeline="Kandinsky5T2IPipeline",
         network="Kandinsky5Transformer3DModel",
         vae="AutoencoderKL",
+        task="text-to-image",
+        time_scale=1000.0,
+        takes_sigmas=False,
+        proposes=False,
+        output="image",
     )
     released = {
         **SIZES,

@@ -38,6 +38,7 @@ PIPELINES: Mapping[str, frozenset[str]] = {
     "DiTTransformer2DModel": frozenset({"DiTPipeline"}),
     "Flux2Transformer2DModel": frozenset({"Flux2Pipeline", "Flux2KleinPipeline"}),
     "FluxTransformer2DModel": frozenset({"FluxPipeline"}),
+    "HunyuanVideo15Transformer3DModel": frozenset({"HunyuanVideo15Pipeline"}),
     "Kandinsky5Transformer3DModel": frozenset({"Kandinsky5T2IPipeline", "Kandinsky5T2VPipeline"}),
     "LTXVideoTransformer3DModel": frozenset({"LTXPipeline"}),
     "QwenImageTransformer2DModel": frozenset({"QwenImagePipeline"}),

@@ -1,8 +1,8 @@
 """Teachers whose network is that of a pipeline of diffusers: how all families are built.
 
-A family states its pipeline's parts (:attr:`PipelineTeacher.layout`), the sizes of its released
-network (:attr:`PipelineTeacher.released`) and the default size of a sample
-(:attr:`PipelineTeacher.options`) as data, evaluates the network, and encodes prompts. Random
+A family states its pipeline's parts (``PipelineTeacher.layout``), the sizes of its released
+network (``PipelineTeacher.released``) and the default size of a sample
+(``PipelineTeacher.options``) as data, evaluates the network, and encodes prompts. Random
 weights, loading and copying are the same for all families and live here.
 """
 
@@ -28,7 +28,7 @@ from pdmd.teachers.families.pipeline_checks import check_modules
 from pdmd.teachers.families.pipelines import build_part, configuration, load_backbone, reading
 from pdmd.teachers.families.single_files import is_single_file, with_network_file
 from pdmd.teachers.families.tokens import scheduled_shift
-from pdmd.teachers.families.vaes import load_decoder
+from pdmd.teachers.families.vaes import load_decoder, load_latent_encoder
 from pdmd.teachers.routed import RoutedTeacher
 from pdmd.typing import Latents
 
@@ -41,7 +41,7 @@ SIZES = ("height", "width", "frames")
 class PipelineTeacher(Teacher):
     """A pipeline's network as a teacher.
 
-    A subclass states :attr:`layout`, :attr:`released` and :attr:`options`, and implements
+    A subclass states ``layout``, ``released`` and ``options``, and implements
     :meth:`latents`, :meth:`~pdmd.diffusion.denoisers.Denoiser.network` and
     :meth:`~pdmd.teachers.base.Teacher.encode`. The other methods are overridden where a family
     differs.
@@ -53,7 +53,7 @@ class PipelineTeacher(Teacher):
         time_range: The lowest and highest time that the network was trained for.
         decode: Turns latents into images or videos in [0, 1].
         shift: The shift of time recommended; by default :meth:`default_shift`.
-        options: In place of those of :attr:`options`.
+        options: In place of those of ``options``.
 
     Raises:
         ValueError: If an option is not known or does not fit, or the network is not supported.
@@ -113,7 +113,7 @@ class PipelineTeacher(Teacher):
 
         Args:
             config: The network's configuration.
-            options: All of :attr:`options`.
+            options: All of ``options``.
 
         Raises:
             ValueError: If an option does not fit the network, or the network is not supported.
@@ -129,7 +129,7 @@ class PipelineTeacher(Teacher):
         """Returns the network's configuration in diffusers; here the sizes themselves.
 
         Args:
-            sizes: All of :attr:`released`, some of them replaced.
+            sizes: All of ``released``, some of them replaced.
 
         Raises:
             ValueError: If a size does not fit.
@@ -164,6 +164,33 @@ class PipelineTeacher(Teacher):
             place: ``dtype`` and ``device`` of its weights.
         """
         return load_decoder(cls.layout.vae, folder, **place) if cls.layout.vae else None
+
+    @classmethod
+    def read_latent_encoder(cls, folder: str | Path, **place: Any) -> Callable[[Tensor], Latents]:
+        """Returns the encoder of real samples of a pipeline, from pixels in [0, 1].
+
+        Args:
+            folder: The pipeline's folder or hub name.
+            place: ``dtype`` and ``device`` of its weights.
+
+        Raises:
+            ValueError: If the pipeline has no VAE.
+        """
+        if not cls.layout.vae:
+            raise ValueError(
+                f"a {cls.layout.pipeline} has no VAE, so that its samples are pixels; pass them "
+                "by DataSamples"
+            )
+        own = PipelineTeacher
+        if (
+            cls.read_decoder.__func__ is not own.read_decoder.__func__
+            and cls.read_latent_encoder.__func__ is own.read_latent_encoder.__func__
+        ):
+            raise ValueError(
+                f"{cls.__name__} decodes in a way of its own, and states no encoder of real "
+                "samples; override read_latent_encoder, or pass latents by DataSamples"
+            )
+        return load_latent_encoder(cls.layout.vae, folder, **place)
 
     def default_shift(self) -> float:
         """Returns the shift of time that the family recommends at this size; here 1."""
@@ -279,7 +306,7 @@ class PipelineTeacher(Teacher):
             meta: Whether to build it on the meta device, without memory for its weights.
             seed: Seed of the weights.
             arguments: The constructor's arguments, such as the size of a sample, and sizes of the
-                network in place of those in :attr:`released`.
+                network in place of those in ``released``.
 
         Returns:
             A teacher of one network, or a :class:`~pdmd.teachers.routed.RoutedTeacher` of two

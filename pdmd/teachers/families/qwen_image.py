@@ -105,6 +105,11 @@ class QwenImageTeacher(TextTeacher):
         return lambda x: decode(x[:, :, None])[:, :, 0]  # an image is a video of one frame
 
     @classmethod
+    def read_latent_encoder(cls, folder: str | Path, **place: Any) -> Callable[[Tensor], Latents]:
+        encode = super().read_latent_encoder(folder, **place)
+        return lambda pixels: encode(pixels[:, :, None])[:, :, 0]
+
+    @classmethod
     def encode_texts(cls, pipeline: Any, texts: list[str], length: int | None) -> dict[str, Any]:
         embeddings, mask = pipeline.encode_prompt(texts)
         if mask is None:  # the pipeline's value for a mask of ones

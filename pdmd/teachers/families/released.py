@@ -1,7 +1,7 @@
 """Released models: the sizes of pipelines on the hub, by name, to plan for them without the hub.
 
 The sizes are those of ``from_config``, in place of what a family states as
-:attr:`~pdmd.teachers.families.pipeline_teacher.PipelineTeacher.released`. Texts have the length
+``PipelineTeacher.released``. Texts have the length
 to which the family's pipeline pads or cuts them.
 
 A family's own sizes, and those here, are of the configuration published with the weights:
@@ -90,6 +90,12 @@ RELEASED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "snr_shift_scale": 3.0,
         },
         "zai-org/CogVideoX-5b": {},
+        "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v": {},
+        "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v": {
+            "target_size": 960,
+            "height": 720,
+            "width": 1280,
+        },
         "kandinskylab/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers": {},
         "kandinskylab/Kandinsky-5.0-T2V-Pro-sft-5s-Diffusers": {
             "model_dim": 4096,

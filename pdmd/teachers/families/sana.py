@@ -1,6 +1,6 @@
 r"""SANA: text-to-image transformers of 0.6 B to 4.8 B parameters with linear attention.
 
-The network takes :math:`1000 \sigma`, times its own ``timestep_scale``, and predicts the velocity
+The network takes :math:`1000 \sigma` as its time and predicts the velocity
 :math:`\varepsilon - x_0` of the latents of an autoencoder that compresses by 32. Gemma 2 encodes
 the text behind an instruction that asks for a better prompt; of the tokens the first and the last
 299 are kept, masked. The empty text, which stands for no prompt, has no instruction before it.
@@ -54,6 +54,9 @@ class SanaTeacher(TextTeacher):
         network="SanaTransformer2DModel",
         vae="AutoencoderDC",
         scheduler="DPMSolverMultistepScheduler",
+        task="text-to-image",
+        time_scale=1000.0,
+        proposes=False,
     )
     released = {
         "num_layers": 20,
@@ -75,8 +78,12 @@ class SanaTeacher(TextTeacher):
         cls, config: Any, *, height: int, width: int, compression: int, **_: Any
     ) -> tuple[int, ...]:
         check_size(compression * config.patch_size, height=height, width=width)
-        for name in ("guidance_embeds", "interpolation_scale"):
-            if config.get(name):
+        for name, usual in (
+            ("guidance_embeds", False),
+            ("interpolation_scale", None),
+            ("timestep_scale", 1.0),
+        ):
+            if config.get(name, usual) != usual:
                 raise ValueError(
                     f"this transformer has {name} = {config[name]}; SANA Sprint and the weights "
                     "with a table of positions are not supported"
@@ -115,14 +122,18 @@ class SanaTeacher(TextTeacher):
     def default_shift(self) -> float:
         return 3.0
 
+    @property
+    def call_arguments(self) -> dict[str, Any]:
+        return {**super().call_arguments, "use_resolution_binning": False}
+
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
-        """Evaluates the network at 1000 times the time, times its own scale."""
+        """Evaluates the network at 1000 times the time."""
         rows = self.conditioned(condition, x_t)
         dtype, mask = self.backbone.dtype, text_mask(rows)
         value = self.backbone(
             x_t.to(dtype),
             encoder_hidden_states=rows["prompt"].to(dtype),
-            timestep=(1000 * self.backbone.config.timestep_scale * t).float(),
+            timestep=(1000 * t).float(),
             encoder_attention_mask=mask if mask is None else mask.to(x_t.device),
             return_dict=False,
         )[0]

@@ -108,10 +108,19 @@ class SDXLTeacher(UNetTeacher):
 
     @classmethod
     def read_decoder(cls, folder: str | Path, **place: Any) -> Callable[[Latents], Tensor] | None:
+        return super().read_decoder(folder, **cls._upcast(folder, place))
+
+    @classmethod
+    def read_latent_encoder(cls, folder: str | Path, **place: Any) -> Callable[[Tensor], Latents]:
+        return super().read_latent_encoder(folder, **cls._upcast(folder, place))
+
+    @classmethod
+    def _upcast(cls, folder: str | Path, place: dict[str, Any]) -> dict[str, Any]:
+        """Returns the place of a VAE, in float32 where float16 would overflow."""
         vae = configuration(cls.layout.vae, folder, "vae")
         if dtype_of(place["dtype"]) == torch.float16 and vae.get("force_upcast", True):
-            place["dtype"] = "float32"
-        return super().read_decoder(folder, **place)
+            return {**place, "dtype": "float32"}
+        return place
 
     @classmethod
     def read_encoder(

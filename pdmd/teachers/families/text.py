@@ -88,7 +88,7 @@ class TextTeacher(PipelineTeacher):
         Args:
             pipeline: The family's pipeline, without networks and VAE.
             texts: The texts.
-            length: The number of tokens of a text: :attr:`text_length`, or the one given instead.
+            length: The number of tokens of a text: ``text_length``, or the one given instead.
         """
 
     @classmethod
@@ -98,7 +98,7 @@ class TextTeacher(PipelineTeacher):
 
     @classmethod
     def read_length(cls, folder: str | Path) -> int | None:
-        """Returns the number of tokens of a text; here :attr:`text_length`."""
+        """Returns the number of tokens of a text; here ``text_length``."""
         return cls.text_length
 
     @classmethod
@@ -121,7 +121,7 @@ class TextTeacher(PipelineTeacher):
             folder: The pipeline's folder or hub name.
             prompts: The prompts to draw from.
             length: The number of tokens of a text.
-            options: All of :attr:`options`, as given.
+            options: All of ``options``, as given.
             place: ``dtype`` and ``device`` of its weights.
         """
         return EncodedText(
@@ -328,7 +328,7 @@ class TextTeacher(PipelineTeacher):
         """Returns a condition cut to its longest text; that of no prompt in place of ``None``.
 
         Raises:
-            ValueError: If it lacks one of :attr:`condition_keys`.
+            ValueError: If it lacks one of ``condition_keys``.
         """
         if condition is None:
             null: Any = self.encode([None])

@@ -18,7 +18,7 @@ __all__ = ["UNetTeacher"]
 class UNetTeacher(DiscreteTimeTeacher, TextTeacher):
     r"""A ``UNet2DConditionModel`` over latents of shape :math:`(C, H / 8, W / 8)`.
 
-    A subclass states :attr:`added`, and may override :meth:`added_inputs`.
+    A subclass states ``added``, and may override :meth:`added_inputs`.
 
     Args:
         backbone: The network.

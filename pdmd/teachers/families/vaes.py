@@ -1,8 +1,9 @@
-"""VAEs of pipelines: their decoders and their compression."""
+"""VAEs of pipelines: their encoders, decoders and compression."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pdmd.teachers.families.pipeline_checks import check_weights, variant_of
 from pdmd.teachers.families.pipelines import configuration, dtype_argument, reporting
 from pdmd.typing import Latents
 
-__all__ = ["compression_of", "load_decoder", "load_vae"]
+__all__ = ["compression_of", "load_decoder", "load_latent_encoder", "load_vae"]
 
 Compression = int | tuple[int, int, int]
 
@@ -118,6 +119,44 @@ def load_vae(
     return load
 
 
+def load_latent_encoder(
+    name: str,
+    folder: str | Path,
+    *,
+    dtype: str | torch.dtype = "bfloat16",
+    device: str | torch.device = "cpu",
+) -> Callable[[Tensor], Latents]:
+    """Returns the map from pictures to normalised latents; the VAE is loaded on the first call.
+
+    It is the inverse of :func:`load_decoder` up to the VAE's own error: the mode of the VAE's
+    posterior, less its mean and over its deviation.
+
+    Args:
+        name: The VAE's class.
+        folder: The pipeline's folder or hub name.
+        dtype: Type of its weights, and of the latents.
+        device: Where they live.
+
+    Returns:
+        A function of pixels in [0, 1], of shape :math:`(B, 3, H, W)` or :math:`(B, 3, F, H, W)`.
+    """
+    load = load_vae(name, folder, dtype=dtype, device=device)
+
+    @torch.no_grad()
+    def encode(pixels: Tensor) -> Latents:
+        vae = load()
+        images = (2 * pixels.to(device) - 1).to(vae.dtype)
+        found = vae.encode(images)
+        z = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent
+        z = z.float()
+        if hasattr(vae, "bn"):
+            z = torch.pixel_unshuffle(z, 2)
+        mean, std = _latent_moments(vae, z)
+        return ((z - mean) / std).to(vae.dtype)
+
+    return encode
+
+
 def _latent_moments(vae: Any, x: Latents) -> tuple[Tensor, Tensor]:
     """Returns mean and deviation of a VAE's latents, broadcast to ``x``."""
     known = {**vae.config, **dict(vae.named_buffers())}  # stored in either
@@ -147,8 +186,8 @@ def _cogvideox(vae: Mapping[str, Any]) -> tuple[int, int, int]:
     return int(vae.get("temporal_compression_ratio", 4)), space, space
 
 
-def _hunyuan(vae: Mapping[str, Any]) -> tuple[int, int, int]:
-    space = vae.get("spatial_compression_ratio", 8)
+def _hunyuan(vae: Mapping[str, Any], space: int = 8) -> tuple[int, int, int]:
+    space = vae.get("spatial_compression_ratio", space)
     return vae.get("temporal_compression_ratio", 4), space, space
 
 
@@ -174,6 +213,7 @@ _COMPRESSIONS: Mapping[str, Callable[[Mapping[str, Any]], Compression]] = {
     "AutoencoderKL": _image,
     "AutoencoderKLFlux2": _image,
     "AutoencoderKLHunyuanVideo": _hunyuan,
+    "AutoencoderKLHunyuanVideo15": partial(_hunyuan, space=16),
     "AutoencoderKLCogVideoX": _cogvideox,
     "AutoencoderKLQwenImage": _qwen_image,
     "AutoencoderKLWan": _wan,

@@ -51,7 +51,7 @@ class Account:
         """Counts a denoiser's evaluations under a role until :meth:`close`.
 
         Args:
-            role: One of :data:`ROLES`.
+            role: One of ``ROLES``.
             denoiser: The denoiser, placed by its runtime.
         """
         recomputed = recomputes(denoiser)

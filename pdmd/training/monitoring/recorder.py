@@ -119,15 +119,18 @@ class Recorder:
 
     Attributes:
         interval: Updates between calls of :meth:`on_scalars`.
+        calibrations: Whether scores are calibrated at the end of each phase, by 20 evaluations of
+            a batch. They draw from the training's generator: later phases differ without them.
     """
 
     interval = 10
+    calibrations = True
 
     def on_phase_start(self, phase: Phase, phases: int, updates: int, done: int) -> None:
         """Called when a phase of ``updates`` updates starts, or resumes after ``done``."""
 
     def on_scalars(self, phase: Phase, update: int, values: Mapping[str, float]) -> None:
-        """Called with the scalars of an update, every :attr:`interval` updates."""
+        """Called with the scalars of an update, every ``interval`` updates."""
 
     def on_update(self, update: int) -> None:
         """Called after every update."""

@@ -27,6 +27,7 @@ COUNTS = {
     ("cogvideox", "zai-org/CogVideoX-2b"): 1.69,
     ("cogvideox", "zai-org/CogVideoX-5b"): 5.57,
     ("cogvideox", "zai-org/CogVideoX1.5-5B"): 5.57,
+    ("hunyuan_video15", "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v"): 8.33,
     ("kandinsky5", "kandinskylab/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers"): 2.01,
     ("kandinsky5", "kandinskylab/Kandinsky-5.0-T2V-Pro-sft-5s-Diffusers"): 19.31,
     ("kandinsky5_image", "kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers"): 6.02,

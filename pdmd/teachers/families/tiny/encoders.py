@@ -9,8 +9,10 @@ import torch
 from pdmd.extras import require
 
 __all__ = [
+    "byt5_encoder",
     "clip_encoder",
     "gemma_encoder",
+    "hunyuan_encoder",
     "mistral_encoder",
     "qwen3_encoder",
     "qwen_encoder",
@@ -109,6 +111,46 @@ def qwen_encoder(dim: int) -> tuple[Any, Any]:
         )
     )
     return transformers.Qwen2Tokenizer(vocab=vocabulary, merges=[]), model.eval()
+
+
+def byt5_encoder(dim: int) -> tuple[Any, Any]:
+    """Builds ByT5, which HunyuanVideo 1.5 encodes quotations with, and its tokenizer.
+
+    Args:
+        dim: The dimension of a token.
+    """
+    require("diffusers", "transformers")
+    import transformers
+
+    tokenizer = transformers.ByT5Tokenizer()
+    config = transformers.T5Config(
+        vocab_size=len(tokenizer), d_model=dim, d_kv=4, d_ff=8, num_layers=1, num_heads=2
+    )
+    torch.manual_seed(0)
+    return tokenizer, transformers.T5EncoderModel(config).eval()
+
+
+def hunyuan_encoder(dim: int) -> tuple[Any, Any]:
+    """Builds the language model of HunyuanVideo 1.5 and its tokenizer.
+
+    Args:
+        dim: The dimension of a token.
+    """
+    require("diffusers", "transformers")
+    import transformers
+
+    tokenizer, _ = z_image_encoder(16)
+    rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6}
+    config = transformers.Qwen2_5_VLTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=dim,
+        intermediate_size=8,
+        num_hidden_layers=3,
+        rope_parameters=rope,
+        **HEADS,
+    )
+    torch.manual_seed(0)
+    return tokenizer, transformers.Qwen2_5_VLTextModel(config).eval()
 
 
 def gemma_encoder(dim: int) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Tiny pipelines of SANA, Chroma, FLUX.2, CogVideoX and Kandinsky 5."""
+"""Tiny pipelines of SANA, Chroma, FLUX.2, CogVideoX, HunyuanVideo 1.5 and Kandinsky 5."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from types import MappingProxyType
 
 from pdmd.teachers.families.discrete_timesteps import SCALED_LINEAR
 from pdmd.teachers.families.tiny.encoders import (
+    byt5_encoder,
     clip_encoder,
     gemma_encoder,
+    hunyuan_encoder,
     mistral_encoder,
     qwen3_encoder,
     qwen_encoder,
@@ -19,6 +21,7 @@ from pdmd.teachers.families.tiny.vaes import (
     cogvideox_vae,
     deep_vae,
     flux2_vae,
+    hunyuan15_vae,
     hunyuan_vae,
     image_vae,
 )
@@ -109,6 +112,24 @@ FURTHER: Mapping[str, TinyFamily] = MappingProxyType(
                 "clip_sample": False,
             },
             scheduler_class="CogVideoXDDIMScheduler",
+        ),
+        "hunyuan_video15": TinyFamily(
+            sizes={
+                "num_layers": 2,
+                "num_refiner_layers": 1,
+                "num_attention_heads": 2,
+                "attention_head_dim": 16,
+                "text_embed_dim": 16,
+                "text_embed_2_dim": 12,
+                "image_embed_dim": 8,
+                "glyph_length": 5,
+                "latent_channels": 4,
+            },
+            options=_VIDEO,
+            vae=hunyuan15_vae,
+            encoders=lambda: named_parts(hunyuan_encoder(16), byt5_encoder(12)),
+            scheduler={"shift": 5.0},
+            components={"guider": "ClassifierFreeGuidance"},
         ),
         "kandinsky5": TinyFamily(
             sizes=_KANDINSKY,

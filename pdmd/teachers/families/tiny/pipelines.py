@@ -176,6 +176,7 @@ def write_tiny_pipeline(name: str, folder: str | Path) -> Path:
         pipeline = getattr(diffusers, cls.layout.pipeline)(
             **networks,
             **family.encoders(),
+            **{part: getattr(diffusers, name)() for part, name in family.components.items()},
             **family.more,
             vae=family.vae(built.latent_shape[0]),
             scheduler=getattr(diffusers, family.scheduler_class)(**family.scheduler),

@@ -20,6 +20,7 @@ class TinyFamily:
         encoders: Builds text encoders and tokenizers, by their names in the pipeline.
         scheduler: Arguments of the scheduler.
         scheduler_class: Its class in diffusers.
+        components: Classes of diffusers of further parts, by their names in the pipeline.
         more: Further arguments of the pipeline.
     """
 
@@ -29,6 +30,7 @@ class TinyFamily:
     encoders: Callable[[], Mapping[str, Any]]
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     scheduler_class: str = "FlowMatchEulerDiscreteScheduler"
+    components: Mapping[str, str] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
 
 

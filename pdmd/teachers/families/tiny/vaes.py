@@ -11,12 +11,23 @@ __all__ = [
     "cogvideox_vae",
     "deep_vae",
     "flux2_vae",
+    "hunyuan15_vae",
     "hunyuan_vae",
     "image_vae",
     "ltx_vae",
     "qwen_vae",
     "wan_vae",
 ]
+
+
+def hunyuan15_vae(channels: int) -> Any:
+    """Builds HunyuanVideo 1.5's VAE, which compresses by 4 in time and by 16 in space."""
+    diffusers: Any = importlib.import_module("diffusers")
+
+    torch.manual_seed(0)
+    return diffusers.AutoencoderKLHunyuanVideo15(
+        latent_channels=channels, block_out_channels=(8,) * 5, layers_per_block=1
+    ).eval()
 
 
 def image_vae(channels: int) -> Any:
