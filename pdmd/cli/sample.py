@@ -131,7 +131,12 @@ def _load(name: str, options: SampleOptions, device: torch.device) -> _Drawn:
     if options.checkpoint or is_unfinished(Path(name)):
         import_plugins(options.plugins)
         found = load_unfinished(
-            Path(name), checkpoint=options.checkpoint, device=device, arguments=options.arguments
+            Path(name),
+            checkpoint=options.checkpoint,
+            device=device,
+            arguments=options.arguments,
+            plugins=options.plugins,
+            trust_source=options.trust_source,
         )
         times = teacher_times(found.teacher, options.teacher_steps)
         return _Drawn(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from pdmd.cli.run_checkpoints import build_checkpointer
 from pdmd.distillation.experts import Expert, experts
 from pdmd.distillation.finished import FinishedExperts
 from pdmd.distillation.initializers import FromDenoiser
+from pdmd.distillation.student_folders import check_places
 from pdmd.distributed.runtime import OneProcess
 from pdmd.documents import read_toml
 from pdmd.files import is_url
@@ -57,7 +58,13 @@ def is_unfinished(folder: Path) -> bool:
 
 
 def load_unfinished(
-    folder: Path, *, checkpoint: str = "", device: torch.device, arguments: Mapping[str, Any] = {}
+    folder: Path,
+    *,
+    checkpoint: str = "",
+    device: torch.device,
+    arguments: Mapping[str, Any] = {},
+    plugins: Collection[str] = (),
+    trust_source: bool = False,
 ) -> UnfinishedStudent:
     """Loads the student so far of a run.
 
@@ -68,11 +75,22 @@ def load_unfinished(
         checkpoint: The checkpoint; the newest by default.
         device: The device on which to sample.
         arguments: Arguments of the teacher that replace those of the run.
+        plugins: Modules that the user names; the run may name them too.
+        trust_source: Whether to use the URLs, cache folders and plugins that the run's
+            configuration names, as of a student's folder.
 
     Raises:
-        ValueError: If there is no checkpoint, or it is damaged.
+        ValueError: If there is no checkpoint, it is damaged, or the configuration names places
+            that are not trusted.
     """
     config = read_config(read_toml(folder / "config.toml")[1])
+    if not trust_source:
+        named = {
+            "arguments": config.teacher.arguments,
+            "plugins": [name for name in config.teacher.plugins if name not in plugins],
+            "checkpoint_folder": config.train.checkpoint_folder,
+        }
+        check_places(named, folder, except_for=arguments)
     config.teacher.arguments = {**config.teacher.arguments, **arguments}
     where = config.train.checkpoint_folder
     if not is_url(where) and not Path(where or folder / "checkpoint").is_dir():

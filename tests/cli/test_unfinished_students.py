@@ -51,3 +51,24 @@ def test_a_run_without_a_checkpoint_is_an_error(tmp_path, capsys):
     words = ["sample", str(tmp_path), "--out", str(tmp_path / "x.safetensors")]
     assert main(words) == 2
     assert "has neither a student nor a checkpoint yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stated", "named"),
+    [
+        ('[teacher]\nplugins = ["ran"]\n', "plugins = 'ran'"),
+        ('[teacher.arguments]\nembeddings = "s3://bucket/x"\n', "embeddings = 's3://bucket/x'"),
+        ('[teacher.arguments]\ncache = "/tmp/x"\n', "cache = '/tmp/x'"),
+        ('[train]\ncheckpoint_folder = "s3://b/x"\n', "checkpoint_folder = 's3://b/x'"),
+    ],
+)
+def test_what_a_run_of_someone_else_names_is_not_used(
+    tmp_path, capsys, monkeypatch, stated, named
+):
+    (tmp_path / "config.toml").write_text(stated)
+    (tmp_path / "ran.py").write_text("raise RuntimeError('ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["sample", str(tmp_path), "--out", str(tmp_path / "x.safetensors")]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert named in error and "--trust-source" in error

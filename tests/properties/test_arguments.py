@@ -37,11 +37,16 @@ from pdmd import (
     SubintervalScoreMatching,
     VarianceExploding,
     WeightedSum,
+    randomness,
 )
 from pdmd import objectives as o
 from pdmd.diffusion.schedules import Truncated
+from pdmd.diffusion.solvers import diffuse
+from pdmd.evaluation import metrics
+from pdmd.planning import Degrees
 from pdmd.teachers import RoutedTeacher, WithSchedule
 from pdmd.training.ema import Ema
+from pdmd.training.monitoring import detectors
 
 SCHEDULE = RectifiedFlow()
 TEACHER = MixtureTeacher.random(dim=2, modes=2, classes=2)
@@ -360,3 +365,44 @@ def test_only_objectives_are_added(other):
 def test_signatures_stay_those_of_the_constructors():
     assert list(inspect.signature(Shifted).parameters) == ["base", "shift"]
     assert inspect.signature(PhasePlan.uniform).parameters["phases"].default == 4
+
+
+ROLLOUT = o.Rollout(x_s=X, condition=None, phase=PLAN[0])
+MODELS = o.Models(real=TEACHER, fake=NETWORK, expert=NETWORK)
+ROWS = torch.randn(9, 2)
+JUNK = ["x", b"x", 1j, object(), RectifiedFlow, {1}, {}, [[1]]]
+METHODS = [
+    (NETWORK, {"x_t": X, "t": 0.5, "condition": None}),
+    (EXPERTS[0], {"x": X, "condition": None, "generator": None}),
+    (MATCHING.losses, {"models": MODELS, "rollout": ROLLOUT, "generator": None}),
+    (TEACHER.random, {"dim": 2, "classes": 2, "modes": 2, "seed": 0}),
+    (diffuse, {"x_s": X, "epsilon": X, "s": 0.2, "t": 0.5}),
+    (Student.load, {"folder": "nowhere", "template": NETWORK, "teacher": TEACHER}),
+    (o.average_prediction, {"x_t": X, "x_r": X, "t": 0.5, "r": 0.2, "kind": "velocity"}),
+    (metrics.frechet_distance, {"f": ROWS, "g": ROWS}),
+    (metrics.sliced_wasserstein, {"x": ROWS, "y": ROWS, "projections": 3, "seed": 0}),
+    (randomness.randn, {"shape": (4, 2), "generator": None, "dtype": None}),
+    (randomness.randint, {"high": 4, "n": 4, "generator": None}),
+    (detectors.Collapse, {"diversity": 0.4}),
+    (Degrees, {"cp": 1, "tp": 1}),
+]
+
+
+@pytest.mark.parametrize("value", JUNK, ids=repr)
+@pytest.mark.parametrize(
+    ("call", "good", "name"), [(call, good, name) for call, good in METHODS for name in good]
+)
+def test_methods_and_functions_name_a_bad_argument(call, good, name, value):
+    if name == "folder" and isinstance(value, str):
+        return
+    more = {"schedule": SCHEDULE} if "schedule" in inspect.signature(call).parameters else {}
+    with pytest.raises((ValueError, TypeError)) as caught:
+        call(**{**good, **more, name: value})
+    last = caught.traceback[-1]
+    assert "/pdmd/" in str(last.path) and "raise " in str(last.statement)
+
+
+@pytest.mark.parametrize("t", [-0.1, 1.1, math.nan, math.inf, 10**400, torch.tensor(-0.5)])
+def test_a_network_is_evaluated_at_times_only(t):
+    with pytest.raises(ValueError, match="0, 1"):
+        NETWORK(X, t)
