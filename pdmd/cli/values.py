@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_orig
 from tyro.constructors import PrimitiveConstructorSpec
 
 __all__ = [
+    "Argument",
     "Arguments",
     "Plain",
     "Table",
@@ -27,6 +28,9 @@ SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 Plain: TypeAlias = bool | int | float | str
 """A value of one TOML key."""
+
+Argument: TypeAlias = Plain | dict[str, Any]
+"""A value of an argument: one of a key, or a table of them, such as a network's own arguments."""
 
 
 def short(value: object) -> str:
@@ -83,8 +87,10 @@ def typed_value(hint: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where} is a table of names and values, got {value!r}")
         return {k: typed_value(get_args(hint)[1], v, f"{where}.{k}") for k, v in value.items()}
     if origin in (Union, types.UnionType):
-        if not isinstance(value, get_args(hint)):
-            raise ValueError(f"{where} is a number, text or boolean, got {value!r}")
+        kinds = tuple(get_origin(kind) or kind for kind in get_args(hint))
+        if not isinstance(value, kinds):
+            table = ", or a table" if dict in kinds else ""
+            raise ValueError(f"{where} is a number, text or boolean{table}, got {value!r}")
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         try:
@@ -163,7 +169,7 @@ def _read_arguments(words: list[str]) -> dict[str, Plain]:
 
 
 Arguments = Annotated[
-    dict[str, Plain],
+    dict[str, Argument],
     PrimitiveConstructorSpec(
         nargs="*",
         metavar="NAME VALUE ...",

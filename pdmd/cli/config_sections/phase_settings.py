@@ -15,13 +15,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 from pdmd.cli.config_sections.optimizer import OptimizerConfig
 from pdmd.cli.values import short, typed_value
-
-if TYPE_CHECKING:
-    from pdmd.cli.config_sections.train import TrainConfig
 
 __all__ = ["KEYS", "changed_settings", "in_phase", "settings_by_phase"]
 
@@ -29,9 +26,10 @@ KEYS = ("lr", "fake_lr", "updates", "fake_updates", "fake_error_tolerance", "gen
 """The keys of ``[train]`` that may differ between phases."""
 
 Settings = dict[str, Any]
+T = TypeVar("T")
 
 
-def settings_by_phase(train: TrainConfig, phases: int | None = None) -> dict[int, Settings]:
+def settings_by_phase(train: Any, phases: int | None = None) -> dict[int, Settings]:
     """Returns the settings of ``[[train.phase]]`` by phase, counted from 1.
 
     Args:
@@ -60,7 +58,7 @@ def settings_by_phase(train: TrainConfig, phases: int | None = None) -> dict[int
     return dict(sorted(found.items()))
 
 
-def in_phase(train: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
+def in_phase(train: T, settings: Mapping[str, Any]) -> T:
     """Returns the section ``[train]`` as it is in a phase.
 
     Args:
@@ -73,10 +71,11 @@ def in_phase(train: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
         else value
         for key, value in settings.items()
     }
-    return dataclasses.replace(train, **values, phase=())
+    section: Any = train
+    return dataclasses.replace(section, **values, phase=())
 
 
-def changed_settings(train: TrainConfig) -> dict[str, Settings]:
+def changed_settings(train: Any) -> dict[str, Settings]:
     """Returns the settings of phases that are not those of the section, by phase as text."""
     return {
         str(number): changed

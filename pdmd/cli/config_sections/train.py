@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 from pdmd.cli.config_sections.optimizer import OptimizerConfig
 from pdmd.cli.config_sections.phase_settings import in_phase, settings_by_phase
@@ -162,7 +162,7 @@ class TrainConfig:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"train.seed is in [0, 2^63), got {short(self.seed)}")
 
-    def phases(self, plan: PhasePlan) -> list[TrainConfig]:
+    def phases(self, plan: PhasePlan) -> list[Self]:
         """Returns the section as it is in each phase.
 
         Raises:
