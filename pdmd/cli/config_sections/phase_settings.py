@@ -31,7 +31,7 @@ KEYS = ("lr", "fake_lr", "updates", "fake_updates", "fake_error_tolerance", "gen
 Settings = dict[str, Any]
 
 
-def settings_by_phase(train: TrainConfig, phases: int | None = None) -> dict[int, Settings]:
+def settings_by_phase(train: TrainConfig, phases: int | None = None) -> dict[int, dict[str, Any]]:
     """Returns the settings of ``[[train.phase]]`` by phase, counted from 1.
 
     Args:
@@ -76,7 +76,7 @@ def in_phase(train: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
     return dataclasses.replace(train, **values, phase=())
 
 
-def changed_settings(train: TrainConfig) -> dict[str, Settings]:
+def changed_settings(train: TrainConfig) -> dict[str, dict[str, Any]]:
     """Returns the settings of phases that are not those of the section, by phase as text."""
     return {
         str(number): changed
