@@ -221,11 +221,10 @@ class RectifiedFlow(Schedule):
         return torch.sigmoid(-self._check_log_snr(log_snr) / 2)
 
     def _transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        # (1 - s) b^2 = (t - s) (t + s a): no difference of nearly equal terms but t - s, which is
-        # exact.
-        clean = 1 - s
-        a = (1 - t) / clean
-        return a, torch.sqrt((t - s) * (t + s * a) / clean)
+        # (1 - s)^2 b^2 = (t - s) (t (1 - s) + s (1 - t)): no difference of nearly equal terms
+        # but t - s, which is exact.
+        clean, clean_t = 1 - s, 1 - t
+        return clean_t / clean, torch.sqrt((t - s) * (t * clean + s * clean_t)) / clean
 
 
 @checked

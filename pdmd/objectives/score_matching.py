@@ -75,11 +75,11 @@ def subinterval_target(
     """
     check_transition(x_s, epsilon, s, t)
     check_instance("schedule", schedule, Schedule)
-    a, b = schedule.transition(s, t)
-    (alpha_s, sigma_s), (_, sigma_t) = schedule(s), schedule(t)
+    _, b = schedule.transition(s, t)
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule(s), schedule(t)
     c_x, c_eps = combination(kind, t, schedule)
     of_x_s = c_x / alpha_s
-    of_epsilon = (c_eps * sigma_t - of_x_s * a * sigma_s.square()) / b
+    of_epsilon = (c_eps * sigma_t - of_x_s * alpha_t * (sigma_s.square() / alpha_s)) / b
     return expand(of_x_s, x_s) * x_s + expand(of_epsilon, epsilon) * epsilon
 
 

@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from pdmd import PhasePlan, Session, distill
-from pdmd.diffusion.sampling import sample_ode
+from pdmd.diffusion.sampling import initial_noise, sample_ode
 from pdmd.distillation.unfinished import flow, sample_unfinished, teacher_times
 from pdmd.evaluation.validation import ValidationSet, Validator, validation_figures
+from pdmd.randomness import RankGenerator
 from pdmd.training.fake_scores import FakeScoreTraining
 from pdmd.training.monitoring.recorder import RunRecorder
 from pdmd.training.rollouts import Rollouts
 from tests.helpers.failing_runs import Gaussians
+from tests.helpers.sizes import SIZES, AnySize
 
 
 def validated(folder, *, updates=2, every=2, batch=0, teacher=None):
@@ -108,6 +111,44 @@ def test_a_decoder_that_fails_ends_no_training(tmp_path, capsys):
     )
     assert "could not be decoded (out of memory)" in capsys.readouterr().err
     assert rows(tmp_path / "validation")
+
+
+def test_another_size_has_a_folder_and_scalars_of_its_own(tmp_path):
+    bucket, scalars = SIZES.find((2, 6)), []
+    assert bucket is not None
+
+    class Scalars(RunRecorder):
+        def on_validation(self, phase, update, values, picture):
+            scalars.append((set(values), picture.parent.name))
+
+    distill(
+        AnySize(),
+        PhasePlan.uniform(1),
+        updates=1,
+        rollouts=Rollouts(batch_size=4, buckets=SIZES),
+        session=Session(
+            recorder=Scalars(tmp_path, progress=False),
+            monitors=[
+                Validator(
+                    tmp_path,
+                    ValidationSet(prompts=[None], condition=None, seeds=3),
+                    None,
+                    every=1,
+                    steps=4,
+                    bucket=bucket,
+                )
+            ],
+        ),
+        check_score=False,
+    )
+    names = {"distance", "diversity", "teacher_diversity"}
+    assert scalars == [({f"validation_2x6/{name}" for name in names}, "2x6")]
+    assert (tmp_path / "2x6" / "phase_1_update_000001.png").is_file()
+    drawn = load_file(tmp_path / "2x6" / "teacher.safetensors")["latents"]
+    generator = RankGenerator.make(0, first_row=0)
+    noise = initial_noise(AnySize(), 3, generator, latent_shape=(2, 6))
+    expected = flow(AnySize(), noise, 1.0, 0.0, None, times=teacher_times(AnySize(), 4, 1.5))
+    torch.testing.assert_close(drawn, expected)
 
 
 def test_figures_of_equal_alike_and_independent_samples():

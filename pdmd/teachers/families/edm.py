@@ -69,7 +69,7 @@ class EDMTeacher(LabelTeacher):
             kind="x0",
             latent_shape=(int(network.img_channels), side, side),
         )
-        self.range = {"sigma_min": sigma_min, "sigma_max": sigma_max}
+        self.range: dict[str, Any] = {"sigma_min": sigma_min, "sigma_max": sigma_max}
         if decode is not None or network.img_channels == 3:
             self.decode = decode or _pixels
 
