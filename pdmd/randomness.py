@@ -140,7 +140,11 @@ def check_generator(generator: Any) -> None:
 
 def _rows(number: Any) -> Any:
     """Returns a number of rows, checked."""
-    if isinstance(number, bool) or not isinstance(number, Integral) or not 0 <= number < 2**62:
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, Integral)
+        or not 0 <= int(number) < 2**62
+    ):
         raise TypeError(f"a number of rows is a whole number, got {number!s:.60}; pass one")
     return number
 

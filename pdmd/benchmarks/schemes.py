@@ -20,7 +20,7 @@ from pdmd.distillation.experts import (
     StochasticTruncation,
     Truncation,
 )
-from pdmd.distillation.initializers import Initializer, LowRankRoles, PerStep
+from pdmd.distillation.initializers import CopyInitializer, Initializer, LowRankRoles, PerStep
 from pdmd.distillation.low_rank import LowRank
 from pdmd.distillation.phases import Disjoint, PhasePlan
 from pdmd.objectives.base import Objective
@@ -57,6 +57,11 @@ def biased_target(
 
 def _same(init: Initializer) -> Initializer:
     return init
+
+
+def _adapted(init: Initializer) -> Initializer:
+    assert isinstance(init, CopyInitializer)
+    return LowRankRoles(LowRank(rank=16, alpha=16.0), None, start=init)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +224,7 @@ SCHEMES: dict[str, Scheme] = {
     ),
     "phased_lora": Scheme(
         summary="As phased, experts are adapters of rank 16 over the teacher, which learn faster.",
-        init=lambda start: LowRankRoles(LowRank(rank=16, alpha=16.0), None, start=start),
+        init=_adapted,
         learning_rates=(1e-3, 0.0),
     ),
     "phased_late": Scheme(

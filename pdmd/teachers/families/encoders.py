@@ -49,7 +49,7 @@ def load_encoder(
     if cls.config_class is None:
         raise UnusableWeights(f"{folder}/{part} is a {name}, which is no model; name its class")
     more: dict[str, Any] = {} if variant is None else {"variant": variant}
-    model, found = cls.from_pretrained(
+    loaded: Any = cls.from_pretrained(
         str(folder),
         subfolder=part,
         dtype=dtype,
@@ -58,6 +58,7 @@ def load_encoder(
         output_loading_info=True,
         **more,
     )
+    model, found = loaded
     missing, shapes = sorted(found["missing_keys"]), sorted(map(str, found["mismatched_keys"]))
     if missing or shapes:
         raise UnusableWeights(
