@@ -29,7 +29,7 @@ Settings = dict[str, Any]
 T = TypeVar("T")
 
 
-def settings_by_phase(train: TrainConfig, phases: int | None = None) -> dict[int, dict[str, Any]]:
+def settings_by_phase(train: Any, phases: int | None = None) -> dict[int, dict[str, Any]]:
     """Returns the settings of ``[[train.phase]]`` by phase, counted from 1.
 
     Args:
@@ -75,7 +75,7 @@ def in_phase(train: T, settings: Mapping[str, Any]) -> T:
     return dataclasses.replace(section, **values, phase=())
 
 
-def changed_settings(train: TrainConfig) -> dict[str, dict[str, Any]]:
+def changed_settings(train: Any) -> dict[str, dict[str, Any]]:
     """Returns the settings of phases that are not those of the section, by phase as text."""
     return {
         str(number): changed
