@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -140,6 +141,7 @@ def walk_rank(walk: Walk, rank: int, ranks: int) -> None:
         memory.stage("load")
         for stops in (True, False):
             if not stops:
+                gc.collect()  # as in a new process: sharded modules refer to themselves
                 memory.stage("resume")
             checkpointer = Checkpointer(work / "checkpoint", every=1)
             try:
