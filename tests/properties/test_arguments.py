@@ -388,7 +388,7 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize("value", JUNK, ids=repr)
+@pytest.mark.parametrize("value", JUNK, ids=lambda value: type(value).__name__)
 @pytest.mark.parametrize(
     ("call", "good", "name"), [(call, good, name) for call, good in METHODS for name in good]
 )
