@@ -38,8 +38,7 @@ types: $(INSTALLED) ## Check the types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # What differs between releases: teachers' classes, exports, stores, checkpoints. torch and its parts for
-# ranks are pinned; the two environments take minutes to install, so .ci/run leaves them out. Run both
-# when a bound in pyproject.toml changes.
+# ranks are pinned. Each has an environment of its own.
 ENDS := tests/test_extras.py tests/teachers/families/test_qwen_image.py tests/teachers/families/test_encoders.py \
     tests/teachers/conditioning/embeddings tests/export/test_phased_transformer.py \
     tests/export/test_phased_transformer_methods.py tests/training/checkpoints/test_sizes.py
