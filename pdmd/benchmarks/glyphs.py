@@ -121,6 +121,12 @@ class GlyphsBenchmark(DistillationBenchmark):
         """The prompts of samples: those of training, repeated, and the held-out ones."""
         samples = self.config.samples or self.samples
         train, held = split_prompts(self.config.data_seed)
+        least = max(2 * len(train), 8 * len(held))
+        if samples < least:
+            raise ValueError(
+                f"diversity within a prompt needs two samples of each of {len(NAMES)} prompts: "
+                f"--samples must be at least {least}, got {samples}"
+            )
         return (
             [train[i % len(train)] for i in range(samples)],
             [held[i % len(held)] for i in range(samples // 4)],

@@ -58,7 +58,8 @@ def check_schedule(harness: TeacherHarness) -> str:
 def check_oracle(harness: TeacherHarness) -> str:
     """ODE steps with an oracle for x_0, in the teacher's schedule and kind, end at x_0.
 
-    A schedule that keeps noise at the end may end as far from it as that noise.
+    A schedule that keeps noise at the end, up to a hundredth, may end as far from it as that
+    noise.
     """
     teacher = harness.teacher
     x0, times = harness.noise(BATCH), two_step_plan(teacher).timesteps
@@ -66,7 +67,7 @@ def check_oracle(harness: TeacherHarness) -> str:
     found = sample_ode(oracle, batch=BATCH, times=times, generator=harness.generator)
     error = float((found - x0).abs().max())
     kept = float(teacher.schedule(times[-1])[1])
-    if not error < 2e-3 + 6 * kept:
+    if not error < 2e-3 + (6 * kept if kept <= 0.01 else 0):
         raise CheckFailed(
             f"steps of {teacher.kind} end {error:.2g} from x_0; check schedule and kind"
         )

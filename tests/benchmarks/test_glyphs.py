@@ -13,7 +13,7 @@ from pdmd.evaluation import evaluators
 from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.teachers.packaged.glyph_world import NAMES, GlyphBank
 
-TINY = dict(updates=4, fake_updates=1, batch_size=2, samples=40)
+TINY = dict(updates=4, fake_updates=1, batch_size=2, samples=74)
 
 
 def test_prompts_are_split_and_nothing_is_held_out_twice():
@@ -22,6 +22,13 @@ def test_prompts_are_split_and_nothing_is_held_out_twice():
     assert split_prompts(7) == (train, held) != split_prompts(8)
 
 
+def test_too_few_samples_for_diversity_are_an_error(tmp_path):
+    benchmark = GlyphsBenchmark(BenchConfig(name="glyphs", **{**TINY, "samples": 40}), tmp_path)
+    with pytest.raises(ValueError, match="--samples must be at least 74, got 40"):
+        _ = benchmark.prompts
+
+
+@pytest.mark.slow
 def test_a_run_trains_on_some_prompts_and_measures_others(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluators, "_bank", lambda seed: GlyphBank(1, seed=seed))
     benchmark = GlyphsBenchmark(BenchConfig(name="glyphs", **TINY), tmp_path)

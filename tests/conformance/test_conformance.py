@@ -117,7 +117,7 @@ def test_prompts_are_required_and_encoded():
 
     with pytest.raises(ValueError, match=r"the teacher has no prompts; pass prompts="):
         check(Recording())
-    with pytest.raises(ValueError, match="got the string 'dog'"):
+    with pytest.raises(TypeError, match=r"such as a list: \['dog'\]"):
         check(Recording(), "dog")
     assert check(Recording(), ["dog"], skip=["score"]).passed
     assert set(encoded) == {"dog", None}
