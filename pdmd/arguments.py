@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["at_least", "check_instance", "checked", "describe"]
+__all__ = ["WrongArgument", "at_least", "check_instance", "checked", "describe"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _FOREIGN: dict[Any, str] = {
@@ -31,6 +31,13 @@ _FOREIGN: dict[Any, str] = {
     Path: "a path",
 }
 """Classes of other packages whose instances are checked, and what they are called."""
+
+
+class WrongArgument(TypeError, ValueError):
+    """An argument of another type or size than its annotation.
+
+    It is a ``ValueError`` too, since the argument may be a value of a configuration.
+    """
 
 
 def checked(target: F) -> F:
@@ -70,7 +77,7 @@ def check_instance(name: str, value: object, kind: type) -> None:
     """
     if not isinstance(value, kind):
         wanted = f"an instance of {kind.__name__}"
-        raise TypeError(f"{name} takes {wanted}, got {describe(value)}; pass {wanted}")
+        raise WrongArgument(f"{name} takes {wanted}, got {describe(value)}; pass {wanted}")
 
 
 def describe(value: object) -> str:
@@ -132,7 +139,7 @@ def _check(name: str, value: Any, kind: Any) -> None:
             hint = f", as by {value.__name__}()"
         if isinstance(value, str) and "sequence" in wanted:
             hint = f", such as a list: [{describe(value)}]"
-        raise TypeError(f"{name} takes {wanted}, got {describe(value)}; pass {wanted}{hint}")
+        raise WrongArgument(f"{name} takes {wanted}, got {describe(value)}; pass {wanted}{hint}")
     if isinstance(value, float) and math.isnan(value):
         raise ValueError(f"{name} is {value}; pass a number")
 

@@ -76,6 +76,7 @@ def boundary_errors(
             renoise_step(reference, 0.0, phase.t_end, student.schedule, generator)
             for reference in references
         )
+        law, other, x = law.flatten(1), other.flatten(1), x.flatten(1)
         floor = sliced_wasserstein(other, law)
         errors[f"boundary_{phase.index + 1}"] = sliced_wasserstein(x, law) / floor
     return errors

@@ -61,6 +61,8 @@ class Ema(Generic[N]):
         current = [local_part(p) for p in self._parts.parameters]
         if average and average[0].device != current[0].device:
             self._update_offloaded(average, current, 1 - decay)
+        elif not decay:  # a copy, which may be of another type
+            torch._foreach_copy_(average, current)  # pyright: ignore[reportPrivateImportUsage]
         else:
             torch._foreach_lerp_(average, current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for own, other in self._parts.with_buffers:
@@ -82,8 +84,9 @@ class Ema(Generic[N]):
             if self._stream is not None:
                 self._stream.wait_stream(torch.accelerator.current_stream(device))
             for host, value in zip(average, current, strict=True):
-                streamed = host.to(device, non_blocking=True)
-                host.copy_(streamed.lerp_(value, weight), non_blocking=True)
+                if weight < 1:
+                    value = host.to(device, non_blocking=True).lerp_(value, weight)
+                host.copy_(value, non_blocking=True)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

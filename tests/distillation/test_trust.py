@@ -242,12 +242,12 @@ def test_a_description_that_is_no_student_is_one_line(folder, text):
 
 
 def test_relative_places_are_found_from_the_students_folder(folder, tmp_path, monkeypatch):
-    from pdmd.distillation.student_folders import _found
+    from pdmd.distillation.student_folders import found_place
 
     (tmp_path / "models" / "q").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert _found("folder", "models/q", folder) == str(tmp_path / "models" / "q")
+    assert found_place("folder", "models/q", folder) == str(tmp_path / "models" / "q")
     for key, value in (
         ("folder", "models/other"),
         ("folder", "../models/q"),
@@ -256,9 +256,9 @@ def test_relative_places_are_found_from_the_students_folder(folder, tmp_path, mo
         ("name", "models/q"),
         ("folder", 3),
     ):
-        assert _found(key, value, folder) == value
+        assert found_place(key, value, folder) == value
     monkeypatch.chdir(tmp_path)
-    assert _found("folder", "models/q", folder) == "models/q"
+    assert found_place("folder", "models/q", folder) == "models/q"
 
 
 def test_a_disk_that_is_full_while_saving_is_an_os_error(folder, tmp_path, monkeypatch):
