@@ -156,7 +156,9 @@ def _mismatch(value: Any, kind: Any) -> str | None:
         return None if isinstance(value, bool) else "True or False"
     if kind is int:
         whole = isinstance(value, Integral) and not isinstance(value, bool)
-        return None if whole and abs(int(value)) < 1 << 64 else "a whole number of 64 bits"
+        if not whole:
+            return "an integer"
+        return None if abs(int(value)) < 1 << 64 else "an integer of at most 64 bits"
     if kind is float:
         real = isinstance(value, Real) and not isinstance(value, bool)
         large = real and isinstance(value, Integral) and abs(int(value)) >= 1 << 1023

@@ -67,7 +67,8 @@ def check_command(words: list[str]) -> int:
 
     if not 0 <= options.seed < 2**63:
         raise ValueError(f"--seed is in [0, 2^63), got {options.seed}")
-    shared = {f.name for f in dataclasses.fields(TeacherConfig)} - {"name", "check_score", "buckets"}
+    others = {"name", "check_score", "buckets"}
+    shared = {f.name for f in dataclasses.fields(TeacherConfig)} - others
     chosen = {key: getattr(options, key) for key in shared}
     teacher = TeacherConfig(name=name, **chosen).build()
     report = check(teacher, options.prompts or None, seed=options.seed, skip=options.skip)

@@ -179,7 +179,7 @@ CAT = {"prompt": "a cat", "image": "0.png"}
     ("rows", "words", "named"),
     [
         ([{**CAT, "image": "gone.png"}], [], "cannot read the image .*gone.png .*FileNotFound"),
-        ([{**CAT, "image": "prompts.jsonl"}], [], "prompts.jsonl .unknown image format"),
+        ([{**CAT, "image": "prompts.jsonl"}], [], "prompts.jsonl .it is none of PNG"),
         ([{**CAT, "image": "wide.png"}], [], "wide.png is 40 x 10, and the video 16 x 32: crop"),
         ([CAT, {"prompt": "a dog"}], [], "row 2 of .* has no image in 'image'"),
         ([CAT], ["--image-column", "first"], "row 1 of .* has no image in 'first'"),

@@ -43,7 +43,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, wo
         (["report", "run", "foo"], "unexpected 'foo'"),
         (["distill", "digits", "foo"], "error: Unrecognized options: foo"),
         (["pretrain", "digits", "--updates", "1", "--out", "taken/x.safetensors"], "taken"),
-        (["distill", "mixture", "--teacher.arguments", "dim", "x"], "dim must be an integer"),
+        (["distill", "mixture", "--teacher.arguments", "dim", "x"], "dim takes an integer"),
         (["distill", "mixture", "--teacher.arguments", "std", "nan"], "is nan"),
     ],
 )

@@ -46,7 +46,7 @@ def test_a_negative_prompt_costs_what_guidance_costs(tmp_path, capsys):
         (["digit"], "did you mean 'digits'"),
         (["digits", "--gpus", "0"], "expected 1 to 100,000 GPUs"),
         (["digits", "--gpus", "7"], "no degrees of parallelism for 7 ranks"),
-        (["digits", "--memory", "nan"], "positive"),
+        (["digits", "--memory", "nan"], "memory is nan"),
         (["digits", "--memory", "-1"], "positive"),
         (["digits", "--parallel.precision", "fp8"], "fp8"),
         (["digits", "--parallel.activation-checkpointing", "selective"], "selective"),

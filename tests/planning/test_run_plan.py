@@ -72,7 +72,7 @@ def test_the_number_of_gpus_is_checked(gpus):
 
 @pytest.mark.parametrize("memory", [0.0, -1.0, float("nan"), float("inf")])
 def test_the_memory_of_a_gpu_is_checked(memory):
-    with pytest.raises(ValueError, match=f"expected a positive GPU memory in GiB, got {memory}"):
+    with pytest.raises(ValueError, match=f"memory.*{memory}"):
         Cluster(memory=memory)
 
 
