@@ -64,13 +64,13 @@ class FusedAdam(torch.optim.Optimizer):
                 continue
             states = [self._state(p) for p in parameters]
             steps = [state["step"] for state in states]
-            one = parameters[0].new_ones((), dtype=torch.float32)
+            one = steps[0].new_ones(())
             torch._foreach_add_(steps, one)  # pyright: ignore[reportPrivateImportUsage]
             torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
-                parameters,
-                [p.grad for p in parameters],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
+                [_local(p) for p in parameters],
+                [_local(p.grad) for p in parameters],
+                [_local(state["exp_avg"]) for state in states],
+                [_local(state["exp_avg_sq"]) for state in states],
                 [],
                 steps,
                 lr=group["lr"],
@@ -92,3 +92,8 @@ class FusedAdam(torch.optim.Optimizer):
             state["exp_avg"] = torch.zeros_like(parameter, requires_grad=False)
             state["exp_avg_sq"] = torch.zeros_like(parameter, requires_grad=False)
         return state
+
+
+def _local(value: Any) -> Tensor:
+    """Returns this rank's shard of a tensor."""
+    return value.to_local() if hasattr(value, "to_local") else value

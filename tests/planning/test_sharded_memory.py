@@ -53,6 +53,9 @@ def peak(settings, batch):
             for unit in units_of(network).values():
                 fully_shard(unit, mesh=mesh)
             fully_shard(network, mesh=mesh)
+        trainer.parameters = {
+            role: list(network.parameters()) for role, network in trainer.networks.items()
+        }
         trainer.optimizers = {
             role: trainer.session.runtime.optimization.optimizers(recipe, trainer.networks[role])
             for role, recipe in trainer.recipes.items()
@@ -61,8 +64,8 @@ def peak(settings, batch):
         trainer.cycle()
         return trainer
 
-    clip = nn.utils.clip_grad_norm_
-    nn.utils.clip_grad_norm_ = lambda *args: clip(*args).full_tensor()  # type: ignore[union-attr]
+    norm = nn.utils.get_total_norm
+    nn.utils.get_total_norm = lambda *args: norm(*args).full_tensor()  # type: ignore[union-attr]
     return peak_of_last(first, lambda trainer: trainer.cycle())
 
 
