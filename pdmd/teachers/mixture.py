@@ -35,7 +35,7 @@ class MixtureTeacher(Teacher):
 
     Args:
         means: Means :math:`\mu_m`, with shape :math:`(M, D)`.
-        stds: Standard deviations :math:`\tau_m`: one number, or a tensor with shape :math:`(M)`.
+        stds: Standard deviations :math:`\tau_m`: one number, or :math:`M` of them.
         weights: Positive weights :math:`w_m`, with shape :math:`(M)`, normalised to sum to 1;
             uniform if ``None``.
         labels: Class of every mode, with shape :math:`(M)`; ``None`` for an unconditional teacher.
@@ -50,7 +50,7 @@ class MixtureTeacher(Teacher):
     def __init__(
         self,
         means: Tensor,
-        stds: Tensor | float = 0.3,
+        stds: Tensor | float | Sequence[float] = 0.3,
         *,
         weights: Tensor | None = None,
         labels: Tensor | None = None,

@@ -50,7 +50,9 @@ def test_qwen_image_is_walked_to_a_student(tmp_path, capsys):
     student = walk("qwen_image", tmp_path, capsys, *SHORT)
     assert [type(e.denoiser).__name__ for e in student.experts] == ["AdaptedDenoiser"] * 2
     assert main(["distill", "qwen_image", "--tiny", "--out", str(tmp_path / "run")]) == 2
-    assert "use --resume to continue it or --overwrite" in capsys.readouterr().err
+    assert (
+        "replace it with --overwrite, or train it longer with --resume" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 The meta device stands for an accelerator: its tensors cannot be mixed with those of the CPU.
 """
 
-from dataclasses import replace
 
 import pytest
 import torch
@@ -259,7 +258,8 @@ def test_measurements_are_means_over_accumulated_rollouts(monkeypatch):
         fake_updates=1,
         fake_accumulate=3,
     )
-    trainer = trainer_of(teacher, replace(work, fake_updates=rule), 0)
+    object.__setattr__(work, "fake_updates", rule)
+    trainer = trainer_of(teacher, work, 0)
     inner = SubintervalScoreMatching.diagnostics
 
     def diagnostics(self):

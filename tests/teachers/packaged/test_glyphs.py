@@ -2,7 +2,6 @@
 
 import filecmp
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,7 +73,15 @@ def test_the_evaluator_detects_mode_collapse_within_a_prompt():
         return bank.draw(276, torch.Generator().manual_seed(seed), character).pictures
 
     reference = pictures(1)
-    plain = SimpleNamespace(decode=lambda x: x)  # images are their own latents
+
+    class Pictures(GlyphsTeacher):  # images are their own latents
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+
+        def decode(self, x):
+            return x
+
+    plain = Pictures()
     measure = GlyphsEvaluator(plain, prompts, reference, seed=3)
     many, one = measure(pictures(2)), measure(pictures(2)[:46].repeat(6, 1, 1, 1))
     assert many["accuracy"] > 0.98 and one["accuracy"] > 0.95
