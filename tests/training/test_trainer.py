@@ -3,7 +3,6 @@
 The meta device stands for an accelerator: its tensors cannot be mixed with those of the CPU.
 """
 
-
 import pytest
 import torch
 
