@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow types oldest newest docs clean
+.PHONY: help install demo test slow runbook types oldest newest docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test: $(INSTALLED) ## Lint, check types and the imports' direction, run the fast
 
 slow: $(INSTALLED) ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+runbook: $(INSTALLED) ## Run every command of the runbook, at tiny size
+	$(BIN)/python -m pytest -q -m slow tests/test_runbook.py
 
 types: $(INSTALLED) ## Check the types
 	$(BIN)/pyright --pythonpath $(BIN)/python
