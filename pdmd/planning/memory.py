@@ -32,7 +32,7 @@ MASTER = 4
 _COMPARED = 6  # phase input, noise, noisy latents, fake score's prediction; two temporaries
 _LAST = 5  # of the last fake update: phase input, x_s, noise, noisy latents, prediction
 _FIRST = 2  # with accumulation: phase input and x_s of the first rollout
-_STEPPED = 1  # of the buffer's batches in one call of an expert, beside what the network allocates
+_STEPPED = 2  # of the buffer's batches in one call of an expert: before and after
 _SHARED = 2  # phase input and x_s of a rollout that both roles reuse
 
 
