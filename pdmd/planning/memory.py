@@ -28,12 +28,15 @@ EIGHT_BIT = 1 + 4 / 256
 MASTER = 4
 """Bytes of a trained parameter, its gradient and its average."""
 
-# Latents of a batch that are alive, beside activations, while scores are compared:
-_COMPARED = 6  # phase input, noise, noisy latents, fake score's prediction; two temporaries
-_LAST = 5  # of the last fake update: phase input, x_s, noise, noisy latents, prediction
-_FIRST = 2  # with accumulation: phase input and x_s of the first rollout
-_STEPPED = 2  # of the buffer's batches in one call of an expert: before and after
+# Latents of a batch that are alive, beside those that networks keep:
+_SCORED = 4  # while a network scores: phase input, noise, noisy latents, the other's prediction
+_COMPARED = 9  # the same, both predictions, their means, the difference and its quotient
+_TARGET = 6  # a fake score's target: phase input, noise, noisy latents, three temporaries
+_LEARNED = 3  # in a fake score's backward pass: phase input, noise, target
+_LAST = 3  # of the last fake update: noise, noisy latents, prediction
+_FIRST = 2  # of a reused rollout, to which others are added: phase input and x_s
 _SHARED = 2  # phase input and x_s of a rollout that both roles reuse
+_STEPPED = 5  # of a buffer's step: before it, prediction, two products, their sum
 
 
 @checked
@@ -180,7 +183,7 @@ def _moments(
         return 2 * precision.moment_bytes * network.local(tp) / shards
 
     index = len(roles.frozen)
-    fake_updates, rollouts = work.fake_updates_of(index), work.rollouts(index)
+    fake_updates = work.fake_updates_of(index)
     learns = fake_updates > 0
     buffer = work.phase_inputs if isinstance(work.phase_inputs, PhaseInputBuffer) else None
     stored = (
@@ -193,7 +196,8 @@ def _moments(
     )
     reused = learns and work.fake_updates_per_rollout > 1
     one_rollout = reused and fake_updates <= work.fake_updates_per_rollout
-    latents = _COMPARED + _LAST * learns + _FIRST * (work.accumulate > 1) - _SHARED * one_rollout
+    beside = _LAST * learns + _FIRST * (reused and work.accumulate > 1)
+    beside -= buffer is not None  # its phase input is one of the stored batches
 
     def data(latents: int) -> float:
         return batch * ((latents + stored) * own.latents + 2 * own.condition)
@@ -211,7 +215,7 @@ def _moments(
         fake_gradients=0.0,
         activations=0.0,
         in_flight=0.0,
-        data=data(latents),
+        data=data(_SCORED + beside),
         moment="",
     )
 
@@ -276,22 +280,18 @@ def _moments(
     frozen = (inference(network, together) for network in roles.frozen)
     rollout = max(inference(own, batch), *frozen, 0.0)
     # The activations of a reused rollout are kept through all fake updates.
-    filling: dict[str, float] = {}
-    if buffer:
-        amid = learns and buffer.together % rollouts > 0  # a fill may fall inside a cycle
-        filling["data"] = data(_STEPPED * buffer.together + _LAST * amid)
     shared = kept if reused else 0.0
-    beside = 0.0 if one_rollout else shared
+    waiting = 0.0 if one_rollout else shared
     # Gradients are released after their role's update, and are there while more are added to them.
     added = {"generator_gradients": master(own)} if work.accumulate > 1 else {}
-    if work.fake_accumulate > 1 and learns:
-        filling["fake_gradients"] = master(fake)
+    fake_added = {"fake_gradients": master(fake)} if work.fake_accumulate > 1 and learns else {}
     moments = [
         moment(
             "rollout without gradient",
-            activations=rollout + beside,
+            activations=rollout + waiting,
             in_flight=in_flight("generator", own),
-            **filling,
+            data=data(buffer.together + _LAST * learns) if buffer else base.data,
+            **fake_added,
         ),
         moment(
             "recorded rollout",
@@ -311,18 +311,32 @@ def _moments(
             in_flight=in_flight("fake", fake),
             **added,
         ),
+        moment("comparison of scores", activations=kept, data=data(_COMPARED + beside), **added),
         backward("generator", own, added=work.accumulate > 1),
     ]
+    if buffer:
+        step = data(_STEPPED * buffer.together + _LAST * learns)
+        moments.append(
+            moment("step of phase inputs", activations=waiting, data=step, **fake_added)
+        )
     if not learns:
         return moments
+    # x_s of a reused rollout is among its activations
+    others = _LAST + (_SHARED * (not one_rollout) if reused else 1)
+    forward = fake.training_memory
+    target = moment(
+        "fake score's target",
+        activations=float(live(forward, batch)[forward.forward_end]) + shared,
+        data=data(_TARGET + others),
+        **fake_added,
+    )
     last = backward("fake", fake, added=work.fake_accumulate > 1)
-    if reused:
-        last = dataclasses.replace(
-            last,
-            activations=last.activations + shared,
-            data=data(_LAST + _SHARED * (not one_rollout)),
-        )
-    return [*moments, last]
+    last = dataclasses.replace(
+        last,
+        activations=last.activations + shared,
+        data=data(_LEARNED + others),
+    )
+    return [*moments, target, last]
 
 
 def _offloaded(memory: RankMemory, offload: Offload) -> RankMemory:
