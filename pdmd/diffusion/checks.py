@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from pdmd.diffusion.timesteps import as_times
+
 __all__ = [
     "check_condition",
     "check_coefficient",
@@ -79,16 +81,10 @@ def check_times(name: str, t: Any, batch: int) -> None:
 
     Raises:
         TypeError: If they are neither.
-        ValueError: If they are of another shape.
+        ValueError: If they are of another shape, or a number outside [0, 1].
     """
     if not isinstance(t, Tensor):
-        if isinstance(t, bool) or not isinstance(t, int | float):
-            raise TypeError(
-                f"{name} is a number or a tensor in [0, 1], got {t!r:.60}; pass a float or a "
-                "tensor of shape (B)"
-            )
-        if not 0 <= t <= 1:
-            raise ValueError(f"{name} is a time in [0, 1], got {t!s:.40}; 1 is noise, 0 is clean")
+        as_times(t)  # for its errors
     elif t.ndim > 1 or (t.ndim == 1 and len(t) not in (1, batch)):
         raise ValueError(
             f"{name} has shape {tuple(t.shape)} for a batch of {batch}; give one time, or one for "

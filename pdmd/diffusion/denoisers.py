@@ -117,9 +117,8 @@ class Denoiser(nn.Module, ABC):
         Returns:
             A prediction of ``kind``, with a value of shape :math:`(B, *)`.
         """
-        if not isinstance(t, Tensor) or t.is_cpu:
-            as_times(t)  # for its errors
         if isinstance(t, Tensor):
+            as_times(t)  # for its errors
             given, t = t, moved(t.to(torch.float64), x_t.device)
             interval = current_interval()
             if interval is not None and t is not given:

@@ -31,7 +31,7 @@ from torch.distributed.device_mesh import DeviceMesh
 # The operators under torch's functional collectives, whose own names have changed.
 _collectives = torch.ops._c10d_functional
 
-__all__ = ["Ranks", "enter", "exchange", "gather", "reduce", "scale_gradient"]
+__all__ = ["Ranks", "enter", "exchange", "gather", "local_part", "reduce", "scale_gradient"]
 
 
 @dataclass(frozen=True)
@@ -176,3 +176,9 @@ class _ScaleGradient(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         return grads[0] * ctx.factor, None
+
+
+def local_part(value: Tensor) -> Tensor:
+    """Returns this rank's shard of a tensor; a plain tensor is returned as is."""
+    to_local = getattr(value, "to_local", None)
+    return value if to_local is None else to_local()

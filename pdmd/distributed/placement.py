@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.adapters import adapted_parts
 from pdmd.distributed.activation_checkpointing import checkpoint_units, uncheckpoint_units
 
-__all__ = ["LocalPlacement", "Placement", "local_part", "set_precision", "store_in", "widen"]
+__all__ = ["LocalPlacement", "Placement", "set_precision", "store_in", "widen"]
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -149,12 +149,6 @@ class LocalPlacement(Placement):
             set_precision(one, precision)
             if self.activation_checkpointing:
                 checkpoint_units(one)
-
-
-def local_part(value: Tensor) -> Tensor:
-    """Returns this rank's shard of a tensor; a plain tensor is returned as is."""
-    to_local = getattr(value, "to_local", None)
-    return value if to_local is None else to_local()
 
 
 def widen(network: nn.Module) -> None:

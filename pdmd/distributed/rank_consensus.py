@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from pdmd.diffusion.routers import RoutedDenoiser
-from pdmd.distributed.placement import local_part
+from pdmd.distributed.collectives import local_part
 
 __all__ = ["consensus", "drop_unused", "highest_over_ranks", "mean_over_ranks"]
 

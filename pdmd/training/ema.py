@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pdmd.arguments import checked
-from pdmd.distributed.placement import local_part
+from pdmd.distributed.collectives import local_part
 
 __all__ = ["Ema"]
 

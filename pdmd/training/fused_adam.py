@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pdmd.distributed.collectives import local_part
+
 __all__ = ["FusedAdam"]
 
 
@@ -67,10 +69,10 @@ class FusedAdam(torch.optim.Optimizer):
             one = steps[0].new_ones(())
             torch._foreach_add_(steps, one)  # pyright: ignore[reportPrivateImportUsage]
             torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
-                [_local(p) for p in parameters],
-                [_local(p.grad) for p in parameters],
-                [_local(state["exp_avg"]) for state in states],
-                [_local(state["exp_avg_sq"]) for state in states],
+                [local_part(p) for p in parameters],
+                [local_part(p.grad) for p in parameters],
+                [local_part(state["exp_avg"]) for state in states],
+                [local_part(state["exp_avg_sq"]) for state in states],
                 [],
                 steps,
                 lr=group["lr"],
@@ -92,8 +94,3 @@ class FusedAdam(torch.optim.Optimizer):
             state["exp_avg"] = torch.zeros_like(parameter, requires_grad=False)
             state["exp_avg_sq"] = torch.zeros_like(parameter, requires_grad=False)
         return state
-
-
-def _local(value: Any) -> Tensor:
-    """Returns this rank's shard of a tensor."""
-    return value.to_local() if hasattr(value, "to_local") else value

@@ -4,7 +4,8 @@ import torch
 
 from pdmd import MlpDenoiser
 from pdmd.distributed.activation_checkpointing import recomputes
-from pdmd.distributed.placement import LocalPlacement, local_part, widen
+from pdmd.distributed.collectives import local_part
+from pdmd.distributed.placement import LocalPlacement, widen
 from pdmd.teachers.packaged.digits import DigitsTeacher
 from pdmd.teachers.packaged.transformer import ImageTransformer
 

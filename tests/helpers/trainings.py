@@ -70,6 +70,7 @@ def trainer_of(
     phase_inputs=None,
     init=None,
     runtime=None,
+    fake_updates=None,
 ):
     """Builds the trainer of one phase of a planned work."""
     teacher, init = teacher.eval().requires_grad_(False), init or FromTeacher()
@@ -102,7 +103,7 @@ def trainer_of(
             phase_inputs=phase_inputs or FreshPhaseInputs(),
         ),
         fake_training=FakeScoreTraining(
-            updates=work.fake_updates,
+            updates=fake_updates or work.fake_updates,
             updates_per_rollout=work.fake_updates_per_rollout,
             accumulate=work.fake_accumulate,
             optimizer=AdamRecipe(),

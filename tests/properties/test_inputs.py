@@ -63,9 +63,7 @@ def test_times_outside_of_the_interval(t):
         lambda: Prediction(**{**GOOD, "t": t}).to("x0"),
         lambda: combination("velocity", t, SCHEDULE),
     ):
-        with pytest.raises(
-            ValueError, match=r"time .* is outside \[0, 1\]|is nan; pass a number|is a time in"
-        ):
+        with pytest.raises(ValueError, match=r"time .* is outside \[0, 1\]|is nan; pass a number"):
             use()
 
 

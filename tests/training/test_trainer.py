@@ -257,8 +257,7 @@ def test_measurements_are_means_over_accumulated_rollouts(monkeypatch):
         fake_updates=1,
         fake_accumulate=3,
     )
-    object.__setattr__(work, "fake_updates", rule)
-    trainer = trainer_of(teacher, work, 0)
+    trainer = trainer_of(teacher, work, 0, fake_updates=rule)
     inner = SubintervalScoreMatching.diagnostics
 
     def diagnostics(self):
