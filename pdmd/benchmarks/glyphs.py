@@ -65,10 +65,21 @@ def boundary_errors(
 
     Args:
         samples: A trajectory of the student, as
-            :func:`~pdmd.distillation.sampling.trajectory` returns it.
+            :func:`~pdmd.distillation.sampling.trajectory` returns it, each with shape
+            :math:`(B, *)`.
         student: The student, for its plan and schedule.
-        references: Two independent draws of the teacher with the same prompts.
+        references: Two independent draws of the teacher with the same prompts, with shape
+            :math:`(B, *)`.
         generator: The source of the noise.
+
+    Returns:
+        ``boundary_k`` for every phase k but the last, counted from 1; 1 is no error.
+
+    Raises:
+        ValueError: If the batches differ in size.
+
+    References:
+        Rabin et al., Wasserstein Barycenter and its Application to Texture Mixing, 2011.
     """
     errors = {}
     for phase, x in zip(student.plan.phases[:-1], samples[1:], strict=False):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pdmd import PhasePlan
+from pdmd import DistributionMatching, PhasePlan
 from pdmd.objectives import Objective, OnlyPhases, PhaseContext
 from pdmd.objectives.base import Models, Rollout, objectives
 
@@ -181,3 +181,15 @@ def test_objectives_are_registered_by_name():
         "noise_sensitivity",
     }
     assert all(issubclass(objectives[name], Objective) for name in objectives)
+
+
+@pytest.mark.parametrize("weight", ["2", None, True, [1], torch.ones(2)])
+def test_objectives_are_scaled_by_numbers(weight):
+    with pytest.raises(TypeError, match="a weight is a number"):
+        weight * DistributionMatching()
+
+
+@pytest.mark.parametrize("other", ["x", 1, None, DistributionMatching])
+def test_only_objectives_are_added(other):
+    with pytest.raises(TypeError, match="an instance of Objective"):
+        DistributionMatching() + other

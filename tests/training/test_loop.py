@@ -99,3 +99,13 @@ def test_calibration_covers_the_time_bounds_of_the_objective():
     low, high = running.generator_objective.time_bounds(running.phase)
     assert times[0] == low and times[-1] == pytest.approx(high)
     assert len(times) == len(fake) == len(real) == 10
+
+
+def test_a_recorder_without_calibrations_costs_no_evaluations():
+    running = build(Names(every=100), updates=1)
+    train_phase(running, 2, [])
+    recorder, before = running.session.recorder, running.session.account.forward_equivalents
+    recorder.calibrations = False
+    calibrate(running)
+    assert not [e for e in recorder.events if e[0] == "calibration"]
+    assert running.session.account.forward_equivalents == before

@@ -25,7 +25,13 @@ from pdmd.teachers.conditioning.text_lengths import text_mask
 from pdmd.teachers.families.filled_numbers import FilledNumbers
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.text import TextTeacher
-from pdmd.teachers.families.tokens import check_size, image_positions, pack, rotary_axes, unpack
+from pdmd.teachers.families.tokens import (
+    image_positions,
+    pack,
+    packed_config,
+    packed_shape,
+    unpack,
+)
 from pdmd.typing import Condition, Latents
 
 __all__ = ["ChromaTeacher"]
@@ -71,19 +77,11 @@ class ChromaTeacher(TextTeacher):
     def latents(
         cls, config: Any, *, height: int, width: int, compression: int, **_: Any
     ) -> tuple[int, ...]:
-        check_size(2 * compression, height=height, width=width)
-        return config.in_channels // 4, height // compression, width // compression
+        return packed_shape(config, height=height, width=width, compression=compression)
 
     @classmethod
-    def network_config(
-        cls, *, attention_head_dim: int, latent_channels: int, **sizes: Any
-    ) -> dict[str, Any]:
-        return {
-            **sizes,
-            "in_channels": 4 * latent_channels,
-            "attention_head_dim": attention_head_dim,
-            "axes_dims_rope": rotary_axes(attention_head_dim, (16, 56, 56), least=8),
-        }
+    def network_config(cls, **sizes: Any) -> dict[str, Any]:
+        return packed_config(**sizes)
 
     @classmethod
     def encode_texts(cls, pipeline: Any, texts: list[str], length: int | None) -> dict[str, Any]:

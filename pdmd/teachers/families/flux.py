@@ -29,10 +29,10 @@ from pdmd.teachers.families.pipelines import network_configuration
 from pdmd.teachers.families.text import TextTeacher
 from pdmd.teachers.families.tokens import (
     DynamicShift,
-    check_size,
     image_positions,
     pack,
-    rotary_axes,
+    packed_config,
+    packed_shape,
     unpack,
 )
 from pdmd.typing import Condition, Latents
@@ -104,19 +104,11 @@ class FluxTeacher(TextTeacher):
         compression: int,
         **_: Any,
     ) -> tuple[int, ...]:
-        check_size(2 * compression, height=height, width=width)
-        return config.in_channels // 4, height // compression, width // compression
+        return packed_shape(config, height=height, width=width, compression=compression)
 
     @classmethod
-    def network_config(
-        cls, *, attention_head_dim: int, latent_channels: int, **sizes: Any
-    ) -> dict[str, Any]:
-        return {
-            **sizes,
-            "in_channels": 4 * latent_channels,
-            "attention_head_dim": attention_head_dim,
-            "axes_dims_rope": rotary_axes(attention_head_dim, (16, 56, 56), least=8),
-        }
+    def network_config(cls, **sizes: Any) -> dict[str, Any]:
+        return packed_config(**sizes)
 
     @classmethod
     def read_length(cls, folder: str | Path) -> int | None:

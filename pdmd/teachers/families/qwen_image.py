@@ -28,7 +28,13 @@ from pdmd.teachers.families.filled_numbers import FilledNumbers
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.pipelines import configuration
 from pdmd.teachers.families.text import TextTeacher
-from pdmd.teachers.families.tokens import DynamicShift, check_size, pack, rotary_axes, unpack
+from pdmd.teachers.families.tokens import (
+    DynamicShift,
+    pack,
+    packed_config,
+    packed_shape,
+    unpack,
+)
 from pdmd.typing import Condition, Latents
 
 __all__ = ["QwenImageTeacher"]
@@ -73,25 +79,17 @@ class QwenImageTeacher(TextTeacher):
     def latents(
         cls, config: Any, *, height: int, width: int, compression: int, **_: Any
     ) -> tuple[int, ...]:
-        check_size(2 * compression, height=height, width=width)
         if config.guidance_embeds:
             raise ValueError(
                 "this transformer takes guidance as an input (guidance_embeds); only those "
                 "guided by two evaluations are supported"
             )
-        return config.in_channels // 4, height // compression, width // compression
+        return packed_shape(config, height=height, width=width, compression=compression)
 
     @classmethod
-    def network_config(
-        cls, *, attention_head_dim: int, latent_channels: int, **sizes: Any
-    ) -> dict[str, Any]:
-        return {
-            **sizes,
-            "in_channels": 4 * latent_channels,
-            "out_channels": latent_channels,
-            "attention_head_dim": attention_head_dim,
-            "axes_dims_rope": rotary_axes(attention_head_dim, (16, 56, 56), least=8),
-        }
+    def network_config(cls, *, latent_channels: int, **sizes: Any) -> dict[str, Any]:
+        channels = {"latent_channels": latent_channels, "out_channels": latent_channels}
+        return packed_config(**channels, **sizes)
 
     @classmethod
     def read_options(cls, folder: str | Path) -> dict[str, Any]:

@@ -19,6 +19,8 @@ __all__ = [
     "check_size",
     "image_positions",
     "pack",
+    "packed_config",
+    "packed_shape",
     "reset_positions",
     "rotary_axes",
     "scheduled_shift",
@@ -162,3 +164,42 @@ def reset_positions(backbone: Any, device: str | torch.device, **arguments: Any)
             **arguments,
         )
     embed.pos_embed = table.pos_embed.to(device=device)
+
+
+def packed_shape(
+    config: Any, *, height: int, width: int, compression: int
+) -> tuple[int, int, int]:
+    """Returns the shape of latents of which a network's token has 2 x 2.
+
+    Args:
+        config: The network's configuration, with ``in_channels`` of a token.
+        height: Height of an image in pixels.
+        width: Its width.
+        compression: Pixels to one latent, along either side.
+
+    Returns:
+        Channels, rows and columns.
+
+    Raises:
+        ValueError: If tokens do not tile the image.
+    """
+    check_size(2 * compression, height=height, width=width)
+    return config.in_channels // 4, height // compression, width // compression
+
+
+def packed_config(
+    *, attention_head_dim: int, latent_channels: int, **sizes: Any
+) -> dict[str, Any]:
+    """Returns the configuration of a network over tokens of 2 x 2 latents.
+
+    Args:
+        attention_head_dim: Width of a head, divided over the axes of its rotary positions.
+        latent_channels: Channels of a latent.
+        sizes: Further keys.
+    """
+    return {
+        **sizes,
+        "in_channels": 4 * latent_channels,
+        "attention_head_dim": attention_head_dim,
+        "axes_dims_rope": rotary_axes(attention_head_dim, (16, 56, 56), least=8),
+    }
