@@ -15,6 +15,7 @@ from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.students import Student
 from pdmd.objectives.base import Objective
 from pdmd.objectives.score_matching import SubintervalScoreMatching
+from pdmd.objectives.terms import terms_of
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import Guided, unguided
 from pdmd.teachers.with_schedule import WithSchedule
@@ -52,7 +53,7 @@ def objective_notice(objective: Objective) -> str:
     Args:
         objective: The fake score's objective.
     """
-    if any(isinstance(term, SubintervalScoreMatching) for term in _terms(objective)):
+    if any(isinstance(term, SubintervalScoreMatching) for term in terms_of(objective)):
         return ""
     return (
         f"no term of the fake score's objective ({', '.join(objective.names)}) is score matching: "
@@ -110,11 +111,3 @@ def _unguided_condition(teacher: Teacher, condition: Condition) -> Condition:
     if condition is None or not isinstance(teacher, Guided) or teacher.null is None:
         return condition
     return teacher.unconditional(condition, teacher.null.to(condition.device))
-
-
-def _terms(objective: Objective) -> list[Objective]:
-    inner = getattr(objective, "objective", None)  # of one limited to phases
-    if isinstance(inner, Objective):
-        return _terms(inner)
-    terms = getattr(objective, "terms", None)
-    return [t for _, term in terms for t in _terms(term)] if terms else [objective]

@@ -17,7 +17,8 @@ from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.distributed.communicator import Communicator
 from pdmd.distributed.placement import Placement
 from pdmd.objectives.adversarial import DiscriminatorLoss
-from pdmd.objectives.base import Objective, OnlyPhases, WeightedSum
+from pdmd.objectives.base import Objective
+from pdmd.objectives.terms import terms_of
 from pdmd.randomness import randn
 from pdmd.teachers.base import Teacher
 from pdmd.training.fake_scores import FakeScores
@@ -110,7 +111,7 @@ def check_discriminators(objective: Objective, teacher: Teacher, placement: Plac
         ValueError: If real samples are not of the teacher's latents, or cannot be read, or a
             penalty would differentiate a critic twice that will be sharded.
     """
-    for term in _terms(objective):
+    for term in terms_of(objective):
         if not isinstance(term, DiscriminatorLoss):
             continue
         term.real_samples.check(teacher)
@@ -235,18 +236,12 @@ def check_buckets(
             )
         check_times(teacher, bucket.plan(plan), generator_objective)
     if len(buckets) > 1:
-        for term in (*_terms(generator_objective), *_terms(fake_objective)):
+        for term in (*terms_of(generator_objective), *terms_of(fake_objective)):
             if isinstance(term, DiscriminatorLoss):
                 raise ValueError(
                     f"{term.name!r} compares the student with real samples of one size, and there "
                     f"are {len(buckets)} buckets; leave the term out, or distill one size"
                 )
-
-
-def _terms(objective: Objective) -> list[Objective]:
-    summed = isinstance(objective, WeightedSum)
-    terms = [term for _, term in objective.terms] if summed else [objective]
-    return [term.objective if isinstance(term, OnlyPhases) else term for term in terms]
 
 
 @torch.no_grad()
