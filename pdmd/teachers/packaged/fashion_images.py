@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -88,6 +89,12 @@ class FashionImages:
                 f"{len(CLASSES) - 1}; {REMEDY}"
             )
         return cls(pictures[:, None].float() / 255, classes.long())
+
+    def digest(self) -> str:
+        """Returns a digest of pictures and labels, in 16 hexadecimal digits."""
+        found = hashlib.sha256((self.pictures * 255).round().byte().numpy().tobytes())
+        found.update(self.labels.byte().numpy().tobytes())
+        return found.hexdigest()[:16]
 
 
 def _find(folder: str | Path, name: str) -> Path:
