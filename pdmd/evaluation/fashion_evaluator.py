@@ -27,8 +27,8 @@ class FashionEvaluator(Evaluator):
 
     Accuracy is the share of samples that show their class, on average and in the class where it is
     lowest. The diversity within a class is measured by the mean cosine and the Vendi score, each
-    averaged over classes. Distances are to the teacher and, with real pictures, to one half of
-    these; :meth:`real` compares the other half.
+    averaged over classes. Distances are to the teacher and, with real pictures, to a random
+    half of these; :meth:`real` compares the other half.
 
     Args:
         teacher: The fashion teacher, for its decoder.
@@ -54,13 +54,19 @@ class FashionEvaluator(Evaluator):
         self.truth: Tensor | None = None
         if images is not None:
             features = self.classifier.features(images.pictures)
-            self.truth, self.held = features[::2], (features[1::2], images.labels[1::2])
+            order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
+            half, rest = order.chunk(2)
+            self.truth, self.held = features[half], (features[rest], images.labels[rest])
 
     def __call__(self, x: Latents) -> dict[str, float]:
         return self._metrics(self.classifier.features(self.decode(x.cpu())))
 
     def real(self) -> dict[str, float] | None:
-        """Returns the metrics of real pictures of the same classes, or ``None`` without any."""
+        """Returns the metrics of real pictures of the same classes, or ``None`` without any.
+
+        Raises:
+            ValueError: If there are fewer than samples of a class.
+        """
         if self.held is None:
             return None
         features, labels = self.held
