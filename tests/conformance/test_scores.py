@@ -71,6 +71,7 @@ RIGHT = {
     "on another schedule": lambda: WithSchedule(MixtureTeacher.random(), CosineVP()),
     "guided": lambda: Guided(MixtureTeacher.random(), 4.0),
     "digits": DigitsTeacher.from_package,
+    "fashion": lambda: teachers["fashion"](),
     "glyphs": lambda: teachers["glyphs"](),
 }
 

@@ -30,9 +30,9 @@ TRANSFORMER: dict[str, Any] = {
 def pretrain_fashion(
     folder: str | Path,
     *,
-    updates: int = 10000,
+    updates: int = 6000,
     batch_size: int = 64,
-    lr: float = 1e-3,
+    lr: float = 1.5e-3,
     dropout: float = 0.1,
     seed: int = 0,
     progress: bool = True,

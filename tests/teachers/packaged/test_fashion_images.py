@@ -23,7 +23,7 @@ def test_pictures_and_labels_are_read_zipped_or_not(tmp_path):
         ("images-idx3", torch.zeros(60, 28, 27), r"shape \(60, 28, 27\), expected pictures of 28"),
         ("images-idx3", torch.zeros(0, 28, 28), r"shape \(0, 28, 28\)"),
         ("labels-idx1", torch.zeros(59), "expected the classes of the 60 pictures"),
-        ("labels-idx1", torch.full((60,), 10), "has the class 10, expected classes from 0 to 9"),
+        ("labels-idx1", torch.full((60,), 10), "the class 10, expected classes from 0 to 9"),
     ],
 )
 def test_files_that_do_not_fit_are_errors(tmp_path, name, array, message):
