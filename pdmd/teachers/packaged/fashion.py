@@ -93,9 +93,15 @@ class FashionTeacher(Teacher):
 
         Args:
             prompts: Names of classes or their indices; ``None`` is the null prompt, label 10.
+
+        Raises:
+            ValueError: If a prompt is no class.
         """
         found = [CLASSES.index(p) if p in CLASSES else p for p in prompts]
-        return encode_labels(found, len(CLASSES))
+        try:
+            return encode_labels(found, len(CLASSES))
+        except ValueError as error:
+            raise ValueError(f"{error}; the classes are {', '.join(CLASSES)}") from error
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
         """Evaluates the transformer."""
