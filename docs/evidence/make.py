@@ -10,7 +10,9 @@ from claims import CLAIMS
 from columns import COLUMNS, RANGES, explain
 
 from pdmd.benchmarks import read_results
-from pdmd.evaluation.bench_report import QUALITY, summarise, tradeoff_figures
+from pdmd.evaluation.bench_report import summarise
+from pdmd.evaluation.figures import png
+from pdmd.evaluation.scheme_figures import AXES, quality_figure
 
 HERE = Path(__file__).parent
 TITLES = {
@@ -22,7 +24,6 @@ TITLES = {
     "overhead": "The trainer's overhead",
     "speed": "Speed against a hand-written loop, a peer and the full rollout",
 }
-PICTURED = ("mixture", "digits")
 COSTS = {"nfe": "{:.0f}", "forwards": "{:,.0f}", "saved_mib": "{:.2f}"}
 
 
@@ -106,8 +107,8 @@ def page():
             CLAIMS[name](results),
             table(results, METRICS[name]),
         ]
-        if name in PICTURED:
-            parts.append(f"![Trade-offs of {name}]({name}.png)")
+        if name in AXES:
+            parts.append(f"![Quality against diversity on {name}, a point a method]({name}.png)")
         for path in sorted(HERE.glob(f"{name}_*.json")):
             other = read_results(path)
             config = other["config"]
@@ -135,11 +136,11 @@ def main():
             )
         return
     out.write_text(text)
-    for name in PICTURED:
+    for name, axes in AXES.items():
         results = load(name)
         if results is not None:
-            figure = tradeoff_figures(summarise(results["rows"]), QUALITY[name][:2])
-            figure.savefig(HERE / f"{name}.png", dpi=90)
+            figure = quality_figure(summarise(results["rows"]), *axes)
+            (HERE / f"{name}.png").write_bytes(png(figure))
     print(out)
 
 
