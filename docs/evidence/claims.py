@@ -303,8 +303,8 @@ def memory_claims(results):
         worst = max(rows, key=lambda row: row["peak_mib"] / row["bound_mib"])
         mode, ranks = run.split("_")
         claims.add(
-            f"{'Full weights' if mode == 'full' else 'Adapters'} on {ranks} ranks: at no moment does "
-            "a rank hold more than its share of all that is kept, two units and 300 MiB",
+            f"{'Full weights' if mode == 'full' else 'Adapters'} on {ranks} ranks: at no moment "
+            "does a rank hold more than its share of all that is kept, two units and 300 MiB",
             worst["peak_mib"] <= worst["bound_mib"],
             f"at most {worst['peak_mib'] / worst['bound_mib']:.2f} of the bound, in "
             f"`{worst['method']}`: {worst['peak_mib']:,.0f} of {worst['bound_mib']:,.0f} MiB",
