@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from pdmd.benchmarks.base import BenchConfig
+from pdmd.benchmarks.boundary_errors import boundary_errors
 from pdmd.benchmarks.distillation import GUIDED_METHODS, DistillationBenchmark, Draw
-from pdmd.benchmarks.references import boundary_errors, reference_draws
+from pdmd.benchmarks.references import reference_draws
 from pdmd.distillation.initializers import FromTeacher, Initializer
 from pdmd.distillation.sampling import trajectory
 from pdmd.distillation.students import Student
-from pdmd.evaluation.evaluators import Evaluator
+from pdmd.evaluation.evaluator import Evaluator
 from pdmd.evaluation.fashion_evaluator import FashionEvaluator
 from pdmd.evaluation.figures import image_grid
 from pdmd.teachers.base import Teacher

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from pdmd.benchmarks.boundary_errors import boundary_errors
 from pdmd.benchmarks.distillation import GUIDED_METHODS, DistillationBenchmark, Draw
-from pdmd.benchmarks.references import boundary_errors, reference_draws
+from pdmd.benchmarks.references import reference_draws
 from pdmd.distillation.initializers import FromTeacher, Initializer
 from pdmd.distillation.sampling import trajectory
 from pdmd.distillation.students import Student

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from pdmd.arguments import at_least, checked
-from pdmd.evaluation.base import Evaluator
 from pdmd.evaluation.classifier import DigitsClassifier
+from pdmd.evaluation.evaluator import Evaluator
 from pdmd.evaluation.fashion_evaluator import FashionEvaluator
 from pdmd.evaluation.glyph_classifier import GlyphClassifier
 from pdmd.evaluation.metrics import (

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pdmd.arguments import checked
-from pdmd.evaluation.base import Evaluator
+from pdmd.evaluation.evaluator import Evaluator
 from pdmd.evaluation.fashion_classifier import FashionClassifier
 from pdmd.evaluation.metrics import (
     coverage_and_precision,

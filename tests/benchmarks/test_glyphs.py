@@ -1,11 +1,17 @@
-"""The glyphs benchmark: prompts held out, equal budgets."""
+"""The glyphs benchmark: prompts held out, equal budgets, errors at boundaries."""
 
 import pytest
+import torch
 
+from pdmd import PhasePlan, Student
 from pdmd.benchmarks import SCHEMES, BenchConfig
+from pdmd.benchmarks.boundary_errors import boundary_errors
 from pdmd.benchmarks.distillation import MixtureBenchmark
 from pdmd.benchmarks.glyphs import GlyphsBenchmark, split_prompts
+from pdmd.diffusion.solvers import renoise_step
+from pdmd.distillation.experts import OdeExpert
 from pdmd.evaluation import evaluators
+from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.teachers.packaged.glyph_world import NAMES, GlyphBank
 
 TINY = dict(updates=4, fake_updates=1, batch_size=2, samples=74)
@@ -35,6 +41,19 @@ def test_a_run_trains_on_some_prompts_and_measures_others(tmp_path, monkeypatch)
     assert teacher.scales == (1.5,) and picture.startswith("data:image")
     assert {"faces", "held_out_faces", "boundary_1", "boundary_3", "forwards"} <= set(row)
     assert "boundary_4" not in row
+
+
+def test_the_error_at_a_boundary_is_one_for_the_teachers_own_samples():
+    teacher = MixtureTeacher.random(dim=4, classes=1, modes=3)
+    plan = PhasePlan.uniform(2)
+    student = Student([OdeExpert(teacher, phase) for phase in plan])
+    generator = torch.Generator().manual_seed(0)
+    first, second, third = (teacher.sample(4000, generator=generator) for _ in range(3))
+    exact = renoise_step(third, 0.0, 0.5, teacher.schedule, generator)
+    right = boundary_errors([first, exact, third], student, (first, second), generator)
+    wrong = boundary_errors([first, 1.5 * exact, third], student, (first, second), generator)
+    assert list(right) == ["boundary_1"]
+    assert right["boundary_1"] == pytest.approx(1, abs=0.5) and wrong["boundary_1"] > 3
 
 
 @pytest.mark.parametrize("method", ["one_step", "phased"])

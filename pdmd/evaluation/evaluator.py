@@ -1,4 +1,4 @@
-"""The interface of evaluators: metric suites of samples with given conditions."""
+"""The base of evaluators: the metrics of samples with given conditions."""
 
 from __future__ import annotations
 
