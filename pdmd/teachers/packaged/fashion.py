@@ -66,9 +66,10 @@ class FashionTeacher(Teacher):
             with safe_open(str(path), framework="pt") as file:
                 about = file.metadata()
                 state = {key: file.get_tensor(key).float() for key in file.keys()}
-            transformer = ImageTransformer(**json.loads(about["config"]))
+            config = json.loads(about["config"])
+            transformer = ImageTransformer(**config["transformer"])
             transformer.load_state_dict(state)
-            teacher = cls(transformer, float(about["mean"]), float(about["std"]))
+            teacher = cls(transformer, config["mean"], config["std"])
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]
             raise ValueError(f"{path} is not a fashion teacher ({first}); {remedy}") from error
@@ -77,11 +78,9 @@ class FashionTeacher(Teacher):
     def save(self, path: str | Path) -> None:
         """Writes the weights, rounded to float16, and the configuration to a safetensors file."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        numbers = {"mean": repr(self.mean), "std": repr(self.std)}
+        config = {"transformer": self.transformer.config, "mean": self.mean, "std": self.std}
         state = {k: v.half().contiguous() for k, v in self.transformer.state_dict().items()}
-        save_tensors(
-            state, path, metadata={"config": json.dumps(self.transformer.config), **numbers}
-        )
+        save_tensors(state, path, metadata={"config": json.dumps(config)})
 
     @property
     def prompts(self) -> Sequence[Any]:

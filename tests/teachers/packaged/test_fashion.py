@@ -32,14 +32,14 @@ def test_the_weights_are_small_and_have_a_card(teacher):
 
 def test_samples_show_their_class(teacher):
     """Under guidance, as in the benchmark."""
-    prompts = [CLASSES[i % 10] for i in range(200)]
+    prompts = [CLASSES[i % 10] for i in range(100)]
     x = sample_ode(
         Guided(teacher, 1.5),
         teacher.encode(prompts),
-        steps=16,
+        steps=10,
         generator=torch.Generator().manual_seed(0),
     )
-    classifier, label = FashionClassifier.from_package(), torch.arange(200) % 10
+    classifier, label = FashionClassifier.from_package(), torch.arange(100) % 10
     pictures = teacher.decode(x)
     assert (
         float((classifier(classifier.features(pictures)).argmax(1) == label).float().mean()) > 0.8
@@ -93,10 +93,10 @@ def test_pretraining_depends_on_its_seed_and_needs_the_data(tmp_path, name, caps
 def test_pretraining_lowers_the_loss_of_flow_matching(tmp_path):
     """On pictures of one brightness a class, the mean of samples follows the class."""
     folder = write_fashion(tmp_path)
-    trained = pretrain_fashion(folder, updates=60, batch_size=32, progress=False)
+    trained = pretrain_fashion(folder, updates=30, batch_size=16, progress=False)
     x = sample_ode(
         trained,
-        trained.encode([0, 9] * 8),
+        trained.encode([0, 9] * 4),
         steps=8,
         generator=torch.Generator().manual_seed(0),
     )
