@@ -9,7 +9,7 @@ from typing import Any
 from pdmd.arguments import checked
 from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.finished import FinishedExperts
-from pdmd.distillation.notices import objective_notice, prompt_notice, score_notice
+from pdmd.distillation.notices import objective_notice, plan_notice, prompt_notice, score_notice
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.students import Student
 from pdmd.distillation.validation import (
@@ -150,7 +150,11 @@ def distill(
             precision=runtime.types.teacher,
         )
         check_teacher(real, plan, generator_objective, encoded, buckets)
-        found = [prompt_notice(teacher, listed), objective_notice(fake_objective)]
+        found = [
+            prompt_notice(teacher, listed),
+            plan_notice(teacher, plan),
+            objective_notice(fake_objective),
+        ]
         if check_score and not session.resume:
             batch = runtime.ranks.local_batch(rollouts.batch_size)
             found.append(score_notice(teacher, real, stream, session, batch))
