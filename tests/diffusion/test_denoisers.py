@@ -72,7 +72,7 @@ def test_unknown_kinds_raise():
         (
             "schedule",
             "rectified_flow",
-            "schedule is an instance of Schedule, got 'rectified_flow'",
+            "is an instance of Schedule, got 'rectified_flow'",
         ),
         ("schedule", RectifiedFlow, "got the class RectifiedFlow; pass one, as by Rectified"),
         ("latent_shape", 2, r"got 2; pass a tuple, as in \(2,\)"),
