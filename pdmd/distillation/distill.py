@@ -122,8 +122,6 @@ def distill(
             f"got conditions of {conditions.batch_size[0]} prompts for {len(listed)} prompts; "
             "pass the prompts that they encode, in the same order"
         )
-    fake_objective.on_distillation_start(plan, generator_objective)
-    generator_objective.on_distillation_start(plan, fake_objective)
     check_objectives(plan, generator_objective, fake_objective)
     check_fake_scores(plan, rollouts, fake_scores.scores)
     experts.check(plan)

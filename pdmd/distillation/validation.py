@@ -93,12 +93,14 @@ def encode(teacher: Teacher, prompts: Sequence[Any] | None) -> Conditions | None
 def check_objectives(
     plan: PhasePlan, generator_objective: Objective, fake_objective: Objective
 ) -> None:
-    """Checks that both roles have a loss in every phase.
+    """Prepares the objectives for a distillation, and checks that both have losses in every phase.
 
     Raises:
         ValueError: If a role has none in a phase, its time range there is empty, or the generator
             evaluates critics there that the fake score's objective does not train.
     """
+    fake_objective.on_distillation_start(plan, generator_objective)
+    generator_objective.on_distillation_start(plan, fake_objective)
     for role, objective in (
         ("generator", generator_objective),
         ("fake score", fake_objective),
