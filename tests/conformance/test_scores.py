@@ -98,9 +98,7 @@ FAMILIES = {
 }
 FAMILY_FAULTS = [
     ("stable_diffusion", {"sign": -1}, "its sign is reversed"),
-    ("stable_diffusion", {"kind": "x0"}, "its kind is wrong; as epsilon"),
     ("stable_diffusion", {"schedule": CosineVP()}, "on the levels of Stable Diffusion"),
-    ("edm", {"sign": -1}, "its sign is reversed"),
     ("edm", {"kind": "velocity"}, "its kind is wrong; as x0"),
 ]
 RIGHT = {
