@@ -73,7 +73,7 @@ class BenchConfig:
     classes: int = 8
     """Classes of the mixture."""
     guidance: float = 0.0
-    """Guidance scale of the teacher of glyphs; 0 selects 1.5."""
+    """Guidance scale of the teacher of glyphs or clips; 0 selects the benchmark's default."""
     forwards: int = 0
     """Training cost of every method in forward passes of one batch, instead of --updates."""
     millions: int = 0
@@ -138,6 +138,7 @@ benchmarks: Registry[type[Benchmark]] = Registry(
         "mixture": "pdmd.benchmarks.distillation:MixtureBenchmark",
         "digits": "pdmd.benchmarks.distillation:DigitsBenchmark",
         "glyphs": "pdmd.benchmarks.glyphs:GlyphsBenchmark",
+        "clips": "pdmd.benchmarks.clips:ClipsBenchmark",
         "cost": "pdmd.benchmarks.cost:CostBenchmark",
         "overhead": "pdmd.benchmarks.overhead:OverheadBenchmark",
         "memory": "pdmd.benchmarks.rank_memory:MemoryBenchmark",

@@ -25,7 +25,8 @@ from pdmd.distillation.distill import distill
 from pdmd.distillation.initializers import FromDenoiser, FromTeacher, Initializer
 from pdmd.distillation.sampling import sample
 from pdmd.distillation.students import Student
-from pdmd.evaluation.evaluators import DigitsEvaluator, Evaluator, MixtureEvaluator
+from pdmd.evaluation.evaluator import Evaluator
+from pdmd.evaluation.evaluators import DigitsEvaluator, MixtureEvaluator
 from pdmd.evaluation.figures import data_uri, image_grid, vector_scatter
 from pdmd.teachers.base import Teacher, networks
 from pdmd.teachers.mixture import MixtureTeacher

@@ -1,14 +1,13 @@
 """Evaluators: the metric suites that compare samples of a teacher and its student.
 
 An evaluator is built for given conditions and maps their samples to named metrics. Digits and
-glyphs are compared in a classifier's features, mixtures with their exact distribution, other
-teachers in latents.
+glyphs are compared in a classifier's features, clips by their motion too, mixtures with their
+exact distribution, other teachers in latents.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -18,6 +17,8 @@ from torch import Tensor
 
 from pdmd.arguments import at_least, checked
 from pdmd.evaluation.classifier import DigitsClassifier
+from pdmd.evaluation.clip_evaluator import ClipsEvaluator
+from pdmd.evaluation.evaluator import Evaluator
 from pdmd.evaluation.glyph_classifier import GlyphClassifier
 from pdmd.evaluation.metrics import (
     coverage_and_precision,
@@ -30,6 +31,8 @@ from pdmd.evaluation.metrics import (
 )
 from pdmd.teachers.guided import unguided
 from pdmd.teachers.mixture import MixtureTeacher
+from pdmd.teachers.packaged.clip_world import CLIP_NAMES
+from pdmd.teachers.packaged.clips import ClipsTeacher
 from pdmd.teachers.packaged.digits import DigitsTeacher, load_digit_images
 from pdmd.teachers.packaged.glyph_world import FACES, NAMES, GlyphBank
 from pdmd.teachers.packaged.glyphs import GlyphsTeacher
@@ -41,28 +44,10 @@ __all__ = [
     "LatentEvaluator",
     "LatentProjection",
     "MixtureEvaluator",
-    "Evaluator",
     "evaluator_for",
     "needs_condition",
     "reduction_for",
 ]
-
-
-class Evaluator(ABC):
-    """Computes the metrics of samples with given conditions."""
-
-    quality: str
-    """The name of the quality metric in reports; lower is better."""
-    diversity: str
-    """The name of the diversity metric in reports."""
-
-    @abstractmethod
-    def __call__(self, x: Latents) -> dict[str, float]:
-        """Returns the metrics of samples with shape :math:`(B, *)`, one per condition."""
-
-    def real(self) -> dict[str, float] | None:
-        """Returns the metrics of real data, or ``None`` without real data."""
-        return None
 
 
 @checked
@@ -299,7 +284,8 @@ def evaluator_for(
 ) -> Evaluator:
     """Returns the evaluator of a teacher.
 
-    :class:`GlyphsEvaluator` requires that every prompt is the name of a character.
+    :class:`GlyphsEvaluator` and :class:`~pdmd.evaluation.clip_evaluator.ClipsEvaluator` require
+    that every prompt is the name of a character.
 
     Args:
         teacher: The teacher, guided or not.
@@ -311,6 +297,8 @@ def evaluator_for(
     base = unguided(teacher)
     if isinstance(base, GlyphsTeacher) and prompts and set(prompts) <= set(NAMES):
         return GlyphsEvaluator(base, prompts, reference, seed)
+    if isinstance(base, ClipsTeacher) and prompts and set(prompts) <= set(CLIP_NAMES):
+        return ClipsEvaluator(base, prompts, reference, seed)
     if isinstance(base, DigitsTeacher):
         return DigitsEvaluator(base, condition, reference, seed)
     if isinstance(base, MixtureTeacher):
@@ -331,6 +319,8 @@ def reduction_for(teacher: Any, seed: int) -> Callable[[Latents], Tensor]:
         teacher: The teacher, guided or not.
         seed: The seed of its evaluator.
     """
-    if isinstance(unguided(teacher), DigitsTeacher | GlyphsTeacher | MixtureTeacher):
+    if isinstance(
+        unguided(teacher), ClipsTeacher | DigitsTeacher | GlyphsTeacher | MixtureTeacher
+    ):
         return lambda x: x
     return LatentProjection(seed)

@@ -49,7 +49,7 @@ SPEEDS = (0.2, 0.9)
 """Lowest and highest speed, in pixels per frame."""
 
 JITTER = 0.5
-"""Largest distance of the middle of the path from that of the frame, along each axis, in pixels."""
+"""Largest distance of the middle of the path from that of the frame, on each axis, in pixels."""
 FONT_SIZES = (36, 38, 40, 42, 44)
 """The font sizes, in supersampled pixels."""
 SUPERSAMPLING = 4
@@ -79,11 +79,11 @@ class Clips:
 
 
 class ClipBank:
-    """Rendered masks of every character in every face and size, moved when they are sampled.
+    r"""Rendered masks of every character in every face and size, moved when they are sampled.
 
     Attributes:
         masks: Ink coverage, uint8, with shape
-            :math:`(\\text{characters}, \\text{faces}, \\text{sizes}, 64, 64)`.
+            :math:`(\text{characters}, \text{faces}, \text{sizes}, 64, 64)`.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
 r"""The clips teacher: a small text-to-video rectified flow with packaged weights.
 
 A prompt is the name of a character, and a sample a clip of 8 frames of 16 x 16 pixels in which it
-moves (:mod:`pdmd.teachers.packaged.clip_world`). Latents are pixels, less their mean and divided by
-their standard deviation. ``pdmd pretrain clips`` reproduces the weights.
+moves (:mod:`pdmd.teachers.packaged.clip_world`). Latents are pixels, less their mean and divided
+by their standard deviation. ``pdmd pretrain clips`` reproduces the weights.
 """
 
 from __future__ import annotations
@@ -38,27 +38,40 @@ class ClipsTeacher(Teacher):
         transformer: The network.
         mean: Mean of the pixels, which latents lack.
         std: Standard deviation of the pixels, by which latents are divided.
+        prompts: The default prompts of a distillation.
     """
 
-    def __init__(self, transformer: VideoTransformer, mean: float, std: float) -> None:
+    def __init__(
+        self,
+        transformer: VideoTransformer,
+        mean: float,
+        std: float,
+        prompts: Sequence[str] = CLIP_NAMES,
+    ) -> None:
         shape = (1, CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE)
         super().__init__(schedule=RectifiedFlow(), kind="velocity", latent_shape=shape)
         self.transformer = transformer
         self.mean, self.std = float(mean), float(std)
+        self._prompts = tuple(prompts)
 
     @classmethod
-    def from_package(cls) -> ClipsTeacher:
-        """Loads the packaged weights."""
+    def from_package(cls, prompts: Sequence[str] = CLIP_NAMES) -> ClipsTeacher:
+        """Loads the packaged weights.
+
+        Args:
+            prompts: The default prompts of a distillation; the names of all characters.
+        """
         path = resources.files("pdmd.teachers.packaged") / "weights" / "clips.safetensors"
         with resources.as_file(path) as file:
-            return cls.from_file(file)
+            return cls.from_file(file, prompts)
 
     @classmethod
-    def from_file(cls, path: str | Path) -> ClipsTeacher:
+    def from_file(cls, path: str | Path, prompts: Sequence[str] = CLIP_NAMES) -> ClipsTeacher:
         """Loads weights written by :meth:`save`, as float32.
 
         Args:
             path: The safetensors file.
+            prompts: The default prompts of a distillation.
 
         Raises:
             ValueError: If the file is missing, damaged or not a clips teacher.
@@ -72,7 +85,7 @@ class ClipsTeacher(Teacher):
                 metadata = file.metadata()
                 state = {key: file.get_tensor(key).float() for key in file.keys()}
             transformer = VideoTransformer(**json.loads(metadata["config"]))
-            teacher = cls(transformer, float(metadata["mean"]), float(metadata["std"]))
+            teacher = cls(transformer, float(metadata["mean"]), float(metadata["std"]), prompts)
             teacher.transformer.load_state_dict(state)
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]
@@ -94,8 +107,8 @@ class ClipsTeacher(Teacher):
 
     @property
     def prompts(self) -> Sequence[Any]:
-        """The names of all characters."""
-        return list(CLIP_NAMES)
+        """The default prompts: the names of all characters, unless others were given."""
+        return list(self._prompts)
 
     def encode(self, prompts: Sequence[Any]) -> Condition:
         """Encodes prompts as a condition with ``tokens``, int64, with shape :math:`(B, 4)`.

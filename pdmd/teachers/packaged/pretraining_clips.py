@@ -41,8 +41,8 @@ def clip_source(teacher: ClipsTeacher, bank: ClipBank, dropout: float = 0.1) -> 
 def pretrain_clips(
     *,
     updates: int = 6000,
-    batch_size: int = 64,
-    lr: float = 2e-3,
+    batch_size: int = 32,
+    lr: float = 1.5e-3,
     seed: int = 0,
     progress: bool = True,
 ) -> ClipsTeacher:
