@@ -72,6 +72,7 @@ RIGHT = {
     "guided": lambda: Guided(MixtureTeacher.random(), 4.0),
     "digits": DigitsTeacher.from_package,
     "glyphs": lambda: teachers["glyphs"](),
+    "clips": lambda: teachers["clips"](),
 }
 
 
