@@ -35,6 +35,28 @@ COLUMNS = {  # metric: its title, and what it is
         "the fraction of the reference with a sample nearby (higher is better)",
     ),
     "precision": ("precision", "the fraction of samples near the reference (higher is better)"),
+    "relative_flow": (
+        "flow",
+        "the mean optical flow over the teacher's (below 1 is slower)",
+    ),
+    "flow_spread": (
+        "flow spread",
+        "the variance of the optical flow within a prompt over the teacher's",
+    ),
+    "directions": (
+        "directions",
+        "the effective number of directions within a prompt (8 at most)",
+    ),
+    "flow_distance": (
+        "flow distance",
+        "the sliced Wasserstein distance of the optical flow to the teacher's, in pixels a frame",
+    ),
+    "path_error": ("path error", "the distance from a straight path, in pixels"),
+    "consistency": (
+        "consistency",
+        "the cosine between features of the first and the last frame (higher is steadier)",
+    ),
+    "vendi": ("Vendi", "the effective number of distinct samples of a prompt"),
     "ratio": (
         "ratio",
         "the trainer's seconds a cycle over those of a hand-written loop, in the median",

@@ -20,7 +20,7 @@ QUALITY = {
     "mixture": ("sw2", "klh"),
     "digits": ("feature_distance", "coverage", "cosine"),
     "glyphs": ("feature_distance", "vendi", "faces"),
-    "clips": ("feature_distance", "velocity_spread", "speed"),
+    "clips": ("feature_distance", "flow_spread", "relative_flow"),
 }
 """The metrics of the trade-off plots, by benchmark; quality first."""
 

@@ -4,11 +4,11 @@ Motion is that of :mod:`pdmd.evaluation.clip_motion`, relative to the teacher's:
 velocities :math:`v` of the samples and :math:`v^*` of the teacher's with the same prompts,
 
 .. math::
-    \text{speed} = \frac{E \|v\|}{E \|v^*\|}, \qquad
-    \text{velocity spread} = \frac{E_c \, \mathrm{tr} \, \mathrm{Cov}(v \mid c)}
+    \text{relative flow} = \frac{E \|v\|}{E \|v^*\|}, \qquad
+    \text{flow spread} = \frac{E_c \, \mathrm{tr} \, \mathrm{Cov}(v \mid c)}
         {E_c \, \mathrm{tr} \, \mathrm{Cov}(v^* \mid c)}
 
-Students that move less have a speed below 1; those that move alike a spread below 1.
+Students that move less have a relative flow below 1; those that move alike a spread below 1.
 
 References:
     Fan et al., Phased DMD, arXiv:2510.27684 (optical flow and dynamic degree of videos).
@@ -47,10 +47,10 @@ class ClipsEvaluator(Evaluator):
     - ``accuracy``: the share of clips that show their prompt's character;
     - ``feature_distance``, ``feature_distance_real``: the Frechet distance of features, the mean
       over frames, to the teacher's samples and to real clips;
-    - ``speed``: mean speed over the teacher's;
-    - ``velocity_spread``: variance of velocities within a prompt over the teacher's;
+    - ``relative_flow``: mean speed over the teacher's;
+    - ``flow_spread``: variance of velocities within a prompt over the teacher's;
     - ``directions``: effective number of directions within a prompt, at most 8;
-    - ``motion_distance``: the sliced Wasserstein distance of velocities to the teacher's, in
+    - ``flow_distance``: the sliced Wasserstein distance of velocities to the teacher's, in
       pixels per frame;
     - ``path_error``: distance from a straight path at constant speed, in pixels;
     - ``consistency``: mean cosine between the features of the first and the last frame;
@@ -66,7 +66,7 @@ class ClipsEvaluator(Evaluator):
         seed: The seed of the real clips.
     """
 
-    quality, diversity = "feature_distance", "velocity_spread"
+    quality, diversity = "feature_distance", "flow_spread"
 
     def __init__(
         self, teacher: ClipsTeacher, prompts: Sequence[str], reference: Latents, seed: int
@@ -103,10 +103,10 @@ class ClipsEvaluator(Evaluator):
             "accuracy": float((character.argmax(1) == prompts).float().mean()),
             "feature_distance": frechet_distance(features, self.features),
             "feature_distance_real": frechet_distance(features, self.truth_features),
-            "speed": float(motion.speed.mean() / teacher.speed.mean()),
-            "velocity_spread": velocity_spread(motion.velocity, prompts) / spread,
+            "relative_flow": float(motion.speed.mean() / teacher.speed.mean()),
+            "flow_spread": velocity_spread(motion.velocity, prompts) / spread,
             "directions": direction_count(motion.velocity, prompts),
-            "motion_distance": sliced_wasserstein(motion.velocity, teacher.velocity),
+            "flow_distance": sliced_wasserstein(motion.velocity, teacher.velocity),
             "path_error": float(motion.path_error.mean()),
             "consistency": float(
                 functional.cosine_similarity(frames[:, 0], frames[:, -1], dim=1).mean()

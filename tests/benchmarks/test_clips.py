@@ -24,14 +24,20 @@ def test_a_run_trains_on_some_prompts_and_measures_others(benchmark):
     teacher = benchmark.teacher()
     assert list(teacher.prompts) == train and set(benchmark.prompts[1]) == set(held)
     assert teacher.scales == (2.0,) and picture.startswith("data:image")
-    assert {"speed", "held_out_speed", "velocity_spread", "boundary_1", "forwards"} <= set(row)
+    assert {
+        "relative_flow",
+        "held_out_relative_flow",
+        "flow_spread",
+        "boundary_1",
+        "forwards",
+    } <= set(row)
     assert row["nfe"] == 4 and "boundary_2" not in row
 
 
 def test_the_floor_is_another_draw_of_the_teacher(benchmark):
     row, _ = benchmark.run("teacher", 0)
     first, second = benchmark.references(benchmark.teacher(), False)
-    assert row["nfe"] == 4 and row["motion_distance"] > 0 and not torch.equal(first, second)
+    assert row["nfe"] == 4 and row["flow_distance"] > 0 and not torch.equal(first, second)
 
 
 def test_too_few_samples_for_diversity_are_an_error(tmp_path):

@@ -50,8 +50,8 @@ def test_samples_show_their_prompts_and_move_as_the_world_does(teacher, drawn):
     prompts, x = drawn
     measure = ClipsEvaluator(teacher, prompts, x, seed=0)
     row, real = measure(x), measure.real()
-    assert row["accuracy"] > 0.9 and row["speed"] == row["velocity_spread"] == 1
-    assert 0.9 < real["speed"] < 1.1 and 0.8 < real["velocity_spread"] < 1.25
+    assert row["accuracy"] > 0.9 and row["relative_flow"] == row["flow_spread"] == 1
+    assert 0.9 < real["relative_flow"] < 1.1 and 0.8 < real["flow_spread"] < 1.25
     assert row["directions"] > 0.9 * real["directions"]
     assert row["consistency"] > real["consistency"] - 0.1
 
