@@ -17,12 +17,16 @@ References:
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pdmd.teachers.packaged.transformer import Block
+
+if TYPE_CHECKING:
+    from pdmd.distributed import ParallelPlan
 
 __all__ = ["VideoTransformer"]
 
@@ -67,7 +71,7 @@ class VideoTransformer(nn.Module):
             )
         if width % heads:
             raise ValueError(f"{heads} heads do not divide a width of {width}")
-        self.config = {
+        self.config: dict[str, Any] = {
             "frames": frames,
             "image_size": image_size,
             "channels": channels,
@@ -123,6 +127,41 @@ class VideoTransformer(nn.Module):
         h = self.out(self.norm(h) * (1 + scale) + shift)
         h = h.unflatten(2, (-1, length, side, side)).unflatten(1, grid)
         return h.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(x.shape)
+
+    def parallel_plan(self) -> ParallelPlan:
+        """Returns how the transformer is parallelized over ranks."""
+        from pdmd.distributed import (
+            Columnwise,
+            ContextPlan,
+            Input,
+            Output,
+            PackedColumnwise,
+            ParallelPlan,
+            Rowwise,
+            TensorPlan,
+        )
+
+        width = self.config["width"]
+        return ParallelPlan(
+            units=("blocks.*",),
+            tensor=TensorPlan(
+                styles={
+                    "blocks.*.query": Columnwise(),
+                    "blocks.*.pair": PackedColumnwise((width, width)),
+                    "blocks.*.proj": Rowwise(),
+                    "blocks.*.block.qkv": PackedColumnwise((width, width, width)),
+                    "blocks.*.block.proj": Rowwise(),
+                    "blocks.*.block.mlp.0": Columnwise(),
+                    "blocks.*.block.mlp.2": Rowwise(),
+                },
+                divided={"blocks.*": ("heads",), "blocks.*.block": ("heads",)},
+            ),
+            context=ContextPlan(
+                split=(Input("blocks.0", "h", dim=1, stream="video"),),
+                gather=(Output("out", dim=1, stream="video"),),
+                attention={"blocks.*.block": "heads"},
+            ),
+        )
 
 
 class VideoBlock(nn.Module):
