@@ -69,7 +69,14 @@ COLUMNS = {  # metric: its title, and what it is
         "cycles per second over those of the reference, the first method of each comparison (the "
         "median over rounds)",
     ),
-    "peak_mib": ("peak, MiB", "the peak memory of a cycle in MiB, of 1024 x 1024 bytes"),
+    "peak_mib": ("peak, MiB", "the peak memory in MiB, of 1024 x 1024 bytes"),
+    "bound_mib": ("bound, MiB", "a rank's share of what is kept, two units and 300 MiB"),
+    "kept_mib": (
+        "kept, MiB",
+        "what all ranks keep together: weights, gradients, moments and averages of every role, "
+        "and finished experts",
+    ),
+    "unit_mib": ("unit, MiB", "the largest block, or what is outside of the blocks, in float32"),
     "memory": ("memory", "the same over the reference's"),
     "evaluations": ("evaluations", "forward equivalents a cycle (a backward pass is two)"),
     "fake_updates": ("fake updates", "updates of the fake score a cycle"),

@@ -10,7 +10,9 @@ from claims import CLAIMS
 from columns import COLUMNS, RANGES, explain
 
 from pdmd.benchmarks import read_results
-from pdmd.evaluation.bench_report import QUALITY, summarise, tradeoff_figures
+from pdmd.evaluation.bench_report import summarise
+from pdmd.evaluation.figures import png
+from pdmd.evaluation.scheme_figures import AXES, quality_figure
 
 HERE = Path(__file__).parent
 TITLES = {
@@ -20,9 +22,14 @@ TITLES = {
     "efficiency_mixture": "Efficiency settings, on the mixture",
     "efficiency_digits": "Efficiency settings, on the digits",
     "overhead": "The trainer's overhead",
+    "memory": "The memory of a rank, from loading to export",
     "speed": "Speed against a hand-written loop, a peer and the full rollout",
 }
-PICTURED = ("mixture", "digits")
+DIGITS = {
+    "trajectory_rmse": 4,
+    **dict.fromkeys(("log_likelihood_gap", "kept_mib", "unit_mib", "bound_mib"), 1),
+}
+"""Decimals of metrics that have not three."""
 COSTS = {"nfe": "{:.0f}", "forwards": "{:,.0f}", "saved_mib": "{:.2f}"}
 
 
@@ -33,7 +40,7 @@ def load(name):
 
 def table(results, metrics):
     summary = summarise(results["rows"])
-    costs = {k: v for k, v in COSTS.items() if k in summary[0]}
+    costs = {k: v for k, v in COSTS.items() if any(e.get(k, (0, 0))[0] for e in summary)}
     titles = [RANGES[m][1] if m in RANGES else COLUMNS[m][0] for m in (*metrics, *costs)]
     head = ["method", "n", *titles]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
@@ -41,7 +48,7 @@ def table(results, metrics):
         cells = [f"`{e['method']}`", str(e["n"])]
         for m in metrics:
             mean, std = e[m]
-            digits = {"trajectory_rmse": 4, "log_likelihood_gap": 1}.get(m, 3)
+            digits = DIGITS.get(m, 3)
             if m in RANGES:
                 cells.append(f"{mean:.3f} to {e[RANGES[m][0]][0]:.3f}")
                 continue
@@ -69,6 +76,7 @@ METRICS = {
     "efficiency_mixture": ("klh", "sw2", "modes"),
     "efficiency_digits": ("feature_distance", "coverage", "cosine"),
     "overhead": ("ratio", "ratio_low", "pdmd_ms", "bare_ms"),
+    "memory": ("peak_mib", "bound_mib", "kept_mib", "unit_mib"),
     "speed": (
         "cycles_per_second",
         "speed",
@@ -106,8 +114,8 @@ def page():
             CLAIMS[name](results),
             table(results, METRICS[name]),
         ]
-        if name in PICTURED:
-            parts.append(f"![Trade-offs of {name}]({name}.png)")
+        if name in AXES:
+            parts.append(f"![Quality against diversity on {name}, a point a method]({name}.png)")
         for path in sorted(HERE.glob(f"{name}_*.json")):
             other = read_results(path)
             config = other["config"]
@@ -135,11 +143,11 @@ def main():
             )
         return
     out.write_text(text)
-    for name in PICTURED:
+    for name, axes in AXES.items():
         results = load(name)
         if results is not None:
-            figure = tradeoff_figures(summarise(results["rows"]), QUALITY[name][:2])
-            figure.savefig(HERE / f"{name}.png", dpi=90)
+            figure = quality_figure(summarise(results["rows"]), *axes)
+            (HERE / f"{name}.png").write_bytes(png(figure))
     print(out)
 
 
