@@ -14,13 +14,12 @@ from functools import cached_property
 import torch
 
 from pdmd.benchmarks.boundary_errors import boundary_errors
-from pdmd.benchmarks.distillation import TEACHER_ROWS, DistillationBenchmark, Draw
-from pdmd.diffusion.sampling import sample_ode
+from pdmd.benchmarks.distillation import GUIDED_METHODS, DistillationBenchmark, Draw
+from pdmd.benchmarks.references import reference_draws
 from pdmd.distillation.initializers import FromTeacher, Initializer
 from pdmd.distillation.sampling import trajectory
 from pdmd.distillation.students import Student
 from pdmd.evaluation.evaluator import Evaluator
-from pdmd.files import save_tensors
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import Guided
 from pdmd.training.learning_rates import Constant
@@ -50,22 +49,7 @@ def split_prompts(names: Sequence[str], seed: int) -> tuple[list[str], list[str]
 class HeldOutPromptsBenchmark(DistillationBenchmark):
     """A guided teacher, distilled on some of its prompts and measured on all."""
 
-    methods = (
-        *TEACHER_ROWS,
-        "one_step",
-        "vanilla",
-        "vanilla_experts",
-        "sgts",
-        "sgts_ode",
-        "sgts_per_exit_step",
-        "phased",
-        "phased_2x2",
-        "phased_disjoint",
-        "phased_shared",
-        "phased_lora",
-        "phased_late",
-        "phased_buffer",
-    )
+    methods = GUIDED_METHODS
     fake_updates = 2
     optimizers = (AdamRecipe(lr=3e-4), AdamRecipe(lr=6e-4, decay=Constant()))
     names: Sequence[str]
@@ -120,24 +104,13 @@ class HeldOutPromptsBenchmark(DistillationBenchmark):
 
     def references(self, teacher: Teacher, held: bool) -> tuple[Latents, Latents]:
         """Returns two independent draws of the teacher, computed once for all runs."""
-        from safetensors.torch import load_file
-
-        path = self.folder / f"references_{'held' if held else 'train'}.safetensors"
-        if not path.exists():
-            condition = teacher.encode(self.prompts[held])
-            draws = {
-                name: sample_ode(
-                    teacher,
-                    condition,
-                    steps=self.teacher_steps,
-                    generator=torch.Generator().manual_seed(self.measure_seed + 10 * i + held),
-                )
-                for i, name in enumerate(("first", "second"))
-            }
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_tensors(draws, path)
-        draws = load_file(path)
-        return draws["first"], draws["second"]
+        return reference_draws(
+            teacher,
+            teacher.encode(self.prompts[held]),
+            steps=self.teacher_steps,
+            seed=self.measure_seed + held,
+            path=self.folder / f"references_{'held' if held else 'train'}.safetensors",
+        )
 
     def evaluator(self, teacher: Teacher, condition: Condition, seed: int) -> Evaluator:
         return self._evaluator(teacher, False)
