@@ -30,6 +30,7 @@ class ClipsBenchmark(HeldOutPromptsBenchmark):
 
     names = CLIP_NAMES
     updates, batch_size, samples, teacher_steps = 160, 32, 640, 24
+    shift = ClipsTeacher.shift
 
     def pretrained(self, prompts: Sequence[str]) -> Teacher:
         return ClipsTeacher.from_package(prompts)

@@ -108,6 +108,7 @@ class HeldOutPromptsBenchmark(DistillationBenchmark):
             teacher,
             teacher.encode(self.prompts[held]),
             steps=self.teacher_steps,
+            times=self.times(self.teacher_steps),
             seed=self.measure_seed + held,
             path=self.folder / f"references_{'held' if held else 'train'}.safetensors",
         )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pdmd.benchmarks import BenchConfig
+from pdmd.benchmarks import SCHEMES, BenchConfig
 from pdmd.benchmarks.clips import ClipsBenchmark
 from pdmd.benchmarks.held_out_prompts import split_prompts
 from pdmd.teachers.packaged.clip_world import CLIP_NAMES
@@ -44,3 +44,13 @@ def test_too_few_samples_for_diversity_are_an_error(tmp_path):
     benchmark = ClipsBenchmark(BenchConfig(name="clips", **TINY | {"samples": 31}), tmp_path)
     with pytest.raises(ValueError, match="--samples must be at least 32, got 31"):
         _ = benchmark.prompts
+
+
+@pytest.mark.parametrize("name", ["phased", "phased_2x2", "phased_disjoint", "one_step"])
+def test_plans_and_the_teachers_steps_are_shifted_alike(benchmark, name):
+    plain, plan = SCHEMES[name].plan(), benchmark.plan(SCHEMES[name])
+    assert plan.timesteps == pytest.approx([3 * t / (1 + 2 * t) for t in plain.timesteps])
+    assert [p.score_range[1] == p.t_start for p in plan] == [
+        p.score_range[1] == p.t_start for p in plain
+    ]
+    assert benchmark.times(4) == pytest.approx([1, 0.9, 0.75, 0.5, 0])

@@ -149,4 +149,4 @@ def render_clips(masks: Tensor, path: Tensor) -> Tensor:
 
     height, width = masks.shape[1:]
     rows, columns = overlap(path[..., 1], height), overlap(path[..., 0], width)
-    return rows @ masks[:, None] @ columns.mT
+    return (rows @ masks[:, None] @ columns.mT).clamp(0, 1)

@@ -41,6 +41,8 @@ class ClipsTeacher(Teacher):
         prompts: The default prompts of a distillation.
     """
 
+    shift = 3.0
+
     def __init__(
         self,
         transformer: VideoTransformer,

@@ -73,6 +73,7 @@ def pretrain_clips(
         batch_size=batch_size,
         lr=lr,
         ema=0.999,
+        shift=teacher.shift,
         seed=seed,
         progress=progress,
     )
