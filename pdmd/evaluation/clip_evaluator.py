@@ -17,6 +17,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ class ClipsEvaluator(Evaluator):
         self.teacher = teacher
         self.character = torch.tensor([CLIP_NAMES.index(prompt) for prompt in prompts])
         generator = torch.Generator().manual_seed(seed + 100)
-        self.truth = ClipBank().draw(len(prompts), generator, self.character).pictures
+        self.truth = _bank().draw(len(prompts), generator, self.character).pictures
         self.truth_features = self._features(self.truth).mean(1)
         self.reference = reference
         pictures = teacher.decode(reference)
@@ -117,3 +118,8 @@ class ClipsEvaluator(Evaluator):
             "coverage": coverage,
             "precision": precision,
         }
+
+
+@cache
+def _bank() -> ClipBank:
+    return ClipBank()
