@@ -1,10 +1,14 @@
 """Pretraining of the clips teacher: flow matching on rendered clips.
 
 The prompt is dropped with probability 0.1, for guidance. Nothing is trained but the transformer,
-whose word embeddings are the text encoder.
+whose word embeddings are the text encoder. Times are shifted towards noise as those of sampling
+(:attr:`~pdmd.teachers.base.Teacher.shift`): a clip repeats its glyph in every frame, so that glyph
+and motion are decided at times where a single pixel is noise.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +19,10 @@ from pdmd.teachers.packaged.pretraining import Source, pretrain
 from pdmd.teachers.packaged.video_transformer import VideoTransformer
 from pdmd.typing import Condition
 
-__all__ = ["clip_source", "pretrain_clips"]
+__all__ = ["TRANSFORMER", "clip_source", "pretrain_clips"]
+
+TRANSFORMER: dict[str, Any] = {"patch": (8, 4), "width": 128, "depth": 3}
+"""Configuration of the transformer: 16 tokens, each of 4 x 4 pixels in all frames."""
 
 
 def clip_source(teacher: ClipsTeacher, bank: ClipBank, dropout: float = 0.1) -> Source:
@@ -40,7 +47,7 @@ def clip_source(teacher: ClipsTeacher, bank: ClipBank, dropout: float = 0.1) -> 
 
 def pretrain_clips(
     *,
-    updates: int = 6000,
+    updates: int = 5000,
     batch_size: int = 32,
     lr: float = 1.5e-3,
     seed: int = 0,
@@ -64,7 +71,7 @@ def pretrain_clips(
     sample = bank.draw(2000, torch.Generator().manual_seed(seed)).pictures
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        transformer = VideoTransformer(vocabulary=len(WORDS), words=LONGEST)
+        transformer = VideoTransformer(**TRANSFORMER, vocabulary=len(WORDS), words=LONGEST)
     teacher = ClipsTeacher(transformer, float(sample.mean()), float(sample.std()))
     return pretrain(
         teacher,
