@@ -1,5 +1,7 @@
 """The claims of the evidence page: for each, the figures and whether they support it."""
 
+from guided_claims import guided_claims
+
 from pdmd.benchmarks import SCHEMES
 from pdmd.evaluation.bench_report import summarise
 
@@ -316,6 +318,7 @@ CLAIMS = {
     "toy1d": toy_claims,
     "mixture": mixture_claims,
     "digits": digits_claims,
+    **dict.fromkeys(("glyphs", "fashion", "clips"), guided_claims),
     "efficiency_mixture": efficiency_claims,
     "efficiency_digits": efficiency_claims,
     "overhead": overhead_claims,

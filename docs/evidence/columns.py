@@ -35,28 +35,36 @@ COLUMNS = {  # metric: its title, and what it is
         "the fraction of the reference with a sample nearby (higher is better)",
     ),
     "precision": ("precision", "the fraction of samples near the reference (higher is better)"),
-    "relative_flow": (
-        "flow",
-        "the mean optical flow over the teacher's (below 1 is slower)",
+    "accuracy": ("accuracy", "the share of samples that show their prompt"),
+    "vendi": (
+        "Vendi",
+        "the effective number of different samples of a prompt (higher is more diverse)",
     ),
+    "faces": ("faces", "the effective number of typefaces of a prompt, 12 at most"),
+    "relative_flow": ("flow", "the mean speed of motion over the teacher's (1 is the teacher's)"),
     "flow_spread": (
-        "flow spread",
-        "the variance of the optical flow within a prompt over the teacher's",
+        "spread",
+        "the variance of velocities within a prompt over the teacher's (1 is the teacher's)",
     ),
-    "directions": (
-        "directions",
-        "the effective number of directions within a prompt (8 at most)",
-    ),
+    "directions": ("directions", "the effective number of directions within a prompt, 8 at most"),
     "flow_distance": (
         "flow distance",
-        "the sliced Wasserstein distance of the optical flow to the teacher's, in pixels a frame",
+        "the sliced Wasserstein distance of velocities to the teacher's, in pixels a frame",
     ),
     "path_error": ("path error", "the distance from a straight path, in pixels"),
     "consistency": (
         "consistency",
         "the cosine between features of the first and the last frame (higher is steadier)",
     ),
-    "vendi": ("Vendi", "the effective number of distinct samples of a prompt"),
+    "held_out_feature_distance": ("fidT, held out", "fidT with prompts of no training"),
+    "held_out_vendi": ("Vendi, held out", "the Vendi score with prompts of no training"),
+    "boundary_1": (
+        "error at $t_1$",
+        "the distance of the student's samples there to the teacher's diffused ones, over that "
+        "of two draws of the teacher (1 is no error)",
+    ),
+    "boundary_2": ("$t_2$", "the same at the second boundary"),
+    "boundary_3": ("$t_3$", "the same at the third"),
     "ratio": (
         "ratio",
         "the trainer's seconds a cycle over those of a hand-written loop, in the median",
