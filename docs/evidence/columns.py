@@ -47,6 +47,15 @@ COLUMNS = {  # metric: its title, and what it is
         "the variance of velocities within a prompt over the teacher's (1 is the teacher's)",
     ),
     "directions": ("directions", "the effective number of directions within a prompt, 8 at most"),
+    "flow_distance": (
+        "flow distance",
+        "the sliced Wasserstein distance of velocities to the teacher's, in pixels a frame",
+    ),
+    "path_error": ("path error", "the distance from a straight path, in pixels"),
+    "consistency": (
+        "consistency",
+        "the cosine between features of the first and the last frame (higher is steadier)",
+    ),
     "held_out_feature_distance": ("fidT, held out", "fidT with prompts of no training"),
     "held_out_vendi": ("Vendi, held out", "the Vendi score with prompts of no training"),
     "boundary_1": (

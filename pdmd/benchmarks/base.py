@@ -73,7 +73,7 @@ class BenchConfig:
     classes: int = 8
     """Classes of the mixture."""
     guidance: float = 0.0
-    """Guidance scale of the teacher of glyphs and fashion; 0 selects 1.5."""
+    """Guidance scale of the teacher of glyphs, fashion or clips; 0 selects the benchmark's."""
     forwards: int = 0
     """Training cost of every method in forward passes of one batch, instead of --updates."""
     millions: int = 0
@@ -150,6 +150,7 @@ benchmarks: Registry[type[Benchmark]] = Registry(
         "digits": "pdmd.benchmarks.distillation:DigitsBenchmark",
         "glyphs": "pdmd.benchmarks.glyphs:GlyphsBenchmark",
         "fashion": "pdmd.benchmarks.fashion:FashionBenchmark",
+        "clips": "pdmd.benchmarks.clips:ClipsBenchmark",
         "cost": "pdmd.benchmarks.cost:CostBenchmark",
         "overhead": "pdmd.benchmarks.overhead:OverheadBenchmark",
         "memory": "pdmd.benchmarks.rank_memory:MemoryBenchmark",

@@ -18,14 +18,16 @@ import torch
 
 from pdmd.benchmarks.base import Benchmark
 from pdmd.benchmarks.memory import rollout_mib
-from pdmd.benchmarks.schemes import SCHEMES, Scheme
+from pdmd.benchmarks.schemes import SCHEMES, Scheme, shifted_plan
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.sampling import sample_ode
 from pdmd.distillation.distill import distill
 from pdmd.distillation.initializers import FromDenoiser, FromTeacher, Initializer
+from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.sampling import sample
 from pdmd.distillation.students import Student
-from pdmd.evaluation.evaluators import DigitsEvaluator, Evaluator, MixtureEvaluator
+from pdmd.evaluation.evaluator import Evaluator
+from pdmd.evaluation.evaluators import DigitsEvaluator, MixtureEvaluator
 from pdmd.evaluation.figures import data_uri, image_grid, vector_scatter
 from pdmd.teachers.base import Teacher, networks
 from pdmd.teachers.mixture import MixtureTeacher
@@ -77,6 +79,7 @@ class DistillationBenchmark(Benchmark):
     batch_size = 128
     samples: int
     teacher_steps: int
+    shift = 1.0  # of the times of plans and of the teacher's steps
     optimizers: tuple[AdamRecipe, AdamRecipe]
 
     @abstractmethod
@@ -111,7 +114,10 @@ class DistillationBenchmark(Benchmark):
         if method in TEACHER_ROWS:
             student, steps = None, self.teacher_steps if method == "teacher" else 4
             cost: dict[str, Any] = {"forwards": 0, "cpu_seconds": 0.0, "saved_mib": 0.0}
-            nfe, draw = steps * teacher.evaluations, partial(sample_ode, teacher, steps=steps)
+            nfe, draw = (
+                steps * teacher.evaluations,
+                partial(sample_ode, teacher, steps=steps, times=self.times(steps)),
+            )
         else:
             student, cost = self.distill(SCHEMES[method], teacher, seed)
             nfe, draw = student.plan.nfe, partial(sample, student)
@@ -119,6 +125,15 @@ class DistillationBenchmark(Benchmark):
         picture = data_uri(self.picture(teacher, x, condition), dpi=60)
         more = self.further(teacher, student, draw, generator)
         return {**measure(x), **more, "nfe": nfe, **cost}, picture
+
+    def plan(self, scheme: Scheme) -> PhasePlan:
+        """Returns the plan of a scheme, shifted as the teacher's steps."""
+        plan = scheme.plan()
+        return plan if self.shift == 1 else shifted_plan(plan, self.shift)
+
+    def times(self, steps: int) -> tuple[float, ...] | None:
+        """Returns the times of the teacher's steps, or ``None`` for equal steps."""
+        return None if self.shift == 1 else PhasePlan.uniform(steps, shift=self.shift).timesteps
 
     def further(
         self,
@@ -152,7 +167,7 @@ class DistillationBenchmark(Benchmark):
         self, scheme: Scheme, teacher: Teacher, seed: int
     ) -> tuple[Student, dict[str, Any]]:
         """Distills with a scheme and returns the student and the cost of training."""
-        plan, config, account = scheme.plan(), self.config, Account()
+        plan, config, account = self.plan(scheme), self.config, Account()
         batch = config.batch_size or self.batch_size
         total = round((config.updates or self.updates) * scheme.update_factor)
         if config.forwards:
@@ -183,7 +198,7 @@ class DistillationBenchmark(Benchmark):
         batch: int,
         account: Account,
     ) -> Student:
-        plan, config, efficiency = scheme.plan(), self.config, scheme.efficiency
+        plan, config, efficiency = self.plan(scheme), self.config, scheme.efficiency
         most = config.fake_updates or self.fake_updates
         updates = split_updates(total, scheme.update_shares or (1.0,) * len(plan))
         optimizer, fake_optimizer = self.optimizers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +16,13 @@ __all__ = ["reference_draws"]
 
 
 def reference_draws(
-    teacher: Denoiser, condition: Condition, *, steps: int, seed: int, path: Path
+    teacher: Denoiser,
+    condition: Condition,
+    *,
+    steps: int,
+    seed: int,
+    path: Path,
+    times: Sequence[float] | None = None,
 ) -> tuple[Latents, Latents]:
     """Returns two independent draws of a teacher, computed once for all runs.
 
@@ -25,6 +32,7 @@ def reference_draws(
         steps: Euler steps of the teacher.
         seed: The seed of the first draw; that of the second is greater by 10.
         path: The file of the draws, which is written if it does not exist.
+        times: The times of the steps, if they are not equal.
 
     Returns:
         Two batches of samples, with shape :math:`(B, *)`.
@@ -37,6 +45,7 @@ def reference_draws(
                 teacher,
                 condition,
                 steps=steps,
+                times=times,
                 generator=torch.Generator().manual_seed(seed + 10 * i),
             )
             for i, name in enumerate(("first", "second"))

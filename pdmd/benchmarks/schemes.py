@@ -7,11 +7,13 @@ except one-step DMD.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from pdmd.benchmarks.efficiency import EFFICIENCY_SETTINGS, EfficiencySetting
 from pdmd.diffusion.predictions import Kind
-from pdmd.diffusion.schedules import Schedule
+from pdmd.diffusion.schedules import Schedule, check_shift, shift_times
 from pdmd.distillation.experts import (
     Expert,
     FullGradient,
@@ -35,7 +37,7 @@ from pdmd.training.fake_scores import (
 )
 from pdmd.typing import Latents, Times
 
-__all__ = ["SCHEMES", "Scheme", "biased_target"]
+__all__ = ["SCHEMES", "Scheme", "biased_target", "shifted_plan"]
 
 
 def biased_target(
@@ -53,6 +55,30 @@ def biased_target(
             f"the biased target is defined for velocity, got {kind!r}; pass a velocity network"
         )
     return epsilon - x_s
+
+
+def shifted_plan(plan: PhasePlan, shift: float) -> PhasePlan:
+    """Returns a plan with all its times warped by ``k t / (1 + (k - 1) t)``.
+
+    Args:
+        plan: The plan.
+        shift: :math:`k > 0`; above 1, the phases are noisier.
+
+    Raises:
+        ValueError: If the shift is not a positive finite number.
+    """
+    shift = check_shift(shift)
+
+    def warp(*times: float) -> tuple[float, ...]:
+        return tuple(shift_times(torch.tensor(times, dtype=torch.float64), shift).tolist())
+
+    phases = []
+    for phase in plan:
+        low, high = warp(*phase.score_range)
+        *steps, t_end = warp(*phase.timesteps, phase.t_end)
+        own = replace(phase, timesteps=tuple(steps), t_end=t_end, score_range=(low, high))
+        phases.append(own)
+    return PhasePlan(tuple(phases))
 
 
 def _same(init: Initializer) -> Initializer:

@@ -76,6 +76,18 @@ def _pretrain_glyphs(out: Path, chosen: dict[str, Any]) -> None:
     pretrain_glyphs(out, **chosen)
 
 
+def _pretrain_clips(out: Path, chosen: dict[str, Any]) -> None:
+    from pdmd.teachers.packaged.pretraining_clips import pretrain_clips
+
+    pretrain_clips(**chosen).save(out)
+
+
+def _pretrain_clip_classifier(out: Path, chosen: dict[str, Any]) -> None:
+    from pdmd.evaluation.clip_classifier import train_clip_classifier
+
+    train_clip_classifier(**chosen).save(out)
+
+
 def _pretrain_glyph_classifier(out: Path, chosen: dict[str, Any]) -> None:
     from pdmd.evaluation.glyph_classifier import train_glyph_classifier
 
@@ -95,6 +107,8 @@ def _pretrain_fashion_classifier(out: Path, chosen: dict[str, Any]) -> None:
 
 
 PACKAGED: dict[str, tuple[str, Callable[[Path, dict[str, Any]], None]]] = {
+    "clips": ("clips.safetensors", _pretrain_clips),
+    "clip-classifier": ("clip-classifier.safetensors", _pretrain_clip_classifier),
     "digits": ("digits.safetensors", _pretrain_digits),
     "digits-classifier": ("digits-classifier.safetensors", _pretrain_digits_classifier),
     "fashion": ("fashion.safetensors", _pretrain_fashion),

@@ -21,6 +21,7 @@ QUALITY = {
     "digits": ("feature_distance", "coverage", "cosine"),
     "glyphs": ("feature_distance", "vendi", "faces"),
     "fashion": ("feature_distance", "vendi", "coverage"),
+    "clips": ("feature_distance", "flow_spread", "relative_flow"),
 }
 """The metrics of the trade-off plots, by benchmark; quality first."""
 

@@ -1,8 +1,8 @@
 """Evaluators: the metric suites that compare samples of a teacher and its student.
 
 An evaluator is built for given conditions and maps their samples to named metrics. Digits, clothes
-and glyphs are compared in a classifier's features, mixtures with their exact distribution, other
-teachers in latents.
+and glyphs are compared in a classifier's features, clips by their motion too, mixtures with their
+exact distribution, other teachers in latents.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pdmd.arguments import at_least, checked
 from pdmd.evaluation.classifier import DigitsClassifier
+from pdmd.evaluation.clip_evaluator import ClipsEvaluator
 from pdmd.evaluation.evaluator import Evaluator
 from pdmd.evaluation.fashion_evaluator import FashionEvaluator
 from pdmd.evaluation.glyph_classifier import GlyphClassifier
@@ -31,6 +32,8 @@ from pdmd.evaluation.metrics import (
 )
 from pdmd.teachers.guided import unguided
 from pdmd.teachers.mixture import MixtureTeacher
+from pdmd.teachers.packaged.clip_world import CLIP_NAMES
+from pdmd.teachers.packaged.clips import ClipsTeacher
 from pdmd.teachers.packaged.digits import DigitsTeacher, load_digit_images
 from pdmd.teachers.packaged.fashion import FashionTeacher
 from pdmd.teachers.packaged.glyph_world import FACES, NAMES, GlyphBank
@@ -43,7 +46,6 @@ __all__ = [
     "LatentEvaluator",
     "LatentProjection",
     "MixtureEvaluator",
-    "Evaluator",
     "evaluator_for",
     "needs_condition",
     "reduction_for",
@@ -284,7 +286,8 @@ def evaluator_for(
 ) -> Evaluator:
     """Returns the evaluator of a teacher.
 
-    :class:`GlyphsEvaluator` requires that every prompt is the name of a character.
+    :class:`GlyphsEvaluator` and :class:`~pdmd.evaluation.clip_evaluator.ClipsEvaluator` require
+    that every prompt is the name of a character.
 
     Args:
         teacher: The teacher, guided or not.
@@ -296,6 +299,8 @@ def evaluator_for(
     base = unguided(teacher)
     if isinstance(base, GlyphsTeacher) and prompts and set(prompts) <= set(NAMES):
         return GlyphsEvaluator(base, prompts, reference, seed)
+    if isinstance(base, ClipsTeacher) and prompts and set(prompts) <= set(CLIP_NAMES):
+        return ClipsEvaluator(base, prompts, reference, seed)
     if isinstance(base, DigitsTeacher):
         return DigitsEvaluator(base, condition, reference, seed)
     if isinstance(base, FashionTeacher):
@@ -318,7 +323,7 @@ def reduction_for(teacher: Any, seed: int) -> Callable[[Latents], Tensor]:
         teacher: The teacher, guided or not.
         seed: The seed of its evaluator.
     """
-    packaged = DigitsTeacher | FashionTeacher | GlyphsTeacher | MixtureTeacher
+    packaged = ClipsTeacher | DigitsTeacher | FashionTeacher | GlyphsTeacher | MixtureTeacher
     if isinstance(unguided(teacher), packaged):
         return lambda x: x
     return LatentProjection(seed)

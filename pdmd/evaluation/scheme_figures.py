@@ -61,6 +61,10 @@ AXES: dict[str, tuple[Axis, Axis]] = {
         Axis(metric="vendi", title="Vendi score within a class", ahead="more diverse"),
         Axis(metric="feature_distance", title="distance to the teacher", falls=True, log=True),
     ),
+    "clips": (
+        Axis(metric="flow_spread", title="spread of motion in a prompt", ahead="more diverse"),
+        Axis(metric="feature_distance", title="distance to the teacher", falls=True, log=True),
+    ),
 }
 """Diversity and quality of a benchmark."""
 

@@ -133,6 +133,7 @@ teachers: Registry[Any] = Registry(
     "teacher",
     {
         "chroma": "pdmd.teachers.families.chroma:ChromaTeacher.from_arguments",
+        "clips": "pdmd.teachers.packaged.clips:ClipsTeacher.from_package",
         "cogvideox": "pdmd.teachers.families.cogvideox:CogVideoXTeacher.from_arguments",
         "ddpm": "pdmd.teachers.families.ddpm:DDPMTeacher.from_arguments",
         "digits": "pdmd.teachers.packaged.digits:DigitsTeacher.from_package",

@@ -7,7 +7,8 @@ from pdmd import PhasePlan, Student
 from pdmd.benchmarks import SCHEMES, BenchConfig
 from pdmd.benchmarks.boundary_errors import boundary_errors
 from pdmd.benchmarks.distillation import MixtureBenchmark
-from pdmd.benchmarks.glyphs import GlyphsBenchmark, split_prompts
+from pdmd.benchmarks.glyphs import GlyphsBenchmark
+from pdmd.benchmarks.held_out_prompts import split_prompts
 from pdmd.diffusion.solvers import renoise_step
 from pdmd.distillation.experts import OdeExpert
 from pdmd.evaluation import evaluators
@@ -18,9 +19,9 @@ TINY = dict(updates=4, fake_updates=1, batch_size=2, samples=74)
 
 
 def test_prompts_are_split_and_nothing_is_held_out_twice():
-    train, held = split_prompts(7)
+    train, held = split_prompts(NAMES, 7)
     assert sorted([*train, *held]) == sorted(NAMES) and len(held) == 9
-    assert split_prompts(7) == (train, held) != split_prompts(8)
+    assert split_prompts(NAMES, 7) == (train, held) != split_prompts(NAMES, 8)
 
 
 def test_too_few_samples_for_diversity_are_an_error(tmp_path):
@@ -35,7 +36,7 @@ def test_a_run_trains_on_some_prompts_and_measures_others(tmp_path, monkeypatch)
     benchmark = GlyphsBenchmark(BenchConfig(name="glyphs", **TINY), tmp_path)
     benchmark.teacher_steps = 2
     row, picture = benchmark.run("phased", 0)
-    train, held = split_prompts(7)
+    train, held = split_prompts(NAMES, 7)
     teacher = benchmark.teacher()
     assert list(teacher.prompts) == train and set(benchmark.prompts[1]) == set(held)
     assert teacher.scales == (1.5,) and picture.startswith("data:image")

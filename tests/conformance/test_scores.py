@@ -112,6 +112,7 @@ RIGHT = {
     "digits": DigitsTeacher.from_package,
     "fashion": lambda: teachers["fashion"](),
     "glyphs": lambda: teachers["glyphs"](),
+    "clips": lambda: teachers["clips"](),
 }
 
 

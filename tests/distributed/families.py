@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pdmd.teachers.packaged.transformer import ImageTransformer
+from pdmd.teachers.packaged.video_transformer import VideoTransformer
 
-FAMILIES = ("image", "wan", "wan_image", "qwen", "qwen_masked", "flux", "sd3")
+FAMILIES = ("image", "video", "wan", "wan_image", "qwen", "qwen_masked", "flux", "sd3")
 
 
 @dataclass
@@ -53,6 +54,12 @@ def _image(batch):
     network = ImageTransformer(width=32, depth=2, heads=4)
     arguments = {"t": torch.rand(batch), "label": torch.arange(batch)}
     return network, "x", arguments, (1, 8, 8)
+
+
+def _video(batch):
+    network = VideoTransformer(frames=4, image_size=8, width=32, depth=2, heads=4, vocabulary=6)
+    arguments = {"t": torch.rand(batch), "tokens": torch.arange(4 * batch).reshape(batch, 4) % 6}
+    return network, "x", arguments, (1, 4, 8, 8)
 
 
 def _wan(batch, image=False):
@@ -167,6 +174,7 @@ def _sd3(batch):
 
 _BUILDERS = {
     "image": _image,
+    "video": _video,
     "wan": _wan,
     "wan_image": lambda batch: _wan(batch, image=True),
     "qwen": _qwen,

@@ -19,7 +19,16 @@ from torch import Tensor
 
 from pdmd.extras import require
 
-__all__ = ["CHARACTERS", "FACES", "NAMES", "SIDE", "GlyphBank", "Glyphs", "render_masks"]
+__all__ = [
+    "CHARACTERS",
+    "FACES",
+    "NAMES",
+    "SIDE",
+    "GlyphBank",
+    "Glyphs",
+    "draw_character",
+    "render_masks",
+]
 
 CHARACTERS = (
     "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -125,10 +134,6 @@ def render_masks(variants: int, *, seed: int = 0) -> Tensor:
         Ink coverage of every pixel, uint8, with shape
         :math:`(\text{characters}, \text{faces}, \text{variants}, 32, 32)`.
     """
-    require("report", "matplotlib", "PIL")
-    from matplotlib import get_data_path
-
-    fonts = Path(get_data_path()) / "fonts" / "ttf"
     generator = torch.Generator().manual_seed(seed)
     shape = (len(CHARACTERS), len(FACES), variants)
     low, high = FONT_SIZES
@@ -139,26 +144,47 @@ def render_masks(variants: int, *, seed: int = 0) -> Tensor:
         for c, character in enumerate(CHARACTERS):
             for v in range(variants):
                 pixels, degrees = float(size[c, f, v]), float(rotation[c, f, v])
-                masks[c, f, v] = _mask(fonts / f"{face}.ttf", character, pixels, degrees)
+                masks[c, f, v] = _mask(character, face, pixels, degrees)
     return masks
 
 
-def _mask(path: Path, character: str, size: float, rotation: float) -> Tensor:
-    import numpy as np
+def draw_character(character: str, face: str, size: int, width: int) -> Any:
+    """Draws a character in the middle of a square.
+
+    Args:
+        character: The character.
+        face: One of :data:`FACES`.
+        size: The font size in pixels.
+        width: Height and width of the square in pixels.
+
+    Returns:
+        The ink, as a greyscale image of Pillow.
+    """
+    require("report", "matplotlib", "PIL")
     from PIL import Image, ImageDraw
 
-    width = SIDE * SUPERSAMPLING
     canvas = Image.new("L", (width, width))
-    font = _font(path, round(size * SUPERSAMPLING))
+    font = _font(face, size)
     left, top, right, bottom = font.getbbox(character, anchor="mm")
     centre: Any = (width / 2 - (left + right) / 2, width / 2 - (top + bottom) / 2)
     ImageDraw.Draw(canvas).text(centre, character, fill=255, font=font, anchor="mm")
+    return canvas
+
+
+def _mask(character: str, face: str, size: float, rotation: float) -> Tensor:
+    import numpy as np
+    from PIL import Image
+
+    scale = SUPERSAMPLING
+    canvas = draw_character(character, face, round(size * scale), SIDE * scale)
     canvas = canvas.rotate(rotation, resample=Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(canvas.reduce(SUPERSAMPLING)))
+    return torch.from_numpy(np.array(canvas.reduce(scale)))
 
 
 @cache
-def _font(path: Path, size: int) -> Any:
+def _font(face: str, size: int) -> Any:
+    from matplotlib import get_data_path
     from PIL import ImageFont
 
+    path = Path(get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
     return ImageFont.truetype(str(path), size)

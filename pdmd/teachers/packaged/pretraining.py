@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.schedules import shift_times
 from pdmd.diffusion.solvers import diffuse
 from pdmd.objectives.score_matching import subinterval_target
 from pdmd.randomness import randn_like
@@ -55,6 +56,7 @@ def pretrain(
     batch_size: int = 256,
     lr: float = 2e-3,
     ema: float = 0.995,
+    shift: float = 1.0,
     seed: int = 0,
     progress: bool = True,
 ) -> D:
@@ -67,6 +69,7 @@ def pretrain(
         batch_size: Number of samples per update.
         lr: Peak learning rate of Adam.
         ema: Decay of the exponential moving average of the weights.
+        shift: Shift of the times towards noise; 1 for uniform times.
         seed: Random seed.
         progress: Whether to show a progress bar.
 
@@ -84,6 +87,7 @@ def pretrain(
             group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * i / updates))
         x_0, condition = source(batch_size, generator)
         t = torch.rand(len(x_0), generator=generator, dtype=torch.float64).clamp(1e-6, 1)
+        t = shift_times(t, shift)
         epsilon = randn_like(x_0, generator)
         x_t = diffuse(x_0, epsilon, 0.0, t, denoiser.schedule)
         target = subinterval_target(x_0, epsilon, 0.0, t, denoiser.schedule, denoiser.kind)
