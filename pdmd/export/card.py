@@ -110,7 +110,7 @@ class Card:
                 "Its steps draw noise, from the global generator if the pipeline does not pass "
                 "one: seed with `torch.manual_seed`."
             )
-        if layout.takes_image:
+        if layout.takes_image and layout.pipeline.startswith("Wan"):
             notes.append("The pipeline cleans prompts with the package `ftfy`: install it too.")
         if len(self.intervals) > len(layout.slots):
             networks = _count(len(base_networks(self.intervals)), "network")
@@ -176,7 +176,8 @@ def call_lines(student: Student, intervals: Sequence[NetworkInterval], steps: st
     length = source.get("arguments", {}).get("text_length")
     if length is not None:
         arguments["max_sequence_length"] = length
-    image = ['    image=load_image("image.png"),  # the first frame'] if layout.takes_image else []
+    role = "the first frame" if layout.output == "frames" else "the image to edit"
+    image = [f'    image=load_image("image.png"),  # {role}'] if layout.takes_image else []
     return [
         f"{layout.output} = pipe(",
         '    prompt="a cat that holds a sign",',

@@ -9,7 +9,17 @@ from pdmd.export.diffusers import export_diffusers
 from tests.helpers.tiny_families import close
 from tests.helpers.tiny_more_flows import MORE, more, pipeline_of, registered
 
-EXPORTED = ("sana", "flux2", "flux2_klein", "kandinsky5", "kandinsky5_image")
+EXPORTED = (
+    "sana",
+    "flux2",
+    "flux2_klein",
+    "kandinsky5",
+    "kandinsky5_image",
+    "hunyuan_video15",
+    "cosmos_predict25",
+    "ltx2",
+    "ltx2_gated",
+)
 
 
 @pytest.mark.parametrize("name", EXPORTED)
@@ -32,7 +42,8 @@ def test_an_exported_student_samples_as_it_does_here(tmp_path, name):
     folder = export_diffusers(student.eval(), tmp_path / "exported")
     card = (folder / "README.md").read_text()
     assert all(f"{key}={value}" in card for key, value in teacher.call_arguments.items())
-    pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    given = MORE[name].get("given", {})
+    pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, **given)
     pipeline.set_progress_bar_config(disable=True)
     condition, null = teacher.encode(teacher.prompts), teacher.encode([None])
     found = MORE[name]["run"](pipeline, teacher, condition, null, scale=1.0, steps=plan.nfe)

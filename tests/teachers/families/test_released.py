@@ -8,6 +8,7 @@ from pdmd.teachers.families.released import RELEASED, equal_blocks, released_arg
 
 COUNTS = {
     ("qwen_image", "Qwen/Qwen-Image"): 20.43,
+    ("qwen_image_edit", "Qwen/Qwen-Image-Edit-2511"): 20.43,
     ("wan", "Wan-AI/Wan2.2-T2V-A14B-Diffusers"): 2 * 14.29,
     ("wan_i2v", "Wan-AI/Wan2.2-I2V-A14B-Diffusers"): 2 * 14.29,
     ("wan_i2v", "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"): 16.39,
