@@ -153,13 +153,12 @@ def scheduler_lines(grid: Sequence[float]) -> list[str]:
         "from diffusers import FlowMatchEulerDiscreteScheduler",
         "",
         "",
-        "def set_timesteps(num_inference_steps=None, device=None, sigmas=None, mu=None):",
-        f"    euler(sigmas={list(grid)}, device=device)",
+        "class Times(FlowMatchEulerDiscreteScheduler):",
+        "    def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, **_):",
+        f"        super().set_timesteps(sigmas={list(grid)}, device=device)",
         "",
         "",
-        "pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)",
-        "euler = pipe.scheduler.set_timesteps",
-        "pipe.scheduler.set_timesteps = set_timesteps",
+        "pipe.scheduler = Times(shift=1.0)",
     ]
 
 

@@ -6,6 +6,7 @@ import inspect
 import torch
 
 from pdmd.teachers.base import teachers
+from pdmd.teachers.families.cosmos_predict25 import ProjectedOnce
 from pdmd.teachers.families.tiny.pipelines import TINY
 from pdmd.teachers.families.tiny.sounds import ltx2_parts
 from pdmd.teachers.families.tokens import pack, unpack
@@ -190,6 +191,9 @@ def run_cosmos_predict25(pipeline, teacher, condition, null, *, scale, steps, ou
     pipeline.safety_checker = Harmless()
     if isinstance(pipeline.scheduler, UniPCMultistepScheduler):
         pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    for path, module in pipeline.transformer.named_modules():
+        if path.endswith("crossattn_proj"):
+            module.__class__ = ProjectedOnce
     guidance = {"guidance_scale": scale - 1}
     given = inputs(teacher, condition, null, steps, output, guidance, TEXT)
     given |= {"latents": noise(teacher, len(condition)), "num_frames": teacher.options["frames"]}
@@ -242,7 +246,7 @@ def run_ltx2(pipeline, teacher, condition, null, *, scale, steps, output="latent
         latents=tokens[:, :length],
         audio_latents=start,
         num_inference_steps=steps,
-        output_type=output,
+        output_type="pt" if output == "sound" else output,
         return_dict=False,
     )
     pipeline.connectors = connectors

@@ -152,7 +152,7 @@ def ltx2_vae(channels: int) -> Any:
     vae = diffusers.AutoencoderKLLTX2Video(
         latent_channels=channels,
         block_out_channels=(4, 8, 16, 32),
-        decoder_block_out_channels=(4, 8, 16),
+        decoder_block_out_channels=(8, 16, 32),
         layers_per_block=(1,) * 5,
         decoder_layers_per_block=(1,) * 4,
         spatial_compression_ratio=32,
