@@ -72,7 +72,7 @@ def test_adapters_are_files_that_the_pipeline_loads(tmp_path, name):
     generator = torch.Generator().manual_seed(0)
     experts = []
     for phase in plan:
-        part = adapt(teacher.part(phase.t_start, phase.t_end), LowRank(rank=2, alpha=3.0))
+        part = adapt(teacher.part(phase.t_start, phase.t_end), LowRank(rank=2, alpha=3.0), seed=0)
         for adapter in adapted_parts(part):
             for factors in adapter.factors().values():
                 weight = factors.lora_B.weight

@@ -30,6 +30,8 @@ class PipelineLayout:
             where it does not.
         folder: Where the family's pipeline is if it ships with the package.
         task: The model hub's name of its task; empty where students are not exported.
+        unexported: Why they are not, after "has no pipeline in diffusers that samples as it does
+            here: ".
         time_scale: The network's time per ours.
         time_offset: The network's time at our 0.
         time_argument: The name of the time among the network's arguments.
@@ -56,6 +58,7 @@ class PipelineLayout:
     scheduler: str = "FlowMatchEulerDiscreteScheduler"
     folder: str = ""
     task: str = ""
+    unexported: str = ""
     time_scale: float = 1.0
     time_offset: float = 0.0
     time_argument: str = "timestep"

@@ -2,7 +2,6 @@
 
 import functools
 import json
-from unittest import mock
 
 import pytest
 import torch
@@ -18,13 +17,12 @@ from pdmd.teachers.families.qwen_image_edit import IMAGE_TOKEN, scaled_size
 from pdmd.teachers.families.tiny.encoders import qwen_encoder, qwen_image_processor
 from pdmd.teachers.families.tiny.pipelines import IMAGE_PROMPTS, TINY, write_tiny_pipeline
 from pdmd.teachers.families.tiny.vaes import qwen_vae
-from pdmd.teachers.families.tokens import pack, unpack
 from tests.helpers.distilling import distill
+from tests.helpers.editing import SIZE, run
 from tests.helpers.tiny_encoders import picture
 from tests.helpers.tiny_families import close, noise, ode, scheduler
 from tests.helpers.tiny_pipelines import bare
 
-SIZE = {"height": 64, "width": 32, "reference_height": 32, "reference_width": 64}
 TEXTS = ["a cat", "make it a drawing of a dog"]
 
 
@@ -65,22 +63,6 @@ def pipeline_of(teacher, tokenizer=None, encoder=None):
     )
     pipeline.processor = tokenizer and processor(tokenizer, qwen_image_processor())
     return pipeline
-
-
-def run(pipeline, teacher, image, start, *, scale, output="latent", **given):
-    """Runs the pipeline on one row, with the image at the teacher's size."""
-    with mock.patch.object(edit_plus, "VAE_IMAGE_SIZE", 32 * 64):
-        out = pipeline(
-            image=image,
-            latents=pack(start),
-            true_cfg_scale=scale,
-            height=SIZE["height"],
-            width=SIZE["width"],
-            num_inference_steps=3,
-            output_type=output,
-            **given,
-        ).images
-    return unpack(out, *teacher.latent_shape[1:]) if output == "latent" else out
 
 
 @pytest.mark.parametrize("zero", [True, False], ids=["2511", "2509"])

@@ -18,6 +18,10 @@ COUNTS = {
     ("sd3", "stabilityai/stable-diffusion-3.5-large"): 8.06,
     ("z_image", "Tongyi-MAI/Z-Image"): 6.15,
     ("ltx", "Lightricks/LTX-Video"): 1.92,
+    ("ltx2", "Lightricks/LTX-2"): 18.88,
+    ("ltx2", "diffusers/LTX-2.3-Diffusers"): 18.99,
+    ("cosmos_predict25", "nvidia/Cosmos-Predict2.5-2B"): 2.06,
+    ("cosmos_predict25", "nvidia/Cosmos-Predict2.5-14B"): 14.37,
     ("sana", "Efficient-Large-Model/Sana_1600M_1024px_diffusers"): 1.60,
     ("sana", "Efficient-Large-Model/Sana_600M_1024px_diffusers"): 0.59,
     ("sana", "Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers"): 4.72,
@@ -33,7 +37,8 @@ COUNTS = {
     ("kandinsky5", "kandinskylab/Kandinsky-5.0-T2V-Pro-sft-5s-Diffusers"): 19.31,
     ("kandinsky5_image", "kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers"): 6.02,
 }
-"""Billions of parameters of the weights on the hub."""
+"""Billions of parameters of the weights on the hub; of Cosmos and LTX-2, of the configurations by
+which diffusers converts them."""
 FAST = ("qwen_image", "ltx")
 
 
