@@ -318,6 +318,17 @@ MORE = {
 """How each family's pipeline runs and encodes, and what differs from :data:`TINY`."""
 
 
+def has_ltx2():
+    """Returns whether the installed diffusers has LTX-2 as it is supported."""
+    from diffusers import LTX2VideoTransformer3DModel
+
+    return "sigma" in inspect.signature(LTX2VideoTransformer3DModel.forward).parameters
+
+
+if not has_ltx2():
+    del MORE["ltx2"], MORE["ltx2_gated"]
+
+
 def registered(name):
     return MORE[name].get("registered", name)
 

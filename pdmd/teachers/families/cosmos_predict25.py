@@ -18,6 +18,7 @@ References:
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -220,14 +221,12 @@ class CosmosEncoders:
 def _allow_no_torchvision() -> None:
     """Resizes the mask of padding by torch, where diffusers would by an absent torchvision."""
     require("diffusers", "diffusers")
-    from diffusers.models.transformers import transformer_cosmos
-
-    if not hasattr(transformer_cosmos, "transforms"):
-        stand_in: Any = SimpleNamespace(
+    module: Any = importlib.import_module("diffusers.models.transformers.transformer_cosmos")
+    if not hasattr(module, "transforms"):
+        module.transforms = SimpleNamespace(
             functional=SimpleNamespace(resize=_resize),
             InterpolationMode=SimpleNamespace(NEAREST="nearest"),
         )
-        transformer_cosmos.transforms = stand_in
 
 
 def _resize(mask: Tensor, size: list[int], interpolation: str) -> Tensor:

@@ -20,9 +20,11 @@ References:
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -62,7 +64,8 @@ class LTX2Teacher(TextTeacher):
 
     Raises:
         ValueError: If the size does not fit, the frame rate is not positive, a token of the
-            network is several latents, or the two streams have tokens of other widths.
+            network is several latents, the two streams have tokens of other widths, or the
+            network is of diffusers 0.37.
     """
 
     layout = PipelineLayout(
@@ -111,6 +114,11 @@ class LTX2Teacher(TextTeacher):
         decode: Callable[[Latents], Tensor] | None = None,
         **arguments: Any,
     ) -> None:
+        if "sigma" not in inspect.signature(backbone.forward).parameters:
+            raise ValueError(
+                f"the {type(backbone).__name__} of diffusers {version('diffusers')} is an earlier "
+                "one than LTX-2 is supported with; run pip install --upgrade diffusers"
+            )
         super().__init__(backbone, **arguments)
         self.decoder = decode
         self._places: dict[torch.device, tuple[Tensor, Tensor]] = {}

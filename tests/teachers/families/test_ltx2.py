@@ -7,7 +7,9 @@ from pdmd import Guided
 from pdmd.teachers import LTX2Teacher
 from pdmd.teachers.families.tiny.pipelines import TINY, write_tiny_pipeline
 from tests.helpers.tiny_families import close, noise, ode
-from tests.helpers.tiny_more_flows import arguments_of, more, pipeline_of, run_ltx2
+from tests.helpers.tiny_more_flows import arguments_of, has_ltx2, more, pipeline_of, run_ltx2
+
+pytestmark = pytest.mark.skipif(not has_ltx2(), reason="an earlier diffusers")
 
 
 def test_the_sound_is_guided_by_its_own_scale_as_in_the_pipeline():

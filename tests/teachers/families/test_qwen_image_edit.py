@@ -1,6 +1,5 @@
 """Qwen-Image-Edit against its pipeline: tokens of the image, guidance, encodings, folders."""
 
-import functools
 import json
 
 import pytest
@@ -15,25 +14,15 @@ from pdmd.teachers.conditioning.embeddings import StoredEmbeddings, embed
 from pdmd.teachers.conditioning.prompt_files import read_image_prompts
 from pdmd.teachers.families.qwen_image_edit import IMAGE_TOKEN, scaled_size
 from pdmd.teachers.families.tiny.encoders import qwen_encoder, qwen_image_processor
-from pdmd.teachers.families.tiny.pipelines import IMAGE_PROMPTS, TINY, write_tiny_pipeline
+from pdmd.teachers.families.tiny.pipelines import IMAGE_PROMPTS, write_tiny_pipeline
 from pdmd.teachers.families.tiny.vaes import qwen_vae
 from tests.helpers.distilling import distill
-from tests.helpers.editing import SIZE, run
+from tests.helpers.editing import SIZE, arguments, edit, run
 from tests.helpers.tiny_encoders import picture
 from tests.helpers.tiny_families import close, noise, ode, scheduler
 from tests.helpers.tiny_pipelines import bare
 
 TEXTS = ["a cat", "make it a drawing of a dog"]
-
-
-def arguments(**more):
-    return {**TINY["qwen_image_edit"].sizes, **SIZE, "random_prompts": 3, "text_length": 7, **more}
-
-
-@functools.cache
-def edit(zero=True):
-    built = teachers.get("qwen_image_edit")(**arguments(zero_cond_t=zero))
-    return built.requires_grad_(False)
 
 
 def processor(tokenizer, pictures):

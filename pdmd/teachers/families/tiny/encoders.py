@@ -107,7 +107,7 @@ def qwen_encoder(dim: int, layers: int = 1, *, sees: bool = False) -> tuple[Any,
 
     vocabulary = _qwen_vocabulary()
     rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6}
-    image = {}
+    image: dict[str, Any] = {}
     if sees:
         vocabulary |= {word: len(vocabulary) + i for i, word in enumerate(VISION)}
         names = ("vision_start_token_id", "image_token_id", "vision_end_token_id")
