@@ -90,7 +90,10 @@ def describe(value: object) -> str:
 
 
 def _checked_call(function: Any, name: str | None) -> Any:
-    signature = inspect.signature(function)
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    single = {p.name for p in parameters if p.kind not in several}
+    positional = [p.name for p in parameters if p.kind not in (p.KEYWORD_ONLY, *several)]
 
     @functools.cache
     def kinds() -> dict[str, Any]:
@@ -108,21 +111,14 @@ def _checked_call(function: Any, name: str | None) -> Any:
         for key, hint in stated.items():  # of a package that is imported where it is used
             if hint in ("Condition", "TensorDict", "Conditions | None", "TensorDict | None"):
                 hints[key] = "TensorDict" if hint == "TensorDict" else "Condition"
-        return {k: v for k, v in hints.items() if k in signature.parameters}
+        return {k: v for k, v in hints.items() if k in single}
 
     @functools.wraps(function)
     def call(*args: Any, **more: Any) -> Any:
-        try:
-            bound = signature.bind(*args, **more)
-        except TypeError:
-            return function(*args, **more)  # which raises Python's own error
-        for key, value in bound.arguments.items():
-            kind = kinds().get(key)
-            plain = signature.parameters[key].kind not in (
-                inspect.Parameter.VAR_POSITIONAL,
-                inspect.Parameter.VAR_KEYWORD,
-            )
-            if kind is not None and plain:
+        hints = kinds()
+        for key, value in (*zip(positional, args, strict=False), *more.items()):
+            kind = hints.get(key)
+            if kind is not None:
                 # a subclass is named, not the class whose constructor it shares
                 owner = type(args[0]).__name__ if name is None else name
                 _check(f"{owner}: {key}", value, kind)

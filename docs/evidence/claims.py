@@ -1,5 +1,7 @@
 """The claims of the evidence page: for each, the figures and whether they support it."""
 
+from guided_claims import guided_claims
+
 from pdmd.benchmarks import SCHEMES
 from pdmd.evaluation.bench_report import summarise
 
@@ -296,13 +298,31 @@ def speed_claims(results):
     return claims.render()
 
 
+def memory_claims(results):
+    claims = Claims()
+    for run in dict.fromkeys(row["method"].split()[0] for row in results["rows"]):
+        rows = [row for row in results["rows"] if row["method"].split()[0] == run]
+        worst = max(rows, key=lambda row: row["peak_mib"] / row["bound_mib"])
+        mode, ranks = run.split("_")
+        claims.add(
+            f"{'Full weights' if mode == 'full' else 'Adapters'} on {ranks} ranks: at no moment "
+            "does a rank hold more than its share of all that is kept, two units and 300 MiB",
+            worst["peak_mib"] <= worst["bound_mib"],
+            f"at most {worst['peak_mib'] / worst['bound_mib']:.2f} of the bound, in "
+            f"`{worst['method']}`: {worst['peak_mib']:,.0f} of {worst['bound_mib']:,.0f} MiB",
+        )
+    return claims.render()
+
+
 CLAIMS = {
     "toy1d": toy_claims,
     "mixture": mixture_claims,
     "digits": digits_claims,
+    **dict.fromkeys(("glyphs", "fashion", "clips"), guided_claims),
     "efficiency_mixture": efficiency_claims,
     "efficiency_digits": efficiency_claims,
     "overhead": overhead_claims,
+    "memory": memory_claims,
     "speed": speed_claims,
 }
 """The claims of each results file, as a function of the results."""

@@ -35,6 +35,27 @@ COLUMNS = {  # metric: its title, and what it is
         "the fraction of the reference with a sample nearby (higher is better)",
     ),
     "precision": ("precision", "the fraction of samples near the reference (higher is better)"),
+    "accuracy": ("accuracy", "the share of samples that show their prompt"),
+    "vendi": (
+        "Vendi",
+        "the effective number of different samples of a prompt (higher is more diverse)",
+    ),
+    "faces": ("faces", "the effective number of typefaces of a prompt, 12 at most"),
+    "relative_flow": ("flow", "the mean speed of motion over the teacher's (1 is the teacher's)"),
+    "flow_spread": (
+        "spread",
+        "the variance of velocities within a prompt over the teacher's (1 is the teacher's)",
+    ),
+    "directions": ("directions", "the effective number of directions within a prompt, 8 at most"),
+    "held_out_feature_distance": ("fidT, held out", "fidT with prompts of no training"),
+    "held_out_vendi": ("Vendi, held out", "the Vendi score with prompts of no training"),
+    "boundary_1": (
+        "error at $t_1$",
+        "the distance of the student's samples there to the teacher's diffused ones, over that "
+        "of two draws of the teacher (1 is no error)",
+    ),
+    "boundary_2": ("$t_2$", "the same at the second boundary"),
+    "boundary_3": ("$t_3$", "the same at the third"),
     "ratio": (
         "ratio",
         "the trainer's seconds a cycle over those of a hand-written loop, in the median",
@@ -47,7 +68,14 @@ COLUMNS = {  # metric: its title, and what it is
         "cycles per second over those of the reference, the first method of each comparison (the "
         "median over rounds)",
     ),
-    "peak_mib": ("peak, MiB", "the peak memory of a cycle in MiB, of 1024 x 1024 bytes"),
+    "peak_mib": ("peak, MiB", "the peak memory in MiB, of 1024 x 1024 bytes"),
+    "bound_mib": ("bound, MiB", "a rank's share of what is kept, two units and 300 MiB"),
+    "kept_mib": (
+        "kept, MiB",
+        "what all ranks keep together: weights, gradients, moments and averages of every role, "
+        "and finished experts",
+    ),
+    "unit_mib": ("unit, MiB", "the largest block, or what is outside of the blocks, in float32"),
     "memory": ("memory", "the same over the reference's"),
     "evaluations": ("evaluations", "forward equivalents a cycle (a backward pass is two)"),
     "fake_updates": ("fake updates", "updates of the fake score a cycle"),

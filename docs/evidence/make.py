@@ -3,26 +3,45 @@
 python docs/evidence/make.py [--check]
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
 from claims import CLAIMS
 from columns import COLUMNS, RANGES, explain
 
-from pdmd.benchmarks import read_results
-from pdmd.evaluation.bench_report import QUALITY, summarise, tradeoff_figures
+from pdmd.benchmarks import BenchConfig, read_results
+from pdmd.evaluation.bench_report import summarise
+from pdmd.evaluation.figures import png
+from pdmd.evaluation.scheme_figures import AXES, quality_figure
 
 HERE = Path(__file__).parent
 TITLES = {
     "toy1d": "A one-dimensional toy problem",
     "mixture": "The mixture",
     "digits": "The digits",
+    "glyphs": "Glyphs: guided text-to-image",
+    "fashion": "Fashion: guided clothes of ten classes",
+    "clips": "Clips: guided text-to-video",
     "efficiency_mixture": "Efficiency settings, on the mixture",
     "efficiency_digits": "Efficiency settings, on the digits",
     "overhead": "The trainer's overhead",
+    "memory": "The memory of a rank, from loading to export",
     "speed": "Speed against a hand-written loop, a peer and the full rollout",
 }
-PICTURED = ("mixture", "digits")
+DIGITS = {
+    "trajectory_rmse": 4,
+    **dict.fromkeys(("log_likelihood_gap", "kept_mib", "unit_mib", "bound_mib"), 1),
+}
+"""Decimals of metrics that have not three."""
+FURTHER = (
+    "held_out_feature_distance",
+    "held_out_vendi",
+    "boundary_1",
+    "boundary_2",
+    "boundary_3",
+)
+"""Metrics of a second table, where they were measured: by phase, and with held-out prompts."""
 COSTS = {"nfe": "{:.0f}", "forwards": "{:,.0f}", "saved_mib": "{:.2f}"}
 
 
@@ -31,17 +50,21 @@ def load(name):
     return read_results(path) if path.exists() else None
 
 
-def table(results, metrics):
-    summary = summarise(results["rows"])
-    costs = {k: v for k, v in COSTS.items() if k in summary[0]}
+def table(results, metrics, costs=True):
+    """Returns a table of the methods that have one of the metrics, and of their costs."""
+    summary = [e for e in summarise(results["rows"]) if any(m in e for m in metrics)]
+    costs = {k: v for k, v in COSTS.items() if costs and any(e.get(k, (0, 0))[0] for e in summary)}
     titles = [RANGES[m][1] if m in RANGES else COLUMNS[m][0] for m in (*metrics, *costs)]
     head = ["method", "n", *titles]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for e in summary:
         cells = [f"`{e['method']}`", str(e["n"])]
         for m in metrics:
+            if m not in e:
+                cells.append("")
+                continue
             mean, std = e[m]
-            digits = {"trajectory_rmse": 4, "log_likelihood_gap": 1}.get(m, 3)
+            digits = DIGITS.get(m, 3)
             if m in RANGES:
                 cells.append(f"{mean:.3f} to {e[RANGES[m][0]][0]:.3f}")
                 continue
@@ -66,9 +89,37 @@ METRICS = {
     "toy1d": ("trajectory_rmse",),
     "mixture": ("klh", "sw2", "modes", "log_likelihood_gap"),
     "digits": ("feature_distance", "feature_distance_real", "cosine", "coverage", "precision"),
+    "glyphs": (
+        "feature_distance",
+        "accuracy",
+        "cosine",
+        "vendi",
+        "faces",
+        "coverage",
+        "precision",
+    ),
+    "fashion": (
+        "feature_distance",
+        "feature_distance_real",
+        "accuracy",
+        "cosine",
+        "vendi",
+        "coverage",
+        "precision",
+    ),
+    "clips": (
+        "feature_distance",
+        "accuracy",
+        "relative_flow",
+        "flow_spread",
+        "directions",
+        "vendi",
+        "coverage",
+    ),
     "efficiency_mixture": ("klh", "sw2", "modes"),
     "efficiency_digits": ("feature_distance", "coverage", "cosine"),
     "overhead": ("ratio", "ratio_low", "pdmd_ms", "bare_ms"),
+    "memory": ("peak_mib", "bound_mib", "kept_mib", "unit_mib"),
     "speed": (
         "cycles_per_second",
         "speed",
@@ -83,10 +134,16 @@ METRICS = {
 
 
 def command(name, results):
-    if not name.startswith("efficiency_"):
-        return f"pdmd bench {name}"
-    methods = dict.fromkeys(row["method"] for row in results["rows"])
-    return f"pdmd bench {name.removeprefix('efficiency_')} --methods {' '.join(methods)}"
+    """Returns the command that measures a results file."""
+    config, bench = results["config"], name.split("_")[-1]
+    defaults = dataclasses.asdict(BenchConfig(name=bench))
+    words = [f"pdmd bench {bench}"]
+    if bench != name:
+        words += ["--methods", *dict.fromkeys(row["method"] for row in results["rows"])]
+    for key, value in config.items():
+        if key != "name" and value != defaults.get(key, value):
+            words += [f"--{key.replace('_', '-')}", "FOLDER" if key == "data" else f"{value:g}"]
+    return " ".join(words)
 
 
 def page():
@@ -106,8 +163,11 @@ def page():
             CLAIMS[name](results),
             table(results, METRICS[name]),
         ]
-        if name in PICTURED:
-            parts.append(f"![Trade-offs of {name}]({name}.png)")
+        if name in AXES:
+            parts.append(f"![Quality against diversity on {name}, a point a method]({name}.png)")
+        further = [m for m in FURTHER if any(m in row for row in results["rows"])]
+        if further:
+            parts.append(table(results, further, costs=False))
         for path in sorted(HERE.glob(f"{name}_*.json")):
             other = read_results(path)
             config = other["config"]
@@ -135,11 +195,11 @@ def main():
             )
         return
     out.write_text(text)
-    for name in PICTURED:
+    for name, axes in AXES.items():
         results = load(name)
         if results is not None:
-            figure = tradeoff_figures(summarise(results["rows"]), QUALITY[name][:2])
-            figure.savefig(HERE / f"{name}.png", dpi=90)
+            figure = quality_figure(summarise(results["rows"]), *axes)
+            (HERE / f"{name}.png").write_bytes(png(figure))
     print(out)
 
 

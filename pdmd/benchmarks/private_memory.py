@@ -1,7 +1,8 @@
 """Private memory of a process: sampled while it works, with the peak of each stage.
 
-Private memory is what the process alone holds (``Anonymous`` in Linux's ``smaps_rollup``). Pages
-of files that are mapped, such as safetensors being read, are the kernel's cache and not counted.
+Private memory is what the process alone holds (``RssAnon`` and ``VmSwap`` in Linux's
+``/proc/self/status``, whose counters cost nothing to read). Pages of files that are mapped, such
+as safetensors being read, are the kernel's cache and not counted.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from types import TracebackType
 
 __all__ = ["PrivateMemory", "private_bytes"]
 
-ROLLUP = Path("/proc/self/smaps_rollup")
+STATUS = Path("/proc/self/status")
 
 
 def private_bytes() -> int:
@@ -22,10 +23,11 @@ def private_bytes() -> int:
     Raises:
         OSError: If the system does not report it, as Linux does.
     """
-    for line in ROLLUP.read_text().splitlines():
-        if line.startswith("Anonymous:"):
-            return 1024 * int(line.split()[1])
-    raise OSError(f"{ROLLUP} has no line 'Anonymous'")
+    lines = [line.split() for line in STATUS.read_text().splitlines()]
+    sizes = {line[0]: int(line[1]) for line in lines if line[-1:] == ["kB"]}
+    if "RssAnon:" not in sizes:
+        raise OSError(f"{STATUS} has no line 'RssAnon'")
+    return 1024 * (sizes["RssAnon:"] + sizes.get("VmSwap:", 0))
 
 
 class PrivateMemory:

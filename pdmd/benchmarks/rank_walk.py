@@ -155,6 +155,8 @@ def walk_rank(walk: Walk, rank: int, ranks: int) -> None:
         condition = teacher.encode(list(teacher.prompts)[:2]).to(runtime.device)
         sample_ode(placed, condition, steps=2)
         sample(student, condition)
+        del placed
+        gc.collect()  # sharded modules refer to themselves
         memory.stage("export")
         if runtime.main:  # from the files, tensor by tensor
             loaded = Student.load(work / "student", teacher=load_teacher(walk.folder))

@@ -9,10 +9,12 @@ slowdown of the machine affects all of them:
   settings (:mod:`pdmd.benchmarks.efficiency`), relative to rolling out every student step for
   every fake update.
 
-``speed`` is the ratio of cycles per second to the reference's. It is the median over rounds;
-``speed_low`` and ``speed_high`` are the quartiles, ``median_low`` and ``median_high`` the 95%
-confidence interval of the median, or the extremes if there are too few rounds. Memory is measured
-in a separate pass; for four phases it is that of the last.
+Time is the processor's on a CPU, where one thread computes, so that what other processes take is
+not counted; on a GPU it is the clock's. ``speed`` is the ratio of cycles per second to the
+reference's. It is the median over rounds; ``speed_low`` and ``speed_high`` are the quartiles,
+``median_low`` and ``median_high`` the 95% confidence interval of the median, or the extremes if
+there are too few rounds. Memory is measured in a separate pass; for four phases it is that of the
+last.
 """
 
 from __future__ import annotations
@@ -231,6 +233,7 @@ def _interleave(
     in caches and the allocator affects all others equally.
     """
     device, names = task.teacher.device, list(runs)
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
     out = {name: Timings([], [], []) for name in names}
     for i in range(warm + rounds):
         passed, first = divmod(i, len(names))
@@ -238,7 +241,7 @@ def _interleave(
         for name in order[::-1] if passed % 2 else order:
             fake_updates, before = 0.0, counter.forwards
             _wait(device)
-            started = time.perf_counter()
+            started = clock()
             for _ in range(cycles):
                 scalars = runs[name]()
                 if isinstance(scalars, dict):
@@ -246,7 +249,7 @@ def _interleave(
                 else:
                     fake_updates += task.fake_updates
             _wait(device)
-            seconds = time.perf_counter() - started
+            seconds = clock() - started
             if i >= warm:
                 out[name].seconds.append(seconds / cycles)
                 out[name].forwards.append((counter.forwards - before) / (cycles * task.batch))

@@ -216,4 +216,6 @@ def distill(
         source=source,
         buckets=rollouts.buckets,
     )
+    del real, finished
+    gc.collect()  # a sharded teacher refers to itself
     return student.eval().requires_grad_(False)

@@ -61,16 +61,14 @@ def tradeoff_figures(summary: Sequence[Mapping[str, Any]], names: Sequence[str])
         A matplotlib figure.
     """
     require("report", "matplotlib")
-    from matplotlib import colormaps
-
     from pdmd.evaluation.figures import new_figure, style_axes
+    from pdmd.evaluation.scheme_figures import colour_of
 
     figure = new_figure(10.5, 3.1 * len(names) + 0.3)
     costs = {
         "nfe": "network evaluations per sample",
         "forwards": "training cost, forward passes of one batch",
     }
-    colours = colormaps["tab20"]
     handles: dict[str, Any] = {}
     for i, name in enumerate(names):
         for j, (cost, label) in enumerate(costs.items()):
@@ -82,10 +80,11 @@ def tradeoff_figures(summary: Sequence[Mapping[str, Any]], names: Sequence[str])
                     entry[cost][0],
                     entry[name][0],
                     yerr=entry[name][1],
-                    fmt="osD^"[k // 20 % 4],
-                    ms=6,
-                    capsize=2,
-                    color=colours(k % 20),
+                    marker=f"${k + 1}$",
+                    ls="",
+                    ms=6 if k < 9 else 10,
+                    lw=0.8,
+                    color=colour_of(entry["method"]),
                 )
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -113,6 +112,7 @@ def write_bench_report(results: Mapping[str, Any], out: str | Path) -> Path:
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     from pdmd.evaluation.figures import data_uri, is_picture
+    from pdmd.evaluation.scheme_figures import AXES, quality_figure
 
     with naming("the content of a results file", "measure again"):
         name = results["config"]["name"]
@@ -120,6 +120,7 @@ def write_bench_report(results: Mapping[str, Any], out: str | Path) -> Path:
         names = dict.fromkeys(name for entry in summary for name in entry)
         metrics = [name for name in names if name not in ("method", "n", *COST)]
         plotted = [k for k in QUALITY.get(name, ()) if k in metrics]
+        axes = [a for a in AXES.get(name, ()) if a.metric in metrics]
         environment = Environment(
             loader=PackageLoader("pdmd.evaluation", "."),
             autoescape=select_autoescape(["j2", "html"]),
@@ -131,6 +132,7 @@ def write_bench_report(results: Mapping[str, Any], out: str | Path) -> Path:
             summary=summary,
             metrics=metrics,
             cost=[c for c in COST if summary and c in summary[0]],
+            quality=data_uri(quality_figure(summary, *axes), dpi=110) if len(axes) == 2 else None,
             tradeoff=data_uri(tradeoff_figures(summary, plotted)) if plotted else None,
             samples={k: v for k, v in results.get("samples", {}).items() if is_picture(v)},
             about=results.get("methods", {}),

@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pdmd.evaluation.bench_report import summarise
+from pdmd.evaluation.figures import png
+from pdmd.evaluation.scheme_figures import AXES, BADGE, colour_of, numbers_apart, quality_figure
+
+points = st.lists(
+    st.tuples(*[st.integers(0, 200).map(float)] * 2), min_size=1, max_size=20, unique=True
+)
+
+
+@given(points)
+def test_numbers_do_not_cover_one_another(points):
+    places = np.array(points) + numbers_apart(np.array(points))
+    gaps = np.linalg.norm(places[:, None] - places[None], axis=-1)
+    assert (gaps + 1e9 * np.eye(len(points))).min() > 0.7 * BADGE
+
+
+def test_a_figure_has_a_number_and_a_name_per_scheme_and_the_teachers_values_as_lines():
+    rows = [
+        {"method": method, "seed": seed, "vendi": 2.0 + i + seed, "feature_distance": 10.0 + i}
+        for i, method in enumerate(("teacher", "one_step", "phased_lora"))
+        for seed in range(2)
+    ]
+    figure = quality_figure(summarise(rows), *AXES["glyphs"])
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["1", "2", "3"]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["1  teacher", "2  one_step", "3  phased_lora"]
+    assert axes.lines[1].get_xdata() == pytest.approx([2.5, 2.5])
+    low, high = axes.get_ylim()
+    assert low > high and axes.get_yscale() == "log"  # a smaller distance is higher
+    assert colour_of("phased_lora") == colour_of("phased") != colour_of("sgts")
+    assert png(figure).startswith(b"\x89PNG")
