@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["WrongArgument", "at_least", "check_instance", "checked", "describe"]
+__all__ = ["WrongArgument", "at_least", "check_instance", "checked", "describe", "describe_error"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _FOREIGN: dict[Any, str] = {
@@ -87,6 +87,11 @@ def describe(value: object) -> str:
     if isinstance(value, torch.Tensor) and value.numel() > 1:
         return f"a tensor of shape {tuple(value.shape)}"
     return f"{' '.join(repr(value).split()):.80}"
+
+
+def describe_error(error: BaseException) -> str:
+    """Returns an error of foreign code for a message: its class and text, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
 
 
 def _checked_call(function: Any, name: str | None) -> Any:

@@ -73,11 +73,13 @@ class BenchConfig:
     classes: int = 8
     """Classes of the mixture."""
     guidance: float = 0.0
-    """Guidance scale of the teacher of glyphs; 0 selects 1.5."""
+    """Guidance scale of the teacher of glyphs and fashion; 0 selects 1.5."""
     forwards: int = 0
     """Training cost of every method in forward passes of one batch, instead of --updates."""
     millions: int = 0
     """Parameters of the network of the memory benchmark, in millions; 0 selects 500."""
+    data: str = ""
+    """Folder of the original files of Fashion-MNIST, for the fashion benchmark."""
     device: str = "cpu"
     """Device of the speed benchmark: cpu or cuda."""
 
@@ -109,6 +111,15 @@ class Benchmark(ABC):
             )
         self.config, self.folder = config, folder
 
+    @classmethod
+    def settings(cls, config: BenchConfig) -> dict[str, Any]:
+        """Returns the options as a results file states them: the same for the same results.
+
+        Args:
+            config: The options.
+        """
+        return dataclasses.asdict(config)
+
     @abstractmethod
     def run(
         self, method: str, seed: int
@@ -138,6 +149,7 @@ benchmarks: Registry[type[Benchmark]] = Registry(
         "mixture": "pdmd.benchmarks.distillation:MixtureBenchmark",
         "digits": "pdmd.benchmarks.distillation:DigitsBenchmark",
         "glyphs": "pdmd.benchmarks.glyphs:GlyphsBenchmark",
+        "fashion": "pdmd.benchmarks.fashion:FashionBenchmark",
         "cost": "pdmd.benchmarks.cost:CostBenchmark",
         "overhead": "pdmd.benchmarks.overhead:OverheadBenchmark",
         "memory": "pdmd.benchmarks.rank_memory:MemoryBenchmark",
@@ -205,9 +217,10 @@ def run_benchmark(
     from pdmd import __version__
 
     out = local_path(out, "a results file")
-    settings = json.dumps(dataclasses.asdict(config), sort_keys=True).encode()
-    folder = out.with_name(out.name + ".shared") / hashlib.sha256(settings).hexdigest()[:12]
-    benchmark = benchmarks[config.name](config, folder)
+    kind = benchmarks[config.name]
+    settings = kind.settings(config)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    benchmark = kind(config, out.with_name(out.name + ".shared") / digest)
     chosen = list(methods) or list(benchmark.default_methods or benchmark.methods)
     chosen = list(benchmark.methods) if "all" in chosen else chosen
     for method in chosen:
@@ -220,7 +233,7 @@ def run_benchmark(
         raise ValueError(f"expected at least one seed, none negative, got {list(seeds)}")
     content: dict[str, Any] = {
         "rows": [],
-        "config": dataclasses.asdict(config),
+        "config": settings,
         "version": __version__,
         "methods": benchmark.descriptions(),
         "machine": machine(config.device),
@@ -257,7 +270,9 @@ def run_benchmark(
     workers = min(workers, max(len(tasks), 1))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = {pool.submit(_run_task, config, folder, m, s): (m, s) for m, s in tasks}
+        futures = {
+            pool.submit(_run_task, config, benchmark.folder, m, s): (m, s) for m, s in tasks
+        }
         bar = tqdm(total=len(tasks), desc=config.name, disable=not progress, dynamic_ncols=True)
         try:
             for future in as_completed(futures):

@@ -41,9 +41,27 @@ from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
 from pdmd.typing import Condition, Latents, labels_of
 
-__all__ = ["DigitsBenchmark", "DistillationBenchmark", "MixtureBenchmark"]
+__all__ = ["GUIDED_METHODS", "DigitsBenchmark", "DistillationBenchmark", "MixtureBenchmark"]
 
 TEACHER_ROWS = ("teacher", "teacher_euler_4")
+
+GUIDED_METHODS = (
+    *TEACHER_ROWS,
+    "one_step",
+    "vanilla",
+    "vanilla_experts",
+    "sgts",
+    "sgts_ode",
+    "sgts_per_exit_step",
+    "phased",
+    "phased_2x2",
+    "phased_disjoint",
+    "phased_shared",
+    "phased_lora",
+    "phased_late",
+    "phased_buffer",
+)
+"""The methods that are compared on guided teachers of images."""
 
 Draw: TypeAlias = Callable[..., Latents]
 """Maps a condition, a ``batch`` and a ``generator`` to samples."""

@@ -1,12 +1,8 @@
-r"""The glyphs benchmark: every scheme on a guided text-to-image teacher, with held-out prompts.
+"""The glyphs benchmark: every scheme on a guided text-to-image teacher, with held-out prompts.
 
 A run distills on the names of most characters and is measured on these and, apart, on the names of
 the others, which only the teacher knows. Diversity within a prompt is what guidance lowers first,
 and what few-step students lose.
-
-The error at a boundary :math:`t_k` is the sliced Wasserstein distance between the student's
-samples there and the teacher's samples diffused to :math:`t_k`, divided by that between two draws
-of the latter: 1 is no error. It says in which phase quality is lost.
 """
 
 from __future__ import annotations
@@ -17,16 +13,14 @@ from typing import Any
 
 import torch
 
-from pdmd.benchmarks.distillation import TEACHER_ROWS, DistillationBenchmark, Draw
-from pdmd.diffusion.sampling import sample_ode
-from pdmd.diffusion.solvers import renoise_step
+from pdmd.benchmarks.boundary_errors import boundary_errors
+from pdmd.benchmarks.distillation import GUIDED_METHODS, DistillationBenchmark, Draw
+from pdmd.benchmarks.references import reference_draws
 from pdmd.distillation.initializers import FromTeacher, Initializer
 from pdmd.distillation.sampling import trajectory
 from pdmd.distillation.students import Student
 from pdmd.evaluation.evaluators import Evaluator, GlyphsEvaluator
 from pdmd.evaluation.figures import image_grid
-from pdmd.evaluation.metrics import sliced_wasserstein
-from pdmd.files import save_tensors
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import Guided, unguided
 from pdmd.teachers.packaged.glyph_world import NAMES
@@ -35,7 +29,7 @@ from pdmd.training.learning_rates import Constant
 from pdmd.training.optimizers import AdamRecipe
 from pdmd.typing import Condition, Latents
 
-__all__ = ["GlyphsBenchmark", "boundary_errors", "split_prompts"]
+__all__ = ["GlyphsBenchmark", "split_prompts"]
 
 GUIDANCE = 1.5
 SHARE_HELD_OUT = 0.2
@@ -55,63 +49,10 @@ def split_prompts(seed: int) -> tuple[list[str], list[str]]:
     )
 
 
-def boundary_errors(
-    samples: Sequence[Latents],
-    student: Student,
-    references: tuple[Latents, Latents],
-    generator: torch.Generator,
-) -> dict[str, float]:
-    """Returns the relative error at every boundary but the last.
-
-    Args:
-        samples: A trajectory of the student, as
-            :func:`~pdmd.distillation.sampling.trajectory` returns it, each with shape
-            :math:`(B, *)`.
-        student: The student, for its plan and schedule.
-        references: Two independent draws of the teacher with the same prompts, with shape
-            :math:`(B, *)`.
-        generator: The source of the noise.
-
-    Returns:
-        ``boundary_k`` for every phase k but the last, counted from 1; 1 is no error.
-
-    Raises:
-        ValueError: If the batches differ in size.
-
-    References:
-        Rabin et al., Wasserstein Barycenter and its Application to Texture Mixing, 2011.
-    """
-    errors = {}
-    for phase, x in zip(student.plan.phases[:-1], samples[1:], strict=False):
-        law, other = (
-            renoise_step(reference, 0.0, phase.t_end, student.schedule, generator)
-            for reference in references
-        )
-        law, other, x = law.flatten(1), other.flatten(1), x.flatten(1)
-        floor = sliced_wasserstein(other, law)
-        errors[f"boundary_{phase.index + 1}"] = sliced_wasserstein(x, law) / floor
-    return errors
-
-
 class GlyphsBenchmark(DistillationBenchmark):
     """The glyphs teacher under guidance; its real pictures are rendered by another seed."""
 
-    methods = (
-        *TEACHER_ROWS,
-        "one_step",
-        "vanilla",
-        "vanilla_experts",
-        "sgts",
-        "sgts_ode",
-        "sgts_per_exit_step",
-        "phased",
-        "phased_2x2",
-        "phased_disjoint",
-        "phased_shared",
-        "phased_lora",
-        "phased_late",
-        "phased_buffer",
-    )
+    methods = GUIDED_METHODS
     updates, fake_updates, batch_size, samples, teacher_steps = 240, 2, 64, 736, 24
     optimizers = (AdamRecipe(lr=3e-4), AdamRecipe(lr=6e-4, decay=Constant()))
 
@@ -149,24 +90,13 @@ class GlyphsBenchmark(DistillationBenchmark):
 
     def references(self, teacher: Teacher, held: bool) -> tuple[Latents, Latents]:
         """Returns two independent draws of the teacher, computed once for all runs."""
-        from safetensors.torch import load_file
-
-        path = self.folder / f"references_{'held' if held else 'train'}.safetensors"
-        if not path.exists():
-            condition = teacher.encode(self.prompts[held])
-            draws = {
-                name: sample_ode(
-                    teacher,
-                    condition,
-                    steps=self.teacher_steps,
-                    generator=torch.Generator().manual_seed(self.measure_seed + 10 * i + held),
-                )
-                for i, name in enumerate(("first", "second"))
-            }
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_tensors(draws, path)
-        draws = load_file(path)
-        return draws["first"], draws["second"]
+        return reference_draws(
+            teacher,
+            teacher.encode(self.prompts[held]),
+            steps=self.teacher_steps,
+            seed=self.measure_seed + held,
+            path=self.folder / f"references_{'held' if held else 'train'}.safetensors",
+        )
 
     def evaluator(self, teacher: Teacher, condition: Condition, seed: int) -> Evaluator:
         return self._evaluator(teacher, False)

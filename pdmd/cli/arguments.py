@@ -191,7 +191,9 @@ def _plain(text: str) -> str:
     text = re.sub(r"[─-╿]|-{4,}", " ", re.sub(r"\x1b\[[0-9;]*m", "", text))
     text = re.split(r"Argument helptext:|For full helptext", " ".join(text.split()))[0]
     heads = r"^((Parsing error|Value error|Error parsing|Invalid choice|Unrecognized options) )+"
-    return re.sub(heads, "", text).strip()[:400]
+    text = re.sub(heads, "", text).strip()
+    unread = r"Could not find valid parse for arguments: \[(.*?)\]"
+    return re.sub(unread, r"cannot read \1 as its value", text)[:400]
 
 
 def one_line(error: BaseException) -> str:

@@ -18,7 +18,8 @@ __all__ = ["bench_command"]
 class BenchOptions:
     """Compares few-step methods on equal terms and writes a results file.
 
-    toy1d, mixture, digits and glyphs measure quality; cost counts network evaluations, of every
+    toy1d, mixture, digits, glyphs and fashion measure quality, fashion with the pictures of
+    Fashion-MNIST, in the folder --data; cost counts network evaluations, of every
     scheme with --methods all; overhead and speed measure time, and need an idle machine; memory
     measures what each of 2 and 4 ranks holds, in a network of --millions parameters. The methods
     of speed are network sizes (mlp, transformer_small, transformer_medium), its updates are those
@@ -53,7 +54,8 @@ def bench_command(words: list[str]) -> int:
     from pdmd.evaluation.evaluate import format_table
 
     name, rest = take_name(
-        words, "the benchmark: toy1d, mixture, digits, glyphs, cost, overhead, memory or speed"
+        words,
+        "the benchmark: toy1d, mixture, digits, glyphs, fashion, cost, overhead, memory or speed",
     )
     default = BenchOptions(config=BenchConfig(name=name))
     options = parse(BenchOptions, rest, "pdmd bench NAME", default, flat=True)

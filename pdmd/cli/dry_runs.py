@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pdmd.cli.runs import Run
+from pdmd.distillation.notices import objective_notice, plan_notice, prompt_notice
 
 __all__ = ["describe_run"]
 
@@ -46,4 +47,9 @@ def describe_run(run: Run) -> str:
         f"looks at   {', '.join(watched) or 'nothing'}",
         f"{what} {run.folder}; a dry run writes nothing",
     ]
-    return "\n".join(lines)
+    notices = (
+        prompt_notice(teacher, teacher.prompts),
+        plan_notice(teacher, run.plan),
+        objective_notice(run.fake_objective),
+    )
+    return "\n".join([*lines, *(f"notice     {notice}" for notice in notices if notice)])

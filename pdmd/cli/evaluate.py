@@ -65,7 +65,8 @@ def evaluate_command(words: list[str]) -> int:
 def _evaluate(name: str, options: EvaluateOptions, runtime: Runtime) -> dict[str, Any]:
     """Returns the result, on the main rank, and prints its table."""
     from pdmd.cli.placed_students import PlacedStudent
-    from pdmd.evaluation.evaluate import format_table
+    from pdmd.evaluation.evaluate import euler_notice, format_table
+    from pdmd.training.monitoring.outputs import say
 
     placed = PlacedStudent.load(
         name,
@@ -83,6 +84,8 @@ def _evaluate(name: str, options: EvaluateOptions, runtime: Runtime) -> dict[str
     found = _compare_latents(placed, options)
     if runtime.main:
         print(format_table(found["rows"]))
+        if notice := euler_notice(found):
+            say(f"pdmd: warning: {notice}")
     return found
 
 

@@ -35,7 +35,7 @@ commands:
   report PATH               write the HTML report of a run folder or a results file
   doctor RUN                say what went wrong in a run, why, and what to change
   verify FOLDER             check a run, student, store or export against its digests
-  pretrain NAME             pretrain a packaged network: digits, glyphs, ...
+  pretrain NAME             pretrain a packaged network: digits, fashion, glyphs, ...
   check TEACHER             check that a teacher meets the needs of distillation
   teachers                  list the registered teachers
   objectives                list the registered objectives and their arguments

@@ -23,6 +23,8 @@ class PretrainOptions:
     """Number of updates; 0 for that of the shipped weights."""
     seed: int | None = None
     """Seed; by default that of the shipped weights."""
+    data: str = ""
+    """Folder of Fashion-MNIST's files, for fashion and fashion-classifier."""
 
 
 def pretrain_command(words: list[str]) -> int:
@@ -44,7 +46,11 @@ def pretrain_command(words: list[str]) -> int:
     default, pretrain = PACKAGED[name]
     out = local_path(options.out or default, "a network")
     out.parent.mkdir(parents=True, exist_ok=True)  # for its errors, before any work
-    more = {"updates": options.updates or None, "seed": options.seed}
+    more: dict[str, Any] = {"updates": options.updates or None, "seed": options.seed}
+    if name in ON_DATA:
+        more["folder"] = options.data
+    elif options.data:
+        raise ValueError(f"{name} is pretrained without --data, got {options.data!r}")
     pretrain(out, {key: value for key, value in more.items() if value is not None})
     size = sum(p.stat().st_size for p in (out, *out.rglob("*")) if p.is_file())
     print(f"wrote {out} ({size / 1e6:.2f} MB)")
@@ -76,10 +82,25 @@ def _pretrain_glyph_classifier(out: Path, chosen: dict[str, Any]) -> None:
     train_glyph_classifier(**chosen).save(out)
 
 
+def _pretrain_fashion(out: Path, chosen: dict[str, Any]) -> None:
+    from pdmd.teachers.packaged.pretraining_fashion import pretrain_fashion
+
+    pretrain_fashion(**chosen).save(out)
+
+
+def _pretrain_fashion_classifier(out: Path, chosen: dict[str, Any]) -> None:
+    from pdmd.evaluation.fashion_classifier import train_fashion_classifier
+
+    train_fashion_classifier(**chosen).save(out)
+
+
 PACKAGED: dict[str, tuple[str, Callable[[Path, dict[str, Any]], None]]] = {
     "digits": ("digits.safetensors", _pretrain_digits),
     "digits-classifier": ("digits-classifier.safetensors", _pretrain_digits_classifier),
+    "fashion": ("fashion.safetensors", _pretrain_fashion),
+    "fashion-classifier": ("fashion-classifier.safetensors", _pretrain_fashion_classifier),
     "glyphs": ("glyphs", _pretrain_glyphs),
     "glyph-classifier": ("glyph-classifier.safetensors", _pretrain_glyph_classifier),
 }
 """Packaged networks: their default file, and the function that pretrains them."""
+ON_DATA = ("fashion", "fashion-classifier")

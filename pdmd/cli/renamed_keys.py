@@ -36,6 +36,11 @@ _MEANINGS: Mapping[str, str] = {
     "train.fake_updates": "ttur fake_steps critic_steps dfake_gen_update_ratio "
     "student_update_freq",
     "train.batch_size": "batch bs train_batch_size global_batch_size per_device_train_batch_size",
+    "train.generator.warmup": "warmup_steps lr_warmup_steps num_warmup_steps warmup_ratio",
+    "train.generator.lr_decay": "lr_scheduler lr_scheduler_type scheduler lr_schedule",
+    "train.generator.betas": "adam_betas adam_beta1 adam_beta2 beta1 beta2",
+    "train.generator.weight_decay": "adam_weight_decay wd",
+    "train.adam_bits": "use_8bit_adam adam_8bit",
     "train.accumulate": "gradient_accumulation_steps accumulate_grad_batches grad_accum "
     "gradient_accumulation",
     "train.ema": "ema_decay ema_rate ema_beta ema_weight",
@@ -54,6 +59,11 @@ _MEANINGS: Mapping[str, str] = {
     "teacher.name": "teacher model model_name family",
     "teacher.arguments.folder": "model_path pretrained_model_name_or_path checkpoint_path "
     "model_id pretrained teacher_path weights folder",
+    "teacher.arguments.prompts": "prompts prompt prompt_file prompts_file dataset dataset_name "
+    "train_data_dir train_data data captions",
+    "teacher.arguments.height": "resolution image_size img_size size height",
+    "teacher.arguments.width": "resolution image_size img_size size width",
+    "teacher.arguments.frames": "num_frames n_frames",
     "teacher.guidance": "cfg cfg_scale guidance_scale real_guidance_scale",
     "teacher.negative_prompt": "negative neg_prompt uncond_prompt",
     "teacher.plugins": "plugin imports custom_modules",
@@ -69,6 +79,11 @@ _MEANINGS: Mapping[str, str] = {
     "parallel.compile": "torch_compile",
     "objective.generator": "loss losses generator_loss objectives gan_weight",
     "objective.fake": "fake_loss critic_loss diffusion_loss",
+    "parallel.offload": "cpu_offload offloading",
+    "validation.every": "validation_steps validation_epochs eval_every eval_steps eval_interval",
+    "validation.prompts": "validation_prompt eval_prompts sample_prompts",
+    "tracking.trackers": "report_to wandb use_wandb logger tracker tensorboard",
+    "tracking.project": "wandb_project project_name tracker_project_name",
     "evaluate.samples": "num_samples n_samples fid_samples",
     "evaluate.teacher_steps": "num_teacher_steps",
     "out": "output output_dir out_dir save_dir logdir log_dir run_dir",

@@ -40,7 +40,14 @@ from pdmd.diffusion.sampling import ode_times
 from pdmd.distillation.distill import distill
 from pdmd.distillation.experts import experts
 from pdmd.distillation.students import Student
-from pdmd.distillation.validation import check_buckets, check_discriminators, check_teacher
+from pdmd.distillation.validation import (
+    check_buckets,
+    check_discriminators,
+    check_fake_scores,
+    check_objectives,
+    check_teacher,
+    encode,
+)
 from pdmd.distributed.runtime import Runtime
 from pdmd.extras import require
 from pdmd.files import is_url, local_path, write_file
@@ -146,9 +153,12 @@ class Run:
             self.plan = config.plan.build(self.teacher.schedule)
             self.buckets = config.teacher.build_buckets(self.teacher)
             self.generator_objective, self.fake_objective = config.objective.build()
-            self.conditions = self.teacher.conditions(self.teacher.prompts)
+            self.conditions = encode(self.teacher, None)
             self.monitors = build_monitors(config, self.folder, self.teacher, self.conditions)
             objectives = self.generator_objective, self.fake_objective
+            check_objectives(self.plan, *objectives)
+            rollouts = Rollouts(truncation=train.build_truncation())
+            check_fake_scores(self.plan, rollouts, train.build_fake_scores())
             check_buckets(self.teacher, self.plan, self.buckets, *objectives)
             check_discriminators(self.fake_objective, self.teacher, placement)
             if placement.in_place and self.runtime.device.type == "cpu":  # else distill does it

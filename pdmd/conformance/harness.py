@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.arguments import describe
 from pdmd.randomness import randn
 from pdmd.teachers.base import Teacher
 from pdmd.typing import Condition, Latents, expand
@@ -107,7 +108,16 @@ class TeacherHarness:
         return self.to_device(self.teacher.encode(self.prompts))
 
     def to_device(self, condition: Condition) -> Condition:
-        """Moves a condition to the teacher's device."""
+        """Moves a condition to the teacher's device.
+
+        Raises:
+            CheckFailed: If it is no condition.
+        """
+        if condition is not None and not hasattr(condition, "batch_size"):
+            raise CheckFailed(
+                f"encode() returned {describe(condition)}; return a TensorDict with one row per "
+                "prompt, or None"
+            )
         return None if condition is None else condition.to(self.teacher.device)
 
     def assert_close(self, found: Tensor, expected: Tensor, what: str) -> float:

@@ -15,6 +15,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from pdmd.arguments import describe
 from pdmd.diffusion.checks import check_condition, check_latents, check_times
 from pdmd.diffusion.predictions import Kind, Prediction, check_kind
 from pdmd.diffusion.schedules import Schedule
@@ -44,6 +45,7 @@ class Denoiser(nn.Module, ABC):
         time_range: The lowest and highest time the network was trained on.
 
     Raises:
+        TypeError: If the schedule or the shape is something else.
         ValueError: If the kind is unknown or the time range is not an interval in [0, 1].
     """
 
@@ -60,6 +62,16 @@ class Denoiser(nn.Module, ABC):
         time_range: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         super().__init__()
+        if not isinstance(schedule, Schedule):
+            raise TypeError(
+                f"schedule is an instance of Schedule, got {describe(schedule)}; pass one, as by "
+                "RectifiedFlow()"
+            )
+        if isinstance(latent_shape, int):
+            raise TypeError(
+                f"latent_shape is the shape of one sample, got {latent_shape}; pass a tuple, as "
+                f"in ({latent_shape},)"
+            )
         low, high = time_range
         if not 0 <= low < high <= 1:
             raise ValueError(f"expected a time range with 0 <= low < high <= 1, got {time_range}")
@@ -90,8 +102,17 @@ class Denoiser(nn.Module, ABC):
         check_latents("x_t", x_t)
         check_times("t", t, len(x_t))
         check_condition(condition)
-        with evaluating(t):  # before any hook of the module moves the times
-            return super().__call__(x_t, t, condition)
+        try:
+            with evaluating(t):  # before any hook of the module moves the times
+                return super().__call__(x_t, t, condition)
+        except (AttributeError, TypeError) as error:
+            if condition is not None or "NoneType" not in str(error):
+                raise
+            raise TypeError(
+                f"{type(self).__name__} was evaluated without a condition, which its network "
+                "needs; pass what encode(prompts) returns, or let the network treat None as rows "
+                "of null prompts"
+            ) from error
 
     @abstractmethod
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:

@@ -9,7 +9,7 @@ from typing import Any
 from pdmd.arguments import checked
 from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.finished import FinishedExperts
-from pdmd.distillation.notices import objective_notice, prompt_notice, score_notice
+from pdmd.distillation.notices import objective_notice, plan_notice, prompt_notice, score_notice
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.students import Student
 from pdmd.distillation.validation import (
@@ -122,8 +122,6 @@ def distill(
             f"got conditions of {conditions.batch_size[0]} prompts for {len(listed)} prompts; "
             "pass the prompts that they encode, in the same order"
         )
-    fake_objective.on_distillation_start(plan, generator_objective)
-    generator_objective.on_distillation_start(plan, fake_objective)
     check_objectives(plan, generator_objective, fake_objective)
     check_fake_scores(plan, rollouts, fake_scores.scores)
     experts.check(plan)
@@ -150,7 +148,11 @@ def distill(
             precision=runtime.types.teacher,
         )
         check_teacher(real, plan, generator_objective, encoded, buckets)
-        found = [prompt_notice(teacher, listed), objective_notice(fake_objective)]
+        found = [
+            prompt_notice(teacher, listed),
+            plan_notice(teacher, plan),
+            objective_notice(fake_objective),
+        ]
         if check_score and not session.resume:
             batch = runtime.ranks.local_batch(rollouts.batch_size)
             found.append(score_notice(teacher, real, stream, session, batch))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pdmd.diffusion.denoisers import Denoiser
+from pdmd.distillation.phases import BOUNDED, PhasePlan
 from pdmd.distillation.students import Student
 from pdmd.objectives.base import Objective
 from pdmd.objectives.score_matching import SubintervalScoreMatching
@@ -24,7 +25,10 @@ from pdmd.training.monitoring.self_calibration import NUMBERS, ROWS, own_slopes
 from pdmd.training.session import Session
 from pdmd.typing import Condition
 
-__all__ = ["objective_notice", "prompt_notice", "score_notice"]
+__all__ = ["objective_notice", "plan_notice", "prompt_notice", "score_notice"]
+
+MOST = 0.9
+"""The largest share of noise at which the last of several steps may start without a notice."""
 
 LEAST = 0.7
 """The lowest slope of a right teacher. A wrong sign, direction of time, kind, or random weights
@@ -44,6 +48,29 @@ def prompt_notice(teacher: Teacher, prompts: Sequence[Any]) -> str:
     return (
         f"the only prompt is the null prompt, so the student learns the unconditional samples of "
         f"{type(unguided(teacher)).__name__}; pass prompts=[...], or override its property prompts"
+    )
+
+
+def plan_notice(teacher: Teacher, plan: PhasePlan) -> str:
+    """Returns a line if all steps of a plan lie where hardly any data is left, else ``""``.
+
+    So do equal steps of time on schedules whose noise is many times the data.
+
+    Args:
+        teacher: The teacher.
+        plan: The phases.
+    """
+    schedule = teacher.schedule
+    if plan.nfe < 2 or schedule.prior_std() <= BOUNDED:
+        return ""
+    t = plan.timesteps[-2]
+    alpha, sigma = (float(c) for c in schedule(t))
+    if sigma <= MOST * (alpha + sigma):
+        return ""
+    return (
+        f"at t = {t:.3g}, where the last step of the plan starts, the noise of {schedule!r} is "
+        f"still {sigma / alpha:.3g} times the signal; place steps by log-SNR, as "
+        f"PhasePlan.on(teacher.schedule, {len(plan)}) does"
     )
 
 

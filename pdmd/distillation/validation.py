@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pdmd.arguments import describe, describe_error
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.routers import RoutedDenoiser
@@ -21,6 +22,7 @@ from pdmd.objectives.base import Objective
 from pdmd.objectives.terms import terms_of
 from pdmd.randomness import randn
 from pdmd.teachers.base import Teacher
+from pdmd.teachers.guided import unguided
 from pdmd.training.fake_scores import FakeScores
 from pdmd.training.rollouts import Rollouts
 from pdmd.typing import Condition, Conditions, Latents
@@ -60,24 +62,45 @@ def encode(teacher: Teacher, prompts: Sequence[Any] | None) -> Conditions | None
     """Encodes the prompts of a distillation; those of the teacher by default.
 
     Raises:
-        ValueError: If the prompts are a string rather than a sequence of prompts.
+        TypeError: If the teacher's ``encode`` returns something else than a TensorDict.
+        ValueError: If the prompts are a string rather than a sequence of prompts, or are not
+            encoded into one row each.
     """
     if isinstance(prompts, str):
         raise ValueError(
             f"prompts must be a sequence of prompts, got the string {prompts!r}; pass a list"
         )
-    return teacher.conditions(teacher.prompts if prompts is None else prompts)
+    listed = teacher.prompts if prompts is None else prompts
+    found = teacher.conditions(listed)
+    if found is None:
+        return None
+    name = type(unguided(teacher)).__name__
+    as_rows = "TensorDict({...}, batch_size=[len(prompts)])"
+    shape = getattr(found, "batch_size", None)
+    if shape is None:
+        raise TypeError(
+            f"{name}.encode returned {describe(found)}; return {as_rows}, or None from a teacher "
+            "without conditions"
+        )
+    if not len(shape) or shape[0] != len(listed):
+        raise ValueError(
+            f"{name}.encode returned batch size {list(shape)} for {len(listed)} prompts; return "
+            f"one row per prompt, as in {as_rows}"
+        )
+    return found
 
 
 def check_objectives(
     plan: PhasePlan, generator_objective: Objective, fake_objective: Objective
 ) -> None:
-    """Checks that both roles have a loss in every phase.
+    """Prepares the objectives for a distillation, and checks that both have losses in every phase.
 
     Raises:
         ValueError: If a role has none in a phase, its time range there is empty, or the generator
             evaluates critics there that the fake score's objective does not train.
     """
+    fake_objective.on_distillation_start(plan, generator_objective)
+    generator_objective.on_distillation_start(plan, fake_objective)
     for role, objective in (
         ("generator", generator_objective),
         ("fake score", fake_objective),
@@ -292,7 +315,14 @@ def check_teacher(
 
 
 def _check_output(teacher: Denoiser, x: Latents, t: float, condition: Condition) -> None:
-    value = teacher(x, t, condition).value
+    try:
+        value = teacher(x, t, condition).value
+    except (AttributeError, IndexError, KeyError) as error:
+        where = _evaluated(teacher, x, t, condition)
+        raise ValueError(f"{where} ({describe_error(error)})") from error
+    except RuntimeError as error:
+        error.add_note(_evaluated(teacher, x, t, condition))
+        raise
     if value.shape != x.shape:
         raise ValueError(
             f"the teacher returned shape {tuple(value.shape)} for latents of shape "
@@ -302,6 +332,17 @@ def _check_output(teacher: Denoiser, x: Latents, t: float, condition: Condition)
         raise ValueError(
             f"the teacher's output at t = {t:.4g} is not finite; check its weights and time range"
         )
+
+
+def _evaluated(teacher: Denoiser, x: Latents, t: float, condition: Condition) -> str:
+    fields = "no condition"
+    if condition is not None:
+        shapes = {str(key): tuple(value.shape) for key, value in condition.items()}
+        fields = f"a condition of shapes {shapes}"
+    return (
+        f"the teacher cannot be evaluated at t = {t:.4g} on latents of shape {tuple(x.shape)} "
+        f"with {fields}; look at its network and at what its encode returns"
+    )
 
 
 def _times(phase: Phase, objective: Objective) -> tuple[float, ...]:

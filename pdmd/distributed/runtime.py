@@ -65,7 +65,8 @@ class OneProcess(Runtime):
     """A single process: networks stay as they are, on one device.
 
     Args:
-        device: The device.
+        device: The device; ``auto``, the default, is CUDA's where available, else the CPU, as on
+            the command line.
         precision: The dtype in which networks compute; trainable parameters and losses are
             float32.
         activation_checkpointing: Whether the backward pass recomputes the activations of every
@@ -77,14 +78,14 @@ class OneProcess(Runtime):
 
     def __init__(
         self,
-        device: torch.device | str = "cpu",
+        device: torch.device | str = "auto",
         precision: torch.dtype = torch.float32,
         *,
         activation_checkpointing: bool = False,
         offload_optimizers: bool = False,
         types: RoleTypes | None = None,
     ) -> None:
-        device = torch.device(device)
+        device = pick_device(device) if isinstance(device, str) else device
         super().__init__(
             device=device,
             placement=LocalPlacement(

@@ -20,6 +20,7 @@ QUALITY = {
     "mixture": ("sw2", "klh"),
     "digits": ("feature_distance", "coverage", "cosine"),
     "glyphs": ("feature_distance", "vendi", "faces"),
+    "fashion": ("feature_distance", "vendi", "coverage"),
 }
 """The metrics of the trade-off plots, by benchmark; quality first."""
 

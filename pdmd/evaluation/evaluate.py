@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -73,7 +74,10 @@ def evaluate(
         real=real,
         ranks=ranks,
     )
-    return score(student, teacher, drawn, seed=seed, teacher_steps=teacher_steps)
+    found = score(student, teacher, drawn, seed=seed, teacher_steps=teacher_steps)
+    if notice := euler_notice(found):
+        warnings.warn(notice, stacklevel=3)  # above the check of arguments
+    return found
 
 
 @checked
@@ -204,7 +208,7 @@ def euler_notice(metrics: Mapping[str, Any]) -> str:
     """
     rows = {row["method"]: row for row in metrics["rows"]}
     euler = next((name for name in rows if name.startswith("teacher_euler_")), "")
-    name = metrics["quality"]
+    name = metrics.get("quality", "")
     own, other = (rows.get(method, {}).get(name) for method in ("student", euler))
     if not isinstance(own, float) or not isinstance(other, float) or not own > other:
         return ""

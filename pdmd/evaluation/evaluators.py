@@ -1,14 +1,13 @@
 """Evaluators: the metric suites that compare samples of a teacher and its student.
 
-An evaluator is built for given conditions and maps their samples to named metrics. Digits and
-glyphs are compared in a classifier's features, mixtures with their exact distribution, other
+An evaluator is built for given conditions and maps their samples to named metrics. Digits, clothes
+and glyphs are compared in a classifier's features, mixtures with their exact distribution, other
 teachers in latents.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -18,6 +17,8 @@ from torch import Tensor
 
 from pdmd.arguments import at_least, checked
 from pdmd.evaluation.classifier import DigitsClassifier
+from pdmd.evaluation.evaluator import Evaluator
+from pdmd.evaluation.fashion_evaluator import FashionEvaluator
 from pdmd.evaluation.glyph_classifier import GlyphClassifier
 from pdmd.evaluation.metrics import (
     coverage_and_precision,
@@ -31,6 +32,7 @@ from pdmd.evaluation.metrics import (
 from pdmd.teachers.guided import unguided
 from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.teachers.packaged.digits import DigitsTeacher, load_digit_images
+from pdmd.teachers.packaged.fashion import FashionTeacher
 from pdmd.teachers.packaged.glyph_world import FACES, NAMES, GlyphBank
 from pdmd.teachers.packaged.glyphs import GlyphsTeacher
 from pdmd.typing import Condition, Latents, labels_of
@@ -46,23 +48,6 @@ __all__ = [
     "needs_condition",
     "reduction_for",
 ]
-
-
-class Evaluator(ABC):
-    """Computes the metrics of samples with given conditions."""
-
-    quality: str
-    """The name of the quality metric in reports; lower is better."""
-    diversity: str
-    """The name of the diversity metric in reports."""
-
-    @abstractmethod
-    def __call__(self, x: Latents) -> dict[str, float]:
-        """Returns the metrics of samples with shape :math:`(B, *)`, one per condition."""
-
-    def real(self) -> dict[str, float] | None:
-        """Returns the metrics of real data, or ``None`` without real data."""
-        return None
 
 
 @checked
@@ -313,6 +298,8 @@ def evaluator_for(
         return GlyphsEvaluator(base, prompts, reference, seed)
     if isinstance(base, DigitsTeacher):
         return DigitsEvaluator(base, condition, reference, seed)
+    if isinstance(base, FashionTeacher):
+        return FashionEvaluator(base, condition, reference)
     if isinstance(base, MixtureTeacher):
         return MixtureEvaluator(base, condition, len(reference), seed)
     return LatentEvaluator(reference, seed)
@@ -320,7 +307,7 @@ def evaluator_for(
 
 def needs_condition(teacher: Any) -> bool:
     """Returns whether the evaluator of a teacher compares samples by their conditions."""
-    return isinstance(unguided(teacher), DigitsTeacher | MixtureTeacher)
+    return isinstance(unguided(teacher), DigitsTeacher | FashionTeacher | MixtureTeacher)
 
 
 @checked
@@ -331,6 +318,7 @@ def reduction_for(teacher: Any, seed: int) -> Callable[[Latents], Tensor]:
         teacher: The teacher, guided or not.
         seed: The seed of its evaluator.
     """
-    if isinstance(unguided(teacher), DigitsTeacher | GlyphsTeacher | MixtureTeacher):
+    packaged = DigitsTeacher | FashionTeacher | GlyphsTeacher | MixtureTeacher
+    if isinstance(unguided(teacher), packaged):
         return lambda x: x
     return LatentProjection(seed)

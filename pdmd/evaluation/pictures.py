@@ -261,7 +261,8 @@ def sample_writer(out: str, *, video: bool | None = None, fps: float = 16.0) -> 
         raise ValueError(f"--fps must be above 0 and at most 1000, got {fps:g}")
     if video and (folder or path.suffix == ".mp4"):
         _video_writer()
-    require("report", "matplotlib", "PIL")
+    latents = "write latents by --out samples.safetensors"
+    require("report", "matplotlib", "PIL", alternative=latents)
     return FolderWriter(path, fps=fps) if folder else GridWriter(path, fps=fps)
 
 

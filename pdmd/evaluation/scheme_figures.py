@@ -57,6 +57,10 @@ AXES: dict[str, tuple[Axis, Axis]] = {
         Axis(metric="vendi", title="Vendi score within a prompt", ahead="more diverse"),
         Axis(metric="feature_distance", title="distance to the teacher", falls=True, log=True),
     ),
+    "fashion": (
+        Axis(metric="vendi", title="Vendi score within a class", ahead="more diverse"),
+        Axis(metric="feature_distance", title="distance to the teacher", falls=True, log=True),
+    ),
 }
 """Diversity and quality of a benchmark."""
 

@@ -26,6 +26,11 @@ BESIDE = ("plan.json", "config.toml", "metrics.json", "notices.json", "report.ht
 PICTURES = ("samples.png", "prompts.png", "phase_*.png")
 """Samples of a run, of its folder ``grids``."""
 
+TEACHER = (
+    "Its teacher was not loaded from the hub: pass the one that it was distilled from, which "
+    "encodes the prompts."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class HubFile:
@@ -136,20 +141,25 @@ def student_card(
         base_model=base if on_hub else None,
         tags=["distillation", "phased-dmd"],
     )
-    teacher = source.get("teacher", "a teacher of one's own")
+    named = source.get("teacher")
     scales = source.get("guidance", 1.0)  # one number, or one per network
-    guidance = [g for g in (scales if isinstance(scales, list) else [scales]) if g != 1]
+    scales = scales if isinstance(scales, list) else [scales]
+    guidance = ", ".join(f"{g:g}" for g in scales) if any(g != 1 for g in scales) else ""
+    teacher = f"`{named}`" if named else "a teacher that has no registered name"
+    known = named is not None and (base is None or on_hub)
+    more = "" if known else ", teacher=teacher"
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {repository.split('/')[-1]}",
-        f"A student of `{teacher}`{f' (guidance {guidance[0]:g})' if guidance else ''}, distilled "
+        f"A student of {teacher}{f' (guidance {guidance})' if guidance else ''}, distilled "
         f"by Phased DMD ([arXiv:2510.27684](https://arxiv.org/abs/2510.27684)) into {len(plan)} "
-        f"expert{'s' * (len(plan) > 1)}, {plan.nfe} network evaluations per sample. Guidance is "
-        "distilled into it: sample without.",
+        f"expert{'s' * (len(plan) > 1)}, {plan.nfe} network evaluations per sample."
+        + (" Guidance is distilled into it: sample without." if guidance else ""),
         "## Load",
         "```python\nimport pdmd\n\n"
-        f'student = pdmd.Student.from_pretrained("{repository}")\n'
+        f'student = pdmd.Student.from_pretrained("{repository}"{more})\n'
         "x_0 = pdmd.sample(student, student.encode(prompts))\n```",
+        *(() if known else (TEACHER,)),
         "It does not load in stock diffusers: its files are pdmd's. `pdmd export` writes those of "
         "diffusers for families that have a pipeline there; its card says whether it needs "
         "`trust_remote_code`.",

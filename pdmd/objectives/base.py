@@ -7,6 +7,7 @@ has the losses of ``a`` and those of ``b`` times 0.05. They depend on no trainer
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ __all__ = [
 class Objective(ABC):
     """Maps the models of a phase and a rollout to named losses.
 
-    A subclass sets ``name`` and implements :meth:`losses`; one that needs something per phase,
+    A subclass sets a ``name`` and implements :meth:`losses`; one that needs something per phase,
     such as a discriminator, also overrides :meth:`on_phase_start`::
 
         class PosteriorDistance(Objective):
@@ -58,13 +59,16 @@ class Objective(ABC):
     networks are.
 
     Attributes:
-        name: The name of the objective and of its loss, unique within a sum.
+        name: The name of the objective and of its loss, unique within a sum; that of the class by
+            default.
     """
 
     name: str
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
+        if not hasattr(cls, "name") and "name" not in inspect.get_annotations(cls):
+            cls.name = cls.__name__
         if "losses" in vars(cls):  # their arguments are checked in every objective
             cls.losses = checked(cls.losses)
 

@@ -141,6 +141,7 @@ teachers: Registry[Any] = Registry(
         "digits": "pdmd.teachers.packaged.digits:DigitsTeacher.from_package",
         "dit": "pdmd.teachers.families.dit:DiTTeacher.from_arguments",
         "edm": "pdmd.teachers.families.edm:EDMTeacher.from_arguments",
+        "fashion": "pdmd.teachers.packaged.fashion:FashionTeacher.from_package",
         "flux": "pdmd.teachers.families.flux:FluxTeacher.from_arguments",
         "flux2": "pdmd.teachers.families.flux2:Flux2Teacher.from_arguments",
         "flux2_klein": "pdmd.teachers.families.flux2:Flux2KleinTeacher.from_arguments",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,7 +38,7 @@ def check_same_process(networks: Iterable[Denoiser], teacher: Denoiser) -> None:
 
 
 def check_update(objective: Objective, losses: Any, role: str, phase: Phase) -> dict[str, Tensor]:
-    """Checks that an objective returned a loss that trains.
+    """Checks that an objective returned a loss that trains; warns of others beside it.
 
     Args:
         objective: The objective.
@@ -67,4 +68,12 @@ def check_update(objective: Objective, losses: Any, role: str, phase: Phase) -> 
             f"({', '.join(found)}); compute one from rollout.x_s or the network in training, "
             "without detach() or no_grad()"
         )
+    for name, loss in found.items():
+        if role == "generator" and not loss.requires_grad:
+            warnings.warn(
+                f"the loss {name!r} of the generator's objective has no gradient in phase "
+                f"{phase.number}, so it trains nothing; compute it from rollout.x_s, without "
+                "detach() or no_grad()",
+                stacklevel=2,
+            )
     return found

@@ -26,8 +26,9 @@ class Session:
     """The devices, recorder and checkpoints of a distillation.
 
     Attributes:
-        runtime: The device and ranks; this process, on the CPU, by default. Ranks call
-            :func:`~pdmd.distillation.distill.distill` together, with the same arguments.
+        runtime: The device and ranks; by default this process, on CUDA's device where there is one
+            and on the CPU otherwise. Ranks call :func:`~pdmd.distillation.distill.distill`
+            together, with the same arguments.
         recorder: Records scalars and events; by default nothing is recorded, and
             :func:`~pdmd.distillation.distill.distill` shows progress bars.
         checkpointer: Writes checkpoints, and stops the run on request.

@@ -5,8 +5,9 @@ import torch
 
 from pdmd import PhasePlan, Student
 from pdmd.benchmarks import SCHEMES, BenchConfig
+from pdmd.benchmarks.boundary_errors import boundary_errors
 from pdmd.benchmarks.distillation import MixtureBenchmark
-from pdmd.benchmarks.glyphs import GlyphsBenchmark, boundary_errors, split_prompts
+from pdmd.benchmarks.glyphs import GlyphsBenchmark, split_prompts
 from pdmd.diffusion.solvers import renoise_step
 from pdmd.distillation.experts import OdeExpert
 from pdmd.evaluation import evaluators

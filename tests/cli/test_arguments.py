@@ -74,3 +74,9 @@ def test_text_that_is_not_toml_is_named(capsys):
     assert main(["distill", "digits", "--objective.generator", "[{name ="]) == 2
     error = capsys.readouterr().err
     assert "--objective.generator" in error and "is not inline TOML" in error
+
+
+def test_a_value_of_another_type_is_named(capsys):
+    assert main(["distill", "digits", "--teacher.guidance", "two"]) == 2
+    error = capsys.readouterr().err
+    assert "--teacher.guidance: cannot read 'two' as its value" in error

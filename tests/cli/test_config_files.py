@@ -20,7 +20,7 @@ from pdmd.cli.runs import Run
 from pdmd.training.learning_rates import CosineDecay, LinearDecay
 from tests.helpers.tiny_runs import bits
 
-PACKAGED = ("digits", "glyphs", "mixture", "mixture_tuned")
+PACKAGED = ("digits", "fashion", "glyphs", "mixture", "mixture_tuned")
 """The presets of teachers that ship, which are built in a moment."""
 
 

@@ -24,7 +24,9 @@ def test_a_moved_student_is_compared_at_the_guidance_of_its_distillation(tmp_pat
     capsys.readouterr()
     words = ["evaluate", str(tmp_path / "moved"), "--samples", "100", "--teacher-steps", "3"]
     assert main(words) == 0
-    guided = nfe_by_method(capsys.readouterr().out)
+    found = capsys.readouterr()
+    assert "no better than the teacher's own 2 Euler steps" in found.err  # after two updates
+    guided = nfe_by_method(found.out)
     assert main([*words, "--guidance", "1"]) == 0
     plain = nfe_by_method(capsys.readouterr().out)
     assert guided["teacher"] == "6" and plain["teacher"] == "3"  # NFE

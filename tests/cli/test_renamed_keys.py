@@ -5,6 +5,7 @@ import pytest
 from pdmd.cli.config_files import key_paths, read_config
 from pdmd.cli.main import main
 from pdmd.cli.renamed_keys import MEANINGS, proposals
+from pdmd.teachers.families.wan import WanTeacher
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,10 @@ from pdmd.cli.renamed_keys import MEANINGS, proposals
         ("train.phases", ("plan.phases",)),  # in another section
         ("train.updats", ("train.updates",)),  # misspelled
         ("teacher.folder", ("teacher.arguments.folder",)),
+        ("train.warmup_steps", ("train.generator.warmup",)),
+        ("resolution", ("teacher.arguments.height", "teacher.arguments.width")),
+        ("prompts", ("teacher.arguments.prompts",)),
+        ("wandb", ("tracking.trackers",)),
     ],
 )
 def test_an_unknown_key_proposes_the_one_that_is_meant(unknown, meant):
@@ -30,8 +35,11 @@ def test_an_unknown_key_proposes_the_one_that_is_meant(unknown, meant):
 
 
 def test_every_proposal_is_a_key():
-    known = {*key_paths(), "teacher.arguments.folder"}
-    assert {path for paths in MEANINGS.values() for path in paths} <= known
+    proposed = {path for paths in MEANINGS.values() for path in paths}
+    arguments = {path for path in proposed if path.startswith("teacher.arguments.")}
+    assert proposed - arguments <= {*key_paths()}
+    taken = {"folder", *WanTeacher.options, *WanTeacher.common}
+    assert {path.rpartition(".")[2] for path in arguments} <= taken
 
 
 def test_files_and_options_propose(tmp_path, monkeypatch, capsys):

@@ -19,6 +19,11 @@ from tests.helpers.broken_teachers import (
 
 BROKEN = [
     ("conditions", BatchEncoding, "encoded alone"),
+    (
+        "conditions",
+        lambda: broken(encode=lambda self, prompts: {"text": 0})(),
+        r"encode\(\) returned \{'text': 0\}; return a TensorDict",
+    ),
     ("conditions", NoNull, "raised AttributeError"),
     ("conditions", OneRow, "batch size"),
     ("conditions", OtherNull, "no condition against encode"),

@@ -19,6 +19,12 @@ from pdmd.conformance.harness import NotApplicable, TeacherHarness
 from pdmd.conformance.scores import calibrate_score, check_score
 from pdmd.teachers import WithSchedule
 from pdmd.teachers.base import teachers
+from pdmd.teachers.families.discrete_timesteps import (
+    LINEAR,
+    SCALED_LINEAR,
+    noise_levels,
+    time_range_of,
+)
 from pdmd.teachers.packaged.digits import DigitsTeacher
 from tests.helpers.broken_teachers import SmallTeacher, assert_fails
 
@@ -62,6 +68,39 @@ BROKEN = [
     ("score", lambda fault=fault: Misdeclared(MixtureTeacher.random(), **fault), detail)
     for fault, detail in FAULTS.values()
 ]
+
+
+def declared(schedule, kind, time_range=(0.0, 1.0)):
+    """Returns a mixture under the declaration of a family."""
+    mixture = MixtureTeacher.random()
+    teacher = MixtureTeacher(
+        mixture.means, 0.3, labels=mixture.labels, schedule=schedule, kind=kind
+    )
+    teacher.time_range = time_range
+    return teacher
+
+
+def on_levels(**scheduler):
+    """Returns a mixture on the noise levels that a scheduler of diffusers states."""
+    schedule, kind = noise_levels({**SCALED_LINEAR, **scheduler})
+    return declared(schedule, kind, time_range_of(schedule))
+
+
+EDM = VarianceExploding(80.0, sigma_min=0.002)
+FAMILIES = {
+    "stable_diffusion": on_levels,
+    "ddpm, dit": lambda: on_levels(**LINEAR),
+    "cogvideox": lambda: on_levels(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=3.0
+    ),
+    "edm": lambda: declared(EDM, "x0"),
+    "wan, flux, qwen_image": lambda: declared(Shifted(RectifiedFlow(), 7.0), "velocity"),
+}
+FAMILY_FAULTS = [
+    ("stable_diffusion", {"sign": -1}, "its sign is reversed"),
+    ("stable_diffusion", {"schedule": CosineVP()}, "on the levels of Stable Diffusion"),
+    ("edm", {"kind": "velocity"}, "its kind is wrong; as x0"),
+]
 RIGHT = {
     "mixture": MixtureTeacher.random,
     "cosine": lambda: MixtureTeacher.random(schedule=CosineVP()),
@@ -71,6 +110,7 @@ RIGHT = {
     "on another schedule": lambda: WithSchedule(MixtureTeacher.random(), CosineVP()),
     "guided": lambda: Guided(MixtureTeacher.random(), 4.0),
     "digits": DigitsTeacher.from_package,
+    "fashion": lambda: teachers["fashion"](),
     "glyphs": lambda: teachers["glyphs"](),
 }
 
@@ -84,6 +124,18 @@ def checked(teacher):
 def test_the_fault_is_named(name, build, detail):
     with pytest.raises(Exception, match="noise slopes") as found:
         checked(build())
+    assert detail in str(found.value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_declarations_of_families_pass(family):
+    assert "noise slopes" in checked(FAMILIES[family]())
+
+
+@pytest.mark.parametrize(("family", "fault", "detail"), FAMILY_FAULTS)
+def test_the_fault_in_the_declaration_of_a_family_is_named(family, fault, detail):
+    with pytest.raises(Exception, match="noise slopes") as found:
+        checked(Misdeclared(FAMILIES[family](), **fault))
     assert detail in str(found.value)
 
 

@@ -64,3 +64,35 @@ def test_invalid_time_ranges_raise(time_range):
 def test_unknown_kinds_raise():
     with pytest.raises(ValueError, match="unknown prediction kind 'noise'"):
         MlpDenoiser(dim=2, schedule=RectifiedFlow(), kind="noise", width=8)
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "error"),
+    [
+        (
+            "schedule",
+            "rectified_flow",
+            "is an instance of Schedule, got 'rectified_flow'",
+        ),
+        ("schedule", RectifiedFlow, "got the class RectifiedFlow; pass one, as by Rectified"),
+        ("latent_shape", 2, r"got 2; pass a tuple, as in \(2,\)"),
+    ],
+)
+def test_declarations_of_other_types_are_named(key, wrong, error):
+    class Plain(Denoiser):
+        def network(self, x_t, t, condition):
+            return x_t
+
+    declared = {"schedule": RectifiedFlow(), "kind": "velocity", "latent_shape": (2,)}
+    with pytest.raises(TypeError, match=error):
+        Plain(**{**declared, key: wrong})
+
+
+def test_a_network_that_needs_a_condition_says_so_without_one():
+    denoiser = Recording()
+    denoiser.network = lambda x_t, t, condition: x_t + condition["label"]
+    with pytest.raises(TypeError, match="Recording was evaluated without a condition.*encode"):
+        denoiser(torch.zeros(3, 2), 0.5)
+    denoiser.network = lambda x_t, t, condition: x_t + "text"
+    with pytest.raises(TypeError, match="unsupported operand"):  # as it was raised
+        denoiser(torch.zeros(3, 2), 0.5)

@@ -19,7 +19,12 @@ from pdmd import (
     SubintervalScoreMatching,
     VarianceExploding,
 )
-from pdmd.distillation.notices import objective_notice, prompt_notice, score_notice
+from pdmd.distillation.notices import (
+    objective_notice,
+    plan_notice,
+    prompt_notice,
+    score_notice,
+)
 from pdmd.evaluation.evaluate import euler_notice
 from pdmd.objectives import Critics, DiscriminatorLoss
 from pdmd.teachers import WithSchedule
@@ -156,6 +161,17 @@ def test_lines_reach_the_recorder_and_the_report(tmp_path):
     notify(tmp_path, "another")
     notify(tmp_path, "")
     assert json.loads((tmp_path / "notices.json").read_text()) == [*notices.lines, "another"]
+
+
+def test_a_plan_of_steps_where_nothing_is_left_of_the_data_is_said_to_be_so():
+    linear = MixtureTeacher.random(schedule=VarianceExploding(80.0, rho=1.0))
+    line = plan_notice(linear, PhasePlan.uniform(4))
+    assert "at t = 0.25" in line and "still 20 times the signal" in line
+    assert plan_notice(linear, PhasePlan.on(linear.schedule, 4)) == ""
+    assert plan_notice(linear, PhasePlan.uniform(1)) == ""  # one step starts from noise
+    usual = MixtureTeacher.random(schedule=VarianceExploding(80.0, sigma_min=0.002))
+    assert plan_notice(usual, PhasePlan.uniform(4)) == ""
+    assert plan_notice(MixtureTeacher.random(), PhasePlan.uniform(4, shift=50.0)) == ""
 
 
 def test_a_student_worse_than_euler_steps_is_said_to_be_so():

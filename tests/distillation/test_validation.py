@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from tensordict import TensorDict
 
-from pdmd import MixtureTeacher, PhasePlan, RectifiedFlow
+from pdmd import Guided, MixtureTeacher, PhasePlan, RectifiedFlow
 from pdmd.distillation.validation import (
     check_discriminators,
     check_same_weights,
@@ -123,3 +124,40 @@ def test_ranks_with_teachers_of_different_weights_are_an_error():
         with pytest.raises(ValueError, match="ranks have teachers of different weights"):
             check_same_weights(own, Beside(other))
     check_same_weights(network(0).to("meta"), Beside(network(1).to("meta")))
+
+
+class Encoding(MixtureTeacher):
+    def encode(self, prompts):
+        return self.returned(torch.zeros(len(prompts), dtype=torch.int64))
+
+    prompts = (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("returned", "error"),
+    [
+        (lambda rows: {"label": rows}, r"Encoding.encode returned \{'label': .*TensorDict\(\{"),
+        (lambda rows: rows, "Encoding.encode returned a tensor of shape .2,."),
+        (lambda rows: TensorDict({"label": rows}), "batch size .. for 2 prompts; return one row"),
+        (lambda rows: TensorDict({"label": rows[:1]}, [1]), "batch size .1. for 2 prompts"),
+    ],
+)
+def test_conditions_are_one_row_per_prompt(returned, error):
+    teacher = Encoding(torch.eye(2), labels=torch.arange(2))
+    teacher.returned = returned
+    for own in (teacher, Guided(teacher, 1.0)):
+        with pytest.raises((TypeError, ValueError), match=error):
+            distill(own, PhasePlan.uniform(1), updates=1)
+
+
+def test_a_network_that_fails_is_named_with_its_inputs():
+    teacher = MixtureTeacher.random(dim=2, classes=2)
+    condition, plan = teacher.encode([0, 1]), PhasePlan.uniform(2)
+    teacher.network = lambda x, t, condition: condition["text"]
+    found = r"at t = 1 on latents of shape \(2, 2\) with a condition of shapes \{'label': \(2,\)"
+    with pytest.raises(ValueError, match=rf"{found}.*KeyError"):
+        check_teacher(teacher, plan, DistributionMatching(), condition)
+    teacher.network = lambda x, t, condition: x @ torch.eye(3)
+    with pytest.raises(RuntimeError) as failed:
+        check_teacher(teacher, plan, DistributionMatching(), condition)
+    assert "at t = 1 on latents of shape (2, 2)" in failed.value.__notes__[0]

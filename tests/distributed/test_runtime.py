@@ -15,7 +15,9 @@ from pdmd import (
     MixtureTeacher,
     MlpDenoiser,
     PhasePlan,
+    Session,
 )
+from pdmd.cli.parallel_config import ParallelConfig
 from pdmd.distributed.optimization import LocalOptimization
 from pdmd.distributed.runtime import OneProcess, pick_device
 from pdmd.training.monitoring.recorder import Recorder
@@ -92,6 +94,14 @@ def test_devices_are_picked_by_name():
         pick_device("gpu")
     with pytest.raises(ValueError, match="'meta' is not one of auto, cpu and cuda"):
         pick_device("meta")
+
+
+def test_python_picks_the_device_of_the_command_line():
+    assert OneProcess().device == Session().runtime.device == pick_device("auto")
+    assert ParallelConfig().build(0).device == OneProcess().device
+    assert OneProcess("cpu").device == torch.device("cpu")
+    with pytest.raises(ValueError, match="unknown device 'gpu'; use auto, cpu or cuda"):
+        OneProcess("gpu")
 
 
 def test_bfloat16_applies_to_networks_only(monkeypatch):

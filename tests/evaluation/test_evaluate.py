@@ -1,10 +1,12 @@
 """Evaluation of a student against its teacher, and its table."""
 
+import pytest
 import torch
 
 from pdmd import Expert, MixtureTeacher, OdeExpert, PhasePlan, RectifiedFlow, Student
 from pdmd.evaluation.evaluate import evaluate, format_table
 from pdmd.evaluation.evaluators import MixtureEvaluator
+from tests.helpers.small_runs import untrained_student
 
 
 def test_a_student_of_teacher_experts_is_the_few_step_teacher():
@@ -35,6 +37,14 @@ def test_evaluation_is_deterministic_and_leaves_the_global_generator():
         evaluate(student, teacher, samples=100, teacher_steps=2, progress=False) for _ in range(2)
     )
     assert one == two and torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_student_that_loses_to_euler_steps_is_said_to_be_so():
+    teacher = MixtureTeacher.random(dim=2, classes=2, modes=2)
+    options = {"samples": 200, "teacher_steps": 8, "progress": False}
+    with pytest.warns(UserWarning, match="no better than the teacher's own 2 Euler steps") as said:
+        evaluate(untrained_student(), teacher, **options)
+    assert said[0].filename == __file__
 
 
 def test_tables_are_aligned():

@@ -7,10 +7,10 @@ import shutil
 import pytest
 import torch
 
-from pdmd import Student
+from pdmd import PhasePlan, Student
 from pdmd.cli.main import main
 from pdmd.distillation.hub_students import fetch_student
-from pdmd.export.hub import files_to_push
+from pdmd.export.hub import files_to_push, student_card
 from tests.helpers.small_runs import untrained_student, weights
 
 hub = pytest.importorskip("huggingface_hub")
@@ -67,6 +67,24 @@ def test_the_card_says_how_to_load_and_where_it_does_not(run):
     assert "does not load in stock diffusers" in card and "2 network evaluations" in card
     assert "| student | 2 | 0.200 |" in card and "![samples](samples/samples.png)" in card
     assert "| 1 | 1 to 0.5 |" in card and str(run) not in card
+
+
+def card_of(**source):
+    content = {"source": source or None}
+    return student_card(content, PhasePlan.uniform(2), "somebody/few")
+
+
+def test_the_card_says_which_teacher_and_guidance_it_needs(tmp_path):
+    named = card_of(teacher="digits", guidance=[1.0])
+    assert "A student of `digits`, distilled" in named and "Guidance" not in named
+    both = card_of(teacher="wan", guidance=[4.0, 3.0], arguments={"folder": "somebody/video"})
+    assert "`wan` (guidance 4, 3)" in both and "sample without" in both
+    assert "base_model: somebody/video" in both and "teacher=teacher" not in both
+    unnamed, local = card_of(), card_of(teacher="wan", arguments={"folder": str(tmp_path)})
+    for card in (unnamed, local):  # nobody else can build the teacher from its name
+        assert 'from_pretrained("somebody/few", teacher=teacher)' in card
+        assert "pass the one that it was distilled from" in card and str(tmp_path) not in card
+    assert "a teacher that has no registered name" in unnamed
 
 
 def test_a_push_is_one_commit_of_what_was_listed(run, monkeypatch, capsys):

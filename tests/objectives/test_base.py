@@ -193,3 +193,13 @@ def test_objectives_are_scaled_by_numbers(weight):
 def test_only_objectives_are_added(other):
     with pytest.raises(TypeError, match="an instance of Objective"):
         DistributionMatching() + other
+
+
+def test_an_objective_without_a_name_has_that_of_its_class():
+    class Distance(Objective):
+        def losses(self, models, rollout, generator):
+            return {"distance": rollout.x_s.mean()}
+
+    assert Distance().name == "Distance" and Distance().only(1).names == ("Distance",)
+    with pytest.raises(ValueError, match="two objectives are named 'Distance'"):
+        Distance() + Distance()
