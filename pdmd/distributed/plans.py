@@ -49,10 +49,12 @@ parallel_plans: Registry[Callable[[nn.Module], ParallelPlan]] = Registry(
     {
         "ChromaTransformer2DModel": _DIFFUSERS + "double_and_single",
         "CogVideoXTransformer3DModel": _DIFFUSERS + "blocks",
+        "CosmosTransformer3DModel": _DIFFUSERS + "blocks",
         "Flux2Transformer2DModel": _DIFFUSERS + "double_and_single",
         "FluxTransformer2DModel": _DIFFUSERS + "flux",
         "HunyuanVideo15Transformer3DModel": _DIFFUSERS + "blocks",
         "Kandinsky5Transformer3DModel": _DIFFUSERS + "text_and_visual",
+        "LTX2VideoTransformer3DModel": _DIFFUSERS + "blocks",
         "LTXVideoTransformer3DModel": _DIFFUSERS + "blocks",
         "QwenImageTransformer2DModel": _DIFFUSERS + "qwen_image",
         "SanaTransformer2DModel": _DIFFUSERS + "blocks",

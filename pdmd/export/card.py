@@ -110,7 +110,7 @@ class Card:
                 "Its steps draw noise, from the global generator if the pipeline does not pass "
                 "one: seed with `torch.manual_seed`."
             )
-        if layout.takes_image:
+        if layout.takes_image and layout.pipeline.startswith("Wan"):
             notes.append("The pipeline cleans prompts with the package `ftfy`: install it too.")
         if len(self.intervals) > len(layout.slots):
             networks = _count(len(base_networks(self.intervals)), "network")
@@ -153,13 +153,12 @@ def scheduler_lines(grid: Sequence[float]) -> list[str]:
         "from diffusers import FlowMatchEulerDiscreteScheduler",
         "",
         "",
-        "def set_timesteps(num_inference_steps=None, device=None, sigmas=None, mu=None):",
-        f"    euler(sigmas={list(grid)}, device=device)",
+        "class Times(FlowMatchEulerDiscreteScheduler):",
+        "    def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, **_):",
+        f"        super().set_timesteps(sigmas={list(grid)}, device=device)",
         "",
         "",
-        "pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)",
-        "euler = pipe.scheduler.set_timesteps",
-        "pipe.scheduler.set_timesteps = set_timesteps",
+        "pipe.scheduler = Times(shift=1.0)",
     ]
 
 
@@ -176,7 +175,8 @@ def call_lines(student: Student, intervals: Sequence[NetworkInterval], steps: st
     length = source.get("arguments", {}).get("text_length")
     if length is not None:
         arguments["max_sequence_length"] = length
-    image = ['    image=load_image("image.png"),  # the first frame'] if layout.takes_image else []
+    role = "the first frame" if layout.output == "frames" else "the image to edit"
+    image = [f'    image=load_image("image.png"),  # {role}'] if layout.takes_image else []
     return [
         f"{layout.output} = pipe(",
         '    prompt="a cat that holds a sign",',

@@ -27,6 +27,7 @@ from pdmd.arguments import checked
 from pdmd.diffusion.sampling import initial_noise
 from pdmd.diffusion.solvers import ode_step
 from pdmd.distillation.students import Student
+from pdmd.documents import read_json
 from pdmd.export.atomic_export import atomic_folder, check_destination
 from pdmd.export.bases import check_networks, open_base_pipeline
 from pdmd.export.card import Card
@@ -113,10 +114,18 @@ def export_diffusers(
     size = sum(path.stat().st_size for path in chosen.files(layout)) + parts.size(types)
     with atomic_folder(folder, overwrite=overwrite) as draft, _bar(size, progress) as tell:
         chosen.copy(layout, draft, tell)
+        _change(layout, draft)
         index = {**chosen.index, **parts.write(draft, types, shard, tell)}
         (draft / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
         (draft / "README.md").write_text(card.text())
     return folder
+
+
+def _change(layout: PipelineLayout, draft: Path) -> None:
+    """Replaces values in the configurations of copied parts."""
+    for path, values in layout.changes.items():
+        content = read_json(draft / path)
+        (draft / path).write_text(json.dumps({**content, **values}, indent=2) + "\n")
 
 
 def _own_network(student: Student) -> bool:

@@ -25,6 +25,7 @@ from pdmd.distillation.low_rank import Factors
 from pdmd.distillation.students import Student
 from pdmd.distributed.weight_files import whole_tensors
 from pdmd.teachers.families.layouts import PipelineLayout
+from pdmd.teachers.families.pipeline_teacher import PipelineTeacher
 from pdmd.teachers.families.text import TextTeacher
 
 __all__ = [
@@ -117,6 +118,12 @@ def network_intervals(student: Student) -> tuple[NetworkInterval, ...]:
 def _interval(leaf: Denoiser, times: tuple[float, ...]) -> NetworkInterval:
     adapter = leaf if isinstance(leaf, AdaptedDenoiser) else None
     network: Any = leaf if adapter is None else adapter.base
+    layout = network.layout if isinstance(network, PipelineTeacher) else None
+    if layout is not None and layout.unexported:
+        raise ValueError(
+            f"a {type(network).__name__} has no pipeline in diffusers that samples as it does "
+            f"here: {layout.unexported}; sample its students with pdmd"
+        )
     if not isinstance(network, TextTeacher) or not network.layout.exported:
         raise ValueError(
             f"a {type(network).__name__} has no pipeline in diffusers, so its students cannot be "

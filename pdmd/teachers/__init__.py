@@ -10,6 +10,7 @@ from pdmd.teachers.conditioning.image_prompts import ImagePrompt
 from pdmd.teachers.conditioning.prompts import PromptEmbeddings, Prompts
 from pdmd.teachers.families.chroma import ChromaTeacher
 from pdmd.teachers.families.cogvideox import CogVideoXTeacher
+from pdmd.teachers.families.cosmos_predict25 import CosmosPredict25Teacher
 from pdmd.teachers.families.ddpm import DDPMTeacher
 from pdmd.teachers.families.dit import DiTTeacher
 from pdmd.teachers.families.edm import EDMTeacher
@@ -18,7 +19,9 @@ from pdmd.teachers.families.flux2 import Flux2KleinTeacher, Flux2Teacher
 from pdmd.teachers.families.hunyuan_video15 import HunyuanVideo15Teacher
 from pdmd.teachers.families.kandinsky5 import Kandinsky5ImageTeacher, Kandinsky5Teacher
 from pdmd.teachers.families.ltx import LTXTeacher
+from pdmd.teachers.families.ltx2 import LTX2Teacher
 from pdmd.teachers.families.qwen_image import QwenImageTeacher
+from pdmd.teachers.families.qwen_image_edit import QwenImageEditTeacher
 from pdmd.teachers.families.sana import SanaTeacher
 from pdmd.teachers.families.sd3 import SD3Teacher
 from pdmd.teachers.families.sdxl import SDXLTeacher
@@ -36,6 +39,7 @@ from pdmd.teachers.with_schedule import WithSchedule
 __all__ = [
     "ChromaTeacher",
     "CogVideoXTeacher",
+    "CosmosPredict25Teacher",
     "DDPMTeacher",
     "DiTTeacher",
     "EDMTeacher",
@@ -47,11 +51,13 @@ __all__ = [
     "ImagePrompt",
     "Kandinsky5ImageTeacher",
     "Kandinsky5Teacher",
+    "LTX2Teacher",
     "LTXTeacher",
     "MixtureTeacher",
     "MlpDenoiser",
     "PromptEmbeddings",
     "Prompts",
+    "QwenImageEditTeacher",
     "QwenImageTeacher",
     "RoutedTeacher",
     "SDXLTeacher",

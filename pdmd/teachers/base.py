@@ -135,6 +135,9 @@ teachers: Registry[Any] = Registry(
         "chroma": "pdmd.teachers.families.chroma:ChromaTeacher.from_arguments",
         "clips": "pdmd.teachers.packaged.clips:ClipsTeacher.from_package",
         "cogvideox": "pdmd.teachers.families.cogvideox:CogVideoXTeacher.from_arguments",
+        "cosmos_predict25": (
+            "pdmd.teachers.families.cosmos_predict25:CosmosPredict25Teacher.from_arguments"
+        ),
         "ddpm": "pdmd.teachers.families.ddpm:DDPMTeacher.from_arguments",
         "digits": "pdmd.teachers.packaged.digits:DigitsTeacher.from_package",
         "dit": "pdmd.teachers.families.dit:DiTTeacher.from_arguments",
@@ -152,8 +155,12 @@ teachers: Registry[Any] = Registry(
             "pdmd.teachers.families.kandinsky5:Kandinsky5ImageTeacher.from_arguments"
         ),
         "ltx": "pdmd.teachers.families.ltx:LTXTeacher.from_arguments",
+        "ltx2": "pdmd.teachers.families.ltx2:LTX2Teacher.from_arguments",
         "mixture": "pdmd.teachers.mixture:MixtureTeacher.random",
         "qwen_image": "pdmd.teachers.families.qwen_image:QwenImageTeacher.from_arguments",
+        "qwen_image_edit": (
+            "pdmd.teachers.families.qwen_image_edit:QwenImageEditTeacher.from_arguments"
+        ),
         "sana": "pdmd.teachers.families.sana:SanaTeacher.from_arguments",
         "sd3": "pdmd.teachers.families.sd3:SD3Teacher.from_arguments",
         "sdxl": "pdmd.teachers.families.sdxl:SDXLTeacher.from_arguments",

@@ -62,7 +62,7 @@ def test_distillation_from_a_store_equals_distillation_with_the_encoder(
     settings = {"updates": 2, "fake_updates": 1, "batch_size": 3}
     plan = PhasePlan.uniform(2)
     whole = distill(Guided(live, scale), plan, **settings)
-    monkeypatch.setattr("pdmd.teachers.families.pipelines.load_text_encoder", no_encoder)
+    monkeypatch.setattr("pdmd.teachers.families.text_pipelines.load_text_encoder", no_encoder)
     monkeypatch.setattr("pdmd.teachers.families.text.load_text_encoder", no_encoder)
     arguments = {"folder": str(qwen_folder), "embeddings": str(tmp_path / "store"), **SIZE}
     stored = teachers.get("qwen_image")(**arguments)
@@ -97,7 +97,7 @@ def test_a_run_from_the_command_line_reads_the_store(qwen_folder, tmp_path, monk
     assert index["entries"]["prompt"] == {"dtype": "bfloat16", "shape": [None, 16]}
     assert index["encoder"] == encoder_fingerprint(qwen_folder)
     assert (index["teacher"], index["prompts"]) == ("qwen_image", 3)
-    monkeypatch.setattr("pdmd.teachers.families.pipelines.load_text_encoder", no_encoder)
+    monkeypatch.setattr("pdmd.teachers.families.text_pipelines.load_text_encoder", no_encoder)
     monkeypatch.setattr("pdmd.teachers.families.text.load_text_encoder", no_encoder)
     pairs = {"folder": qwen_folder, "embeddings": tmp_path / "store", **SIZE}
     pairs["cache"] = tmp_path / "elsewhere"

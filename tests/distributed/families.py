@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from pdmd.teachers.packaged.transformer import ImageTransformer
 from pdmd.teachers.packaged.video_transformer import VideoTransformer
 
-FAMILIES = ("image", "video", "wan", "wan_image", "qwen", "qwen_masked", "flux", "sd3")
+FAMILIES = (
+    "image",
+    "video",
+    "wan",
+    "wan_image",
+    "qwen",
+    "qwen_masked",
+    "qwen_edit",
+    "flux",
+    "sd3",
+)
 
 
 @dataclass
@@ -92,7 +102,7 @@ def _wan(batch, image=False):
     return network, "hidden_states", arguments, (4, 2, 8, 8)
 
 
-def _qwen(batch, masked=False):
+def _qwen(batch, masked=False, edited=False):
     from diffusers import QwenImageTransformer2DModel
 
     network = QwenImageTransformer2DModel(
@@ -104,11 +114,13 @@ def _qwen(batch, masked=False):
         num_attention_heads=4,
         joint_attention_dim=16,
         axes_dims_rope=(8, 4, 4),
+        zero_cond_t=edited,
     )
+    images = [(1, 4, 4), (1, 3, 2)] if edited else [(1, 4, 4)]
     arguments = {
         "encoder_hidden_states": torch.randn(batch, 6, 16),
         "timestep": torch.rand(batch),
-        "img_shapes": [[(1, 4, 4)]] * batch,
+        "img_shapes": [images] * batch,
         "return_dict": False,
     }
     if masked:
@@ -116,7 +128,7 @@ def _qwen(batch, masked=False):
         mask[0, 4:] = 0
         mask[-1, 2:] = 0
         arguments["encoder_hidden_states_mask"] = mask
-    return network, "hidden_states", arguments, (16, 16)
+    return network, "hidden_states", arguments, (22 if edited else 16, 16)
 
 
 def _flux(batch):
@@ -179,6 +191,7 @@ _BUILDERS = {
     "wan_image": lambda batch: _wan(batch, image=True),
     "qwen": _qwen,
     "qwen_masked": lambda batch: _qwen(batch, masked=True),
+    "qwen_edit": lambda batch: _qwen(batch, edited=True),
     "flux": _flux,
     "sd3": _sd3,
 }

@@ -19,6 +19,7 @@ NORMS = {
     "wan": [f"attn{i}.norm_{p}" for i in (1, 2) for p in "qk"],
     "qwen": [f"attn.norm_{p}" for p in ("q", "k", "added_q", "added_k")],
     "qwen_masked": [f"attn.norm_{p}" for p in ("q", "k", "added_q", "added_k")],
+    "qwen_edit": [f"attn.norm_{p}" for p in ("q", "k", "added_q", "added_k")],
     "flux": [f"attn.norm_{p}" for p in ("q", "k", "added_q", "added_k")],
     "sd3": [f"attn.norm_{p}" for p in ("q", "k", "added_q", "added_k")] + ["attn2.norm_q"],
 }

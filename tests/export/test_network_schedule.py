@@ -8,6 +8,7 @@ from pdmd.export import network_intervals
 from pdmd.export.network_schedule import base_networks, midpoints, pipeline_layout, renoise_times
 from pdmd.teachers import QwenImageTeacher
 from tests.helpers.exporting import BOUNDARY_ON_GRID, FOUR, RANK, student_of
+from tests.helpers.tiny_more_flows import more
 
 
 def test_every_phase_is_an_interval_with_midpoint_boundaries():
@@ -33,6 +34,16 @@ def test_renoising_steps_name_the_end_of_their_phase():
     student = student_of("wan_2.2_a14b", BOUNDARY_ON_GRID, "folder", expert=RenoisingExpert)
     assert renoise_times(student) == [0.875, None, 0.0, None]
     assert renoise_times(student_of("wan_2.2_a14b", BOUNDARY_ON_GRID, "folder")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("chroma", "lets prompts attend to their padding"), ("cogvideox_5b", "rectified flow")],
+)
+def test_a_family_whose_pipeline_differs_says_why(name, reason):
+    student = Student([OdeExpert(more(name), phase) for phase in PhasePlan.uniform(1)])
+    with pytest.raises(ValueError, match=f"pipeline in diffusers that samples .*{reason}"):
+        network_intervals(student)
 
 
 def test_a_network_without_a_pipeline_raises():

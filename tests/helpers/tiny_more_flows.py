@@ -6,13 +6,16 @@ import inspect
 import torch
 
 from pdmd.teachers.base import teachers
+from pdmd.teachers.families.cosmos_predict25 import ProjectedOnce
 from pdmd.teachers.families.tiny.pipelines import TINY
+from pdmd.teachers.families.tiny.sounds import ltx2_parts
 from pdmd.teachers.families.tokens import pack, unpack
 from tests.helpers.tiny_families import noise
 from tests.helpers.tiny_pipelines import bare, shared
 
 TEXT = {"prompt": "prompt_embeds"}
 MASKED = {**TEXT, "mask": "prompt_attention_mask"}
+TEXT_PARTS = ("tokenizer", "text_encoder")
 SHORT = {"random_prompts": 3, "text_length": 7}
 
 
@@ -147,7 +150,8 @@ def encode_kandinsky5(pipeline, prompts):
 def run_hunyuan_video15(pipeline, teacher, condition, null, *, scale, steps, output="latent"):
     from diffusers import ClassifierFreeGuidance
 
-    pipeline.guider = ClassifierFreeGuidance(guidance_scale=scale)
+    if pipeline.guider.guidance_scale != scale:
+        pipeline.guider = ClassifierFreeGuidance(guidance_scale=scale)
     pipeline.vision_num_semantic_tokens = 4  # of zeros, which the network masks
     names = {"prompt": "prompt_embeds", "mask": "prompt_embeds_mask", "glyph": "prompt_embeds_2"}
     given = inputs(teacher, condition, null, steps, output, {}, names)
@@ -168,6 +172,101 @@ def encode_hunyuan_video15(pipeline, prompts):
     prompt, mask, glyph, valid = pipeline.encode_prompt(texts, batch_size=len(texts))
     assert valid.any(1).tolist() == [True, False, False]
     return {"prompt": prompt, "mask": mask.bool(), "glyph": glyph * valid[..., None]}
+
+
+class Harmless:
+    """Does what the safety checker does where it finds nothing."""
+
+    def to(self, device):
+        return self
+
+    def check_text_safety(self, text):
+        return True
+
+
+def run_cosmos_predict25(pipeline, teacher, condition, null, *, scale, steps, output="latent"):
+    """Runs the pipeline with Euler steps, on texts that it leaves as they are: projected."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+
+    pipeline.safety_checker = Harmless()
+    if isinstance(pipeline.scheduler, UniPCMultistepScheduler):
+        pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    for path, module in pipeline.transformer.named_modules():
+        if path.endswith("crossattn_proj"):
+            module.__class__ = ProjectedOnce
+    guidance = {"guidance_scale": scale - 1}
+    given = inputs(teacher, condition, null, steps, output, guidance, TEXT)
+    given |= {"latents": noise(teacher, len(condition)), "num_frames": teacher.options["frames"]}
+    frames = pipeline(**given).frames
+    return frames if output == "latent" else frames.transpose(1, 2)
+
+
+def encode_cosmos_predict25(pipeline, prompts):
+    prompt, null = pipeline.encode_prompt(list(prompts), max_sequence_length=LONG)
+    assert prompt.shape[2] == 32
+    with torch.no_grad():
+        return {"prompt": pipeline.transformer.crossattn_proj(torch.cat([prompt, null[:1]]))}
+
+
+UNGUIDED_LTX2 = {
+    "stg_scale": 0.0,
+    "audio_stg_scale": 0.0,
+    "modality_scale": 1.0,
+    "audio_modality_scale": 1.0,
+    "guidance_rescale": 0.0,
+    "audio_guidance_rescale": 0.0,
+}
+
+
+def run_ltx2(pipeline, teacher, condition, null, *, scale, steps, output="latent", audio=None):
+    """Runs the pipeline on texts after its connectors; returns both streams as one sample."""
+    rows, tokens = len(condition["prompt"]), noise(teacher, len(condition)).transpose(1, 2)
+    width = condition["prompt"].shape[2]
+    given = {}
+    for sign, one in (("", condition), ("negative_", null)):
+        both = torch.cat([shared(one, rows), shared(one, rows, "audio_prompt")], -1)
+        given[f"{sign}prompt_embeds"] = both
+        given[f"{sign}prompt_attention_mask"] = torch.ones(both.shape[:2])
+    connectors = pipeline.connectors
+    pipeline.register_modules(connectors=None)
+    pipeline.connectors = lambda both, mask, padding_side: (
+        both[..., :width],
+        both[..., width:],
+        mask,
+    )
+    sound, length = pipeline.audio_vae, teacher.tokens
+    start = tokens[:, length:] * sound.latents_std + sound.latents_mean  # which it normalises
+    video, heard = pipeline(
+        **given,
+        **UNGUIDED_LTX2,
+        **{key: teacher.options[key] for key in ("height", "width", "frame_rate")},
+        num_frames=teacher.options["frames"],
+        guidance_scale=scale,
+        audio_guidance_scale=scale if audio is None else audio,
+        latents=tokens[:, :length],
+        audio_latents=start,
+        num_inference_steps=steps,
+        output_type="pt" if output == "sound" else output,
+        return_dict=False,
+    )
+    pipeline.connectors = connectors
+    if output != "latent":
+        return heard if output == "sound" else video.transpose(1, 2)
+    vae = pipeline.vae
+    scaling = vae.config.scaling_factor
+    video = pipeline._normalize_latents(video, vae.latents_mean, vae.latents_std, scaling)
+    heard = pipeline._pack_audio_latents(heard)
+    heard = pipeline._normalize_audio_latents(heard, sound.latents_mean, sound.latents_std)
+    return torch.cat([video.flatten(2), heard.transpose(1, 2)], 2)
+
+
+def encode_ltx2(pipeline, prompts):
+    prompt, mask, null, null_mask = pipeline.encode_prompt(list(prompts), max_sequence_length=48)
+    hidden, masks = torch.cat([prompt, null[:1]]), torch.cat([mask, null_mask[:1]])
+    with torch.no_grad():
+        video, audio, kept = pipeline.connectors(hidden, masks, padding_side="left")
+    assert kept.all() and not mask.all()
+    return {"prompt": video, "audio_prompt": audio}
 
 
 def cogvideox(**levels):
@@ -192,9 +291,24 @@ KANDINSKY5 = {
 MORE = {
     "sana": {"run": run_sana, "encode": encode_sana},
     "chroma": {"run": run_chroma, "encode": encode_chroma},
+    "cosmos_predict25": {
+        "run": run_cosmos_predict25,
+        "encode": encode_cosmos_predict25,
+        "length": LONG,
+        "given": {"safety_checker": Harmless()},
+    },
     "flux2": {"run": run_flux2, "encode": encode_flux2, "scales": (1.0,)},
     "flux2_klein": {"run": run_flux2, "encode": encode_flux2},
     "hunyuan_video15": {"run": run_hunyuan_video15, "encode": encode_hunyuan_video15},
+    "ltx2": {"run": run_ltx2, "encode": encode_ltx2, "length": 48},
+    "ltx2_gated": {
+        "registered": "ltx2",
+        "arguments": {"gated": True},
+        "encoders": lambda: ltx2_parts(16, 4, gated=True),
+        "run": run_ltx2,
+        "encode": encode_ltx2,
+        "length": 48,
+    },
     "kandinsky5": KANDINSKY5,
     "kandinsky5_image": KANDINSKY5,
     "cogvideox_2b": cogvideox(use_rotary_positional_embeddings=False, snr_shift_scale=3.0),
@@ -202,6 +316,17 @@ MORE = {
     "cogvideox_1.5": cogvideox(patch_size_t=2, frames=13),
 }
 """How each family's pipeline runs and encodes, and what differs from :data:`TINY`."""
+
+
+def has_ltx2():
+    """Returns whether the installed diffusers has LTX-2 as it is supported."""
+    from diffusers import LTX2VideoTransformer3DModel
+
+    return "sigma" in inspect.signature(LTX2VideoTransformer3DModel.forward).parameters
+
+
+if not has_ltx2():
+    del MORE["ltx2"], MORE["ltx2_gated"]
 
 
 def registered(name):
@@ -232,13 +357,16 @@ def pipeline_of(name, *, text=False):
 
     teacher, tiny = more(name), TINY[registered(name)]
     scheduler = getattr(diffusers, tiny.scheduler_class)
-    encoders = tiny.encoders()
+    encoders = MORE[name].get("encoders", tiny.encoders)()
     return bare(
         teacher.layout.pipeline,
         transformer=teacher.backbone,
         scheduler=scheduler(**{**tiny.scheduler, **MORE[name].get("scheduler", {})}),
         vae=tiny.vae(teacher.latent_shape[0]),
-        **(encoders if text else dict.fromkeys(encoders)),
+        **{
+            part: None if not text and part.startswith(TEXT_PARTS) else encoders[part]
+            for part in encoders
+        },
         **{part: getattr(diffusers, found)() for part, found in tiny.components.items()},
         **tiny.more,
     )

@@ -18,6 +18,7 @@ from pdmd.training.rollouts import Rollouts
 from pdmd.training.session import Session
 from pdmd.training.trainer import PhaseTrainer
 from tests.helpers import tiny_discrete
+from tests.helpers.editing import edit
 from tests.helpers.tiny_families import FAMILIES, family
 from tests.helpers.tiny_flows import FLOWS, flow
 from tests.helpers.tiny_more_flows import MORE, more
@@ -73,7 +74,8 @@ def test_a_cycle_of_a_large_family_does_not_wait_for_the_device(
 
 
 WAITING = "hunyuan_video15"  # its network orders tokens by Boolean indexing
-EVERY = [*FAMILIES, *FLOWS, *tiny_discrete.FAMILIES, *(n for n in MORE if n != WAITING)]
+EDIT = {"qwen_image_edit": edit}
+EVERY = [*FAMILIES, *FLOWS, *tiny_discrete.FAMILIES, *(n for n in MORE if n != WAITING), *EDIT]
 
 
 @pytest.mark.parametrize("name", [n for n in EVERY if n not in ("wan_2.2_a14b", "wan_i2v")])
@@ -85,6 +87,7 @@ def test_an_evaluation_does_not_wait_for_the_device(name):
             (FLOWS, flow),
             (tiny_discrete.FAMILIES, tiny_discrete.family),
             (MORE, more),
+            (EDIT, lambda _: edit()),
         )
         if name in names
     )

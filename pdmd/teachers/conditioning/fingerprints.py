@@ -1,11 +1,11 @@
 """Fingerprints of text encoders: do two pipelines have the same one?
 
 A fingerprint is a digest of the class of a pipeline, which determines the prompt template, and of
-its folders ``text_encoder*`` and ``tokenizer*``: the configurations without provenance, and the
-name, dtype, shape and up to 4 KiB of the values of every weight. It reads megabytes of an encoder
-of gigabytes, and is independent of how the weights are sharded over files. It misses changes of
-weights outside the sampled bytes. For pipelines that
-clean texts with ``ftfy`` where it is installed, its version is part of it.
+its folders ``text_encoder*``, ``tokenizer*`` and ``connectors``: the configurations without
+provenance, and the name, dtype, shape and up to 4 KiB of the values of every weight. It reads
+megabytes of an encoder of gigabytes, and is independent of how the weights are sharded over files.
+It misses changes of weights outside the sampled bytes. For pipelines that clean texts with
+``ftfy`` where it is installed, its version is part of it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pathlib import Path
 from pdmd.documents import read_json
 from pdmd.extras import require
 
-__all__ = ["encoder_fingerprint"]
+__all__ = ["encoder_fingerprint", "tensor_fingerprint"]
 
-PARTS = ("text_encoder*", "tokenizer*")
-IMAGE_PARTS = ("feature_extractor", "image_encoder", "image_processor", "vae")
+PARTS = ("text_encoder*", "tokenizer*", "connectors")
+IMAGE_PARTS = ("feature_extractor", "image_encoder", "image_processor", "processor", "vae")
 SAMPLE = 4096
 PROVENANCE = {"dtype", "torch_dtype", "transformers_version", "name_or_path"}
 """Keys of configurations that record how a folder was saved; so do keys with a leading
@@ -76,6 +76,28 @@ def encoder_fingerprint(folder: str | Path, *, images: bool = False) -> str | No
         if any((index.get(part) or [None])[0] and part not in weights for part in networks):
             return None
     return digest.hexdigest() if any(part.startswith("text") for part in weights) else None
+
+
+def tensor_fingerprint(folder: str | Path, part: str, prefix: str) -> str | None:
+    """Returns the fingerprint of some weights of a pipeline's part.
+
+    Args:
+        folder: Folder or hub name of the pipeline; hub files are read from the local cache only.
+        part: The part.
+        prefix: How the weights' names begin.
+
+    Returns:
+        A SHA-256 in hexadecimal; ``None`` if they are not available locally.
+
+    Raises:
+        ValueError: If a file is damaged.
+    """
+    local = _local(folder)
+    if local is None:
+        return None
+    files = sorted((local / part).glob("*.safetensors"))
+    lines = sorted(line for path in files for line in _tensors(path) if line[0].startswith(prefix))
+    return hashlib.sha256(repr(lines).encode()).hexdigest() if lines else None
 
 
 def _cleaner() -> str:

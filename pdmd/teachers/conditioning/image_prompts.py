@@ -1,4 +1,4 @@
-"""Prompts of a text and a first image, for image-to-video families."""
+"""Prompts of a text and an image: the first of a video, or one that is edited."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +21,17 @@ from pdmd.files import locate, own_digest, say
 from pdmd.teachers.conditioning.fingerprints import encoder_fingerprint
 from pdmd.teachers.conditioning.frames import is_video, read_frames
 from pdmd.teachers.conditioning.prompts import EncodedText, Prompts
+from pdmd.typing import join_conditions
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
 
 __all__ = [
+    "EncodedEdits",
     "EncodedImage",
     "EncodedImageText",
     "ImagePrompt",
+    "ImageTexts",
     "NamedImagePrompts",
     "check_proportions",
     "name_of",
@@ -55,7 +59,7 @@ class EncodedImage:
 @checked
 @dataclass(frozen=True)
 class ImagePrompt:
-    """A text and the first image of its video.
+    """A text, and the first image of its video or the image that it edits.
 
     Args:
         text: The text.
@@ -200,23 +204,23 @@ def _opened(image: str | Path | bytes) -> Any:
     return fs.open(path, "rb")
 
 
-@checked
-class EncodedImageText(Prompts):
-    """Texts and first images encoded by the encoders of a family, which are loaded on first use.
+class ImageTexts(Prompts):
+    """Texts with images, encoded by the encoders of a family, which are loaded on first use.
 
     Every prompt needs an image. The null prompt ``None``, for guidance, has the text fields only.
+    A subclass implements :meth:`embed`.
 
     Args:
         load: Loads the encoders.
-        embed_text: Maps the encoders and a list of texts to a condition.
-        embed_image: Maps the encoders and one PIL image to its fields, with batch size 1.
-        image_keys: The keys of the fields that ``embed_image`` returns.
+        embed_text: Maps the encoders and a list of texts to a condition, for the null prompt.
+        image_keys: The keys of the fields that an image gives a prompt.
         prompts: The default prompts of a distillation.
         null: The text of the null prompt.
         folder: Folder or hub name of the pipeline, for the fingerprint of the encoders.
         how: Settings that change the embeddings, as JSON values; they enter the fingerprint.
 
     Attributes:
+        load: Loads the encoders, once.
         inner: The prompts of the text encoder alone.
 
     Raises:
@@ -227,7 +231,6 @@ class EncodedImageText(Prompts):
         self,
         load: Callable[[], Any],
         embed_text: Callable[[Any, list[str]], TensorDict],
-        embed_image: Callable[[Any, Any], dict[str, Tensor]],
         *,
         image_keys: Sequence[str],
         prompts: Sequence[ImagePrompt] = (),
@@ -235,12 +238,20 @@ class EncodedImageText(Prompts):
         folder: str | Path = "",
         how: Mapping[str, Any] | None = None,
     ) -> None:
-        self._load = functools.cache(load)
-        self.inner = EncodedText(self._load, embed_text, null=null)
-        self._embed_image = embed_image
+        self.load = functools.cache(load)
+        self.inner = EncodedText(self.load, embed_text, null=null)
         self._imaged, self._folder, self._how = tuple(image_keys), folder, dict(how or {})
         self._prompts = tuple(prompts)
         self._check(self._prompts)
+
+    @abstractmethod
+    def embed(self, texts: list[str], pictures: list[Any]) -> TensorDict:
+        """Encodes texts with their images.
+
+        Args:
+            texts: The texts.
+            pictures: Their images, of PIL.
+        """
 
     @property
     def prompts(self) -> Sequence[Any]:
@@ -271,11 +282,7 @@ class EncodedImageText(Prompts):
             return self.inner.encode(prompts)
         self._check(prompts)
         pictures = [prompt.picture() for prompt in prompts]
-        condition = self.inner.encode([prompt.text for prompt in prompts])
-        rows = [self._embed_image(self._load(), picture) for picture in pictures]
-        for key in rows[0]:
-            condition[key] = torch.cat([row[key] for row in rows])
-        return condition
+        return self.embed([prompt.text for prompt in prompts], pictures)
 
     def _check(self, prompts: Sequence[Any]) -> None:
         for prompt in prompts:
@@ -284,3 +291,66 @@ class EncodedImageText(Prompts):
                     f"a prompt must be an ImagePrompt (a text with its first image), got "
                     f"{prompt!r}"
                 )
+
+
+@checked
+class EncodedImageText(ImageTexts):
+    """Texts and first images encoded apart.
+
+    Args:
+        load: Loads the encoders.
+        embed_text: Maps the encoders and a list of texts to a condition.
+        embed_image: Maps the encoders and one PIL image to its fields, with batch size 1.
+        arguments: As :class:`ImageTexts` takes.
+
+    Raises:
+        ValueError: If a prompt is not an :class:`ImagePrompt`.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Any],
+        embed_text: Callable[[Any, list[str]], TensorDict],
+        embed_image: Callable[[Any, Any], dict[str, Tensor]],
+        **arguments: Any,
+    ) -> None:
+        super().__init__(load, embed_text, **arguments)
+        self._embed_image = embed_image
+
+    def embed(self, texts: list[str], pictures: list[Any]) -> TensorDict:
+        """Encodes the texts, and each image."""
+        condition = self.inner.encode(texts)
+        rows = [self._embed_image(self.load(), picture) for picture in pictures]
+        for key in rows[0]:
+            condition[key] = torch.cat([row[key] for row in rows])
+        return condition
+
+
+@checked
+class EncodedEdits(ImageTexts):
+    """Instructions encoded together with the images that they edit.
+
+    Args:
+        load: Loads the encoders.
+        embed_text: Maps the encoders and a list of texts to a condition, for the null prompt.
+        embed_pair: Maps the encoders, a text and its PIL image to a condition of batch size 1.
+        arguments: As :class:`ImageTexts` takes.
+
+    Raises:
+        ValueError: If a prompt is not an :class:`ImagePrompt`.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Any],
+        embed_text: Callable[[Any, list[str]], TensorDict],
+        embed_pair: Callable[[Any, str, Any], TensorDict],
+        **arguments: Any,
+    ) -> None:
+        super().__init__(load, embed_text, **arguments)
+        self._embed_pair = embed_pair
+
+    def embed(self, texts: list[str], pictures: list[Any]) -> TensorDict:
+        """Encodes each text with its image."""
+        pairs = zip(texts, pictures, strict=True)
+        return join_conditions(*(self._embed_pair(self.load(), *pair) for pair in pairs))

@@ -29,6 +29,7 @@ __all__ = [
     "lengths_of",
     "text_mask",
     "trimmed",
+    "with_full_lengths",
     "with_lengths",
 ]
 
@@ -59,6 +60,19 @@ def with_lengths(condition: TensorDict) -> TensorDict:
         return condition
     lengths = count_tokens(condition[MASK])
     return _with(condition, lengths) if lengths else condition
+
+
+def with_full_lengths(condition: TensorDict) -> TensorDict:
+    """Replaces mask and ``lengths`` by those of texts without padding.
+
+    Args:
+        condition: A condition with batch size :math:`(B)`, whose texts have one length.
+    """
+    rows, length = condition["prompt"].shape[:2]
+    known = condition.exclude(LENGTHS)
+    device = condition["prompt"].device
+    known[MASK] = torch.ones(rows, length, dtype=torch.bool, device=device)
+    return _with(known, [length] * rows)
 
 
 def lengths_of(condition: TensorDict) -> list[int] | None:

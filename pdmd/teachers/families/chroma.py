@@ -54,7 +54,10 @@ class ChromaTeacher(TextTeacher):
     """
 
     layout = PipelineLayout(
-        pipeline="ChromaPipeline", network="ChromaTransformer2DModel", vae="AutoencoderKL"
+        pipeline="ChromaPipeline",
+        network="ChromaTransformer2DModel",
+        vae="AutoencoderKL",
+        unexported="a ChromaPipeline lets prompts attend to their padding",
     )
     released = {
         "num_layers": 19,

@@ -56,6 +56,7 @@ class CogVideoXTeacher(DiscreteTimeTeacher, TextTeacher):
         pipeline="CogVideoXPipeline",
         network="CogVideoXTransformer3DModel",
         vae="AutoencoderKLCogVideoX",
+        unexported="exported schedulers step on rectified flow, and this family does not",
         scheduler="",
     )
     released = {

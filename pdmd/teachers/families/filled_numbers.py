@@ -14,10 +14,11 @@ class FilledNumbers(TorchFunctionMode):
     """Fills numbers in on the device.
 
     Networks of diffusers call ``torch.as_tensor(length, device=...)`` (Qwen-Image, with a mask) or
-    ``torch.tensor([0] * batch)`` (Chroma), which copy from memory and synchronize.
+    ``torch.tensor([0] * batch)`` (Chroma) or ``torch.tensor([[0] * tokens + [1] * more] * batch)``
+    (Qwen-Image-Edit), which copy from memory and synchronize.
 
     Args:
-        device: Where lists of one repeated number are filled in.
+        device: Where lists of one repeated number, or of zeros and ones, are filled in.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -32,8 +33,22 @@ class FilledNumbers(TorchFunctionMode):
             return torch.full((), args[0], **kwargs)
         if func is torch.tensor and _repeats(args[0]):
             return torch.full((len(args[0]),), args[0][0], **{"device": self.device, **kwargs})
+        if func is torch.tensor and _steps(args[0]):
+            row = args[0][0]
+            places = torch.arange(len(row), device=kwargs.get("device", self.device))
+            step = (places >= row.count(0)).to(kwargs.get("dtype", torch.int64))
+            return step.expand(len(args[0]), -1)
         return func(*args, **kwargs)
 
 
 def _repeats(values: Any) -> bool:
     return isinstance(values, list) and len({*map(repr, values)}) == 1 and type(values[0]) is int
+
+
+def _steps(values: Any) -> bool:
+    """Returns whether these are equal rows of zeros followed by ones."""
+    if not (isinstance(values, list) and values and isinstance(values[0], list)):
+        return False
+    row = values[0]
+    zeros = row.count(0)
+    return row == [0] * zeros + [1] * (len(row) - zeros) and all(r == row for r in values)

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from pdmd.teachers.families.layouts import PipelineLayout
-from pdmd.teachers.families.pipelines import load_text_encoder
 from pdmd.teachers.families.text import TextTeacher
+from pdmd.teachers.families.text_pipelines import load_text_encoder
 from pdmd.teachers.families.tokens import check_frames, check_size, rotary_axes
 from pdmd.typing import Condition, Latents
 
@@ -56,6 +56,11 @@ class HunyuanVideo15Teacher(TextTeacher):
         pipeline="HunyuanVideo15Pipeline",
         network="HunyuanVideo15Transformer3DModel",
         vae="AutoencoderKLHunyuanVideo15",
+        task="text-to-video",
+        time_scale=1000.0,
+        unguided={},
+        output="frames",
+        changes={"guider/guider_config.json": {"guidance_scale": 1.0}},
     )
     released = {
         "num_layers": 54,

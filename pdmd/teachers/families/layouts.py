@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 __all__ = ["PipelineLayout"]
 
@@ -29,14 +30,18 @@ class PipelineLayout:
             where it does not.
         folder: Where the family's pipeline is if it ships with the package.
         task: The model hub's name of its task; empty where students are not exported.
+        unexported: Why they are not, after "has no pipeline in diffusers that samples as it does
+            here: ".
         time_scale: The network's time per ours.
         time_offset: The network's time at our 0.
         time_argument: The name of the time among the network's arguments.
         takes_sigmas: Whether a call of the pipeline takes its timesteps, as ``sigmas``.
         proposes: Whether the pipeline passes equal steps to its scheduler where a call does not.
-        takes_image: Whether a call takes a first image, as ``image``.
+        takes_image: Whether a call takes an image, as ``image``.
         unguided: The arguments of a call that turn guidance off.
         output: The name of a call's result.
+        changes: Values of the configurations of its other parts that turn guidance off, where no
+            argument does, by the path of the file.
         released: Patterns of the paths of linear maps in diffusers' network, and their paths in
             the network as first released, which adapter files of ComfyUI use; empty where the two
             are equal.
@@ -53,6 +58,7 @@ class PipelineLayout:
     scheduler: str = "FlowMatchEulerDiscreteScheduler"
     folder: str = ""
     task: str = ""
+    unexported: str = ""
     time_scale: float = 1.0
     time_offset: float = 0.0
     time_argument: str = "timestep"
@@ -61,6 +67,7 @@ class PipelineLayout:
     takes_image: bool = False
     unguided: Mapping[str, float] = field(default_factory=lambda: {"guidance_scale": 1.0})
     output: str = "images"
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     released: Mapping[str, str] = field(default_factory=dict)
     prefix: str = "diffusion_model"
     factors: tuple[str, str] = ("lora_down", "lora_up")

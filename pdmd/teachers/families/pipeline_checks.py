@@ -35,13 +35,15 @@ __all__ = [
 PIPELINES: Mapping[str, frozenset[str]] = {
     "ChromaTransformer2DModel": frozenset({"ChromaPipeline"}),
     "CogVideoXTransformer3DModel": frozenset({"CogVideoXPipeline"}),
+    "CosmosTransformer3DModel": frozenset({"Cosmos2_5_PredictBasePipeline"}),
     "DiTTransformer2DModel": frozenset({"DiTPipeline"}),
     "Flux2Transformer2DModel": frozenset({"Flux2Pipeline", "Flux2KleinPipeline"}),
     "FluxTransformer2DModel": frozenset({"FluxPipeline"}),
     "HunyuanVideo15Transformer3DModel": frozenset({"HunyuanVideo15Pipeline"}),
     "Kandinsky5Transformer3DModel": frozenset({"Kandinsky5T2IPipeline", "Kandinsky5T2VPipeline"}),
+    "LTX2VideoTransformer3DModel": frozenset({"LTX2Pipeline"}),
     "LTXVideoTransformer3DModel": frozenset({"LTXPipeline"}),
-    "QwenImageTransformer2DModel": frozenset({"QwenImagePipeline"}),
+    "QwenImageTransformer2DModel": frozenset({"QwenImagePipeline", "QwenImageEditPlusPipeline"}),
     "SD3Transformer2DModel": frozenset({"StableDiffusion3Pipeline"}),
     "SanaTransformer2DModel": frozenset({"SanaPipeline"}),
     "UNet2DConditionModel": frozenset({"StableDiffusionPipeline", "StableDiffusionXLPipeline"}),
@@ -59,6 +61,7 @@ class UnusableWeights(ValueError):
 VALUES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 LIBRARIES = ("diffusers", "transformers")
+NEVER_LOADED = ("safety_checker",)
 
 
 def read_index(folder: str | Path) -> dict[str, Any]:
@@ -126,6 +129,8 @@ def check_index(folder: str | Path, network: str = "", pipeline: str = "") -> No
             continue
         if (Path(folder) / part / f"{value[0]}.py").is_file():
             raise UnusableWeights(_code(folder, f"{part}/{value[0]}.py"))
+        if part in NEVER_LOADED:
+            continue
         if not re.fullmatch(r"\w+", value[0]) or (
             value[0] not in LIBRARIES and not _is_diffusers_module(value[0])
         ):

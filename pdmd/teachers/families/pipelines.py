@@ -6,9 +6,8 @@ A pipeline is named by a folder that its ``save_pretrained`` wrote, or by its na
 from __future__ import annotations
 
 import contextlib
-import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from pdmd.distributed.weight_sources import FileWeight, Region, attach_sources
 from pdmd.documents import read_json
 from pdmd.extras import require
 from pdmd.files import say
-from pdmd.teachers.families.encoders import load_encoder
 from pdmd.teachers.families.pipeline_checks import (
     UnusableWeights,
     check_index,
@@ -37,22 +35,11 @@ __all__ = [
     "dtype_argument",
     "dtype_of",
     "load_backbone",
-    "load_text_encoder",
+    "load_backbone_part",
     "network_configuration",
     "reading",
     "reporting",
 ]
-
-NOT_TEXT = (
-    "transformer",
-    "transformer_2",
-    "unet",
-    "vae",
-    "safety_checker",
-    "feature_extractor",
-    "image_encoder",
-)
-"""Parts of pipelines that do not encode texts."""
 
 FORMER_NAMES = {"DiTTransformer2DModel": "Transformer2DModel"}
 """Older names of classes that folders still state."""
@@ -169,6 +156,40 @@ def load_backbone(
     return model
 
 
+def load_backbone_part(
+    name: str,
+    folder: str | Path,
+    subfolder: str,
+    path: str,
+    *,
+    dtype: str | torch.dtype = "bfloat16",
+    device: str | torch.device = "cpu",
+) -> Any:
+    """Loads one module of a pipeline's network, and nothing else of it.
+
+    Args:
+        name: The network's class.
+        folder: The pipeline's folder or hub name.
+        subfolder: The network's place in it.
+        path: The module's path in the network.
+        dtype: Type of its weights; parts that the family keeps in float32 stay so.
+        device: Where they live.
+
+    Raises:
+        ValueError: If it is missing or of another class.
+    """
+    outline = load_backbone(name, folder, subfolder, dtype=dtype, meta=True)
+    with reporting(folder, subfolder):
+        part = outline.get_submodule(path)
+        files = _weight_files(outline, folder, subfolder)
+        state = {
+            own: files.read(f"{path}.{own}").to(device=device, dtype=tensor.dtype)
+            for own, tensor in part.state_dict().items()
+        }
+        part.load_state_dict(state, assign=True)
+    return part
+
+
 def network_configuration(name: str, folder: str | Path, subfolder: str) -> dict[str, Any]:
     """Reads the configuration of a pipeline's network.
 
@@ -206,57 +227,6 @@ def configuration(name: str, folder: str | Path, subfolder: str | None = None) -
 
     with reporting(folder, subfolder):
         return dict(getattr(diffusers, name).load_config(str(folder), subfolder=subfolder))
-
-
-def load_text_encoder(
-    name: str,
-    folder: str | Path,
-    *,
-    optional: Sequence[str] = (),
-    vae: bool = False,
-    dtype: str | torch.dtype = "bfloat16",
-    device: str | torch.device = "cpu",
-) -> Any:
-    """Loads a pipeline without its networks and VAE, to encode prompts with.
-
-    Args:
-        name: The pipeline's class.
-        folder: Its folder or hub name.
-        optional: Parts that are ``None`` where the folder has none.
-        vae: Whether to load the VAE too, which encodes images.
-        dtype: Type of the text encoder's weights.
-        device: Where they live.
-
-    Raises:
-        ValueError: If a part is missing.
-    """
-    require("diffusers", "diffusers")
-    import diffusers
-
-    cls = getattr(diffusers, name)
-    known = inspect.signature(cls.__init__).parameters
-    visual = ("vae", "image_encoder", "feature_extractor") if vae else ()
-    parts = [part for part in NOT_TEXT if part not in visual]
-    absent: dict[str, Any] = {part: None for part in parts if part in known}
-    if "unet" in known:
-        absent["scheduler"] = None
-    if "requires_safety_checker" in known:
-        absent["requires_safety_checker"] = False
-    index = configuration(name, folder)
-    absent |= {part: None for part in optional if (index.get(part) or [None])[0] is None}
-    check_index(folder)
-    check_weights(folder, ("text_encoder*", *(p for p in visual if p != "feature_extractor")))
-    variant = variant_of(folder, "text_encoder", "model")
-    more: dict[str, Any] = {"use_safetensors": True, **({"variant": variant} if variant else {})}
-    with reporting(folder, "text_encoder"):
-        encoders = {
-            part: load_encoder(value[1], folder, part, dtype=dtype_of(dtype), variant=variant)
-            for part, value in index.items()
-            if isinstance(value, list) and value[0] == "transformers" and part not in absent
-        }
-        given = absent | {part: model for part, model in encoders.items() if model is not None}
-        pipeline = cls.from_pretrained(str(folder), **dtype_argument(dtype), **more, **given)
-    return pipeline.to(device)
 
 
 def _weight_files(model: Any, folder: str | Path, subfolder: str) -> WeightFiles:

@@ -6,8 +6,9 @@ to which the family's pipeline pads or cuts them.
 
 A family's own sizes, and those here, are of the configuration published with the weights:
 the defaults of the network's class in diffusers (FLUX.2 dev, Chroma, SANA 1.6 B), the conversion
-scripts of diffusers (CogVideoX), or the authors' repository (FLUX.2 klein, SANA 0.6 B and 4.8 B,
-Kandinsky 5). Their numbers of parameters are compared with the published ones in the tests.
+scripts of diffusers (CogVideoX, Cosmos, LTX-2), or the authors' repository (FLUX.2 klein, SANA
+0.6 B and 4.8 B, Kandinsky 5). Their numbers of parameters are compared with the published ones in
+the tests.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ RELEASED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "Qwen/Qwen-Image": {"text_length": 512},
         "Qwen/Qwen-Image-2512": {"text_length": 512},
+        "Qwen/Qwen-Image-Edit-2509": {"zero_cond_t": False, "text_length": 512},
+        "Qwen/Qwen-Image-Edit-2511": {"text_length": 512},
         "Wan-AI/Wan2.2-T2V-A14B-Diffusers": {},
         "Wan-AI/Wan2.2-I2V-A14B-Diffusers": {},
         "Wan-AI/Wan2.2-TI2V-5B-Diffusers": _WAN_5B,
@@ -68,6 +71,8 @@ RELEASED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "Tongyi-MAI/Z-Image": {"text_length": 512},
         "Tongyi-MAI/Z-Image-Turbo": {"text_length": 512},
         "Lightricks/LTX-Video": {},
+        "Lightricks/LTX-2": {},
+        "diffusers/LTX-2.3-Diffusers": {"gated": True},
         "Efficient-Large-Model/Sana_1600M_1024px_diffusers": {},
         "Efficient-Large-Model/Sana_600M_1024px_diffusers": {
             "num_layers": 28,
@@ -90,6 +95,8 @@ RELEASED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "snr_shift_scale": 3.0,
         },
         "zai-org/CogVideoX-5b": {},
+        "nvidia/Cosmos-Predict2.5-2B": {},
+        "nvidia/Cosmos-Predict2.5-14B": {"num_layers": 36, "num_attention_heads": 40},
         "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v": {},
         "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v": {
             "target_size": 960,

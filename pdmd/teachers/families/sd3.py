@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from pdmd.teachers.families.layouts import PipelineLayout
-from pdmd.teachers.families.pipelines import build_part, configuration, load_text_encoder
+from pdmd.teachers.families.pipelines import build_part, configuration
 from pdmd.teachers.families.text import TextTeacher
+from pdmd.teachers.families.text_pipelines import load_text_encoder
 from pdmd.teachers.families.tokens import check_size, reset_positions
 from pdmd.typing import Condition, Latents
 

@@ -16,7 +16,8 @@ from pdmd.teachers.conditioning.prompt_files import read_prompts
 from pdmd.teachers.conditioning.prompts import EncodedText, PromptEmbeddings, Prompts, prompts_of
 from pdmd.teachers.conditioning.text_lengths import TrimmedConditions, trimmed, with_lengths
 from pdmd.teachers.families.pipeline_teacher import PipelineTeacher
-from pdmd.teachers.families.pipelines import load_text_encoder, reading
+from pdmd.teachers.families.pipelines import reading
+from pdmd.teachers.families.text_pipelines import load_text_encoder
 from pdmd.teachers.families.vaes import compression_of
 from pdmd.teachers.routed import RoutedTeacher
 from pdmd.typing import Condition, Conditions, Latents, repeat_condition
@@ -53,7 +54,7 @@ class TextTeacher(PipelineTeacher):
 
     Attributes:
         condition_keys: The keys that a condition must have.
-        takes_images: Whether prompts have a first image.
+        takes_images: Whether prompts have an image.
         null_text: The text that stands for no prompt.
         text_length: The number of tokens to which the encoder pads or cuts a text, where
             :meth:`from_pretrained` may change it.
@@ -72,7 +73,7 @@ class TextTeacher(PipelineTeacher):
 
     def __init__(self, backbone: Any, *, prompts: Prompts | None = None, **arguments: Any) -> None:
         super().__init__(backbone, **arguments)
-        _check_width(backbone, prompts)
+        self._check_width(backbone, prompts)
         if prompts is not None and prompts.image_keys and not self.takes_images:
             raise ValueError(
                 f"{prompts} have first images, which {type(self).__name__} does not take; embed "
@@ -95,6 +96,16 @@ class TextTeacher(PipelineTeacher):
     def read_options(cls, folder: str | Path) -> dict[str, Any]:
         """Returns the VAE's compression."""
         return {"compression": compression_of(cls.layout.vae, folder)} if cls.layout.vae else {}
+
+    @classmethod
+    def text_width(cls, config: Mapping[str, Any]) -> int | None:
+        """Returns the dimension of a token of text that a network takes; ``None`` if unknown.
+
+        Args:
+            config: The network's configuration.
+        """
+        width = next((config[name] for name in WIDTHS if config.get(name) is not None), None)
+        return width if isinstance(width, int) else None
 
     @classmethod
     def read_length(cls, folder: str | Path) -> int | None:
@@ -237,7 +248,7 @@ class TextTeacher(PipelineTeacher):
         return PromptEmbeddings.random(
             number,
             length=length,
-            dim=_width(self.backbone) or 0,
+            dim=self.text_width(self.backbone.config) or 0,
             masked=self.masked,
             more=self.random_shapes(sizes),
             seed=seed,
@@ -351,18 +362,11 @@ class TextTeacher(PipelineTeacher):
             )
         return self.text
 
-
-def _width(backbone: Any) -> int | None:
-    config = getattr(backbone, "config", {})
-    width = next((config[name] for name in WIDTHS if config.get(name) is not None), None)
-    return width if isinstance(width, int) else None
-
-
-def _check_width(backbone: Any, prompts: Prompts | None) -> None:
-    own = None if prompts is None else prompts.width
-    taken = _width(backbone)
-    if own is not None and taken is not None and own != taken:
-        raise ValueError(
-            f"{prompts} have tokens of {own} numbers, and the {type(backbone).__name__} takes "
-            f"{taken}: another encoder made them; embed the prompts with this teacher's"
-        )
+    def _check_width(self, backbone: Any, prompts: Prompts | None) -> None:
+        own = None if prompts is None else prompts.width
+        taken = self.text_width(getattr(backbone, "config", {}))
+        if own is not None and taken is not None and own != taken:
+            raise ValueError(
+                f"{prompts} have tokens of {own} numbers, and the {type(backbone).__name__} takes "
+                f"{taken}: another encoder made them; embed the prompts with this teacher's"
+            )

@@ -15,7 +15,7 @@ from pdmd.teachers.families.pipeline_checks import check_weights, variant_of
 from pdmd.teachers.families.pipelines import configuration, dtype_argument, reporting
 from pdmd.typing import Latents
 
-__all__ = ["compression_of", "load_decoder", "load_latent_encoder", "load_vae"]
+__all__ = ["compression_of", "encode_pixels", "load_decoder", "load_latent_encoder", "load_vae"]
 
 Compression = int | tuple[int, int, int]
 
@@ -142,19 +142,27 @@ def load_latent_encoder(
     """
     load = load_vae(name, folder, dtype=dtype, device=device)
 
-    @torch.no_grad()
     def encode(pixels: Tensor) -> Latents:
-        vae = load()
-        images = (2 * pixels.to(device) - 1).to(vae.dtype)
-        found = vae.encode(images)
-        z = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent
-        z = z.float()
-        if hasattr(vae, "bn"):
-            z = torch.pixel_unshuffle(z, 2)
-        mean, std = _latent_moments(vae, z)
-        return ((z - mean) / std).to(vae.dtype)
+        return encode_pixels(load(), 2 * pixels.to(device) - 1)
 
     return encode
+
+
+@torch.no_grad()
+def encode_pixels(vae: Any, pixels: Tensor) -> Latents:
+    """Encodes pictures by a VAE, to normalised latents in its type.
+
+    Args:
+        vae: The VAE.
+        pixels: Pictures in [-1, 1], of the shape that the VAE takes.
+    """
+    found = vae.encode(pixels.to(vae.dtype))
+    z = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent
+    z = z.float()
+    if hasattr(vae, "bn"):
+        z = torch.pixel_unshuffle(z, 2)
+    mean, std = _latent_moments(vae, z)
+    return ((z - mean) / std).to(vae.dtype)
 
 
 def _latent_moments(vae: Any, x: Latents) -> tuple[Tensor, Tensor]:
@@ -218,4 +226,5 @@ _COMPRESSIONS: Mapping[str, Callable[[Mapping[str, Any]], Compression]] = {
     "AutoencoderKLQwenImage": _qwen_image,
     "AutoencoderKLWan": _wan,
     "AutoencoderKLLTXVideo": _ltx,
+    "AutoencoderKLLTX2Video": _ltx,
 }

@@ -32,11 +32,8 @@ from pdmd.extras import require
 from pdmd.teachers.conditioning.image_prompts import EncodedImageText
 from pdmd.teachers.conditioning.prompt_files import read_image_prompts
 from pdmd.teachers.conditioning.prompts import Prompts
-from pdmd.teachers.families.pipelines import (
-    configuration,
-    load_text_encoder,
-    network_configuration,
-)
+from pdmd.teachers.families.pipelines import configuration, network_configuration
+from pdmd.teachers.families.text_pipelines import load_text_encoder
 from pdmd.teachers.families.wan_networks import LAYOUT, SIZES, WanNetworkTeacher
 from pdmd.typing import Condition, Latents, expand
 

@@ -83,8 +83,9 @@ def test_a_family_of_another_size_is_the_one_built_at_that_size(name):
     assert resized.latent_shape == built.latent_shape != teacher.latent_shape
     assert resized.shift == built.shift
     x, condition = noise(resized, 1), teacher.encode(teacher.prompts[:1])
+    same = built if registered(name) == "ltx2" else teacher  # whose samples are of one size
     with torch.no_grad():
-        close(teacher(x, 0.5, condition).value, resized(x, 0.5, condition).value, 0)
+        close(same(x, 0.5, condition).value, resized(x, 0.5, condition).value, 0)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from pdmd.teachers.base import teachers
 from pdmd.teachers.families.pipeline_checks import check_tensor, variant_of
-from pdmd.teachers.families.pipelines import load_text_encoder
+from pdmd.teachers.families.text_pipelines import load_text_encoder
 from pdmd.teachers.families.vaes import load_decoder
 from tests.helpers.exporting import qwen_folder
 from tests.helpers.tiny_families import family, noise, qwen_pipeline

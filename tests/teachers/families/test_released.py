@@ -8,6 +8,7 @@ from pdmd.teachers.families.released import RELEASED, equal_blocks, released_arg
 
 COUNTS = {
     ("qwen_image", "Qwen/Qwen-Image"): 20.43,
+    ("qwen_image_edit", "Qwen/Qwen-Image-Edit-2511"): 20.43,
     ("wan", "Wan-AI/Wan2.2-T2V-A14B-Diffusers"): 2 * 14.29,
     ("wan_i2v", "Wan-AI/Wan2.2-I2V-A14B-Diffusers"): 2 * 14.29,
     ("wan_i2v", "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"): 16.39,
@@ -17,6 +18,10 @@ COUNTS = {
     ("sd3", "stabilityai/stable-diffusion-3.5-large"): 8.06,
     ("z_image", "Tongyi-MAI/Z-Image"): 6.15,
     ("ltx", "Lightricks/LTX-Video"): 1.92,
+    ("ltx2", "Lightricks/LTX-2"): 18.88,
+    ("ltx2", "diffusers/LTX-2.3-Diffusers"): 18.99,
+    ("cosmos_predict25", "nvidia/Cosmos-Predict2.5-2B"): 2.06,
+    ("cosmos_predict25", "nvidia/Cosmos-Predict2.5-14B"): 14.37,
     ("sana", "Efficient-Large-Model/Sana_1600M_1024px_diffusers"): 1.60,
     ("sana", "Efficient-Large-Model/Sana_600M_1024px_diffusers"): 0.59,
     ("sana", "Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers"): 4.72,
@@ -32,7 +37,8 @@ COUNTS = {
     ("kandinsky5", "kandinskylab/Kandinsky-5.0-T2V-Pro-sft-5s-Diffusers"): 19.31,
     ("kandinsky5_image", "kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers"): 6.02,
 }
-"""Billions of parameters of the weights on the hub."""
+"""Billions of parameters of the weights on the hub; of Cosmos and LTX-2, of the configurations by
+which diffusers converts them."""
 FAST = ("qwen_image", "ltx")
 
 

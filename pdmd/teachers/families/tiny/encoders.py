@@ -11,17 +11,21 @@ from pdmd.extras import require
 __all__ = [
     "byt5_encoder",
     "clip_encoder",
+    "gemma3_encoder",
     "gemma_encoder",
     "hunyuan_encoder",
     "mistral_encoder",
     "qwen3_encoder",
     "qwen_encoder",
+    "qwen_image_processor",
+    "reason_encoder",
     "t5_encoder",
     "z_image_encoder",
 ]
 
 HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2}
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+VISION = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 
 
 def t5_encoder(dim: int, *, multilingual: bool = False) -> tuple[Any, Any]:
@@ -90,27 +94,62 @@ def clip_encoder(dim: int, projected: int | None = None) -> tuple[Any, Any]:
     return transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77), model
 
 
-def qwen_encoder(dim: int) -> tuple[Any, Any]:
+def qwen_encoder(dim: int, layers: int = 1, *, sees: bool = False) -> tuple[Any, Any]:
     """Builds the vision-language model of Qwen-Image and its tokenizer.
 
     Args:
         dim: The dimension of a token.
+        layers: The number of layers.
+        sees: Whether the tokenizer knows the tokens of images, as that of Qwen-Image-Edit does.
     """
     require("diffusers", "transformers", "tokenizers")
     import transformers
 
     vocabulary = _qwen_vocabulary()
     rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6}
+    image: dict[str, Any] = {}
+    if sees:
+        vocabulary |= {word: len(vocabulary) + i for i, word in enumerate(VISION)}
+        names = ("vision_start_token_id", "image_token_id", "vision_end_token_id")
+        image = {name: vocabulary[word] for name, word in zip(names, VISION, strict=True)}
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 8, "num_heads": 2}
-    text = {"hidden_size": dim, "intermediate_size": 8, "num_hidden_layers": 1, **HEADS}
+    text = {"hidden_size": dim, "intermediate_size": 8, "num_hidden_layers": layers, **HEADS}
     torch.manual_seed(0)
     model = transformers.Qwen2_5_VLForConditionalGeneration(
         transformers.Qwen2_5_VLConfig(
             text_config={**text, "vocab_size": 512, "rope_parameters": rope},
             vision_config={**vision, "out_hidden_size": dim},
+            **image,
         )
     )
-    return transformers.Qwen2Tokenizer(vocab=vocabulary, merges=[]), model.eval()
+    tokenizer = transformers.Qwen2Tokenizer(vocab=vocabulary, merges=[])
+    if sees:
+        tokenizer.add_special_tokens({"additional_special_tokens": list(VISION)})
+    return tokenizer, model.eval()
+
+
+def qwen_image_processor() -> Any:
+    """Builds the image processor of Qwen-Image-Edit, of at most 16 tokens of an image."""
+    require("diffusers", "transformers", "PIL")
+    import transformers
+
+    cls: Any = getattr(transformers, "Qwen2VLImageProcessorPil", None)
+    return (cls or transformers.Qwen2VLImageProcessor)(min_pixels=28**2, max_pixels=16 * 28**2)
+
+
+def reason_encoder(dim: int, layers: int = 2) -> tuple[Any, Any]:
+    """Builds the language model of Cosmos Predict 2.5 and its tokenizer.
+
+    Args:
+        dim: The dimension of a token.
+        layers: The number of layers, all of which are read.
+    """
+    tokenizer, model = qwen_encoder(dim, layers)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }} {% for c in m.content %}{{ c.text }}"
+        "{% endfor %}<|im_end|>{% endfor %}"
+    )
+    return tokenizer, model
 
 
 def byt5_encoder(dim: int) -> tuple[Any, Any]:
@@ -174,6 +213,45 @@ def gemma_encoder(dim: int) -> tuple[Any, Any]:
     )
     torch.manual_seed(0)
     return tokenizer, transformers.Gemma2Model(config).eval()
+
+
+def gemma3_encoder(dim: int, layers: int = 2) -> tuple[Any, Any]:
+    """Builds Gemma 3, of LTX-2, and its tokenizer.
+
+    Args:
+        dim: The dimension of a token.
+        layers: The number of layers, all of which are read.
+    """
+    require("diffusers", "transformers", "tokenizers")
+    import transformers
+
+    tokenizer, _ = t5_encoder(8)
+    text = {
+        "vocab_size": 512,
+        "hidden_size": dim,
+        "intermediate_size": 8,
+        "num_hidden_layers": layers,
+        "head_dim": 8,
+        **HEADS,
+    }
+    vision = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    torch.manual_seed(0)
+    model = transformers.Gemma3ForConditionalGeneration(
+        transformers.Gemma3Config(
+            text_config=text,
+            vision_config=vision,
+            mm_tokens_per_image=4,
+            image_token_index=511,
+        )
+    )
+    return tokenizer, model.eval()
 
 
 def mistral_encoder(dim: int, layers: int = 30) -> tuple[Any, Any]:

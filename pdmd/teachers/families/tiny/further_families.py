@@ -1,4 +1,4 @@
-"""Tiny pipelines of SANA, Chroma, FLUX.2, CogVideoX, HunyuanVideo 1.5 and Kandinsky 5."""
+"""Tiny pipelines of SANA, Chroma, FLUX.2, Kandinsky 5 and further families of videos."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from pdmd.teachers.families.discrete_timesteps import SCALED_LINEAR
+from pdmd.teachers.families.text_pipelines import NoSafetyChecker
 from pdmd.teachers.families.tiny.encoders import (
     byt5_encoder,
     clip_encoder,
@@ -14,8 +15,10 @@ from pdmd.teachers.families.tiny.encoders import (
     mistral_encoder,
     qwen3_encoder,
     qwen_encoder,
+    reason_encoder,
     t5_encoder,
 )
+from pdmd.teachers.families.tiny.sounds import ltx2_parts
 from pdmd.teachers.families.tiny.tiny_family import TinyFamily, named_parts
 from pdmd.teachers.families.tiny.vaes import (
     cogvideox_vae,
@@ -24,6 +27,8 @@ from pdmd.teachers.families.tiny.vaes import (
     hunyuan15_vae,
     hunyuan_vae,
     image_vae,
+    ltx2_vae,
+    wan_vae,
 )
 
 __all__ = ["FURTHER"]
@@ -112,6 +117,51 @@ FURTHER: Mapping[str, TinyFamily] = MappingProxyType(
                 "clip_sample": False,
             },
             scheduler_class="CogVideoXDDIMScheduler",
+        ),
+        "cosmos_predict25": TinyFamily(
+            sizes={
+                "num_layers": 2,
+                "num_attention_heads": 2,
+                "attention_head_dim": 18,
+                "adaln_lora_dim": 8,
+                "text_embed_dim": 24,
+                "crossattn_proj_in_channels": 32,
+                "latent_channels": 4,
+            },
+            options=_VIDEO,
+            vae=wan_vae,
+            encoders=lambda: named_parts(reason_encoder(16)),
+            scheduler={
+                "use_karras_sigmas": True,
+                "use_flow_sigmas": True,
+                "prediction_type": "flow_prediction",
+                "sigma_max": 200.0,
+                "sigma_min": 0.01,
+            },
+            scheduler_class="UniPCMultistepScheduler",
+            more={"safety_checker": NoSafetyChecker()},  # which is not saved
+        ),
+        "ltx2": TinyFamily(
+            sizes={
+                "num_layers": 2,
+                "num_attention_heads": 2,
+                "attention_head_dim": 16,
+                "audio_num_attention_heads": 2,
+                "audio_attention_head_dim": 8,
+                "caption_channels": 16,
+                "latent_channels": 4,
+            },
+            options={"height": 64, "width": 96, "frames": 9},
+            vae=ltx2_vae,
+            encoders=lambda: ltx2_parts(16, 4),
+            scheduler={
+                "use_dynamic_shifting": True,
+                "base_shift": 0.95,
+                "max_shift": 2.05,
+                "base_image_seq_len": 1024,
+                "max_image_seq_len": 4096,
+                "shift_terminal": 0.1,
+            },
         ),
         "hunyuan_video15": TinyFamily(
             sizes={

@@ -20,6 +20,7 @@ from pdmd.teachers.base import teachers
 from pdmd.teachers.families.tiny.encoders import (
     clip_encoder,
     qwen_encoder,
+    qwen_image_processor,
     t5_encoder,
     z_image_encoder,
 )
@@ -46,6 +47,15 @@ _IMAGE = {"height": 32, "width": 32}
 _JOINT = {"num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projection_dim": 12}
 
 
+_QWEN = {
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "joint_attention_dim": 16,
+    "latent_channels": 4,
+}
+
+
 def _wan_encoders() -> dict[str, Any]:
     return named_parts(t5_encoder(32, multilingual=True))
 
@@ -53,16 +63,18 @@ def _wan_encoders() -> dict[str, Any]:
 TINY: Mapping[str, TinyFamily] = MappingProxyType(
     {
         "qwen_image": TinyFamily(
-            sizes={
-                "num_layers": 2,
-                "num_attention_heads": 2,
-                "attention_head_dim": 16,
-                "joint_attention_dim": 16,
-                "latent_channels": 4,
-            },
+            sizes=_QWEN,
             options=_IMAGE,
             vae=qwen_vae,
             encoders=lambda: named_parts(qwen_encoder(16)),
+        ),
+        "qwen_image_edit": TinyFamily(
+            sizes={**_QWEN, "null_length": 5},
+            options={**_IMAGE, "reference_height": 32, "reference_width": 64},
+            vae=qwen_vae,
+            encoders=lambda: named_parts(qwen_encoder(16, sees=True)),
+            more={"processor": None},
+            processors=lambda: {"processor": qwen_image_processor()},
         ),
         "wan": TinyFamily(
             sizes=_WAN,
@@ -182,9 +194,23 @@ def write_tiny_pipeline(name: str, folder: str | Path) -> Path:
             scheduler=getattr(diffusers, family.scheduler_class)(**family.scheduler),
         )
     pipeline.save_pretrained(folder)
+    _write_processors(folder, family)
     if cls.layout.takes_image:
         _write_image_prompts(folder, family.options["height"], family.options["width"])
     return folder
+
+
+def _write_processors(folder: Path, family: TinyFamily) -> None:
+    """Writes image processors, whose classes in transformers may need packages that are absent."""
+    found = family.processors()
+    if not found:
+        return
+    index = folder / "model_index.json"
+    parts = json.loads(index.read_text())
+    for part, processor in found.items():
+        processor.save_pretrained(folder / part)
+        parts[part] = ["transformers", family.processor_class]
+    index.write_text(json.dumps(parts, indent=2) + "\n")
 
 
 def _write_image_prompts(folder: Path, height: int, width: int, number: int = 4) -> None:

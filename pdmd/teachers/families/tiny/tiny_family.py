@@ -22,6 +22,9 @@ class TinyFamily:
         scheduler_class: Its class in diffusers.
         components: Classes of diffusers of further parts, by their names in the pipeline.
         more: Further arguments of the pipeline.
+        processors: Builds image processors, by their names in the pipeline, where the pipeline
+            is built without them.
+        processor_class: The class that the pipeline's index names for them.
     """
 
     sizes: Mapping[str, Any]
@@ -32,6 +35,8 @@ class TinyFamily:
     scheduler_class: str = "FlowMatchEulerDiscreteScheduler"
     components: Mapping[str, str] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
+    processors: Callable[[], Mapping[str, Any]] = dict
+    processor_class: str = "Qwen2VLProcessor"
 
 
 def named_parts(*pairs: tuple[Any, Any]) -> dict[str, Any]:

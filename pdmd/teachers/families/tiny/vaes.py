@@ -14,6 +14,7 @@ __all__ = [
     "hunyuan15_vae",
     "hunyuan_vae",
     "image_vae",
+    "ltx2_vae",
     "ltx_vae",
     "qwen_vae",
     "wan_vae",
@@ -141,6 +142,26 @@ def wan_vae(channels: int) -> Any:
         latents_mean=[0.1 * i for i in range(channels)],
         latents_std=[1 + 0.1 * i for i in range(channels)],
     ).eval()
+
+
+def ltx2_vae(channels: int) -> Any:
+    """Builds LTX-2's VAE, which compresses by 8 in time and by 32 in space."""
+    diffusers: Any = importlib.import_module("diffusers")
+
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKLLTX2Video(
+        latent_channels=channels,
+        block_out_channels=(4, 8, 16, 32),
+        decoder_block_out_channels=(8, 16, 32),
+        layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 4,
+        spatial_compression_ratio=32,
+        temporal_compression_ratio=8,
+        scaling_factor=1.5,
+    ).eval()
+    vae.latents_mean.copy_(torch.linspace(-0.5, 0.5, channels))
+    vae.latents_std.copy_(torch.linspace(0.5, 2.0, channels))
+    return vae
 
 
 def ltx_vae(channels: int) -> Any:
