@@ -31,7 +31,7 @@ TITLES = {
 }
 DIGITS = {
     "trajectory_rmse": 4,
-    **dict.fromkeys(("log_likelihood_gap", "kept_mib", "unit_mib", "bound_mib"), 1),
+    **dict.fromkeys(("log_likelihood_gap", "peak_mib", "kept_mib", "unit_mib", "bound_mib"), 1),
 }
 """Decimals of metrics that have not three."""
 FURTHER = (
