@@ -10,7 +10,9 @@ slowdown of the machine affects all of them:
   every fake update.
 
 Time is the processor's on a CPU, where one thread computes, so that what other processes take is
-not counted; on a GPU it is the clock's. ``speed`` is the ratio of cycles per second to the
+not counted; on a GPU it is the clock's. Freed memory is kept for the next tensors, as the
+allocator of a GPU does: else the order in which a loop frees its buffers decides how many pages
+the system maps again. ``speed`` is the ratio of cycles per second to the
 reference's. It is the median over rounds; ``speed_low`` and ``speed_high`` are the quartiles,
 ``median_low`` and ``median_high`` the 95% confidence interval of the median, or the extremes if
 there are too few rounds. Memory is measured in a separate pass; for four phases it is that of the
@@ -19,7 +21,9 @@ last.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import ctypes
 import math
 import statistics
 import time
@@ -44,6 +48,7 @@ from pdmd.training.trainer import PhaseTrainer
 __all__ = ["SETTINGS", "PhasedTraining", "SpeedBenchmark"]
 
 PHASES = 4
+GLIBC = {-1: 1 << 30, -3: 1 << 25}  # M_TRIM_THRESHOLD, and the largest M_MMAP_THRESHOLD
 CYCLES_PER_TURN = 4  # cycles in a turn, the batches that a buffer computes together
 GUIDANCE = 3.0
 
@@ -149,6 +154,7 @@ class SpeedBenchmark(Benchmark):
         return {} if has_modelopt() else {"modelopt": MISSING}
 
     def run(self, method: str, seed: int) -> tuple[list[dict[str, Any]], None]:
+        _keep_freed_memory()
         case, counter = CASES[method], EvaluationCounter()
         teacher = pretrained_digits(method, self.folder, self.config.data_seed).to(self.device)
         case.core(teacher).register_forward_hook(counter)
@@ -216,6 +222,13 @@ class SpeedBenchmark(Benchmark):
             for n, e in SETTINGS.items()
         }
         return _rows(turns, peaks, nfe=PHASES)
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc keep freed memory, for every run alike; other libraries are left as they are."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        for option, value in GLIBC.items():
+            ctypes.CDLL(None).mallopt(option, value)
 
 
 def _interleave(
