@@ -2,7 +2,7 @@
 
 The prompt is dropped with probability 0.1, for guidance. Nothing is trained but the transformer,
 whose word embeddings are the text encoder. Times are shifted towards noise like those of samples
-(:attr:`~pdmd.teachers.base.Teacher.shift`): a clip repeats its glyph in every frame, so that glyph
+(``shift`` of :class:`~pdmd.teachers.base.Teacher`): a clip repeats its glyph in every frame, so that glyph
 and motion are decided at times where a single pixel is noise.
 """
 
