@@ -2,8 +2,8 @@
 
 The prompt is dropped with probability 0.1, for guidance. Nothing is trained but the transformer,
 whose word embeddings are the text encoder. Times are shifted towards noise like those of samples
-(``shift`` of :class:`~pdmd.teachers.base.Teacher`): a clip repeats its glyph in every frame, so that glyph
-and motion are decided at times where a single pixel is noise.
+(``shift`` of :class:`~pdmd.teachers.base.Teacher`): a clip repeats its glyph in every frame, so
+that glyph and motion are decided at times where a single pixel is noise.
 """
 
 from __future__ import annotations
