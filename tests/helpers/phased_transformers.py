@@ -45,7 +45,7 @@ def built(name, adapted):
     )
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            if "phase_" in key:
+            if "phase_" in key or key.endswith("pad_token"):  # or not initialized by diffusers
                 parameter.copy_(0.1 * torch.randn_like(parameter))
             elif parameter.std() == 0:
                 parameter.add_(0.1 * torch.randn_like(parameter))

@@ -102,6 +102,9 @@ def build_part(
                 model = cls.from_config(dict(config))
         finally:
             torch.set_default_dtype(default)
+        for path, parameter in model.named_parameters():
+            if path.endswith("pad_token"):  # memory that diffusers does not initialize
+                torch.nn.init.normal_(parameter, std=0.02)
     kept = set(cls._keep_in_fp32_modules or ())
     for path, parameter in model.named_parameters():
         if kept & set(path.split(".")):
