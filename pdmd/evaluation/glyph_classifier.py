@@ -6,49 +6,30 @@ the prompt, and how many of the twelve typefaces.
 
 from __future__ import annotations
 
-from importlib import resources
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pdmd.files import save_tensors
+from pdmd.evaluation.convolutional_classifier import (
+    FEATURES,
+    ConvolutionalClassifier,
+    add_noise,
+    fit_classifier,
+)
 from pdmd.teachers.packaged.glyph_world import CHARACTERS, FACES, GlyphBank
 
 __all__ = ["GlyphClassifier", "train_glyph_classifier"]
 
-WEIGHTS = "glyph_classifier.safetensors"
 
-
-class GlyphClassifier(nn.Module):
+class GlyphClassifier(ConvolutionalClassifier):
     """A small convolutional network over pictures of 32 x 32 pixels."""
 
+    weights = "glyph_classifier.safetensors"
+
     def __init__(self) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for near, far in ((3, 24), (24, 48), (48, 96)):
-            layers += [nn.Conv2d(near, far, 3, stride=2, padding=1), nn.BatchNorm2d(far)]
-            layers.append(nn.ReLU())
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(96 * 16, 64))
-        self.character = nn.Linear(64, len(CHARACTERS))
-        self.face = nn.Linear(64, len(FACES))
-
-    @classmethod
-    def from_package(cls) -> GlyphClassifier:
-        """Loads the weights that ship with the package."""
-        from safetensors.torch import load_file
-
-        classifier = cls()
-        path = Path(str(resources.files("pdmd.evaluation"))) / "weights" / WEIGHTS
-        state = {key: value.float() for key, value in load_file(path).items()}
-        classifier.load_state_dict(state, strict=False)
-        return classifier.eval().requires_grad_(False)
-
-    def save(self, path: str | Path) -> None:
-        """Writes the weights in half precision, as a safetensors file."""
-        kept = {k: v.half() for k, v in self.state_dict().items() if v.is_floating_point()}
-        save_tensors(kept, path)
+        super().__init__((3, 24, 48, 96))
+        self.character = nn.Linear(FEATURES, len(CHARACTERS))
+        self.face = nn.Linear(FEATURES, len(FACES))
 
     def features(self, pictures: Tensor) -> Tensor:
         """Returns features, with shape :math:`(B, 64)`.
@@ -78,24 +59,13 @@ def train_glyph_classifier(
     Returns:
         The classifier, frozen.
     """
-    from tqdm import tqdm
-
     bank = GlyphBank(variants)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        classifier = GlyphClassifier()
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-3)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=updates)
-    for _ in tqdm(range(updates), "classifier", disable=not progress, dynamic_ncols=True):
+
+    def loss(classifier: GlyphClassifier, generator: torch.Generator) -> Tensor:
         glyphs = bank.draw(128, generator)
-        deviation = 0.1 * torch.rand(128, 1, 1, 1, generator=generator)
-        noise = torch.randn(glyphs.pictures.shape, generator=generator)
-        character, face = classifier(classifier.features(glyphs.pictures + deviation * noise))
-        loss = functional.cross_entropy(character, glyphs.character)
-        loss = loss + functional.cross_entropy(face, glyphs.face)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        rate.step()
-    return classifier.eval().requires_grad_(False)
+        features = classifier.features(add_noise(glyphs.pictures, generator))
+        character, face = classifier(features)
+        found = functional.cross_entropy(character, glyphs.character)
+        return found + functional.cross_entropy(face, glyphs.face)
+
+    return fit_classifier(GlyphClassifier, loss, updates=updates, seed=seed, progress=progress)
