@@ -8,7 +8,7 @@ by their standard deviation. ``pdmd pretrain clips`` reproduces the weights.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from pdmd.diffusion.schedules import RectifiedFlow
-from pdmd.files import save_tensors
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.packaged.clip_world import CLIP_FRAMES, CLIP_NAMES, CLIP_SIDE
+from pdmd.teachers.packaged.teacher_files import read_teacher, write_teacher
 from pdmd.teachers.packaged.video_transformer import VideoTransformer
 from pdmd.typing import Condition, Latents
 
@@ -78,34 +78,19 @@ class ClipsTeacher(Teacher):
         Raises:
             ValueError: If the file is missing, damaged or not a clips teacher.
         """
-        from safetensors import SafetensorError, safe_open
 
-        if not Path(path).is_file():
-            raise ValueError(f"{path} does not exist; train it with 'pdmd pretrain clips'")
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata()
-                state = {key: file.get_tensor(key).float() for key in file.keys()}
-            transformer = VideoTransformer(**json.loads(metadata["config"]))
-            teacher = cls(transformer, float(metadata["mean"]), float(metadata["std"]), prompts)
-            teacher.transformer.load_state_dict(state)
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"{path} is not a clips teacher ({first}); train one with 'pdmd pretrain clips'"
-            ) from error
-        return teacher.eval()
+        def build(header: Mapping[str, str], state: dict[str, Tensor]) -> ClipsTeacher:
+            config = json.loads(header["config"])
+            transformer = VideoTransformer(**config["transformer"])
+            transformer.load_state_dict(state)
+            return cls(transformer, config["mean"], config["std"], prompts)
+
+        return read_teacher("clips", path, build)
 
     def save(self, path: str | Path) -> None:
         """Writes the weights in half precision and the configuration to one safetensors file."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        metadata = {
-            "config": json.dumps(self.transformer.config),
-            "mean": repr(self.mean),
-            "std": repr(self.std),
-        }
-        state = {k: v.half().contiguous() for k, v in self.transformer.state_dict().items()}
-        save_tensors(state, path, metadata=metadata)
+        config = {"transformer": self.transformer.config, "mean": self.mean, "std": self.std}
+        write_teacher(self.transformer, config, path)
 
     @property
     def prompts(self) -> Sequence[Any]:

@@ -8,7 +8,7 @@ weights.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pdmd.extras import require
 from pdmd.files import save_tensors
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.mixture import encode_labels
+from pdmd.teachers.packaged.teacher_files import read_teacher
 from pdmd.teachers.packaged.transformer import ImageTransformer
 from pdmd.typing import Condition, Latents, labels_of
 
@@ -57,24 +58,13 @@ class DigitsTeacher(Teacher):
         Raises:
             ValueError: If the file is missing, damaged or not a digits teacher.
         """
-        from safetensors import SafetensorError, safe_open
 
-        if not Path(path).is_file():
-            raise ValueError(f"{path} does not exist; train it with 'pdmd pretrain digits'")
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata()
-                state = {key: file.get_tensor(key) for key in file.keys()}
-            teacher = cls(
-                ImageTransformer(**json.loads(metadata["config"])), float(metadata["std"])
-            )
-            teacher.transformer.load_state_dict(state)
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"{path} is not a digits teacher ({first}); train one with 'pdmd pretrain digits'"
-            ) from error
-        return teacher.eval()
+        def build(header: Mapping[str, str], state: dict[str, Tensor]) -> DigitsTeacher:
+            transformer = ImageTransformer(**json.loads(header["config"]))
+            transformer.load_state_dict(state)
+            return cls(transformer, float(header["std"]))
+
+        return read_teacher("digits", path, build)
 
     def save(self, path: str | Path) -> None:
         """Writes the weights and the configuration to one safetensors file."""

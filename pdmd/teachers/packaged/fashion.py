@@ -7,7 +7,7 @@ data set. Latents are pixels, standardised. ``pdmd pretrain fashion`` reproduces
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from typing import Any
 from torch import Tensor
 
 from pdmd.diffusion.schedules import RectifiedFlow
-from pdmd.files import save_tensors
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.mixture import encode_labels
 from pdmd.teachers.packaged.fashion_images import CLASSES, SIDE
+from pdmd.teachers.packaged.teacher_files import read_teacher, write_teacher
 from pdmd.teachers.packaged.transformer import ImageTransformer
 from pdmd.typing import Condition, Latents, labels_of
 
@@ -57,30 +57,19 @@ class FashionTeacher(Teacher):
         Raises:
             ValueError: If the file is missing, damaged or not a fashion teacher.
         """
-        from safetensors import SafetensorError, safe_open
 
-        remedy = "train one with 'pdmd pretrain fashion'"
-        if not Path(path).is_file():
-            raise ValueError(f"{path} does not exist; {remedy}")
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                about = file.metadata()
-                state = {key: file.get_tensor(key).float() for key in file.keys()}
-            config = json.loads(about["config"])
+        def build(header: Mapping[str, str], state: dict[str, Tensor]) -> FashionTeacher:
+            config = json.loads(header["config"])
             transformer = ImageTransformer(**config["transformer"])
             transformer.load_state_dict(state)
-            teacher = cls(transformer, config["mean"], config["std"])
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise ValueError(f"{path} is not a fashion teacher ({first}); {remedy}") from error
-        return teacher.eval()
+            return cls(transformer, config["mean"], config["std"])
+
+        return read_teacher("fashion", path, build)
 
     def save(self, path: str | Path) -> None:
         """Writes the weights, rounded to float16, and the configuration to a safetensors file."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         config = {"transformer": self.transformer.config, "mean": self.mean, "std": self.std}
-        state = {k: v.half().contiguous() for k, v in self.transformer.state_dict().items()}
-        save_tensors(state, path, metadata={"config": json.dumps(config)})
+        write_teacher(self.transformer, config, path)
 
     @property
     def prompts(self) -> Sequence[Any]:

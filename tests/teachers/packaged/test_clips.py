@@ -48,7 +48,7 @@ def test_prompts_are_words_and_others_are_errors(teacher):
             teacher.encode([prompt])
 
 
-def test_samples_show_their_prompts_and_move_as_the_world_does(teacher, drawn):
+def test_samples_show_their_prompts_and_move_in_all_directions(teacher, drawn):
     prompts, x = drawn
     measure = ClipsEvaluator(teacher, prompts, x, seed=0)
     row, real = measure(x), measure.real()
