@@ -20,10 +20,56 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from pdmd.distributed import ParallelPlan
 
-__all__ = ["ImageTransformer"]
+__all__ = ["Block", "ImageTransformer", "ModulatedTransformer"]
 
 
-class ImageTransformer(nn.Module):
+class ModulatedTransformer(nn.Module):
+    """What transformers of images and videos share: the time's embedding, and the last layer.
+
+    Attributes:
+        frequencies: Angular frequencies of the time, with shape (width / 2).
+        time: Maps the time's sines and cosines to its embedding.
+        modulation: Maps the embedding to the six values that blocks share.
+        norm: The last normalization.
+        final: Maps the embedding to its shift and scale.
+        out: Maps tokens to patches.
+    """
+
+    frequencies: Tensor
+    time: nn.Module
+    modulation: nn.Sequential
+    norm: nn.Module
+    final: nn.Linear
+    out: nn.Linear
+
+    @staticmethod
+    def time_frequencies(width: int) -> Tensor:
+        """Returns angular frequencies from 1 to 1000, with shape (width / 2)."""
+        return torch.exp(torch.linspace(0, math.log(1000), width // 2))
+
+    def start_at_zero(self) -> None:
+        """Zeroes the layers by which the network starts as zero, with blocks unmodulated."""
+        for layer in (self.modulation[1], self.final, self.out):
+            assert isinstance(layer, nn.Linear)
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def embed_time(self, t: Tensor) -> Tensor:
+        """Embeds times of shape :math:`(B)`, with shape :math:`(B, width)`."""
+        angle = t[:, None] * self.frequencies
+        return self.time(torch.cat([angle.sin(), angle.cos()], 1))
+
+    def shared(self, c: Tensor) -> Tensor:
+        """Returns what blocks share of an embedding, with shape :math:`(B, 6, 1, width)`."""
+        return self.modulation(c).unflatten(1, (6, 1, -1))
+
+    def read_out(self, h: Tensor, c: Tensor) -> Tensor:
+        """Maps tokens of shape :math:`(B, N, width)` to patches, given the embedding."""
+        shift, scale = self.final(functional.silu(c))[:, None].chunk(2, -1)
+        return self.out(self.norm(h) * (1 + scale) + shift)
+
+
+class ImageTransformer(ModulatedTransformer):
     """Predicts one value per pixel from a noisy image, its time and its class.
 
     Args:
@@ -70,9 +116,7 @@ class ImageTransformer(nn.Module):
         patch = channels * patch_size**2
         self.embed = nn.Linear(patch, width)
         self.position = nn.Parameter(0.02 * torch.randn((image_size // patch_size) ** 2, width))
-        self.register_buffer(
-            "frequencies", torch.exp(torch.linspace(0, math.log(1000), width // 2)), False
-        )
+        self.register_buffer("frequencies", self.time_frequencies(width), False)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(classes + 1, width)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
@@ -80,9 +124,7 @@ class ImageTransformer(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.final = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, patch)
-        for layer in (self.modulation[1], self.final, self.out):
-            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        self.start_at_zero()
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         """Evaluates the transformer.
@@ -98,13 +140,11 @@ class ImageTransformer(nn.Module):
         height, p = x.shape[2], self.patch_size
         tokens = functional.pixel_unshuffle(x, p).flatten(2).transpose(1, 2)
         h = self.embed(tokens) + self.position
-        angle = t[:, None] * self.frequencies  # type: ignore[operator]
-        c = self.time(torch.cat([angle.sin(), angle.cos()], 1)) + self.label(label)
-        shared = self.modulation(c).unflatten(1, (6, 1, -1))
+        c = self.embed_time(t) + self.label(label)
+        shared = self.shared(c)
         for block in self.blocks:
             h = block(h, shared)
-        shift, scale = self.final(functional.silu(c))[:, None].chunk(2, -1)
-        h = self.out(self.norm(h) * (1 + scale) + shift)
+        h = self.read_out(h, c)
         return functional.pixel_shuffle(h.transpose(1, 2).unflatten(2, (height // p, -1)), p)
 
     def parallel_plan(self) -> ParallelPlan:

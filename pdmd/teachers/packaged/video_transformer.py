@@ -16,14 +16,13 @@ References:
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pdmd.teachers.packaged.transformer import Block
+from pdmd.teachers.packaged.transformer import Block, ModulatedTransformer
 
 if TYPE_CHECKING:
     from pdmd.distributed import ParallelPlan
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["VideoTransformer"]
 
 
-class VideoTransformer(nn.Module):
+class VideoTransformer(ModulatedTransformer):
     """Predicts one value per pixel from a noisy video, its time and the words of its prompt.
 
     Args:
@@ -88,18 +87,14 @@ class VideoTransformer(nn.Module):
         self.place = nn.Parameter(0.02 * torch.randn((image_size // side) ** 2, width))
         self.word = nn.Embedding(vocabulary, width)
         self.order = nn.Parameter(0.02 * torch.randn(words, width))
-        self.register_buffer(
-            "frequencies", torch.exp(torch.linspace(0, math.log(1000), width // 2)), False
-        )
+        self.register_buffer("frequencies", self.time_frequencies(width), False)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList(VideoBlock(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.final = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, values)
-        for layer in (self.modulation[1], self.final, self.out):
-            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        self.start_at_zero()
 
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """Evaluates the transformer.
@@ -118,13 +113,11 @@ class VideoTransformer(nn.Module):
         patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
         h = self.embed(patches) + (self.moment + self.place).flatten(0, 1)
         words = self.word(tokens) + self.order
-        angle = t[:, None] * self.frequencies  # type: ignore[operator]
-        c = self.time(torch.cat([angle.sin(), angle.cos()], 1))
-        shared = self.modulation(c).unflatten(1, (6, 1, -1))
+        c = self.embed_time(t)
+        shared = self.shared(c)
         for block in self.blocks:
             h = block(h, shared, words)
-        shift, scale = self.final(functional.silu(c))[:, None].chunk(2, -1)
-        h = self.out(self.norm(h) * (1 + scale) + shift)
+        h = self.read_out(h, c)
         h = h.unflatten(2, (-1, length, side, side)).unflatten(1, grid)
         return h.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(x.shape)
 
