@@ -161,7 +161,8 @@ def variant(name, results, other):
     """Returns the section of results with other options."""
     config = other["config"]
     same = {"name", "updates", "fake_updates", "batch_size", "samples"}
-    changed = {k: v for k, v in config.items() if k not in same and v != results["config"].get(k, v)}
+    default = results["config"]
+    changed = {k: v for k, v in config.items() if k not in same and v != default.get(k, v)}
     forwards = changed.pop("forwards", 0)
     words = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in changed.items())
     if forwards:

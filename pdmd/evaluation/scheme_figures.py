@@ -175,9 +175,7 @@ def cost_figure(
     if title:
         panels[0].set_title(title, fontsize=12)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=2, fontsize=10, frameon=False
-    )
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=10, frameon=False)
     return figure
 
 
