@@ -80,10 +80,12 @@ def workflow(
     vae = add("VAELoader", vae_name="vae.safetensors")
     positive = add("CLIPTextEncode", clip=clip, text="a cat that holds a sign")
     if "guidance_scale" in call:
-        positive = add("FluxGuidance", conditioning=positive, guidance=call["guidance_scale"])
+        positive = add(
+            "FluxGuidance", conditioning=positive, guidance=float(call["guidance_scale"])
+        )
     negative = add("ConditioningZeroOut", conditioning=positive)
     if "frame_rate" in call:
-        rate = call["frame_rate"]
+        rate = float(call["frame_rate"])
         positive = add("LTXVConditioning", positive=positive, negative=negative, frame_rate=rate)
         negative = [positive[0], 1]
     sampler = add("KSamplerSelect", sampler_name="euler")
@@ -109,7 +111,7 @@ def workflow(
         )
     pictures = add("VAEDecode", samples=x, vae=vae)
     if video:
-        made = add("CreateVideo", images=pictures, fps=call.get("frame_rate", 16.0))
+        made = add("CreateVideo", images=pictures, fps=float(call.get("frame_rate", 16)))
         add("SaveVideo", video=made, filename_prefix="pdmd", format="auto", codec="auto")
     else:
         add("SaveImage", images=pictures, filename_prefix="pdmd")

@@ -10,9 +10,8 @@ from pdmd.export import export_lora
 from pdmd.export.comfyui import FAMILIES, workflow
 from tests.helpers.exporting import qwen_folder, student_of
 
-IMAGE, VIDEO = (
-    {"width": int, "height": int, **more, "batch_size": int} for more in ({}, {"length": int})
-)
+IMAGE = {"width": int, "height": int, "batch_size": int}
+VIDEO = {**IMAGE, "length": int}
 NODES = {  # inputs and outputs of ComfyUI's nodes, as its nodes.py and comfy_extras define them
     "CLIPLoader": ({"clip_name": str, "type": str}, ["CLIP"]),
     "DualCLIPLoader": ({"clip_name1": str, "clip_name2": str, "type": str}, ["CLIP"]),
