@@ -13,7 +13,7 @@ from columns import COLUMNS, RANGES, explain
 from pdmd.benchmarks import BenchConfig, read_results
 from pdmd.evaluation.bench_report import summarise
 from pdmd.evaluation.figures import png
-from pdmd.evaluation.scheme_figures import AXES, quality_figure
+from pdmd.evaluation.scheme_figures import AXES, cost_figure, quality_figure
 
 HERE = Path(__file__).parent
 TITLES = {
@@ -146,6 +146,34 @@ def command(name, results):
     return " ".join(words)
 
 
+def others(name):
+    """Returns the results of a benchmark with other options: of guidance, of seeds, of cost."""
+    found = [read_results(path) for path in sorted(HERE.glob(f"{name}_*.json"))]
+    return sorted(found, key=lambda results: results["config"].get("forwards", 0))
+
+
+def equal_costs(name):
+    """Returns the results at equal cost of training, from the lowest."""
+    return [results for results in others(name) if results["config"].get("forwards")]
+
+
+def variant(name, results, other):
+    """Returns the section of results with other options."""
+    config = other["config"]
+    same = {"name", "updates", "fake_updates", "batch_size", "samples"}
+    default = results["config"]
+    changed = {k: v for k, v in config.items() if k not in same and v != default.get(k, v)}
+    forwards = changed.pop("forwards", 0)
+    words = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in changed.items())
+    if forwards:
+        words = f", {words}" if words else ""
+        head = f"### At equal cost: {forwards:,} forward passes of a batch{words}"
+        return [head, CLAIMS[name](other), table(other, METRICS[name])]
+    kind = "Guidance" if set(changed) == {"guidance"} else "Held out"
+    words = f"{changed['guidance']:g}" if kind == "Guidance" else words
+    return [f"### {kind}: {words}", table(other, METRICS[name])]
+
+
 def page():
     parts = [(HERE / "intro.md").read_text().rstrip()]
     for name, title in TITLES.items():
@@ -168,19 +196,10 @@ def page():
         further = [m for m in FURTHER if any(m in row for row in results["rows"])]
         if further:
             parts.append(table(results, further, costs=False))
-        for path in sorted(HERE.glob(f"{name}_*.json")):
-            other = read_results(path)
-            config = other["config"]
-            same = {"name", "updates", "fake_updates", "batch_size", "samples"}
-            changed = ", ".join(
-                f"{k} = {v}"
-                for k, v in config.items()
-                if k not in same and v != results["config"][k]
-            )
-            parts += [
-                f"### Held out: {changed}",
-                table(other, METRICS[name]),
-            ]
+        for other in others(name):
+            parts += variant(name, results, other)
+        if len(equal_costs(name)) > 1:
+            parts.append(f"![Quality and diversity on {name} against cost]({name}_cost.png)")
         if notes.exists():
             parts.append(notes.read_text().rstrip())
     return "\n\n".join(parts) + "\n"
@@ -200,6 +219,9 @@ def main():
         if results is not None:
             figure = quality_figure(summarise(results["rows"]), *axes)
             (HERE / f"{name}.png").write_bytes(png(figure))
+        costs = [summarise(other["rows"]) for other in equal_costs(name)]
+        if len(costs) > 1:
+            (HERE / f"{name}_cost.png").write_bytes(png(cost_figure(costs, axes[::-1])))
     print(out)
 
 

@@ -1,4 +1,4 @@
-"""Figures of schemes: quality against diversity, one numbered point per scheme."""
+"""Figures of schemes: quality against diversity, a numbered point each, and both against cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from pdmd.evaluation.figures import new_figure, style_axes
 from pdmd.extras import require
 
-__all__ = ["AXES", "Axis", "colour_of", "numbers_apart", "quality_figure"]
+__all__ = ["AXES", "Axis", "colour_of", "cost_figure", "numbers_apart", "quality_figure"]
 
 COLOURS = {
     "teacher": "#222222",
@@ -21,6 +21,7 @@ COLOURS = {
     "phased": "#3b6ea8",
 }
 """Colours of schemes, by the start of their names."""
+MARKERS = "osD^vPX"
 BADGE = 17.0
 """Distance between the centres of two numbers, in points."""
 
@@ -119,6 +120,62 @@ def quality_figure(
         axes.set_title(title, fontsize=12)
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=10, frameon=False)
     _number_points(figure, axes, drawn, diversity, quality)
+    return figure
+
+
+def cost_figure(
+    summaries: Sequence[Sequence[Mapping[str, Any]]], metrics: Sequence[Axis], *, title: str = ""
+) -> Any:
+    """Draws metrics against the cost of training, a line per scheme.
+
+    Args:
+        summaries: A result of :func:`~pdmd.evaluation.bench_report.summarise` per cost, each with
+            ``forwards``, the cost in forward passes of one batch.
+        metrics: The metrics, a panel each.
+        title: The figure's title.
+
+    Returns:
+        A matplotlib figure, with error bars of one standard deviation; what costs nothing, such as
+        the teacher, is a horizontal line.
+    """
+    require("report", "matplotlib")
+    from matplotlib.ticker import NullFormatter
+
+    entries = [entry for summary in summaries for entry in summary]
+    names = list(dict.fromkeys(entry["method"] for entry in entries))
+    figure = new_figure(5.6, 2.8 * len(metrics) + 0.3 + 0.22 * -(-len(names) // 2))
+    panels = figure.subplots(len(metrics), sharex=True, squeeze=False)[:, 0]
+    for axes, metric in zip(panels, metrics, strict=True):
+        for number, name in enumerate(names):
+            own = [e for e in entries if e["method"] == name and metric.metric in e]
+            style = {"color": colour_of(name), "label": name, "lw": 1.2, "alpha": 0.9}
+            if all(e["forwards"][0] == 0 for e in own):
+                for e in own[:1]:
+                    axes.axhline(e[metric.metric][0], ls=":", **style)
+                continue
+            own.sort(key=lambda e: e["forwards"][0])
+            cost = [e["forwards"][0] for e in own]
+            mean, deviation = zip(*[e[metric.metric] for e in own], strict=True)
+            axes.errorbar(
+                cost, mean, yerr=deviation, marker=MARKERS[number % len(MARKERS)], ms=5, **style
+            )
+        axes.set_xscale("log", base=2)
+        if metric.log:
+            axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        if metric.falls:
+            axes.invert_yaxis()
+        arrow = "\N{RIGHTWARDS ARROW}"
+        axes.set_ylabel(f"{metric.title},\n{metric.ahead} {arrow}", fontsize=10)
+        axes.tick_params(labelsize=10, which="both")
+        style_axes(axes)
+    panels[-1].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    panels[-1].set_xlabel("cost of training, in forward passes of a batch", fontsize=11)
+    if title:
+        panels[0].set_title(title, fontsize=12)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=10, frameon=False)
     return figure
 
 

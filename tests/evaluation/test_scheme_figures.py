@@ -5,7 +5,14 @@ from hypothesis import strategies as st
 
 from pdmd.evaluation.bench_report import summarise
 from pdmd.evaluation.figures import png
-from pdmd.evaluation.scheme_figures import AXES, BADGE, colour_of, numbers_apart, quality_figure
+from pdmd.evaluation.scheme_figures import (
+    AXES,
+    BADGE,
+    colour_of,
+    cost_figure,
+    numbers_apart,
+    quality_figure,
+)
 
 points = st.lists(
     st.tuples(*[st.integers(0, 200).map(float)] * 2), min_size=1, max_size=20, unique=True
@@ -35,3 +42,32 @@ def test_a_figure_has_a_number_and_a_name_per_scheme_and_the_teachers_values_as_
     assert low > high and axes.get_yscale() == "log"  # a smaller distance is higher
     assert colour_of("phased_lora") == colour_of("phased") != colour_of("sgts")
     assert png(figure).startswith(b"\x89PNG")
+
+
+def test_metrics_are_drawn_over_the_cost_of_training_and_the_teacher_as_a_line():
+    summaries = [
+        summarise(
+            [
+                {
+                    "method": method,
+                    "seed": seed,
+                    "forwards": 0 if method == "teacher" else cost,
+                    "vendi": 2.0 + seed,
+                    "feature_distance": 1000.0 / cost + seed,
+                }
+                for method in ("teacher", "sgts", "phased")
+                for seed in range(2)
+            ]
+        )
+        for cost in (2000, 1000)
+    ]
+    figure = cost_figure(summaries, AXES["fashion"][::-1])
+    above, below = figure.axes
+    teacher, *curves = above.lines[0], *(c.lines[0] for c in above.containers)
+    assert list(teacher.get_ydata()) == [1.0, 1.0]
+    assert [list(curve.get_xdata()) for curve in curves] == [[1000, 2000]] * 2  # by cost
+    assert list(curves[0].get_ydata()) == pytest.approx([1.5, 1.0])
+    low, high = above.get_ylim()
+    assert low > high and below.get_ylim()[0] < below.get_ylim()[1]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert sorted(labels) == ["phased", "sgts", "teacher"]
