@@ -5,7 +5,7 @@ from pdmd.evaluation.bench_report import summarise
 __all__ = ["guided_claims"]
 
 PUBLISHED = ("one_step", "vanilla", "sgts", "sgts_ode")
-PHASED = ("phased", "phased_2x2", "phased_lora", "phased_late", "phased_adaptive")
+PHASED = ("phased", "phased_2x2", "phased_lora", "phased_late", "phased_buffer")
 DIVERSITY = {"glyphs": "vendi", "fashion": "vendi", "clips": "flow_spread"}
 NAMES = {"vendi": "Vendi", "flow_spread": "spread of motion"}
 
@@ -50,6 +50,26 @@ def guided_claims(results):
         bool(both),
         ", ".join(f"`{name}`" for name in both) or "none",
     )
+    ahead = [
+        name
+        for name in published
+        if v(name, "feature_distance") < v("phased", "feature_distance")
+        and v(name, diversity) > v("phased", diversity)
+    ]
+    add(
+        "No published scheme is both closer and more diverse than `phased`",
+        not ahead,
+        ", ".join(f"`{name}`" for name in ahead) or "none",
+    )
+    if "teacher_euler_4" in m:
+        own, whole = v("phased", diversity), v("teacher", diversity)
+        few = v("teacher_euler_4", diversity)
+        spread = m["phased"][diversity][1]
+        add(
+            f"`phased` keeps the teacher's diversity ({NAMES[diversity]}), 4 Euler steps lose it",
+            own >= whole - spread and few < whole - spread,
+            f"{own:.2f} ± {spread:.2f}; the teacher {whole:.2f}, 4 Euler steps {few:.2f}",
+        )
     if bench == "clips":
         flows = {
             name: v(name, "relative_flow") for name in ("sgts", "sgts_ode", "phased") if name in m

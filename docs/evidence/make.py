@@ -4,6 +4,7 @@ python docs/evidence/make.py [--check]
 """
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -42,6 +43,7 @@ FURTHER = (
     "boundary_3",
 )
 """Metrics of a second table, where they were measured: by phase, and with held-out prompts."""
+SEARCHED = ("feature_distance", "vendi", "accuracy", "coverage", "relative_flow", "flow_spread")
 COSTS = {"nfe": "{:.0f}", "forwards": "{:,.0f}", "saved_mib": "{:.2f}"}
 
 
@@ -174,6 +176,28 @@ def variant(name, results, other):
     return [f"### {kind}: {words}", table(other, METRICS[name])]
 
 
+def trials(name):
+    """Returns the section of a search, or nothing where there was none."""
+    path = HERE / f"search_{name}.json"
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    shown = [m for m in SEARCHED if any(m in row for row in found.values())]
+    head = ["trial", "cost", *(COLUMNS[m][0] for m in shown)]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for key, row in found.items():
+        trial, forwards = key.rsplit(" ", 1)
+        values = [f"{row[m]:.{2 if row[m] < 100 else 0}f}" if m in row else "" for m in shown]
+        lines.append(f"| `{trial}` | {int(forwards):,} | " + " | ".join(values) + " |")
+    return [
+        "### The search",
+        f"`python docs/evidence/guided_search.py {name}` lists these trials and runs them, each "
+        "with a seed that no other table has. Trials change learning rates, the number of fake "
+        "updates, the plan, shares of updates, first weights. Cost: forward passes of a batch.",
+        "\n".join(lines) + "\n\n" + explain(shown),
+    ]
+
+
 def page():
     parts = [(HERE / "intro.md").read_text().rstrip()]
     for name, title in TITLES.items():
@@ -200,6 +224,7 @@ def page():
             parts += variant(name, results, other)
         if len(equal_costs(name)) > 1:
             parts.append(f"![Quality and diversity on {name} against cost]({name}_cost.png)")
+        parts += trials(name)
         if notes.exists():
             parts.append(notes.read_text().rstrip())
     return "\n\n".join(parts) + "\n"

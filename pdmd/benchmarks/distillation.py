@@ -62,6 +62,7 @@ GUIDED_METHODS = (
     "phased_lora",
     "phased_late",
     "phased_buffer",
+    "phased_buffer_reuse_adaptive",
 )
 """The methods that are compared on guided teachers of images."""
 
