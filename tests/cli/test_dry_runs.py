@@ -42,6 +42,10 @@ def test_random_weights_are_said_to_be_so_and_must_fit_into_memory(tmp_path, cap
     monkeypatch.setattr("pdmd.cli.config_sections.random_weights.available_memory", lambda: 2e9)
     assert main(small) == 0
     capsys.readouterr()
+    large = [*words[:-1], "--student.name", "flux"]
+    assert main(large) == 2
+    found = capsys.readouterr().err
+    assert "11.9 billion random" in found and "--student.arguments folder FOLDER" in found
     assert main([*words, "qwen_image"]) == 2
     found = capsys.readouterr().err
     assert "20.4 billion random weights need 82 GB, and 2 GB of memory are free" in found

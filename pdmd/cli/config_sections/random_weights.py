@@ -17,7 +17,7 @@ from pdmd.teachers.base import outline_arguments, teachers
 
 __all__ = ["available_memory", "check_room", "weights_notice"]
 
-REMEDY = "name a pipeline's folder with --teacher.arguments folder FOLDER"
+REMEDY = "name a pipeline's folder with --{}.arguments folder FOLDER"
 
 
 def weights_notice(name: str, arguments: Mapping[str, Any]) -> str:
@@ -31,16 +31,17 @@ def weights_notice(name: str, arguments: Mapping[str, Any]) -> str:
         return ""
     return (
         f"the teacher ({name}) has random weights, of which students learn nothing but the cost; "
-        f"{REMEDY}"
+        f"{REMEDY.format('teacher')}"
     )
 
 
-def check_room(name: str, arguments: Mapping[str, Any]) -> None:
-    """Checks that the weights of a teacher fit into memory, if they would be drawn there.
+def check_room(name: str, arguments: Mapping[str, Any], section: str = "teacher") -> None:
+    """Checks that the weights of a network fit into memory, if they would be drawn there.
 
     Args:
         name: Its registered name.
         arguments: Its arguments.
+        section: The configuration's section that names it.
 
     Raises:
         ValueError: If they do not fit.
@@ -53,7 +54,8 @@ def check_room(name: str, arguments: Mapping[str, Any]) -> None:
     if needed > found:
         raise ValueError(
             f"{sum(p.numel() for p in parameters) / 1e9:.1f} billion random weights need "
-            f"{needed / 1e9:.0f} GB, and {found / 1e9:.0f} GB of memory are free; {REMEDY}, try "
+            f"{needed / 1e9:.0f} GB, and {found / 1e9:.0f} GB of memory are free; "
+            f"{REMEDY.format(section)}, try "
             "its recipe by --tiny, or estimate its cost by 'pdmd plan'"
         )
 
