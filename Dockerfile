@@ -1,5 +1,5 @@
 # The library with all extras, for NVIDIA GPUs; the wheels of torch contain CUDA, so the host needs
-# only its driver and the NVIDIA Container Toolkit.
+# only a driver that is recent enough for it, and the NVIDIA Container Toolkit.
 #
 #   docker build --tag pdmd .
 #   docker run --rm --gpus all --ipc host --volume "$PWD:/work" pdmd distill my.toml

@@ -28,7 +28,7 @@ test: $(INSTALLED) ## Lint, check types and the imports' direction, run the fast
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(MAKE) types
 	$(BIN)/python -m pytest -n auto --durations 25
 
 slow: $(INSTALLED) ## Run the tests that take minutes
@@ -37,8 +37,9 @@ slow: $(INSTALLED) ## Run the tests that take minutes
 runbook: $(INSTALLED) ## Run every command of the runbook, at tiny size
 	$(BIN)/python -m pytest -q -m slow tests/test_runbook.py
 
-types: $(INSTALLED) ## Check the types
+types: $(INSTALLED) ## Check the types, and by mypy those of a program that uses the library
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest -q -m slow tests/test_packaging.py -k mypy
 
 # What differs between releases: teachers' classes, exports, stores, checkpoints. torch and its parts for
 # ranks are pinned. Each has an environment of its own.

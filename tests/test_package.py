@@ -157,6 +157,9 @@ def test_example_2_beats_euler_steps(capsys):
             teachers.remove("arcs")
     many, few, student = (float(line.split("steps")[1].split()[0]) for line in lines)
     assert many < student < 0.8 * few
+    page = (ROOT / "docs" / "tutorials" / "register_a_teacher.md").read_text()
+    (written,) = re.findall(r"are (0\.\d+) from .* student (0\.\d+), .* teacher (0\.\d+)", page)
+    assert [float(x) for x in written] == pytest.approx([few, student, many], rel=0.25)
 
 
 def test_example_2_is_a_plugin(monkeypatch, tmp_path):

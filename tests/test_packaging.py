@@ -99,3 +99,17 @@ def test_the_container_gets_every_file_that_it_copies():
         assert (ROOT / name).exists() and f"!{name}" in kept, name
     stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {stated["readme"], *stated["license-files"]} <= set(" ".join(copied).split())
+
+
+def test_the_container_has_versions_and_an_extra_that_the_package_states():
+    specifiers = pytest.importorskip("packaging.specifiers").SpecifierSet
+    text = (ROOT / "Dockerfile").read_text()
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert re.search(r"FROM python:([\d.]+)", text)[1] in specifiers(stated["requires-python"])
+    (torch,) = (line for line in stated["dependencies"] if line.startswith("torch>"))
+    assert re.search(r"ARG TORCH=(\S+)", text)[1] in specifiers(torch.removeprefix("torch"))
+    extras = re.search(r"'\.\[(.*)\]'", text)[1].split(",")
+    assert set(extras) <= stated["optional-dependencies"].keys()
+    assert set(json.loads(text.split("ENTRYPOINT")[-1])) == set(stated["scripts"])
+    launcher = re.search(r"/opt/pdmd/(\S+\.sh)", text)[1]
+    assert (ROOT / launcher).stat().st_mode & 0o111

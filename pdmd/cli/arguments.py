@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
+from pdmd.cli.renamed_keys import check_options
 from pdmd.cli.values import Table, read_value
 
 if TYPE_CHECKING:
@@ -122,7 +123,9 @@ def parse(
     """
     import tyro
 
-    caught = io.StringIO()
+    caught, command = io.StringIO(), prog.split(" [")[0]
+    if flat:
+        check_options(words, _flat_names(default or cls()), f"{command} --help")
     try:
         with contextlib.redirect_stderr(caught):
             return tyro.cli(
@@ -137,10 +140,18 @@ def parse(
     except SystemExit as stop:
         if stop.code in (0, None):
             raise HelpPrinted from None
-        command = prog.split(" [")[0]
         raise UsageError(
             f"{_plain(caught.getvalue())} ('{command} --help' lists the options)"
         ) from None
+
+
+def _flat_names(options: Any) -> list[str]:
+    """Returns the names of a dataclass's fields, and those of dataclasses within."""
+    names: list[str] = []
+    for one in dataclasses.fields(options):
+        value = getattr(options, one.name)
+        names += _flat_names(value) if dataclasses.is_dataclass(value) else [one.name]
+    return names
 
 
 def gather_arguments(words: Sequence[str]) -> list[str]:
@@ -235,7 +246,7 @@ def parse_config(
     chosen, rest = take_name(words, "a preset or TOML file", "digits")
     own = [field.name for field in dataclasses.fields(options)]
     rest, keys = take_table_keys(rest, table_paths(DistillConfig))
-    check_options(rest, [*own, *key_paths()], name)
+    check_options(rest, [*own, *key_paths()], f"pdmd {name} --help-all")
     config: Any = load_config(chosen)
     config = config if prepare is None else prepare(config)
     if ALL in rest:

@@ -11,7 +11,7 @@ from pdmd.cli.evaluation_options import EvaluateOptions
 from pdmd.cli.placed_students import PlacedStudent
 from pdmd.documents import read_json
 from pdmd.evaluation.batches import batch_size_of
-from pdmd.evaluation.evaluate import format_table
+from pdmd.evaluation.evaluate import euler_notice, format_table
 from pdmd.evaluation.perceptual.comparison import SHOWN, Comparison, methods_of
 from pdmd.evaluation.perceptual.measurements import MeasurementPlace, measurements
 from pdmd.evaluation.perceptual.metrics import metrics
@@ -22,6 +22,7 @@ from pdmd.teachers.base import import_plugins
 from pdmd.teachers.conditioning.prompt_files import read_prompts
 from pdmd.teachers.guided import unguided
 from pdmd.training.checkpoints.inputs import digest_prompts
+from pdmd.training.monitoring.outputs import say
 
 __all__ = ["check_metrics", "compare"]
 
@@ -131,18 +132,28 @@ def compare(placed: PlacedStudent, options: EvaluateOptions) -> dict[str, Any]:
         **comparison.notes(),
         "versions": ", ".join(f"{p} {_version(p)}" for p in ("pdmd", "torch", "transformers")),
     }
-    result = {"rows": comparison.rows(), "protocol": facts, "figures": meanings}
-    print(format_table(result["rows"]))
+    rows = comparison.rows()
+    notice = euler_notice(rows, comparison.distances())
+    result = {
+        "rows": rows,
+        "protocol": facts,
+        "figures": meanings,
+        "notices": [notice] if notice else [],
+    }
+    print(format_table(rows))
+    if notice:
+        say(f"pdmd: warning: {notice}")
     for key, text in comparison.notes().items():
         print(f"{key}: {text}")
     write_file(folder / "comparison.json", json.dumps(result, indent=2) + "\n")
     page = write_comparison(
         folder / "report.html",
-        result["rows"],
+        rows,
         title=f"{about['name']}: {student.plan.nfe} steps against {options.teacher_steps}",
         facts=facts,
         figures=meanings,
         pictures=comparison.pictures(),
+        notices=result["notices"],
         prompts=[str(getattr(p, "text", p)) for p in prompts[:SHOWN]],
     )
     print(f"report   {page}")

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -19,16 +20,20 @@ SHELLS = ("bash", "zsh", "fish")
 USAGE = """\
 usage: pdmd completion {{{shells}}}
 
-Prints a script that completes commands and options. Once, for bash:
+Prints a script that completes commands, options, registered names and files. Once, for bash with
+the package bash-completion:
 
+  mkdir -p ~/.local/share/bash-completion/completions
   pdmd completion bash > ~/.local/share/bash-completion/completions/pdmd
 
-for zsh, in a folder of its $fpath:
+for zsh, in a folder of its $fpath (fpath=(~/.zfunc $fpath) before compinit in ~/.zshrc):
 
+  mkdir -p ~/.zfunc
   pdmd completion zsh > ~/.zfunc/_pdmd
 
 and for fish:
 
+  mkdir -p ~/.config/fish/completions
   pdmd completion fish > ~/.config/fish/completions/pdmd.fish
 """
 
@@ -52,6 +57,54 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "completion": (),
 }
 """The options of each command, as dataclasses."""
+
+
+NAMES: Mapping[str, str] = {
+    "distill": "pdmd.cli.config_files:presets()",
+    "plan": "pdmd.cli.config_files:presets()",
+    "bench": "pdmd.benchmarks.base:benchmarks",
+    "pretrain": "pdmd.cli.pretrain:PACKAGED",
+    "check": "pdmd.teachers.base:teachers",
+    "completion": "pdmd.cli.completion:SHELLS",
+}
+"""What the first word after a command may name."""
+
+VALUES: Mapping[str, str] = {
+    "--teacher": "pdmd.teachers.base:teachers",
+    "--teacher.name": "pdmd.teachers.base:teachers",
+    "--train.expert": "pdmd.distillation.experts:experts",
+    "--train.initializer": "pdmd.distillation.initializers:initializers",
+    "--tracking.trackers": "pdmd.training.monitoring.trackers:trackers",
+    "--metrics": "pdmd.evaluation.perceptual.metrics:metrics",
+    "--only": "pdmd.cli.config_files:presets()",
+    "--skip": "pdmd.conformance:CHECKS",
+}
+"""What the values of options may name, where their type does not say so."""
+
+SPECIFICATION = re.compile(r"^COMPLETION_SPEC = .*$", re.MULTILINE)
+"""The line after which names are added to the Python that the scripts of all shells contain."""
+
+_RESULT = "get_completions(words, current_index, COMPLETION_SPEC)"
+FILES = {
+    _RESULT: f"{_RESULT} or ['__TYRO_COMPLETE_FILES__']",
+    # bash itself completes files: the script takes the words before for parts of their names
+    'COMPREPLY=($(compgen -f -- "$cur"))': "COMPREPLY=()",
+    "complete -F ": "complete -o bashdefault -o default -F ",
+    # fish asks for all completions of a place, and selects those that fit itself
+    "complete --no-files ": "complete ",
+}
+"""What is replaced, so that files are completed where no name fits."""
+
+ADDED = """
+for _command in COMPLETION_SPEC['subcommands'].values():
+    for _option in _command['options']:
+        _option['description'] = ' '.join(_option['description'].split())
+        for _flag in {values!r}.keys() & set(_option['flags']):
+            _option.update(type='choice', choices={values!r}[_flag])
+for _name, _names in {names!r}.items():
+    _command = COMPLETION_SPEC['subcommands'][_name]
+    _command['subcommands'] = {{n: {{**_command, 'description': n}} for n in _names}}
+"""
 
 
 def completion_command(words: list[str]) -> int:
@@ -82,7 +135,21 @@ def _script(shell: str) -> str:
         app.command(_options(name, places), name=name)
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(printed):
         app.cli(prog="pdmd", args=["--tyro-print-completion", shell])
-    return printed.getvalue()
+    names, values = (
+        {key: _names(place) for key, place in places.items()} for places in (NAMES, VALUES)
+    )
+    added = ADDED.format(names=names, values=values)
+    text = SPECIFICATION.sub(lambda found: found[0] + added, printed.getvalue(), count=1)
+    for old, new in FILES.items():
+        text = text.replace(old, new)
+    return text
+
+
+def _names(place: str) -> list[str]:
+    """Returns the names of a registry, of a table or, in brackets, of what a function returns."""
+    module, attribute = place.split(":")
+    found = getattr(importlib.import_module(module), attribute.removesuffix("()"))
+    return sorted(found() if attribute.endswith("()") else found)
 
 
 def _options(name: str, places: tuple[str, ...]) -> Any:

@@ -95,7 +95,9 @@ def _read(cls: type[T], data: Any, where: str) -> T:
         path = f"{where}.{key}" if where else str(key)
         if key not in hints:
             check_renamed(path)
-            found = " or ".join(map(repr, proposals(path, key_paths())))
+            near = difflib.get_close_matches(key, hints, n=1) if isinstance(value, dict) else ()
+            meant = [f"{where}.{name}" if where else name for name in near]
+            found = " or ".join(map(repr, meant or proposals(path, key_paths())))
             hint = f"did you mean {found}? " if found else ""
             raise ValueError(f"unknown key {path!r}: {hint}known are {', '.join(hints)}")
         values[key] = _value(hints[key], value, path)

@@ -48,6 +48,8 @@ def describe_run(run: Run) -> str:
         f"{what} {run.folder}; a dry run writes nothing",
     ]
     notices = (
+        config.teacher.notice(),
+        config.student.notice(run.generator_objective),
         prompt_notice(teacher, teacher.prompts),
         plan_notice(teacher, run.plan),
         objective_notice(run.fake_objective),

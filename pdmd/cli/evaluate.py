@@ -84,7 +84,7 @@ def _evaluate(name: str, options: EvaluateOptions, runtime: Runtime) -> dict[str
     found = _compare_latents(placed, options)
     if runtime.main:
         print(format_table(found["rows"]))
-        if notice := euler_notice(found):
+        if notice := euler_notice(found["rows"], [found["quality"]]):
             say(f"pdmd: warning: {notice}")
     return found
 

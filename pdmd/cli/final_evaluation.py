@@ -115,7 +115,7 @@ class FinalEvaluation:
             teacher_steps=steps,
         )
         write_file(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        notify(self.folder, euler_notice(metrics))
+        notify(self.folder, euler_notice(metrics["rows"], [metrics["quality"]]))
         shown = drawn["shown"]
         write_grids(self.folder, student, self.teacher, teacher_steps=steps, drawn=shown)
         return metrics["rows"]

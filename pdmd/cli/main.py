@@ -39,7 +39,7 @@ commands:
   check TEACHER             check that a teacher meets the needs of distillation
   teachers                  list the registered teachers
   objectives                list the registered objectives and their arguments
-  completion SHELL          print a script that completes commands and options
+  completion SHELL          print a script that completes commands, options and names
 
 'pdmd COMMAND --help' describes a command, and --log-level (debug, info, warning or error) of any
 shows more or fewer messages of libraries. Start with: pdmd distill digits

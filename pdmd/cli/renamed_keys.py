@@ -95,6 +95,11 @@ MEANINGS: Mapping[str, tuple[str, ...]] = {
 }
 """Names of settings elsewhere, and the key paths here that mean the same."""
 
+_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    word: ("n",) for word in "samples num_samples number count num_images".split()
+}
+"""Names of options of `pdmd sample`, which are no keys, elsewhere."""
+
 
 def check_renamed(path: str) -> None:
     """Raises an error for a key path that was renamed.
@@ -117,7 +122,11 @@ def proposals(path: str, known: Sequence[str]) -> tuple[str, ...]:
         known: All key paths.
     """
     section, _, name = path.rpartition(".")
-    meant = MEANINGS.get(name.lower(), ())
+    meant = tuple(
+        key
+        for key in (*MEANINGS.get(name.lower(), ()), *_OPTIONS.get(name.lower(), ()))
+        if re.sub(r"\.arguments\..*", ".arguments", key) in known
+    )
     here = tuple(key for key in meant if section and key.startswith(f"{section}."))
     same = tuple(key for key in known if key.rpartition(".")[2] == name)
     inside = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
@@ -126,13 +135,13 @@ def proposals(path: str, known: Sequence[str]) -> tuple[str, ...]:
     return here or meant or same or tuple(spelled)
 
 
-def check_options(words: Sequence[str], known: Sequence[str], command: str) -> None:
+def check_options(words: Sequence[str], known: Sequence[str], listing: str) -> None:
     """Checks the options of a command line.
 
     Args:
         words: The words of the command line.
         known: The options that there are, as key paths.
-        command: The command, for errors.
+        listing: The command line that lists them, for errors.
 
     Raises:
         ValueError: If an option was renamed or is unknown; says which one is meant.
@@ -144,12 +153,10 @@ def check_options(words: Sequence[str], known: Sequence[str], command: str) -> N
         path = option[2:].replace("-", "_")
         check_renamed(path)
         named = [path, path.removeprefix("no_"), re.sub(r"\.no_", ".", path)]
-        if any(name in known for name in named) or ".arguments." in path:
+        if any(name in known for name in named) or re.search(r"\barguments\.", path):
             continue
         if path.startswith(("tyro_", "help")):
             continue
         found = [f"--{key.replace('_', '-')}" for key in proposals(path, known)]
         hint = f"did you mean {' or '.join(found)}? " if found else ""
-        raise ValueError(
-            f"unknown option {option}: {hint}'pdmd {command} --help-all' lists the options"
-        )
+        raise ValueError(f"unknown option {option}: {hint}'{listing}' lists the options")

@@ -222,6 +222,7 @@ class Run:
             for line in describe_changes(self.checkpointer.changes):
                 say(f"pdmd: {line}")
             if not self.resume:
+                notify(self.folder, config.teacher.notice())
                 notify(self.folder, config.student.notice(self.generator_objective))
         self.checkpointer.store.check()  # now that the folder exists
         main, progress = self.runtime.main, self.progress

@@ -75,7 +75,7 @@ def evaluate(
         ranks=ranks,
     )
     found = score(student, teacher, drawn, seed=seed, teacher_steps=teacher_steps)
-    if notice := euler_notice(found):
+    if notice := euler_notice(found["rows"], [found["quality"]]):
         warnings.warn(notice, stacklevel=3)  # above the check of arguments
     return found
 
@@ -199,23 +199,26 @@ def score(
     return {"rows": rows, "quality": evaluator.quality, "diversity": evaluator.diversity}
 
 
-def euler_notice(metrics: Mapping[str, Any]) -> str:
+def euler_notice(rows: Sequence[Mapping[str, Any]], distances: Sequence[str]) -> str:
     """Returns a line if the student is worse than the teacher in as many Euler steps, else ``""``.
 
     Args:
-        metrics: The result of :func:`score`. Their metric ``quality`` is compared; lower is
-            better.
+        rows: The table, a row a method, with ``student`` and ``teacher_euler_N`` among them.
+        distances: The columns that are compared; lower is better. The line names those in which
+            the student is worse.
     """
-    rows = {row["method"]: row for row in metrics["rows"]}
-    euler = next((name for name in rows if name.startswith("teacher_euler_")), "")
-    name = metrics.get("quality", "")
-    own, other = (rows.get(method, {}).get(name) for method in ("student", euler))
-    if not isinstance(own, float) or not isinstance(other, float) or not own > other:
+    found = {row["method"]: row for row in rows}
+    euler = next((name for name in found if name.startswith("teacher_euler_")), "")
+    worse = []
+    for name in distances:
+        own, other = (found.get(method, {}).get(name) for method in ("student", euler))
+        if isinstance(own, float) and isinstance(other, float) and own > other:
+            worse.append(f"{name.replace('_', ' ')} {own:.3g} and {other:.3g}")
+    if not worse:
         return ""
     return (
-        f"the student is no better than the teacher's own {rows['student']['nfe']} Euler steps "
-        f"({name.replace('_', ' ')} {own:.3g} and {other:.3g}, lower is better); train longer, "
-        "move the plan, or lower train.lr"
+        f"the student is no better than the teacher's own {found['student']['nfe']} Euler steps "
+        f"({', '.join(worse)}, lower is better); train longer, move the plan, or lower train.lr"
     )
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pdmd.arguments import checked
 from pdmd.diffusion.sampling import initial_noise
+from pdmd.diffusion.schedules import RectifiedFlow
 from pdmd.diffusion.solvers import ode_step
 from pdmd.distillation.students import Student
 from pdmd.documents import read_json
@@ -191,6 +192,11 @@ class _Components:
                 "this student renoises between steps, which no stock scheduler supports; export "
                 "with --scheduler exact"
             )
+        if not isinstance(self.student.schedule, RectifiedFlow):
+            raise ValueError(
+                "the stock scheduler is one of rectified flow, and this student is on "
+                f"{self.student.schedule!r:.60}; export with --scheduler exact"
+            )
         if self.layout.takes_sigmas:
             return StockScheduler({"shift": 1.0}, tuple(self.grid), 0.0, 0.0)
         stock = fit_stock(self.grid, proposed=self.layout.proposes)
@@ -280,9 +286,18 @@ class _Components:
             "grid": list(self.grid),
             "renoise_from": self.renoise_from,
             "num_train_timesteps": 1000,
+            **self._coefficients(),
         }
         _write_config(folder / "scheduler_config.json", "PhasedScheduler", content)
         return _copy_module("phased_scheduler", "PhasedScheduler", folder)
+
+    def _coefficients(self) -> dict[str, Any]:
+        """Returns what a scheduler states of a schedule that is not rectified flow."""
+        schedule = self.student.schedule
+        if isinstance(schedule, RectifiedFlow):
+            return {}
+        at = [[float(c) for c in schedule(t)] for t in (*self.grid, 0.0)]
+        return {"time_offset": self.layout.time_offset, "coefficients": at}
 
     def _write_routed(self, folder: Path, write: Callable[..., None]) -> list[str]:
         folder.mkdir()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pdmd.arguments import checked
+from pdmd.diffusion.schedules import RectifiedFlow
 from pdmd.distillation.low_rank import LowRank
 from pdmd.distillation.students import Student
 from pdmd.export.atomic_export import atomic_folder, check_destination
@@ -77,6 +78,11 @@ def export_lora(
             "diffusers, or distill adapters"
         )
     layout = pipeline_layout(intervals)
+    if not isinstance(student.schedule, RectifiedFlow):
+        raise ValueError(
+            "the card of adapter files samples on rectified flow, and this student is on "
+            f"{student.schedule!r:.60}; export it with --to diffusers, which merges its adapters"
+        )
     formats = ("diffusers", "comfyui") if format == "both" else (format,)
     chosen = open_base_pipeline(student, layout, base)
     check_networks(intervals, layout, chosen)

@@ -169,5 +169,6 @@ class LoraCard:
             self.names,
             [f"{self.slot(interval)}.safetensors" for interval in self.intervals],
             [(*i.times, end) for i, end in zip(self.intervals, ends, strict=True)],
+            call=self.intervals[0].network.call_arguments,
             video=self.layout.output == "frames",
         )

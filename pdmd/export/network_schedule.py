@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import RoutedDenoiser
-from pdmd.diffusion.schedules import RectifiedFlow
+from pdmd.diffusion.schedules import RectifiedFlow, same_process
 from pdmd.distillation.adapters import AdaptedDenoiser
 from pdmd.distillation.experts import Expert, OdeExpert, RenoisingExpert
 from pdmd.distillation.low_rank import Factors
@@ -90,8 +90,8 @@ def network_intervals(student: Student) -> tuple[NetworkInterval, ...]:
     """Returns the intervals of a student's networks, noisiest first.
 
     Args:
-        student: A student on rectified flow, whose networks are of a family with a pipeline
-            layout.
+        student: A student on the schedule of its networks, which is rectified flow or, for
+            v-prediction, a discrete one, and which are of a family with a pipeline layout.
 
     Raises:
         ValueError: If its networks or its schedule are others.
@@ -107,10 +107,13 @@ def network_intervals(student: Student) -> tuple[NetworkInterval, ...]:
             else:
                 found.append((leaf, [t]))
     intervals = tuple(_interval(leaf, tuple(times)) for leaf, times in found)
-    if not isinstance(student.schedule, RectifiedFlow):
+    own = intervals[0].network
+    discrete = own.kind == "v_prediction" and same_process(student.schedule, own.schedule)
+    if not isinstance(student.schedule, RectifiedFlow) and not discrete:
         raise ValueError(
-            f"only students on RectifiedFlow are exported to pipelines, got {student.schedule!r}; "
-            "sample this student with pdmd"
+            "only students on RectifiedFlow, or of networks of v-prediction on their own "
+            f"schedule, are exported to pipelines, got {student.schedule!r}; sample this student "
+            "with pdmd"
         )
     return intervals
 

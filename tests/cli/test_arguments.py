@@ -80,3 +80,18 @@ def test_a_value_of_another_type_is_named(capsys):
     assert main(["distill", "digits", "--teacher.guidance", "two"]) == 2
     error = capsys.readouterr().err
     assert "--teacher.guidance: cannot read 'two' as its value" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("sample x --samples 3", "unknown option --samples: did you mean --n? 'pdmd sample"),
+        ("evaluate x --metric frechet", "unknown option --metric: did you mean --metrics?"),
+        ("check digits --plugin m", "did you mean --plugins? 'pdmd check TEACHER --help' lists"),
+        ("push x a/b --dryrun", "unknown option --dryrun: did you mean --dry-run?"),
+    ],
+)
+def test_an_unknown_option_of_any_command_is_answered_with_one_that_there_is(words, error, capsys):
+    assert main(words.split()) == 2
+    found = capsys.readouterr().err
+    assert error in found and found.count("\n") == 1

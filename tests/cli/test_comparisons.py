@@ -1,5 +1,6 @@
 """`pdmd evaluate --metrics`."""
 
+import copy
 import json
 import os
 import subprocess
@@ -17,10 +18,13 @@ from tests.helpers.tiny_vision import dinov2_folder
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A student of the digits teacher's own networks, and a vision network."""
+    """A student of the digits teacher's networks with zeros as weights, and a vision network."""
     folder = tmp_path_factory.mktemp("run")
     teacher = teachers["digits"]()
-    experts = [OdeExpert(teacher, phase) for phase in PhasePlan.uniform(2)]
+    network = copy.deepcopy(teacher)
+    for parameter in network.parameters():
+        parameter.data.zero_()
+    experts = [OdeExpert(network, phase) for phase in PhasePlan.uniform(2)]
     source = {"teacher": "digits", "arguments": {}, "guidance": [2.0]}
     student = Student(experts, encode=teacher.encode, prompts=teacher.prompts, source=source)
     student.save(folder / "student")
@@ -36,18 +40,23 @@ def words(run, *more):
 def test_a_table_a_report_and_json_are_written_and_rows_kept(run, tmp_path, capsys, monkeypatch):
     chosen = ["--metrics", "diversity", "frechet", "kernel", "--folder", str(tmp_path / "x")]
     assert main(words(run, *chosen, "--out", str(tmp_path / "rows.json"))) == 0
-    out = capsys.readouterr().out
+    out, error = capsys.readouterr()
     assert "12 rows of 16 features" in out and "report.html" in out
     content = json.loads((tmp_path / "x" / "comparison.json").read_text())
     assert json.loads((tmp_path / "rows.json").read_text()) == content
     rows = {row["method"]: row for row in content["rows"]}
     assert rows["teacher"]["nfe"] == 6 and rows["student"]["nfe"] == 2
     assert rows["teacher"]["frechet"] is None and rows["student"]["frechet"] > 0
+    euler = rows["teacher_euler_2"]
+    (notice,) = content["notices"]  # the student's samples are noise
+    assert error.count(f"pdmd: warning: {notice}\n") == 1
+    for name in ("frechet", "kernel"):
+        assert f"{name} {rows['student'][name]:.3g} and {euler[name]:.3g}" in notice
     assert content["protocol"]["samples"] == "4 prompts, 3 seeds each"
     (file,) = (tmp_path / "x" / "teacher_3").glob("rows_*")
     assert load_file(file)["vision"].shape == (12, 1, 16)
     page = (tmp_path / "x" / "report.html").read_text()
-    assert page.count("data:image/png") == 3
+    assert page.count("data:image/png") == 3 and "no better than the teacher&#39;s own" in page
 
     def none(*arguments):
         raise AssertionError("sampled again")

@@ -20,19 +20,18 @@ def test_bash_completes_commands_options_and_choices(tmp_path, capsys):
     assert main(["completion", "bash"]) == 0
     script = tmp_path / "pdmd.bash"
     script.write_text(capsys.readouterr().out)
-    lines = [["pdmd", "dis"], ["pdmd", "distill", "digits", "--train.ac"]]
-    lines += [["pdmd", "distill", "--train.curriculum", ""], ["pdmd", "check", "digits", "--sk"]]
-    found = []
-    for words in lines:
-        quoted = " ".join(f"'{word}'" for word in words)
-        code = (
-            f"source {script}; f=$(complete -p pdmd | sed 's/.*-F \\([^ ]*\\).*/\\1/'); "
-            f'COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; $f; echo "${{COMPREPLY[@]}}"'
-        )
-        run = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=60)
-        found.append(run.stdout.split())
+    lines = ["dis", "distill digits --train.ac", "distill --train.curriculum ''"]
+    lines += ["check digits --sk", "check fas", "distill my.toml --teacher.name sd3"]
+    lines += ["evaluate x --metrics clip ke", "plan my_"]
+    code = f"source {script}; f=$(complete -p pdmd | sed 's/.*-F \\([^ ]*\\).*/\\1/')\n"
+    code += 'try() { COMP_WORDS=(pdmd "$@"); COMP_CWORD=$#; $f; echo "${COMPREPLY[@]}"; }\n'
+    code += "\n".join(f"try {line}" for line in lines)
+    run = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=60)
+    found = [line.split() for line in run.stdout.splitlines()]
     expected = [["distill"], ["--train.accumulate"], ["progressive", "joint", "shared"]]
-    assert found == [*expected, ["--skip"]]
+    expected += [["--skip"], ["fashion"], ["sd3"], ["kernel"]]
+    assert found == [*expected, []]  # of which bash makes a file's name
+    assert "complete -o bashdefault -o default -F" in script.read_text()
 
 
 @pytest.mark.parametrize("shell", SHELLS[1:])
@@ -40,3 +39,5 @@ def test_other_shells_have_a_script(shell, capsys):
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert "train.fake-updates" in script and "pretrain" in script
+    assert "qwen_image_edit" in script and "or ['__TYRO_COMPLETE_FILES__']" in script
+    assert "--no-files" not in script

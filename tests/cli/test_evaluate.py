@@ -44,7 +44,8 @@ def test_the_negative_prompt_of_a_student_is_the_evaluated_teachers(tmp_path, mo
 
     monkeypatch.setattr("pdmd.evaluation.evaluate.draw_samples", record)
     monkeypatch.setattr(
-        "pdmd.evaluation.evaluate.score", lambda *a, **k: {"rows": [{"method": "student"}]}
+        "pdmd.evaluation.evaluate.score",
+        lambda *a, **k: {"rows": [{"method": "student"}], "quality": "sw2"},
     )
     words = ["evaluate", str(tmp_path / "run"), "--samples", "100"]
     assert main(words) == 0

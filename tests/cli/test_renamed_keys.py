@@ -45,6 +45,10 @@ def test_every_proposal_is_a_key():
 def test_files_and_options_propose(tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match=r"'train.learning_rate': did you mean 'train.lr'\?"):
         read_config({"train": {"learning_rate": 1.0}})
+    with pytest.raises(ValueError, match=r"unknown key 'trian': did you mean 'train'\?"):
+        read_config({"trian": {"updates": 2}})
+    with pytest.raises(ValueError, match=r"'train.generater': did you mean 'train.generator'\?"):
+        read_config({"train": {"generater": {"lr": 2}}})
     with pytest.raises(ValueError, match="did you mean 'train.updates' or 'plan.steps'"):
         read_config({"steps": 100})
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,7 @@
 """The score check names what is wrong with a network, on the teacher's own samples."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -153,6 +155,15 @@ def test_the_sign_of_a_trained_network_is_named():
 @pytest.mark.parametrize("name", RIGHT)
 def test_the_right_declaration_passes(name):
     assert "noise slopes" in checked(RIGHT[name]())
+
+
+def test_few_dimensions_do_not_leave_the_slopes_to_chance():
+    angle = torch.arange(24) / 24 * 2 * torch.pi
+    ring = MixtureTeacher(torch.stack([angle.cos(), angle.sin()], 1), 0.05)
+    for seed in range(3):
+        found = check_score(TeacherHarness(ring, [None] * 3, seed))
+        low, high = (float(x) for x in re.findall(r"slopes (\S+) to (\S+),", found)[0])
+        assert 0.95 < low <= high < 1.05, found
 
 
 def test_untrained_weights_are_said_to_be_so():

@@ -180,9 +180,10 @@ def test_a_student_worse_than_euler_steps_is_said_to_be_so():
         {"method": "teacher_euler_4", "nfe": 4, "sw2": 0.5},
         {"method": "student", "nfe": 4, "sw2": 0.7},
     ]
-    line = euler_notice({"rows": rows, "quality": "sw2"})
+    line = euler_notice(rows, ["sw2"])
     assert "no better than the teacher's own 4 Euler steps (sw2 0.7 and 0.5" in line
     rows[-1]["sw2"] = 0.4
-    assert euler_notice({"rows": rows, "quality": "sw2"}) == ""
+    assert euler_notice(rows, ["sw2"]) == ""
     rows[-1]["sw2"] = None
-    assert euler_notice({"rows": rows, "quality": "sw2"}) == ""
+    assert euler_notice(rows, ["sw2"]) == ""
+    assert euler_notice(rows[:1], ["sw2"]) == ""  # a table without Euler steps

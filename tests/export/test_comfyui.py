@@ -10,20 +10,61 @@ from pdmd.export import export_lora
 from pdmd.export.comfyui import FAMILIES, workflow
 from tests.helpers.exporting import qwen_folder, student_of
 
+IMAGE = {"width": int, "height": int, "batch_size": int}
+VIDEO = {**IMAGE, "length": int}
+NODES = {  # inputs and outputs of ComfyUI's nodes, as its nodes.py and comfy_extras define them
+    "CLIPLoader": ({"clip_name": str, "type": str}, ["CLIP"]),
+    "DualCLIPLoader": ({"clip_name1": str, "clip_name2": str, "type": str}, ["CLIP"]),
+    "TripleCLIPLoader": (dict.fromkeys(["clip_name1", "clip_name2", "clip_name3"], str), ["CLIP"]),
+    "VAELoader": ({"vae_name": str}, ["VAE"]),
+    "CLIPTextEncode": ({"clip": "CLIP", "text": str}, ["CONDITIONING"]),
+    "FluxGuidance": ({"conditioning": "CONDITIONING", "guidance": float}, ["CONDITIONING"]),
+    "LTXVConditioning": (
+        {"positive": "CONDITIONING", "negative": "CONDITIONING", "frame_rate": float},
+        ["CONDITIONING", "CONDITIONING"],
+    ),
+    "ConditioningZeroOut": ({"conditioning": "CONDITIONING"}, ["CONDITIONING"]),
+    "KSamplerSelect": ({"sampler_name": str}, ["SAMPLER"]),
+    "EmptySD3LatentImage": (IMAGE, ["LATENT"]),
+    "EmptyHunyuanLatentVideo": (VIDEO, ["LATENT"]),
+    "EmptyLTXVLatentVideo": (VIDEO, ["LATENT"]),
+    "UNETLoader": ({"unet_name": str, "weight_dtype": str}, ["MODEL"]),
+    "LoraLoaderModelOnly": (
+        {"model": "MODEL", "lora_name": str, "strength_model": float},
+        ["MODEL"],
+    ),
+    "ManualSigmas": ({"sigmas": str}, ["SIGMAS"]),
+    "SamplerCustom": (
+        {
+            **{"model": "MODEL", "add_noise": bool, "noise_seed": int, "cfg": float},
+            **{"positive": "CONDITIONING", "negative": "CONDITIONING", "sampler": "SAMPLER"},
+            **{"sigmas": "SIGMAS", "latent_image": "LATENT"},
+        },
+        ["LATENT", "LATENT"],
+    ),
+    "VAEDecode": ({"samples": "LATENT", "vae": "VAE"}, ["IMAGE"]),
+    "SaveImage": ({"images": "IMAGE", "filename_prefix": str}, []),
+    "CreateVideo": ({"images": "IMAGE", "fps": float}, ["VIDEO"]),
+    "SaveVideo": ({"video": "VIDEO", "filename_prefix": str, "format": str, "codec": str}, []),
+}
+
 
 def wired(nodes):
-    """Asserts that every input that is a link leads to an earlier node; returns those reached."""
-    reached, ahead = (
-        set(),
-        [number for number, node in nodes.items() if "Save" in node["class_type"]],
-    )
+    """Asserts that inputs are those of their nodes, and links of their type; returns the used."""
+    reached, ahead = set(), [n for n, node in nodes.items() if "Save" in node["class_type"]]
     while ahead:
         number = ahead.pop()
         reached.add(number)
-        for value in nodes[number]["inputs"].values():
+        wanted, _ = NODES[nodes[number]["class_type"]]
+        assert nodes[number]["inputs"].keys() == wanted.keys()
+        for name, value in nodes[number]["inputs"].items():
             if isinstance(value, list):
-                assert int(value[0]) < int(number) and value[1] == 0
-                ahead.append(value[0])
+                source, output = value
+                assert int(source) < int(number)
+                assert NODES[nodes[source]["class_type"]][1][output] == wanted[name]
+                ahead.append(source)
+            else:
+                assert type(value) is wanted[name], (name, value)
     return reached
 
 
@@ -37,7 +78,21 @@ def test_every_node_leads_to_what_is_saved(pipeline, count):
     files = [f"{i}.safetensors" for i in range(count)]
     grids = [(1.0, 0.8, 0.6), (0.6, 0.3), (0.3, 0.0)][:count]
     bases = ["a", "b", "b"][:count]
-    nodes = workflow(pipeline, files, bases, grids, video="Wan" in pipeline)
+    call = {"height": 64, "width": 96}
+    call |= {"FluxPipeline": {"guidance_scale": 2.5}}.get(pipeline, {})
+    call |= {"LTXPipeline": {"frame_rate": 24.0, "num_frames": 9}}.get(pipeline, {})
+    video = pipeline in ("WanPipeline", "LTXPipeline")
+    nodes = workflow(pipeline, files, bases, grids, call=call, video=video)
+    (latent,) = (node["inputs"] for node in nodes.values() if "Empty" in node["class_type"])
+    assert (latent["height"], latent["width"]) == (64, 96)
+    for name, key, value in (
+        ("FluxPipeline", "guidance", 2.5),
+        ("LTXPipeline", "frame_rate", 24.0),
+        ("LTXPipeline", "fps", 24.0),
+        ("LTXPipeline", "length", 9),
+    ):
+        if name == pipeline:
+            assert [n["inputs"][key] for n in nodes.values() if key in n["inputs"]] == [value]
     assert wired(nodes) == nodes.keys()
     assert [lora["lora_name"] for lora in of(nodes, "LoraLoaderModelOnly")] == files
     assert len(of(nodes, "UNETLoader")) == len({*bases})
@@ -51,7 +106,13 @@ def test_every_node_leads_to_what_is_saved(pipeline, count):
 
 
 def test_a_family_without_known_nodes_has_none():
-    assert workflow("WanImageToVideoPipeline", ["a"], ["b"], [(1.0, 0.0)]) is None
+    assert workflow("WanImageToVideoPipeline", ["a"], ["b"], [(1.0, 0.0)], call={}) is None
+
+
+def test_sigmas_have_no_exponent():
+    nodes = workflow("WanPipeline", ["a"], ["b"], [(1.0, 1 / 3, 1e-5, 0.0)], call={})
+    (sigmas,) = of(nodes, "ManualSigmas")
+    assert sigmas == {"sigmas": "1, 0.33333333, 0.00001, 0"}
 
 
 @pytest.mark.slow

@@ -3,8 +3,9 @@
 import pytest
 
 from pdmd import MixtureTeacher, OdeExpert, PhasePlan, Student
+from pdmd.distillation.adapters import adapt
 from pdmd.distillation.experts import RenoisingExpert
-from pdmd.export import network_intervals
+from pdmd.export import export_diffusers, export_lora, network_intervals
 from pdmd.export.network_schedule import base_networks, midpoints, pipeline_layout, renoise_times
 from pdmd.teachers import QwenImageTeacher
 from tests.helpers.exporting import BOUNDARY_ON_GRID, FOUR, RANK, student_of
@@ -36,13 +37,27 @@ def test_renoising_steps_name_the_end_of_their_phase():
     assert renoise_times(student_of("wan_2.2_a14b", BOUNDARY_ON_GRID, "folder")) is None
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [("chroma", "lets prompts attend to their padding"), ("cogvideox_5b", "rectified flow")],
-)
-def test_a_family_whose_pipeline_differs_says_why(name, reason):
-    student = Student([OdeExpert(more(name), phase) for phase in PhasePlan.uniform(1)])
-    with pytest.raises(ValueError, match=f"pipeline in diffusers that samples .*{reason}"):
+def test_a_family_whose_pipeline_differs_says_why():
+    student = Student([OdeExpert(more("chroma"), phase) for phase in PhasePlan.uniform(1)])
+    reason = "pipeline in diffusers that samples .*lets prompts attend to their padding"
+    with pytest.raises(ValueError, match=reason):
+        network_intervals(student)
+
+
+def test_a_student_on_the_schedule_of_v_prediction_has_one_scheduler_and_no_adapter_files(
+    tmp_path,
+):
+    teacher = more("cogvideox_5b")
+    part = adapt(teacher, RANK, seed=0)
+    student = Student([OdeExpert(part, phase) for phase in PhasePlan.uniform(1, steps=2)])
+    (interval,) = network_intervals(student)
+    assert interval.network.kind == "v_prediction" and interval.times == (1.0, 0.5)
+    with pytest.raises(ValueError, match="rectified flow, and this student is on DiscreteVP"):
+        export_lora(student, tmp_path / "lora")
+    with pytest.raises(ValueError, match="stock scheduler is one of rectified flow"):
+        export_diffusers(student, tmp_path / "pipeline", scheduler="stock")
+    teacher.kind = "epsilon"
+    with pytest.raises(ValueError, match="or of networks of v-prediction on their own schedule"):
         network_intervals(student)
 
 

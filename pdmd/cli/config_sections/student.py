@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pdmd.cli.config_sections.random_weights import check_room
 from pdmd.cli.values import Arguments
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distillation.student_folders import read_description
@@ -105,6 +106,8 @@ class StudentConfig:
     def _build(self, outlined: bool) -> Teacher:
         meta = outline_arguments(self.name) if outlined else {}
         try:
+            if not meta:
+                check_room(self.name, self.arguments, "student")
             network = teachers[self.name](**self.arguments, **meta)
             if meta and self.arguments.get("folder") and missing_sources(network):
                 network = teachers[self.name](**self.arguments)  # a factory for plans only

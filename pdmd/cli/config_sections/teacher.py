@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pdmd.cli.composition import Composer
+from pdmd.cli.config_sections.random_weights import check_room, weights_notice
 from pdmd.cli.values import Arguments, Table, Terms, inline_toml
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import Router
@@ -66,6 +67,10 @@ class TeacherConfig:
     check_score: bool = True
     """Look first, by 11 evaluations of 8 rows, whether it is the score of its own samples."""
 
+    def notice(self) -> str:
+        """Returns a line for the user if the teacher has random weights, else ``""``."""
+        return weights_notice(self.name, self.arguments)
+
     def source(self) -> dict[str, Any]:
         """Returns the ``source`` of a :class:`~pdmd.distillation.students.Student` of it."""
         source: dict[str, Any] = {
@@ -92,12 +97,13 @@ class TeacherConfig:
                 whose factory takes no ``meta`` are built whole.
 
         Raises:
-            ValueError: If the name is not registered, the arguments do not fit, or a package is
-                missing.
+            ValueError: If the name is not registered, the arguments do not fit, random weights do
+                not fit into memory, or a package is missing.
         """
         self.check_name()
         meta = outline_arguments(self.name) if outlined and self.arguments.get("folder") else {}
         try:
+            check_room(self.name, self.arguments)
             teacher = teachers[self.name](**self.arguments, **meta)
             if meta and missing_sources(teacher):  # a factory for plans only
                 teacher = teachers[self.name](**self.arguments)

@@ -264,6 +264,10 @@ class Comparison:
                 )
         return found
 
+    def distances(self) -> list[str]:
+        """Returns the columns that are distances to the reference."""
+        return [name for m in self.metrics.values() if m.distance for name in m.figures]
+
     def pictures(self) -> dict[str, Tensor]:
         """Returns small pictures of the first prompts in [0, 1], by method."""
         found = {name: list(store.blocks("thumbnails")) for name, store in self.stores.items()}

@@ -42,11 +42,14 @@ class Metric(ABC):
         measurement: The measurement's name.
         figures: The names of its figures, and what each means.
         compares: Whether it compares with the reference, which then has no figure of its own.
+        distance: Whether its figures are distances to the reference: lower is closer. Where the
+            student's is above that of the teacher's own few steps, a comparison says so.
     """
 
     measurement: str
     figures: dict[str, str]
     compares: bool = False
+    distance: bool = False
 
     @abstractmethod
     def __call__(self, own: FeatureStore, reference: FeatureStore) -> dict[str, float]:
@@ -119,7 +122,7 @@ class Frechet(Metric):
 
     measurement = "vision"
     figures = {"frechet": "distance to the teacher: lower is closer"}
-    compares = True
+    compares = distance = True
 
     def __call__(self, own: FeatureStore, reference: FeatureStore) -> dict[str, float]:
         (name,) = self.figures
@@ -147,7 +150,7 @@ class Kernel(Metric):
 
     measurement = "vision"
     figures = {"kernel": "distance to the teacher, times 1000, unbiased: lower is closer"}
-    compares = True
+    compares = distance = True
 
     def __call__(self, own: FeatureStore, reference: FeatureStore) -> dict[str, float]:
         pairs = zip(

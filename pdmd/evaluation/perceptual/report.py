@@ -24,6 +24,7 @@ def write_comparison(
     figures: Mapping[str, str],
     pictures: Mapping[str, Tensor],
     prompts: Sequence[str],
+    notices: Sequence[str] = (),
 ) -> Path:
     """Writes a page.
 
@@ -35,6 +36,7 @@ def write_comparison(
         figures: What each figure means, by name.
         pictures: Pictures in [0, 1], with shape :math:`(P S, C, H, W)`, by method.
         prompts: Their P prompts.
+        notices: What the reader should know first, a line each.
 
     Returns:
         The page's path.
@@ -52,6 +54,7 @@ def write_comparison(
         rows=rows,
         facts={key: plain_text(value) for key, value in facts.items()},
         figures=figures,
+        notices=[plain_text(line) for line in notices],
         pictures=shown,
     )
     out = local_path(path, "a report")

@@ -1,9 +1,16 @@
-r"""A scheduler with a student's timesteps, for pipelines of rectified flow.
+r"""A scheduler with a student's timesteps, for pipelines of its family.
 
-This file is exported beside a student's weights and depends on diffusers only. A step is an Euler
-step :math:`x_s = x_t + (s - t) v`. Between two steps of a renoising phase, it goes to the phase's
-end :math:`e` and diffuses back with fresh noise,
-:math:`x_s = \alpha_{s|e} x_e + \sigma_{s|e} \varepsilon`.
+This file is exported beside a student's weights and depends on diffusers only. On rectified flow a
+step is an Euler step :math:`x_s = x_t + (s - t) v`. On another schedule, whose
+:math:`\alpha_t` and :math:`\sigma_t` its configuration states, the network predicts
+:math:`v = \alpha_t \varepsilon - \sigma_t x_0` and a step is one of DDIM:
+
+.. math:: \hat x_0 = \alpha_t x_t - \sigma_t v, \quad
+    \hat\varepsilon = \sigma_t x_t + \alpha_t v, \quad
+    x_s = \alpha_s \hat x_0 + \sigma_s \hat\varepsilon.
+
+Between two steps of a renoising phase, it goes to the phase's end :math:`e` and diffuses back with
+fresh noise, :math:`x_s = \alpha_{s|e} x_e + \sigma_{s|e} \varepsilon`.
 """
 
 import math
@@ -32,6 +39,9 @@ class PhasedScheduler(SchedulerMixin, ConfigMixin):
         renoise_from: For each step the end of its phase if it renoises, else ``None``; by default
             no step renoises.
         num_train_timesteps: The factor by which pipelines multiply times.
+        time_offset: The network's time at 0.
+        coefficients: For each timestep, and for 0, its alpha and sigma with their squares' sum 1,
+            for networks of v-prediction; by default those of rectified flow, for velocities.
     """
 
     order = 1
@@ -44,6 +54,8 @@ class PhasedScheduler(SchedulerMixin, ConfigMixin):
         grid: list[float],
         renoise_from: list[float | None] | None = None,
         num_train_timesteps: int = 1000,
+        time_offset: float = 0.0,
+        coefficients: list[list[float]] | None = None,
     ) -> None:
         times = [*grid, 0.0]
         if not grid or any(not s < t for t, s in zip(times, times[1:], strict=False)):
@@ -51,6 +63,10 @@ class PhasedScheduler(SchedulerMixin, ConfigMixin):
                 f"expected timesteps that strictly decrease and end above 0, got {grid}"
             )
         self._renoise_from = list(renoise_from) if renoise_from is not None else [None] * len(grid)
+        flow = [[1 - t, t] for t in times]
+        self._coefficients = flow if coefficients is None else [list(c) for c in coefficients]
+        if [len(c) for c in self._coefficients] != [2] * len(times):
+            raise ValueError(f"expected alpha and sigma at {len(times)} times, got {coefficients}")
         self._times = times
         self._begin_index: int | None = None
         self._step_index: int | None = None
@@ -59,10 +75,10 @@ class PhasedScheduler(SchedulerMixin, ConfigMixin):
         self._set_device(None)
 
     def _set_device(self, device: str | torch.device | None) -> None:
-        scale = float(self.config["num_train_timesteps"])
+        scale, zero = (float(self.config[k]) for k in ("num_train_timesteps", "time_offset"))
         self.sigmas = torch.tensor(self._times, dtype=torch.float32)
         self.timesteps = torch.tensor(
-            [scale * t for t in self._times[:-1]], dtype=torch.float32, device=device
+            [scale * t + zero for t in self._times[:-1]], dtype=torch.float32, device=device
         )
 
     @property
@@ -137,7 +153,7 @@ class PhasedScheduler(SchedulerMixin, ConfigMixin):
         """Steps from one time to the next.
 
         Args:
-            model_output: The velocity.
+            model_output: The velocity, or the v-prediction on another schedule.
             timestep: One of ``timesteps``.
             sample: The sample at that time.
             generator: The generator of renoising steps; the global one by default.
@@ -152,15 +168,17 @@ class PhasedScheduler(SchedulerMixin, ConfigMixin):
         x = sample.float()
         if self._sample is not None and torch.equal(self._sample.to(sample.dtype), sample):
             x = self._sample
-        t, s, end = self._times[i], self._times[i + 1], self._renoise_from[i]
+        s, end = self._times[i + 1], self._renoise_from[i]
         v = model_output.float()
         if end is None or end == s:
-            x = x + (s - t) * v
+            x = self._moved(x, v, i, i + 1)
         else:
-            x = x + (end - t) * v
-            kept = (1 - s) / (1 - end)
+            last = min(range(len(self._times)), key=lambda j: abs(self._times[j] - end))
+            x = self._moved(x, v, i, last)
+            (alpha_s, sigma_s), (alpha, sigma) = (self._coefficients[j] for j in (i + 1, last))
+            kept = alpha_s / alpha
             noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            x = kept * x + math.sqrt(s**2 - (kept * end) ** 2) * noise
+            x = kept * x + math.sqrt(sigma_s**2 - (kept * sigma) ** 2) * noise
         self._sample = x
         self._step_index += 1
         out = x.to(model_output.dtype)
@@ -169,10 +187,23 @@ class PhasedScheduler(SchedulerMixin, ConfigMixin):
         previous: Any = out
         return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=previous)
 
+    def _moved(self, x: torch.Tensor, v: torch.Tensor, i: int, j: int) -> torch.Tensor:
+        """Steps along the flow from one of the times to another."""
+        if self.config["coefficients"] is None:
+            return x + (self._times[j] - self._times[i]) * v
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = (self._coefficients[k] for k in (i, j))
+        return alpha_s * (alpha_t * x - sigma_t * v) + sigma_s * (sigma_t * x + alpha_t * v)
+
     def scale_noise(
         self, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor
     ) -> torch.Tensor:
-        """Diffuses clean samples to given timesteps."""
+        """Diffuses clean samples to given timesteps.
+
+        Raises:
+            ValueError: On another schedule than rectified flow.
+        """
+        if self.config["coefficients"] is not None:
+            raise ValueError("this student starts from noise, and diffuses no samples")
         t = (timestep.to(sample.device) / self.config["num_train_timesteps"]).to(sample.dtype)
         t = t.reshape(-1, *(1,) * (sample.ndim - 1))
         return (1 - t) * sample + t * noise

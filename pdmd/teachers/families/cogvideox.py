@@ -56,8 +56,13 @@ class CogVideoXTeacher(DiscreteTimeTeacher, TextTeacher):
         pipeline="CogVideoXPipeline",
         network="CogVideoXTransformer3DModel",
         vae="AutoencoderKLCogVideoX",
-        unexported="exported schedulers step on rectified flow, and this family does not",
         scheduler="",
+        task="text-to-video",
+        time_scale=1000.0,
+        time_offset=-1.0,
+        takes_sigmas=False,
+        proposes=False,
+        output="frames",
     )
     released = {
         "num_layers": 42,

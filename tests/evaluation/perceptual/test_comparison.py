@@ -117,16 +117,18 @@ def test_settings_that_change_the_rows_are_checked(teacher, tmp_path):
 def test_the_report_has_the_table_its_meanings_and_the_pictures(teacher, tmp_path):
     compared = comparison(teacher, tmp_path)
     table(compared)
-    page = write_comparison(
-        tmp_path / "report.html",
-        compared.rows(),
-        title="<b>a test</b>",
-        facts={"steps": "4 & 2"},
-        figures=metrics["kernel"].figures,
-        pictures=compared.pictures(),
-        prompts=["one", "two", "$three$", "<four>"],
-    ).read_text()
+    content = {
+        "title": "<b>a test</b>",
+        "facts": {"steps": "4 & 2"},
+        "figures": metrics["kernel"].figures,
+        "pictures": compared.pictures(),
+        "prompts": ["one", "two", "$three$", "<four>"],
+    }
+    page = write_comparison(tmp_path / "report.html", compared.rows(), **content).read_text()
     assert "&lt;b&gt;a test&lt;/b&gt;" in page and "<b>a test" not in page
     assert "4 &amp; 2" in page and metrics["kernel"].figures["kernel"] in page
     assert page.count("data:image/png") == 3 and 'class="student"' in page
-    assert "<td>–</td>" in page
+    assert "<td>–</td>" in page and "Notices" not in page
+    path = write_comparison(tmp_path / "x.html", compared.rows(), notices=["x < y"], **content)
+    assert "<h2>Notices</h2>\n<ul><li>x &lt; y</li></ul>" in path.read_text()
+    assert compared.distances() == ["frechet", "kernel"]
