@@ -2,16 +2,17 @@
 
 Methods differ only in their :class:`~pdmd.benchmarks.schemes.Scheme`. They share the initial
 network, the number of generator updates (split over the phases), the batch size, the optimizers
-and the learning rates; nothing is tuned per method.
+and, but where a benchmark states others in its ``rates``, the learning rates.
 """
 
 from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
@@ -82,6 +83,8 @@ class DistillationBenchmark(Benchmark):
     teacher_steps: int
     shift = 1.0  # of the times of plans and of the teacher's steps
     optimizers: tuple[AdamRecipe, AdamRecipe]
+    rates: Mapping[str, tuple[float, float]] = MappingProxyType({})
+    """Learning rates of generator and fake score of the methods that need others."""
 
     @abstractmethod
     def teacher(self) -> Teacher:
@@ -120,7 +123,10 @@ class DistillationBenchmark(Benchmark):
                 partial(sample_ode, teacher, steps=steps, times=self.times(steps)),
             )
         else:
-            student, cost = self.distill(SCHEMES[method], teacher, seed)
+            scheme = SCHEMES[method]
+            if method in self.rates and scheme.learning_rates is None:
+                scheme = replace(scheme, learning_rates=self.rates[method])
+            student, cost = self.distill(scheme, teacher, seed)
             nfe, draw = student.plan.nfe, partial(sample, student)
         x = draw(condition, batch=samples, generator=generator)
         picture = data_uri(self.picture(teacher, x, condition), dpi=60)
