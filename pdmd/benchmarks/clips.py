@@ -36,12 +36,7 @@ class ClipsBenchmark(HeldOutPromptsBenchmark):
     shift = ClipsTeacher.shift
     # The best of 3e-5, 1e-4 and 3e-4 for each method, by docs/evidence/guided_search.py.
     optimizers = (AdamRecipe(lr=3e-5), AdamRecipe(lr=6e-5, decay=Constant()))
-    rates = MappingProxyType(
-        {
-            "one_step": (3e-4, 6e-4),
-            **dict.fromkeys(("sgts", "sgts_ode", "sgts_per_exit_step"), (1e-4, 2e-4)),
-        }
-    )
+    rates = MappingProxyType({"one_step": (3e-4, 6e-4)})
 
     def pretrained(self, prompts: Sequence[str]) -> Teacher:
         return ClipsTeacher.from_package(prompts)
