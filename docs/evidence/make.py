@@ -162,7 +162,7 @@ def equal_costs(name):
 def variant(name, results, other):
     """Returns the section of results with other options."""
     config = other["config"]
-    same = {"name", "updates", "fake_updates", "batch_size", "samples"}
+    same = {"name", "updates", "batch_size", "samples"}
     default = results["config"]
     changed = {k: v for k, v in config.items() if k not in same and v != default.get(k, v)}
     forwards = changed.pop("forwards", 0)
@@ -171,9 +171,11 @@ def variant(name, results, other):
         words = f", {words}" if words else ""
         head = f"### At equal cost: {forwards:,} forward passes of a batch{words}"
         return [head, CLAIMS[name](other), table(other, METRICS[name])]
-    kind = "Guidance" if set(changed) == {"guidance"} else "Held out"
-    words = f"{changed['guidance']:g}" if kind == "Guidance" else words
-    return [f"### {kind}: {words}", table(other, METRICS[name])]
+    if set(changed) <= {"guidance", "fake_updates"}:
+        head = "### With " + ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in changed.items())
+    else:
+        head = f"### Held out: {words}"
+    return [head, table(other, METRICS[name])]
 
 
 def trials(name):
