@@ -1,5 +1,7 @@
 """The network schedule: intervals, boundaries and renoising times of students."""
 
+import copy
+
 import pytest
 
 from pdmd import MixtureTeacher, OdeExpert, PhasePlan, Student
@@ -47,7 +49,7 @@ def test_a_family_whose_pipeline_differs_says_why():
 def test_a_student_on_the_schedule_of_v_prediction_has_one_scheduler_and_no_adapter_files(
     tmp_path,
 ):
-    teacher = more("cogvideox_5b")
+    teacher = copy.deepcopy(more("cogvideox_5b"))  # other tests share it
     part = adapt(teacher, RANK, seed=0)
     student = Student([OdeExpert(part, phase) for phase in PhasePlan.uniform(1, steps=2)])
     (interval,) = network_intervals(student)
