@@ -139,7 +139,7 @@ def cost_figure(
         the teacher, is a horizontal line.
     """
     require("report", "matplotlib")
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     entries = [entry for summary in summaries for entry in summary]
     names = list(dict.fromkeys(entry["method"] for entry in entries))
@@ -162,6 +162,7 @@ def cost_figure(
         axes.set_xscale("log", base=2)
         if metric.log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
         if metric.falls:
