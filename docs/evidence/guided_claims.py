@@ -64,7 +64,7 @@ def guided_claims(results):
     if "teacher_euler_4" in m:
         own, whole = v(ours, diversity), v("teacher", diversity)
         few = v("teacher_euler_4", diversity)
-        spread = m[ours][diversity][1]
+        spread = max(m[name][diversity][1] for name in (ours, "teacher"))
         add(
             f"`{ours}` keeps the teacher's diversity ({NAMES[diversity]}), 4 Euler steps lose it",
             own >= whole - spread and few < whole - spread,
