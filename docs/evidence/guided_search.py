@@ -48,6 +48,7 @@ def uniform(phases, steps, shift):
 PUBLISHED = ("one_step", "vanilla", "sgts", "sgts_ode")
 TRIALS = {
     **{name: SCHEMES[name] for name in PUBLISHED},
+    **{f"{name}_3e-4": replace(SCHEMES[name], **rates(3e-4, 6e-4)) for name in PUBLISHED},
     **{f"{name}_1e-4": replace(SCHEMES[name], **rates(1e-4, 2e-4)) for name in PUBLISHED},
     **{f"{name}_3e-5": replace(SCHEMES[name], **rates(3e-5, 6e-5)) for name in PUBLISHED},
     **{f"{name}_1e-3": replace(SCHEMES[name], **rates(1e-3, 2e-3)) for name in PUBLISHED},
@@ -56,6 +57,7 @@ TRIALS = {
     "buffer": BUFFER,
     "buffer_3e-5": replace(BUFFER, **rates(3e-5, 6e-5)),
     "buffer_3e-5_fake_3e-4": replace(BUFFER, **rates(3e-5, 3e-4)),
+    "buffer_3e-4": replace(BUFFER, **rates(3e-4, 6e-4)),
     "buffer_1e-4": replace(BUFFER, **rates(1e-4, 2e-4)),
     "buffer_1e-3": replace(BUFFER, **rates(1e-3, 2e-3)),
     "buffer_1_fake": fakes(BUFFER, 1),

@@ -34,7 +34,7 @@ class ClipsBenchmark(HeldOutPromptsBenchmark):
     names = CLIP_NAMES
     updates, batch_size, samples, teacher_steps = 160, 32, 640, 24
     shift = ClipsTeacher.shift
-    # The best of 3e-5, 1e-4 and 3e-4 for each method, by docs/evidence/guided_search.py.
+    # By the trials of docs/evidence/guided_search.py.
     optimizers = (AdamRecipe(lr=3e-5), AdamRecipe(lr=6e-5, decay=Constant()))
     rates = MappingProxyType({"one_step": (3e-4, 6e-4)})
 
