@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow runbook types oldest newest docs clean
+.PHONY: help install demo test slow runbook fashion fashionfiles types oldest newest docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,19 @@ slow: $(INSTALLED) ## Run the tests that take minutes
 
 runbook: $(INSTALLED) ## Run every command of the runbook, at tiny size
 	$(BIN)/python -m pytest -q -m slow tests/test_runbook.py
+
+# The original files, unpacked from the Debian package; on other systems FASHION_MNIST names their folder.
+FASHION_MNIST ?= $(CURDIR)/.fashion-mnist/usr/share/datasets/fashion-mnist
+
+$(CURDIR)/.fashion-mnist/usr/share/datasets/fashion-mnist:
+	rm -rf .fashion-mnist && mkdir .fashion-mnist
+	cd .fashion-mnist && apt-get download dataset-fashion-mnist
+	dpkg-deb -x .fashion-mnist/dataset-fashion-mnist_*.deb .fashion-mnist
+
+fashionfiles: $(FASHION_MNIST)
+
+fashion: $(INSTALLED) $(FASHION_MNIST) ## Run the tests that need Fashion-MNIST
+	FASHION_MNIST=$(FASHION_MNIST) $(BIN)/python -m pytest -q -m slow tests/benchmarks/test_fashion_files.py
 
 types: $(INSTALLED) ## Check the types, and by mypy those of a program that uses the library
 	$(BIN)/pyright --pythonpath $(BIN)/python

@@ -19,6 +19,7 @@ from pdmd.benchmarks import BenchConfig
 from pdmd.benchmarks.base import benchmarks
 from pdmd.benchmarks.efficiency import EFFICIENCY_SETTINGS
 from pdmd.benchmarks.schemes import SCHEMES
+from pdmd.distillation.experts import FullGradient
 from pdmd.distillation.initializers import FromPrevious
 from pdmd.files import write_file
 from pdmd.objectives import DistributionMatching, LogSnrTimes, SubintervalScoreMatching
@@ -30,6 +31,7 @@ KEPT = (
     *("relative_flow", "flow_spread", "boundary_1", "boundary_2", "boundary_3", "forwards"),
 )
 BUFFER, HALVES = SCHEMES["phased_buffer"], SCHEMES["phased_2x2"]
+WHOLE = replace(HALVES, truncation=FullGradient())
 
 
 def rates(lr, fake_lr):
@@ -93,6 +95,21 @@ TRIALS = {
         HALVES, update_shares=(1, 2), efficiency=EFFICIENCY_SETTINGS["buffer"]
     ),
     "2x2_previous": replace(HALVES, init=lambda init: FromPrevious()),
+    "2x2_full": WHOLE,
+    "2x2_full_late": replace(WHOLE, update_shares=(1, 2)),
+    "2x2_full_3e-5": replace(WHOLE, **rates(3e-5, 6e-5)),
+    "2x2_full_late_3e-5": replace(WHOLE, update_shares=(1, 2), **rates(3e-5, 6e-5)),
+    "2x2_full_later_3e-5": replace(WHOLE, update_shares=(1, 3), **rates(3e-5, 6e-5)),
+    "2x2_full_shift_3_3e-5": replace(WHOLE, **uniform(2, 2, 3.0), **rates(3e-5, 6e-5)),
+    "1_3_full_3e-5": replace(WHOLE, **uniform(2, (1, 3), 1.0), **rates(3e-5, 6e-5)),
+    "1_3_full_late_3e-5": replace(
+        WHOLE, update_shares=(1, 2), **uniform(2, (1, 3), 1.0), **rates(3e-5, 6e-5)
+    ),
+    "1_3_full_late": replace(WHOLE, update_shares=(1, 2), **uniform(2, (1, 3), 1.0)),
+    "3_1_full_3e-5": replace(WHOLE, **uniform(2, (3, 1), 1.0), **rates(3e-5, 6e-5)),
+    "2x2_full_buffer_3e-5": replace(
+        WHOLE, efficiency=EFFICIENCY_SETTINGS["buffer"], **rates(3e-5, 6e-5)
+    ),
     "2x2_1_fake": fakes(HALVES, 1),
     "2x2_5_fakes": fakes(HALVES, 5),
 }
