@@ -32,6 +32,7 @@ KEPT = (
 )
 BUFFER, HALVES = SCHEMES["phased_buffer"], SCHEMES["phased_2x2"]
 WHOLE = replace(HALVES, truncation=FullGradient())
+LATER = replace(WHOLE, update_shares=(1, 3))
 
 
 def rates(lr, fake_lr):
@@ -97,15 +98,35 @@ TRIALS = {
     "2x2_previous": replace(HALVES, init=lambda init: FromPrevious()),
     "2x2_full": WHOLE,
     "2x2_full_late": replace(WHOLE, update_shares=(1, 2)),
+    "2x2_full_later": LATER,
+    "2x2_full_last": replace(WHOLE, update_shares=(1, 7)),
+    "2x2_full_last_3e-5": replace(WHOLE, update_shares=(1, 7), **rates(3e-5, 6e-5)),
+    "2x2_full_last_buffer_3e-5": replace(
+        WHOLE,
+        update_shares=(1, 7),
+        efficiency=EFFICIENCY_SETTINGS["buffer"],
+        **rates(3e-5, 6e-5),
+    ),
+    "2x2_full_later_buffer": replace(LATER, efficiency=EFFICIENCY_SETTINGS["buffer"]),
+    "2x2_full_later_1e-4": replace(LATER, **rates(1e-4, 2e-4)),
+    "2x2_full_later_1e-3": replace(LATER, **rates(1e-3, 2e-3)),
+    "2x2_full_later_1_fake": fakes(LATER, 1),
+    "2x2_full_later_5_fakes": fakes(LATER, 5),
     "2x2_full_3e-5": replace(WHOLE, **rates(3e-5, 6e-5)),
     "2x2_full_late_3e-5": replace(WHOLE, update_shares=(1, 2), **rates(3e-5, 6e-5)),
-    "2x2_full_later_3e-5": replace(WHOLE, update_shares=(1, 3), **rates(3e-5, 6e-5)),
+    "2x2_full_later_3e-5": replace(LATER, **rates(3e-5, 6e-5)),
     "2x2_full_shift_3_3e-5": replace(WHOLE, **uniform(2, 2, 3.0), **rates(3e-5, 6e-5)),
     "1_3_full_3e-5": replace(WHOLE, **uniform(2, (1, 3), 1.0), **rates(3e-5, 6e-5)),
     "1_3_full_late_3e-5": replace(
         WHOLE, update_shares=(1, 2), **uniform(2, (1, 3), 1.0), **rates(3e-5, 6e-5)
     ),
     "1_3_full_late": replace(WHOLE, update_shares=(1, 2), **uniform(2, (1, 3), 1.0)),
+    "1_3_full_later": replace(LATER, **uniform(2, (1, 3), 1.0)),
+    "1_3_full_last": replace(WHOLE, update_shares=(1, 7), **uniform(2, (1, 3), 1.0)),
+    "1_3_full_last_3e-5": replace(
+        WHOLE, update_shares=(1, 7), **uniform(2, (1, 3), 1.0), **rates(3e-5, 6e-5)
+    ),
+    "1_3_full_later_3e-5": replace(LATER, **uniform(2, (1, 3), 1.0), **rates(3e-5, 6e-5)),
     "3_1_full_3e-5": replace(WHOLE, **uniform(2, (3, 1), 1.0), **rates(3e-5, 6e-5)),
     "2x2_full_buffer_3e-5": replace(
         WHOLE, efficiency=EFFICIENCY_SETTINGS["buffer"], **rates(3e-5, 6e-5)

@@ -58,6 +58,8 @@ GUIDED_METHODS = (
     "sgts_per_exit_step",
     "phased",
     "phased_2x2",
+    "phased_2x2_full",
+    "phased_1x3_full",
     "phased_disjoint",
     "phased_shared",
     "phased_lora",

@@ -138,6 +138,10 @@ def _halves() -> PhasePlan:
     return PhasePlan.uniform(2, steps=2)
 
 
+def _first_and_rest() -> PhasePlan:
+    return PhasePlan.uniform(2, steps=(1, 3))
+
+
 def _disjoint() -> PhasePlan:
     return PhasePlan.uniform(4, score_range=Disjoint())
 
@@ -194,6 +198,20 @@ SCHEMES: dict[str, Scheme] = {
     "phased_2x2": Scheme(
         summary="Phased DMD: two phases of two steps, truncated at random inside a phase.",
         plan=_halves,
+    ),
+    "phased_2x2_full": Scheme(
+        summary="As phased_2x2, the gradient through both steps of a phase, three quarters of the "
+        "updates in the last.",
+        plan=_halves,
+        truncation=FullGradient(),
+        update_shares=(1, 3),
+    ),
+    "phased_1x3_full": Scheme(
+        summary="Phases of one and three steps, the gradient through all of a phase, two thirds of "
+        "the updates in the last.",
+        plan=_first_and_rest,
+        truncation=FullGradient(),
+        update_shares=(1, 2),
     ),
     "phased_disjoint": Scheme(
         summary="As phased, scores compared inside the phase's own interval only.",
