@@ -70,6 +70,8 @@ TRIALS = {
     "buffer_late": replace(BUFFER, update_shares=(1, 1, 1, 3)),
     "buffer_late_5": replace(BUFFER, update_shares=(1, 1, 1, 5)),
     "buffer_late_shift_3": replace(BUFFER, update_shares=(1, 1, 1, 3), **uniform(4, 1, 3.0)),
+    "buffer_late_3e-5": replace(BUFFER, update_shares=(1, 1, 1, 3), **rates(3e-5, 6e-5)),
+    "buffer_late_1e-4": replace(BUFFER, update_shares=(1, 1, 1, 3), **rates(1e-4, 2e-4)),
     "buffer_late_5_fakes": fakes(replace(BUFFER, update_shares=(1, 1, 1, 3)), 5),
     "buffer_late_previous": replace(
         BUFFER, update_shares=(1, 1, 1, 3), init=lambda init: FromPrevious()
@@ -121,6 +123,9 @@ TRIALS = {
         WHOLE, update_shares=(1, 2), **uniform(2, (1, 3), 1.0), **rates(3e-5, 6e-5)
     ),
     "1_3_full_late": replace(WHOLE, update_shares=(1, 2), **uniform(2, (1, 3), 1.0)),
+    "1_3_full_late_1e-4": replace(
+        WHOLE, update_shares=(1, 2), **uniform(2, (1, 3), 1.0), **rates(1e-4, 2e-4)
+    ),
     "1_3_full_later": replace(LATER, **uniform(2, (1, 3), 1.0)),
     "1_3_full_last": replace(WHOLE, update_shares=(1, 7), **uniform(2, (1, 3), 1.0)),
     "1_3_full_last_3e-5": replace(
@@ -155,6 +160,7 @@ def main():
     parser.add_argument("trials", nargs="*", help="trials, or all; none lists them")
     parser.add_argument("--data", default="", help="folder of the files of Fashion-MNIST")
     parser.add_argument("--forwards", type=int, default=FORWARDS, help="cost of training")
+    parser.add_argument("--guidance", type=float, default=0.0, help="the teacher's guidance scale")
     parser.add_argument("--out", default="", help="the results; search_NAME.json here by default")
     options = parser.parse_args()
     if not options.trials:
@@ -166,13 +172,15 @@ def main():
         parser.error(f"no trials are called {', '.join(unknown)}; without names they are listed")
     torch.set_num_threads(1)
     name, out = options.benchmark, Path(options.out or HERE / f"search_{options.benchmark}.json")
-    config = BenchConfig(name=name, forwards=options.forwards, data=options.data)
-    benchmark = benchmarks[name](config, FOLDER / name)
+    own = {"guidance": options.guidance} if options.guidance else {}
+    config = BenchConfig(name=name, forwards=options.forwards, data=options.data, **own)
+    folder = FOLDER / "_".join((name, *map(str, own.values())))
+    benchmark = benchmarks[name](config, folder)
     benchmark.prepare(True)
     for trial in names:
         key = f"{trial} {options.forwards}"
         if key not in read(out):
-            found = measure(benchmark, TRIALS[trial])
+            found = {**measure(benchmark, TRIALS[trial]), **own}
             write_file(out, json.dumps({**read(out), key: found}, indent=1) + "\n")
         print(key, read(out)[key], flush=True)
 

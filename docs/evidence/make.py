@@ -184,6 +184,8 @@ def trials(name):
     if not path.exists():
         return []
     found = json.loads(path.read_text())
+    guidance = {row["guidance"] for row in found.values() if "guidance" in row}
+    where = f" --guidance {guidance.pop():g}" if guidance else ""
     shown = [m for m in SEARCHED if any(m in row for row in found.values())]
     head = ["trial", "cost", *(COLUMNS[m][0] for m in shown)]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
@@ -193,8 +195,8 @@ def trials(name):
         lines.append(f"| `{trial}` | {int(forwards):,} | " + " | ".join(values) + " |")
     return [
         "### The search",
-        f"`python docs/evidence/guided_search.py {name}` lists these trials and runs them, each "
-        "with a seed that no other table has. Trials change learning rates, the number of fake "
+        f"`python docs/evidence/guided_search.py {name}{where}` lists these trials and runs "
+        "them, each with a seed that no other table has. Trials change learning rates, the number of fake "
         "updates, the plan, shares of updates, first weights. Cost: forward passes of a batch.",
         "\n".join(lines) + "\n\n" + explain(shown),
     ]
