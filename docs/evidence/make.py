@@ -196,8 +196,9 @@ def trials(name):
     return [
         "### The search",
         f"`python docs/evidence/guided_search.py {name}{where}` lists these trials and runs "
-        "them, each with a seed that no other table has. Trials change learning rates, the number of fake "
-        "updates, the plan, shares of updates, first weights. Cost: forward passes of a batch.",
+        "them, each with a seed that no other table has. Trials change learning rates, the number "
+        "of fake updates, the plan, shares of updates, first weights. Cost: forward passes of a "
+        "batch.",
         "\n".join(lines) + "\n\n" + explain(shown),
     ]
 
