@@ -7,9 +7,9 @@ from pdmd.evaluation.bench_report import summarise
 __all__ = ["guided_claims"]
 
 PUBLISHED = ("one_step", "vanilla", "sgts", "sgts_ode")
-DEFAULT, PAPER = "phased_2x2_full", "phased"
+FULL, PAPER = "phased_2x2_full", "phased"
 PHASED = (
-    *(DEFAULT, "phased_1x3_full", PAPER, "phased_late", "phased_2x2"),
+    *(FULL, "phased_1x3_full", PAPER, "phased_late", "phased_2x2"),
     *("phased_lora", "phased_buffer"),
 )
 DISTANCE, DIVERSITY = "feature_distance", {"clips": "flow_spread"}
@@ -61,7 +61,7 @@ def guided_claims(results):
         rows.append((text, ", ".join(f"`{name}`" for name in found) or "none", bool(found)))
     ours = phased[0]
     rows += _losses(g, ours)
-    if g.bench == "clips":
+    if g.bench == "clips" and "sgts" in g.means:
         rows.append(_motion(g, ours))
     four = next((name for name in (PAPER, "phased_late") if name in g.means), None)
     rows += _boundaries(g, four) if four else []

@@ -103,6 +103,8 @@ TRIALS = {
     "2x2_full_later": LATER,
     "2x2_full_last": replace(WHOLE, update_shares=(1, 7)),
     "2x2_full_last_3e-5": replace(WHOLE, update_shares=(1, 7), **rates(3e-5, 6e-5)),
+    "vanilla_3e-5_fake_3e-4": replace(SCHEMES["vanilla"], **rates(3e-5, 3e-4)),
+    "2x2_full_later_3e-5_fake_3e-4": replace(LATER, **rates(3e-5, 3e-4)),
     "2x2_full_last_buffer_3e-5": replace(
         WHOLE,
         update_shares=(1, 7),

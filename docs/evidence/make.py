@@ -156,7 +156,9 @@ def others(name):
 
 def equal_costs(name):
     """Returns the results at equal cost of training, from the lowest."""
-    return [results for results in others(name) if results["config"].get("forwards")]
+    found = [results for results in (load(name), *others(name)) if results is not None]
+    found = [results for results in found if results["config"].get("forwards")]
+    return sorted(found, key=lambda results: results["config"]["forwards"])
 
 
 def variant(name, results, other):

@@ -86,7 +86,8 @@ class DistillationBenchmark(Benchmark):
     shift = 1.0  # of the times of plans and of the teacher's steps
     optimizers: tuple[AdamRecipe, AdamRecipe]
     rates: Mapping[str, tuple[float, float]] = MappingProxyType({})
-    """Learning rates of generator and fake score of the methods that need others."""
+    """Learning rates of generator and fake score of the methods that need others, unless the
+    options state rates."""
 
     @abstractmethod
     def teacher(self) -> Teacher:
@@ -126,7 +127,8 @@ class DistillationBenchmark(Benchmark):
             )
         else:
             scheme = SCHEMES[method]
-            if method in self.rates and scheme.learning_rates is None:
+            stated = scheme.learning_rates or self.config.lr or self.config.fake_lr
+            if method in self.rates and not stated:
                 scheme = replace(scheme, learning_rates=self.rates[method])
             student, cost = self.distill(scheme, teacher, seed)
             nfe, draw = student.plan.nfe, partial(sample, student)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -42,7 +43,9 @@ class FashionBenchmark(DistillationBenchmark):
 
     methods = GUIDED_METHODS
     updates, fake_updates, batch_size, samples, teacher_steps = 120, 2, 64, 1000, 24
+    # By the trials of docs/evidence/guided_search.py.
     optimizers = (AdamRecipe(lr=3e-4), AdamRecipe(lr=6e-4, decay=Constant()))
+    rates = MappingProxyType({"one_step": (1e-3, 2e-3), "vanilla": (1e-4, 2e-4)})
 
     @classmethod
     def settings(cls, config: BenchConfig) -> dict[str, Any]:
