@@ -126,16 +126,19 @@ class DistillationBenchmark(Benchmark):
                 partial(sample_ode, teacher, steps=steps, times=self.times(steps)),
             )
         else:
-            scheme = SCHEMES[method]
-            stated = scheme.learning_rates or self.config.lr or self.config.fake_lr
-            if method in self.rates and not stated:
-                scheme = replace(scheme, learning_rates=self.rates[method])
-            student, cost = self.distill(scheme, teacher, seed)
+            student, cost = self.distill(self.scheme(method), teacher, seed)
             nfe, draw = student.plan.nfe, partial(sample, student)
         x = draw(condition, batch=samples, generator=generator)
         picture = data_uri(self.picture(teacher, x, condition), dpi=60)
         more = self.further(teacher, student, draw, generator)
         return {**measure(x), **more, "nfe": nfe, **cost}, picture
+
+    def scheme(self, method: str) -> Scheme:
+        """Returns a method's scheme, at the benchmark's rates for it or those of options."""
+        scheme = SCHEMES[method]
+        stated = scheme.learning_rates or self.config.lr or self.config.fake_lr
+        own = None if stated else self.rates.get(method)
+        return replace(scheme, learning_rates=own) if own else scheme
 
     def plan(self, scheme: Scheme) -> PhasePlan:
         """Returns the plan of a scheme, shifted as the teacher's steps."""

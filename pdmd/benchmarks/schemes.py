@@ -207,8 +207,8 @@ SCHEMES: dict[str, Scheme] = {
         update_shares=(1, 3),
     ),
     "phased_1x3_full": Scheme(
-        summary="Phases of one and three steps, the gradient through all of a phase, two thirds of "
-        "the updates in the last.",
+        summary="Phases of one and three steps, the gradient through all of a phase, two thirds "
+        "of the updates in the last.",
         plan=_first_and_rest,
         truncation=FullGradient(),
         update_shares=(1, 2),

@@ -54,3 +54,13 @@ def test_plans_and_the_teachers_steps_are_shifted_alike(benchmark, name):
         p.score_range[1] == p.t_start for p in plain
     ]
     assert benchmark.times(4) == pytest.approx([1, 0.9, 0.75, 0.5, 0])
+
+
+def test_a_method_trains_at_its_own_rates_unless_options_state_others(tmp_path):
+    def rates(method, **options):
+        config = BenchConfig(name="clips", **TINY, **options)
+        return ClipsBenchmark(config, tmp_path).scheme(method).learning_rates
+
+    assert rates("one_step") == (3e-4, 6e-4) and rates("vanilla") is None
+    assert rates("one_step", lr=1e-5) is None and rates("one_step", fake_lr=1e-5) is None
+    assert rates("phased_lora", lr=1e-5) == (1e-3, 0.0)  # part of the scheme
