@@ -28,10 +28,8 @@ def test_both_splits_have_their_pictures_and_the_moments_of_the_card():
 
 
 def test_the_classifier_is_right_as_often_as_the_card_says():
-    images, classifier = (
-        FashionImages.from_folder(FOLDER, "t10k"),
-        FashionClassifier.from_package(),
-    )
+    images = FashionImages.from_folder(FOLDER, "t10k")
+    classifier = FashionClassifier.from_package()
     found = classifier(classifier.features(images.pictures)).argmax(1)
     assert float((found == images.labels).float().mean()) == pytest.approx(0.919, abs=1e-3)
 
