@@ -53,11 +53,18 @@ def _layout(name: str) -> torch.layout:
     return LAYOUTS[name]
 
 
+def _memory_format(kind: object, name: object) -> _MEM_FORMAT_ENCODING:
+    """Stands for ``getattr``, by which Python 3.11.2 pickles members of an enumeration."""
+    if kind is not _MEM_FORMAT_ENCODING or name not in _MEM_FORMAT_ENCODING.__members__:
+        raise pickle.UnpicklingError(f"takes {name!r:.60} of {kind!r:.60}")
+    return _MEM_FORMAT_ENCODING.__members__[str(name)]
+
+
 class MetadataUnpickler(pickle.Unpickler):
     """Unpickles DCP's metadata and nothing else."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        """Returns a known class, a dtype, or what looks layouts up.
+        """Returns a known class, a dtype, or what looks layouts and memory formats up.
 
         Raises:
             pickle.UnpicklingError: If the name is another.
@@ -67,6 +74,8 @@ class MetadataUnpickler(pickle.Unpickler):
             return CLASSES[name]
         if name == "torch.serialization._get_layout":
             return _layout
+        if name == "builtins.getattr":
+            return _memory_format
         if module_name == "torch" and isinstance(
             dtype := vars(torch).get(global_name), torch.dtype
         ):

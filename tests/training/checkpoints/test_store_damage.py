@@ -1,5 +1,7 @@
 """Stores whose files were damaged or replaced."""
 
+import enum
+import io
 import json
 import os
 import pickle
@@ -9,7 +11,12 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    BytesStorageMetadata,
+    Metadata,
+    TensorProperties,
+)
 
 from pdmd.files import FileDigest, own_digest
 from pdmd.training.checkpoints.manifest import Manifest
@@ -161,6 +168,9 @@ class Named:
         lambda path: Named(torch.save, {}, path),
         lambda path: [Named(os.mkdir, path)],
         lambda path: {"a": Named(getattr, Path, "touch")},
+        lambda path: Named(getattr, TensorProperties, "__init__"),
+        lambda path: Named(getattr, _MEM_FORMAT_ENCODING, "mro"),
+        lambda path: Named(getattr, _MEM_FORMAT_ENCODING, ["TORCH_CHANNELS_LAST"]),
         lambda path: Named(torch.load, path),
         lambda path: torch.nn.Linear,
         lambda path: BytesStorageMetadata(),
@@ -177,6 +187,25 @@ def test_a_pickle_of_anything_else_runs_nothing(tmp_path, evil):
         store.load("1", weights())
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
     assert not (tmp_path / "exploited").exists()
+
+
+class OldPickler(pickle.Pickler):
+    """Pickles members of enumerations as Python 3.11.2 does."""
+
+    def reducer_override(self, value):
+        if isinstance(value, enum.Enum):
+            return getattr, (type(value), value.name)
+        return NotImplemented
+
+
+def test_checkpoints_of_other_python_versions_are_read(tmp_path):
+    store = Store(tmp_path)
+    store.save("1", weights(), {})
+    metadata = pickle.loads((tmp_path / "1" / ".metadata").read_bytes())
+    OldPickler(data := io.BytesIO()).dump(metadata)
+    assert b"getattr" in data.getvalue()
+    rewritten(tmp_path / "1", data.getvalue())
+    check_loads(store, "1", weights())
 
 
 @pytest.mark.parametrize(
