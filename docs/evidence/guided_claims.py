@@ -1,7 +1,5 @@
 """The claims about guided, conditional teachers: glyphs, fashion and clips."""
 
-from functools import cached_property
-
 from pdmd.evaluation.bench_report import summarise
 
 __all__ = ["guided_claims"]
@@ -16,22 +14,19 @@ DISTANCE, DIVERSITY = "feature_distance", {"clips": "flow_spread"}
 NAMES = {"vendi": "Vendi", "flow_spread": "spread of motion"}
 
 
-class Guided:
+class Means:
     """The means of a results file, and statements about them."""
 
     def __init__(self, results):
         self.bench = results["config"]["name"]
         self.means = {e["method"]: e for e in summarise(results["rows"])}
         self.diversity = DIVERSITY.get(self.bench, "vendi")
-
-    @cached_property
-    def published(self):
-        return [name for name in PUBLISHED if name in self.means]
+        self.published = [name for name in PUBLISHED if name in self.means]
 
     def of(self, method, metric):
         return self.means[method][metric][0]
 
-    def strangeness(self, method):
+    def gap(self, method):
         """The difference of a method's diversity from the teacher's, in either direction."""
         return abs(self.of(method, self.diversity) - self.of("teacher", self.diversity))
 
@@ -43,12 +38,12 @@ class Guided:
     def nearer(self, name, other):
         """Whether a method is closer, and its diversity nearer to the teacher's."""
         closer = self.of(name, DISTANCE) < self.of(other, DISTANCE)
-        return closer and self.strangeness(name) < self.strangeness(other)
+        return closer and self.gap(name) < self.gap(other)
 
 
 def guided_claims(results):
     """Returns the table of claims of a results file."""
-    g = Guided(results)
+    g = Means(results)
     phased = [name for name in PHASED if name in g.means]
     first = dict.fromkeys((phased[0], PAPER))
     rows = [row for ours in first if ours in g.means for row in _against(g, ours)]
