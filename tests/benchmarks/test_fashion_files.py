@@ -35,7 +35,7 @@ def test_the_classifier_is_right_as_often_as_the_card_says():
 
 
 def test_students_are_measured_against_the_teacher_and_the_pictures(tmp_path):
-    """At a twentieth of the benchmark's updates a student is still on its way."""
+    """At a fifteenth of the benchmark's updates a student is still on its way."""
     config = BenchConfig(name="fashion", updates=8, samples=200, data=FOLDER)
     benchmark = FashionBenchmark(config, tmp_path)
     benchmark.prepare(False)
