@@ -5,7 +5,7 @@ from pdmd.diffusion import routers
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser, Router
-from pdmd.diffusion.sampling import sample_ode
+from pdmd.diffusion.sampling import sample_ode, sample_sde
 from pdmd.diffusion.schedules import RectifiedFlow, Schedule, Shifted, VarianceExploding
 from pdmd.diffusion.solvers import ode_step, renoise_step
 from pdmd.diffusion.variance_preserving import CosineVP, DiscreteVP, LinearVP, VariancePreserving
@@ -120,6 +120,7 @@ __all__ = [
     "routers",
     "sample",
     "sample_ode",
+    "sample_sde",
     "subinterval_target",
     "teachers",
     "trajectory",

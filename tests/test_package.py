@@ -81,6 +81,7 @@ PUBLIC = """
     routers
     sample
     sample_ode
+    sample_sde
     subinterval_target
     teachers
     trajectory

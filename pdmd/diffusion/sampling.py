@@ -1,18 +1,19 @@
-"""Sampling: integrates the probability-flow ODE of a denoiser."""
+"""Sampling: along the probability flow of a denoiser, or along its reverse process."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
 
 from pdmd.arguments import at_least, checked
 from pdmd.diffusion.denoisers import Denoiser
-from pdmd.diffusion.solvers import ode_step
+from pdmd.diffusion.solvers import ode_step, stochastic_step
 from pdmd.randomness import randn
 from pdmd.typing import Condition, Latents
 
-__all__ = ["check_batch", "initial_noise", "ode_times", "sample_ode"]
+__all__ = ["check_batch", "initial_noise", "ode_times", "sample_ode", "sample_sde"]
 
 
 @checked
@@ -130,15 +131,48 @@ def sample_ode(
         ValueError: If ``steps`` is below 1, the times do not decrease strictly from 1, a time is
             outside the denoiser's time range, or the batch is missing or does not match.
     """
-    if times is None:
-        times = ode_times(denoiser, steps, t_end)
-    else:
-        times = [float(t) for t in times]
-        decreasing = all(s < t for t, s in zip(times, times[1:], strict=False))
-        if len(times) < 2 or times[0] != 1 or not decreasing:
-            raise ValueError(f"expected at least 2 times, strictly decreasing from 1, got {times}")
-        _check_range(denoiser, times)
+    times = ode_times(denoiser, steps, t_end) if times is None else _checked(denoiser, times)
     x = initial_noise(denoiser, check_batch(condition, batch), generator)
-    for t, s in zip(times, times[1:], strict=False):
+    for t, s in itertools.pairwise(times):
         x = ode_step(denoiser(x, t, condition), s)
     return x
+
+
+@checked
+@torch.no_grad()
+def sample_sde(
+    denoiser: Denoiser,
+    condition: Condition = None,
+    *,
+    steps: int = 200,
+    batch: int | None = None,
+    generator: torch.Generator | None = None,
+    t_end: float = 0.0,
+    times: Sequence[float] | None = None,
+) -> Latents:
+    r"""Samples a denoiser along its reverse process, with new noise in every step.
+
+    Where these samples and those of :func:`sample_ode` in as many steps differ by more than two
+    draws of either, the predictions are not the scores of one law. Distribution matching aims at
+    the law that scores say, so a student can then not match both.
+
+    Arguments, result and errors are those of :func:`sample_ode`. The error of a step is larger,
+    so it takes more of them.
+
+    References:
+        Ho et al., DDPM, arXiv:2006.11239, Algorithm 2.
+    """
+    times = ode_times(denoiser, steps, t_end) if times is None else _checked(denoiser, times)
+    x = initial_noise(denoiser, check_batch(condition, batch), generator)
+    for t, s in itertools.pairwise(times):
+        x = stochastic_step(denoiser(x, t, condition), s, generator)
+    return x
+
+
+def _checked(denoiser: Denoiser, times: Sequence[float]) -> list[float]:
+    times = [float(t) for t in times]
+    decreasing = all(s < t for t, s in itertools.pairwise(times))
+    if len(times) < 2 or times[0] != 1 or not decreasing:
+        raise ValueError(f"expected at least 2 times, strictly decreasing from 1, got {times}")
+    _check_range(denoiser, times)
+    return times

@@ -1,13 +1,15 @@
-r"""Steps between two times: along the probability flow, and diffusing forward.
+r"""Steps between two times: along the probability flow, at random, and diffusing forward.
 
 .. math::
     x_s = \alpha_s \hat x_0 + \sigma_s \hat\varepsilon \quad (s < t), \qquad
+    x_s = \mathbb E[x_s | x_t] + \frac{\sigma_{t|s} \sigma_s}{\sigma_t} \varepsilon, \qquad
     x_t = \alpha_{t|s} x_s + \sigma_{t|s} \varepsilon .
 """
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from pdmd.arguments import check_instance, checked
 from pdmd.diffusion.checks import check_latents, check_times, check_transition
@@ -17,7 +19,14 @@ from pdmd.diffusion.timesteps import as_times
 from pdmd.randomness import randn_like
 from pdmd.typing import Latents, Times, expand, moved
 
-__all__ = ["diffuse", "ode_step", "renoise_step", "transition_noise"]
+__all__ = [
+    "diffuse",
+    "ode_step",
+    "posterior_mean",
+    "renoise_step",
+    "stochastic_step",
+    "transition_noise",
+]
 
 
 def ode_step(prediction: Prediction, s: Times) -> Latents:
@@ -131,3 +140,61 @@ def transition_noise(prediction: Prediction, s: Times) -> Latents:
     schedule, t = prediction.schedule, as_times(prediction.t)
     _, b = schedule.transition(s, t)
     return expand(b / schedule(t)[1], prediction.x_t) * prediction.to("epsilon")
+
+
+def posterior_mean(prediction: Prediction, s: Times) -> Latents:
+    r"""Returns the posterior mean :math:`\mathbb E[x_s | x_t] = (x_t + b^2 S) / a`.
+
+    Computed as :math:`\alpha_s \hat x_0 + (a \sigma_s^2 / \sigma_t) \hat\varepsilon`, which does
+    not divide by :math:`a`, and equals :math:`\hat x_0` at :math:`s = 0` to the bit.
+
+    Args:
+        prediction: A prediction at time :math:`t`, with a value of shape :math:`(B, *)`.
+        s: The cleaner time.
+
+    Returns:
+        The posterior mean, with shape :math:`(B, *)`.
+    """
+
+    def coefficients(t: Tensor) -> tuple[Tensor, Tensor]:
+        a, _ = prediction.schedule.transition(s, t)
+        alpha_s, sigma_s = prediction.schedule(moved(s, t.device) if isinstance(s, Tensor) else s)
+        _, sigma_t = prediction.schedule(t)
+        return alpha_s, a * sigma_s.square() / sigma_t
+
+    if isinstance(s, float):
+        return prediction.combine_at(("posterior mean", s), coefficients)
+    return prediction.combine(*coefficients(as_times(prediction.t)))
+
+
+def stochastic_step(
+    prediction: Prediction, s: float, generator: torch.Generator | None = None
+) -> Latents:
+    r"""Steps from :math:`x_t` to a cleaner time along the reverse process, at random.
+
+    .. math:: x_s = \mathbb E[x_s | x_t] + \frac{b \, \sigma_s}{\sigma_t} \varepsilon
+
+    In many small steps the samples have the marginals of the probability flow if the predictions
+    are the scores of one law at all times. Under guidance they are not, and the samples differ.
+
+    Args:
+        prediction: A prediction at time :math:`t`, with a value of shape :math:`(B, *)`.
+        s: The time to step to, in :math:`[0, t)`.
+        generator: The source of randomness.
+
+    Returns:
+        Latents at time :math:`s`, with shape :math:`(B, *)`, in float32 or wider.
+
+    Raises:
+        TypeError: If the prediction is something else.
+        ValueError: If :math:`s \geq t` anywhere.
+
+    References:
+        Ho et al., DDPM, arXiv:2006.11239, Eqs. 6-7, between any two times.
+    """
+    check_instance("prediction", prediction, Prediction)
+    schedule, t = prediction.schedule, as_times(prediction.t)
+    _, b = schedule.transition(s, t)
+    mean = posterior_mean(prediction, s)
+    std = b * schedule(s)[1] / schedule(t)[1]
+    return mean + expand(std, mean) * randn_like(mean, generator)

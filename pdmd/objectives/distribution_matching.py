@@ -24,14 +24,13 @@ from torch import Tensor
 
 from pdmd.arguments import checked
 from pdmd.diffusion.predictions import Prediction, determinant
-from pdmd.diffusion.solvers import diffuse
-from pdmd.diffusion.timesteps import as_times
+from pdmd.diffusion.solvers import diffuse, posterior_mean
 from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Models, Objective, Rollout
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
 from pdmd.randomness import randn_like
 from pdmd.registry import Registry
-from pdmd.typing import Latents, Times, expand, moved
+from pdmd.typing import Latents, expand
 
 __all__ = [
     "DistributionMatching",
@@ -40,7 +39,6 @@ __all__ = [
     "PosteriorDifference",
     "ScoreDifferenceWeighting",
     "distribution_matching_gradient",
-    "posterior_mean",
     "score_difference",
     "score_difference_weightings",
 ]
@@ -66,31 +64,6 @@ def score_difference(fake: Prediction, real: Prediction) -> Latents:
     scale = -alpha_t / (sigma_t * determinant(fake.kind, fake.t, fake.schedule))
     difference = fake.to(fake.kind) - real.to(fake.kind)
     return expand(scale, difference) * difference
-
-
-def posterior_mean(prediction: Prediction, s: Times) -> Latents:
-    r"""Returns the posterior mean :math:`\mathbb E[x_s | x_t] = (x_t + b^2 S) / a`.
-
-    Computed as :math:`\alpha_s \hat x_0 + (a \sigma_s^2 / \sigma_t) \hat\varepsilon`, which does
-    not divide by :math:`a`, and equals :math:`\hat x_0` at :math:`s = 0` to the bit.
-
-    Args:
-        prediction: A prediction at time :math:`t`, with a value of shape :math:`(B, *)`.
-        s: The cleaner time.
-
-    Returns:
-        The posterior mean, with shape :math:`(B, *)`.
-    """
-
-    def coefficients(t: Tensor) -> tuple[Tensor, Tensor]:
-        a, _ = prediction.schedule.transition(s, t)
-        alpha_s, sigma_s = prediction.schedule(moved(s, t.device) if isinstance(s, Tensor) else s)
-        _, sigma_t = prediction.schedule(t)
-        return alpha_s, a * sigma_s.square() / sigma_t
-
-    if isinstance(s, float):
-        return prediction.combine_at(("posterior mean", s), coefficients)
-    return prediction.combine(*coefficients(as_times(prediction.t)))
 
 
 class ScoreDifferenceWeighting(ABC):

@@ -40,10 +40,9 @@ from torch import Tensor
 
 from pdmd.arguments import checked
 from pdmd.diffusion.predictions import Prediction
-from pdmd.diffusion.solvers import diffuse
+from pdmd.diffusion.solvers import diffuse, posterior_mean
 from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Models, Objective, Rollout
-from pdmd.objectives.distribution_matching import posterior_mean
 from pdmd.objectives.time_samplers import TimeSampler, UniformTimes
 from pdmd.randomness import randn_like
 from pdmd.registry import Registry

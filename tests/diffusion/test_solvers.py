@@ -5,7 +5,14 @@ from hypothesis import strategies as st
 
 from pdmd import RectifiedFlow
 from pdmd.diffusion.predictions import KINDS, Prediction
-from pdmd.diffusion.solvers import diffuse, ode_step, renoise_step, transition_noise
+from pdmd.diffusion.solvers import (
+    diffuse,
+    ode_step,
+    posterior_mean,
+    renoise_step,
+    stochastic_step,
+    transition_noise,
+)
 from tests.helpers.gaussians import gaussian
 from tests.helpers.strategies import ordered_times, schedules, seeds
 
@@ -49,6 +56,36 @@ def test_the_flow_of_a_gaussian_converges_at_first_order(kind):
 
     errors = torch.tensor([error(n) for n in (32, 64, 128)]).log2()
     assert float(errors[0] - errors[2]) / 2 == pytest.approx(1, abs=0.1)
+
+
+@given(schedules, ordered_times(), seeds)
+def test_a_stochastic_step_keeps_the_marginal_of_a_known_sample(schedule, pair, seed):
+    """Var[x_s | x_0] = (a sigma_s^2 / sigma_t)^2 + (b sigma_s / sigma_t)^2 = sigma_s^2."""
+    s, t = pair
+    assume(s < t)
+    x_0, epsilon = normal(1, 3, seed=seed), normal(1, 3, seed=seed + 1)
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = schedule(s), schedule(t)
+
+    def step(noise):
+        x_t = alpha_t * x_0 + sigma_t * noise
+        prediction = Prediction(value=x_0, kind="x0", x_t=x_t, t=t, schedule=schedule)
+        mean = posterior_mean(prediction, s)
+        drawn = stochastic_step(prediction, s, torch.Generator().manual_seed(seed))
+        return mean, (drawn - mean) / normal(1, 3, seed=seed)
+
+    (mean, std), (moved, same) = step(torch.zeros_like(epsilon)), step(epsilon)
+    torch.testing.assert_close(mean, alpha_s * x_0, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(same, std, rtol=1e-5, atol=1e-7)
+    variance = ((moved - mean) / epsilon) ** 2 + std**2
+    torch.testing.assert_close(variance, sigma_s**2 * torch.ones_like(std), rtol=1e-5, atol=1e-9)
+
+
+def test_a_stochastic_step_to_no_later_time_raises():
+    prediction = gaussian([0.5], 0.6, RectifiedFlow())(normal(2, 1), 0.5)
+    with pytest.raises(ValueError, match="noisier"):
+        stochastic_step(prediction, 0.5)
+    with pytest.raises(TypeError, match="prediction"):
+        stochastic_step(prediction.value, 0.2)
 
 
 @given(schedules, ordered_times())

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pdmd import RectifiedFlow
+from pdmd.diffusion.solvers import posterior_mean
 from pdmd.objectives import (
     DistributionMatching,
     ExactKL,
@@ -14,7 +15,6 @@ from pdmd.objectives import (
 )
 from pdmd.objectives.distribution_matching import (
     distribution_matching_gradient,
-    posterior_mean,
     score_difference,
 )
 from pdmd.randomness import randn_like

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pdmd import MixtureTeacher, RectifiedFlow
-from pdmd.objectives.distribution_matching import posterior_mean
+from pdmd.diffusion.solvers import posterior_mean
 from pdmd.objectives.fisher import (
     ErrorNormalised,
     FisherDivergence,

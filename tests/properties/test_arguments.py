@@ -292,6 +292,17 @@ CALLS = [
         },
     ),
     (
+        pdmd.sample_sde,
+        {"denoiser": NETWORK, "batch": 2, "steps": 2},
+        {
+            "denoiser": OBJECTS,
+            "batch": COUNTS[:-1],
+            "steps": COUNTS,
+            "t_end": UNIT,
+            "times": ["1", 3, [1], [0.5, 1.0], [1, "a"]],
+        },
+    ),
+    (
         pdmd.distill,
         {
             "teacher": TEACHER,

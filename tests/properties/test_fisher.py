@@ -6,9 +6,7 @@ from hypothesis import strategies as st
 
 from pdmd import RectifiedFlow
 from pdmd.diffusion.predictions import KINDS
-from pdmd.objectives.distribution_matching import (
-    posterior_mean,
-)
+from pdmd.diffusion.solvers import posterior_mean
 from pdmd.objectives.fisher import (
     ErrorNormalised,
     PosteriorUnits,

@@ -15,9 +15,8 @@ from pdmd import (
     subinterval_target,
 )
 from pdmd.diffusion.predictions import KINDS, Prediction, combination
-from pdmd.diffusion.solvers import diffuse
+from pdmd.diffusion.solvers import diffuse, posterior_mean
 from pdmd.objectives import RatioWeighting
-from pdmd.objectives.distribution_matching import posterior_mean
 from pdmd.typing import expand
 from tests.helpers.strategies import ddpm_levels, seeds, times
 
