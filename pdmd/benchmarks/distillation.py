@@ -21,7 +21,7 @@ from pdmd.benchmarks.base import Benchmark
 from pdmd.benchmarks.memory import rollout_mib
 from pdmd.benchmarks.schemes import SCHEMES, Scheme, shifted_plan
 from pdmd.diffusion.denoisers import Denoiser
-from pdmd.diffusion.sampling import sample_ode
+from pdmd.diffusion.sampling import sample_ode, sample_sde
 from pdmd.distillation.distill import distill
 from pdmd.distillation.initializers import FromDenoiser, FromTeacher, Initializer
 from pdmd.distillation.phases import PhasePlan
@@ -47,9 +47,13 @@ from pdmd.typing import Condition, Latents, labels_of
 __all__ = ["GUIDED_METHODS", "DigitsBenchmark", "DistillationBenchmark", "MixtureBenchmark"]
 
 TEACHER_ROWS = ("teacher", "teacher_euler_4")
+STOCHASTIC = "teacher_stochastic"
+MORE_STEPS = 3
+"""Stochastic steps for a step of the teacher, since their error is larger."""
 
 GUIDED_METHODS = (
     *TEACHER_ROWS,
+    STOCHASTIC,
     "one_step",
     "vanilla",
     "vanilla_experts",
@@ -109,6 +113,8 @@ class DistillationBenchmark(Benchmark):
         return {
             "teacher": f"The teacher in {self.teacher_steps} steps.",
             "teacher_euler_4": "The teacher in 4 Euler steps.",
+            STOCHASTIC: f"The teacher in {MORE_STEPS * self.teacher_steps} stochastic steps: the "
+            "law of its predictions as scores, at which distribution matching aims.",
             **{name: scheme.summary for name, scheme in SCHEMES.items()},
         }
 
@@ -118,20 +124,29 @@ class DistillationBenchmark(Benchmark):
         measure = self.evaluator(teacher, condition, self.measure_seed)
         generator = torch.Generator().manual_seed(10_000 + seed)
         draw: Draw
-        if method in TEACHER_ROWS:
-            student, steps = None, self.teacher_steps if method == "teacher" else 4
+        if method in self.samplers:
+            student, (sampler, steps) = None, self.samplers[method]
             cost: dict[str, Any] = {"forwards": 0, "cpu_seconds": 0.0, "saved_mib": 0.0}
             nfe, draw = (
                 steps * teacher.evaluations,
-                partial(sample_ode, teacher, steps=steps, times=self.times(steps)),
+                partial(sampler, teacher, steps=steps, times=self.times(steps)),
             )
         else:
             student, cost = self.distill(self.scheme(method), teacher, seed)
             nfe, draw = student.plan.nfe, partial(sample, student)
         x = draw(condition, batch=samples, generator=generator)
         picture = data_uri(self.picture(teacher, x, condition), dpi=60)
-        more = self.further(teacher, student, draw, generator)
-        return {**measure(x), **more, "nfe": nfe, **cost}, picture
+        further = self.further(teacher, student, draw, generator)
+        return {**measure(x), **further, "nfe": nfe, **cost}, picture
+
+    @property
+    def samplers(self) -> dict[str, tuple[Callable[..., Latents], int]]:
+        """How the teacher is sampled in its rows: the sampler, and the number of steps."""
+        return {
+            "teacher": (sample_ode, self.teacher_steps),
+            "teacher_euler_4": (sample_ode, 4),
+            STOCHASTIC: (sample_sde, MORE_STEPS * self.teacher_steps),
+        }
 
     def scheme(self, method: str) -> Scheme:
         """Returns a method's scheme, at the benchmark's rates for it or those of options."""
@@ -217,7 +232,7 @@ class DistillationBenchmark(Benchmark):
         updates = split_updates(total, scheme.update_shares or (1.0,) * len(plan))
         optimizer, fake_optimizer = self.optimizers
         lr, fake_lr = scheme.learning_rates or (0.0, 0.0)
-        lr, fake_lr = lr or config.lr, fake_lr or config.fake_lr
+        lr, fake_lr = lr or config.lr, fake_lr or config.fake_lr or fake_optimizer.lr
         return distill(
             teacher,
             plan,
@@ -240,7 +255,7 @@ class DistillationBenchmark(Benchmark):
                 updates=efficiency.fake_updates(most),
                 updates_per_rollout=efficiency.fake_updates_per_rollout,
                 scores=scheme.fake_scores,
-                optimizer=replace(fake_optimizer, lr=fake_lr or fake_optimizer.lr),
+                optimizer=replace(fake_optimizer, lr=fake_lr * scheme.fake_rate_factor(most)),
             ),
             session=Session(account=account),
             seed=seed,

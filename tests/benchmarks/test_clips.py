@@ -40,6 +40,13 @@ def test_the_floor_is_another_draw_of_the_teacher(benchmark):
     assert row["nfe"] == 4 and row["flow_distance"] > 0 and not torch.equal(first, second)
 
 
+def test_the_stochastic_row_samples_the_reverse_process(benchmark):
+    row, _ = benchmark.run("teacher_stochastic", 0)
+    flow, _ = benchmark.run("teacher", 0)
+    assert row["nfe"] == 3 * flow["nfe"] == 12 and row["forwards"] == 0
+    assert row["feature_distance"] != flow["feature_distance"]
+
+
 def test_too_few_samples_for_diversity_are_an_error(tmp_path):
     benchmark = ClipsBenchmark(BenchConfig(name="clips", **TINY | {"samples": 31}), tmp_path)
     with pytest.raises(ValueError, match="--samples must be at least 32, got 31"):

@@ -12,6 +12,7 @@ from pdmd.cli.main import main
 from pdmd.evaluation.bench_report import summarise
 from pdmd.teachers.packaged.digits import DigitsTeacher
 from pdmd.teachers.packaged.mlp import MlpDenoiser
+from pdmd.training.monitoring.accounting import Account
 from pdmd.training.trainer import PhaseTrainer
 
 TINY = dict(updates=8, fake_updates=1, batch_size=8, samples=96, dim=3, modes=2, classes=3)
@@ -44,6 +45,21 @@ def test_every_scheme_runs(tmp_path):
     per_cycle = {"one_step": 1 + 2 + 1 + 1 + (1 + 1 + 2), "vanilla": 4 + 8 + 1 + 1 + (4 + 1 + 2)}
     for method, forwards in per_cycle.items():
         assert rows[method]["forwards"] == 8 * forwards, method
+
+
+def test_one_fast_fake_update_has_the_rate_of_all_that_it_replaces(tmp_path, monkeypatch):
+    import pdmd.benchmarks.distillation as module
+
+    found = []
+    monkeypatch.setattr(module, "distill", lambda *a, fake_scores, **k: found.append(fake_scores))
+    config = BenchConfig(name="mixture", **{**TINY, "fake_updates": 4, "fake_lr": 1e-3})
+    benchmark = module.MixtureBenchmark(config, tmp_path)
+    teacher = benchmark.teacher()
+    for name in ("phased", "phased_fast_fake"):
+        benchmark._train(SCHEMES[name], teacher, 0, 8, 8, Account())
+    all_of_them, one = found
+    assert [s.updates.number for s in found] == [4, 1]
+    assert one.optimizer.lr == 4 * all_of_them.optimizer.lr == 4e-3
 
 
 def test_the_mixture_follows_the_options(tmp_path):
