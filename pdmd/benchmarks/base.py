@@ -17,10 +17,12 @@ import json
 import multiprocessing
 import os
 import platform
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,18 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     return out
 
 
+def _end_with_parent() -> None:
+    """Ends a worker when its parent ends, by a signal as well, rather than after its run."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _run_task(
     config: BenchConfig, folder: Path, method: str, seed: int
 ) -> tuple[list[dict[str, Any]], str | None]:
@@ -270,7 +284,7 @@ def run_benchmark(
     workers = 1 if benchmark.exclusive else workers or os.cpu_count() or 1
     workers = min(workers, max(len(tasks), 1))
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         futures = {
             pool.submit(_run_task, config, benchmark.folder, m, s): (m, s) for m, s in tasks
         }

@@ -1,6 +1,9 @@
 """Benchmarks: schemes, the results file, resuming and errors."""
 
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -116,6 +119,36 @@ def test_invalid_arguments_are_one_line_errors(capsys, tmp_path, monkeypatch, wo
     error = capsys.readouterr().err.strip()
     assert named in error and "\n" not in error
     assert not any(tmp_path.iterdir())
+
+
+def test_the_worker_of_a_killed_benchmark_ends(tmp_path):
+    """Output ends when the last process that could write to it has ended."""
+    out = tmp_path / "toy.json"
+    words = ["bench", "toy1d", "--updates", "1000000", "--samples", "8", "--workers", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pdmd", *words, "--seeds", "0", "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not workers_of(process.pid):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)
+    assert workers_of(process.pid)
+    process.kill()
+    process.communicate(timeout=60)
+
+
+def workers_of(pid):
+    """Returns the spawned processes that have begun to work: they use the processor."""
+    listed = subprocess.run(
+        ["ps", "-ww", "-o", "cputimes=", "-o", "args=", "--ppid", str(pid)],
+        capture_output=True,
+        text=True,
+    )
+    rows = [line.split(None, 1) for line in listed.stdout.splitlines()]
+    return [args for seconds, args in rows if int(seconds) > 3 and "multiprocessing.spawn" in args]
 
 
 def test_damaged_results_raise(tmp_path):
