@@ -48,6 +48,12 @@ def uniform(phases, steps, shift):
     return {"plan": lambda: PhasePlan.uniform(phases, steps=steps, shift=shift)}
 
 
+EARLY = {"guidance_interval": (0.5, 1.0)}
+FAST = {
+    "efficiency": SCHEMES["phased_fast_fake"].efficiency,
+    "fake_rate_factor": SCHEMES["phased_fast_fake"].fake_rate_factor,
+}
+
 PUBLISHED = ("one_step", "vanilla", "sgts", "sgts_ode")
 TRIALS = {
     **{name: SCHEMES[name] for name in PUBLISHED},
@@ -138,6 +144,13 @@ TRIALS = {
     "2x2_full_buffer_3e-5": replace(
         WHOLE, efficiency=EFFICIENCY_SETTINGS["buffer"], **rates(3e-5, 6e-5)
     ),
+    "vanilla_early_guidance": replace(SCHEMES["vanilla"], **EARLY),
+    "buffer_early_guidance": replace(BUFFER, **EARLY),
+    "buffer_late_early_guidance": replace(BUFFER, update_shares=(1, 1, 1, 3), **EARLY),
+    "2x2_full_later_early_guidance": replace(LATER, **EARLY),
+    "buffer_fast_fake": replace(BUFFER, **FAST),
+    "buffer_late_fast_fake": replace(BUFFER, update_shares=(1, 1, 1, 3), **FAST),
+    "2x2_full_later_fast_fake": replace(LATER, **FAST),
     "2x2_1_fake": fakes(HALVES, 1),
     "2x2_5_fakes": fakes(HALVES, 5),
 }

@@ -31,6 +31,7 @@ from pdmd.evaluation.evaluator import Evaluator
 from pdmd.evaluation.evaluators import DigitsEvaluator, MixtureEvaluator
 from pdmd.evaluation.figures import data_uri, image_grid, vector_scatter
 from pdmd.teachers.base import Teacher, networks
+from pdmd.teachers.guided import Guided
 from pdmd.teachers.mixture import MixtureTeacher
 from pdmd.teachers.packaged.digits import DigitsTeacher
 from pdmd.teachers.packaged.pretraining import pretrained_network
@@ -227,6 +228,9 @@ class DistillationBenchmark(Benchmark):
         batch: int,
         account: Account,
     ) -> Student:
+        if isinstance(teacher, Guided):
+            own = scheme.guidance_interval
+            teacher = Guided(teacher.teacher, teacher.scales, interval=own)
         plan, config, efficiency = self.plan(scheme), self.config, scheme.efficiency
         most = config.fake_updates or self.fake_updates
         updates = split_updates(total, scheme.update_shares or (1.0,) * len(plan))

@@ -116,6 +116,8 @@ class Scheme:
             benchmark's.
         fake_rate_factor: Multiplies the fake score's learning rate, given the benchmark's number
             of fake updates.
+        guidance_interval: The lowest and highest time at which a guided teacher guides the
+            training; all by default.
         width_factor: Multiplies the network's width, for a control at equal parameters.
     """
 
@@ -134,6 +136,7 @@ class Scheme:
     accumulate: int = 1
     learning_rates: tuple[float, float] | None = None
     fake_rate_factor: Callable[[int], float] = _unchanged
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     width_factor: float = 1.0
 
 

@@ -1,5 +1,7 @@
 """The clips benchmark: prompts held out, figures of motion, errors at boundaries."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from pdmd.benchmarks import SCHEMES, BenchConfig
 from pdmd.benchmarks.clips import ClipsBenchmark
 from pdmd.benchmarks.held_out_prompts import split_prompts
 from pdmd.teachers.packaged.clip_world import CLIP_NAMES
+from pdmd.training.monitoring.accounting import Account
 
 TINY = dict(updates=2, fake_updates=1, batch_size=2, samples=32)
 
@@ -71,3 +74,14 @@ def test_a_method_trains_at_its_own_rates_unless_options_state_others(tmp_path):
     assert rates("one_step") == (3e-4, 6e-4) and rates("vanilla") is None
     assert rates("one_step", lr=1e-5) is None and rates("one_step", fake_lr=1e-5) is None
     assert rates("phased_lora", lr=1e-5) == (1e-3, 0.0)  # part of the scheme
+
+
+def test_a_scheme_may_guide_the_training_at_early_times_alone(benchmark, monkeypatch):
+    import pdmd.benchmarks.distillation as module
+
+    found = []
+    monkeypatch.setattr(module, "distill", lambda teacher, *a, **k: found.append(teacher))
+    early = replace(SCHEMES["phased"], guidance_interval=(0.5, 1.0))
+    for scheme in (SCHEMES["phased"], early):
+        benchmark._train(scheme, benchmark.teacher(), 0, 4, 2, Account())
+    assert [(t.scales, t.interval) for t in found] == [((2.0,), (0, 1)), ((2.0,), (0.5, 1))]
