@@ -14,7 +14,7 @@ from columns import COLUMNS, RANGES, explain
 from pdmd.benchmarks import BenchConfig, read_results
 from pdmd.evaluation.bench_report import summarise
 from pdmd.evaluation.figures import png
-from pdmd.evaluation.scheme_figures import AXES, cost_figure, quality_figure
+from pdmd.evaluation.scheme_figures import AXES, cost_figure, guidance_figure, quality_figure
 
 HERE = Path(__file__).parent
 TITLES = {
@@ -43,6 +43,7 @@ FURTHER = (
     "boundary_3",
 )
 """Metrics of a second table, where they were measured: by phase, and with held-out prompts."""
+GUIDED = ("glyphs", "fashion", "clips")
 SEARCHED = ("feature_distance", "vendi", "accuracy", "coverage", "relative_flow", "flow_spread")
 COSTS = {"nfe": "{:.0f}", "forwards": "{:,.0f}", "saved_mib": "{:.2f}"}
 
@@ -161,6 +162,38 @@ def equal_costs(name):
     return sorted(found, key=lambda results: results["config"]["forwards"])
 
 
+def by_guidance(name):
+    """Returns the summaries of a benchmark by guidance, from the lowest, where there are several.
+
+    Of the results with other options, only those that differ in guidance alone are among them.
+    """
+    results, found = load(name), {}
+    for other in (results, *others(name)):
+        own = {**other["config"], "guidance": results["config"].get("guidance")}
+        if own == results["config"]:
+            found[other["config"].get("guidance")] = summarise(other["rows"])
+    return dict(sorted(found.items())) if len(found) > 1 else {}
+
+
+def guidance_table(name, metrics):
+    """Returns a table of two metrics by guidance, of the methods measured at every scale."""
+    found = by_guidance(name)
+    rows = {scale: {e["method"]: e for e in summary} for scale, summary in found.items()}
+    methods = [m for m in next(iter(rows.values())) if all(m in row for row in rows.values())]
+    words = " / ".join(COLUMNS[m][0] for m in metrics)
+    lines = [
+        "| method | " + " | ".join(f"{words}, guidance {scale:g}" for scale in rows) + " |",
+        "|" + " --- |" * (1 + len(rows)),
+    ]
+    for method in methods:
+        cells = [
+            " / ".join(f"{row[method][m][0]:.{d}f}" for m, d in zip(metrics, (1, 2), strict=True))
+            for row in rows.values()
+        ]
+        lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def variant(name, results, other):
     """Returns the section of results with other options."""
     config = other["config"]
@@ -177,7 +210,8 @@ def variant(name, results, other):
         head = "### With " + ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in changed.items())
     else:
         head = f"### Held out: {words}"
-    return [head, table(other, METRICS[name])]
+    claims = [CLAIMS[name](other)] if name in GUIDED else []
+    return [head, *claims, table(other, METRICS[name])]
 
 
 def trials(name):
@@ -227,6 +261,13 @@ def page():
         further = [m for m in FURTHER if any(m in row for row in results["rows"])]
         if further:
             parts.append(table(results, further, costs=False))
+        if name in GUIDED and by_guidance(name):
+            quality = ("feature_distance", AXES[name][0].metric)
+            parts += [
+                "### By guidance",
+                guidance_table(name, quality),
+                f"![Quality and diversity on {name} by guidance]({name}_guidance.png)",
+            ]
         for other in others(name):
             parts += variant(name, results, other)
         if len(equal_costs(name)) > 1:
@@ -251,6 +292,10 @@ def main():
         if results is not None:
             figure = quality_figure(summarise(results["rows"]), *axes)
             (HERE / f"{name}.png").write_bytes(png(figure))
+        scales = by_guidance(name) if name in GUIDED and results is not None else {}
+        if scales:
+            figure = guidance_figure(scales, axes[::-1])
+            (HERE / f"{name}_guidance.png").write_bytes(png(figure))
         costs = [summarise(other["rows"]) for other in equal_costs(name)]
         if len(costs) > 1:
             (HERE / f"{name}_cost.png").write_bytes(png(cost_figure(costs, axes[::-1])))

@@ -31,6 +31,7 @@ from pdmd.objectives import (
     TrajectoryRegression,
 )
 from pdmd.training.fake_scores import AdaptiveUpdates, FixedUpdates, OneFakeScorePerExitStep
+from pdmd.training.phase_inputs import PhaseInputBuffer
 
 FOLDER = Path("runs/search")
 
@@ -101,6 +102,21 @@ def regressed(weight):
 def fixed(number):
     """Returns a setting with a fixed number of fake updates."""
     return EfficiencySetting(summary="", fake_updates=lambda most: FixedUpdates(number))
+
+
+def fast_fake(number=1, *, factor, update_factor=1.27, uses=4, per_rollout=1):
+    """Returns a trial of a number of fake updates at `factor` times their rate, with a buffer."""
+    efficiency = EfficiencySetting(
+        summary="",
+        phase_inputs=lambda rollouts: PhaseInputBuffer(-(-rollouts // uses), uses=uses),
+        fake_updates_per_rollout=per_rollout,
+        fake_updates=lambda most: FixedUpdates(number),
+    )
+    return trial(
+        efficiency=efficiency,
+        update_factor=update_factor,
+        fake_rate_factor=lambda most: factor,
+    )
 
 
 def adaptive(factor, *args, per_rollout=1, **kwargs):
@@ -193,6 +209,12 @@ TRIALS = {
         **matching(timestep_samples=2),
         efficiency=fixed(8),
     ),
+    **{f"fast_fake_{k}": fast_fake(factor=k) for k in (1, 2, 3, 5)},
+    "fast_fake_3_equal": fast_fake(factor=3, update_factor=1.0),
+    "fast_fake_2_of_2": fast_fake(2, factor=2, update_factor=0.88),
+    "fast_fake_3_of_5": fast_fake(5, factor=3, update_factor=1.0, uses=1),
+    "fast_fake_3_buffer": fast_fake(factor=3, update_factor=1.2, uses=1),
+    "fast_fake_3_reuse": fast_fake(factor=3, update_factor=1.43, per_rollout=2),
     "adaptive_.05": adaptive(1.0, 0.05),
     "adaptive_.08": adaptive(1.2, 0.08),
     "adaptive_.10": adaptive(1.2, 0.1, decay=0.98),
@@ -279,6 +301,12 @@ def digits(name, seed=0):
     print(f"{name:22s} fidT {values['feature_distance']:.4f}  {cost['forwards']:,}")
 
 
+def seeds_of(name):
+    if name.startswith("fast_fake"):
+        return range(100, 108)
+    return range(3 if name.startswith(("adaptive", "one_to_one")) else 2)
+
+
 def main(names):
     torch.set_num_threads(1)
     if not names:
@@ -291,8 +319,7 @@ def main(names):
         if name == "boundaries":
             boundaries(benchmark)
         elif not name.startswith("digits/"):
-            seeds = range(3 if name.startswith(("adaptive", "one_to_one")) else 2)
-            run(name, benchmark, seeds)
+            run(name, benchmark, seeds_of(name))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Figures of schemes: quality against diversity, a numbered point each, and both against cost."""
+"""Figures of schemes: quality against diversity, and both against cost and against guidance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ import numpy as np
 from pdmd.evaluation.figures import new_figure, style_axes
 from pdmd.extras import require
 
-__all__ = ["AXES", "Axis", "colour_of", "cost_figure", "numbers_apart", "quality_figure"]
+__all__ = [
+    "AXES",
+    "Axis",
+    "colour_of",
+    "cost_figure",
+    "guidance_figure",
+    "numbers_apart",
+    "quality_figure",
+]
 
 COLOURS = {
     "teacher": "#222222",
@@ -138,28 +146,71 @@ def cost_figure(
         A matplotlib figure, with error bars of one standard deviation; what costs nothing, such as
         the teacher, is a horizontal line.
     """
+    points = [(e["forwards"][0], e) for summary in summaries for e in summary]
+    figure, axes = _lines(points, metrics, title)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_xlabel("cost of training, in forward passes of a batch", fontsize=11)
+    return figure
+
+
+def guidance_figure(
+    summaries: Mapping[float, Sequence[Mapping[str, Any]]],
+    metrics: Sequence[Axis],
+    *,
+    title: str = "",
+) -> Any:
+    """Draws metrics against the guidance of the teacher, a line per scheme and for the teacher.
+
+    Args:
+        summaries: A result of :func:`~pdmd.evaluation.bench_report.summarise` by guidance scale.
+        metrics: The metrics, a panel each.
+        title: The figure's title.
+
+    Returns:
+        A matplotlib figure, with error bars of one standard deviation, of the schemes that were
+        measured at every scale.
+    """
+    methods = [{e["method"] for e in summary} for summary in summaries.values()]
+    everywhere = set.intersection(*methods)
+    points = [
+        (scale, e)
+        for scale, summary in summaries.items()
+        for e in summary
+        if e["method"] in everywhere
+    ]
+    figure, axes = _lines(points, metrics, title)
+    axes.set_xticks(sorted(summaries))
+    axes.set_xlabel("guidance scale of the teacher", fontsize=11)
+    return figure
+
+
+def _lines(
+    points: Sequence[tuple[float, Mapping[str, Any]]], metrics: Sequence[Axis], title: str
+) -> tuple[Any, Any]:
+    """Draws a panel per metric with a line per scheme, horizontal if it is at 0 throughout.
+
+    Returns:
+        The figure, and its lowest panel.
+    """
     require("report", "matplotlib")
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    entries = [entry for summary in summaries for entry in summary]
-    names = list(dict.fromkeys(entry["method"] for entry in entries))
+    names = list(dict.fromkeys(entry["method"] for _, entry in points))
     figure = new_figure(5.6, 2.8 * len(metrics) + 0.3 + 0.22 * -(-len(names) // 2))
     panels = figure.subplots(len(metrics), sharex=True, squeeze=False)[:, 0]
     for axes, metric in zip(panels, metrics, strict=True):
         for number, name in enumerate(names):
-            own = [e for e in entries if e["method"] == name and metric.metric in e]
+            own = [(x, e) for x, e in points if e["method"] == name and metric.metric in e]
             style = {"color": colour_of(name), "label": name, "lw": 1.2, "alpha": 0.9}
-            if all(e["forwards"][0] == 0 for e in own):
-                for e in own[:1]:
+            if all(x == 0 for x, _ in own):
+                for _, e in own[:1]:
                     axes.axhline(e[metric.metric][0], ls=":", **style)
                 continue
-            own.sort(key=lambda e: e["forwards"][0])
-            cost = [e["forwards"][0] for e in own]
-            mean, deviation = zip(*[e[metric.metric] for e in own], strict=True)
-            axes.errorbar(
-                cost, mean, yerr=deviation, marker=MARKERS[number % len(MARKERS)], ms=5, **style
-            )
-        axes.set_xscale("log", base=2)
+            own.sort(key=lambda pair: pair[0])
+            mean, deviation = zip(*[e[metric.metric] for _, e in own], strict=True)
+            marker = MARKERS[number % len(MARKERS)]
+            axes.errorbar([x for x, _ in own], mean, yerr=deviation, marker=marker, ms=5, **style)
         if metric.log:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
@@ -171,13 +222,11 @@ def cost_figure(
         axes.set_ylabel(f"{metric.title},\n{metric.ahead} {arrow}", fontsize=10)
         axes.tick_params(labelsize=10, which="both")
         style_axes(axes)
-    panels[-1].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    panels[-1].set_xlabel("cost of training, in forward passes of a batch", fontsize=11)
     if title:
         panels[0].set_title(title, fontsize=12)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=10, frameon=False)
-    return figure
+    return figure, panels[-1]
 
 
 def colour_of(method: str) -> str:

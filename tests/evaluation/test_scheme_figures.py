@@ -10,6 +10,7 @@ from pdmd.evaluation.scheme_figures import (
     BADGE,
     colour_of,
     cost_figure,
+    guidance_figure,
     numbers_apart,
     quality_figure,
 )
@@ -71,3 +72,25 @@ def test_metrics_are_drawn_over_the_cost_of_training_and_the_teacher_as_a_line()
     assert low > high and below.get_ylim()[0] < below.get_ylim()[1]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert sorted(labels) == ["phased", "sgts", "teacher"]
+
+
+def test_metrics_are_drawn_over_guidance_for_schemes_that_were_measured_at_every_scale():
+    def row(method, scale):
+        values = {"vendi": 2.0 / scale, "feature_distance": 10.0 * scale, "forwards": 0}
+        return {"method": method, "seed": 0, **values}
+
+    summaries = {
+        scale: summarise([row(method, scale) for method in methods])
+        for scale, methods in {
+            5.0: ("teacher", "sgts", "phased"),
+            1.5: ("teacher", "phased", "vanilla"),
+        }.items()
+    }
+    figure = guidance_figure(summaries, AXES["glyphs"][::-1])
+    above, below = figure.axes
+    curves = [c.lines[0] for c in above.containers]
+    assert [list(curve.get_xdata()) for curve in curves] == [[1.5, 5.0]] * 2
+    assert list(curves[0].get_ydata()) == pytest.approx([15.0, 50.0])
+    assert list(below.get_xticks()) == [1.5, 5.0]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert sorted(labels) == ["phased", "teacher"]
