@@ -2,7 +2,7 @@
 
 from pdmd.evaluation.bench_report import summarise
 
-__all__ = ["guided_claims"]
+__all__ = ["by_guidance_claims", "guided_claims"]
 
 PUBLISHED = ("one_step", "vanilla", "sgts", "sgts_ode")
 FULL, PAPER = "phased_2x2_full", "phased"
@@ -17,9 +17,9 @@ NAMES = {"vendi": "Vendi", "flow_spread": "spread of motion"}
 class Means:
     """The means of a results file, and statements about them."""
 
-    def __init__(self, results):
-        self.bench = results["config"]["name"]
-        self.means = {e["method"]: e for e in summarise(results["rows"])}
+    def __init__(self, bench, summary):
+        self.bench = bench
+        self.means = {e["method"]: e for e in summary}
         self.diversity = DIVERSITY.get(self.bench, "vendi")
         self.published = [name for name in PUBLISHED if name in self.means]
 
@@ -43,7 +43,7 @@ class Means:
 
 def guided_claims(results):
     """Returns the table of claims of a results file."""
-    g = Means(results)
+    g = Means(results["config"]["name"], summarise(results["rows"]))
     phased = [name for name in PHASED if name in g.means]
     first = dict.fromkeys((phased[0], PAPER))
     rows = [row for ours in first if ours in g.means for row in _against(g, ours)]
@@ -60,6 +60,34 @@ def guided_claims(results):
         rows.append(_motion(g, ours))
     four = next((name for name in (PAPER, "phased_late") if name in g.means), None)
     rows += _boundaries(g, four) if four else []
+    return _table(rows)
+
+
+def by_guidance_claims(bench, summaries):
+    """Returns the table of claims about summaries by guidance, from the lowest."""
+    found = [Means(bench, summary) for summary in summaries.values()]
+    rows = []
+    for metric, words, sign in ((DISTANCE, "distance", 1), (found[0].diversity, "diversity", -1)):
+        ratios = []
+        for g in found:
+            best = min((g.of(name, metric) for name in g.published), key=lambda v: sign * v)
+            ratios.append((best / g.of(PAPER, metric)) ** sign)
+        at = ", ".join(
+            f"{ratio:.2f} at {scale:g}" for scale, ratio in zip(summaries, ratios, strict=True)
+        )
+        over = "that of the closest of them over its own"
+        rows.append(
+            (
+                f"The stronger the guidance, the more `{PAPER}` is ahead of one step, vanilla and "
+                f"SGTS in {words}",
+                f"{over if sign > 0 else 'its own over the highest of them'}: {at}",
+                ratios == sorted(ratios) and ratios[-1] > 1,
+            )
+        )
+    return _table(rows)
+
+
+def _table(rows):
     lines = ["| claim | figures | shows |", "| --- | --- | --- |"]
     lines += [
         f"| {text} | {why} | {'**yes**' if holds else '**no**'} |" for text, why, holds in rows

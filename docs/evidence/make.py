@@ -10,6 +10,7 @@ from pathlib import Path
 
 from claims import CLAIMS
 from columns import COLUMNS, RANGES, explain
+from guided_claims import by_guidance_claims
 
 from pdmd.benchmarks import BenchConfig, read_results
 from pdmd.evaluation.bench_report import summarise
@@ -265,6 +266,7 @@ def page():
             quality = ("feature_distance", AXES[name][0].metric)
             parts += [
                 "### By guidance",
+                by_guidance_claims(name, by_guidance(name)),
                 guidance_table(name, quality),
                 f"![Quality and diversity on {name} by guidance]({name}_guidance.png)",
             ]
