@@ -145,6 +145,7 @@ TRIALS = {
         WHOLE, efficiency=EFFICIENCY_SETTINGS["buffer"], **rates(3e-5, 6e-5)
     ),
     "vanilla_early_guidance": replace(SCHEMES["vanilla"], **EARLY),
+    "vanilla_1e-4_early_guidance": replace(SCHEMES["vanilla"], **rates(1e-4, 2e-4), **EARLY),
     "buffer_early_guidance": replace(BUFFER, **EARLY),
     "buffer_late_early_guidance": replace(BUFFER, update_shares=(1, 1, 1, 3), **EARLY),
     "2x2_full_later_early_guidance": replace(LATER, **EARLY),
