@@ -231,14 +231,19 @@ def digits_claims(results):
 def efficiency_claims(results):
     """Compares every efficiency setting with the method without it, by the latter's deviation."""
     m, claims = means(results), Claims()
-    figures = [k for k in ("klh", "sw2", "feature_distance", "coverage") if k in m["phased"]]
+    metrics, rising = (
+        ("klh", "sw2", "feature_distance", "coverage", "vendi"),
+        ("coverage", "vendi"),
+    )
+    figures = [k for k in metrics if k in m["phased"]]
     for name, (words, without) in EFFICIENCY_SETTINGS.items():
         if name not in m:
             continue
         parts, holds = [], True
+        without = without if without in m else "phased"
         for key in figures:
             own, (base, spread) = m[name][key][0], m[without][key]
-            worse = (base - own if key == "coverage" else own - base) / spread
+            worse = (base - own if key in rising else own - base) / spread
             holds &= worse <= 1
             parts.append(f"{NAMES.get(key, key)} {own:.4f} against {base:.4f} ({worse:+.1f} sd)")
         share = m[name]["forwards"][0] / m[without]["forwards"][0]
@@ -326,6 +331,7 @@ CLAIMS = {
     **dict.fromkeys(("glyphs", "fashion", "clips"), guided_claims),
     "efficiency_mixture": efficiency_claims,
     "efficiency_digits": efficiency_claims,
+    "efficiency_glyphs": efficiency_claims,
     "overhead": overhead_claims,
     "memory": memory_claims,
     "speed": speed_claims,

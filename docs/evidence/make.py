@@ -27,6 +27,7 @@ TITLES = {
     "clips": "Clips: guided text-to-video",
     "efficiency_mixture": "Efficiency settings, on the mixture",
     "efficiency_digits": "Efficiency settings, on the digits",
+    "efficiency_glyphs": "Efficiency settings, on glyphs",
     "overhead": "The trainer's overhead",
     "memory": "The memory of a rank, from loading to export",
     "speed": "Speed against a hand-written loop, a peer and the full rollout",
@@ -122,6 +123,7 @@ METRICS = {
     ),
     "efficiency_mixture": ("klh", "sw2", "modes"),
     "efficiency_digits": ("feature_distance", "coverage", "cosine"),
+    "efficiency_glyphs": ("feature_distance", "vendi", "faces", "coverage"),
     "overhead": ("ratio", "ratio_low", "pdmd_ms", "bare_ms"),
     "memory": ("peak_mib", "bound_mib", "kept_mib", "unit_mib"),
     "speed": (

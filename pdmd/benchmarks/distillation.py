@@ -71,6 +71,7 @@ GUIDED_METHODS = (
     "phased_late",
     "phased_buffer",
     "phased_buffer_reuse_adaptive",
+    "phased_fast_fake",
 )
 """The methods that are compared on guided teachers of images."""
 
