@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ COLOURS = {
 }
 """Colours of schemes, by the start of their names."""
 MARKERS = "osD^vPX"
+DASHES = (":", "--", "-.")
 BADGE = 17.0
 """Distance between the centres of two numbers, in points."""
 
@@ -199,13 +201,15 @@ def _lines(
     names = list(dict.fromkeys(entry["method"] for _, entry in points))
     figure = new_figure(5.6, 2.8 * len(metrics) + 0.3 + 0.22 * -(-len(names) // 2))
     panels = figure.subplots(len(metrics), sharex=True, squeeze=False)[:, 0]
+    free = [name for name in names if all(x == 0 for x, e in points if e["method"] == name)]
+    dashes = dict(zip(free, itertools.cycle(DASHES), strict=False))
     for axes, metric in zip(panels, metrics, strict=True):
         for number, name in enumerate(names):
             own = [(x, e) for x, e in points if e["method"] == name and metric.metric in e]
             style = {"color": colour_of(name), "label": name, "lw": 1.2, "alpha": 0.9}
-            if all(x == 0 for x, _ in own):
+            if name in dashes:
                 for _, e in own[:1]:
-                    axes.axhline(e[metric.metric][0], ls=":", **style)
+                    axes.axhline(e[metric.metric][0], ls=dashes[name], **style)
                 continue
             own.sort(key=lambda pair: pair[0])
             mean, deviation = zip(*[e[metric.metric] for _, e in own], strict=True)

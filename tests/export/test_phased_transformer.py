@@ -128,7 +128,12 @@ def test_a_saved_transformer_loads_again(adapted, more, tmp_path):
             PhasedTransformer.from_pretrained(tmp_path, **more)
         return
     again = PhasedTransformer.from_pretrained(tmp_path, torch_dtype=torch.float32, **more)
-    assert difference(outputs(again), outputs(model)) == 0.0
+    saved, loaded = model.state_dict(), again.state_dict()
+    assert saved.keys() == loaded.keys()
+    assert all(torch.equal(loaded[name], value) for name, value in saved.items())
+    # Loaded weights lie elsewhere in memory, for which some processors multiply otherwise.
+    for own, other in zip(outputs(again), outputs(model), strict=True):
+        torch.testing.assert_close(own, other, rtol=0, atol=1e-6)
     assert again.config["network_class"] == "QwenImageTransformer2DModel"
     assert isinstance(again, diffusers.QwenImageTransformer2DModel)
     assert (tmp_path / "phased_transformer.py").is_file()
