@@ -5,6 +5,7 @@ from pdmd.evaluation.bench_report import summarise
 __all__ = ["by_guidance_claims", "guided_claims"]
 
 PUBLISHED = ("one_step", "vanilla", "sgts", "sgts_ode")
+WORDS = {"one_step": "one step", "vanilla": "vanilla", "sgts": "SGTS", "sgts_ode": "SGTS"}
 FULL, PAPER = "phased_2x2_full", "phased"
 PHASED = (
     *(FULL, "phased_1x3_full", PAPER, "phased_late", "phased_2x2"),
@@ -22,6 +23,8 @@ class Means:
         self.means = {e["method"]: e for e in summary}
         self.diversity = DIVERSITY.get(self.bench, "vendi")
         self.published = [name for name in PUBLISHED if name in self.means]
+        *words, last = dict.fromkeys(WORDS[name] for name in self.published)
+        self.them = f"{', '.join(words)} and {last}" if words else last
 
     def of(self, method, metric):
         return self.means[method][metric][0]
@@ -47,9 +50,10 @@ def guided_claims(results):
     phased = [name for name in PHASED if name in g.means]
     first = dict.fromkeys((phased[0], PAPER))
     rows = [row for ours in first if ours in g.means for row in _against(g, ours)]
+    every = "every published one" if "SGTS" in g.them else g.them
     for words, relation in (
-        ("more diverse than every published one", g.ahead),
-        ("nearer to the teacher's diversity than every published one", g.nearer),
+        (f"more diverse than {every}", g.ahead),
+        (f"nearer to the teacher's diversity than {every}", g.nearer),
     ):
         found = [name for name in phased if all(relation(name, p) for p in g.published)]
         text = f"A phased scheme is both closer and {words}"
@@ -78,8 +82,8 @@ def by_guidance_claims(bench, summaries):
         over = "that of the closest of them over its own"
         rows.append(
             (
-                f"The stronger the guidance, the more `{PAPER}` is ahead of one step, vanilla and "
-                f"SGTS in {words}",
+                f"The stronger the guidance, the more `{PAPER}` is ahead of {found[0].them} in "
+                f"{words}",
                 f"{over if sign > 0 else 'its own over the highest of them'}: {at}",
                 ratios == sorted(ratios) and ratios[-1] > 1,
             )
@@ -103,7 +107,7 @@ def _against(g, ours):
         best = min(g.published, key=lambda name: sign * g.of(name, metric))
         own, theirs, teacher = (g.of(name, metric) for name in (ours, best, "teacher"))
         yield (
-            f"`{ours}` is {words} than one step, vanilla and SGTS",
+            f"`{ours}` is {words} than {g.them}",
             f"{own:.{digits}f} against {theirs:.{digits}f} of `{best}`, the best of these; the "
             f"teacher {teacher:.{digits}f}",
             sign * own < sign * theirs,
@@ -116,7 +120,9 @@ def _losses(g, ours):
         ("closer and nearer to the teacher's diversity", g.nearer),
     ):
         found = [name for name in g.published if relation(name, ours)]
-        text = f"No published scheme is both {words} than `{ours}`"
+        neither = f"Neither {g.them}".replace(" and ", " nor ")
+        none = "No published scheme" if "SGTS" in g.them else neither
+        text = f"{none} is both {words} than `{ours}`"
         yield text, ", ".join(f"`{name}`" for name in found) or "none", not found
     if "teacher_euler_4" in g.means:
         own, whole, few = (g.of(n, g.diversity) for n in (ours, "teacher", "teacher_euler_4"))
