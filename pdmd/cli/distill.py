@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from pdmd.cli.arguments import one_line, parse_config
+from pdmd.cli.streams import write_line
 
 if TYPE_CHECKING:
     from pdmd.cli.config import DistillConfig
@@ -128,8 +128,7 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int
 
     def say(text: str, file: TextIO | None = None) -> None:
         if runtime.main:
-            with contextlib.suppress(OSError, ValueError):  # a closed terminal ends no run
-                print(text, file=file or sys.stdout, flush=True)
+            write_line(text, file or sys.stdout)  # a closed terminal ends no run
 
     say(f"distilling {config.teacher.name} into {len(plan)} experts, {plan.nfe} steps -> {folder}")
     try:

@@ -83,21 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(words: list[str]) -> int:
     try:
-        words = take_log_level(words)
-        if not words or words[0] in ("-h", "--help", "help"):
-            print(USAGE, end="")
-            return 0
-        if words[0] == "--version":
-            from pdmd import __version__
-
-            print(__version__)
-            return 0
-        if words[0] not in COMMANDS:
-            raise UsageError(f"unknown command {words[0]!r}; choose one of {', '.join(COMMANDS)}")
-        module, name = COMMANDS[words[0]].split(":")
-        return getattr(importlib.import_module(module), name)(words[1:])
-    except HelpPrinted:
-        return 0
+        code = _command(words)
+        sys.stdout.flush()  # at the exit of Python its errors would be lost
+        return code
     except SystemExit as stop:  # raised by the code of a plugin or teacher
         if os.environ.get("RANK", "0") == "0":
             print(
@@ -115,3 +103,22 @@ def _main(words: list[str]) -> int:
     except KeyboardInterrupt:
         print("pdmd: stopped", file=sys.stderr)
         return 130
+
+
+def _command(words: list[str]) -> int:
+    words = take_log_level(words)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if words[0] == "--version":
+        from pdmd import __version__
+
+        print(__version__)
+        return 0
+    if words[0] not in COMMANDS:
+        raise UsageError(f"unknown command {words[0]!r}; choose one of {', '.join(COMMANDS)}")
+    module, name = COMMANDS[words[0]].split(":")
+    try:
+        return getattr(importlib.import_module(module), name)(words[1:])
+    except HelpPrinted:
+        return 0

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
-__all__ = ["standard_streams"]
+__all__ = ["standard_streams", "write_line"]
 
 
 class LenientStream:
@@ -66,11 +66,26 @@ def standard_streams() -> Iterator[None]:
             _flush(stream)
 
 
+def write_line(text: str, stream: TextIO) -> None:
+    """Writes a line at once, or drops it with all that follows if it cannot be written.
+
+    What stayed in the buffer of a stream would be an error of whatever flushes it next.
+    """
+    try:
+        print(text, file=stream, flush=True)
+    except (OSError, ValueError):
+        _lead_nowhere(stream)
+
+
 def _flush(stream: TextIO) -> None:
     try:
         stream.flush()
     except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+        _lead_nowhere(stream)
+
+
+def _lead_nowhere(stream: TextIO) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

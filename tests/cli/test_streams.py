@@ -38,22 +38,33 @@ def test_missing_streams_lead_to_nowhere(monkeypatch):
         assert sys.stdin is not None
 
 
+@pytest.fixture(params=["", "1"], ids=["buffered", "unbuffered"])
+def environment(request):
+    """Python writes its output at once, or what has gathered at its end."""
+    return {**os.environ, "PYTHONUNBUFFERED": request.param}
+
+
 @pytest.mark.parametrize(
     ("command", "code"),
-    [("teachers >/dev/full", 2), ("--version >&- 2>&-", 0)],
+    [
+        ("teachers >/dev/full", 2),
+        ("--help >/dev/full", 2),
+        ("plan --help >/dev/full", 2),
+        ("--version >&- 2>&-", 0),
+    ],
 )
-def test_commands_exit_with_their_own_code(command, code):
+def test_commands_exit_with_their_own_code(command, code, environment):
     words = f'"{sys.executable}" -m pdmd {command}'
-    done = subprocess.run(["sh", "-c", words], capture_output=True, text=True)
+    done = subprocess.run(["sh", "-c", words], capture_output=True, text=True, env=environment)
     assert done.returncode == code and "Traceback" not in done.stderr
-    assert ("No space left on device" in done.stderr) == (command == "teachers >/dev/full")
+    assert ("No space left on device" in done.stderr) == (code == 2)
 
 
-def test_a_run_without_a_terminal_ends_well(tmp_path):
+def test_a_run_without_a_terminal_ends_well(tmp_path, environment):
     words = " ".join([*TINY, "--train.updates=2"]).replace("--no-progress", "")
     command = f'"{sys.executable}" -m pdmd distill mixture --out "{tmp_path}/run" {words}'
     done = subprocess.run(
-        ["sh", "-c", f"{command} --progress >/dev/full 2>&-"], env={**os.environ}, check=False
+        ["sh", "-c", f"{command} --progress >/dev/full 2>&-"], env=environment, check=False
     )
     assert done.returncode == 0
     assert (tmp_path / "run" / "report.html").exists()
