@@ -156,8 +156,21 @@ def sample_sde(
     draws of either, the predictions are not the scores of one law. Distribution matching aims at
     the law that scores say, so a student can then not match both.
 
-    Arguments, result and errors are those of :func:`sample_ode`. The error of a step is larger,
-    so it takes more of them.
+    Args:
+        denoiser: A teacher, or any denoiser.
+        condition: A TensorDict with batch size :math:`(B)`, or ``None``.
+        steps: The number of equal steps, ignored if ``times`` is given; their error is larger than
+            that of :func:`sample_ode`, so it takes more of them.
+        batch: :math:`B`, required without a condition.
+        generator: The source of randomness.
+        t_end: The last time, ignored if ``times`` is given.
+        times: The timesteps, strictly decreasing from 1 to the last time.
+
+    Returns:
+        Latents at the last time, with shape :math:`(B, *)`.
+
+    Raises:
+        ValueError: As :func:`sample_ode`.
 
     References:
         Ho et al., DDPM, arXiv:2006.11239, Algorithm 2.

@@ -153,7 +153,13 @@ def posterior_mean(prediction: Prediction, s: Times) -> Latents:
         s: The cleaner time.
 
     Returns:
-        The posterior mean, with shape :math:`(B, *)`.
+        The posterior mean, with shape :math:`(B, *)`, in float32 or wider.
+
+    Raises:
+        ValueError: If :math:`s \geq t` anywhere.
+
+    References:
+        Efron, Tweedie's formula and selection bias, JASA 106, 2011, for this transition.
     """
 
     def coefficients(t: Tensor) -> tuple[Tensor, Tensor]:
