@@ -42,7 +42,9 @@ ALL = "--help-all"
 """The option that shows its rare settings too."""
 
 
-MORE = "These are the settings that most runs change: 'pdmd {} --help-all' shows all of them."
+MORE = """These are the settings that most runs change: 'pdmd {} --help-all' shows all of them.
+The others are:
+{}"""
 """The end of a short help."""
 
 
@@ -240,7 +242,7 @@ def parse_config(
 
     from pdmd.cli.config import DistillConfig
     from pdmd.cli.config_files import key_paths, load_config
-    from pdmd.cli.help_pages import shortened
+    from pdmd.cli.help_pages import left_out, shortened
     from pdmd.cli.renamed_keys import check_options
 
     chosen, rest = take_name(words, "a preset or TOML file", "digits")
@@ -253,7 +255,7 @@ def parse_config(
         rest = ["--help"]
     elif {*HELP} & set(rest):
         options, config = shortened(options), shortened(config)
-        doc = f"{inspect.cleandoc(doc or '')}\n\n{MORE.format(name)}"
+        doc = f"{inspect.cleandoc(doc or '')}\n\n{MORE.format(name, left_out())}"
     command = dataclasses.make_dataclass(
         name.capitalize(),
         [

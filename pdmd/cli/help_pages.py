@@ -7,16 +7,19 @@ the others too, each with its default in the chosen preset or TOML file.
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from typing import Annotated, Any, get_type_hints
 
 from pdmd.cli.config import DistillConfig
+from pdmd.cli.config_files import key_paths
 
-__all__ = ["COMMON", "RARE", "shortened"]
+__all__ = ["COMMON", "RARE", "left_out", "shortened"]
 
 COMMON = (
     "out",
     "teacher.name",
     "teacher.guidance",
+    "teacher.negative_prompt",
     "teacher.arguments",
     "plan.phases",
     "plan.steps",
@@ -36,6 +39,17 @@ COMMON = (
 
 RARE = ("checkpoint", "allow_changed")
 """The options of a command that the short help leaves out."""
+
+
+def left_out() -> str:
+    """Returns the settings that the short help leaves out, a line for each section."""
+    sections: dict[str, list[str]] = {}
+    for path in key_paths():
+        section, _, key = path.rpartition(".")
+        if path not in COMMON:
+            sections.setdefault(section, []).append(key)
+    lines = (f"- {section}: {', '.join(keys)}" for section, keys in sections.items())
+    return "\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in lines)
 
 
 def shortened(value: Any, where: str = "") -> Any:

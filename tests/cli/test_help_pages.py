@@ -24,6 +24,11 @@ def test_help_shows_common_settings_and_help_all_the_others(capsys, command):
     assert main([command, "mixture", "--help-all"]) == 0
     page = capsys.readouterr().out
     assert options(short) & {*key_paths()} == {*COMMON}
+    assert "teacher.negative_prompt" in options(short)
+    named = " ".join(short.split())
+    for path in {*key_paths()} - {*COMMON}:
+        section, _, key = path.rpartition(".")
+        assert re.search(rf"(?<!\S)- {section}: ([\w]+, )*{key}(?=,|$|\s)", named), path
     assert options(page) & {*key_paths()} == {*key_paths()}
     assert f"'pdmd {command} --help-all' shows all" in " ".join(short.split())
     assert page.count("(default:") >= len(key_paths())
