@@ -11,17 +11,25 @@ import atexit
 import functools
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from pdmd.distributed.weight_files import WeightFiles, WholeTensor, write_tensors
 from pdmd.extras import require
 from pdmd.teachers.families.layouts import PipelineLayout
+from pdmd.teachers.families.pipeline_checks import UnusableWeights, check_tensor
 from pdmd.teachers.families.pipelines import build_part, network_configuration, reporting
 
 __all__ = ["is_single_file", "with_network_file"]
 
 SUFFIX = ".safetensors"
+PREFIX = "model.diffusion_model."
+"""What the names of a network's weights begin with in the file of a whole model."""
 
 
 def is_single_file(folder: str | Path) -> bool:
@@ -72,10 +80,43 @@ def _linked(network: str, slots: Sequence[str], file: str, config: str) -> Path:
     place.mkdir()
     shutil.copyfile(base / slot / "config.json", place / "config.json")
     outline = build_part(network, network_configuration(network, folder, slot), meta=True)
-    if set(_names(file)) == set(outline.state_dict()):
+    own = dict(outline.state_dict())
+    files = WeightFiles(lambda: [Path(file)])
+    with reporting(file):
+        forms = files.forms()
+    if forms.keys() == own.keys():  # checked where it is read
         (place / f"diffusion_pytorch_model{SUFFIX}").symlink_to(file)
+        return folder
+    named = {name.removeprefix(PREFIX): name for name in forms if name.startswith(PREFIX)}
+    named = named or {name: name for name in forms}  # of a whole model, the network alone
+    for name, given in named.items():
+        check_tensor(file, given, forms[given], own[name].dtype if name in own else None)
+    if named.keys() == own.keys():
+        write_tensors(
+            place / f"diffusion_pytorch_model{SUFFIX}",
+            [
+                WholeTensor(
+                    name, forms[given].shape, forms[given].dtype, partial(files.read, given)
+                )
+                for name, given in named.items()
+            ],
+        )
+    elif 2 * len(named.keys() & own.keys()) > len(own):  # the names are those of diffusers
+        for name in sorted(named.keys() ^ own.keys()):
+            what = "lacks" if name in own else "has what the network has not,"
+            raise UnusableWeights(
+                f"{file} {what} {name}; give the file of a {network} as {config} configures it"
+            )
     else:
-        _convert(network, file, base, place)
+        types = (forms[given].dtype for given in named.values())
+        dtype = functools.reduce(torch.promote_types, types)
+        values = sum(forms[given].numel() for given in named.values())
+        if (left := values - _convert(network, file, base, place, dtype)) > 0:
+            warnings.warn(
+                f"{left:,} of the {values:,} values in {file} have no place in the {network} of "
+                f"{config}, and are not used; check that it is a file of this network",
+                stacklevel=4,
+            )
     return folder
 
 
@@ -88,27 +129,24 @@ def _link(source: Path, target: Path) -> None:
         target.symlink_to(source.resolve())
 
 
-def _names(file: str) -> list[str]:
-    from safetensors import safe_open
-
-    with reporting(file), safe_open(file, framework="pt") as opened:
-        return list(opened.keys())
-
-
-def _convert(network: str, file: str, base: Path, place: Path) -> None:
-    """Writes the network of a file with the names of the first release, with its own types."""
+def _convert(network: str, file: str, base: Path, place: Path, dtype: torch.dtype) -> int:
+    """Writes the network of a file with the names of the first release; returns its values."""
     require("diffusers", "diffusers")
     import diffusers
-    from safetensors import safe_open
 
-    with safe_open(file, framework="pt") as opened:
-        dtype = opened.get_tensor(next(iter(opened.keys()))).dtype
     cls: Any = getattr(diffusers, network)
     with reporting(file):
-        model = cls.from_single_file(
-            file, config=str(base), subfolder=place.name, torch_dtype=dtype
-        )
+        try:
+            model = cls.from_single_file(
+                file, config=str(base), subfolder=place.name, torch_dtype=dtype
+            )
+        except NotImplementedError as error:  # of tensors that were not in the file
+            raise UnusableWeights(
+                f"{file} lacks weights of a {network}, or has other names for them than the first "
+                "release and diffusers; give the whole network, or a pipeline's folder"
+            ) from error
         model.save_pretrained(place)
+    return sum(value.numel() for value in model.state_dict().values())
 
 
 def _local(config: str, slots: Sequence[str]) -> Path:
