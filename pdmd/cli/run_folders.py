@@ -29,33 +29,18 @@ __all__ = [
 BEFORE = (*LOCKS, "tiny_pipeline")
 """What may be in the folder before a run: its lock, and the teacher of a tiny recipe."""
 
-OUTPUTS = (
-    "student/student.json",
-    "student/expert_*.safetensors",
-    "tensorboard/events.out.*",
-    "grids/samples.png",
-    "grids/phase_*.png",
-    *(
-        f"{folder}/{name}"
-        for folder in ("validation", "validation/*x*")  # the teacher's size, and others
-        for name in (
-            "phase_*.png",
-            "phase_*.mp4",
-            "phase_*.gif",
-            "metrics.jsonl",
-            "teacher.safetensors",
-        )
-    ),
-    "history.jsonl",
-    "health.jsonl",
-    "throughput.jsonl",
-    "wandb_id",
-    "calibration.json",
-    "notices.json",
-    "metrics.json",
-    "summary.json",
-    "report.html",
-    "plan.json",
+FOLDERS = ("student", "tensorboard", "grids", "validation/*x*", "validation", "checkpoint")
+"""The folders of a run; those of a validation are of the teacher's size, and of others."""
+
+OUTPUTS = re.compile(
+    r"student/(student\.json|expert_\d+\.safetensors)"
+    r"|tensorboard/events\.out\.tfevents\.\d+\..+\.\d+"
+    r"|grids/(samples|prompts|phase_\d+)\.png"
+    r"|validation/(\d+(x\d+)+/)?"
+    r"(phase_\d+_update_\d+\.(png|mp4|gif)|metrics\.jsonl|teacher\.safetensors)"
+    r"|(history|health|throughput)\.jsonl"
+    r"|wandb_id|report\.html"
+    r"|(calibration|notices|metrics|summary|plan)\.json"
 )
 """The files of a run, which a run that replaces it removes; other files in its folder stay."""
 
@@ -146,11 +131,11 @@ def check_writable(folder: Path) -> None:
 
 def clear_folder(folder: Path) -> None:
     """Removes the files of a run, and folders that are then empty."""
-    for pattern in OUTPUTS:
-        for path in folder.glob(pattern):
-            path.unlink()
-    folders = ("student", "tensorboard", "grids", "validation/*x*", "validation", "checkpoint")
-    for name in folders:
+    for place in ("", *FOLDERS):
+        for path in folder.glob(f"{place}/*" if place else "*"):
+            if OUTPUTS.fullmatch(path.relative_to(folder).as_posix()):
+                path.unlink()
+    for name in FOLDERS:
         for path in folder.glob(name):
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +56,9 @@ from pdmd.teachers.base import Teacher
 from pdmd.typing import Condition, Latents
 
 __all__ = ["Student"]
+
+EXPERT = re.compile(r"expert_\d+\.safetensors")
+"""The name of an expert's file."""
 
 
 @checked
@@ -260,8 +264,9 @@ class Student(Teacher):
             draft.rename(folder)
             return
         (folder / "student.json").unlink(missing_ok=True)  # no student while files change
-        for path in folder.glob("expert_*.safetensors"):
-            path.unlink()
+        for path in folder.iterdir():
+            if EXPERT.fullmatch(path.name):
+                path.unlink()
         for path in (*draft.glob("*.safetensors"), draft / "student.json"):
             path.rename(folder / path.name)
 

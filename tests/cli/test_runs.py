@@ -146,8 +146,10 @@ def test_overwriting_leaves_the_users_own_files(tmp_path, finished):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     own = ["notes.md", "student/card.md", "grids/best.png", "tensorboard/layout.json", "data/x"]
+    own += ["student/expert_1_best.safetensors", "grids/phase_1_of_monday.png"]
+    own += ["validation/phase_1_best.png", "validation/extra/metrics.jsonl"]
     for name in own:
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("mine")
     (folder / "grids" / "phase_7.png").write_bytes(b"of a longer plan")
     events = set((folder / "tensorboard").glob("events*"))

@@ -54,6 +54,7 @@ def test_saving_again_keeps_other_files(tmp_path):
     folder = tmp_path / "student"
     untrained_student().save(folder)
     (folder / "notes.md").write_text("mine")
+    (folder / "expert_1_best.safetensors").write_text("mine")
     (folder / "expert_9.safetensors").write_bytes(b"left from a longer plan")
     other = untrained_student(seed=1)
     other.save(folder)
@@ -61,6 +62,7 @@ def test_saving_again_keeps_other_files(tmp_path):
         "student.json",
         "expert_1.safetensors",
         "expert_2.safetensors",
+        "expert_1_best.safetensors",
         "notes.md",
     }
     loaded = Student.load(folder)
