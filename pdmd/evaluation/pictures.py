@@ -8,6 +8,7 @@ of a video.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pdmd.documents import read_json
 from pdmd.extras import require
 from pdmd.files import local_path, telling, write_file
 
@@ -38,6 +40,8 @@ SMALLEST = 64
 """Minimum size of a picture in a grid, in pixels; smaller ones are scaled by an integer."""
 CAPTIONED = 16
 """Maximum number of pictures in a grid with captions."""
+LISTING = "prompts.json"
+"""The list of the samples in a folder."""
 
 
 def to_uint8(pictures: Tensor) -> np.ndarray:
@@ -83,7 +87,9 @@ class SampleWriter(ABC):
 class FolderWriter(SampleWriter):
     """Writes one file per picture, ``0000.png`` or ``0000.mp4``, and ``prompts.json``.
 
-    Earlier samples in the folder are replaced; it must contain nothing else.
+    The samples that an earlier ``prompts.json`` lists are replaced; the folder must contain nothing
+    else. Each batch is listed before its pictures are written, so that an interrupted call may be
+    run again.
 
     Args:
         folder: The folder.
@@ -98,10 +104,12 @@ class FolderWriter(SampleWriter):
         self.listed: list[dict[str, Any]] = []
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is a file; choose another --out")
+        self.earlier = _listed(folder / LISTING)
         for path in sorted(folder.glob("*")):
-            if not re.fullmatch(r"\d{4,}\.(png|mp4)|prompts\.json", path.name):
+            if path.name not in self.earlier:
                 raise ValueError(
-                    f"{folder} contains {path.name}, which is not a sample; choose another --out"
+                    f"{folder} contains {path.name}, which no earlier sample lists; choose "
+                    "another --out"
                 )
 
     def add(self, pictures: Tensor, prompts: Sequence[Any]) -> None:
@@ -110,20 +118,26 @@ class FolderWriter(SampleWriter):
 
         if not self.listed:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self.folder.iterdir():  # earlier samples, see the constructor
-                path.unlink()
-        for picture, prompt in zip(to_uint8(pictures), prompts, strict=True):
-            name = f"{len(self.listed):04}.{'png' if picture.ndim == 3 else 'mp4'}"
+            for name in self.earlier - {LISTING}:
+                (self.folder / name).unlink(missing_ok=True)
+        levels = to_uint8(pictures)
+        suffix, first = "png" if levels.ndim == 4 else "mp4", len(self.listed)
+        names = [f"{first + i:04}.{suffix}" for i in range(len(levels))]
+        self.listed += [
+            {"file": name, "prompt": caption(prompt)}
+            for name, prompt in zip(names, prompts, strict=True)
+        ]
+        self.close()
+        for name, picture in zip(names, levels, strict=True):
             with telling(str(self.folder / name), "the sample could not be written"):
                 if picture.ndim == 3:
                     Image.fromarray(picture).save(self.folder / name)
                 else:
                     _write_mp4(self.folder / name, picture, self.fps)
-            self.listed.append({"file": name, "prompt": caption(prompt)})
 
     def close(self) -> None:
         text = json.dumps(self.listed, indent=1, ensure_ascii=False)
-        write_file(self.folder / "prompts.json", f"{text}\n".encode("utf-8", "replace"))
+        write_file(self.folder / LISTING, f"{text}\n".encode("utf-8", "replace"))
 
 
 class GridWriter(SampleWriter):
@@ -264,6 +278,16 @@ def sample_writer(out: str, *, video: bool | None = None, fps: float = 16.0) -> 
     latents = "write latents by --out samples.safetensors"
     require("report", "matplotlib", "PIL", alternative=latents)
     return FolderWriter(path, fps=fps) if folder else GridWriter(path, fps=fps)
+
+
+def _listed(path: Path) -> set[str]:
+    """Returns the files of earlier samples, their list included; none if there is no such list."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        entries = read_json(path)
+        names = {entry["file"] for entry in entries if set(entry) == {"file", "prompt"}}
+        if all(re.fullmatch(r"\d{4,}\.(png|mp4)", name) for name in names):
+            return {LISTING, *names} if len(names) == len(entries) > 0 else set()
+    return set()
 
 
 def _strips(videos: np.ndarray) -> np.ndarray:

@@ -40,6 +40,37 @@ def test_a_folder_contains_every_picture_losslessly(tmp_path):
     assert np.array_equal(to_uint8(grey)[..., 1], bytes_of(grey)[..., 0])
 
 
+@pytest.mark.parametrize(
+    "listing", ["", "[]", '["a cat"]', "[3]", "{", '[{"file": "../x", "prompt": ""}]']
+)
+def test_files_that_no_sample_lists_are_never_replaced(tmp_path, listing):
+    (tmp_path / "prompts.json").write_text(listing)
+    with pytest.raises(ValueError, match="prompts.json, which no earlier sample lists"):
+        sample_writer(str(tmp_path))
+    (tmp_path / "prompts.json").unlink()
+    (tmp_path / "0000.png").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="0000.png, which no earlier sample lists"):
+        sample_writer(str(tmp_path))
+    assert (tmp_path / "0000.png").read_bytes() == b"mine"
+
+
+def test_an_interrupted_sample_may_be_written_again(tmp_path, monkeypatch):
+    save = Image.Image.save
+
+    def interrupted(self, path, **more):
+        if path.name == "0003.png":
+            raise KeyboardInterrupt
+        save(self, path, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path, IMAGES, ["a"] * 5)
+    assert (tmp_path / "0002.png").exists()
+    write(tmp_path, IMAGES[:1], ["a"])
+    assert {path.name for path in tmp_path.iterdir()} == {"0000.png", "prompts.json"}
+
+
 @pytest.mark.parametrize("number", [1, 4, 5, 20])
 def test_a_grid_contains_every_picture_scaled(tmp_path, number):
     pictures = IMAGES.repeat(4, 1, 1, 1)[:number]
@@ -117,7 +148,7 @@ def test_a_png_grid_of_videos_shows_first_middle_and_last_frame(tmp_path):
         ("x.mp4", False, "samples images, not videos; use .png"),
         ("x.gif", False, "samples images, not videos; use .png"),
         ("taken", False, "taken is a file"),
-        ("full", False, "full contains notes.txt, which is not a sample"),
+        ("full", False, "full contains notes.txt, which no earlier sample lists"),
     ],
 )
 def test_invalid_destinations_raise(tmp_path, out, video, named):
