@@ -87,9 +87,9 @@ class SampleWriter(ABC):
 class FolderWriter(SampleWriter):
     """Writes one file per picture, ``0000.png`` or ``0000.mp4``, and ``prompts.json``.
 
-    The samples that an earlier ``prompts.json`` lists are replaced; the folder must contain nothing
-    else. Each batch is listed before its pictures are written, so that an interrupted call may be
-    run again.
+    The samples that an earlier ``prompts.json`` lists are replaced; the folder must contain
+    nothing else. Each batch is listed before its pictures are written, so that an interrupted call
+    may be run again.
 
     Args:
         folder: The folder.
