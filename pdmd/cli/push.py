@@ -39,7 +39,7 @@ def push_command(words: list[str]) -> int:
     else:
         repository, rest = take_name(rest, "the name on the hub: pdmd push STUDENT user/name")
     options = parse(PushOptions, rest, "pdmd push STUDENT USER/NAME", flat=True)
-    from pdmd.export.hub import files_to_push, push
+    from pdmd.export.hub import files_to_push, left_out, push
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise ValueError(f"a name on the hub is user/name, got {repository!r}")
@@ -47,6 +47,9 @@ def push_command(words: list[str]) -> int:
     width = max(len(file.path) for file in files)
     for file in files:
         print(f"{file.path.ljust(width)}  {_readable(file.size):>9}")
+    if others := left_out(name, files):
+        more = f" and {len(others) - 4} more" if others[4:] else ""
+        print(f"left out, as no export wrote them: {', '.join(others[:4])}{more}")
     total = _readable(sum(file.size for file in files))
     if options.dry_run:
         print(f"{len(files)} files of {total} would be uploaded to {repository}")

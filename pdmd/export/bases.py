@@ -25,7 +25,7 @@ from pdmd.teachers.families.pipeline_checks import (
 )
 from pdmd.teachers.families.pipelines import configuration
 
-__all__ = ["BasePipeline", "check_networks", "open_base_pipeline"]
+__all__ = ["BasePipeline", "check_links", "check_networks", "open_base_pipeline"]
 
 REPLACED = ("scheduler",)
 """Components that an export writes itself, beside the networks."""
@@ -121,25 +121,36 @@ class BasePipeline:
         found = sorted(self.folder.glob("LICEN[CS]E*"))
         for part in self.parts(layout):
             found += [self.folder / part, *sorted((self.folder / part).rglob("*"))]
-        self._check_links(found)
+        check_links(self.name, self.folder, found)
         return [path for path in found if path.is_file() and path.suffix not in CODE]
 
-    def _check_links(self, found: Sequence[Path]) -> None:
-        roots = [self.folder.resolve()]
-        blobs = roots[0].parent.parent / "blobs"  # where the hub's cache has a snapshot's files
-        if roots[0].parent.name == "snapshots" and blobs.is_dir() and not blobs.is_symlink():
-            roots.append(blobs)
-        away = [
-            str(path.relative_to(self.folder))
-            for path in found
-            if not any(path.resolve().is_relative_to(root) for root in roots)
-        ]
-        if away:
-            more = f" and {len(away) - 4} more" if away[4:] else ""
-            raise ValueError(
-                f"{self.name} links to files outside of it: {', '.join(away[:4])}{more}; replace "
-                "the links by copies if the export should contain them, or remove them"
-            )
+
+def check_links(name: str, folder: Path, paths: Sequence[Path]) -> None:
+    """Checks that no link leads out of a folder, but to the blobs of the hub's cache.
+
+    Args:
+        name: What the folder is called, for the error.
+        folder: The folder.
+        paths: Files and folders in it.
+
+    Raises:
+        ValueError: If one does; all are named.
+    """
+    roots = [folder.resolve()]
+    blobs = roots[0].parent.parent / "blobs"  # where the hub's cache has a snapshot's files
+    if roots[0].parent.name == "snapshots" and blobs.is_dir() and not blobs.is_symlink():
+        roots.append(blobs)
+    away = [
+        str(path.relative_to(folder))
+        for path in paths
+        if not any(path.resolve().is_relative_to(root) for root in roots)
+    ]
+    if away:
+        more = f" and {len(away) - 4} more" if away[4:] else ""
+        raise ValueError(
+            f"{name} links to files outside of it: {', '.join(away[:4])}{more}; replace the links "
+            "by copies if these files belong to it, or remove them"
+        )
 
 
 def open_base_pipeline(student: Student, layout: PipelineLayout, folder: str = "") -> BasePipeline:

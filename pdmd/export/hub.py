@@ -2,8 +2,9 @@
 
 A student is uploaded as :meth:`~pdmd.distillation.students.Student.save` wrote it, so that
 :meth:`~pdmd.distillation.students.Student.from_pretrained` reads it. From the run it came from
-come the plan, the settings, the metrics, the report and the samples. An exported folder, which has
-its own card, is uploaded as it is.
+come the plan, the settings, the metrics, the report and the samples. Of an exported folder, the
+files that the export wrote and its card are uploaded. Weights are compared with the digests that
+were written with them.
 """
 
 from __future__ import annotations
@@ -16,10 +17,17 @@ from typing import Any
 
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.student_folders import plan_from_description, read_description
-from pdmd.documents import read_json
+from pdmd.distillation.student_sizes import checksum
+from pdmd.documents import naming, read_json
+from pdmd.export.atomic_export import LISTING
+from pdmd.export.bases import check_links
 from pdmd.extras import require
+from pdmd.files import own_digest
 
-__all__ = ["HubFile", "files_to_push", "push", "student_card"]
+__all__ = ["HubFile", "files_to_push", "left_out", "push", "student_card"]
+
+CARD = "README.md"
+REMEDY = "export again or restore the file"
 
 BESIDE = ("plan.json", "config.toml", "metrics.json", "notices.json", "report.html")
 """Files of a run that are uploaded with its student."""
@@ -59,20 +67,48 @@ def files_to_push(folder: str | Path, repository: str) -> list[HubFile]:
         repository: The name on the hub, ``user/name``, for the card.
 
     Raises:
-        ValueError: If it is neither, or the student is damaged.
+        ValueError: If it is neither, is damaged, or a link among the files leads out of it.
     """
     folder = Path(folder)
-    student = folder if (folder / "student.json").is_file() else folder / "student"
-    if (student / "student.json").is_file():
+    student = _student_folder(folder)
+    if student is not None:
         return _student_files(student, repository)
     known = (folder / "model_index.json").is_file() or any(folder.rglob("*.safetensors"))
-    if not (folder / "README.md").is_file() or not known:
+    if not (folder / CARD).is_file() or not known:
         raise ValueError(
             f"{folder} is neither a run, nor a student, nor an export with its README.md; distill "
             "or export first"
         )
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [HubFile(path=path.relative_to(folder).as_posix(), content=path) for path in paths]
+    if (folder / LISTING).is_file():
+        digests = _listed(folder)
+    else:
+        digests = {path: "" for path in _paths(folder) if not _hidden(folder, path)}
+    check_links(str(folder), folder, [*digests])
+    for path, sha256 in digests.items():
+        if sha256 and checksum(path) != sha256:
+            raise ValueError(
+                f"{path} is damaged: its checksum is not the one in {LISTING}; {REMEDY}"
+            )
+    return [
+        HubFile(path=path.relative_to(folder).as_posix(), content=path)
+        for path in digests
+        if path.is_file()
+    ]
+
+
+def left_out(folder: str | Path, files: Sequence[HubFile]) -> list[str]:
+    """Returns the paths of an export that are not uploaded, as no export wrote them.
+
+    Args:
+        folder: The folder.
+        files: What is uploaded of it; of a run or a student, nothing counts as left out.
+    """
+    folder = Path(folder)
+    if _student_folder(folder) is not None:
+        return []
+    taken = {file.path for file in files}
+    paths = [path for path in _paths(folder) if path.is_symlink() or not path.is_dir()]
+    return [p for path in paths if (p := path.relative_to(folder).as_posix()) not in taken]
 
 
 def push(files: Sequence[HubFile], repository: str, *, private: bool = False) -> str:
@@ -177,6 +213,43 @@ def student_card(
     return "\n\n".join(parts) + "\n"
 
 
+def _student_folder(folder: Path) -> Path | None:
+    """Returns the folder of the student of a run or a student's folder, if it is one."""
+    student = folder if (folder / "student.json").is_file() else folder / "student"
+    return student if (student / "student.json").is_file() else None
+
+
+def _paths(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+def _hidden(folder: Path, path: Path) -> bool:
+    parts = path.relative_to(folder).parts
+    return any(part.startswith(".") or part == "__pycache__" for part in parts)
+
+
+def _listed(folder: Path) -> dict[Path, str]:
+    """Returns the files that an export lists with their digests, and its card, without one."""
+    with naming(folder / LISTING, REMEDY):
+        content = read_json(folder / LISTING)
+        _check_own_digest(content)
+        known = content.get("digests", {})
+        digests = {str(name): str(known.get(name, "")) for name in content["files"]}
+    digests[CARD] = ""  # cards are edited
+    for name in digests:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{folder / LISTING} lists {name!r}, outside of it; export again")
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing; {REMEDY}")
+    return {folder / name: digests[name] for name in sorted(digests)}
+
+
+def _check_own_digest(content: Mapping[str, Any]) -> None:
+    body = {key: value for key, value in content.items() if key != "sha256"}
+    if content.get("sha256", own_digest(body)) != own_digest(body):
+        raise ValueError("it was changed after it was written")
+
+
 def _student_files(student: Path, repository: str) -> list[HubFile]:
     content = read_description(student)
     plan = plan_from_description(content["plan"])
@@ -190,6 +263,16 @@ def _student_files(student: Path, repository: str) -> list[HubFile]:
     files += [HubFile(path=path.name, content=path) for path in beside]
     grids = [path for pattern in PICTURES for path in sorted((run / "grids").glob(pattern))]
     files += [HubFile(path=f"samples/{path.name}", content=path) for path in grids]
+    check_links(str(run), run, [file.content for file in files if isinstance(file.content, Path)])
+    with naming(student / "student.json", "distill again or restore the file"):
+        _check_own_digest(content)
+    digests = {student / Path(e["file"]).name: e["sha256"] for e in content["experts"]}
+    for path, sha256 in digests.items():
+        if checksum(path) != sha256:
+            raise ValueError(
+                f"{path} is damaged: its checksum is not the one in student.json; distill again "
+                "or restore the file"
+            )
     metrics = read_json(run / "metrics.json") if run / "metrics.json" in beside else {}
     card = student_card(
         content,

@@ -10,6 +10,7 @@ import torch
 from pdmd import PhasePlan, Student
 from pdmd.cli.main import main
 from pdmd.distillation.hub_students import fetch_student
+from pdmd.export.atomic_export import atomic_folder
 from pdmd.export.hub import files_to_push, student_card
 from tests.helpers.small_runs import untrained_student, weights
 
@@ -121,13 +122,105 @@ def test_what_cannot_be_pushed_is_named(words, named, capsys):
     assert named in capsys.readouterr().err
 
 
-def test_an_export_is_pushed_as_it_is(tmp_path):
-    (tmp_path / "README.md").write_text("card")
-    (tmp_path / "model_index.json").write_text("{}")
-    (tmp_path / "transformer").mkdir()
-    (tmp_path / "transformer" / "config.json").write_text("{}")
-    found = [file.path for file in files_to_push(tmp_path, "a/b")]
-    assert found == ["README.md", "model_index.json", "transformer/config.json"]
+CONTENT = {
+    "README.md": "card",
+    "model_index.json": "{}",
+    "transformer/config.json": "{}",
+    "transformer/weights.safetensors": "weights",
+}
+
+
+def fill(folder):
+    for name, text in CONTENT.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """An export's folder, with what others put into it."""
+    folder = tmp_path / "out"
+    with atomic_folder(folder, overwrite=False) as draft:
+        fill(draft)
+    (tmp_path / "secret").write_text("SECRET")
+    (folder / ".env").write_text("TOKEN")
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "code.pyc").write_text("bytes")
+    (folder / "notes.txt").symlink_to(tmp_path / "secret")
+    return folder
+
+
+def test_of_an_export_only_what_it_wrote_is_pushed(exported, capsys):
+    (exported / "README.md").write_text("an edited card")
+    found = [file.path for file in files_to_push(exported, "a/b")]
+    assert found == sorted([*CONTENT, "pdmd_export.json"])
+    assert main(["push", str(exported), "a/b", "--dry-run"]) == 0
+    left = [row for row in capsys.readouterr().out.splitlines() if row.startswith("left out")]
+    named = ".env, __pycache__/code.pyc, notes.txt"
+    assert left == [f"left out, as no export wrote them: {named}"]
+
+
+def test_of_a_pipeline_without_a_list_nothing_hidden_is_pushed(tmp_path):
+    folder = fill(tmp_path / "pipeline")
+    for name in (".git/config", "transformer/.cache", "__pycache__/code.pyc"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("hidden")
+    assert [file.path for file in files_to_push(folder, "a/b")] == sorted(CONTENT)
+
+
+@pytest.mark.parametrize("name", ["transformer/weights.safetensors", "model_index.json"])
+@pytest.mark.parametrize("listed", [True, False])
+def test_links_out_of_an_export_are_not_followed(exported, tmp_path, name, listed):
+    folder = exported if listed else fill(tmp_path / "pipeline")
+    (folder / name).unlink()
+    (folder / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match=f"links to files outside of it: {name}; replace"):
+        files_to_push(folder, "a/b")
+
+
+@pytest.mark.parametrize("name", ["student/expert_1.safetensors", "grids/samples.png"])
+def test_links_out_of_a_run_are_not_followed(run, tmp_path, name):
+    (run / name).rename(tmp_path / "elsewhere")
+    (run / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=f"links to files outside of it: {name}; replace"):
+        files_to_push(run, "a/b")
+
+
+def test_a_student_of_the_hubs_cache_is_pushed(tmp_path, run):
+    snapshot = cached(tmp_path / "cache", run / "student")
+    found = [file.path for file in files_to_push(snapshot, "a/b")]
+    assert found == ["README.md", "student.json", "expert_1.safetensors", "expert_2.safetensors"]
+
+
+def test_damaged_weights_are_not_pushed(exported, run, capsys):
+    for path in (
+        exported / "transformer" / "weights.safetensors",
+        run / "student" / "expert_2.safetensors",
+    ):
+        path.write_bytes(path.read_bytes()[:-1])
+        folder = exported if exported in path.parents else run
+        assert main(["push", str(folder), "a/b", "--dry-run"]) == 2
+        said = capsys.readouterr()
+        assert f"{path} is damaged: its checksum" in said.err and not said.out
+
+
+@pytest.mark.parametrize("name", ["pdmd_export.json", "student.json"])
+def test_changed_descriptions_are_not_pushed(exported, run, name):
+    path = next(p for folder in (exported, run) for p in folder.rglob(name))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "note": "more"}))
+    with pytest.raises(ValueError, match=f"{name} is damaged .*changed after it was written"):
+        files_to_push(exported if name == "pdmd_export.json" else run, "a/b")
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [("../secret", "outside of it; export again"), ("gone", "gone is missing; export again")],
+)
+def test_a_list_of_other_files_is_not_followed(exported, name, named):
+    (exported / "pdmd_export.json").write_text(json.dumps({"format": 1, "files": [name]}))
+    with pytest.raises(ValueError, match=named):
+        files_to_push(exported, "a/b")
 
 
 def test_a_student_is_read_from_the_hubs_cache(tmp_path, run, monkeypatch):
