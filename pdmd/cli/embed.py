@@ -17,11 +17,11 @@ __all__ = ["embed_command"]
 class EmbedOptions:
     """Encodes prompts with a teacher's text encoder, so that training needs none.
 
-    PROMPTS is a text file (.txt, a prompt per line), JSON lines (.jsonl), a table (.json, .csv or
-    .parquet), or the name or folder of a data set. For a teacher that continues a first image, for
-    example wan_i2v, JSON lines, tables and data sets also name an image per prompt, as a path
-    relative to the file or a URL; its encoding is stored too. An interrupted command resumes when
-    it is run again. Training reads the store instead of loading encoders:
+    PROMPTS is a text file (.txt, a prompt per line), JSON lines (.jsonl), a table (.csv, .tsv,
+    .json or .parquet), or the name or folder of a data set. For a teacher that continues a first
+    image, for example wan_i2v, JSON lines, tables and data sets also name an image per prompt, as
+    a path relative to the file or a URL; its encoding is stored too. An interrupted command
+    resumes when it is run again. Training reads the store instead of loading encoders:
     'pdmd distill ... --teacher.arguments folder FOLDER embeddings URL'.
     """
 

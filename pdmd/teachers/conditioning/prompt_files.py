@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import re
@@ -22,7 +23,12 @@ NO_TEXT = re.compile("[\0\ud800-\udfff]")
 """NUL, as in UTF-16 read as UTF-8, and halves of a character, as JSON can escape them."""
 PACKAGED = ("validation_prompts",)
 """Lists of prompts that ship, by name."""
-TABLES = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
+TABLES = {".json": "json", ".parquet": "parquet"}
+"""Tables that the datasets package reads, by suffix."""
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+OBJECTS = (".jsonl", ".ndjson", ".jsonlines", ".jl")
+NOT_READ = (".yaml", ".yml", ".xml", ".xls", ".xlsx", ".html", ".toml")
+"""Suffixes of files whose lines are not prompts."""
 
 
 def read_prompts(
@@ -32,8 +38,9 @@ def read_prompts(
 
     Args:
         source: Path or URL of a text file (one prompt per line), of JSON lines (``.jsonl``, one
-            object per line) or of a table (``.json``, ``.csv``, ``.parquet``); the name or
-            folder of a data set, for the ``datasets`` package; or ``validation_prompts``, a list
+            object per line), of a table (``.csv`` and ``.tsv``, whose first line names the
+            columns; ``.json``, ``.parquet``); the name or folder of a data set, for the
+            ``datasets`` package; or ``validation_prompts``, a list
             that ships with the package, unless a file has this name.
         column: Key of the object, or column of the table; if empty, ``prompt`` or ``text``,
             whichever exists.
@@ -54,8 +61,10 @@ def read_prompts(
     suffix = _suffix(source)
     if suffix == ".txt":
         found: Iterable[Any] = (line.strip() for line in _lines(source))
-    elif suffix == ".jsonl":
+    elif suffix in OBJECTS:
         found = _column(_without_images(_objects(source), column, source), column, source)
+    elif suffix in SEPARATORS:
+        found = _column(_separated(source, SEPARATORS[suffix], split), column, source)
     else:
         with locating_only_protocols():
             rows = _rows(source, TABLES.get(suffix), split, bool(limit))
@@ -91,8 +100,11 @@ def read_image_prompts(
         )
     name = image_column or IMAGE
     with locating_only_protocols():
-        if suffix == ".jsonl":
+        rows: Any
+        if suffix in OBJECTS:
             rows = _objects(source)
+        elif suffix in SEPARATORS:
+            rows = _separated(source, SEPARATORS[suffix], split)
         else:
             rows = _rows(source, TABLES.get(suffix), split, bool(limit), name)
         pairs = _with_images(rows, column, name, source)
@@ -114,7 +126,12 @@ def _nonempty(found: Iterable[Any], source: str) -> list[Any]:
 def _suffix(source: str) -> str:
     check_url(str(source))
     suffix = PurePosixPath(str(source)).suffix.lower()
-    if suffix in (".txt", ".jsonl") or suffix in TABLES:
+    if suffix in NOT_READ and _is_file(source):
+        raise ValueError(
+            f"prompts are not read from {suffix} files, got {source}; write a text file with one "
+            'prompt per line (.txt), or JSON lines such as {"prompt": "..."} (.jsonl)'
+        )
+    if suffix in (".txt", *OBJECTS, *SEPARATORS, *TABLES):
         return suffix
     return ".txt" if _is_file(source) else ""  # a data set, whose name may have a dot
 
@@ -192,6 +209,27 @@ def _objects(source: str) -> Iterator[Mapping[str, Any]]:
                 f'line {number} of {source} is not a JSON object; write {{"prompt": "..."}}'
             )
         yield row
+
+
+def _separated(source: str, separator: str, split: str) -> Iterator[Mapping[str, Any]]:
+    """Yields the rows of a table whose first line names its columns; every cell is a text."""
+    if split != "train":
+        raise ValueError(f"{source} is one file and has no split {split!r}; leave --split out")
+    rows = csv.DictReader(_lines(source), delimiter=separator, strict=True)
+    try:
+        for number, row in enumerate(rows, 1):
+            if None in row or None in row.values():
+                more = "more" if None in row else "fewer"
+                raise ValueError(
+                    f"row {number} of {source} has {more} cells than columns; quote a text with "
+                    f"{separator!r} in it"
+                )
+            yield row
+    except csv.Error as error:
+        raise ValueError(
+            f"line {rows.reader.line_num} of {source} is not that of a table ({error}); quote texts, and "
+            'double the quotation marks in them ("")'
+        ) from error
 
 
 def _rows(source: str, kind: str | None, split: str, streaming: bool, image: str = "") -> Any:

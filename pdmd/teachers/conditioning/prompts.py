@@ -255,9 +255,23 @@ class EncodedText(Prompts):
         files = encoder_fingerprint(self.folder) if self.folder else None
         return own_digest({"encoder": files, **self.how}) if files and self.how else files
 
-    @torch.no_grad()
     def encode(self, prompts: Sequence[str | None]) -> TensorDict:
         """Encodes texts, in batches.
+
+        Raises:
+            ValueError: If there are no prompts, or a prompt is neither a text nor ``None``.
+        """
+        return self.encode_by(self._embed, prompts)
+
+    @torch.no_grad()
+    def encode_by(
+        self, embed: Callable[[Any, list[str]], TensorDict], prompts: Sequence[str | None]
+    ) -> TensorDict:
+        """Encodes texts in another way, in batches, as some pipelines do those to lead away from.
+
+        Args:
+            embed: Maps the text encoder and a list of texts to a condition.
+            prompts: The texts; ``None`` is the null prompt.
 
         Raises:
             ValueError: If there are no prompts, or a prompt is neither a text nor ``None``.
@@ -271,9 +285,7 @@ class EncodedText(Prompts):
         if self._encoder is None:
             self._encoder = self._load()
         step = self.batch_size
-        parts = [
-            self._embed(self._encoder, texts[i : i + step]) for i in range(0, len(texts), step)
-        ]
+        parts = [embed(self._encoder, texts[i : i + step]) for i in range(0, len(texts), step)]
         return join_conditions(*parts)
 
 

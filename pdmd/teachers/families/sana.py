@@ -3,7 +3,8 @@ r"""SANA: text-to-image transformers of 0.6 B to 4.8 B parameters with linear at
 The network takes :math:`1000 \sigma` as its time and predicts the velocity
 :math:`\varepsilon - x_0` of the latents of an autoencoder that compresses by 32. Gemma 2 encodes
 the text behind an instruction that asks for a better prompt; of the tokens the first and the last
-299 are kept, masked. The empty text, which stands for no prompt, has no instruction before it.
+299 are kept, masked. The empty text, which stands for no prompt, has no instruction before it, and
+neither has a negative prompt.
 Guidance is the classical extrapolation, and the shift of time is 3.
 
 References:
@@ -18,8 +19,10 @@ import inspect
 from typing import Any
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
+from pdmd.teachers.conditioning.prompts import EncodedText
 from pdmd.teachers.conditioning.text_lengths import text_mask
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.text import TextTeacher
@@ -104,20 +107,46 @@ class SanaTeacher(TextTeacher):
         call = inspect.signature(type(pipeline).__call__).parameters
         instruction = call["complex_human_instruction"].default
         order = sorted(range(len(texts)), key=lambda i: not texts[i])  # empty texts come last
-        parts: list[Any] = []
+        parts: list[dict[str, Any]] = []
         for empty in (False, True):
             chosen = [texts[i] for i in order if (not texts[i]) == empty]
             if chosen:
-                found = pipeline.encode_prompt(
-                    chosen,
-                    do_classifier_free_guidance=False,
-                    max_sequence_length=length,
-                    complex_human_instruction=None if empty else instruction,
-                )
-                parts.append(found[:2])
-        prompt, mask = (torch.cat(rows) for rows in zip(*parts, strict=True))
-        back = torch.tensor(order).argsort().to(prompt.device)
-        return {"prompt": prompt[back], "mask": mask[back].bool()}
+                before = None if empty else instruction
+                parts.append(cls._encoded(pipeline, chosen, length, before))
+        back = torch.tensor(order).argsort()
+        return {key: torch.cat([p[key] for p in parts])[back] for key in cls.condition_keys}
+
+    @classmethod
+    def _encoded(
+        cls, pipeline: Any, texts: list[str], length: int | None, instruction: Any = None
+    ) -> dict[str, Any]:
+        prompt, mask, *_ = pipeline.encode_prompt(
+            texts,
+            do_classifier_free_guidance=False,
+            max_sequence_length=length,
+            complex_human_instruction=instruction,
+        )
+        return {"prompt": prompt, "mask": mask.bool()}
+
+    def encode_negative(self, text: str) -> Condition:
+        """Encodes a text without the instruction, as the pipeline does.
+
+        Raises:
+            ValueError: If there is no text encoder, as with embeddings, which have it.
+        """
+        prompts = self._text()
+        if not isinstance(prompts, EncodedText):
+            raise ValueError(
+                f"{prompts} have no negative prompt {text!r:.60}, which is encoded without the "
+                "instruction; load the teacher with its text encoder, or leave the negative "
+                "prompt out"
+            )
+        length = prompts.how.get("text_length")
+
+        def embed(pipeline: Any, texts: list[str]) -> TensorDict:
+            return TensorDict(self._encoded(pipeline, texts, length), batch_size=[len(texts)])
+
+        return prompts.encode_by(embed, [text])
 
     def default_shift(self) -> float:
         return 3.0

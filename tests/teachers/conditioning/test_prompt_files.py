@@ -74,7 +74,15 @@ def test_data_sets_and_tables(tmp_path, monkeypatch, limit):
         ("p.jsonl", '{"text": 5}', {}, "prompt 1 of .* must be a text, got 5"),
         ("gone.txt", None, {}, "gone.txt does not exist"),
         ("gone", None, {}, "gone could not be read as a data set"),
-        ("p.csv", "text\na\n", {"split": "test"}, "p.csv could not be read as a data set .*test"),
+        ("p.csv", "text\na\n", {"split": "test"}, "p.csv is one file and has no split 'test'"),
+        ("p.csv", "text\na, b\n", {}, "row 1 of .*p.csv has more cells than columns; quote"),
+        ("p.csv", "text,n\na,1\nb\n", {}, "row 2 of .*p.csv has fewer cells"),
+        ("p.csv", 'text\n"a" b\n', {}, "line 2 of .*p.csv is not that of a table"),
+        ("p.csv", "text\nçé\n".encode("cp1252"), {}, "p.csv is not UTF-8 text"),
+        ("p.csv", "text\n", {}, "p.csv has no prompts"),
+        ("p.tsv", "Prompt\tn\na\t1\n", {}, "row 1 of .* has neither .* but 'Prompt', 'n'"),
+        ("p.yaml", "- a cat\n", {}, r"not read from \.yaml files, .* one prompt per line"),
+        ("p.xlsx", b"PK", {}, r"not read from \.xlsx files"),
     ],
 )
 def test_invalid_sources_raise(tmp_path, monkeypatch, name, content, more, named):
@@ -84,6 +92,22 @@ def test_invalid_sources_raise(tmp_path, monkeypatch, name, content, more, named
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=named):
         read_prompts(str(path), **more)
+
+
+def test_every_cell_of_a_separated_table_is_a_text(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_bytes(b'\xef\xbb\xbftext\r\nNA\r\n"a, ""b""\nc"\r\n\r\n1984\r\n" "\r\nnull\r\n')
+    assert read_prompts(str(path)) == ["NA", 'a, "b"\nc', "1984", "null"]
+    path = tmp_path / "parti.tsv"
+    path.write_text('Prompt\tCategory\na sign, "Hi"\tText\n')
+    assert read_prompts(str(path), column="Prompt") == ['a sign, "Hi"']
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "ndjson", "jsonlines", "jl"])
+def test_json_lines_have_several_suffixes(tmp_path, suffix):
+    path = tmp_path / f"p.{suffix}"
+    path.write_text('{"prompt": "a cat"}\n')
+    assert read_prompts(str(path)) == ["a cat"]
 
 
 def test_a_file_with_another_suffix_is_a_text_file(tmp_path):
