@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +19,12 @@ from pdmd.training.checkpoints.inputs import InputDigests, digest_input
 __all__ = ["digest_images", "digest_inputs"]
 
 SECTIONS = ("teacher", "network", "student", "objective", "lora")
-PLACES = ("folder", "embeddings", "prompts", "path", "file", "weights", "images", "start")
+PLACES = (
+    *("folder", "config", "embeddings", "prompts", "path", "file", "weights", "images", "start"),
+)
 """Keys whose values are places even without a slash."""
+PIPELINES = ("folder", "config")
+"""Keys whose values may be names of models of the hub."""
 IMAGES = 512
 """First images of prompts that are digested, at most."""
 
@@ -26,8 +32,8 @@ IMAGES = 512
 def digest_inputs(config: DistillConfig) -> InputDigests:
     """Digests the files that a configuration names.
 
-    These are paths that exist, URLs (of other protocols than http), and models of the hub that are
-    in the local cache.
+    These are paths that exist, URLs (of other protocols than http), models of the hub that are in
+    the local cache, and the modules of plugins.
 
     Args:
         config: The configuration.
@@ -37,7 +43,8 @@ def digest_inputs(config: DistillConfig) -> InputDigests:
         OSError: If a file cannot be read.
     """
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k in SECTIONS}
-    found = {key: digest_input(place) for key, place in _places(settings)}
+    places = [*_places(settings), *_modules("teacher.plugins", config.teacher.plugins)]
+    found = {key: digest_input(place) for key, place in places}
     return {key: digests for key, digests in found.items() if digests}
 
 
@@ -72,11 +79,20 @@ def _places(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         if is_url(value):
             if not value.startswith(("http:", "https:", "data:")):
                 yield path, value
-        elif (name in PLACES or "/" in value) and Path(value).exists():
-            yield path, value
-        elif name == "folder" and re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+        elif (name in PLACES or "/" in value) and Path(value).expanduser().exists():
+            yield path, str(Path(value).expanduser())
+        elif name in PIPELINES and re.fullmatch(r"[\w.-]+/[\w.-]+", value):
             if (snapshot := _snapshot(value)) is not None:
                 yield path, snapshot
+
+
+def _modules(path: str, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yields the keys and files of modules that are found."""
+    for i, name in enumerate(names):
+        with contextlib.suppress(ImportError, ValueError):
+            spec = find_spec(name)
+            if spec is not None and spec.origin and Path(spec.origin).is_file():
+                yield f"{path}.{i}", spec.origin
 
 
 def _snapshot(name: str) -> str | None:

@@ -64,7 +64,7 @@ def encoder_fingerprint(folder: str | Path, *, images: bool = False) -> str | No
                 lines += _tensors(path)
             elif path.suffix == ".json" and not path.name.endswith(".index.json"):
                 lines.append((path.name, _configuration(path)))
-            elif path.suffix in (".txt", ".model", ".bin"):
+            elif path.suffix in (".txt", ".model", ".bin", ".jinja"):
                 with path.open("rb") as file:
                     lines.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
             if path.suffix in (".safetensors", ".bin"):

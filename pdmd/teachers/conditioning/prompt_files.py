@@ -227,8 +227,8 @@ def _separated(source: str, separator: str, split: str) -> Iterator[Mapping[str,
             yield row
     except csv.Error as error:
         raise ValueError(
-            f"line {rows.reader.line_num} of {source} is not that of a table ({error}); quote texts, and "
-            'double the quotation marks in them ("")'
+            f"line {rows.reader.line_num} of {source} is not that of a table ({error}); quote "
+            'texts, and double the quotation marks in them ("")'
         ) from error
 
 

@@ -62,3 +62,15 @@ def test_a_cleaner_without_metadata_is_told_from_none(monkeypatch):
     monkeypatch.setattr(fingerprints, "find_spec", lambda name: object())
     monkeypatch.setattr(fingerprints, "version", missing)
     assert fingerprints._cleaner() == "ftfy"
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer.model", "vocab.txt"])
+def test_what_a_tokenizer_reads_belongs_to_the_fingerprint(tmp_path, name):
+    for part in ("text_encoder", "tokenizer"):
+        (tmp_path / part).mkdir()
+    save_file({"a": torch.ones(2)}, tmp_path / "text_encoder" / "model.safetensors")
+    found = set()
+    for content in ("{{ messages }}", "{{ messages }}!"):
+        (tmp_path / "tokenizer" / name).write_text(content)
+        found.add(fingerprints.encoder_fingerprint(tmp_path))
+    assert len(found) == 2 and None not in found
