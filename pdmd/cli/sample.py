@@ -39,7 +39,7 @@ class SampleOptions:
     n: int | None = None
     """Number of samples; by default one per prompt of --prompts, or 100."""
     seed: int = 0
-    """Seed of the noise; results also depend on --batch-size."""
+    """Seed of the noise, of which every sample has its own, whatever the batch."""
     out: str = "samples.png"
     """A grid (.png, .mp4, .gif), a folder for one file per sample, or latents (.safetensors)."""
     batch_size: int = 0

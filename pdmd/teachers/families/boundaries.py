@@ -21,7 +21,7 @@ def boundary_router(ratio: float) -> IntervalRouter:
     Raises:
         ValueError: If it is not.
     """
-    if not 0 < ratio < 1:
-        raise ValueError(f"a boundary ratio must be in (0, 1), got {ratio}")
+    if not isinstance(ratio, int | float) or not 0 < ratio < 1:
+        raise ValueError(f"a boundary ratio must be a number in (0, 1), got {ratio!r:.40}")
     below = np.nextafter(np.float32(ratio), np.float32(0))
     return IntervalRouter((1.0, float(below), 0.0))

@@ -60,18 +60,33 @@ def scheduled_shift(scheduler: Mapping[str, Any], tokens: int) -> float:
         scheduler: The configuration of a ``FlowMatchEulerDiscreteScheduler``, whose absent keys
             have that class's defaults, or of a solver of diffusers with a ``flow_shift``.
         tokens: The number of tokens of a sample.
+
+    Raises:
+        ValueError: If a value is no number.
     """
     if not scheduler.get("use_dynamic_shifting", False):
-        return float(scheduler.get("flow_shift", scheduler.get("shift", 1.0)))
+        return float(
+            _number(scheduler, "flow_shift" if "flow_shift" in scheduler else "shift", 1.0)
+        )
     defaults = {
         "base_shift": 0.5,
         "max_shift": 1.15,
         "base_image_seq_len": 256,
         "max_image_seq_len": 4096,
     }
-    shift = DynamicShift(**{key: scheduler.get(key, value) for key, value in defaults.items()})
+    shift = DynamicShift(**{key: _number(scheduler, key, v) for key, v in defaults.items()})
     k = shift(tokens)
     return math.log(k) if scheduler.get("time_shift_type") == "linear" else k
+
+
+def _number(scheduler: Mapping[str, Any], key: str, default: float) -> Any:
+    value = scheduler.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(
+            f"the scheduler's configuration has {key} = {value!r:.40}, which is no number; "
+            "correct it, or download the pipeline again"
+        )
+    return value
 
 
 def check_head(attention_head_dim: int, least: int) -> None:

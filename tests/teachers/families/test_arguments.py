@@ -5,6 +5,7 @@ import torch
 
 from pdmd.teachers import QwenImageTeacher, WanTeacher
 from pdmd.teachers.base import teachers
+from pdmd.teachers.families.tokens import scheduled_shift
 from tests.helpers.tiny_discrete import DIT, SD, TINY, XL
 from tests.helpers.tiny_families import QWEN, WAN
 from tests.helpers.tiny_flows import FLOWS
@@ -216,3 +217,19 @@ def test_sizes_that_a_teacher_does_not_take_are_errors():
         teachers.get("qwen_image")(**QWEN).with_size(height=40)
     with pytest.raises(ValueError, match="DigitsTeacher has samples of one size"):
         teachers.get("digits")().with_size(height=8)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"shift": None},
+        {"shift": "3.0"},
+        {"flow_shift": None, "shift": 3.0},
+        {"use_dynamic_shifting": True, "base_shift": None},
+        {"use_dynamic_shifting": True, "max_image_seq_len": True},
+    ],
+)
+def test_a_shift_that_is_no_number_is_named(given):
+    key = next(k for k in reversed(given) if k != "use_dynamic_shifting" and given[k] != 3.0)
+    with pytest.raises(ValueError, match=f"configuration has {key} = {given[key]!r}, which is no"):
+        scheduled_shift(given, 64)
