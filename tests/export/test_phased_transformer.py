@@ -1,6 +1,8 @@
 """A transformer of phases computes, trains, saves and loads as its stock networks do."""
 
 import contextlib
+import fnmatch
+from functools import partial
 
 import diffusers
 import pytest
@@ -139,6 +141,52 @@ def test_a_saved_transformer_loads_again(adapted, more, tmp_path):
     assert (tmp_path / "phased_transformer.py").is_file()
     config = PhasedTransformer.load_config(tmp_path)
     assert isinstance(PhasedTransformer.from_config(config), PhasedTransformer)
+
+
+class Saved(diffusers.DiffusionPipeline):
+    """A pipeline of one transformer."""
+
+    def __init__(self, transformer):
+        super().__init__()
+        self.register_modules(transformer=transformer)
+
+
+@pytest.mark.parametrize(
+    ("more", "pattern"),
+    [
+        ({"variant": "fp16", "max_shard_size": "100KB"}, "*.fp16-*-of-*.safetensors"),
+        ({"safe_serialization": False}, "*.bin"),
+    ],
+)
+def test_a_pipeline_saves_it_as_it_was_asked_to(more, pattern, tmp_path):
+    model = phased()
+    Saved(model).save_pretrained(tmp_path, **more)
+    files = {path.name for path in (tmp_path / "transformer").iterdir()}
+    weights = {name for name in files if name.endswith((".safetensors", ".bin"))}
+    assert weights and weights == set(fnmatch.filter(files, pattern))
+    again = PhasedTransformer.from_pretrained(
+        tmp_path / "transformer", variant=more.get("variant"), torch_dtype=torch.float32
+    )
+    saved, loaded = model.state_dict(), again.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in saved.items())
+
+
+def test_a_class_loads_after_another_export_was_loaded(tmp_path):
+    from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
+
+    phased().save_pretrained(tmp_path)
+    load_class = partial(
+        get_class_from_dynamic_module,
+        tmp_path,
+        module_file="phased_transformer.py",
+        class_name="PhasedTransformer",
+        trust_remote_code=True,
+    )
+    first = load_class()
+    model = first.from_pretrained(tmp_path)
+    assert load_class() is not first
+    again = type(model).from_pretrained(tmp_path)
+    assert isinstance(again, first) and again.num_parameters() == model.num_parameters()
 
 
 def test_a_transformer_with_loaded_adapters_is_not_saved(tmp_path):

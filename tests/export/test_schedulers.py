@@ -61,3 +61,19 @@ def test_the_shipped_scheduler_steps_on_another_schedule_as_the_expert_does(expe
     assert torch.allclose(x, here, atol=1e-5)
     with pytest.raises(ValueError, match="diffuses no samples"):
         scheduler.scale_noise(x, t, x)
+
+
+@pytest.mark.parametrize("alpha", [None, 0.6])
+def test_pipelines_that_start_from_samples_diffuse_them_or_raise(alpha):
+    other = None if alpha is None else [[0.0, 1.0], [alpha, 0.8], [1.0, 0.0]]
+    scheduler = PhasedScheduler([1.0, 0.25], coefficients=other)
+    x, noise, t = torch.ones(2, 3), torch.zeros(2, 3), torch.tensor([1000.0, 250.0])
+    for diffuse in (
+        lambda: scheduler.scale_noise(x, t, noise),
+        lambda: scheduler.add_noise(x, noise, t),
+    ):
+        if alpha is None:
+            assert diffuse().tolist() == [[0.0] * 3, [0.75] * 3]
+        else:
+            with pytest.raises(ValueError, match="starts from noise"):
+                diffuse()

@@ -208,6 +208,16 @@ class PhasedScheduler(SchedulerMixin, ConfigMixin):
         t = t.reshape(-1, *(1,) * (sample.ndim - 1))
         return (1 - t) * sample + t * noise
 
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """Does as :meth:`scale_noise`, under the name that other pipelines call.
+
+        Raises:
+            ValueError: On another schedule than rectified flow.
+        """
+        return self.scale_noise(original_samples, timesteps, noise)
+
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **more: Any) -> None:
         """Saves the configuration and this file, so that the copy can be loaded."""
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **more)

@@ -10,6 +10,7 @@ cache, are called on each network. What cannot be done for several networks rais
 """
 
 import contextlib
+import functools
 import inspect
 import shutil
 import warnings
@@ -30,6 +31,8 @@ VISIT_MODULES = ("Module", "ModelMixin", "ConfigMixin", "PushToHubMixin", "Atten
 """Classes whose methods visit all modules, or concern the transformer as a whole."""
 
 PLACES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder")
+
+_signature_of: Any = functools.partial(functools.wraps, assigned=())
 
 GUIDED = (
     "this student has its guidance within, and is evaluated without its prompt too; leave "
@@ -165,9 +168,10 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
                 "student with full networks, or load it without"
             )
         chosen: Any = _specialised(cls, config["network_class"], config.get("adapters"))
-        load: Any = super(PhasedTransformer, chosen)
+        load: Any = super(__class__, chosen)  # of this class, after another export is loaded too
         return load.from_pretrained(pretrained_model_name_or_path, **more)
 
+    @_signature_of(ModelMixin.save_pretrained)  # by which pipelines choose what they pass
     def save_pretrained(self, save_directory: Any, *args: Any, **more: Any) -> None:
         """Saves the networks and this file, so that the copy can be loaded.
 
