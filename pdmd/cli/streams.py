@@ -8,6 +8,7 @@ the standard output stream, which has results, errors are errors.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -45,8 +46,8 @@ class LenientStream:
 def standard_streams() -> Iterator[None]:
     """Replaces closed streams by ``/dev/null``, and the error stream by a lenient one.
 
-    At the end, streams that cannot be flushed are led to ``/dev/null``, so that Python exits with
-    the code of the command.
+    Characters that the output's encoding lacks are written as escapes. At the end, streams that
+    cannot be flushed are led to ``/dev/null``, so that Python exits with the code of the command.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -56,6 +57,8 @@ def standard_streams() -> Iterator[None]:
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     before = sys.stderr
     sys.stderr = cast(TextIO, LenientStream(before))
     try:

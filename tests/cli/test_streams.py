@@ -38,6 +38,14 @@ def test_missing_streams_lead_to_nowhere(monkeypatch):
         assert sys.stdin is not None
 
 
+def test_characters_that_the_output_cannot_encode_are_escaped(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    with standard_streams():
+        print("läufe/a → b")
+    assert written.getvalue() == rb"l\xe4ufe/a \u2192 b" + b"\n"
+
+
 @pytest.fixture(params=["", "1"], ids=["buffered", "unbuffered"])
 def environment(request):
     """Python writes its output at once, or what has gathered at its end."""
