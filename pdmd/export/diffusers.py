@@ -85,8 +85,8 @@ def export_diffusers(
 
     Raises:
         ValueError: If the student has no pipeline in diffusers, its base pipeline is missing or of
-            another class, the folder cannot be replaced, or the stock scheduler would evaluate
-            a network outside its interval.
+            another class, the folder cannot be replaced, the stock scheduler would evaluate a
+            network outside its interval, or a weight is beyond the range of float16.
     """
     folder = Path(folder)
     check_destination(folder, overwrite=overwrite)

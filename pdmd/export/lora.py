@@ -32,6 +32,7 @@ from pdmd.export.network_schedule import (
     pipeline_layout,
     renoise_times,
 )
+from pdmd.export.weights import check_range
 from pdmd.files import save_tensors
 from pdmd.teachers.families.layouts import PipelineLayout
 
@@ -64,7 +65,8 @@ def export_lora(
 
     Raises:
         ValueError: If an expert is not an adapter, its family has no pipeline in diffusers, the
-            base pipeline is missing or of another class, or the folder cannot be replaced.
+            base pipeline is missing or of another class, the folder cannot be replaced, or a
+            value is beyond the range of float16.
     """
     folder = Path(folder)
     check_destination(folder, overwrite=overwrite)
@@ -167,13 +169,11 @@ def _write(
         metadata["lora_adapter_metadata"] = json.dumps(content, indent=2, sort_keys=True)
     else:
         weights = comfyui_weights(interval, layout)
-    kept = {
-        name: value.detach()
-        .to("cpu", None if name.endswith(".alpha") else dtype)
-        .contiguous()
-        .clone()
-        for name, value in weights.items()
-    }
+    kept = {}
+    for name, value in weights.items():
+        written = value.dtype if dtype is None or name.endswith(".alpha") else dtype
+        check_range(name, value.detach(), written)
+        kept[name] = value.detach().to("cpu", written).contiguous().clone()
     save_tensors(kept, path, metadata=metadata)
 
 

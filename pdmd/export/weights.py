@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from pdmd.distributed.weight_files import WholeTensor, write_tensors
 
-__all__ = ["parse_size", "write_weights"]
+__all__ = ["check_range", "parse_size", "write_weights"]
 
 STEM = "diffusion_pytorch_model"
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -26,10 +27,31 @@ def parse_size(text: str) -> int:
         ValueError: If it is not a size.
     """
     found = re.fullmatch(r"([0-9]*\.?[0-9]+) ?([KMG]?)B?", text.strip(), re.IGNORECASE)
-    size = int(float(found[1]) * UNITS[found[2].upper()]) if found else 0
-    if size < 1:
-        raise ValueError(f"expected a size such as 10GB or 500MB, got {text!r}")
-    return size
+    size = float(found[1]) * UNITS[found[2].upper()] if found else 0.0
+    if not 1 <= size < math.inf:
+        raise ValueError(f"expected a size such as 10GB or 500MB, got {text!r:.60}")
+    return int(size)
+
+
+def check_range(name: str, value: Tensor, dtype: torch.dtype) -> None:
+    """Checks that finite values stay finite in another type.
+
+    Args:
+        name: What they are called, for the error.
+        value: The values.
+        dtype: The type.
+
+    Raises:
+        ValueError: If some do not.
+    """
+    if dtype != torch.float16 or value.dtype == dtype or not value.numel():
+        return
+    largest = float(value.abs().max())
+    if math.isfinite(largest) and largest > torch.finfo(dtype).max:
+        raise ValueError(
+            f"{name} has a value of size {largest:.6g}, and float16 has none above "
+            f"{torch.finfo(dtype).max:.0f}; export with --dtype bfloat16"
+        )
 
 
 def write_weights(
@@ -52,6 +74,9 @@ def write_weights(
         tell: Called with the bytes of each written weight.
         changes: Functions that compute what is added to some weights, in float32.
         values: Functions that read weights which are not in memory.
+
+    Raises:
+        ValueError: If a value is beyond the range of its dtype on disk.
     """
     shards = _split(weights, types, shard)
     index: dict[str, str] = {}
@@ -61,6 +86,7 @@ def write_weights(
             value = values[name]() if name in values else weights[name].detach()
             if changes and name in changes:
                 value = value.float() + changes[name]().detach().to(value.device)
+            check_range(name, value, types(name, weights[name]))
             return value
 
         return read

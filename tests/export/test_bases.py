@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from pdmd import PhasePlan
+from pdmd.distillation.adapters import adapted_parts
 from pdmd.export import export_diffusers, export_lora
 from tests.helpers.exporting import RANK, qwen_folder, student_of
 
@@ -114,6 +115,18 @@ def test_lora_exports_download_no_weights(hub, base, tmp_path):
     student = student_of("qwen_image", TWO, base, adapter=RANK)
     export_lora(student, tmp_path / "out", base="someone/qwen")
     assert len(hub.calls) == 1
+
+
+@pytest.mark.parametrize("kind", ["diffusers", "lora"])
+def test_weights_that_float16_cannot_hold_are_not_exported(base, tmp_path, kind):
+    student = student_of("qwen_image", PhasePlan.uniform(1), base, adapter=RANK)
+    layer = next(iter(adapted_parts(student.experts[0].denoiser)[0].factors().values()))
+    layer.lora_A.weight[0, 0] = 1e9
+    export = {"diffusers": export_diffusers, "lora": export_lora}[kind]
+    with pytest.raises(ValueError, match="has a value of size .*bfloat16"):
+        export(student, tmp_path / "out", dtype="float16")
+    assert not (tmp_path / "out").exists()
+    assert export(student, tmp_path / "out", dtype="bfloat16").is_dir()
 
 
 @pytest.mark.parametrize("header", ["license: [", "license: 'a", "- one\n- two"])

@@ -18,7 +18,7 @@ def test_sizes_are_parsed(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "0", "-1GB", "10TB"])
+@pytest.mark.parametrize("text", ["", "GB", "0", "-1GB", "10TB", "9" * 400, f"{'9' * 305}GB"])
 def test_invalid_sizes_raise(text):
     with pytest.raises(ValueError, match="expected a size such as 10GB"):
         parse_size(text)
@@ -50,3 +50,20 @@ def test_changes_are_added_in_float32(tmp_path):
     changes = {"w": lambda: torch.full((2,), 0.001)}
     write_weights(tmp_path, weight, types=lambda *_: torch.float32, shard=1000, changes=changes)
     assert load_file(tmp_path / f"{STEM}.safetensors")["w"].tolist() == pytest.approx([1.001] * 2)
+
+
+def test_weights_beyond_the_range_of_float16_raise(tmp_path):
+    weights = {"small": torch.ones(2), "large": torch.tensor([0.0, -1e5])}
+    with pytest.raises(ValueError, match="large has a value of size 100000, .*bfloat16"):
+        write_weights(tmp_path, weights, types=lambda *_: torch.float16, shard=1000)
+    write_weights(tmp_path, weights, types=lambda *_: torch.bfloat16, shard=1000)
+    assert load_file(tmp_path / f"{STEM}.safetensors")["large"].isfinite().all()
+
+
+def test_an_added_change_counts_for_the_range(tmp_path):
+    weight = {"w": torch.full((2,), 6e4, dtype=torch.float16)}
+    changes = {"w": lambda: torch.full((2,), 6e4)}
+    with pytest.raises(ValueError, match="w has a value of size 1"):
+        write_weights(
+            tmp_path, weight, types=lambda *_: torch.float16, shard=1000, changes=changes
+        )
