@@ -28,6 +28,9 @@ def presets() -> dict[str, Path]:
 def load_config(name: str) -> DistillConfig:
     """Loads a preset by name, a TOML file by path, or the configuration of a run by its folder.
 
+    A ``config.toml`` beside the ``plan.json`` of a run is that of the run, which may have been
+    moved or copied: its folder is ``out``.
+
     Raises:
         ValueError: If it is neither, or its content is not a configuration.
     """
@@ -36,7 +39,7 @@ def load_config(name: str) -> DistillConfig:
         path = Path(name)
         if (path / "config.toml").is_file():
             config = read_config(read_toml(path / "config.toml")[1])
-            config.out = name  # which may have been moved
+            config.out = name
             return config
         if not path.is_file():
             near = difflib.get_close_matches(name, presets(), n=1)
@@ -49,6 +52,8 @@ def load_config(name: str) -> DistillConfig:
     if not data:
         raise ValueError(f"{path} is empty; restore it, or name a preset ({', '.join(presets())})")
     config = read_config(data)
+    if path.name == "config.toml" and (path.parent / "plan.json").is_file():
+        config.out = str(path.parent)
     config.out = config.out or f"runs/{path.stem}"
     return config
 

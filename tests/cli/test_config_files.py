@@ -285,3 +285,15 @@ def test_mutated_configurations_never_crash(tmp_path, capsys, monkeypatch):
         own = [s for s in shown if s.strip() and not re.search("Loading|torch", s)]
         assert not own  # but the bars of a text encoder, and what torchao makes torch say
         assert sorted(tmp_path.iterdir()) == before
+
+
+def test_only_the_configuration_of_a_run_takes_its_folder_for_out(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text("[train]\nupdates = 3\n")
+    assert load_config(str(path)).out == "runs/config"
+    path.write_text('out = "elsewhere"\n')
+    assert load_config(str(path)).out == "elsewhere"
+    (tmp_path / "plan.json").write_text("{}")
+    assert load_config(str(path)).out == str(tmp_path)
+    other = path.rename(tmp_path / "other.toml")
+    assert load_config(str(other)).out == "elsewhere"

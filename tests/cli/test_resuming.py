@@ -128,6 +128,14 @@ def test_a_restarted_run_resumes_or_starts_again(run, tmp_path, monkeypatch, fin
     assert torch.equal(bits(died), bits(finished))
 
 
+def test_a_copied_run_resumes_by_its_own_configuration(run, stopped, finished):
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    assert main(["distill", str(run / "config.toml"), "--resume", "--no-progress"]) == 0
+    assert torch.equal(bits(run), bits(finished))
+    after = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    assert after == before
+
+
 def test_no_checkpoint_stays_where_none_is_to_be_kept(tmp_path):
     assert distill(tmp_path / "run", "--train.checkpoint-keep=0") == 0
     assert not (tmp_path / "run" / "checkpoint").exists()
