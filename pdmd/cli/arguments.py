@@ -68,8 +68,10 @@ def take_name(words: list[str], what: str, default: str | None = None) -> tuple[
         The word and the words after it.
 
     Raises:
-        UsageError: If it is missing.
+        UsageError: If it is missing or empty.
     """
+    if words[:1] == [""]:
+        raise UsageError(f"missing {what}, got ''")
     if words and not words[0].startswith("-"):
         return words[0], words[1:]
     if default is None and not {*HELP, ALL} & set(words):

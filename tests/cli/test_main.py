@@ -1,9 +1,12 @@
 """`pdmd`: help, exit codes and errors on one line."""
 
 import pytest
+import torch
 
 from pdmd.cli.main import COMMANDS, main
 from pdmd.teachers.base import teachers
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
 
 @pytest.mark.parametrize(
@@ -22,6 +25,10 @@ from pdmd.teachers.base import teachers
         (["distill", "digits", "--resume"], "no checkpoint"),
         (["sample", "nowhere"], "no student.json"),
         (["sample"], "missing the student folder"),
+        (["distill", ""], "missing a preset or TOML file, got ''"),
+        (["verify", ""], "missing a folder"),
+        (["report", ""], "missing a run folder"),
+        (["completion", ""], "missing the shell"),
         (["evaluate", "nowhere"], "no student.json"),
         (["pretrain", "cats"], "cannot pretrain 'cats'"),
         (["report", "nowhere"], "neither a run folder nor"),
@@ -162,3 +169,26 @@ def test_a_plugin_that_exits_is_a_failure(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(str(tmp_path))
     assert main(["distill", "digits", "--teacher.plugins", "leaving_plugin"]) == 1
     assert "plugin" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), OUT_OF_MEMORY],
+)
+def test_a_command_that_runs_out_of_memory_says_so_in_one_line(monkeypatch, capsys, error):
+    def command(words):
+        raise error
+
+    monkeypatch.setattr("pdmd.cli.sample.sample_command", command)
+    assert main(["sample", "student"]) == 1
+    said = capsys.readouterr().err.strip()
+    assert "out of memory" in said and "smaller batches" in said and "\n" not in said
+
+
+def test_another_error_keeps_its_traceback(monkeypatch):
+    def command(words):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr("pdmd.cli.sample.sample_command", command)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        main(["sample", "student"])
