@@ -8,11 +8,13 @@ a backend looks for them, or fsspec's own configuration.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import json
 import os
 import re
+import shlex
 import uuid
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -38,6 +40,7 @@ __all__ = [
     "put",
     "save_tensors",
     "say",
+    "shell_word",
     "telling",
     "write_file",
     "write_whole",
@@ -156,6 +159,12 @@ def local_path(path: str | Path, what: str) -> Path:
     return Path(text)
 
 
+def shell_word(path: str | Path) -> str:
+    """Returns a path as a word of a printed command, quoted where a shell would split it."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)  # no option
+
+
 def locate(url: str, *, writing: bool = False) -> tuple[Any, str]:
     """Returns the file system of a URL, and the path in it without a trailing slash.
 
@@ -198,7 +207,13 @@ class FileDigest:
 
     @classmethod
     def read(cls, fs: AbstractFileSystem, path: str) -> FileDigest:
-        """Digests a file, read in chunks."""
+        """Digests a file, read in chunks.
+
+        Raises:
+            FileNotFoundError: If it is missing, or a device or pipe, which might never end.
+        """
+        if is_local(fs) and not Path(path).is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         sha256, size = hashlib.sha256(), 0
         with cast(IO[bytes], fs.open(path, "rb")) as stream:
             while piece := stream.read(CHUNK):

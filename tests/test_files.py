@@ -1,6 +1,8 @@
 """Files: which URLs are accepted, and local files written whole."""
 
 import hashlib
+import os
+import shlex
 import subprocess
 import sys
 
@@ -17,6 +19,7 @@ from pdmd.files import (
     own_digest,
     put,
     say,
+    shell_word,
     telling,
     write_file,
     write_whole,
@@ -245,3 +248,32 @@ def test_a_library_finds_only_the_known_protocols_meanwhile():
         for name in ("file", "memory", "zip"):
             get_filesystem_class(name)
     assert get_filesystem_class("reference") is before
+
+
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [
+        ("runs/a", "runs/a"),
+        ("s3://bucket/a", "s3://bucket/a"),
+        ("my runs/a", "'my runs/a'"),
+        ("a;rm b", "'a;rm b'"),
+        ("-a/config.toml", "./-a/config.toml"),
+    ],
+)
+def test_a_printed_path_is_one_word_of_a_shell(path, word):
+    assert shell_word(path) == word and shlex.split(word)[0].removeprefix("./") == path
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_not_digested(tmp_path, kind):
+    path = tmp_path / "weights"
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "folder":
+            path.mkdir()
+    fs, place = locate(str(path))
+    with pytest.raises(FileNotFoundError, match="weights"):
+        FileDigest.read(fs, place)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from pdmd.cli.arguments import one_line, parse_config
 from pdmd.cli.streams import write_line
+from pdmd.files import shell_word
 
 if TYPE_CHECKING:
     from pdmd.cli.config import DistillConfig
@@ -124,7 +125,7 @@ def _run_on(runtime: Runtime, config: DistillConfig, options: RunOptions) -> int
             print(describe_run(run))
         runtime.ranks.close()
         return 0
-    again = f"pdmd distill {folder / 'config.toml'} --resume"
+    again = f"pdmd distill {shell_word(folder / 'config.toml')} --resume"
 
     def say(text: str, file: TextIO | None = None) -> None:
         if runtime.main:

@@ -12,7 +12,7 @@ from pdmd.distillation.experts import Expert
 from pdmd.distillation.students import Student
 from pdmd.distributed.runtime import Runtime
 from pdmd.evaluation.evaluate import draw_samples, euler_notice, score
-from pdmd.files import write_file
+from pdmd.files import shell_word, write_file
 from pdmd.teachers.base import Teacher
 from pdmd.training.monitoring.outputs import say
 from pdmd.training.monitoring.recorder import notify
@@ -55,8 +55,8 @@ class FinalEvaluation:
         if self.runtime.main:
             say(
                 f"pdmd: no evaluation at the end, as the teacher has {size / 1e9:.1f} billion "
-                f"parameters, more than {LARGE / 1e9:g}; run `pdmd evaluate {self.folder}`, or "
-                "set evaluate.at_end = 'always'"
+                f"parameters, more than {LARGE / 1e9:g}; run `pdmd evaluate "
+                f"{shell_word(self.folder)}`, or set evaluate.at_end = 'always'"
             )
         return False
 

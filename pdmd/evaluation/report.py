@@ -34,7 +34,7 @@ from pdmd.evaluation.figures import (
     vector_scatter,
 )
 from pdmd.extras import require
-from pdmd.files import local_path, write_file
+from pdmd.files import local_path, shell_word, write_file
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.guided import unguided
 from pdmd.training.monitoring.recorder import read_history
@@ -254,6 +254,7 @@ def write_report(folder: str | Path) -> Path:
         page = environment.get_template("report.html.j2").render(
             name=folder.name,
             folder=str(folder),
+            student=shell_word(folder / "student"),
             config=config,
             settings=settings,
             plan=plan,

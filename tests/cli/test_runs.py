@@ -1,6 +1,7 @@
 """Runs: killed and interrupted ones, and what overwriting keeps."""
 
 import json
+import shlex
 import shutil
 import signal
 import time
@@ -85,15 +86,16 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_offered(
 
 
 def test_ctrl_c_in_the_evaluation_is_resumed(tmp_path, monkeypatch, capsys, finished):
-    folder = tmp_path / "run"
+    folder = tmp_path / "my run"
     with monkeypatch.context() as patch:
         patch.setattr(
             "pdmd.cli.final_evaluation.draw_samples",
             lambda *a, **k: signal.raise_signal(signal.SIGINT),
         )
         assert distill(folder) == 130
-    assert "resume with: pdmd distill" in capsys.readouterr().err
-    assert distill(folder, "--resume") == 0
+    _, *words = shlex.split(capsys.readouterr().err.split("resume with: ")[1])
+    assert words == ["distill", str(folder / "config.toml"), "--resume"]
+    assert main([*words, "--no-progress"]) == 0
     assert torch.equal(bits(folder), bits(finished))
     assert len(list((folder / "checkpoint").glob("*/manifest.json"))) == 1
     assert (folder / "report.html").exists()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pdmd.documents import parse_json
-from pdmd.files import FileDigest, locate, own_digest, put, telling, write_whole
+from pdmd.files import FileDigest, locate, own_digest, put, shell_word, telling, write_whole
 from pdmd.teachers.conditioning.embeddings.packing import FieldSpec
 from pdmd.teachers.conditioning.embeddings.store_checks import check_index, check_shard
 
@@ -306,8 +306,8 @@ class Index:
         if data is None:
             raise ValueError(
                 f"{store.url} has no {INDEX}: its prompt embeddings are missing or incomplete; "
-                f"compute them with `pdmd embed PROMPTS --out {store.url}`, which resumes an "
-                "interrupted run"
+                f"compute them with `pdmd embed PROMPTS --out {shell_word(store.url)}`, which "
+                "resumes an interrupted run"
             )
         try:
             body = parse_json(data, INDEX)
