@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -100,6 +101,19 @@ def _main(words: list[str]) -> int:
         if os.environ.get("RANK", "0") == "0":  # all ranks raise the same
             print(f"pdmd: error: {one_line(error)}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        reason = one_line(error)
+        full = isinstance(error, MemoryError) or re.search(
+            "(allocate|out of) memory", reason, re.I
+        )
+        if not full or words[:1] == ["distill"]:  # whose traceback says where the memory went
+            raise
+        print(
+            f"pdmd: error: out of memory ({reason:.200}); use smaller batches, or a device with "
+            "more memory",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("pdmd: stopped", file=sys.stderr)
         return 130

@@ -70,14 +70,18 @@ def sample_command(words: list[str]) -> int:
         options.n = len(options.prompts) or 100
     check_numbers(options, n=(1, 10**6), batch_size=(0, 10**6), seed=(0, 2**63 - 1))
     check_numbers(options, teacher_steps=(1, 10**4))
+    from pdmd.cli.run_folders import check_writable
     from pdmd.distributed.runtime import pick_device
     from pdmd.evaluation.pictures import caption, sample_writer
     from pdmd.teachers.guided import unguided
 
     out, device = local_path(options.out, "samples"), pick_device(options.device)
     latents = out.suffix == ".safetensors"
+    if latents and out.is_dir():
+        raise ValueError(f"{out} is a folder; name a file for the latents")
     if not latents:
         sample_writer(options.out, fps=options.fps)  # for its errors, before any work
+    check_writable(out if out.is_dir() or not out.suffix else out.parent)
     drawn = _load(name, options, device)
     teacher = drawn.teacher
     decode = getattr(unguided(teacher), "decode", None)

@@ -150,6 +150,17 @@ def test_samples_do_not_depend_on_the_size_of_batches(tmp_path, capsys, expert):
     capsys.readouterr()
 
 
+@pytest.mark.parametrize(
+    ("out", "said"), [("taken.safetensors", "is a folder"), ("/proc/x/a.safetensors", "cannot be")]
+)
+def test_where_samples_go_is_checked_before_any_work(tmp_path, monkeypatch, capsys, out, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken.safetensors").mkdir()
+    assert main(["sample", "nowhere", "--out", out]) == 2
+    error = capsys.readouterr().err
+    assert said in error and "nowhere" not in error
+
+
 def test_a_student_without_decoder_cannot_write_images(tmp_path, capsys):
     teacher = teachers.get("mixture")(dim=2)
     from pdmd.distillation.initializers import FromDenoiser
