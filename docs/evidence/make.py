@@ -10,9 +10,12 @@ from pathlib import Path
 
 from claims import CLAIMS
 from columns import COLUMNS, RANGES, explain
+from error_table import capacity_table, fake_score_table
 from guided_claims import by_guidance_claims
 
 from pdmd.benchmarks import BenchConfig, read_results
+from pdmd.benchmarks.fashion import GUIDANCE
+from pdmd.benchmarks.held_out_prompts import HeldOutPromptsBenchmark
 from pdmd.evaluation.bench_report import summarise
 from pdmd.evaluation.figures import png
 from pdmd.evaluation.scheme_figures import AXES, cost_figure, guidance_figure, quality_figure
@@ -46,6 +49,11 @@ FURTHER = (
 )
 """Metrics of a second table, where they were measured: by phase, and with held-out prompts."""
 GUIDED = ("glyphs", "fashion", "clips")
+DEFAULT_GUIDANCE = {
+    "glyphs": HeldOutPromptsBenchmark.guidance,
+    "clips": HeldOutPromptsBenchmark.guidance,
+    "fashion": GUIDANCE,
+}
 SEARCHED = ("feature_distance", "vendi", "accuracy", "coverage", "relative_flow", "flow_spread")
 COSTS = {"nfe": "{:.0f}", "forwards": "{:,.0f}", "saved_mib": "{:.2f}"}
 
@@ -174,7 +182,8 @@ def by_guidance(name):
     for other in (results, *others(name)):
         own = {**other["config"], "guidance": results["config"].get("guidance")}
         if own == results["config"]:
-            found[other["config"].get("guidance")] = summarise(other["rows"])
+            scale = other["config"].get("guidance") or DEFAULT_GUIDANCE[name]
+            found[scale] = summarise(other["rows"])
     return dict(sorted(found.items())) if len(found) > 1 else {}
 
 
@@ -209,12 +218,48 @@ def variant(name, results, other):
         words = f", {words}" if words else ""
         head = f"### At equal cost: {forwards:,} forward passes of a batch{words}"
         return [head, CLAIMS[name](other), table(other, METRICS[name])]
-    if set(changed) <= {"guidance", "fake_updates"}:
+    if default.get("forwards"):
+        head = f"### At equal updates: {config['updates']} of the generator"
+        head += f", each with {changed['fake_updates']} fake updates" * ("fake_updates" in changed)
+    elif set(changed) <= {"guidance", "fake_updates"}:
         head = "### With " + ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in changed.items())
     else:
         head = f"### Held out: {words}"
     claims = [CLAIMS[name](other)] if name in GUIDED else []
     return [head, *claims, table(other, METRICS[name])]
+
+
+def by_fake_updates(name):
+    """Returns results with few and many fake updates, where both were measured, and the floor."""
+    every = [results for results in (load(name), *others(name)) if results is not None]
+    for many in every:
+        few = {**many["config"], "fake_updates": 0}
+        found = [results for results in every if results["config"] == few]
+        if many["config"].get("fake_updates") and found:
+            teacher = [e for e in summarise(load(name)["rows"]) if e["method"] == "teacher"]
+            return found[0], many, teacher[0]["feature_distance"][0]
+    return None
+
+
+def errors():
+    """Returns the section on where the error of students comes from."""
+    pairs = {name: by_fake_updates(name) for name in GUIDED}
+    pairs = {name: found for name, found in pairs.items() if found}
+    if not pairs:
+        return []
+    results = {name: load(name) for name in GUIDED if load(name) is not None}
+    return [
+        "## Where the error comes from",
+        "**The fake score.** The distance to the teacher's samples at equal generator updates, "
+        "each with few and with many fake updates. The floor is the distance between two draws "
+        "of the teacher; the share is the part of the error above it that the better fake score "
+        "removes.",
+        fake_score_table(pairs),
+        "**Capacity.** The distance of schemes that differ in the number of trained parameters, "
+        "over the seeds that all have.",
+        capacity_table(results),
+        (HERE / "errors_notes.md").read_text().rstrip(),
+    ]
 
 
 def trials(name):
@@ -279,6 +324,8 @@ def page():
         parts += trials(name)
         if notes.exists():
             parts.append(notes.read_text().rstrip())
+        if name == GUIDED[-1]:
+            parts += errors()
     return "\n\n".join(parts) + "\n"
 
 
