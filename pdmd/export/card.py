@@ -56,7 +56,7 @@ class Card:
                 f"# {self.base.model} in {plan.nfe} steps",
                 f"A student of {self.base.model}, distilled by Phased DMD "
                 f"({_count(len(plan), 'phase')}, {plan.nfe} NFE). Use it without guidance: the "
-                "guidance of its teacher is distilled into it.",
+                f"guidance of its teacher is distilled into it.{unguided_note(self.layout)}",
                 "## Load",
                 f"```python\n{self.snippet()}\n```",
                 *self.notes(),
@@ -145,6 +145,17 @@ class Card:
             lines = "\n".join(scheduler_lines(grid))
             notes.append(f"With these lines it is exact:\n\n```python\n{lines}\n```")
         return notes
+
+
+def unguided_note(layout: PipelineLayout) -> str:
+    """Returns the sentence on the arguments of a call that turn guidance off, if there are any."""
+    if not layout.unguided:
+        return ""
+    off = ", ".join(f"`{name}={value}`" for name, value in layout.unguided.items())
+    return (
+        f" Pass {off}, as the lines below do: by default the pipeline may guide, which changes "
+        "the samples."
+    )
 
 
 def scheduler_lines(grid: Sequence[float]) -> list[str]:

@@ -286,6 +286,7 @@ class _Components:
             "grid": list(self.grid),
             "renoise_from": self.renoise_from,
             "num_train_timesteps": 1000,
+            "unguided": dict(self.layout.unguided),
             **self._coefficients(),
         }
         _write_config(folder / "scheduler_config.json", "PhasedScheduler", content)
@@ -320,6 +321,7 @@ class _Components:
             "time_offset": self.layout.time_offset,
             "time_argument": self.layout.time_argument,
             "adapters": adapters if any(adapters) else None,
+            "unguided": dict(self.layout.unguided) if self.stock is not None else None,
         }
         _write_config(folder / "config.json", "PhasedTransformer", content)
         values = {

@@ -17,6 +17,7 @@ from pdmd.export.card import (
     licence,
     scheduler_lines,
     size_notes,
+    unguided_note,
 )
 from pdmd.export.comfyui import workflow
 from pdmd.export.network_schedule import NetworkInterval, base_networks, midpoints, weight_type
@@ -57,7 +58,8 @@ class LoraCard:
             header(self.layout, self.base, "lora"),
             f"# Adapters of {self.base.model} for {plan.nfe} steps",
             f"Low-rank adapters of {self.base.model}, distilled by Phased DMD. Use them without "
-            "guidance: the guidance of their teacher is distilled into them.",
+            "guidance: the guidance of their teacher is distilled into them."
+            + (unguided_note(self.layout) if "diffusers" in self.folders else ""),
             "They contain no code: stock diffusers and ComfyUI load them.",
             "## Files",
             self._files(),

@@ -1,5 +1,7 @@
 """Students of further families as pipelines of diffusers: they sample as the student does."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -54,9 +56,14 @@ def test_an_exported_student_samples_as_it_does_here(tmp_path, name):
     pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, **given)
     pipeline.set_progress_bar_config(disable=True)
     condition, null = teacher.encode(teacher.prompts), teacher.encode([None])
-    found = MORE[name]["run"](pipeline, teacher, condition, null, scale=1.0, steps=plan.nfe)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "this student has its guidance within")
+        found = MORE[name]["run"](pipeline, teacher, condition, null, scale=1.0, steps=plan.nfe)
     expected = sample(student, condition, generator=torch.Generator().manual_seed(0))
     close(found, expected, MORE[name].get("atol", 2e-5))
+    if teacher.layout.unguided:
+        with pytest.warns(UserWarning, match="guidance within.* pass guidance_scale="):
+            MORE[name]["run"](pipeline, teacher, condition, null, scale=3.0, steps=plan.nfe)
 
 
 WITHOUT_LORA = ("hunyuan_video15", "cogvideox_2b", "cogvideox_1.5")

@@ -42,6 +42,7 @@ def built(name, adapted):
         time_offset=layout.time_offset,
         time_argument=layout.time_argument,
         adapters=additions if adapted else None,
+        unguided=dict(layout.unguided),
     )
     with torch.no_grad():
         for key, parameter in model.named_parameters():

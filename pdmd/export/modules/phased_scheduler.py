@@ -13,8 +13,10 @@ Between two steps of a renoising phase, it goes to the phase's end :math:`e` and
 fresh noise, :math:`x_s = \alpha_{s|e} x_e + \sigma_{s|e} \varepsilon`.
 """
 
+import inspect
 import math
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,11 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 __all__ = ["PhasedScheduler"]
+
+GUIDED = (
+    "this student has its guidance within, and the pipeline guides it again, which changes its "
+    "samples; pass {}, as the lines of its card do"
+)
 
 
 class PhasedScheduler(SchedulerMixin, ConfigMixin):
@@ -42,6 +49,8 @@ class PhasedScheduler(SchedulerMixin, ConfigMixin):
         time_offset: The network's time at 0.
         coefficients: For each timestep, and for 0, its alpha and sigma with their squares' sum 1,
             for networks of v-prediction; by default those of rectified flow, for velocities.
+        unguided: The pipeline's arguments that turn guidance off, named in a warning if it guides;
+            by default it is not examined.
     """
 
     order = 1
@@ -56,6 +65,7 @@ class PhasedScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps: int = 1000,
         time_offset: float = 0.0,
         coefficients: list[list[float]] | None = None,
+        unguided: dict[str, float] | None = None,
     ) -> None:
         times = [*grid, 0.0]
         if not grid or any(not s < t for t, s in zip(times, times[1:], strict=False)):
@@ -112,7 +122,7 @@ class PhasedScheduler(SchedulerMixin, ConfigMixin):
         mu: float | None = None,
         timesteps: list[float] | None = None,
     ) -> None:
-        """Resets to the first step.
+        """Resets to the first step, and warns if the pipeline guides.
 
         Args:
             num_inference_steps: The number of steps, which must match the configuration.
@@ -141,6 +151,20 @@ class PhasedScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"{grid}, and no other times; leave sigmas and timesteps out")
         self._set_device(device)
         self._step_index = self._begin_index = self._sample = None
+        if self.config["unguided"]:
+            self._warn_of_guidance(self.config["unguided"])
+
+    def _warn_of_guidance(self, unguided: dict[str, float]) -> None:
+        """Warns if the pipeline that calls guides, of which it tells its scheduler nothing."""
+        frame = inspect.currentframe()
+        for depth in range(4):  # a pipeline calls itself, or by a function
+            call = frame.f_locals if frame is not None else {}
+            if getattr(call.get("self"), "scheduler", None) is self:
+                if _guides(call, unguided):
+                    off = ", ".join(f"{name}={value:g}" for name, value in unguided.items())
+                    warnings.warn(GUIDED.format(off), stacklevel=depth + 3)
+                return
+            frame = frame.f_back if frame is not None else None
 
     def step(
         self,
@@ -225,3 +249,14 @@ class PhasedScheduler(SchedulerMixin, ConfigMixin):
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
+
+
+def _guides(call: Any, unguided: dict[str, float]) -> bool:
+    """Returns whether a pipeline evaluates without the prompt too, by its call's variables."""
+    for name in ("do_true_cfg", "do_classifier_free_guidance"):
+        if name in call:
+            return bool(call[name])
+    stated = getattr(call["self"], "do_classifier_free_guidance", None)
+    if stated is None and "guidance_scale" in unguided:
+        stated = (call.get("guidance_scale") or 0.0) > 1
+    return bool(stated)

@@ -16,7 +16,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -31,13 +31,6 @@ VISIT_MODULES = ("Module", "ModelMixin", "ConfigMixin", "PushToHubMixin", "Atten
 """Classes whose methods visit all modules, or concern the transformer as a whole."""
 
 PLACES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder")
-
-_signature_of: Any = functools.partial(functools.wraps, assigned=())
-
-GUIDED = (
-    "this student has its guidance within, and is evaluated without its prompt too; leave "
-    "negative_prompt out, or pass true_cfg_scale=1 (guidance_scale=1) as the card's lines do"
-)
 
 
 class PhasedLinear(nn.Linear):
@@ -88,6 +81,8 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
         time_argument: The name of the network's time argument.
         adapters: For each phase the linear maps with an addition, each with its rank and scale;
             none by default.
+        unguided: The pipeline's arguments that turn guidance off, named in a warning if it guides
+            by calls of their own; by default there is none, as the scheduler warns.
     """
 
     # A saved copy is found under this file's name.
@@ -110,6 +105,7 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
         time_offset: float = 0.0,
         time_argument: str = "timestep",
         adapters: list[dict[str, list[float]]] | None = None,
+        unguided: dict[str, float] | None = None,
     ) -> None:
         ModelMixin.__init__(self)
         cls = getattr(diffusers, network_class)
@@ -171,7 +167,7 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
         load: Any = super(__class__, chosen)  # of this class, after another export is loaded too
         return load.from_pretrained(pretrained_model_name_or_path, **more)
 
-    @_signature_of(ModelMixin.save_pretrained)  # by which pipelines choose what they pass
+    @cast(Any, functools.wraps(ModelMixin.save_pretrained, assigned=()))  # pipelines read it
     def save_pretrained(self, save_directory: Any, *args: Any, **more: Any) -> None:
         """Saves the networks and this file, so that the copy can be loaded.
 
@@ -204,8 +200,7 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
         """Returns the phase of the noisiest of the network's times."""
         own = self._internal_dict
         t = (torch.as_tensor(timestep).double() - own["time_offset"]) / own["time_scale"]
-        noisiest = float(t.max())
-        return sum(noisiest < boundary for boundary in own["boundaries"])
+        return sum(float(t.max()) < boundary for boundary in own["boundaries"])
 
     def forward(self, *args: Any, **more: Any) -> Any:
         """Evaluates the network of the call's phase with all arguments."""
@@ -218,9 +213,15 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
     @contextlib.contextmanager
     def cache_context(self, name: str, *args: Any, **more: Any) -> Iterator[None]:
         """Enters the cache context of every network, and warns of guidance, once."""
-        if name == "uncond" and not self._warned:  # a pipeline evaluates without the prompt in it
+        unguided = self._internal_dict["unguided"]
+        if unguided and name == "uncond" and not self._warned:  # evaluated without the prompt
             self._warned = True
-            warnings.warn(GUIDED, stacklevel=3)
+            off = ", ".join(f"{name}={value:g}" for name, value in unguided.items())
+            warnings.warn(
+                "this student has its guidance within, and is evaluated without its prompt too, "
+                f"which changes its samples; pass {off}, as the lines of its card do",
+                stacklevel=3,
+            )
         with contextlib.ExitStack() as stack:
             for network in self.networks:
                 context: Any = network
@@ -229,7 +230,7 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Any = None) -> None:
         """Recomputes activations in the phase in which they were computed."""
-        inner = gradient_checkpointing_func or _checkpoint
+        inner = gradient_checkpointing_func or functools.partial(checkpoint, use_reentrant=False)
 
         def in_phase(module: Callable[..., Any], *args: Any) -> Any:
             phases = [layer.phase for layer in self.adapted]
@@ -354,8 +355,7 @@ def _specialised(cls: Any, name: str, adapters: Any = None) -> Any:
         hidden = key.startswith("__") or owner is object or owner.__name__ in VISIT_MODULES
         if hidden or own not in (None, ModelMixin, nn.Module):
             continue
-        routed = _on_every_network(key, inspect.getattr_static(network, key))
-        if routed is not None:
+        if routed := _on_every_network(key, inspect.getattr_static(network, key)):
             found[key] = routed
     factors = {f for i, maps in enumerate(adapters or ()) if maps for f in _factor_names(i)}
     if factors:
@@ -385,10 +385,6 @@ def _on_every_network(key: str, value: Any) -> Any:
     call_each.__name__ = call_each.__qualname__ = key
     call_each.__doc__ = value.__doc__
     return call_each
-
-
-def _checkpoint(module: Callable[..., Any], *args: Any) -> Any:
-    return checkpoint(module, *args, use_reentrant=False)
 
 
 def _factor_names(phase: int) -> tuple[str, str]:
