@@ -9,12 +9,12 @@ import re
 import tempfile
 from pathlib import Path
 
-from pdmd.cli.run_locks import LOCKS
 from pdmd.diffusion.schedules import Schedule
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.student_folders import describe_plan
 from pdmd.documents import read_json, read_toml
 from pdmd.files import write_file
+from pdmd.locks import LOCKS
 
 __all__ = [
     "BEFORE",

@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from pdmd.cli.run_locks import LOCKS, RunLock
+from pdmd.locks import LOCKS, Lock
 from tests.helpers.tiny_runs import distill
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from pdmd.cli.run_locks import RunLock
-with RunLock(Path(sys.argv[1])):
+from pdmd.locks import Lock
+with Lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -51,14 +51,14 @@ def test_the_lock_of_a_killed_process_does_not_block(holder):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert json.loads((folder / LOCKS[1]).read_text())["pid"] == process.pid
-    RunLock(folder).check()
-    with RunLock(folder):
+    Lock(folder).check()
+    with Lock(folder):
         assert json.loads((folder / LOCKS[1]).read_text())["pid"] == os.getpid()
     assert [path.name for path in folder.iterdir()] == [LOCKS[0]]
 
 
 def test_a_lock_is_entered_again_by_its_owner_only(tmp_path):
-    lock, other = RunLock(tmp_path), RunLock(tmp_path)
+    lock, other = Lock(tmp_path), Lock(tmp_path)
     with lock, lock:
         for enter in (other.check, other.__enter__):
             with pytest.raises(ValueError, match=f"process {os.getpid()} "):

@@ -1,5 +1,8 @@
 """Exports are atomic, and never replace files that no export wrote."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,7 +52,7 @@ def test_a_failed_export_keeps_the_old_one(tmp_path, monkeypatch, fails):
     rename = Path.rename
 
     def failing(self, target):
-        if self.name == "x.partial":
+        if self.name.endswith(".partial"):
             raise OSError("the disk is gone")
         return rename(self, target)
 
@@ -62,6 +65,38 @@ def test_a_failed_export_keeps_the_old_one(tmp_path, monkeypatch, fails):
                 raise OSError("the disk is gone")
     assert content(folder)["part/file"] == "one"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_second_export_to_a_folder_waits_for_the_first(tmp_path):
+    with atomic_folder(tmp_path / "x", overwrite=False) as draft:
+        (draft / "file").write_text("one")
+        for overwrite in (False, True):
+            with pytest.raises(ValueError, match=f"x is in use by process {os.getpid()} "):
+                write(tmp_path / "x", "two", overwrite=overwrite)
+        write(tmp_path / "y", "two")
+    assert content(tmp_path / "x").keys() == {LISTING, "file"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x", "y"]
+
+
+def test_exports_that_started_together_do_not_mix(tmp_path, monkeypatch):
+    monkeypatch.setattr("pdmd.export.atomic_export._drafts", lambda folder: [])
+    with pytest.raises(ValueError, match="contains an export; .*--overwrite"):
+        with atomic_folder(tmp_path / "x", overwrite=False) as draft:
+            (draft / "file").write_text("one")
+            write(tmp_path / "x", "two")
+    assert content(tmp_path / "x").keys() == {LISTING, "part/file"}
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_the_draft_of_a_killed_export_is_removed(tmp_path):
+    code = "import os, pathlib, sys; from pdmd.export.atomic_export import atomic_folder\n"
+    code += "with atomic_folder(pathlib.Path(sys.argv[1]), overwrite=False): os._exit(1)"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "x"])
+    own = tmp_path / ".x.0123456789ab.partial"
+    own.mkdir()
+    assert len(list(tmp_path.iterdir())) == 2
+    write(tmp_path / "x", "one")
+    assert {p.name for p in tmp_path.iterdir()} == {"x", own.name}
 
 
 def test_the_remains_of_an_interrupted_export_raise(tmp_path):
