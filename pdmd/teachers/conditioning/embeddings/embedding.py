@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -60,7 +61,8 @@ def embed(
     Raises:
         ValueError: If there are no prompts, a prompt is repeated or not of the type of the
             encoder, an image cannot be read, a size is below 1, or the store has embeddings of
-            another encoder, or of prompts that the list does not begin with.
+            another encoder, or of prompts that the list does not begin with, or another process
+            writes to its folder.
         OSError: If the store cannot be written.
     """
     from tqdm import tqdm
@@ -70,23 +72,23 @@ def embed(
     )
     names = list(by_key)
     store, fingerprint = StoreFolder.of(url, writing=True), encoder.fingerprint()
-    if overwrite:
-        store.clear()
     parts: list[tuple[str | None, ...]] = [
         tuple(names[i : i + shard_size]) for i in range(0, len(names), shard_size)
     ]
     parts[-1] = (*parts[-1], None)
-    existing = store.shards()
-    if not set(existing) <= {shard_name(i) for i in range(len(parts))}:
-        raise _mismatch(store, "other prompts")
     specs: dict[str, FieldSpec] = {}
     infos: list[ShardInfo | None] = []
     begun: dict[int, Shard] = {}  # the last shard of a shorter list
     null: Packed | None = None
-    bar = tqdm(
-        total=len(prompts), desc="embed", unit="prompt", disable=not progress, dynamic_ncols=True
-    )
-    with bar:
+    with contextlib.ExitStack() as within:
+        within.enter_context(store.locked())
+        if overwrite:
+            store.clear()
+        existing = store.shards()
+        if not set(existing) <= {shard_name(i) for i in range(len(parts))}:
+            raise _mismatch(store, "other prompts")
+        shown = {"desc": "embed", "unit": "prompt", "disable": not progress}
+        bar = within.enter_context(tqdm(total=len(prompts), dynamic_ncols=True, **shown))
         for i, part in enumerate(parts):
             infos.append(None)
             if shard_name(i) not in existing:
@@ -129,9 +131,9 @@ def embed(
                 data = shard.dumps()
                 store.write(shard_name(i), data)
                 infos[i] = shard.info(i, data)
-    shards = tuple(info for info in infos if info is not None)
-    index = Index(teacher, fingerprint, specs, shards, tuple(encoder.image_keys))
-    index.write(store)
+        shards = tuple(info for info in infos if info is not None)
+        index = Index(teacher, fingerprint, specs, shards, tuple(encoder.image_keys))
+        index.write(store)
     return index
 
 

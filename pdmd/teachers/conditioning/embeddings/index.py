@@ -10,17 +10,29 @@ store without it is incomplete.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pdmd.documents import parse_json
-from pdmd.files import FileDigest, locate, own_digest, put, shell_word, telling, write_whole
+from pdmd.files import (
+    FileDigest,
+    is_local,
+    locate,
+    own_digest,
+    put,
+    shell_word,
+    telling,
+    write_whole,
+)
+from pdmd.locks import Lock
 from pdmd.teachers.conditioning.embeddings.packing import FieldSpec
 from pdmd.teachers.conditioning.embeddings.store_checks import check_index, check_shard
 
@@ -80,6 +92,21 @@ class StoreFolder:
         with telling(self.url, f"{file} could not be written"):
             put(self.fs, f"{path}.tmp")  # creates the folder
             write_whole(self.fs, path, data)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds a local folder within a block, so that no other process writes to it.
+
+        Raises:
+            ValueError: If another process holds it; says which one.
+            OSError: If the folder cannot be created or locked.
+        """
+        with contextlib.ExitStack() as held:
+            if is_local(self.fs):
+                with telling(self.url, "the folder could not be locked"):
+                    Path(self.root).mkdir(parents=True, exist_ok=True)
+                    held.enter_context(Lock(Path(self.root)))
+            yield
 
     def shards(self) -> list[str]:
         """Lists the file names of all shards, in order."""

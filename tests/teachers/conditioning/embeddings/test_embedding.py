@@ -1,5 +1,7 @@
 """Writing stores: atomic, resumable, and of one encoder."""
 
+import os
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -17,6 +19,11 @@ from tests.helpers.stores import (
 )
 
 
+def files(folder):
+    """The files of a store, and others that are not hidden."""
+    return {p.name: p.read_bytes() for p in folder.glob("[!.]*")}
+
+
 def test_an_interrupted_embed_resumes_at_the_missing_shard(tmp_path):
     url, prompts = tmp_path / "store", prompt_names(10)
     whole = embed_quietly(Encoder(), prompts, tmp_path / "whole", batch_size=2)
@@ -24,7 +31,7 @@ def test_an_interrupted_embed_resumes_at_the_missing_shard(tmp_path):
     encoder.fails_at = 6  # in the middle of the second shard
     with pytest.raises(KeyboardInterrupt):
         embed_quietly(encoder, prompts, url, batch_size=2)
-    assert [p.name for p in url.iterdir()] == ["embeddings-00000.safetensors"]
+    assert [*files(url)] == ["embeddings-00000.safetensors"]
     with pytest.raises(ValueError, match=r"has no index.json: .*pdmd embed PROMPTS --out"):
         StoredEmbeddings(url)
     again = Encoder()
@@ -32,8 +39,23 @@ def test_an_interrupted_embed_resumes_at_the_missing_shard(tmp_path):
     assert again.encoded == [*prompts[4:], None]
     last = Encoder()
     assert embed_quietly(last, prompts, url, batch_size=2) == whole and not last.encoded
-    files = {p.name: p.read_bytes() for p in url.iterdir()}
-    assert files == {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()}
+    assert files(url) == files(tmp_path / "whole")
+
+
+def test_one_process_at_a_time_writes_to_a_local_store(tmp_path):
+    first, second = Encoder(), Encoder()
+    encode = first.encode
+
+    def encode_meanwhile(prompts):
+        with pytest.raises(ValueError, match=f"store is in use by process {os.getpid()} "):
+            embed_quietly(second, prompt_names(3)[::-1], tmp_path / "store")
+        return encode(prompts)
+
+    first.encode = encode_meanwhile
+    embed_quietly(first, prompt_names(3), tmp_path / "store")
+    assert not second.encoded
+    stored = open_store(tmp_path / "store", tmp_path)
+    assert_same(stored.encode(prompt_names(3)), second.encode(prompt_names(3)))
 
 
 def test_an_interrupted_write_leaves_no_shard(tmp_path, monkeypatch):
@@ -42,7 +64,7 @@ def test_an_interrupted_write_leaves_no_shard(tmp_path, monkeypatch):
         patch.setattr("fsspec.implementations.local.LocalFileSystem.mv", lambda *_: 1 / 0)
         with pytest.raises(OSError, match=f"{url}: embeddings-00000.safetensors could not be wr"):
             embed_quietly(Encoder(), prompts, url)
-    assert [p.name for p in url.iterdir()] == ["embeddings-00000.safetensors.tmp"]
+    assert [*files(url)] == ["embeddings-00000.safetensors.tmp"]
     embed_quietly(Encoder(), prompts, url)
     assert_same(open_store(url, tmp_path).encode(prompts), Encoder().encode(prompts))
 
@@ -50,7 +72,7 @@ def test_an_interrupted_write_leaves_no_shard(tmp_path, monkeypatch):
 def test_another_list_or_encoder_requires_overwrite(tmp_path):
     url, prompts = tmp_path / "store", prompt_names(6)
     embed_quietly(Encoder(), prompts, url)
-    before = {p.name: p.read_bytes() for p in url.iterdir()}
+    before = files(url)
     for encoder, requested, more, named in (
         (Encoder(), ["new", *prompts], {}, "other prompts"),
         (Encoder(), prompt_names(2), {}, "other prompts"),
@@ -61,11 +83,13 @@ def test_another_list_or_encoder_requires_overwrite(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"{url} has .*{named}.*--overwrite"):
             embed_quietly(encoder, requested, url, **more)
-        assert {p.name: p.read_bytes() for p in url.iterdir()} == before and not encoder.encoded
+        assert {
+            p.name: p.read_bytes() for p in url.glob("[!.]*")
+        } == before and not encoder.encoded
     (url / "notes.txt").write_text("mine")
     embed_quietly(Encoder(name="two"), prompt_names(2), url, overwrite=True)
     assert open_store(url, tmp_path).fingerprint() == "two" * 20
-    left = {p.name for p in url.iterdir()}
+    left = files(url).keys()
     assert left == {"notes.txt", "index.json", "embeddings-00000.safetensors"}
 
 
@@ -89,12 +113,12 @@ def test_added_prompts_are_encoded_alone(tmp_path, first, then, masked):
 def test_an_interrupted_addition_loses_nothing(tmp_path):
     url, prompts = tmp_path / "store", prompt_names(11)
     embed_quietly(Encoder(), prompts[:6], url)
-    before = {p.name: p.read_bytes() for p in url.iterdir()}
+    before = files(url)
     encoder = Encoder()
     encoder.fails_at = 3  # in the shard that was begun, after the new one
     with pytest.raises(KeyboardInterrupt):
         embed_quietly(encoder, prompts, url, batch_size=1)
-    kept = {p.name: p.read_bytes() for p in url.iterdir()}
+    kept = files(url)
     assert all(kept[name] == data for name, data in before.items())
     assert_same(open_store(url, tmp_path).encode([None]), Encoder().encode([None]))
     again = Encoder()
