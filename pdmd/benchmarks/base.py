@@ -31,6 +31,7 @@ import tyro
 
 from pdmd.documents import read_json
 from pdmd.files import local_path, write_file
+from pdmd.locks import Lock
 from pdmd.registry import Registry
 
 __all__ = ["BenchConfig", "Benchmark", "benchmarks", "machine", "read_results", "run_benchmark"]
@@ -225,10 +226,8 @@ def run_benchmark(
 
     Raises:
         ValueError: If a method or the benchmark is unknown, or the file has another configuration
-            or, for a benchmark of speed, is from another machine.
+            or, for a benchmark of speed, is from another machine; or another process writes to it.
     """
-    from tqdm import tqdm
-
     from pdmd import __version__
 
     out = local_path(out, "a results file")
@@ -255,31 +254,58 @@ def run_benchmark(
         "left_out": benchmark.left_out(),
         "samples": {},
     }
-    if out.exists():
-        old = read_results(out)
-        defaults = dataclasses.asdict(BenchConfig(name=config.name))
-        old["config"] = {**defaults, **old["config"]}  # older versions have fewer options
-        if old["config"] != content["config"]:
-            changed = {
-                k: (old["config"].get(k), v)
-                for k, v in content["config"].items()
-                if old["config"].get(k) != v
-            }
-            raise ValueError(
-                f"{out} has results of another configuration ({changed}); choose another --out"
-            )
-        for name in ("machine", "left_out"):
-            if benchmark.exclusive and old.get(name, content[name]) != content[name]:
-                raise ValueError(
-                    f"{out} was measured elsewhere ({name.replace('_', ' ')}: {old[name]}, here "
-                    f"{content[name]}); choose another --out"
-                )
-        content["rows"], content["samples"] = old["rows"], old.get("samples", {})
-    done = {(row.get("run", row["method"]), row["seed"]) for row in content["rows"]}
-    tasks = [(m, s) for s in seeds for m in chosen if (m, s) not in done]
     out.parent.mkdir(parents=True, exist_ok=True)
-    if tasks:
-        benchmark.prepare(progress, [m for m in chosen if any(m == task for task, _ in tasks)])
+    with Lock(out, out.with_name(f".{out.name}.lock")):
+        if out.exists():
+            _continue(content, out, benchmark)
+        done = {(row.get("run", row["method"]), row["seed"]) for row in content["rows"]}
+        tasks = [(m, s) for s in seeds for m in chosen if (m, s) not in done]
+        if tasks:
+            benchmark.prepare(progress, [m for m in chosen if any(m == task for task, _ in tasks)])
+        _run_tasks(tasks, content, out, benchmark, workers=workers, progress=progress)
+    return content
+
+
+def _continue(content: dict[str, Any], out: Path, benchmark: Benchmark) -> None:
+    """Adds the rows of a results file to those of a run.
+
+    Raises:
+        ValueError: If the file has another configuration, or is from another machine.
+    """
+    old = read_results(out)
+    defaults = dataclasses.asdict(BenchConfig(name=benchmark.config.name))
+    old["config"] = {**defaults, **old["config"]}  # older versions have fewer options
+    if old["config"] != content["config"]:
+        changed = {
+            k: (old["config"].get(k), v)
+            for k, v in content["config"].items()
+            if old["config"].get(k) != v
+        }
+        raise ValueError(
+            f"{out} has results of another configuration ({changed}); choose another --out"
+        )
+    for name in ("machine", "left_out"):
+        if benchmark.exclusive and old.get(name, content[name]) != content[name]:
+            raise ValueError(
+                f"{out} was measured elsewhere ({name.replace('_', ' ')}: {old[name]}, here "
+                f"{content[name]}); choose another --out"
+            )
+    content["rows"], content["samples"] = old["rows"], old.get("samples", {})
+
+
+def _run_tasks(
+    tasks: Sequence[tuple[str, int]],
+    content: dict[str, Any],
+    out: Path,
+    benchmark: Benchmark,
+    *,
+    workers: int,
+    progress: bool,
+) -> None:
+    """Runs methods and seeds in parallel, and writes the results file after each."""
+    from tqdm import tqdm
+
+    config = benchmark.config
     order = {m: i for i, m in enumerate(benchmark.methods)}
     workers = 1 if benchmark.exclusive else workers or os.cpu_count() or 1
     workers = min(workers, max(len(tasks), 1))
@@ -307,7 +333,6 @@ def run_benchmark(
             raise
         finally:
             bar.close()
-    return content
 
 
 def read_results(path: str | Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Benchmarks: schemes, the results file, resuming and errors."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -119,6 +120,20 @@ def test_invalid_arguments_are_one_line_errors(capsys, tmp_path, monkeypatch, wo
     error = capsys.readouterr().err.strip()
     assert named in error and "\n" not in error
     assert not any(tmp_path.iterdir())
+
+
+def test_one_process_at_a_time_writes_a_results_file(tmp_path, monkeypatch):
+    out, config = tmp_path / "toy.json", BenchConfig(name="toy1d", updates=2, samples=8)
+    settings = {"out": out, "methods": ["full"], "workers": 1, "progress": False}
+
+    def prepare_meanwhile(self, progress, methods=()):
+        with pytest.raises(ValueError, match=f"toy.json is in use by process {os.getpid()} "):
+            run_benchmark(config, seeds=(1,), **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pdmd.benchmarks.toy1d.Toy1d.prepare", prepare_meanwhile)
+        run_benchmark(config, seeds=(0,), **settings)
+    assert [row["seed"] for row in run_benchmark(config, seeds=(1,), **settings)["rows"]] == [0, 1]
 
 
 def test_the_worker_of_a_killed_benchmark_ends(tmp_path):
