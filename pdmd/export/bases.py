@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from pdmd.distillation.students import Student
 from pdmd.documents import naming, read_json, read_text
+from pdmd.export.markdown import is_hub_name, one_line
 from pdmd.export.network_schedule import NetworkInterval
 from pdmd.extras import require
 from pdmd.files import say
@@ -62,10 +64,15 @@ class BasePipeline:
     @property
     def model(self) -> str:
         """The name in a model card: the hub name if it is known."""
+        return self.hub_name or one_line(self.folder.name)
+
+    @property
+    def hub_name(self) -> str:
+        """The name on the hub; empty if it is not known."""
         if not Path(self.name).exists():
             return self.name
         known = str(self.index.get("_name_or_path", ""))
-        return known if known.count("/") == 1 and not Path(known).exists() else self.folder.name
+        return known if is_hub_name(known) and not Path(known).exists() else ""
 
     def parts(self, layout: PipelineLayout) -> list[str]:
         """Returns the components that an export copies unchanged.
@@ -274,4 +281,13 @@ def _read_licence(folder: Path) -> dict[str, str]:
             f"the header of {path}, which states the licence, cannot be parsed ({first}); fix it"
         ) from error
     keys = ("license", "license_name", "license_link")
-    return {key: str(data[key]) for key in keys if data.get(key)}
+    found = {key: one_line(str(data[key])) for key in keys if data.get(key)}
+    link = found.get("license_link", "")
+    if link and not re.fullmatch(r"https://[\w.~/?=&%#:@+-]+|[\w.-]+", link, re.ASCII):
+        warnings.warn(
+            f"{path} has the license_link {link!r:.80}, which is neither an https address nor a "
+            "file's name; the card of the export has none",
+            stacklevel=2,
+        )
+        del found["license_link"]
+    return found

@@ -8,6 +8,7 @@ from typing import Any
 
 from pdmd.distillation.students import Student
 from pdmd.export.bases import BasePipeline
+from pdmd.export.markdown import escaped
 from pdmd.export.network_schedule import NetworkInterval, base_networks, midpoints, pipeline_layout
 from pdmd.export.schedulers import StockScheduler
 from pdmd.extras import require
@@ -53,8 +54,8 @@ class Card:
         return "\n\n".join(
             [
                 header(self.layout, self.base),
-                f"# {self.base.model} in {plan.nfe} steps",
-                f"A student of {self.base.model}, distilled by Phased DMD "
+                f"# {escaped(self.base.model)} in {plan.nfe} steps",
+                f"A student of {escaped(self.base.model)}, distilled by Phased DMD "
                 f"({_count(len(plan), 'phase')}, {plan.nfe} NFE). Use it without guidance: the "
                 f"guidance of its teacher is distilled into it.{unguided_note(self.layout)}",
                 "## Load",
@@ -192,7 +193,7 @@ def call_lines(student: Student, intervals: Sequence[NetworkInterval], steps: st
         f"{layout.output} = pipe(",
         '    prompt="a cat that holds a sign",',
         *image,
-        *(f"    {name}={value}," for name, value in arguments.items()),
+        *(f"    {name}={value!r}," for name, value in arguments.items()),
         f"    {steps},",
         "    generator=torch.Generator().manual_seed(0),",
         f").{layout.output}",
@@ -245,11 +246,12 @@ def size_notes(student: Student) -> list[str]:
 
 def licence(base: BasePipeline) -> str:
     """Returns the paragraph on the licence."""
-    name = base.licence.get("license_name", base.licence.get("license", ""))
+    name = escaped(base.licence.get("license_name", base.licence.get("license", "")))
+    model = escaped(base.model)
     if name:
-        return f"## Licence\n\n{name}, as {base.model}: its terms apply to these weights too."
+        return f"## Licence\n\n{name}, as {model}: its terms apply to these weights too."
     return (
-        f"## Licence\n\nUnknown: the folder of {base.model} states none. Its terms apply to these "
+        f"## Licence\n\nUnknown: the folder of {model} states none. Its terms apply to these "
         "weights too, so look them up before sharing."
     )
 

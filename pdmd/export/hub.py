@@ -10,10 +10,12 @@ were written with them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.student_folders import plan_from_description, read_description
@@ -21,6 +23,7 @@ from pdmd.distillation.student_sizes import checksum
 from pdmd.documents import naming, read_json
 from pdmd.export.atomic_export import LISTING
 from pdmd.export.bases import check_links
+from pdmd.export.markdown import escaped, is_hub_name
 from pdmd.extras import require
 from pdmd.files import own_digest
 
@@ -170,7 +173,7 @@ def student_card(
 
     source = content["source"] or {}
     base = source.get("arguments", {}).get("folder")
-    on_hub = isinstance(base, str) and base.count("/") == 1 and not Path(base).exists()
+    on_hub = isinstance(base, str) and is_hub_name(base) and not Path(base).exists()
     data = ModelCardData(
         library_name="pdmd",
         license="other",
@@ -181,7 +184,9 @@ def student_card(
     scales = source.get("guidance", 1.0)  # one number, or one per network
     scales = scales if isinstance(scales, list) else [scales]
     guidance = ", ".join(f"{g:g}" for g in scales) if any(g != 1 for g in scales) else ""
-    teacher = f"`{named}`" if named else "a teacher that has no registered name"
+    teacher = "a teacher that has no registered name"
+    if named:
+        teacher = f"`{named}`" if re.fullmatch(r"[\w.:-]+", str(named)) else escaped(str(named))
     known = named is not None and (base is None or on_hub)
     more = "" if known else ", teacher=teacher"
     parts = [
@@ -204,9 +209,9 @@ def student_card(
     ]
     if rows:
         cells = [[_cell(value) for value in row.values()] for row in rows]
-        parts += ["## Quality", _markdown([*rows[0]], cells)]
+        parts += ["## Quality", _markdown([escaped(str(key)) for key in rows[0]], cells)]
     if pictures:
-        parts += ["## Samples", *(f"![{Path(p).stem}]({p})" for p in pictures)]
+        parts += ["## Samples", *(f"![{escaped(Path(p).stem)}]({quote(p)})" for p in pictures)]
     if report:
         parts.append("The whole report of the run is `report.html`.")
     parts.append("## Licence\n\nThe terms of the teacher apply to these weights too.")
@@ -290,7 +295,9 @@ def _whole(content: bytes | Path) -> bytes | str:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else json.dumps(value).strip('"')
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return escaped(value if isinstance(value, str) else json.dumps(value))
 
 
 def _markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

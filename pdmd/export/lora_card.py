@@ -20,6 +20,7 @@ from pdmd.export.card import (
     unguided_note,
 )
 from pdmd.export.comfyui import workflow
+from pdmd.export.markdown import escaped, quoted
 from pdmd.export.network_schedule import NetworkInterval, base_networks, midpoints, weight_type
 from pdmd.teachers.families.layouts import PipelineLayout
 
@@ -53,11 +54,11 @@ class LoraCard:
 
     def text(self) -> str:
         """Returns the card, in Markdown with a YAML header."""
-        plan = self.student.plan
+        plan, model = self.student.plan, escaped(self.base.model)
         parts = [
             header(self.layout, self.base, "lora"),
-            f"# Adapters of {self.base.model} for {plan.nfe} steps",
-            f"Low-rank adapters of {self.base.model}, distilled by Phased DMD. Use them without "
+            f"# Adapters of {model} for {plan.nfe} steps",
+            f"Low-rank adapters of {model}, distilled by Phased DMD. Use them without "
             "guidance: the guidance of their teacher is distilled into them."
             + (unguided_note(self.layout) if "diffusers" in self.folders else ""),
             "They contain no code: stock diffusers and ComfyUI load them.",
@@ -85,12 +86,12 @@ class LoraCard:
     def snippet(self) -> str:
         """Returns the lines that load the base and the adapters, and sample."""
         folder, own = self.folders["diffusers"], self.base
-        name = str(own.folder.resolve()) if Path(own.name).exists() else own.name
+        name = quoted(own.hub_name or str(own.folder.resolve()))
         dtype = weight_type(self.intervals[0].network)
         lines = [
             *import_lines(self.layout),
             f'folder = "{folder}"  # of these files, or their name on the hub',
-            f'pipe = DiffusionPipeline.from_pretrained("{name}", torch_dtype={dtype})',
+            f"pipe = DiffusionPipeline.from_pretrained({name}, torch_dtype={dtype})",
         ]
         for interval, file in zip(self.intervals, self.names, strict=True):
             more = ", load_into_transformer_2=True" if self.slot(interval) != "transformer" else ""

@@ -88,6 +88,16 @@ def test_the_card_says_which_teacher_and_guidance_it_needs(tmp_path):
     assert "a teacher that has no registered name" in unnamed
 
 
+def test_texts_of_others_in_a_card_stay_texts():
+    content = {"source": {"teacher": "`<b>x\n# y", "arguments": {"folder": "<b>/x"}}}
+    rows = [{"method | <i>": "a | b\n<script>", "nfe": 2}]
+    plan, picture = PhasePlan.uniform(2), "samples/phase_1](javascript:x).png"
+    card = student_card(content, plan, "a/b", rows=rows, pictures=[picture])
+    assert r"of \`\<b\>x \# y, distilled" in card and "base_model" not in card
+    assert r"| method \| \<i\> | nfe |" in card and r"| a \| b \<script\> | 2 |" in card
+    assert r"![phase_1\](javascript:x)](samples/phase_1%5D%28javascript%3Ax%29.png)" in card
+
+
 def test_a_push_is_one_commit_of_what_was_listed(run, monkeypatch, capsys):
     made = []
 
