@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pdmd.cli.evaluation_options import EvaluateOptions
+from pdmd.cli.evaluation_options import NETWORKS, EvaluateOptions
 from pdmd.cli.placed_students import PlacedStudent
 from pdmd.documents import read_json
 from pdmd.evaluation.batches import batch_size_of
@@ -38,7 +38,7 @@ def check_metrics(options: EvaluateOptions) -> None:
     import_plugins(options.plugins)
     local_path(options.folder, "an evaluation")
     needed = {metrics[name].measurement for name in options.metrics}
-    for name in ("vision", "clip", "video", "motion", "lpips"):
+    for name in NETWORKS:
         if getattr(options, name) and name not in needed:
             raise ValueError(
                 f"--{name} is for metrics that are not among --metrics "

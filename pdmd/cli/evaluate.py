@@ -6,8 +6,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pdmd.cli.arguments import check_numbers, parse, take_name
-from pdmd.cli.evaluation_options import EvaluateOptions
+from pdmd.cli.arguments import UsageError, check_numbers, parse, take_name
+from pdmd.cli.evaluation_options import NETWORKS, EvaluateOptions
 from pdmd.cli.sample import STUDENT
 from pdmd.files import local_path, write_file
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pdmd.distributed.runtime import Runtime
 
 __all__ = ["evaluate_command"]
+
+WITH_METRICS = ("seeds", "prompts", "fps", "folder", "overwrite")
+"""Options that apply with ``--metrics`` only, with those that name their networks."""
 
 
 def evaluate_command(words: list[str]) -> int:
@@ -37,6 +40,9 @@ def evaluate_command(words: list[str]) -> int:
         batch=(0, 10**6),
         seed=(0, 2**63 - 1),
     )
+    for option in () if options.metrics else (*WITH_METRICS, *NETWORKS):
+        if getattr(options, option) != getattr(EvaluateOptions(), option):
+            raise UsageError(f"--{option} is for --metrics; add some or leave it out")
     out = local_path(options.out, "an evaluation")
     if options.out:  # for its errors, before the work
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,10 @@ from pdmd.cli.config_files import read_config
 from pdmd.cli.parallel_config import ParallelConfig
 from pdmd.documents import read_toml
 
-__all__ = ["EvaluateOptions"]
+__all__ = ["NETWORKS", "EvaluateOptions"]
+
+NETWORKS = ("vision", "clip", "video", "motion", "lpips")
+"""The options that name the networks of metrics."""
 
 
 @dataclass(kw_only=True)

@@ -88,7 +88,8 @@ class PlacedStudent:
             base = placement.outline(base) if has_weights(base) else base
             student = Student.load(path, teacher=base)
             source = student.source or {}
-            scales = tuple(guidance or source.get("guidance") or (1.0,))
+            given = guidance or source.get("guidance", ())  # one number, or one per network
+            scales = (given,) if isinstance(given, int | float) else tuple(given) or (1.0,)
             negative = source.get("negative_prompt", "") if set(scales) != {1.0} else ""
             low, high = source.get("guidance_interval", (0.0, 1.0))
             teacher = guided(

@@ -10,6 +10,7 @@ from pdmd.cli.evaluation_options import EvaluateOptions
 from pdmd.cli.main import main
 from pdmd.cli.parallel_config import PRECISIONS, ParallelConfig
 from pdmd.teachers.guided import Guided, unguided
+from tests.helpers.small_runs import untrained_student
 from tests.helpers.tiny_runs import distill
 
 
@@ -71,3 +72,22 @@ def test_an_evaluation_has_the_precision_of_the_run(tmp_path, run):
     alone = EvaluateOptions()
     alone.choose_precision(str(tmp_path))
     assert PRECISIONS[alone.parallel.precision] is torch.float32
+
+
+@pytest.mark.parametrize("guidance", [2, 2.0, [2.0]])
+def test_the_guidance_of_a_student_may_be_one_number(tmp_path, capsys, guidance):
+    student = untrained_student()
+    student.source = {**student.source, "guidance": guidance}
+    student.save(tmp_path)
+    words = ["--samples", "100", "--teacher-steps", "2", "--no-progress"]
+    assert main(["evaluate", str(tmp_path), *words]) == 0
+    assert nfe_by_method(capsys.readouterr().out)["teacher"] == "4"
+
+
+@pytest.mark.parametrize(
+    "words", ["--seeds 2", "--prompts x.txt", "--clip x", "--fps 8", "--folder x", "--overwrite"]
+)
+def test_options_of_metrics_are_rejected_without_metrics(capsys, words):
+    option, *_ = words = words.split()
+    assert main(["evaluate", "nowhere", *words]) == 2
+    assert f"{option} is for --metrics; add some or leave it out" in capsys.readouterr().err
