@@ -1,8 +1,9 @@
 """Encoders of texts and images in pipelines: models of transformers, loaded as what they are.
 
 A configuration may name more than sizes: an attention kernel of the hub, which is code that is
-downloaded and run; an adapter, whose base may lie anywhere. And weights that a file lacks are
-drawn at random by the library, with a warning alone. None of these passes here.
+downloaded and run; an adapter, whose base may lie anywhere. And the library draws weights that a
+file lacks at random, and reads the codes of quantised ones as values, with a warning at most. None
+of these passes here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ import torch
 
 from pdmd.documents import read_json
 from pdmd.extras import require
-from pdmd.teachers.families.pipeline_checks import UnusableWeights
+from pdmd.teachers.families.pipeline_checks import (
+    UnusableWeights,
+    check_stored_values,
+    stored_part,
+)
 
 __all__ = ["check_pretrained", "load_encoder"]
 
@@ -37,7 +42,8 @@ def load_encoder(
 
     Raises:
         UnusableWeights: If its configuration names code, or an adapter lies over it, or weights
-            are missing or in files elsewhere.
+            are missing, in files elsewhere, or quantised in a way that its configuration does not
+            state.
     """
     require("diffusers", "transformers")
     import transformers
@@ -46,6 +52,7 @@ def load_encoder(
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         return None
     check_pretrained(folder, part)
+    _check_values(folder, part, variant)
     if cls.config_class is None:
         raise UnusableWeights(f"{folder}/{part} is a {name}, which is no model; name its class")
     more: dict[str, Any] = {} if variant is None else {"variant": variant}
@@ -66,6 +73,8 @@ def load_encoder(
             f"{', '.join((missing or shapes)[:3])} ({len(missing or shapes)} in all); give the "
             "pipeline whole, or its model_index.json the class that was saved"
         )
+    if not Path(folder).is_dir():  # of the hub, and downloaded by now
+        _check_values(folder, part, variant)
     return model
 
 
@@ -97,6 +106,21 @@ def check_pretrained(folder: str | Path, part: str = "") -> None:
             f"the configuration of {place} names code of the hub ({key} = {value:.80}), which is "
             "not run; remove the key"
         )
+
+
+def _check_values(folder: str | Path, part: str, variant: str | None) -> None:
+    """Checks that stored weights are values, unless the library dequantises them itself."""
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    place = stored_part(folder, part)
+    config = place / "config.json" if place else None
+    stated = read_json(config) if config and config.is_file() else {}
+    text = stated.get("text_config")
+    quantised = stated.get("quantization_config") or (
+        text.get("quantization_config") if isinstance(text, dict) else None
+    )
+    if not (quantised and AutoHfQuantizer.supports_quant_method(quantised)):
+        check_stored_values(folder, part, "model", variant)
 
 
 def _check_shards(place: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pdmd.distributed.weight_files import WeightFiles
 from pdmd.documents import read_json
 from pdmd.extras import require
 
@@ -25,11 +26,15 @@ __all__ = [
     "UnusableWeights",
     "check_index",
     "check_modules",
+    "check_stored_values",
     "check_tensor",
+    "check_tensors",
     "check_values",
     "check_weights",
     "read_index",
+    "stored_part",
     "variant_of",
+    "weight_paths",
 ]
 
 PIPELINES: Mapping[str, frozenset[str]] = {
@@ -59,6 +64,8 @@ class UnusableWeights(ValueError):
 
 
 VALUES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+COUNTS = (torch.int64, torch.bool)
+"""Types of positions, counts and masks, in which no weights are quantised."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 LIBRARIES = ("diffusers", "transformers")
 NEVER_LOADED = ("safety_checker",)
@@ -194,13 +201,110 @@ def check_tensor(place: str, path: str, tensor: Tensor, wanted: torch.dtype | No
             "merge_and_unload), unload it and save the pipeline again"
         )
     takes_values = wanted is None or wanted.is_floating_point
-    scale = re.search(r"(_scale(_inv)?|scale_(weight|input)|absmax|quant_map|qzeros)$", path)
+    scale = re.search(
+        r"((?<!\blogit)_scale(_inv)?|scale_(weight|input)|absmax|quant_map|qzeros)$", path
+    )
     if (takes_values and tensor.dtype not in VALUES) or (wanted is None and scale):
         raise UnusableWeights(
             f"{place} has quantised weights ({path} in "
             f"{str(tensor.dtype).removeprefix('torch.')}), and a teacher's are values; give the "
             "pipeline in float32, bfloat16 or float16"
         )
+
+
+def check_tensors(
+    place: str, forms: Mapping[str, Tensor], types: Mapping[str, torch.dtype] | None = None
+) -> None:
+    """Checks that the tensors of files are values, where they may have other names in the network.
+
+    Args:
+        place: The network's place, for the error.
+        forms: The tensors by name, which may be on the meta device.
+        types: The types that they have in the network, by name, as far as they are known.
+
+    Raises:
+        UnusableWeights: If one is a quantised weight, or belongs to an adapter.
+    """
+    for path, form in forms.items():
+        counts = form.dtype if form.dtype in COUNTS else None
+        check_tensor(place, path, form, (types or {}).get(path, counts))
+
+
+def check_stored_values(
+    folder: str | Path, part: str, stem: str, variant: str | None = None
+) -> None:
+    """Checks by the headers of a part's files that its weights are values.
+
+    Args:
+        folder: The pipeline's folder or hub name, of which only what is downloaded is checked.
+        part: The part.
+        stem: What its weights' files are called, such as ``model``.
+        variant: The variant of the files.
+
+    Raises:
+        UnusableWeights: If a weight is quantised, or belongs to an adapter.
+    """
+    place = stored_part(folder, part)
+    paths = weight_paths(place, stem, variant) if place else []
+    WeightFiles(
+        lambda: [path for path in paths if path.is_file()],
+        lambda forms: check_tensors(f"{folder}/{part}", forms),
+    ).open()
+
+
+def stored_part(folder: str | Path, part: str) -> Path | None:
+    """Returns where a part of a pipeline is on this disk; nothing is downloaded.
+
+    Args:
+        folder: The pipeline's folder, or its hub name.
+        part: The part.
+
+    Returns:
+        Its place, which a folder may lack; ``None`` for a part of the hub whose configuration is
+        not in the local cache.
+    """
+    if Path(folder).is_dir():
+        return Path(folder) / part
+    require("diffusers", "huggingface_hub")
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(str(folder), f"{part}/config.json")
+    except ValueError:  # no hub name either; loading the part states the reason
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def weight_paths(
+    place: Path, stem: str, variant: str | None = None, *, shards_first: bool = False
+) -> list[Path]:
+    """Returns the safetensors files that a part is loaded from: one, or those of its index.
+
+    Args:
+        place: The part's folder.
+        stem: What its weights' files are called, such as ``model``.
+        variant: The variant of the files.
+        shards_first: Whether an index comes before a single file, as it does in diffusers; in
+            transformers it comes after.
+
+    Raises:
+        ValueError: If the index is damaged, or names files elsewhere.
+    """
+    end = f".{variant}" if variant else ""
+    single = place / f"{stem}{end}.safetensors"
+    index = place / f"{stem}.safetensors.index{end}.json"
+    if not index.is_file() or (single.is_file() and not shards_first):
+        return [single]
+    content = read_json(index)
+    files = content.get("weight_map") if isinstance(content, dict) else None
+    names = set(files.values()) if isinstance(files, dict) else {""}
+    wrong = [f for f in names if not isinstance(f, str) or f != Path(f).name or f in ("", "..")]
+    if wrong:
+        raise UnusableWeights(
+            f"{index} names {wrong[0]!r:.80}, which is no file beside it; download or save the "
+            "folder again"
+        )
+    return [place / name for name in sorted(names)]
 
 
 def check_modules(network: Any) -> None:

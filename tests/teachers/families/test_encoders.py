@@ -1,4 +1,4 @@
-"""Encoders of pipelines: loaded whole, and nothing that their files name is run or followed."""
+"""Encoders of pipelines: loaded whole, as values; nothing in their files is run or followed."""
 
 import json
 
@@ -70,3 +70,77 @@ def test_shards_lie_beside_their_index(folder, file):
 def test_weights_that_are_missing_are_not_random(folder):
     with pytest.raises(ValueError, match="lack weights of a BertModel, which would be random"):
         load(folder, "BertModel")
+
+
+def rewrite(folder, change, name="text_encoder/model.safetensors"):
+    from safetensors.torch import load_file, save_file
+
+    save_file(change(load_file(folder / name)), folder / name, metadata={"format": "pt"})
+
+
+def scaled(weights, scale):
+    """Returns weights in 8 bits with scales beside them."""
+    import torch
+
+    found = {}
+    for path, value in weights.items():
+        if value.ndim == 2 and "SelfAttention" in path:
+            top = value.abs().max() / 448
+            found[path] = (value / top).to(torch.float8_e4m3fn)
+            found[path.replace("weight", scale)] = top.clone()
+        else:
+            found[path] = value
+    return found
+
+
+@pytest.mark.parametrize("scale", ["weight_scale", "weight_scale_inv", "scale_weight"])
+def test_codes_with_scales_are_no_values(folder, scale):
+    rewrite(folder, lambda weights: scaled(weights, scale))
+    with pytest.raises(ValueError, match=r"text_encoder has quantised weights .*; give") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "int8", "uint8"])
+@pytest.mark.parametrize("stated", [{}, {"quantization_config": {"quant_method": "unknown"}}])
+def test_codes_alone_are_no_values(folder, dtype, stated):
+    import torch
+
+    cast = getattr(torch, dtype)
+    state(folder, **stated)
+    rewrite(folder, lambda w: {k: v.to(cast) if v.ndim == 2 else v for k, v in w.items()})
+    with pytest.raises(ValueError, match=f"has quantised weights .*weight in {dtype}"):
+        load(folder)
+
+
+def test_a_quantisation_that_the_library_dequantises_is_left_to_it(folder):
+    state(folder, quantization_config={"quant_method": "fp8", "weight_block_size": None})
+    rewrite(folder, lambda weights: scaled(weights, "weight_scale_inv"))
+    try:
+        load(folder)
+    except Exception as error:  # without the accelerator that it needs
+        assert "quantised weights" not in str(error)
+
+
+def test_codes_in_shards_and_variants_are_found(folder):
+    import torch
+
+    t5(16)[1].save_pretrained(folder / "text_encoder", variant="fp16", max_shard_size="1KB")
+    names = sorted(path.name for path in (folder / "text_encoder").glob("*-of-*.safetensors"))
+    assert len(names) > 1
+    for name in names:
+        cast = lambda w: {k: v.to(torch.int8) if v.ndim == 2 else v for k, v in w.items()}  # noqa: E731
+        rewrite(folder, cast, f"text_encoder/{name}")
+    assert load(folder) is not None  # of the file without a variant, which is not quantised
+    with pytest.raises(ValueError, match="has quantised weights"):
+        load_encoder(
+            "T5EncoderModel", folder, "text_encoder", dtype=torch.bfloat16, variant="fp16"
+        )
+
+
+def test_positions_and_other_parts_of_a_model_are_no_codes(folder):
+    import torch
+
+    more = {"position_ids": torch.arange(4)[None], "logit_scale": torch.tensor(2.0)}
+    rewrite(folder, lambda weights: weights | more)
+    assert load(folder).dtype == torch.bfloat16
