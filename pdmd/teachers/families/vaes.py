@@ -1,7 +1,15 @@
-"""VAEs of pipelines: their encoders, decoders and compression."""
+"""VAEs of pipelines: their encoders, decoders and compression.
+
+Weights are loaded when a sample is first encoded or decoded, often after a whole training. So what
+would fail then is refused before: configurations and the headers of files are read at once.
+"""
 
 from __future__ import annotations
 
+import inspect
+import math
+import re
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,12 +18,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.distributed.weight_files import WeightFiles
 from pdmd.extras import require
-from pdmd.teachers.families.pipeline_checks import check_weights, variant_of
-from pdmd.teachers.families.pipelines import configuration, dtype_argument, reporting
+from pdmd.teachers.families.pipeline_checks import (
+    UnusableWeights,
+    check_tensors,
+    check_weights,
+    read_index,
+    stored_part,
+    variant_of,
+    weight_paths,
+)
+from pdmd.teachers.families.pipelines import build_part, configuration, dtype_argument, reporting
 from pdmd.typing import Latents
 
-__all__ = ["compression_of", "encode_pixels", "load_decoder", "load_latent_encoder", "load_vae"]
+__all__ = [
+    "check_vae",
+    "compression_of",
+    "encode_pixels",
+    "load_decoder",
+    "load_latent_encoder",
+    "load_vae",
+]
+
+STEM = "diffusion_pytorch_model"
+AGAIN = "download or save the pipeline again"
 
 Compression = int | tuple[int, int, int]
 
@@ -63,6 +90,9 @@ def load_decoder(
     Returns:
         A function of latents of shape :math:`(B, C, H, W)` to images in [0, 1], of latents of
         shape :math:`(B, C, F, H, W)` to videos.
+
+    Raises:
+        ValueError: As :func:`check_vae`.
     """
     load = load_vae(name, folder, dtype=dtype, device=device)
 
@@ -94,8 +124,13 @@ def load_vae(
         folder: The pipeline's folder or hub name.
         dtype: Type of its weights.
         device: Where they live.
+
+    Raises:
+        ValueError: As :func:`check_vae`.
     """
     loaded: list[Any] = []
+    if not _is_of_another_family(name, folder):
+        check_vae(name, folder)
 
     def load() -> Any:
         if not loaded:
@@ -103,8 +138,8 @@ def load_vae(
             import diffusers
 
             cls = getattr(diffusers, name)
-            check_weights(folder, ("vae",))
-            variant = variant_of(folder, "vae", "diffusion_pytorch_model")
+            check_vae(name, folder)
+            variant = variant_of(folder, "vae", STEM)
             with reporting(folder, "vae"):
                 vae = cls.from_pretrained(
                     str(folder),
@@ -113,6 +148,8 @@ def load_vae(
                     use_safetensors=True,
                     variant=variant,
                 )
+            if not Path(folder).is_dir():  # of the hub, and downloaded by now
+                check_vae(name, folder)
             loaded.append(vae.to(device).eval())
         return loaded[0]
 
@@ -139,6 +176,9 @@ def load_latent_encoder(
 
     Returns:
         A function of pixels in [0, 1], of shape :math:`(B, 3, H, W)` or :math:`(B, 3, F, H, W)`.
+
+    Raises:
+        ValueError: As :func:`check_vae`.
     """
     load = load_vae(name, folder, dtype=dtype, device=device)
 
@@ -163,6 +203,115 @@ def encode_pixels(vae: Any, pixels: Tensor) -> Latents:
         z = torch.pixel_unshuffle(z, 2)
     mean, std = _latent_moments(vae, z)
     return ((z - mean) / std).to(vae.dtype)
+
+
+def check_vae(name: str, folder: str | Path) -> None:
+    """Checks a pipeline's VAE by its configuration and the headers of its files.
+
+    Neither are weights read, nor anything is downloaded: of the hub, what is in the local cache is
+    checked.
+
+    A VAE without weights passes with a warning, as stored embeddings train without one; a folder
+    of configurations alone, to plan with, passes without.
+
+    Args:
+        name: The VAE's class.
+        folder: The pipeline's folder or hub name; one whose index states no VAE passes.
+
+    Raises:
+        ValueError: If it is missing or of another class, its configuration has no moments of
+            latents, or its files lack some weights or have quantised ones.
+    """
+    place = stored_part(folder, "vae")
+    if place is None or (not place.is_dir() and _states_none(folder)):
+        return
+    config = configuration(name, place.parent, "vae")
+    found = config.get("_class_name", name)
+    if found != name:
+        raise UnusableWeights(
+            f"the VAE of {folder} is an {found}, and this teacher's is an {name}; give a pipeline "
+            "with the VAE of its release"
+        )
+    check_weights(folder, ("vae",))
+    paths = weight_paths(place, STEM, variant_of(folder, "vae", STEM), shards_first=True)
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing and len(paths) > 1 and Path(folder).is_dir():
+        raise UnusableWeights(f"the VAE of {folder} lacks its file {missing[0]}; {AGAIN}")
+    if missing and any(Path(folder).glob("*/*.safetensors")):
+        warnings.warn(
+            f"the VAE of {folder} has no weights ({missing[0]}), so that no sample is decoded; "
+            "download them before samples are needed",
+            stacklevel=2,
+        )
+    with reporting(folder, "vae"):
+        vae = build_part(name, config, meta=True)
+        _check_moments(vae, f"{folder}/vae/config.json")
+        if not (missing or config.get("quantization_config")):  # of which diffusers takes care
+            check = partial(_check_forms, vae, f"{folder}/vae")
+            WeightFiles(lambda: paths, check).open()
+
+
+def _is_of_another_family(name: str, folder: str | Path) -> bool:
+    """Returns whether a folder is a pipeline of other VAEs, as the check of its network says."""
+    index = read_index(folder) if Path(folder).is_dir() else {}
+    if (index.get("vae") or [None, name])[1] == name:
+        return False
+    import diffusers
+
+    try:
+        pipeline: Any = getattr(diffusers, str(index.get("_class_name")))
+        taken = inspect.signature(pipeline.__init__).parameters["vae"].annotation
+    except Exception:  # of many classes; no pipeline that is known here
+        return False
+    return not re.search(rf"\b{name}\b", str(taken))
+
+
+def _states_none(folder: str | Path) -> bool:
+    index = read_index(folder)
+    return bool(index) and (index.get("vae") or [None])[0] is None
+
+
+def _check_moments(vae: Any, place: str) -> None:
+    """Checks the numbers by which a VAE's latents are normalised."""
+    config = vae.config
+    channels = config.get("z_dim", config.get("latent_channels"))
+    counts = {"scaling_factor": 1} if "scaling_factor" in config else {}
+    counts |= {"shift_factor": 1} if config.get("shift_factor") is not None else {}
+    lists = ("latents_mean", "latents_std")
+    if all(config.get(key) is not None for key in lists):
+        counts |= dict.fromkeys(lists, channels)
+    for key, count in counts.items():
+        value = config[key]
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        numbers = all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+        divided = key in ("scaling_factor", "latents_std")
+        if len(values) != count or not numbers or (divided and 0 in values):
+            wanted = f"{count} finite numbers" if count > 1 else "a finite number"
+            raise UnusableWeights(
+                f"{place} has {key} = {value!r:.80}, which is not {wanted}"
+                f"{' other than 0' * divided}; {AGAIN}"
+            )
+
+
+def _check_forms(vae: Any, place: str, forms: Mapping[str, Tensor]) -> None:
+    """Checks names, shapes and types of a VAE's stored tensors, of which some may be unused."""
+    outline, name = vae.state_dict(), type(vae).__name__
+    stored = dict(forms)
+    vae._fix_state_dict_keys_on_load(stored)  # names of attentions in early releases
+    check_tensors(place, stored, {path: tensor.dtype for path, tensor in outline.items()})
+    lacking = sorted(outline.keys() - stored.keys())
+    lacking = [path for path in lacking if not path.endswith("num_batches_tracked")]
+    if lacking:
+        raise UnusableWeights(
+            f"the files of {place} lack weights of an {name}: {', '.join(lacking[:3])} "
+            f"({len(lacking)} in all); {AGAIN}"
+        )
+    for path, tensor in outline.items():
+        if path in stored and stored[path].shape != tensor.shape:
+            raise UnusableWeights(
+                f"{path} of {place} has the shape {tuple(stored[path].shape)} in its file, and "
+                f"{tuple(tensor.shape)} by its config.json; {AGAIN}"
+            )
 
 
 def _latent_moments(vae: Any, x: Latents) -> tuple[Tensor, Tensor]:

@@ -10,15 +10,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pdmd.teachers.base import teachers
-from pdmd.teachers.families.pipeline_checks import check_tensor, variant_of
+from pdmd.teachers.families.pipeline_checks import PIPELINES, check_tensor, variant_of
 from pdmd.teachers.families.text_pipelines import load_text_encoder
 from pdmd.teachers.families.vaes import load_decoder
 from tests.helpers.exporting import qwen_folder
+from tests.helpers.tiny_discrete import family as discrete_family
+from tests.helpers.tiny_discrete import sd_pipeline
+from tests.helpers.tiny_encoders import clip
 from tests.helpers.tiny_families import family, noise, qwen_pipeline
 from tests.helpers.tiny_flows import FLOWS, flow
 
 SIZE = {"height": 64, "width": 48, "dtype": "float32"}
 NETWORK = "transformer/diffusion_pytorch_model.safetensors"
+VAE = "vae/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +178,166 @@ def test_several_variants_are_named(folder):
     assert variant_of(folder, "transformer", "diffusion_pytorch_model") is None
     (folder / NETWORK).unlink()
     rejected(folder, "in the variants bf16, fp16 and none without")
+
+
+def rewrite(path, change):
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def without(*names):
+    return lambda state: {k: v for k, v in state.items() if not k.startswith(names)}
+
+
+def in_codes(state):
+    wide = {path for path, value in state.items() if value.ndim > 2}
+    scales = {path.replace(".weight", ".weight_scale"): torch.ones(()) for path in wide}
+    coded = {path: state[path].to(torch.float8_e4m3fn) for path in wide}
+    return state | coded | scales
+
+
+@pytest.mark.parametrize("meta", [False, True])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (in_codes, "vae has quantised weights"),
+        (without("decoder.conv_out"), "lack weights of an AutoencoderKLQwenImage: decoder.conv"),
+        (lambda state: state | {"decoder.conv_in.bias": torch.ones(3)}, r"has the shape \(3,\)"),
+    ],
+)
+def test_the_weights_of_a_vae_are_checked_before_it_decodes(folder, change, told, meta):
+    rewrite(folder / VAE, change)
+    with pytest.raises(ValueError, match=told) as caught:
+        load(folder, meta=meta)
+    assert "\n" not in str(caught.value) and "; " in str(caught.value)
+
+
+def test_the_file_of_a_vae_is_checked_before_it_decodes(folder):
+    (folder / VAE).write_bytes((folder / VAE).read_bytes()[:-100])
+    rejected(folder, "cannot load .*/vae")
+
+
+def test_a_vae_without_weights_is_warned_of(folder):
+    (folder / VAE).unlink()
+    with pytest.warns(UserWarning, match="the VAE of .* has no weights .*, so that no sample is"):
+        teacher = load(folder)
+    with pytest.raises(ValueError, match="cannot load .*/vae"), pytest.warns(UserWarning):
+        teacher.decode(torch.zeros(1, 4, 8, 6))
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"latents_mean": [0.0, 1.0]},
+        {"latents_std": [1.0, 1.0, 0.0, 1.0]},
+        {"latents_std": [1.0, 1.0, None, 1.0]},
+        {"z_dim": 8},
+        {"z_dim": 8, "latents_mean": [0.0] * 8, "latents_std": [1.0] * 8},
+        {"_class_name": "AutoencoderKLWan"},
+    ],
+)
+def test_the_configuration_of_a_vae_is_checked_before_it_decodes(folder, stated):
+    edit(folder / "vae" / "config.json", **stated)
+    rejected(folder, r"latents_(mean|std) = .*not 4|latents_mean = .*not 8|has the shape|is an")
+
+
+def test_a_pipeline_with_weights_nowhere_is_one_to_plan_with(folder):
+    for path in folder.glob("*/*.safetensors"):
+        path.unlink()
+    assert load(folder, meta=True).latent_shape == (4, 8, 6)
+
+
+def test_a_pipeline_without_a_vae_is_a_teacher(folder):
+    shutil.rmtree(folder / "vae")
+    edit(folder / "model_index.json", vae=[None, None])
+    assert load(folder).latent_shape == (4, 8, 6)
+
+
+@pytest.fixture(scope="module")
+def saved_images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images") / "s"
+    sd_pipeline(discrete_family("sd"), text=clip(16)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def images(saved_images, tmp_path):
+    return Path(shutil.copytree(saved_images, tmp_path / "s"))
+
+
+def load_images(folder):
+    return teachers["stable_diffusion"](folder=str(folder), **SIZE)
+
+
+@pytest.mark.parametrize("value", [None, 0, "0.3", float("nan"), [0.3, 0.3]])
+def test_the_scale_of_latents_is_a_number(images, value):
+    edit(images / "vae" / "config.json", scaling_factor=value)
+    with pytest.raises(ValueError, match="scaling_factor = .*is not a finite number other than 0"):
+        load_images(images)
+
+
+def test_a_vae_of_another_class_is_no_decoder(images):
+    from diffusers import AutoencoderTiny
+
+    shutil.rmtree(images / "vae")
+    AutoencoderTiny().save_pretrained(images / "vae")
+    edit(images / "model_index.json", vae=["diffusers", "AutoencoderTiny"])
+    told = "the VAE of .* is an AutoencoderTiny, and this teacher's is an AutoencoderKL; give"
+    with pytest.raises(ValueError, match=told):
+        load_images(images)
+
+
+def test_a_vae_with_attentions_of_early_names_decodes(images):
+    x = torch.randn(2, 4, 8, 6, generator=torch.Generator().manual_seed(0))
+    expected = load_images(images).decode(x)
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def early(state):
+        for new, old in names.items():
+            state = {k.replace(f".{new}.", f".{old}."): v for k, v in state.items()}
+        return state | {"quant_conv.unused": torch.ones(1)}
+
+    rewrite(images / VAE, early)
+    assert any(".proj_attn." in path for path in load_file(images / VAE))
+    assert torch.equal(load_images(images).decode(x), expected)
+
+
+def test_a_sharded_vae_is_checked_by_its_index(images):
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(images / "vae")
+    (images / VAE).unlink()
+    vae.save_pretrained(images / "vae", max_shard_size="20KB")
+    load_images(images).decode(torch.zeros(1, 4, 8, 6))
+    index = images / "vae" / "diffusion_pytorch_model.safetensors.index.json"
+    files = json.loads(index.read_text())["weight_map"]
+    assert len(set(files.values())) > 1
+    rewrite(images / "vae" / files["decoder.conv_out.weight"], in_codes)
+    with pytest.raises(ValueError, match="vae has quantised weights"):
+        load_images(images)
+    edit(index, weight_map={**files, "decoder.conv_out.weight": "../other.safetensors"})
+    with pytest.raises(ValueError, match="which is no file beside it"):
+        load_images(images)
+    edit(index, weight_map=files)
+    (images / "vae" / files["decoder.conv_out.weight"]).unlink()
+    with pytest.raises(ValueError, match="the VAE of .* lacks its file .*-of-.*; download"):
+        load_images(images)
+
+
+def test_a_vae_of_the_hub_is_not_downloaded_to_be_checked(monkeypatch):
+    import huggingface_hub
+
+    def fail(*arguments, **more):
+        raise AssertionError("downloaded")
+
+    for name in ("hf_hub_download", "snapshot_download"):
+        monkeypatch.setattr(huggingface_hub, name, fail)
+    load_decoder("AutoencoderKL", "someone/not-in-the-cache")
+
+
+def test_every_pipeline_is_known_to_have_the_vae_of_its_family(folder):
+    from pdmd.teachers.families.vaes import _COMPRESSIONS, _is_of_another_family
+
+    for pipelines in PIPELINES.values():
+        for name in pipelines - {"DDPMPipeline", "DDIMPipeline", "PNDMPipeline"}:
+            edit(folder / "model_index.json", _class_name=name, vae=["diffusers", "Other"])
+            assert [_is_of_another_family(vae, folder) for vae in _COMPRESSIONS].count(False) == 1
