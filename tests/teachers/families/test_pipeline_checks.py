@@ -16,7 +16,7 @@ from pdmd.teachers.families.vaes import load_decoder
 from tests.helpers.exporting import qwen_folder
 from tests.helpers.tiny_discrete import family as discrete_family
 from tests.helpers.tiny_discrete import sd_pipeline
-from tests.helpers.tiny_encoders import clip
+from tests.helpers.tiny_encoders import clip, flux_text
 from tests.helpers.tiny_families import family, noise, qwen_pipeline
 from tests.helpers.tiny_flows import FLOWS, flow
 
@@ -341,3 +341,57 @@ def test_every_pipeline_is_known_to_have_the_vae_of_its_family(folder):
         for name in pipelines - {"DDPMPipeline", "DDIMPipeline", "PNDMPipeline"}:
             edit(folder / "model_index.json", _class_name=name, vae=["diffusers", "Other"])
             assert [_is_of_another_family(vae, folder) for vae in _COMPRESSIONS].count(False) == 1
+
+
+def only_configurations(tokenizer):
+    for path in tokenizer.iterdir():
+        if path.name != "tokenizer_config.json":
+            path.unlink()
+
+
+@pytest.mark.parametrize("change", [only_configurations, shutil.rmtree])
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "QwenImagePipeline"])
+def test_a_tokenizer_without_a_vocabulary_encodes_nothing(folder, images, name, change):
+    place = images if name == "StableDiffusionPipeline" else folder
+    load_text_encoder(name, place, dtype="float32")
+    change(place / "tokenizer")
+    with pytest.raises(ValueError, match="the tokenizer .*/tokenizer has no vocabulary, .*; down"):
+        load_text_encoder(name, place, dtype="float32")
+
+
+def test_a_tokenizer_whose_vocabulary_is_empty_encodes_nothing(images):
+    from transformers import CLIPTokenizer
+
+    CLIPTokenizer(vocab={"<|endoftext|>": 0}, merges=[]).save_pretrained(images / "tokenizer")
+    with pytest.raises(ValueError, match="the tokenizer .*/tokenizer has no vocabulary"):
+        load_text_encoder("StableDiffusionPipeline", images, dtype="float32")
+
+
+def test_vocabularies_of_bytes_and_of_few_words_are_some(images):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+
+    model = Tokenizer(models.WordLevel({"<unk>": 0, "四": 1, "五": 2}, unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.Whitespace()
+    few = PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>", pad_token="<unk>")
+    for tokenizer in (ByT5Tokenizer(), few):
+        shutil.rmtree(images / "tokenizer")
+        tokenizer.save_pretrained(images / "tokenizer")
+        kind = ["transformers", type(tokenizer).__name__]
+        edit(images / "model_index.json", tokenizer=kind)
+        loaded = load_text_encoder("StableDiffusionPipeline", images, dtype="float32")
+        assert type(loaded.tokenizer) is type(tokenizer)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
+def test_every_text_encoder_has_its_own_variant(tmp_path, part):
+    FLOWS["flux"].pipeline(flow("flux"), text=flux_text()).save_pretrained(tmp_path)
+    plain = load_text_encoder("FluxPipeline", tmp_path, dtype="float32")
+    file = tmp_path / part / "model.safetensors"
+    file.rename(file.with_suffix(".fp16.safetensors"))
+    loaded = load_text_encoder("FluxPipeline", tmp_path, dtype="float32")
+    for key, weight in getattr(plain, part).state_dict().items():
+        assert torch.equal(weight, getattr(loaded, part).state_dict()[key])
+    file.with_suffix(".fp16.safetensors").unlink()
+    with pytest.raises(ValueError, match=f"cannot load .*/{part} "):
+        load_text_encoder("FluxPipeline", tmp_path, dtype="float32")
