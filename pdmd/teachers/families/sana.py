@@ -19,7 +19,6 @@ import inspect
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from pdmd.teachers.conditioning.prompts import EncodedText
@@ -134,6 +133,8 @@ class SanaTeacher(TextTeacher):
         Raises:
             ValueError: If there is no text encoder, as with embeddings, which have it.
         """
+        from tensordict import TensorDict
+
         prompts = self._text()
         if not isinstance(prompts, EncodedText):
             raise ValueError(
