@@ -273,7 +273,8 @@ class PipelineTeacher(Teacher):
                 slots, router = (
                     (slots[:1], None) if ratio is None else (slots, boundary_router(ratio))
                 )
-            options.setdefault("decode", cls.read_decoder(folder, **place))
+            if "decode" not in options:
+                options["decode"] = cls.read_decoder(folder, **place)
             parts = []
             for slot in slots:
                 backbone = load_backbone(cls.layout.network, folder, slot, meta=meta, **place)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pdmd.teachers import StableDiffusionTeacher
 from pdmd.teachers.base import teachers
 from pdmd.teachers.families.pipeline_checks import PIPELINES, check_tensor, variant_of
 from pdmd.teachers.families.text_pipelines import load_text_encoder
@@ -284,6 +285,8 @@ def test_a_vae_of_another_class_is_no_decoder(images):
     told = "the VAE of .* is an AutoencoderTiny, and this teacher's is an AutoencoderKL; give"
     with pytest.raises(ValueError, match=told):
         load_images(images)
+    own = StableDiffusionTeacher.from_pretrained(images, decode=torch.sigmoid, **SIZE)
+    assert own.decode(torch.zeros(1)) == 0.5
 
 
 def test_a_vae_with_attentions_of_early_names_decodes(images):
