@@ -31,6 +31,8 @@ COLOURS = {
 }
 """Colours of schemes, by the start of their names."""
 MARKERS = "osD^vPX"
+LINES = ("-", "--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 4)))
+"""Lines of schemes that share a colour."""
 DASHES = (":", "--", "-.")
 BADGE = 17.0
 """Distance between the centres of two numbers, in points."""
@@ -203,6 +205,8 @@ def _lines(
     panels = figure.subplots(len(metrics), sharex=True, squeeze=False)[:, 0]
     free = [name for name in names if all(x == 0 for x, e in points if e["method"] == name)]
     dashes = dict(zip(free, itertools.cycle(DASHES), strict=False))
+    alike = [[name for name in names if colour_of(name) == c] for c in map(colour_of, names)]
+    lines = {n: LINES[a.index(n) % len(LINES)] for n, a in zip(names, alike, strict=True)}
     for axes, metric in zip(panels, metrics, strict=True):
         for number, name in enumerate(names):
             own = [(x, e) for x, e in points if e["method"] == name and metric.metric in e]
@@ -214,7 +218,8 @@ def _lines(
             own.sort(key=lambda pair: pair[0])
             mean, deviation = zip(*[e[metric.metric] for _, e in own], strict=True)
             marker = MARKERS[number % len(MARKERS)]
-            axes.errorbar([x for x, _ in own], mean, yerr=deviation, marker=marker, ms=5, **style)
+            style |= {"marker": marker, "ms": 5, "ls": lines[name]}
+            axes.errorbar([x for x, _ in own], mean, yerr=deviation, **style)
         if metric.log:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
