@@ -22,7 +22,7 @@ import torch
 from pdmd.distributed.weight_files import WeightFiles, WholeTensor, write_tensors
 from pdmd.extras import require
 from pdmd.teachers.families.layouts import PipelineLayout
-from pdmd.teachers.families.pipeline_checks import UnusableWeights, check_tensor
+from pdmd.teachers.families.pipeline_checks import UnusableWeights, check_tensors
 from pdmd.teachers.families.pipelines import build_part, network_configuration, reporting
 
 __all__ = ["is_single_file", "with_network_file"]
@@ -89,8 +89,11 @@ def _linked(network: str, slots: Sequence[str], file: str, config: str) -> Path:
         return folder
     named = {name.removeprefix(PREFIX): name for name in forms if name.startswith(PREFIX)}
     named = named or {name: name for name in forms}  # of a whole model, the network alone
-    for name, given in named.items():
-        check_tensor(file, given, forms[given], own[name].dtype if name in own else None)
+    check_tensors(
+        file,
+        {given: forms[given] for given in named.values()},
+        {given: own[name].dtype for name, given in named.items() if name in own},
+    )
     if named.keys() == own.keys():
         write_tensors(
             place / f"diffusion_pytorch_model{SUFFIX}",
