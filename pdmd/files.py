@@ -31,6 +31,7 @@ __all__ = [
     "FileDigest",
     "allow_protocol",
     "check_url",
+    "is_hub_name",
     "is_local",
     "is_url",
     "local_path",
@@ -157,6 +158,11 @@ def local_path(path: str | Path, what: str) -> Path:
             "there (checkpoints and prompt embeddings can be written to URLs)"
         )
     return Path(text)
+
+
+def is_hub_name(text: str) -> bool:
+    """Returns whether a text has the form of a name on the model hub, ``user/name``."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", text, re.ASCII) is not None
 
 
 def shell_word(path: str | Path) -> str:

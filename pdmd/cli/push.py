@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from pdmd.cli.arguments import HELP, parse, take_name
+from pdmd.files import is_hub_name
 
 __all__ = ["push_command"]
 
@@ -41,7 +41,7 @@ def push_command(words: list[str]) -> int:
     options = parse(PushOptions, rest, "pdmd push STUDENT USER/NAME", flat=True)
     from pdmd.export.hub import files_to_push, left_out, push
 
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    if not is_hub_name(repository):
         raise ValueError(f"a name on the hub is user/name, got {repository!r}")
     files = files_to_push(name, repository)
     width = max(len(file.path) for file in files)

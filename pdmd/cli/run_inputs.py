@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, cast
 
 from pdmd.cli.config import DistillConfig
 from pdmd.extras import require
-from pdmd.files import is_url
+from pdmd.files import is_hub_name, is_url
 from pdmd.teachers.conditioning.image_prompts import ImagePrompt
 from pdmd.training.checkpoints.inputs import InputDigests, digest_input
 
@@ -81,7 +80,7 @@ def _places(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
                 yield path, value
         elif (name in PLACES or "/" in value) and Path(value).expanduser().exists():
             yield path, str(Path(value).expanduser())
-        elif name in PIPELINES and re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+        elif name in PIPELINES and is_hub_name(value):
             if (snapshot := _snapshot(value)) is not None:
                 yield path, snapshot
 

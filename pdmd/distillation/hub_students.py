@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from pdmd.extras import require
+from pdmd.files import is_hub_name
 
 __all__ = ["PATTERNS", "fetch_student"]
 
@@ -30,7 +30,7 @@ def fetch_student(name: str, revision: str | None = None) -> Path:
         ValueError: If the name is not of that form, or the hub has no student of the name.
         OSError: If the hub cannot be reached.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not is_hub_name(name):
         raise ValueError(f"{name!r} is neither a student folder nor a name on the hub, user/name")
     require("diffusers", "huggingface_hub")
     from huggingface_hub import snapshot_download

@@ -14,10 +14,10 @@ from typing import Any
 
 from pdmd.distillation.students import Student
 from pdmd.documents import naming, read_json, read_text
-from pdmd.export.markdown import is_hub_name, one_line
+from pdmd.export.markdown import one_line
 from pdmd.export.network_schedule import NetworkInterval
 from pdmd.extras import require
-from pdmd.files import say
+from pdmd.files import is_hub_name, say
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.pipeline_checks import (
     PICKLES,

@@ -23,9 +23,9 @@ from pdmd.distillation.student_sizes import checksum
 from pdmd.documents import naming, read_json
 from pdmd.export.atomic_export import LISTING
 from pdmd.export.bases import check_links
-from pdmd.export.markdown import escaped, is_hub_name
+from pdmd.export.markdown import escaped
 from pdmd.extras import require
-from pdmd.files import own_digest
+from pdmd.files import is_hub_name, own_digest
 
 __all__ = ["HubFile", "files_to_push", "left_out", "push", "student_card"]
 

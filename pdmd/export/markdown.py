@@ -9,12 +9,7 @@ from __future__ import annotations
 import json
 import re
 
-__all__ = ["escaped", "is_hub_name", "one_line", "quoted"]
-
-
-def is_hub_name(text: str) -> bool:
-    """Returns whether a text has the form of a name on the hub, ``user/name``."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", text, re.ASCII) is not None
+__all__ = ["escaped", "one_line", "quoted"]
 
 
 def one_line(text: str) -> str:

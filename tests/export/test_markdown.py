@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pdmd.export.markdown import escaped, is_hub_name, one_line, quoted
+from pdmd.export.markdown import escaped, one_line, quoted
+from pdmd.files import is_hub_name
 
 TEXTS = st.text() | st.text(r"""a1_ |<>&;[]()!`*\#~-'" """)
 

@@ -200,7 +200,7 @@ class PhasedTransformer(ModelMixin, ConfigMixin):
         """Returns the phase of the noisiest of the network's times."""
         own = self._internal_dict
         t = (torch.as_tensor(timestep).double() - own["time_offset"]) / own["time_scale"]
-        return sum(float(t.max()) < boundary for boundary in own["boundaries"])
+        return sum(map(float(t.max()).__lt__, own["boundaries"]))  # one wait for the device
 
     def forward(self, *args: Any, **more: Any) -> Any:
         """Evaluates the network of the call's phase with all arguments."""
