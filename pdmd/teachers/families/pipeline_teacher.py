@@ -28,7 +28,7 @@ from pdmd.teachers.families.pipeline_checks import check_modules
 from pdmd.teachers.families.pipelines import build_part, configuration, load_backbone, reading
 from pdmd.teachers.families.single_files import is_single_file, with_network_file
 from pdmd.teachers.families.tokens import scheduled_shift
-from pdmd.teachers.families.vaes import load_decoder, load_latent_encoder
+from pdmd.teachers.families.vaes import check_channels, load_decoder, load_latent_encoder
 from pdmd.teachers.routed import RoutedTeacher
 from pdmd.typing import Latents
 
@@ -273,12 +273,15 @@ class PipelineTeacher(Teacher):
                 slots, router = (
                     (slots[:1], None) if ratio is None else (slots, boundary_router(ratio))
                 )
-            if "decode" not in options:
+            decodes = bool(cls.layout.vae) and "decode" not in options
+            if decodes:
                 options["decode"] = cls.read_decoder(folder, **place)
             parts = []
             for slot in slots:
                 backbone = load_backbone(cls.layout.network, folder, slot, meta=meta, **place)
                 part = cls(backbone, **options)
+                if decodes:
+                    check_channels(cls.layout.vae, folder, part.latent_shape[0])
                 part.reset_tables(device)
                 if cls.layout.scheduler and options.get("shift") is None:
                     scheduler = configuration(cls.layout.scheduler, folder, "scheduler")

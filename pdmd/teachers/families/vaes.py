@@ -33,6 +33,7 @@ from pdmd.teachers.families.pipelines import build_part, configuration, dtype_ar
 from pdmd.typing import Latents
 
 __all__ = [
+    "check_channels",
     "check_vae",
     "compression_of",
     "encode_pixels",
@@ -209,10 +210,8 @@ def check_vae(name: str, folder: str | Path) -> None:
     """Checks a pipeline's VAE by its configuration and the headers of its files.
 
     Neither are weights read, nor anything is downloaded: of the hub, what is in the local cache is
-    checked.
-
-    A VAE without weights passes with a warning, as stored embeddings train without one; a folder
-    of configurations alone, to plan with, passes without.
+    checked. A VAE without weights passes with a warning, as stored embeddings train without one; a
+    folder of configurations alone, to plan with, passes without.
 
     Args:
         name: The VAE's class.
@@ -249,6 +248,29 @@ def check_vae(name: str, folder: str | Path) -> None:
         if not (missing or config.get("quantization_config")):  # of which diffusers takes care
             check = partial(_check_forms, vae, f"{folder}/vae")
             WeightFiles(lambda: paths, check).open()
+
+
+def check_channels(name: str, folder: str | Path, channels: int) -> None:
+    """Checks that a pipeline's VAE decodes what its network samples, if it is on this disk.
+
+    Args:
+        name: The VAE's class.
+        folder: The pipeline's folder or hub name.
+        channels: Channels of the network's latents.
+
+    Raises:
+        ValueError: If the VAE's latents have other channels.
+    """
+    place = stored_part(folder, "vae")
+    known = place is not None and (place / "config.json").is_file()
+    config = configuration(name, folder, "vae") if known else {}
+    own = config.get("z_dim", config.get("latent_channels"))
+    packed = 4 if name == "AutoencoderKLFlux2" else 1  # its pixels, by two
+    if own and packed * own != channels:
+        raise UnusableWeights(
+            f"the VAE of {folder} has latents of {own} channels, and the network's have "
+            f"{channels // packed}; give a pipeline with the VAE of its release"
+        )
 
 
 def _is_of_another_family(name: str, folder: str | Path) -> bool:
@@ -324,9 +346,8 @@ def _latent_moments(vae: Any, x: Latents) -> tuple[Tensor, Tensor]:
     if mean is None or std is None:
         mean, std = [known.get("shift_factor") or 0.0], [1.0]
     view = (1, -1, *(1,) * (x.ndim - 2))
-    mean, std = (
-        torch.as_tensor(value, device=x.device, dtype=x.dtype).view(view) for value in (mean, std)
-    )
+    like = {"device": x.device, "dtype": x.dtype}
+    mean, std = (torch.as_tensor(value, **like).view(view) for value in (mean, std))
     return mean, std / known.get("scaling_factor", 1.0)
 
 

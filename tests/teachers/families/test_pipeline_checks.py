@@ -289,6 +289,19 @@ def test_a_vae_of_another_class_is_no_decoder(images):
     assert own.decode(torch.zeros(1)) == 0.5
 
 
+def test_a_vae_with_latents_of_other_channels_is_no_decoder(images):
+    from diffusers import AutoencoderKL
+
+    config = AutoencoderKL.load_config(images, subfolder="vae") | {"latent_channels": 8}
+    shutil.rmtree(images / "vae")
+    AutoencoderKL.from_config(config).save_pretrained(images / "vae")
+    told = "the VAE of .* has latents of 8 channels, and the network's have 4; give a pipeline"
+    with pytest.raises(ValueError, match=told):
+        load_images(images)
+    own = StableDiffusionTeacher.from_pretrained(images, decode=torch.sigmoid, **SIZE)
+    assert own.latent_shape[0] == 4
+
+
 def test_a_vae_with_attentions_of_early_names_decodes(images):
     x = torch.randn(2, 4, 8, 6, generator=torch.Generator().manual_seed(0))
     expected = load_images(images).decode(x)
