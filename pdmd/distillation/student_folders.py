@@ -19,6 +19,7 @@ from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.experts import Expert, experts
 from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.distillation.student_sizes import FolderSizes
+from pdmd.distillation.text_encoders import check_encoder
 from pdmd.distributed.materialization import missing_sources
 from pdmd.documents import read_json
 from pdmd.files import is_url
@@ -127,6 +128,7 @@ def source_teacher(
     teacher = build(teachers, source["teacher"], {**merged, **meta}, folder)
     if meta and missing_sources(teacher):
         teacher = build(teachers, source["teacher"], merged, folder)
+    check_encoder(source, merged)
     if source.get("router"):
         router = dict(source["router"])
         teacher = with_router(teacher, build(routers, router.pop("name"), router, folder))
@@ -251,9 +253,9 @@ def _check_source(source: Any) -> None:
     for scale in [*(guidance if isinstance(guidance, list) else [guidance]), *interval]:
         if isinstance(scale, bool) or not math.isfinite(scale):
             raise ValueError(f"guidance must be finite, got {guidance!r} in {interval!r}")
-    negative = source.get("negative_prompt", "")
-    if not isinstance(negative, str):
-        raise ValueError(f"a negative prompt must be text, got {negative!r}")
+    for key in ("negative_prompt", "encoder"):
+        if not isinstance(source.get(key, ""), str):
+            raise ValueError(f"{key} must be text, got {source[key]!r}")
     router = source.get("router", {"name": ""})
     if not (isinstance(router, dict) and isinstance(router.get("name"), str)):
         raise ValueError(f"a router must be a table with a name, got {router!r}")

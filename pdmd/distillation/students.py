@@ -42,6 +42,7 @@ from pdmd.distillation.student_folders import (
 )
 from pdmd.distillation.student_sizes import checksum
 from pdmd.distillation.student_templates import student_template
+from pdmd.distillation.text_encoders import with_encoder
 from pdmd.distributed.materialization import materialize
 from pdmd.distributed.weight_files import (
     WeightFiles,
@@ -248,7 +249,7 @@ class Student(Teacher):
         ]
         content = {
             "format": FORMAT,
-            "source": self.source,
+            "source": with_encoder(self.source),
             "plan": describe_plan(self.plan),
             "experts": entries,
         }
