@@ -17,12 +17,16 @@ from pdmd.typing import Condition, Latents
 
 __all__ = ["QwenImageTeacher"]
 
+LONGEST = 512
+"""Tokens to which a call of the pipeline cuts texts; ``encode_prompt`` by itself keeps 1024."""
+
 
 class QwenImageTeacher(QwenNetworkTeacher):
     r"""Qwen-Image over latents of shape :math:`(16, H / 8, W / 8)`.
 
-    Every time in [0, 1] can be evaluated; the family's own sampler ends at 0.02. Arguments and
-    errors are those of :class:`~pdmd.teachers.families.qwen_networks.QwenNetworkTeacher`.
+    Every time in [0, 1] can be evaluated; the family's own sampler ends at 0.02. Texts are cut to
+    512 tokens. Arguments and errors are those of
+    :class:`~pdmd.teachers.families.qwen_networks.QwenNetworkTeacher`.
     """
 
     layout = LAYOUT
@@ -30,7 +34,7 @@ class QwenImageTeacher(QwenNetworkTeacher):
 
     @classmethod
     def encode_texts(cls, pipeline: Any, texts: list[str], length: int | None) -> dict[str, Any]:
-        embeddings, mask = pipeline.encode_prompt(texts)
+        embeddings, mask = pipeline.encode_prompt(texts, max_sequence_length=LONGEST)
         if mask is None:  # the pipeline's value for a mask of ones
             mask = embeddings.new_ones(embeddings.shape[:2])
         return {"prompt": embeddings, "mask": mask.bool()}

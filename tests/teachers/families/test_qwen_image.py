@@ -169,6 +169,22 @@ def test_qwen_image_encodes_text_as_its_pipeline_does(tmp_path):
     close(guided, loaded.guide(value, null, 4.0))
 
 
+def test_long_texts_are_cut_where_a_call_of_the_pipeline_cuts_them(tmp_path):
+    teacher, seen = family("qwen_image"), []
+    pipeline = qwen_pipeline(teacher, text=qwen_text(QWEN["joint_attention_dim"]))
+    pipeline.save_pretrained(tmp_path)
+    loaded = QwenImageTeacher.from_pretrained(tmp_path, height=64, width=48, dtype="float32")
+    text = "a cat on a mat " * 50  # a token a letter
+    handle = teacher.backbone.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["encoder_hidden_states"]),
+        with_kwargs=True,
+    )
+    call = {"height": 64, "width": 48, "num_inference_steps": 1, "output_type": "latent"}
+    pipeline(text, true_cfg_scale=1.0, **call)
+    handle.remove()
+    close(loaded.encode([text])["prompt"], seen[0])
+
+
 def test_shards_load_and_what_is_missing_is_named(tmp_path):
     teacher = family("qwen_image")
     pipeline = qwen_pipeline(teacher)
