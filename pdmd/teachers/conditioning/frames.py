@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,10 +15,27 @@ from torch import Tensor
 from pdmd.extras import require
 from pdmd.files import locate, say
 
-__all__ = ["VIDEOS", "fit_frame", "is_video", "read_frames", "to_pixels"]
+__all__ = [
+    "FORMATS",
+    "VIDEOS",
+    "UnusablePicture",
+    "fit_frame",
+    "is_video",
+    "opened_picture",
+    "read_frames",
+    "to_pixels",
+    "to_rgb",
+]
+
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
+"""Formats of pictures; Pillow reads others, such as PostScript, by running what they contain."""
 
 VIDEOS = (".avi", ".mkv", ".mov", ".mp4", ".webm")
 """Suffixes of videos, which are read by ffmpeg; animated GIF, PNG and WebP are pictures."""
+
+
+class UnusablePicture(ValueError):
+    """A picture is there and cannot be used as it is."""
 
 
 def is_video(source: Any) -> bool:
@@ -32,24 +52,26 @@ def read_frames(source: Any, number: int) -> list[Any]:
         number: How many frames.
 
     Returns:
-        RGB pictures of PIL. Colours of a picture file are rotated by its EXIF orientation.
+        RGB pictures of PIL, those of a picture file as :func:`to_rgb` returns them.
 
     Raises:
         ValueError: If it cannot be read, or has fewer frames.
     """
     require("diffusers", "PIL")
-    from PIL import Image, ImageOps, ImageSequence
+    from PIL import Image, ImageSequence
 
     called = source if isinstance(source, str | Path) else "a picture"
     try:
         if is_video(source):
             frames = _decoded(str(source), number)
         elif isinstance(source, Image.Image):
-            frames = [ImageOps.exif_transpose(source).convert("RGB")]
+            frames = [to_rgb(source)]
         else:
-            with _opened(source) as file, Image.open(file) as opened:
+            with opened_picture(source) as opened:
                 each = itertools.islice(ImageSequence.Iterator(opened), number)
-                frames = [ImageOps.exif_transpose(frame).convert("RGB") for frame in each]
+                frames = [to_rgb(frame) for frame in each]
+    except UnusablePicture as error:
+        raise ValueError(f"cannot read the frames of {called} ({error})") from error
     except Exception as error:  # file systems and decoders raise any class
         raise ValueError(f"cannot read the frames of {called} ({say(error)})") from error
     if len(frames) < number:
@@ -58,6 +80,55 @@ def read_frames(source: Any, number: int) -> list[Any]:
             "or the teacher fewer frames"
         )
     return frames
+
+
+@contextlib.contextmanager
+def opened_picture(source: str | Path | bytes) -> Iterator[Any]:
+    """Opens a file of a picture, in one of :data:`FORMATS`.
+
+    Args:
+        source: Its path or URL, or its bytes.
+
+    Yields:
+        The picture of PIL.
+
+    Raises:
+        UnusablePicture: If it is of another format.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    with contextlib.ExitStack() as stack:
+        if isinstance(source, bytes):
+            file: Any = io.BytesIO(source)
+        else:
+            fs, path = locate(str(source))
+            file = stack.enter_context(fs.open(path, "rb"))
+        try:
+            opened = stack.enter_context(Image.open(file, formats=formats))
+        except UnidentifiedImageError as error:
+            raise UnusablePicture(f"it is none of {', '.join(formats)}") from error
+        yield opened
+
+
+def to_rgb(picture: Any) -> Any:
+    """Returns a picture of PIL in RGB, rotated by its EXIF orientation.
+
+    Args:
+        picture: The picture.
+
+    Raises:
+        UnusablePicture: If its channels have more than 8 bits, which Pillow clips to white.
+    """
+    from PIL import ImageOps
+
+    if picture.mode[0] in "IF":
+        raise UnusablePicture(
+            f"its pixels are of mode {picture.mode}, with more than 8 bits, which would be "
+            "clipped; save it with 8 bits a channel"
+        )
+    return ImageOps.exif_transpose(picture).convert("RGB")
 
 
 def fit_frame(frame: Any, height: int, width: int) -> Any:
@@ -77,15 +148,6 @@ def to_pixels(frame: Any) -> Tensor:
     """Returns the pixels of a picture of PIL in [0, 1], with shape :math:`(3, H, W)`."""
     data = torch.frombuffer(bytearray(frame.tobytes()), dtype=torch.uint8)
     return data.view(frame.height, frame.width, 3).permute(2, 0, 1).float() / 255
-
-
-def _opened(source: Any) -> Any:
-    import io
-
-    if isinstance(source, bytes):
-        return io.BytesIO(source)
-    fs, path = locate(str(source))
-    return fs.open(path, "rb")
 
 
 def _decoded(source: str, number: int) -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +16,15 @@ from torch import Tensor
 
 from pdmd.arguments import checked
 from pdmd.extras import require
-from pdmd.files import locate, own_digest, say
+from pdmd.files import own_digest, say
 from pdmd.teachers.conditioning.fingerprints import encoder_fingerprint
-from pdmd.teachers.conditioning.frames import is_video, read_frames
+from pdmd.teachers.conditioning.frames import (
+    UnusablePicture,
+    is_video,
+    opened_picture,
+    read_frames,
+    to_rgb,
+)
 from pdmd.teachers.conditioning.prompts import EncodedText, Prompts
 from pdmd.typing import join_conditions
 
@@ -36,9 +41,6 @@ __all__ = [
     "check_proportions",
     "name_of",
 ]
-
-FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
-"""Formats of pictures; Pillow reads others, such as PostScript, by running what they contain."""
 
 TOLERANCE = 0.02
 """Largest relative difference of aspect ratios: an image cropped to even sizes passes."""
@@ -80,22 +82,18 @@ class ImagePrompt:
             ValueError: If the image cannot be read, or is not of a supported type.
         """
         require("diffusers", "PIL")
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image
 
-        Image.init()
-        formats = [name for name in FORMATS if name in Image.OPEN]
         image = self.image
         if is_video(image):
             return read_frames(image, 1)[0]
         if isinstance(image, str | Path | bytes):
             called = f"of {self.text!r}" if isinstance(image, bytes) else str(image)
             try:
-                with _opened(image) as file, Image.open(file, formats=formats) as opened:
-                    return ImageOps.exif_transpose(opened).convert("RGB")
-            except UnidentifiedImageError as error:
-                raise ValueError(
-                    f"cannot read the image {called} (it is none of {', '.join(formats)})"
-                ) from error
+                with opened_picture(image) as opened:
+                    return to_rgb(opened)
+            except UnusablePicture as error:
+                raise ValueError(f"cannot read the image {called} ({error})") from error
             except Exception as error:  # file systems raise any class
                 raise ValueError(f"cannot read the image {called} ({say(error)})") from error
         if isinstance(image, Tensor):
@@ -112,7 +110,10 @@ class ImagePrompt:
             pixels = (255 * image.float().cpu()).round().to(torch.uint8)
             return Image.fromarray(pixels.permute(1, 2, 0).numpy())
         if isinstance(image, Image.Image):
-            return ImageOps.exif_transpose(image).convert("RGB")
+            try:
+                return to_rgb(image)
+            except UnusablePicture as error:
+                raise ValueError(f"cannot read the image of {self.text!r} ({error})") from error
         if isinstance(image, EncodedImage):
             raise ValueError(
                 f"only the embeddings of the image of {self.text!r} are stored, not the image; "
@@ -195,13 +196,6 @@ def check_proportions(prompt: ImagePrompt, height: int, width: int) -> None:
             f"the image {called} is {picture.width} x {picture.height}, and the video {width} x "
             f"{height}: crop it to this aspect ratio, choose another size, or pass --stretch"
         )
-
-
-def _opened(image: str | Path | bytes) -> Any:
-    if isinstance(image, bytes):
-        return io.BytesIO(image)
-    fs, path = locate(str(image))
-    return fs.open(path, "rb")
 
 
 class ImageTexts(Prompts):

@@ -1,5 +1,6 @@
 """Prompts of a text and a first image."""
 
+import numpy
 import pytest
 import torch
 from tensordict import TensorDict
@@ -7,6 +8,7 @@ from tensordict import TensorDict
 from pdmd.teachers import (
     ImagePrompt,
 )
+from pdmd.teachers.conditioning.frames import read_frames
 from pdmd.teachers.conditioning.image_prompts import EncodedImageText
 from pdmd.teachers.conditioning.prompt_files import read_image_prompts
 from tests.helpers.tiny_encoders import picture
@@ -115,8 +117,32 @@ def test_what_is_no_prompt_with_an_image_is_named(prompts):
         _ = encoded.prompts
 
 
-def test_only_formats_of_pictures_are_opened(tmp_path):
+@pytest.mark.parametrize(
+    ("read", "what"),
+    [
+        (lambda p: ImagePrompt("a cat", p).picture(), "image"),
+        (lambda p: read_frames(p, 1), "frames"),
+    ],
+)
+def test_only_formats_of_pictures_are_opened(tmp_path, read, what):
     program = tmp_path / "0.png"
     picture(0).save(program, "EPS")  # which Pillow would run in Ghostscript
-    with pytest.raises(ValueError, match=r"0.png \(it is none of PNG, JPEG, "):
-        ImagePrompt("a cat", program).picture()
+    with pytest.raises(ValueError, match=rf"{what} .*0.png \(it is none of PNG, JPEG, "):
+        read(program)
+
+
+@pytest.mark.parametrize(("dtype", "suffix"), [("uint16", "png"), ("float32", "tiff")])
+def test_pictures_of_more_than_8_bits_are_rejected(tmp_path, dtype, suffix):
+    """Pillow clips them to white."""
+    from PIL import Image
+
+    levels = numpy.linspace(0, 65535, 64).reshape(8, 8).astype(dtype)
+    deep, path = Image.fromarray(levels), tmp_path / f"0.{suffix}"
+    deep.save(path)
+    for given in (path, path.read_bytes(), deep):
+        with pytest.raises(ValueError, match=r"cannot read the image .* with more than 8 bits"):
+            ImagePrompt("a cat", given).picture()
+    with pytest.raises(ValueError, match=r"cannot read the frames of .* of mode [IF]"):
+        read_frames(path, 1)
+    Image.fromarray((levels / 257).astype("uint8")).save(tmp_path / "1.png")
+    assert ImagePrompt("a cat", tmp_path / "1.png").picture().getpixel((7, 7)) == (255, 255, 255)
