@@ -18,7 +18,7 @@ from pdmd.files import own_digest
 from pdmd.teachers.conditioning.fingerprints import encoder_fingerprint
 from pdmd.teachers.conditioning.frames import fit_frame, read_frames, to_pixels
 from pdmd.teachers.conditioning.image_prompts import ImagePrompt
-from pdmd.teachers.conditioning.prompts import Prompts
+from pdmd.teachers.conditioning.prompts import Prompts, check_finite
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
@@ -83,7 +83,8 @@ class EncodedSamples(Prompts):
 
         Raises:
             ValueError: If one is not an :class:`ImagePrompt`, its picture cannot be read or is a
-                video that is too short, or its latents are not of the teacher's shape.
+                video that is too short, or its latents are not of the teacher's shape or not
+                finite.
         """
         if all(prompt is None for prompt in prompts):
             return self.texts.encode(prompts)
@@ -97,6 +98,7 @@ class EncodedSamples(Prompts):
         texts: list[Any] = [ImagePrompt(p.text, clip[0]) if first else p.text for p, clip in pairs]
         condition = self.texts.encode(texts)
         condition[LATENTS] = torch.cat([self._latents(clip) for clip in clips])
+        check_finite(condition, [p.text for p in prompts])
         return condition
 
     def _latents(self, clip: Sequence[Any]) -> Tensor:

@@ -25,7 +25,7 @@ from pdmd.teachers.conditioning.frames import (
     read_frames,
     to_rgb,
 )
-from pdmd.teachers.conditioning.prompts import EncodedText, Prompts
+from pdmd.teachers.conditioning.prompts import EncodedText, Prompts, check_finite
 from pdmd.typing import join_conditions
 
 if TYPE_CHECKING:
@@ -270,13 +270,16 @@ class ImageTexts(Prompts):
         """Encodes prompts; either all or none of them are ``None``.
 
         Raises:
-            ValueError: If a prompt is not an :class:`ImagePrompt`, or its image cannot be read.
+            ValueError: If a prompt is not an :class:`ImagePrompt`, its image cannot be read, or
+                an embedding is not finite.
         """
         if all(prompt is None for prompt in prompts):
             return self.inner.encode(prompts)
         self._check(prompts)
         pictures = [prompt.picture() for prompt in prompts]
-        return self.embed([prompt.text for prompt in prompts], pictures)
+        condition = self.embed([prompt.text for prompt in prompts], pictures)
+        check_finite(condition, [prompt.text for prompt in prompts])
+        return condition
 
     def _check(self, prompts: Sequence[Any]) -> None:
         for prompt in prompts:

@@ -22,7 +22,7 @@ from pdmd.typing import Conditions, join_conditions
 if TYPE_CHECKING:
     from tensordict import TensorDict
 
-__all__ = ["EncodedText", "PromptEmbeddings", "Prompts", "prompts_of"]
+__all__ = ["EncodedText", "PromptEmbeddings", "Prompts", "check_finite", "prompts_of"]
 
 
 class Prompts(ABC):
@@ -259,7 +259,7 @@ class EncodedText(Prompts):
         """Encodes texts, in batches.
 
         Raises:
-            ValueError: If there are no prompts, or a prompt is neither a text nor ``None``.
+            ValueError: As :meth:`encode_by`.
         """
         return self.encode_by(self._embed, prompts)
 
@@ -274,7 +274,8 @@ class EncodedText(Prompts):
             prompts: The texts; ``None`` is the null prompt.
 
         Raises:
-            ValueError: If there are no prompts, or a prompt is neither a text nor ``None``.
+            ValueError: If there are no prompts, a prompt is neither a text nor ``None``, or an
+                embedding is not finite.
         """
         if not prompts:
             raise ValueError("no prompts to encode; pass at least one")
@@ -286,7 +287,31 @@ class EncodedText(Prompts):
             self._encoder = self._load()
         step = self.batch_size
         parts = [embed(self._encoder, texts[i : i + step]) for i in range(0, len(texts), step)]
-        return join_conditions(*parts)
+        condition = join_conditions(*parts)
+        check_finite(condition, prompts)
+        return condition
+
+
+def check_finite(condition: TensorDict, prompts: Sequence[Any]) -> None:
+    """Checks that an encoder's outputs are finite; many overflow in float16.
+
+    Args:
+        condition: The condition, a row a prompt.
+        prompts: The prompts, for the error.
+
+    Raises:
+        ValueError: If a value is not finite.
+    """
+    items: Any = condition.items()
+    for key, value in items:
+        finite = value.isfinite().flatten(1).all(1).tolist() if value.is_floating_point() else []
+        if not all(finite):
+            prompt, dtype = prompts[finite.index(False)], str(value.dtype).removeprefix("torch.")
+            half = value.dtype == torch.float16
+            remedy = "encode in bfloat16 or float32 (dtype)" if half else "check its weights"
+            raise ValueError(
+                f"the encoder's {key!r} of {prompt!r:.80} is not finite in {dtype}; {remedy}"
+            )
 
 
 def prompts_of(embeddings: Prompts | None, encoder: Prompts) -> Prompts:

@@ -98,3 +98,29 @@ def test_the_settings_of_an_encoder_enter_its_fingerprint(tmp_path, monkeypatch)
 def test_an_empty_list_raises_before_the_encoder_is_loaded():
     with pytest.raises(ValueError, match="no prompts to encode"):
         EncodedText(lambda: 1 / 0, dict, null="").encode([])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        (
+            torch.float16,
+            "'pooled' of 'bad' is not finite in float16; encode in bfloat16 or float32",
+        ),
+        (torch.float32, "'pooled' of 'bad' is not finite in float32; check its weights"),
+    ],
+)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_embeddings_that_overflow_are_rejected(dtype, message, value):
+    """A store of them would train no step, or black pictures."""
+
+    def embed(encoder, texts):
+        numbers = torch.tensor([[value if text == "bad" else 1.0, 2.0] for text in texts])
+        fields = {"prompt": torch.zeros(len(texts), 3, 2), "pooled": numbers.to(dtype)}
+        mask = torch.ones(len(texts), 3, dtype=torch.bool)
+        return TensorDict({**fields, "mask": mask}, batch_size=[len(texts)])
+
+    encoder = EncodedText(object, embed, null="", batch_size=2)
+    assert encoder.encode(["a", "b", None])["pooled"].isfinite().all()
+    with pytest.raises(ValueError, match=message):
+        encoder.encode(["a", "b", "c", "bad"])
