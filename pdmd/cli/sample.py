@@ -193,8 +193,20 @@ def _batches(
             condition = drawn.teacher.encode(chosen)
             if condition is not None:
                 condition = condition.to(device)
-            yield chosen, drawn.draw(condition, len(chosen), generator)
+            x = drawn.draw(condition, len(chosen), generator)
+            _check_finite(x, chosen)
+            yield chosen, x
             bar.update(len(chosen))
+
+
+def _check_finite(x: torch.Tensor, prompts: Sequence[Any]) -> None:
+    finite = x.isfinite().flatten(1).all(1).tolist()
+    if not all(finite):
+        raise ValueError(
+            f"the sample of {prompts[finite.index(False)]!r:.60} is not finite, and would be "
+            "black: the student's weights are not, or its computation overflows; look at them, "
+            "or pass --arguments dtype float32"
+        )
 
 
 def load_student(

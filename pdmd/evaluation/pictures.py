@@ -54,12 +54,17 @@ def to_uint8(pictures: Tensor) -> np.ndarray:
         An array of shape :math:`(B, H, W, 3)` or :math:`(B, F, H, W, 3)`.
 
     Raises:
-        ValueError: If they are neither images nor videos.
+        ValueError: If they are neither images nor videos, or not finite.
     """
     if pictures.ndim not in (4, 5) or pictures.shape[1] not in (1, 3):
         raise ValueError(
             "pictures have shape (B, C, H, W) or (B, C, F, H, W) with 1 or 3 channels, got "
             f"{tuple(pictures.shape)}"
+        )
+    if not bool(pictures.isfinite().all()):
+        raise ValueError(
+            f"pictures are not finite in {str(pictures.dtype).removeprefix('torch.')}, and would "
+            "be black; decode in another type, and look at the samples"
         )
     levels = (255 * pictures.detach().float().clamp(0, 1)).round().to(torch.uint8).cpu()
     if levels.shape[1] == 1:

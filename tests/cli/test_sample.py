@@ -221,3 +221,17 @@ def test_a_text_student_is_evaluated_in_latents(image_student):
     rows = evaluate(student, teacher, samples=100, teacher_steps=2, progress=False)["rows"]
     assert [row["method"] for row in rows] == ["teacher", "teacher_euler_2", "student"]
     assert all(np.isfinite(v) for row in rows for k, v in row.items() if k != "method")
+
+
+@pytest.mark.parametrize("out", ["x.png", "folder", "x.safetensors"])
+def test_samples_that_are_not_finite_are_no_black_pictures(tmp_path, capsys, out):
+    teacher = teachers.get("digits")()
+    plan = PhasePlan.uniform(2)
+    experts = [pdmd.OdeExpert(teacher.trainable_copy().requires_grad_(False), p) for p in plan]
+    next(experts[1].parameters()).data[0] = torch.nan
+    source = {"teacher": "digits", "arguments": {}}
+    more = {"encode": teacher.encode, "prompts": teacher.prompts, "source": source}
+    pdmd.Student(experts, **more).save(tmp_path / "student")
+    assert sampled(tmp_path / "student", tmp_path / out, "--n", "2") == 2
+    assert "the sample of 0 is not finite" in capsys.readouterr().err
+    assert not (tmp_path / out).exists()

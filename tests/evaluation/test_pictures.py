@@ -165,6 +165,9 @@ def test_invalid_pictures_and_missing_packages_raise(tmp_path, monkeypatch):
     for shape in ((2, 4, 8, 8), (3, 8, 8)):
         with pytest.raises(ValueError, match="1 or 3 channels, got"):
             to_uint8(torch.zeros(shape))
+    for value in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="not finite in float16, and would be black"):
+            to_uint8(torch.full((2, 1, 8, 8), value, dtype=torch.float16))
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     for out in ("x.mp4", "folder/"):
         with pytest.raises(ValueError, match=r"pip install 'pdmd\[video\]'"):

@@ -180,11 +180,21 @@ def decoded(decode: Callable[[Latents], Tensor], x: Latents) -> Tensor:
 
     Returns:
         Pictures, uint8, with shape :math:`(B, C, H, W)` or :math:`(B, C, F, H, W)`.
+
+    Raises:
+        ValueError: If one is not finite.
     """
     few = max(1, TOGETHER // x[0].numel())
 
     def parts() -> Iterator[Tensor]:
         for part in x.split(few):
-            yield (decode(part).float().clamp(0, 1) * 255).round().to(torch.uint8)
+            pictures = decode(part).float()
+            if not bool(pictures.isfinite().all()):
+                raise ValueError(
+                    f"{'pictures' if bool(part.isfinite().all()) else 'samples'} are not finite, "
+                    "and would be measured as black; compute in bfloat16 or float32, or inspect "
+                    "the student"
+                )
+            yield (pictures.clamp(0, 1) * 255).round().to(torch.uint8)
 
     return torch.cat(list(parts()))

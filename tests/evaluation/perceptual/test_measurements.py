@@ -44,6 +44,14 @@ def test_decoding_rounds_to_eight_bits_in_small_batches():
     assert (found.float() / 255 - x).abs().max() <= 0.5 / 255 + 1e-6
 
 
+@pytest.mark.parametrize(("latent", "what"), [(torch.nan, "samples"), (1e30, "pictures")])
+def test_what_is_not_finite_is_not_measured(latent, what):
+    x = torch.rand(2, 1, 4, 4)
+    x[1, 0, 0, 0] = latent
+    with pytest.raises(ValueError, match=f"{what} are not finite"):
+        decoded(lambda x: x * 1e30, x)
+
+
 def test_frames_are_at_equal_distances_and_images_have_one():
     video = samples(4, 3, 9, 2, 2)
     assert torch.equal(video.frames(3), video.pictures[:, :, [0, 4, 8]].transpose(1, 2))
