@@ -6,7 +6,7 @@ import torch
 
 from tests.helpers.tiny_encoders import clip
 
-__all__ = ["clip_folder", "dinov2_folder", "videomae_folder"]
+__all__ = ["clip_folder", "dinov2_folder", "siglip_folder", "videomae_folder"]
 
 IMAGES = {
     "do_resize": True,
@@ -52,6 +52,22 @@ def clip_folder(path):
     )
     tokenizer.save_pretrained(path)
     return _save(path, CLIPModel, config, 16, "CLIPImageProcessor")
+
+
+def siglip_folder(path):
+    """Its text network has no mask, and reads the last token of a text's padding."""
+    from transformers import SiglipConfig, SiglipModel
+
+    tokenizer, text = clip(16)
+    small = {**SMALL, "intermediate_size": 16}
+    words = {"vocab_size": text.config.vocab_size, "max_position_embeddings": 16}
+    config = SiglipConfig(
+        text_config={**small, **words, "projection_size": 16},
+        vision_config={**small, "image_size": 16, "patch_size": 8},
+    )
+    tokenizer.model_input_names = ["input_ids"]
+    tokenizer.save_pretrained(path)
+    return _save(path, SiglipModel, config, 16, "SiglipImageProcessor")
 
 
 def _save(path, network, config, side, processor="BitImageProcessor"):

@@ -26,6 +26,8 @@ __all__ = ["ImageTextScore"]
 
 TOGETHER = 64
 """Pictures that are evaluated at once."""
+UNLIMITED = 10**6
+"""Tokens from which on a length is none, as of tokenizers that state no limit."""
 
 
 class ImageTextScore(Measurement):
@@ -34,7 +36,8 @@ class ImageTextScore(Measurement):
     Args:
         model: An image-text model of transformers, with ``get_image_features`` and
             ``get_text_features``.
-        tokenizer: Its tokenizer; texts are cut at its ``model_max_length``.
+        tokenizer: Its tokenizer. Texts are padded and cut to the longest that it and the model
+            take, as SigLIP's were in training, whose score would depend on the other prompts.
         preprocessing: Maps images in [0, 1] to ``pixel_values``.
         frames: Frames of a video, at equal distances.
     """
@@ -46,6 +49,9 @@ class ImageTextScore(Measurement):
     ) -> None:
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
         self.preprocessing, self.frames = preprocessing, frames
+        text = getattr(self.model.config, "text_config", self.model.config)
+        limits = [tokenizer.model_max_length, getattr(text, "max_position_embeddings", UNLIMITED)]
+        self.length = min(limits)
 
     @classmethod
     def load(cls, source: str, place: MeasurementPlace) -> Self:
@@ -67,9 +73,10 @@ class ImageTextScore(Measurement):
     def __call__(self, samples: DecodedSamples) -> Tensor:
         """Returns scores, float32, with shape :math:`(P S, 1)`."""
         like = next(self.model.parameters())
-        tokens = self.tokenizer(
-            samples.texts(), padding=True, truncation=True, return_tensors="pt"
-        ).to(like.device)
+        known: dict[str, Any] = {"padding": True}
+        if self.length < UNLIMITED:
+            known = {"padding": "max_length", "max_length": self.length, "truncation": True}
+        tokens = self.tokenizer(samples.texts(), return_tensors="pt", **known).to(like.device)
         texts = _unit(self.model.get_text_features(**tokens))
         frames = samples.frames(self.frames)
         images = torch.cat(

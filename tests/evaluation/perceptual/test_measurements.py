@@ -20,7 +20,12 @@ from pdmd.evaluation.perceptual.pairwise_lpips import PairwiseLpips
 from pdmd.evaluation.perceptual.video import VideoFeatures
 from pdmd.evaluation.perceptual.vision import VisionFeatures
 from pdmd.extras import MissingExtra
-from tests.helpers.tiny_vision import clip_folder, dinov2_folder, videomae_folder
+from tests.helpers.tiny_vision import (
+    clip_folder,
+    dinov2_folder,
+    siglip_folder,
+    videomae_folder,
+)
 
 PLACE = MeasurementPlace(device=torch.device("cpu"))
 
@@ -93,6 +98,29 @@ def test_the_clip_score_is_that_of_transformers(tmp_path):
         score(samples(6, 3, 20, 20, prompts=(3, 4)))
     with pytest.raises(ValueError, match="no image-text model"):
         ImageTextScore.load(str(dinov2_folder(tmp_path / "other")), PLACE)
+
+
+@pytest.mark.parametrize("make", [clip_folder, siglip_folder])
+def test_a_score_does_not_depend_on_the_other_prompts(tmp_path, make):
+    score = ImageTextScore.load(str(make(tmp_path)), PLACE)
+    given = samples(4, 3, 16, 16, prompts=("two", "a cat and a dog"))
+    alone = DecodedSamples(given.pictures[:2], given.prompts[:1])
+    assert torch.allclose(score(given)[:2], score(alone), atol=1e-4)
+    tokens = score.tokenizer(["two"], padding="max_length", return_tensors="pt")
+    with torch.no_grad():
+        text = score.model.get_text_features(**tokens)
+        image = score.model.get_image_features(score.preprocessing(alone.pictures.float() / 255))
+    cosines = torch.cosine_similarity(image.pooler_output, text.pooler_output)
+    assert torch.allclose(score(alone)[:, 0], 100 * cosines.clamp(min=0), atol=1e-4)
+
+
+def test_a_long_prompt_is_cut_to_the_positions_of_its_network(tmp_path):
+    score = ImageTextScore.load(str(clip_folder(tmp_path)), PLACE)
+    tokenizer = score.tokenizer
+    tokenizer.model_max_length = 10**30  # as of tokenizers that state none
+    again = ImageTextScore(score.model, tokenizer, score.preprocessing)
+    given = samples(4, 3, 16, 16, prompts=("two", "a cat and a dog " * 9))
+    assert again(given).isfinite().all()
 
 
 def test_video_features_are_those_of_the_network_and_its_processor(tmp_path):
