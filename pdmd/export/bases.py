@@ -24,6 +24,7 @@ from pdmd.teachers.families.pipeline_checks import (
     check_index,
     check_weights,
     read_index,
+    variant_of,
 )
 from pdmd.teachers.families.pipelines import configuration
 
@@ -37,6 +38,9 @@ METADATA = ("model_index.json", "README.md", "LICEN[CS]E*", "*/config.json")
 
 EXCLUDED = ("*.bin", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.*.safetensors")
 """Weights in other formats, and variants such as ``model.fp16.safetensors``."""
+
+STEMS = ("model", "diffusion_pytorch_model")
+"""What the files of weights are called in transformers and diffusers."""
 
 CODE = (".py", *PICKLES)
 """Ends of files that are code, or are run as such when they are read, and not copied."""
@@ -112,24 +116,77 @@ class BasePipeline:
                 )
 
     def copy(self, layout: PipelineLayout, to: Path, tell: Callable[[int], object]) -> None:
-        """Copies components and licence files; calls ``tell`` with the bytes copied."""
-        for source in self.files(layout):
-            target = to / source.relative_to(self.folder)
+        """Copies components and licence files; calls ``tell`` with the bytes copied.
+
+        Weights that are there in a variant alone, such as ``model.fp16.safetensors``, are copied
+        without it, so that they load as the networks do.
+        """
+        for source, place in self.files(layout).items():
+            target = to / place
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+            if place.name != source.name and source.suffix == ".json":
+                _copy_index(source, target)
+            else:
+                shutil.copyfile(source, target)
             tell(source.stat().st_size)
 
-    def files(self, layout: PipelineLayout) -> list[Path]:
-        """Returns what :meth:`copy` copies.
+    def files(self, layout: PipelineLayout) -> dict[Path, Path]:
+        """Returns what :meth:`copy` copies, and where to in the export's folder.
 
         Raises:
-            ValueError: If a link among them leads out of the folder; all are named.
+            ValueError: If a link among them leads out of the folder; all are named. If a component
+                has weights in several variants, and none without.
         """
         found = sorted(self.folder.glob("LICEN[CS]E*"))
         for part in self.parts(layout):
             found += [self.folder / part, *sorted((self.folder / part).rglob("*"))]
         check_links(self.name, self.folder, found)
-        return [path for path in found if path.is_file() and path.suffix not in CODE]
+        kept = [path for path in found if path.is_file() and path.suffix not in CODE]
+        variants = {
+            (self.folder / part, stem): variant
+            for part in self.parts(layout)
+            for stem in STEMS
+            if (variant := variant_of(self.folder, part, stem))
+        }
+        return {
+            path: path.relative_to(self.folder).with_name(_plain_name(path, variants))
+            for path in kept
+        }
+
+    def variants(self) -> set[str]:
+        """Returns the variants of components whose weights are in one alone."""
+        parts = [name for name, value in self.index.items() if isinstance(value, list)]
+        found = {variant_of(self.folder, part, stem) for part in parts for stem in STEMS}
+        return {variant for variant in found if variant}
+
+
+def _plain_name(path: Path, variants: Mapping[tuple[Path, str], str]) -> str:
+    """Returns the name of a file of weights, or of their index, without its variant."""
+    for stem in STEMS:
+        variant = variants.get((path.parent, stem))
+        shard = r"(-\d+-of-\d+)?"
+        for pattern in (
+            rf"({stem})\.{variant}{shard}(\.safetensors)",
+            rf"({stem}){shard}\.{variant}(\.safetensors)",
+            rf"({stem}\.safetensors\.index)\.{variant}()(\.json)",
+        ):
+            if variant and (found := re.fullmatch(pattern, path.name)):
+                return "".join(part or "" for part in found.groups())
+    return path.name
+
+
+def _copy_index(source: Path, target: Path) -> None:
+    """Copies the index of weights in a variant, with the names of files without it."""
+    with naming(source, "download it again"):
+        content = read_json(source)
+        variant = source.name.split(".")[-2]
+        stem = target.name.partition(".")[0]
+        known = {(source.parent, stem): variant}
+        content["weight_map"] = {
+            name: _plain_name(source.parent / file, known)
+            for name, file in content["weight_map"].items()
+        }
+    target.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def check_links(name: str, folder: Path, paths: Sequence[Path]) -> None:

@@ -88,10 +88,12 @@ class LoraCard:
         folder, own = self.folders["diffusers"], self.base
         name = quoted(own.hub_name or str(own.folder.resolve()))
         dtype = weight_type(self.intervals[0].network)
+        variants = own.variants()
+        variant = f', variant="{min(variants)}"' if len(variants) == 1 else ""
         lines = [
             *import_lines(self.layout),
             f'folder = "{folder}"  # of these files, or their name on the hub',
-            f"pipe = DiffusionPipeline.from_pretrained({name}, torch_dtype={dtype})",
+            f"pipe = DiffusionPipeline.from_pretrained({name}, torch_dtype={dtype}{variant})",
         ]
         for interval, file in zip(self.intervals, self.names, strict=True):
             more = ", load_into_transformer_2=True" if self.slot(interval) != "transformer" else ""

@@ -5,6 +5,8 @@ import json
 import shutil
 
 import pytest
+import torch
+from diffusers import DiffusionPipeline
 
 from pdmd import PhasePlan
 from pdmd.distillation.adapters import adapted_parts
@@ -115,6 +117,27 @@ def test_lora_exports_download_no_weights(hub, base, tmp_path):
     student = student_of("qwen_image", TWO, base, adapter=RANK)
     export_lora(student, tmp_path / "out", base="someone/qwen")
     assert len(hub.calls) == 1
+
+
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "4KB"}], ids=["one", "shards"])
+def test_weights_in_a_variant_load_as_the_card_says(base, tmp_path, shards):
+    """A teacher's pipeline may be saved in a variant, and the lines of a card name none."""
+    pipeline = DiffusionPipeline.from_pretrained(base)
+    pipeline.save_pretrained(tmp_path / "half", variant="fp16", **shards)
+    assert not list((tmp_path / "half").glob("*/*model.safetensors"))
+    student = student_of("qwen_image", TWO, tmp_path / "half", adapter=RANK)
+    folder = export_diffusers(student, tmp_path / "out")
+    assert not list(folder.rglob("*fp16*"))
+    loaded = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    for part in ("text_encoder", "vae"):
+        own, expected = (getattr(p, part).state_dict() for p in (loaded, pipeline))
+        assert own.keys() == expected.keys()
+        assert all(torch.equal(own[key], expected[key]) for key in own)
+    export_lora(student, tmp_path / "lora")
+    card = (tmp_path / "lora" / "README.md").read_text()
+    line = next(text for text in card.splitlines() if text.startswith("pipe = DiffusionPipeline"))
+    exec(line, {"DiffusionPipeline": DiffusionPipeline, "torch": torch})
+    assert 'variant="fp16"' in line
 
 
 @pytest.mark.parametrize("kind", ["diffusers", "lora"])
