@@ -25,6 +25,7 @@ from pdmd.teachers.families.pipeline_checks import (
     check_weights,
     read_index,
     variant_of,
+    weight_paths,
 )
 from pdmd.teachers.families.pipelines import configuration
 
@@ -100,7 +101,7 @@ class BasePipeline:
         """Downloads the components that an export copies, if the pipeline is on the hub.
 
         Raises:
-            ValueError: If a component is missing or cannot be downloaded.
+            ValueError: If a component or its weights are missing or cannot be downloaded.
         """
         if self.remote:
             patterns = [f"{part}/*" for part in self.parts(layout)]
@@ -113,6 +114,11 @@ class BasePipeline:
             if not any((self.folder / part).glob("*")):
                 raise ValueError(
                     f"{self.folder} has no {part}; restore it, or name another with --base"
+                )
+            if not _complete(self.folder / part):
+                raise ValueError(
+                    f"{self.folder / part} lacks weights, without which the export would not "
+                    "load; download them, or name another pipeline with --base"
                 )
 
     def copy(self, layout: PipelineLayout, to: Path, tell: Callable[[int], object]) -> None:
@@ -297,13 +303,21 @@ def _download(name: str, patterns: Sequence[str], revision: str | None = None) -
 
 
 def _complete(part: Path) -> bool:
-    """Returns whether a component's files are all in its folder, not its configuration alone."""
-    names = {path.name for path in part.glob("*")}
-    shards: set[str] = set()
-    for path in part.glob("*.safetensors.index.json"):
-        with naming(path, "download it again"):
-            shards |= set(read_json(path)["weight_map"].values())
-    return shards <= names and bool(names - {"config.json"})
+    """Returns whether a component's files are all in its folder, a model's weights among them."""
+    if not (part / "config.json").is_file():
+        return any(part.glob("*"))
+    return any(
+        all(
+            path.is_file()
+            for path in weight_paths(
+                part,
+                stem,
+                variant_of(part.parent, part.name, stem),
+                shards_first=stem != "model",
+            )
+        )
+        for stem in STEMS
+    )
 
 
 def _check_vae(base: BasePipeline, student: Student) -> None:

@@ -119,6 +119,24 @@ def test_lora_exports_download_no_weights(hub, base, tmp_path):
     assert len(hub.calls) == 1
 
 
+@pytest.mark.parametrize(
+    ("part", "shards"),
+    [("vae", {}), ("text_encoder", {}), ("text_encoder", {"max_shard_size": "4KB"})],
+)
+def test_a_component_without_its_weights_is_named(base, tmp_path, part, shards):
+    """A store of embeddings trains without the encoder's weights; an export cannot lack them."""
+    shutil.copytree(base, tmp_path / "base")
+    if shards:
+        encoder = DiffusionPipeline.from_pretrained(base).text_encoder
+        shutil.rmtree(tmp_path / "base" / part)
+        encoder.save_pretrained(tmp_path / "base" / part, **shards)
+    sorted((tmp_path / "base" / part).glob("*.safetensors"))[-1].unlink()
+    student = student_of("qwen_image", TWO, tmp_path / "base")
+    with pytest.raises(ValueError, match=f"base/{part} lacks weights, without which"):
+        export_diffusers(student, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("shards", [{}, {"max_shard_size": "4KB"}], ids=["one", "shards"])
 def test_weights_in_a_variant_load_as_the_card_says(base, tmp_path, shards):
     """A teacher's pipeline may be saved in a variant, and the lines of a card name none."""
