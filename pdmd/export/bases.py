@@ -27,7 +27,7 @@ from pdmd.teachers.families.pipeline_checks import (
     variant_of,
     weight_paths,
 )
-from pdmd.teachers.families.pipelines import configuration
+from pdmd.teachers.families.pipelines import configuration, hub_refusal
 
 __all__ = ["BasePipeline", "check_links", "check_networks", "open_base_pipeline"]
 
@@ -295,6 +295,8 @@ def _download(name: str, patterns: Sequence[str], revision: str | None = None) -
     try:
         return Path(snapshot_download(name, revision=revision, **only))
     except Exception as error:  # the hub's client raises many classes
+        if refusal := hub_refusal(error, name):
+            raise ValueError(f"{refusal}, or name the pipeline's folder with --base") from error
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(
             f"{name} is no folder and cannot be downloaded from the hub ({first}); name the "

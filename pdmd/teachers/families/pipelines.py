@@ -36,6 +36,7 @@ __all__ = [
     "dtype_of",
     "load_backbone",
     "load_backbone_part",
+    "hub_refusal",
     "network_configuration",
     "reading",
     "reporting",
@@ -324,7 +325,37 @@ def reporting(folder: str | Path, subfolder: str | None = None) -> Iterator[None
     except Exception as error:  # what a file states reaches libraries, which raise any class
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         part = f"{folder}/{subfolder}" if subfolder else str(folder)
+        if refusal := hub_refusal(error, str(folder)):
+            raise ValueError(f"cannot load {part}: {refusal}") from error
         raise ValueError(
             f"cannot load {part} ({first}); give a folder that a diffusers pipeline's "
             "save_pretrained wrote, or its name on the hub"
         ) from error
+
+
+def hub_refusal(error: BaseException, name: str) -> str:
+    """Returns why the hub gives no access to a repository, and what to do about it.
+
+    Libraries put another error in the place of the hub's, which names the cause.
+
+    Args:
+        error: What loading raised.
+        name: The repository.
+
+    Returns:
+        A sentence; empty for other errors.
+    """
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    token = "log in by 'hf auth login' or set HF_TOKEN"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, GatedRepoError):
+            return (
+                f"{name} is gated; accept its terms on https://huggingface.co/{name}, and {token}"
+            )
+        if isinstance(cause, RepositoryNotFoundError):
+            what = "is neither a folder nor a repository that you may read"
+            return f"{name} {what}; correct the name, or {token}"
+        cause = cause.__cause__ or cause.__context__
+    return ""

@@ -1,10 +1,14 @@
 """Reading the parts of a pipeline."""
 
 from fnmatch import fnmatch
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from pdmd.export.bases import open_base_pipeline
+from pdmd.teachers import FluxTeacher
+from pdmd.teachers.base import teachers
 from pdmd.teachers.families import pipelines
 
 
@@ -40,3 +44,38 @@ def test_networks_without_weights_have_no_memory_that_is_not_initialized():
     for name in ("x_pad_token", "cap_pad_token"):
         value = getattr(first, name)
         assert 0 < value.abs().max() < 0.2 and torch.equal(value, getattr(again, name))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            "GatedRepoError",
+            "someone/flux is gated; accept its terms on https://huggingface.co/someone/flux, and "
+            "log in by 'hf auth login' or set HF_TOKEN",
+        ),
+        (
+            "RepositoryNotFoundError",
+            "someone/flux is neither a folder nor a repository that you may read; correct the "
+            "name, or log in by 'hf auth login' or set HF_TOKEN",
+        ),
+    ],
+)
+def test_a_repository_without_access_says_how_to_gain_it(monkeypatch, kind, message):
+    """diffusers calls a gated repository no valid name, and the way in is in its second line."""
+    import httpx
+    from huggingface_hub import errors
+
+    def refused(*args, **more):
+        request = httpx.Request("GET", "https://huggingface.co/someone/flux")
+        text = "401 Client Error. (Request ID: a)\n\nCannot access it."
+        raise getattr(errors, kind)(text, response=httpx.Response(401, request=request))
+
+    monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", refused)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refused)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refused)
+    with pytest.raises(ValueError) as raised:
+        teachers.get("flux")(folder="someone/flux")
+    assert str(raised.value) == f"cannot load someone/flux/transformer: {message}"
+    with pytest.raises(ValueError, match=f"^{message}, or name the pipeline's folder with --base"):
+        open_base_pipeline(SimpleNamespace(source=None), FluxTeacher.layout, "someone/flux")
