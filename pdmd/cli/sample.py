@@ -24,6 +24,8 @@ __all__ = ["STUDENT", "load_student", "sample_command", "student_folder"]
 STUDENT = "the student folder, for example runs/digits/student"
 TOGETHER = 2**20
 """Latent values that are sampled and decoded together by default."""
+BLOCK = 16
+"""Normal numbers that torch draws at once: rows of whole blocks do not depend on the batch."""
 
 
 @dataclass(kw_only=True)
@@ -182,13 +184,14 @@ def _batches(
     from pdmd.randomness import RankGenerator
     from pdmd.training.monitoring.bars import progress_bar
 
-    size = options.batch_size or max(1, TOGETHER // math.prod(drawn.teacher.latent_shape))
+    values = math.prod(drawn.teacher.latent_shape)
+    size = options.batch_size or max(1, TOGETHER // values)
     generator = torch.Generator().manual_seed(options.seed)
     shown = options.progress and size < len(prompts)
     with progress_bar("sample", len(prompts), unit="sample", shown=shown) as bar:
         for i in range(0, len(prompts), size):
             chosen = prompts[i : i + size]
-            if drawn.stochastic:  # noise by row, so that it does not depend on the batches
+            if drawn.stochastic or values % BLOCK:  # noise by row, whatever the batches
                 generator = RankGenerator.make(options.seed, first_row=i)
             condition = drawn.teacher.encode(chosen)
             if condition is not None:

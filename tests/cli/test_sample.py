@@ -150,6 +150,26 @@ def test_samples_do_not_depend_on_the_size_of_batches(tmp_path, capsys, expert):
     capsys.readouterr()
 
 
+def test_samples_of_any_number_of_values_do_not_depend_on_the_size_of_batches(tmp_path):
+    """torch draws 16 normal numbers at once, and other rows would depend on those before."""
+    arguments = {"height": 24, "width": 40, "channels": 8, "layers_per_block": 1, "heads": 1}
+    arguments |= {"cross_attention_dim": 8, "norm_num_groups": 8, "random_prompts": 3}
+    teacher = teachers.get("stable_diffusion")(**arguments)
+    assert teacher.latent_shape == (4, 3, 5)
+    expert = pdmd.OdeExpert(teacher.trainable_copy().eval(), PhasePlan.uniform(1)[0])
+    source = {"teacher": "stable_diffusion", "arguments": arguments}
+    more = {"encode": teacher.encode, "prompts": teacher.prompts, "source": source}
+    pdmd.Student([expert], **more).save(tmp_path / "student")
+    found = []
+    for size in (1, 3, 6):
+        out = tmp_path / f"{size}.safetensors"
+        assert sampled(tmp_path / "student", out, "--n", "6", "--batch-size", str(size)) == 0
+        found.append(load_file(out)["latents"])
+    for other in found[1:]:
+        assert torch.allclose(found[0], other, atol=1e-3, rtol=1e-4)
+    assert len(found[0].unique(dim=0)) == 6
+
+
 @pytest.mark.parametrize(
     ("out", "said"), [("taken.safetensors", "is a folder"), ("/proc/x/a.safetensors", "cannot be")]
 )
