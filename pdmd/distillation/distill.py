@@ -138,6 +138,7 @@ def distill(
     start = runtime.placement.outline(teacher)
     finished = FinishedExperts(start, experts, runtime)
     checkpointer.add_inputs({"prompts": digest_prompts(listed)})
+    rollouts.phase_inputs.on_distillation_start()
 
     with session.freezing(teacher):
         cursor = checkpointer.read() if session.resume else {"finished": 0, "update": None}

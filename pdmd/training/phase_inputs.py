@@ -69,6 +69,10 @@ class PhaseInputs(ABC):
 
     source: PhaseInputSource
 
+    def on_distillation_start(self) -> None:
+        """Called when a distillation starts, before :meth:`restore`: forgets those before."""
+        return
+
     def on_phase_start(self, source: PhaseInputSource) -> None:
         """Called when a phase starts, or resumes after :meth:`restore`."""
         self.source = source
@@ -148,6 +152,9 @@ class PhaseInputBuffer(PhaseInputs):
         self.window, self.together = int(window), int(together)
         self.folder = None if folder is None else local_path(folder, "the phase-input buffer")
         self._subfolder: tempfile.TemporaryDirectory[str] | None = None
+        self.on_distillation_start()
+
+    def on_distillation_start(self) -> None:
         self._fill = self._served = 0
         self._computed = [0]  # batches of this fill that each phase computed
         self._clear()

@@ -170,6 +170,12 @@ def test_a_resumed_run_is_bit_identical_and_counts_the_same(tmp_path, after, exp
     assert accounts[0].state() == accounts[1].state()
 
 
+def test_a_reused_buffer_keeps_nothing_of_an_earlier_distillation():
+    buffer = PhaseInputBuffer(5, uses=2)
+    small(buffer=buffer, seed=7)
+    assert torch.equal(weights(small(buffer=buffer, seed=3)), weights(small(seed=3)))
+
+
 def test_every_update_has_new_phase_inputs_unless_they_are_reused():
     assert not torch.equal(weights(small()), weights(small(buffer=PhaseInputBuffer(5))))
     assert not torch.equal(weights(small()), weights(small(buffer=FreshPhaseInputs())))
