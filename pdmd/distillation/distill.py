@@ -28,7 +28,12 @@ from pdmd.objectives.score_matching import SubintervalScoreMatching
 from pdmd.teachers.base import Teacher
 from pdmd.training.checkpoints.global_generators import load_global_states
 from pdmd.training.checkpoints.inputs import digest_prompts
-from pdmd.training.checkpoints.training_state import load_generator, load_trainer, save_training
+from pdmd.training.checkpoints.training_state import (
+    check_phases,
+    load_generator,
+    load_trainer,
+    save_training,
+)
 from pdmd.training.conditions import ConditionStream
 from pdmd.training.expert_training import ExpertTraining
 from pdmd.training.fake_scores import FakeScoreTraining
@@ -160,6 +165,7 @@ def distill(
         for notice in filter(None, found):
             session.recorder.on_notice(notice)
         if session.resume:
+            check_phases(plan, cursor)
             session.account.restore(cursor["account"])
             rollouts.phase_inputs.restore(cursor["phase_inputs"])
             session.recorder.on_resume(cursor["finished"] + 1, cursor["update"] or 0)

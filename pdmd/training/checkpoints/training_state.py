@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pdmd.distillation.experts import Expert
+from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.distributed.state_layout import StateLayout
 from pdmd.training.checkpoints.checkpointer import NoCheckpoints, State
 from pdmd.training.checkpoints.global_generators import describe_global_generators, global_states
@@ -20,7 +21,14 @@ from pdmd.training.phase_inputs import PhaseInputs
 from pdmd.training.session import Session
 from pdmd.training.trainer import PhaseTrainer
 
-__all__ = ["load_average", "load_expert", "load_generator", "load_trainer", "save_training"]
+__all__ = [
+    "check_phases",
+    "load_average",
+    "load_expert",
+    "load_generator",
+    "load_trainer",
+    "save_training",
+]
 
 
 def save_training(
@@ -42,12 +50,14 @@ def save_training(
     Raises:
         NonFiniteError: If too many updates in a row were skipped; nothing is written then.
     """
+    training = () if trainer is None else trainer.experts
 
     def collect() -> State:
         device = session.runtime.device
         tensors: dict[str, Tensor] = {"rng": generator.get_state(), **global_states(device)}
         cursor: dict[str, Any] = {
             "finished": len(finished),
+            "phases": [_times(expert.phase) for expert in (*finished, *training)],
             "update": None,
             "phase_inputs": phase_inputs.state(),
             "account": session.account.state(),
@@ -72,6 +82,41 @@ def save_training(
         )
     update = 0 if trainer is None else trainer.update
     session.checkpointer.save(f"phase-{len(finished) + 1:04d}-update-{update:09d}", collect)
+
+
+def check_phases(plan: PhasePlan, cursor: Mapping[str, Any]) -> None:
+    """Checks that the phases that a checkpoint has trained are those of a plan.
+
+    Args:
+        plan: The plan of the run that resumes.
+        cursor: The checkpoint's cursor.
+
+    Raises:
+        ValueError: If a phase has other times.
+    """
+    trained = cursor.get("phases", [])  # an older version wrote none
+    if len(trained) > len(plan):
+        raise ValueError(
+            f"the checkpoint has trained phase {len(trained)}, but the plan has {len(plan)}; "
+            "resume with the plan that it was written with, or start again"
+        )
+    for phase, then in zip(plan, trained, strict=False):
+        if _times(phase) != then:
+            raise ValueError(
+                f"{phase} is evaluated at {list(phase.timesteps)}, with scores compared in "
+                f"{list(phase.score_range)}, but the checkpoint's was trained at "
+                f"{then['timesteps']}, to {then['t_end']:.4g}, with scores in "
+                f"{then['score_range']}; resume with the plan that it was written with, or start "
+                "again"
+            )
+
+
+def _times(phase: Phase) -> dict[str, Any]:
+    return {
+        "timesteps": list(phase.timesteps),
+        "t_end": phase.t_end,
+        "score_range": list(phase.score_range),
+    }
 
 
 def load_expert(checkpointer: NoCheckpoints, expert: Expert, states: StateLayout) -> None:
@@ -136,6 +181,13 @@ def load_trainer(trainer: PhaseTrainer, cursor: Mapping[str, Any]) -> None:
     moments: dict[str, dict[str, dict[str, Tensor]]] = {}
     for role, network in trainer.networks.items():
         blank = states.blank_moments(network, trainer.optimizers[role])
+        unknown = sorted(set(cursor["moments"][role]) - set(blank))
+        if unknown:
+            raise ValueError(
+                f"the checkpoint does not fit this run: its {role} trained {unknown[0]}, which "
+                "this run does not; resume with the settings that it was written with, or start "
+                "again"
+            )
         moments[role] = {name: blank[name] for name in cursor["moments"][role]}
     tensors = _trainer_tensors(trainer, moments)
     trainer.session.checkpointer.load(tensors)

@@ -6,7 +6,14 @@ import time
 import pytest
 import torch
 
-from pdmd import AdamRecipe, FromDenoiser, MlpDenoiser
+from pdmd import (
+    AdamRecipe,
+    FromDenoiser,
+    LowRank,
+    LowRankRoles,
+    MlpDenoiser,
+    PhasePlan,
+)
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 from pdmd.training.checkpoints.intervals import Interval
 from pdmd.training.checkpoints.store import Store
@@ -46,6 +53,41 @@ def test_resuming_with_other_settings_raises(tmp_path):
     small(checkpointer=checkpointer)
     with pytest.raises(ValueError, match="lr = 1"):
         small(checkpointer=Checkpointer(tmp_path / "c", fingerprint={"lr": 2}), resume=True)
+
+
+def stopped(folder, after, **settings):
+    checkpointer = Checkpointer(folder)
+    with pytest.raises(Interrupted):
+        small(checkpointer=checkpointer, recorder=StopAt(checkpointer, after), **settings)
+
+
+@pytest.mark.parametrize("after", [3, 9])
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (PhasePlan.uniform(2, steps=2, shift=3.0), "phase 1 from .*at .1.0, 0.75., to 0.5"),
+        (PhasePlan.uniform(3, steps=2), "phase 1 from .*trained at"),
+        (PhasePlan.uniform(1, steps=2), "phase (1 from|2, but the plan has 1)"),
+    ],
+)
+def test_resuming_with_another_plan_raises(tmp_path, after, plan, message):
+    stopped(tmp_path / "c", after)
+    with pytest.raises(ValueError, match=message):
+        small(plan=plan, checkpointer=Checkpointer(tmp_path / "c"), resume=True)
+
+
+def test_phases_that_no_checkpoint_has_trained_may_change(tmp_path):
+    stopped(tmp_path / "c", 3)
+    plan = PhasePlan.from_timesteps([1.0, 0.75, 0.5, 0.3, 0.2, 0.0], steps=[2, 3])
+    assert small(plan=plan, checkpointer=Checkpointer(tmp_path / "c"), resume=True).plan == plan
+
+
+def test_resuming_with_other_trained_weights_raises(tmp_path):
+    stopped(tmp_path / "c", 3)
+    network = MlpDenoiser.rectified_flow(dim=2, classes=2, width=8)
+    adapted = LowRankRoles(LowRank(rank=2), start=FromDenoiser(network))
+    with pytest.raises(ValueError, match="its generator trained 0.*which this run does not"):
+        small(init=adapted, checkpointer=Checkpointer(tmp_path / "c"), resume=True)
 
 
 class Reports(Recorder):
