@@ -103,7 +103,8 @@ def distill(
 
     Raises:
         ValueError: If a setting is out of its range, the plan leaves the teacher's time range,
-            the teacher's output is not finite, or ranks have teachers of different weights.
+            the teacher's output is not finite, ranks have teachers of different weights, or a run
+            that does not resume has a folder with checkpoints.
         NonFiniteError: If too many updates in a row were skipped for losses or gradients that are
             not finite.
         Interrupted: If a stop was requested, after writing a checkpoint.
@@ -119,6 +120,7 @@ def distill(
     fake_scores, session = fake_scores or FakeScoreTraining(), session or Session()
     runtime, checkpointer = session.runtime, session.checkpointer
     session = session.with_progress() if progress else session
+    session.check_new()
     per_phase, health = updates_of(plan, updates), session.health()
     listed = teacher.prompts if prompts is None else prompts
     encoded = encode(teacher, prompts) if conditions is None else conditions

@@ -59,6 +59,19 @@ class Session:
         """
         return Health(self.max_consecutive_skips)
 
+    def check_new(self) -> None:
+        """Checks that a run that starts from the beginning has a place for its checkpoints.
+
+        Raises:
+            ValueError: If there are checkpoints of an earlier run, and ``resume`` is false.
+        """
+        if not self.resume and self.checkpointer.exists():
+            raise ValueError(
+                f"there are checkpoints of an earlier run: {self.checkpointer.last_good()}; pass "
+                "Session(resume=True) to go on from it, remove them by checkpointer.clear(), or "
+                "use another folder"
+            )
+
     def with_progress(self) -> Session:
         """Returns a session that shows progress bars, on the main rank, if it has no recorder."""
         if type(self.recorder) is not Recorder or not self.runtime.main:

@@ -48,6 +48,10 @@ class Decision(enum.IntEnum):
 class NoCheckpoints:
     """Base class of checkpointers: writes no checkpoints."""
 
+    def exists(self) -> bool:
+        """Returns whether there is a checkpoint to resume from."""
+        return False
+
     def decide(self, update: int, ranks: Communicator) -> Decision:
         """Decides what to do after an update of a phase, on every rank together.
 
@@ -180,7 +184,6 @@ class Checkpointer(NoCheckpoints):
         self._saved_at: float | None = None
 
     def exists(self) -> bool:
-        """Returns whether there is a checkpoint to resume from."""
         return self.store.latest() is not None
 
     def clear(self) -> None:
@@ -226,9 +229,8 @@ class Checkpointer(NoCheckpoints):
         def write() -> None:
             self.store.wait()  # a save in the background uses the same connections
             self._go_back()
-            for name in reversed(
-                self.experts.names()
-            ):  # of a phase that trained before, and again
+            # of a phase that trained before, and again
+            for name in reversed(self.experts.names()):
                 if name >= _expert(index):
                     self.experts.remove(name)
             self.experts.save(_expert(index), collect(), {})
@@ -305,10 +307,8 @@ class Checkpointer(NoCheckpoints):
                 self._verify_experts(name)
             self._verified = name
         except DamagedCheckpoint as error:
-            remedy = (
-                f", with --checkpoint {error.before}" if error.before else ", with --overwrite"
-            )
-            raise ValueError(f"{error}{remedy}") from error
+            remedy = f"--checkpoint {error.before}" if error.before else "--overwrite"
+            raise ValueError(f"{error}, with {remedy}") from error
         content = self.store.content(name)
         self._check_inputs(name, content.get("inputs", {}))
         self._check_settings(name, content["fingerprint"], content.get("inputs", {}))

@@ -76,6 +76,18 @@ def test_resuming_with_another_plan_raises(tmp_path, after, plan, message):
         small(plan=plan, checkpointer=Checkpointer(tmp_path / "c"), resume=True)
 
 
+def test_a_new_run_keeps_off_the_checkpoints_of_another(tmp_path):
+    stopped(tmp_path / "c", 9)
+    checkpointer, starts = Checkpointer(tmp_path / "c", every=1), []
+    recorder = Recorder()
+    recorder.on_phase_start = lambda *arguments: starts.append(arguments)
+    with pytest.raises(ValueError, match="earlier run: the last good .*0002-.*resume=True"):
+        small(checkpointer=checkpointer, recorder=recorder)
+    assert not starts and checkpointer.exists()
+    checkpointer.clear()
+    assert torch.equal(weights(small(checkpointer=checkpointer)), weights(small()))
+
+
 def test_phases_that_no_checkpoint_has_trained_may_change(tmp_path):
     stopped(tmp_path / "c", 3)
     plan = PhasePlan.from_timesteps([1.0, 0.75, 0.5, 0.3, 0.2, 0.0], steps=[2, 3])
