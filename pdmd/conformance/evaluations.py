@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pdmd.conformance.harness import BATCH, CheckFailed, TeacherHarness
+from pdmd.diffusion.checks import inputs_kept
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.distributed.placement import set_precision
 
@@ -40,9 +41,10 @@ def check_range(harness: TeacherHarness) -> str:
 
 @torch.no_grad()
 def check_deterministic(harness: TeacherHarness) -> str:
-    """Two evaluations of one input are bit-identical."""
-    x, condition = harness.latents(harness.t), harness.condition()
-    first, second = (harness.teacher(x, harness.t, condition).value for _ in range(2))
+    """Two evaluations of one input are bit-identical, and leave it as it is."""
+    x, t, condition = harness.latents(harness.t), harness.t.clone(), harness.condition()
+    with inputs_kept(x, t, condition):
+        first, second = (harness.teacher(x, t, condition).value for _ in range(2))
     if not torch.equal(first, second):
         error = float((first - second).abs().max())
         raise CheckFailed(f"two evaluations of one input differ by {error:.2g}")

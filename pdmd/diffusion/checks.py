@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
 from pdmd.diffusion.timesteps import as_times
+from pdmd.typing import Condition, Latents
 
 __all__ = [
     "check_condition",
@@ -15,6 +18,7 @@ __all__ = [
     "check_same_shape",
     "check_times",
     "check_transition",
+    "inputs_kept",
 ]
 
 
@@ -134,3 +138,34 @@ def check_transition(x_s: Any, epsilon: Any, s: Any, t: Any) -> None:
     check_same_shape("epsilon", epsilon, "x_s", x_s)
     for name, time in (("s", s), ("t", t)):
         check_times(name, time, len(x_s))
+
+
+@contextmanager
+def inputs_kept(x_t: Latents, t: Tensor, condition: Condition) -> Iterator[None]:
+    """Checks that a network leaves its inputs as they are within a block.
+
+    They are used again after an evaluation: the prediction is converted by ``x_t`` and ``t``, and
+    the other networks are evaluated on them.
+
+    Args:
+        x_t: Noisy latents, with shape :math:`(B, *)`.
+        t: Times, with shape :math:`(B)`.
+        condition: A TensorDict with batch size :math:`(B)`, or ``None``.
+
+    Raises:
+        ValueError: If an input was modified in place, or a field of the condition replaced.
+    """
+    fields = {} if condition is None else dict(condition.items())
+    inputs = {"x_t": x_t, "t": t, **{f"condition[{key!r}]": v for key, v in fields.items()}}
+    versions = {name: getattr(value, "_version", 0) for name, value in inputs.items()}
+    yield
+    changed = [
+        name for name, value in inputs.items() if getattr(value, "_version", 0) != versions[name]
+    ]
+    now = {} if condition is None else dict(condition.items())
+    changed += [f"condition[{key!r}]" for key in now if now[key] is not fields.get(key)]
+    if changed:
+        raise ValueError(
+            f"the network modifies its input {changed[0]} in place, which others use after it; "
+            "compute a new tensor, or clone the input first"
+        )

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from pdmd.arguments import describe, describe_error
+from pdmd.diffusion.checks import inputs_kept
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.diffusion.solvers import ode_step
+from pdmd.diffusion.time_intervals import within
 from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.distributed.communicator import Communicator
@@ -289,8 +291,8 @@ def check_teacher(
 
     Raises:
         ValueError: As :func:`check_times`, or if a prediction has the wrong shape or is not
-            finite, or the teacher cannot be evaluated in a bucket, such as for a number of tokens
-            that the context parallel ranks cannot share.
+            finite, or the network modifies its inputs, or the teacher cannot be evaluated in a
+            bucket, such as for a number of tokens that the context parallel ranks cannot share.
     """
     check_times(teacher, plan, objective)
     generator = torch.Generator().manual_seed(0)
@@ -315,8 +317,10 @@ def check_teacher(
 
 
 def _check_output(teacher: Denoiser, x: Latents, t: float, condition: Condition) -> None:
+    times = within(torch.full((len(x),), t, dtype=torch.float64, device=x.device), t, t)
     try:
-        value = teacher(x, t, condition).value
+        with inputs_kept(x, times, condition):
+            value = teacher(x, times, condition).value
     except (AttributeError, IndexError, KeyError) as error:
         where = _evaluated(teacher, x, t, condition)
         raise ValueError(f"{where} ({describe_error(error)})") from error

@@ -19,6 +19,7 @@ from pdmd.objectives.critics import Critics
 from pdmd.teachers import RoutedTeacher
 from pdmd.teachers.packaged.mlp import MlpDenoiser
 from pdmd.training.session import Session
+from tests.helpers.broken_teachers import Clamping, Emptying, Rounding
 from tests.helpers.distilling import distill
 from tests.helpers.tiny_families import family
 
@@ -57,6 +58,12 @@ def test_an_output_that_is_not_finite_raises():
     teacher.network = lambda x, t, condition: x / 0
     with pytest.raises(ValueError, match="at t = 1 is not finite"):
         check_teacher(teacher, PhasePlan.uniform(2), DistributionMatching(), None)
+
+
+@pytest.mark.parametrize("broken", [Clamping, Rounding, Emptying])
+def test_a_network_that_modifies_its_inputs_raises(broken):
+    with pytest.raises(ValueError, match="modifies its input .* in place"):
+        distill(broken(), PhasePlan.uniform(2), updates=1)
 
 
 def test_encoded_prompts_are_used_as_they_are(monkeypatch):

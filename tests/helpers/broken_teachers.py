@@ -93,6 +93,23 @@ class FirstTime(SmallTeacher):
         return sound(self, x_t, t[:1].expand(len(t)), condition)
 
 
+class Clamping(SmallTeacher):
+    def network(self, x_t, t, condition):
+        return sound(self, x_t.clamp_(-1, 1), t, condition)
+
+
+class Rounding(SmallTeacher):
+    def network(self, x_t, t, condition):
+        return sound(self, x_t, t.mul_(1000).round_().div_(1000), condition)
+
+
+class Emptying(SmallTeacher):
+    def network(self, x_t, t, condition):
+        value = sound(self, x_t, t, condition)
+        condition["text"] = torch.zeros_like(condition["text"])
+        return value
+
+
 class Detached(SmallTeacher):
     def network(self, x_t, t, condition):
         return sound(self, x_t.detach(), t, condition) + 0.1 * x_t
