@@ -10,6 +10,7 @@ from torch import Tensor
 from pdmd.conformance.harness import BATCH, CheckFailed, TeacherHarness
 from pdmd.diffusion.checks import inputs_kept
 from pdmd.diffusion.denoisers import Denoiser
+from pdmd.distillation.validation import check_own_type
 from pdmd.distributed.placement import set_precision
 
 __all__ = [
@@ -30,6 +31,8 @@ def check_range(harness: TeacherHarness) -> str:
         value = teacher(x, t, condition).value
         if value.shape != x.shape:
             raise CheckFailed(f"at t = {t:.4g} shape {tuple(value.shape)} for {tuple(x.shape)}")
+        if value.itemsize > x.itemsize:
+            check_own_type(teacher, value, t, condition)
         if not bool(value.isfinite().all()):
             raise CheckFailed(
                 f"at t = {t:.4g} the prediction is not finite; narrow the time_range"

@@ -34,6 +34,7 @@ __all__ = [
     "check_fake_scores",
     "check_objectives",
     "check_discriminators",
+    "check_own_type",
     "check_same_weights",
     "check_teacher",
     "check_times",
@@ -332,10 +333,34 @@ def _check_output(teacher: Denoiser, x: Latents, t: float, condition: Condition)
             f"the teacher returned shape {tuple(value.shape)} for latents of shape "
             f"{tuple(x.shape)}; its network must return the shape of its input"
         )
+    if value.itemsize > x.itemsize:  # steps have the wider type
+        check_own_type(teacher, value, t, condition)
     if not bool(value.isfinite().all()):
         raise ValueError(
             f"the teacher's output at t = {t:.4g} is not finite; check its weights and time range"
         )
+
+
+def check_own_type(teacher: Denoiser, value: Latents, t: float, condition: Condition) -> None:
+    """Checks that a teacher takes latents of the type that it returned.
+
+    Args:
+        teacher: The teacher.
+        value: What it returned, with shape :math:`(B, *)`.
+        t: A time.
+        condition: A condition of batch size :math:`(B)`, or ``None``.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    try:
+        teacher(value, t, condition)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the network returned {value.dtype}, and does not take latents of this type, which "
+            f"its steps have ({describe_error(error)}); return value.to(x_t.dtype), or convert "
+            "its times, which are float64, by t.to(x_t)"
+        ) from error
 
 
 def _evaluated(teacher: Denoiser, x: Latents, t: float, condition: Condition) -> str:

@@ -21,6 +21,7 @@ from tests.helpers.broken_teachers import (
     Placed,
     Rounding,
     SmallTeacher,
+    Widening,
     assert_fails,
     sound,
 )
@@ -29,6 +30,7 @@ BROKEN = [
     ("range", Hole, "at t = 1 the prediction is not finite"),
     ("range", Narrow, "shape"),
     ("range", lambda: MixtureTeacher(**MEANS, schedule=LinearVP()), "at t = 0 the prediction"),
+    ("range", Widening, "returned torch.float64, and does not take latents of this type"),
     ("deterministic", Dropping, "two evaluations"),
     ("deterministic", Clamping, "modifies its input x_t in place.*clone"),
     ("deterministic", Rounding, "modifies its input t in place"),

@@ -19,9 +19,29 @@ from pdmd.objectives.critics import Critics
 from pdmd.teachers import RoutedTeacher
 from pdmd.teachers.packaged.mlp import MlpDenoiser
 from pdmd.training.session import Session
-from tests.helpers.broken_teachers import Clamping, Emptying, Rounding
+from tests.helpers.broken_teachers import (
+    Clamping,
+    Emptying,
+    Rounding,
+    SmallTeacher,
+    Widening,
+)
 from tests.helpers.distilling import distill
 from tests.helpers.tiny_families import family
+
+WIDE = torch.float64
+
+
+class Wide(SmallTeacher):
+    """A sound teacher in float64, whatever its latents."""
+
+    def __init__(self):
+        super().__init__()
+        self.double()
+
+    def network(self, x_t, t, condition):
+        text = None if condition is None else condition.to(WIDE)
+        return super().network(x_t.to(WIDE), t, text)
 
 
 def test_a_routed_teacher_is_checked_on_few_rows_of_each_network():
@@ -64,6 +84,16 @@ def test_an_output_that_is_not_finite_raises():
 def test_a_network_that_modifies_its_inputs_raises(broken):
     with pytest.raises(ValueError, match="modifies its input .* in place"):
         distill(broken(), PhasePlan.uniform(2), updates=1)
+
+
+def test_a_network_returns_a_type_that_it_takes():
+    plan, settings = PhasePlan.uniform(2), {"updates": 1, "fake_updates": 1, "batch_size": 2}
+    with pytest.raises(
+        ValueError, match=r"returned torch.float64.*convert its times.*t.to\(x_t\)"
+    ):
+        distill(Widening(), plan, **settings)
+    teacher = Wide()
+    assert distill(teacher, plan, **settings).experts[0].denoiser.outside.weight.dtype is WIDE
 
 
 def test_encoded_prompts_are_used_as_they_are(monkeypatch):

@@ -110,6 +110,11 @@ class Emptying(SmallTeacher):
         return value
 
 
+class Widening(SmallTeacher):
+    def network(self, x_t, t, condition):
+        return sound(self, x_t, t, condition) * (1 + t[:, None])
+
+
 class Detached(SmallTeacher):
     def network(self, x_t, t, condition):
         return sound(self, x_t.detach(), t, condition) + 0.1 * x_t
