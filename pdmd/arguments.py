@@ -32,6 +32,9 @@ _FOREIGN: dict[Any, str] = {
 }
 """Classes of other packages whose instances are checked, and what they are called."""
 
+_BY_CLASS = (torch.nn.Module, torch.Generator)
+"""Classes of which every instance is right where one was."""
+
 
 class WrongArgument(TypeError, ValueError):
     """An argument of another type or size than its annotation.
@@ -122,18 +125,33 @@ def _checked_call(function: Any, name: str | None) -> Any:
 
     @functools.wraps(function)
     def call(*args: Any, **more: Any) -> Any:
-        hints = kinds()
-        for key, value in (*zip(positional, args, strict=False), *more.items()):
+        hints, values = kinds(), list(args)
+        for place, key in (*enumerate(positional[: len(args)]), *((None, key) for key in more)):
+            value = more[key] if place is None else args[place]
             kind = hints.get(key)
             if kind is not None and (key, type(value)) not in passed:
                 # a subclass is named, not the class whose constructor it shares
                 owner = type(args[0]).__name__ if name is None else name
                 _check(f"{owner}: {key}", value, kind)
-                if isinstance(value, torch.Tensor | torch.nn.Module | torch.Generator):
+                if isinstance(value, _BY_CLASS) or kind is torch.Tensor:
                     passed.add((key, type(value)))
-        return function(*args, **more)
+                elif isinstance(value, Real) and not isinstance(value, int | float):
+                    number = _python_number(value, kind)
+                    if place is None:
+                        more[key] = number
+                    else:
+                        values[place] = number
+        return function(*values, **more)
 
     return call
+
+
+def _python_number(value: Real, kind: Any) -> Any:
+    """Returns a number of another library as Python's, where an annotation takes numbers."""
+    kinds = typing.get_args(kind) if typing.get_origin(kind) is not None else (kind,)
+    if int in kinds and isinstance(value, Integral):
+        return int(value)
+    return float(value) if float in kinds else value
 
 
 def _check(name: str, value: Any, kind: Any) -> None:
@@ -145,7 +163,7 @@ def _check(name: str, value: Any, kind: Any) -> None:
         if isinstance(value, str) and "sequence" in wanted:
             hint = f", such as a list: [{describe(value)}]"
         raise WrongArgument(f"{name} takes {wanted}, got {describe(value)}; pass {wanted}{hint}")
-    if isinstance(value, float) and math.isnan(value):
+    if isinstance(value, Real) and not isinstance(value, int) and math.isnan(value):
         raise ValueError(f"{name} is {value}; pass a number")
 
 
@@ -178,7 +196,7 @@ def _mismatch(value: Any, kind: Any) -> str | None:
         return None if batched or absent else "a TensorDict, as a teacher's encode() returns"
     if isinstance(kind, type) and kind in _FOREIGN:
         return None if isinstance(value, kind) else _FOREIGN[kind]
-    if origin is collections.abc.Iterable:
+    if origin in (collections.abc.Iterable, collections.abc.Collection):
         if isinstance(value, str | bytes | type) or not hasattr(value, "__iter__"):
             return "an iterable"
         return (
@@ -207,11 +225,14 @@ def _mismatch(value: Any, kind: Any) -> str | None:
 def _sequence_mismatch(value: Any, parts: tuple[Any, ...]) -> str | None:
     unordered = (str, bytes, type, collections.abc.Mapping, collections.abc.Set)
     listed = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    listed = listed and getattr(value, "ndim", 1) > 0  # an array of one number has no length
     if isinstance(value, unordered) or not listed:
         return "a sequence"
     if isinstance(value, torch.Tensor):
+        whole = int in parts and float not in parts
         numbers = not parts or any(part in (int, float, Any) for part in parts)
         real = numbers and not value.is_complex() and value.dtype is not torch.bool
+        real = real and not (whole and value.is_floating_point())
         return None if real and value.ndim == 1 and not value.is_meta else "a sequence"
     if not parts:
         return None

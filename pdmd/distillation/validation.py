@@ -53,7 +53,7 @@ def updates_of(plan: PhasePlan, updates: int | Sequence[int]) -> list[int]:
     Raises:
         ValueError: If there is not one number per phase, or one is below 1.
     """
-    per_phase = [updates] * len(plan) if isinstance(updates, int) else list(updates)
+    per_phase = [updates] * len(plan) if isinstance(updates, int) else [int(n) for n in updates]
     if len(per_phase) != len(plan):
         raise ValueError(f"got updates for {len(per_phase)} phases, but the plan has {len(plan)}")
     if min(per_phase) < 1:
