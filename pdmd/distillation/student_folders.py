@@ -132,7 +132,7 @@ def source_teacher(
     if source.get("router"):
         router = dict(source["router"])
         teacher = with_router(teacher, build(routers, router.pop("name"), router, folder))
-    return on_schedule(teacher, *schedule_of(source))
+    return on_schedule(teacher, *schedule_of(source)).eval()
 
 
 def check_places(

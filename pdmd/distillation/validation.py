@@ -11,6 +11,7 @@ import torch
 from pdmd.arguments import describe, describe_error
 from pdmd.diffusion.checks import inputs_kept
 from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.modes import evaluation_mode
 from pdmd.diffusion.predictions import Prediction
 from pdmd.diffusion.routers import RoutedDenoiser
 from pdmd.diffusion.solvers import ode_step
@@ -62,7 +63,7 @@ def updates_of(plan: PhasePlan, updates: int | Sequence[int]) -> list[int]:
 
 
 def encode(teacher: Teacher, prompts: Sequence[Any] | None) -> Conditions | None:
-    """Encodes the prompts of a distillation; those of the teacher by default.
+    """Encodes the prompts of a distillation, without dropout; those of the teacher by default.
 
     Raises:
         TypeError: If the teacher's ``encode`` returns something else than a TensorDict.
@@ -74,7 +75,8 @@ def encode(teacher: Teacher, prompts: Sequence[Any] | None) -> Conditions | None
             f"prompts must be a sequence of prompts, got the string {prompts!r}; pass a list"
         )
     listed = teacher.prompts if prompts is None else prompts
-    found = teacher.conditions(listed)
+    with evaluation_mode(teacher), torch.no_grad():
+        found = teacher.conditions(listed)
     if found is None:
         return None
     name = type(unguided(teacher)).__name__

@@ -10,6 +10,7 @@ import torch
 
 from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.modes import evaluation_mode
 from pdmd.diffusion.sampling import ode_times, sample_ode
 from pdmd.distillation.sampling import sample
 from pdmd.distillation.students import Student
@@ -93,7 +94,7 @@ def draw_samples(
     real: Denoiser | None = None,
     ranks: Communicator | None = None,
 ) -> dict[str, Latents]:
-    """Samples what :func:`evaluate` compares.
+    """Samples what :func:`evaluate` compares, without dropout.
 
     Args:
         student: The student, over sharded networks on several ranks, which sample together.
@@ -140,7 +141,8 @@ def draw_samples(
     }
     drawn = {}
     total = samples * len(samplers)
-    with progress_bar("evaluate", total, unit="sample", shown=progress) as bar:
+    shown = progress_bar("evaluate", total, unit="sample", shown=progress)
+    with evaluation_mode(teacher), evaluation_mode(denoiser), shown as bar:
         for i, (name, sampler) in enumerate(samplers.items()):
 
             def draw(rows: range, generator: torch.Generator, sampler: Sampler = sampler) -> Any:

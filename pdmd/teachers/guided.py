@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
+from pdmd.diffusion.modes import evaluation_mode
 from pdmd.teachers.base import Teacher
 from pdmd.teachers.conditioning.text_lengths import trimmed, with_lengths
 from pdmd.teachers.routed import RoutedTeacher
@@ -102,7 +103,10 @@ class Guided(Teacher):
         self.interval = (float(interval[0]), float(interval[1]))
         self.shift = teacher.shift
         self.evaluations = teacher.evaluations * (2 if self.guides else 1)
-        self.null = teacher.encode([None]) if null is None and self.guides else null
+        self.null = null
+        if null is None and self.guides:
+            with evaluation_mode(teacher), torch.no_grad():
+                self.null = teacher.encode([None])
         if self.null is None and self.guides:
             raise ValueError(
                 f"{type(teacher).__name__} takes no conditions, so it cannot be guided; "

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from pdmd.arguments import checked
+from pdmd.diffusion.modes import evaluation_mode
 from pdmd.distributed.runtime import OneProcess, Runtime
 from pdmd.training.checkpoints.checkpointer import NoCheckpoints
 from pdmd.training.monitoring.accounting import Account
@@ -85,7 +86,9 @@ class Session:
 
     @contextmanager
     def freezing(self, teacher: nn.Module) -> Iterator[None]:
-        """Freezes a teacher within a block; then restores it, and closes account and recorder.
+        """Freezes a teacher within a block, in evaluation mode; then restores it.
+
+        Account and recorder are closed at the end.
 
         Args:
             teacher: The teacher.
@@ -94,9 +97,10 @@ class Session:
             NonFiniteError: If the block raised one; names the checkpoint to go back to.
         """
         trainable = {id(p) for p in teacher.parameters() if p.requires_grad}
-        teacher.requires_grad_(False).eval()
+        teacher.requires_grad_(False)
         try:
-            yield
+            with evaluation_mode(teacher):
+                yield
         except NonFiniteError as error:
             hint = self.checkpointer.last_good()
             raise (NonFiniteError(f"{error} ({hint})") if hint else error) from error

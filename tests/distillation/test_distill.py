@@ -8,6 +8,7 @@ from pdmd import (
     FromDenoiser,
     FromPrevious,
     FullGradient,
+    Guided,
     Joint,
     MlpDenoiser,
     OneFakeScorePerExitStep,
@@ -20,6 +21,7 @@ from pdmd.distillation.initializers import PerStep
 from pdmd.training.checkpoints.checkpointer import Checkpointer, Interrupted
 from pdmd.training.monitoring.recorder import Recorder
 from pdmd.training.trainer import PhaseTrainer
+from tests.helpers.broken_teachers import DroppingTexts
 from tests.helpers.distilling import distill
 from tests.helpers.small_runs import StopAt, small, weights
 
@@ -102,6 +104,20 @@ class Broken(Teacher):
 
     def encode(self, prompts):
         return None
+
+
+def test_a_teacher_in_training_mode_is_distilled_without_dropout_and_stays_in_it():
+    plan, found = PhasePlan.uniform(1), []
+    for training in (False, True):
+        teacher = DroppingTexts().train(training)
+        teacher.text.requires_grad_(False)
+        guided = Guided(teacher, 2.0)
+        assert not guided.null["text"].requires_grad
+        found.append(distill(guided, plan, updates=2, fake_updates=2, batch_size=4))
+        assert all(module.training == training for module in teacher.modules())
+        assert [p.requires_grad for p in teacher.text.parameters()] == [False, False]
+        assert all(p.requires_grad and p.grad is None for p in teacher.letters.parameters())
+    assert torch.equal(weights(found[0]), weights(found[1]))
 
 
 def test_invalid_teachers_raise_before_training():

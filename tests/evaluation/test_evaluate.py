@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from pdmd import Expert, MixtureTeacher, OdeExpert, PhasePlan, RectifiedFlow, Student
-from pdmd.evaluation.evaluate import evaluate, format_table
+from pdmd.evaluation.evaluate import draw_samples, evaluate, format_table
 from pdmd.evaluation.evaluators import MixtureEvaluator
+from tests.helpers.broken_teachers import DroppingInTraining
 from tests.helpers.small_runs import untrained_student
 
 
@@ -37,6 +38,20 @@ def test_evaluation_is_deterministic_and_leaves_the_global_generator():
         evaluate(student, teacher, samples=100, teacher_steps=2, progress=False) for _ in range(2)
     )
     assert one == two and torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_teacher_in_training_mode_is_sampled_without_dropout():
+    drawn = []
+    for training in (False, True):
+        teacher = DroppingInTraining().train(training)
+        experts: list[Expert] = [
+            OdeExpert(teacher.trainable_copy().eval(), PhasePlan.uniform(1)[0])
+        ]
+        student = Student(experts, encode=teacher.encode, prompts=teacher.prompts)
+        drawn.append(draw_samples(student, teacher, samples=8, seed=0, teacher_steps=2))
+        assert teacher.training == training
+    for method, samples in drawn[0].items():
+        assert torch.equal(samples, drawn[1][method])
 
 
 def test_a_student_that_loses_to_euler_steps_is_said_to_be_so():

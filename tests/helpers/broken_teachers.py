@@ -76,6 +76,19 @@ class DroppingInTraining(SmallTeacher):
         return nn.functional.dropout(sound(self, x_t, t, condition), 0.1, self.training)
 
 
+class DroppingTexts(SmallTeacher):
+    """Sound in evaluation mode; its encoder has weights, and drops numbers in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.letters = nn.Linear(4, 4)
+
+    def encode(self, prompts):
+        condition = super().encode(prompts)
+        rows = self.letters(condition["text"])
+        return condition.replace({"text": nn.functional.dropout(rows, 0.5, self.training)})
+
+
 class Mixing(SmallTeacher):
     def network(self, x_t, t, condition):
         value = sound(self, x_t, t, condition)

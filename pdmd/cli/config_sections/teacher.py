@@ -121,7 +121,7 @@ class TeacherConfig:
         teacher = guided(
             teacher, self.guidance, negative_prompt=self.negative_prompt, interval=(low, high)
         )
-        return on_schedule(teacher, self.schedule, self.schedule_end)
+        return on_schedule(teacher, self.schedule, self.schedule_end).eval()
 
     def build_buckets(self, teacher: Teacher) -> Buckets:
         """Builds the sizes of samples; by default the teacher's own.
