@@ -11,6 +11,7 @@ from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.finished import FinishedExperts
 from pdmd.distillation.notices import objective_notice, plan_notice, prompt_notice, score_notice
 from pdmd.distillation.phases import PhasePlan
+from pdmd.distillation.student_sources import check_source
 from pdmd.distillation.students import Student
 from pdmd.distillation.validation import (
     check_buckets,
@@ -121,6 +122,7 @@ def distill(
     runtime, checkpointer = session.runtime, session.checkpointer
     session = session.with_progress() if progress else session
     session.check_new()
+    check_source(source)
     per_phase, health = updates_of(plan, updates), session.health()
     listed = teacher.prompts if prompts is None else prompts
     encoded = encode(teacher, prompts) if conditions is None else conditions

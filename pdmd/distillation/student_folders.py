@@ -6,7 +6,6 @@ A folder contains safetensors and JSON only: nothing is unpickled.
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.experts import Expert, experts
 from pdmd.distillation.phases import Phase, PhasePlan
 from pdmd.distillation.student_sizes import FolderSizes
+from pdmd.distillation.student_sources import check_source
 from pdmd.distillation.text_encoders import check_encoder
 from pdmd.distributed.materialization import missing_sources
 from pdmd.documents import read_json
@@ -26,7 +26,7 @@ from pdmd.files import is_url
 from pdmd.registry import Registry
 from pdmd.teachers.base import Teacher, outline_arguments, teachers
 from pdmd.teachers.routed import with_router
-from pdmd.teachers.with_schedule import ENDS, on_schedule
+from pdmd.teachers.with_schedule import on_schedule
 
 __all__ = [
     "FORMAT",
@@ -226,7 +226,7 @@ def read_description(folder: Path) -> dict[str, Any]:
                 if not isinstance(entry.get("base", ""), str):
                     raise ValueError(f"base must be a digest, got {entry['base']!r}")
                 experts[entry["expert"]]
-            _check_source(content["source"])
+            check_source(content["source"])
     except (
         ValueError,
         LookupError,
@@ -244,32 +244,6 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"{path} has format {number}, but this version reads {FORMAT}; upgrade pdmd"
         )
     return content
-
-
-def _check_source(source: Any) -> None:
-    if source is None:
-        return
-    guidance, interval = source.get("guidance", 1.0), source.get("guidance_interval", [0.0, 1.0])
-    for scale in [*(guidance if isinstance(guidance, list) else [guidance]), *interval]:
-        if isinstance(scale, bool) or not math.isfinite(scale):
-            raise ValueError(f"guidance must be finite, got {guidance!r} in {interval!r}")
-    for key in ("negative_prompt", "encoder"):
-        if not isinstance(source.get(key, ""), str):
-            raise ValueError(f"{key} must be text, got {source[key]!r}")
-    router = source.get("router", {"name": ""})
-    if not (isinstance(router, dict) and isinstance(router.get("name"), str)):
-        raise ValueError(f"a router must be a table with a name, got {router!r}")
-    schedule = source.get("schedule")
-    if schedule is not None and not (
-        isinstance(schedule.get("name"), str) and schedule.get("end", "noise") in ENDS
-    ):
-        raise ValueError(f"schedule must have a name and an end, got {schedule!r}")
-    named = ((source, "teacher"), (source.get("network"), "name"))
-    for part, key in (*named, (source.get("student"), "teacher")):
-        if part is not None and not (
-            isinstance(part[key], str) and isinstance(part.get("arguments", {}), dict)
-        ):
-            raise ValueError(f"source must name a {key} and its arguments, got {part!r}")
 
 
 def build(registry: Registry[Any], name: str, arguments: Mapping[str, Any], folder: Path) -> Any:

@@ -41,6 +41,7 @@ from pdmd.distillation.student_folders import (
     source_teacher,
 )
 from pdmd.distillation.student_sizes import checksum
+from pdmd.distillation.student_sources import check_source
 from pdmd.distillation.student_templates import student_template
 from pdmd.distillation.text_encoders import with_encoder
 from pdmd.distributed.materialization import materialize
@@ -179,6 +180,7 @@ class Student(Teacher):
     def _experts(self) -> list[Expert]:
         return cast(list[Expert], list(self.experts))
 
+    @checked
     def save(self, folder: str | Path) -> None:
         """Writes ``student.json`` and one safetensors file per expert.
 
@@ -191,7 +193,7 @@ class Student(Teacher):
 
         Raises:
             ValueError: If the router's boundaries are not those of the plan, or an expert's class
-                is not registered, or the folder is a URL.
+                is not registered, or the source is no JSON, or the folder is a URL.
             OSError: If it could not be written, on all ranks.
         """
         if boundaries_of(self.router) != self.plan.boundaries:
@@ -199,6 +201,7 @@ class Student(Teacher):
                 f"the router's boundaries {self.router} are not the plan's "
                 f"{list(self.plan.boundaries)}; only the plan is saved"
             )
+        check_source(self.source)
         folder = local_path(folder, "a student").absolute()
         described = [describe_expert(expert) for expert in self._experts()]
         draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.partial")
