@@ -35,6 +35,7 @@ from pdmd.conformance.harness import (
 )
 from pdmd.conformance.processes import check_oracle, check_plans, check_samples, check_schedule
 from pdmd.conformance.scores import check_score
+from pdmd.diffusion.modes import check_gradients_on
 from pdmd.teachers.base import Teacher
 
 __all__ = ["CHECKS", "Outcome", "Report", "check"]
@@ -62,9 +63,10 @@ def check(
         The report.
 
     Raises:
-        ValueError: If there are no prompts, the teacher cannot encode one, or there is no check
-            of a name.
+        ValueError: If gradients are off, there are no prompts, the teacher cannot encode one, or
+            there is no check of a name.
     """
+    check_gradients_on("check")
     for name in skip:
         if name not in CHECKS:
             raise ValueError(f"unknown check {name!r} to skip; known are {', '.join(CHECKS)}")

@@ -1,13 +1,31 @@
-"""Evaluation mode: modules without dropout, as they were before."""
+"""Modes of evaluation: modules without dropout, and calls that need gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
-__all__ = ["evaluation_mode"]
+__all__ = ["check_gradients_on", "evaluation_mode"]
+
+
+def check_gradients_on(name: str) -> None:
+    """Checks that gradients are recorded where a function is called.
+
+    Args:
+        name: What the function is called, for the error.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        off = "torch.inference_mode()" if torch.is_inference_mode_enabled() else "torch.no_grad()"
+        raise ValueError(
+            f"{name} computes gradients, which are off here, as by {off} or "
+            "torch.set_grad_enabled(False); call it outside of that"
+        )
 
 
 @contextmanager

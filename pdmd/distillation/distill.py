@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pdmd.arguments import checked
+from pdmd.diffusion.modes import check_gradients_on
 from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.finished import FinishedExperts
 from pdmd.distillation.notices import objective_notice, plan_notice, prompt_notice, score_notice
@@ -103,9 +104,9 @@ def distill(
         networks that stay sharded, so that all ranks sample, evaluate and save it together.
 
     Raises:
-        ValueError: If a setting is out of its range, the plan leaves the teacher's time range,
-            the teacher's output is not finite, ranks have teachers of different weights, or a run
-            that does not resume has a folder with checkpoints.
+        ValueError: If a setting is out of its range, gradients are off, the plan leaves the
+            teacher's time range, the teacher's output is not finite, ranks have teachers of
+            different weights, or a run that does not resume has a folder with checkpoints.
         NonFiniteError: If too many updates in a row were skipped for losses or gradients that are
             not finite.
         Interrupted: If a stop was requested, after writing a checkpoint.
@@ -113,6 +114,7 @@ def distill(
     References:
         Fan et al., Phased DMD, arXiv:2510.27684, Algorithm 1.
     """
+    check_gradients_on("distill")
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed must be in [0, 2^63), got {seed}")
     generator_objective = generator_objective or DistributionMatching()
