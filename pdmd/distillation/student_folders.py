@@ -17,6 +17,7 @@ from pdmd.distillation.adapters import LowRank, adapt, adapted_parts, base_diges
 from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.experts import Expert, experts
 from pdmd.distillation.phases import Phase, PhasePlan
+from pdmd.distillation.student_processes import check_process, describe_process, process_of
 from pdmd.distillation.student_sizes import FolderSizes
 from pdmd.distillation.student_sources import check_source
 from pdmd.distillation.text_encoders import check_encoder
@@ -223,6 +224,7 @@ def read_description(folder: Path) -> dict[str, Any]:
                 if "boundaries" in entry:
                     IntervalRouter(entry["boundaries"])
                 adapter_of(entry)
+                process_of(entry)
                 if not isinstance(entry.get("base", ""), str):
                     raise ValueError(f"base must be a digest, got {entry['base']!r}")
                 experts[entry["expert"]]
@@ -276,17 +278,20 @@ def build(registry: Registry[Any], name: str, arguments: Mapping[str, Any], fold
 def empty_network(
     template: Denoiser,
     span: tuple[float, float],
-    boundaries: Sequence[float] | None,
-    adapter: LowRank | None,
+    entry: Mapping[str, Any],
 ) -> Denoiser:
     """Builds a network into which an expert's weights are loaded.
 
     Args:
         template: A network with the architecture of the experts.
         span: The noisiest and the cleanest time of the expert.
-        boundaries: The boundaries between its networks, if it is routed.
-        adapter: The adapter over the template, if any.
+        entry: The description of the expert.
+
+    Raises:
+        ValueError: If the template has another schedule or kind than the expert.
     """
+    boundaries, adapter = entry.get("boundaries"), adapter_of(entry)
+    check_process(template, entry)
 
     def build_one(network: Denoiser) -> Denoiser:
         return network.trainable_copy() if adapter is None else adapt(network, adapter, seed=0)
@@ -308,6 +313,7 @@ def describe_expert(expert: Expert) -> dict[str, Any]:
         ValueError: If the expert cannot be saved.
     """
     entry: dict[str, Any] = {"expert": _name(expert)}
+    entry["process"] = describe_process(expert.denoiser)
     if isinstance(expert.denoiser, RoutedDenoiser):
         entry["boundaries"] = list(boundaries_of(expert.denoiser.router))
     adapters = adapted_parts(expert.denoiser)

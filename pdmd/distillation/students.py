@@ -31,7 +31,6 @@ from pdmd.distillation.hub_students import fetch_student
 from pdmd.distillation.phases import PhasePlan
 from pdmd.distillation.student_folders import (
     FORMAT,
-    adapter_of,
     boundaries_of,
     describe_expert,
     describe_plan,
@@ -303,8 +302,9 @@ class Student(Teacher):
 
         Raises:
             ValueError: If the folder is missing, damaged, of another format, or names no teacher
-                and neither ``template`` nor ``teacher`` is given; or if its experts are adapters
-                over other weights; or if it names places that are not trusted.
+                and neither ``template`` nor ``teacher`` is given; or if its experts have another
+                schedule or kind, or are adapters over other weights; or if it names places that
+                are not trusted.
         """
         from safetensors import SafetensorError
 
@@ -340,8 +340,7 @@ class Student(Teacher):
             if denoiser is None:
                 served = [p for p, e in zip(plan, content["experts"], strict=True) if e == entry]
                 span = (phase.t_start, served[-1].t_end)
-                boundaries, adapter = entry.get("boundaries"), adapter_of(entry)
-                denoiser = read[path] = empty_network(template, span, boundaries, adapter)
+                denoiser = read[path] = empty_network(template, span, entry)
                 if "base" in entry and base_digest(denoiser) != entry["base"]:
                     raise ValueError(
                         f"{path} adapts other weights than those of the "
