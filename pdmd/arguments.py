@@ -133,7 +133,9 @@ def _checked_call(function: Any, name: str | None) -> Any:
                 # a subclass is named, not the class whose constructor it shares
                 owner = type(args[0]).__name__ if name is None else name
                 _check(f"{owner}: {key}", value, kind)
-                if isinstance(value, _BY_CLASS) or kind is torch.Tensor:
+                if isinstance(value, _BY_CLASS) or (
+                    isinstance(value, torch.Tensor) and torch.Tensor in _alternatives(kind)
+                ):
                     passed.add((key, type(value)))
                 elif isinstance(value, Real) and not isinstance(value, int | float):
                     number = _python_number(value, kind)
@@ -148,10 +150,16 @@ def _checked_call(function: Any, name: str | None) -> Any:
 
 def _python_number(value: Real, kind: Any) -> Any:
     """Returns a number of another library as Python's, where an annotation takes numbers."""
-    kinds = typing.get_args(kind) if typing.get_origin(kind) is not None else (kind,)
+    kinds = _alternatives(kind)
     if int in kinds and isinstance(value, Integral):
         return int(value)
     return float(value) if float in kinds else value
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """Returns the annotations of a union, or the one that is none."""
+    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    return typing.get_args(kind) if union else (kind,)
 
 
 def _check(name: str, value: Any, kind: Any) -> None:
