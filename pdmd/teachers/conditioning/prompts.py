@@ -7,6 +7,7 @@ families add ``pooled``, one embedding of the whole text, with shape :math:`(B, 
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 from pdmd.arguments import checked
 from pdmd.files import own_digest
+from pdmd.teachers.conditioning.cut_texts import noting_cut_texts
 from pdmd.teachers.conditioning.fingerprints import encoder_fingerprint
 from pdmd.typing import Conditions, join_conditions
 
@@ -233,6 +235,7 @@ class EncodedText(Prompts):
         self.null, self.batch_size, self.folder = null, batch_size, folder
         self.how = dict(how or {})
         self._encoder: Any = None
+        self._told = False  # of texts that are cut
 
     @property
     def prompts(self) -> Sequence[str]:
@@ -269,6 +272,8 @@ class EncodedText(Prompts):
     ) -> TensorDict:
         """Encodes texts in another way, in batches, as some pipelines do those to lead away from.
 
+        The first text that the encoder cuts is warned of.
+
         Args:
             embed: Maps the text encoder and a list of texts to a condition.
             prompts: The texts; ``None`` is the null prompt.
@@ -285,8 +290,19 @@ class EncodedText(Prompts):
         texts = [self.null if prompt is None else prompt for prompt in prompts]
         if self._encoder is None:
             self._encoder = self._load()
-        step = self.batch_size
-        parts = [embed(self._encoder, texts[i : i + step]) for i in range(0, len(texts), step)]
+        parts = []
+        for i in range(0, len(texts), self.batch_size):
+            some = texts[i : i + self.batch_size]
+            with noting_cut_texts(self._encoder, some) as cut:
+                parts.append(embed(self._encoder, some))
+            cut = [text for text in cut if text != self.null]
+            if cut and not self._told:
+                self._told = True
+                warnings.warn(
+                    f"the text encoder takes fewer tokens than {cut[0]!r:.80} has, and cuts its "
+                    "end, as that of every other text of such a length; shorten them",
+                    stacklevel=3,
+                )
         condition = join_conditions(*parts)
         check_finite(condition, prompts)
         return condition

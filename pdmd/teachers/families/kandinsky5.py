@@ -22,12 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdmd.teachers.conditioning.cut_texts import note_cut_texts
 from pdmd.teachers.conditioning.text_lengths import lengths_of
 from pdmd.teachers.families.layouts import PipelineLayout
 from pdmd.teachers.families.text import TextTeacher
 from pdmd.teachers.families.tokens import check_frames, check_size
 from pdmd.teachers.families.vaes import load_vae
-from pdmd.typing import Condition, Latents
+from pdmd.typing import Condition, Latents, join_conditions
 
 __all__ = ["Kandinsky5ImageTeacher", "Kandinsky5NetworkTeacher", "Kandinsky5Teacher"]
 
@@ -89,6 +90,24 @@ class Kandinsky5NetworkTeacher(TextTeacher):
 
     @classmethod
     def encode_texts(cls, pipeline: Any, texts: list[str], length: int | None) -> dict[str, Any]:
+        from tensordict import TensorDict
+
+        whole = [pipeline.prompt_template.format(text) for text in texts]
+        tokens = pipeline.tokenizer(text=whole, images=None, videos=None)["input_ids"]
+        most = pipeline.prompt_template_encode_start_idx + (length or 0)
+        long = [i for i, ids in enumerate(tokens) if len(ids) > most]
+        note_cut_texts([texts[i] for i in long])
+        # Apart: beside a text that is too long, a call cuts the others by the text of its padding.
+        short = [i for i in range(len(texts)) if i not in long]
+        groups = [*([short] if short else []), *([i] for i in long)]
+        found = [cls._encoded(pipeline, [texts[i] for i in group], length) for group in groups]
+        parts = [TensorDict(f, batch_size=[len(f["mask"])]) for f in found]
+        order = torch.tensor([i for group in groups for i in group]).argsort()
+        joined: Any = join_conditions(*parts)[order].items()
+        return dict(joined)
+
+    @staticmethod
+    def _encoded(pipeline: Any, texts: list[str], length: int | None) -> dict[str, Any]:
         prompt, pooled, ends = pipeline.encode_prompt(texts, max_sequence_length=length)
         places = torch.arange(prompt.shape[1], device=prompt.device)
         mask = places < ends.diff()[:, None]

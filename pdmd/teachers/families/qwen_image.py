@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pdmd.teachers.conditioning.cut_texts import note_cut_texts
 from pdmd.teachers.families.qwen_networks import LAYOUT, SIZES, QwenNetworkTeacher
 from pdmd.typing import Condition, Latents
 
@@ -37,6 +38,8 @@ class QwenImageTeacher(QwenNetworkTeacher):
         embeddings, mask = pipeline.encode_prompt(texts, max_sequence_length=LONGEST)
         if mask is None:  # the pipeline's value for a mask of ones
             mask = embeddings.new_ones(embeddings.shape[:2])
+        full = mask.bool().sum(1) == LONGEST
+        note_cut_texts([text for text, cut in zip(texts, full.tolist(), strict=True) if cut])
         return {"prompt": embeddings, "mask": mask.bool()}
 
     def network(self, x_t: Latents, t: Tensor, condition: Condition) -> Latents:
