@@ -43,16 +43,27 @@ def check_latents(name: str, x: Any) -> None:
         raise ValueError(f"{name} has shape (B, *), got a scalar; add a batch, as in x[None]")
 
 
-def check_condition(condition: Any) -> None:
-    """Checks that a condition is one.
+def check_condition(condition: Any, batch: int) -> None:
+    """Checks that a condition is one, with a row for each sample of a batch.
+
+    Args:
+        condition: The condition.
+        batch: The number of samples.
 
     Raises:
         TypeError: If it is neither ``None`` nor a TensorDict.
+        ValueError: If it has another batch size.
     """
     if condition is not None and not hasattr(condition, "batch_size"):
         raise TypeError(
             f"a condition is a TensorDict with batch size (B), got {condition!r:.60}; pass what "
             "encode() of the teacher returns, or None"
+        )
+    size = (batch,) if condition is None else tuple(condition.batch_size)
+    if size != (batch,):
+        raise ValueError(
+            f"the condition has batch size {list(size)} for latents of {batch} samples; give it "
+            "one row per sample, as encode() does for one prompt per sample"
         )
 
 

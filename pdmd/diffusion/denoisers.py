@@ -101,7 +101,7 @@ class Denoiser(nn.Module, ABC):
         """Calls :meth:`forward`, with the interval of the times known to routed denoisers."""
         check_latents("x_t", x_t)
         check_times("t", t, len(x_t))
-        check_condition(condition)
+        check_condition(condition, len(x_t))
         try:
             with evaluating(t):  # before any hook of the module moves the times
                 return super().__call__(x_t, t, condition)

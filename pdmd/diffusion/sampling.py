@@ -49,7 +49,8 @@ def check_batch(condition: Condition, batch: int | None) -> int:
         batch: :math:`B`, required without a condition.
 
     Raises:
-        ValueError: If neither gives the number, they differ, or the condition is no TensorDict.
+        ValueError: If neither gives the number, they differ, or the condition is no TensorDict of
+            one row per sample.
     """
     if condition is None:
         if batch is None:
@@ -61,6 +62,11 @@ def check_batch(condition: Condition, batch: int | None) -> int:
         raise ValueError(
             f"a condition is a TensorDict, got a {type(condition).__name__}; encode prompts with "
             "teacher.encode(prompts)"
+        )
+    if len(condition.batch_size) != 1:
+        raise ValueError(
+            f"a condition has one row per sample, got batch size {list(condition.batch_size)}; "
+            "encode prompts with teacher.encode(prompts)"
         )
     rows = int(condition.batch_size[0])
     if batch is not None and batch != rows:

@@ -1,7 +1,8 @@
 import pytest
 import torch
+from tensordict import TensorDict
 
-from pdmd import Denoiser, MixtureTeacher, MlpDenoiser, RectifiedFlow
+from pdmd import Denoiser, Guided, MixtureTeacher, MlpDenoiser, RectifiedFlow, sample_ode
 
 
 class Recording(Denoiser):
@@ -86,6 +87,18 @@ def test_declarations_of_other_types_are_named(key, wrong, error):
     declared = {"schedule": RectifiedFlow(), "kind": "velocity", "latent_shape": (2,)}
     with pytest.raises(TypeError, match=error):
         Plain(**{**declared, key: wrong})
+
+
+@pytest.mark.parametrize("size", [[2], [1], [4], [], [3, 1]])
+def test_a_condition_has_a_row_per_sample(size):
+    condition = TensorDict({"label": torch.zeros(size, dtype=torch.int64)}, batch_size=size)
+    teacher = MixtureTeacher.random(dim=2, classes=2)
+    for denoiser in (Recording(), Guided(teacher, 2.0)):
+        with pytest.raises(ValueError, match=r"batch size \[.*\] for latents of 3 samples"):
+            denoiser(torch.randn(3, 2), 0.5, condition)
+    if len(size) != 1:
+        with pytest.raises(ValueError, match="one row per sample, got batch size"):
+            sample_ode(teacher, condition)
 
 
 def test_a_network_that_needs_a_condition_says_so_without_one():
