@@ -13,7 +13,7 @@ __all__ = ["check_conditions", "check_decode", "check_guidance"]
 
 @torch.no_grad()
 def check_conditions(harness: TeacherHarness) -> str:
-    """Encoding is independent of the batch, and the prompt ``None`` equals no condition."""
+    """Encoding is independent of the batch, ``None`` equals no condition, and prompts matter."""
     teacher, t = harness.teacher, harness.t
     prompts = [*harness.prompts[: BATCH - 1], None]
     condition = harness.to_device(teacher.encode(prompts))
@@ -38,6 +38,13 @@ def check_conditions(harness: TeacherHarness) -> str:
     worst = max(
         worst, harness.assert_close(value, together[last], "no condition against encode([None])")
     )
+    others = condition[torch.tensor([*range(1, BATCH), 0], device=x.device)]
+    changed = any(not torch.equal(others[key], condition[key]) for key in condition.keys())
+    if changed and torch.equal(teacher(x, t, others).value, together):
+        raise CheckFailed(
+            f"the predictions of {prompts!r:.200} are the same with each other's conditions; does "
+            "the network use its condition?"
+        )
     return f"alone, batched and unconditional: relative error {worst:.1g}"
 
 

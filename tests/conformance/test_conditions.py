@@ -8,6 +8,7 @@ from pdmd.teachers import WithSchedule
 from tests.helpers import tiny_families
 from tests.helpers.broken_teachers import (
     BatchEncoding,
+    Deaf,
     GuideFromZero,
     IgnoredMask,
     NoNull,
@@ -28,6 +29,7 @@ BROKEN = [
     ("conditions", OneRow, "batch size"),
     ("conditions", OtherNull, "no condition against encode"),
     ("conditions", IgnoredMask, "encoded alone"),
+    ("conditions", Deaf, "same with each other's conditions; does the network use"),
     ("guidance", GuideFromZero, r"guide\(\) at 1"),
     ("decode", lambda: broken(decode=lambda self, x: x.reshape(-1, 1, 4, 4))(), "not in"),
     ("decode", lambda: broken(decode=lambda self, x: x[:1].reshape(1, 1, 4, 4))(), "3 latents"),

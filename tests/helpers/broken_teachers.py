@@ -226,6 +226,11 @@ class BatchEncoding(SmallTeacher):
         return condition
 
 
+class Deaf(SmallTeacher):
+    def network(self, x_t, t, condition):
+        return sound(self, x_t, t, None)
+
+
 class NoNull(SmallTeacher):
     def encode(self, prompts):
         return super().encode([p.lower() for p in prompts])
