@@ -24,7 +24,7 @@ def initial_noise(
     *,
     latent_shape: Sequence[int] | None = None,
 ) -> Latents:
-    r"""Draws the noise that sampling starts from, float32, with shape :math:`(B, *)`.
+    r"""Draws the noise that sampling starts from, in torch's default type.
 
     .. math:: x_1 = \sqrt{\alpha_1^2 + \sigma_1^2} \, \varepsilon
 
@@ -35,6 +35,9 @@ def initial_noise(
         batch: :math:`B`, the number of samples.
         generator: The source of randomness.
         latent_shape: The shape of one sample; the denoiser's by default.
+
+    Returns:
+        The noise, with shape :math:`(B, *)`.
     """
     at_least(0, batch=batch)
     shape = (batch, *(denoiser.latent_shape if latent_shape is None else latent_shape))
