@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from pdmd.arguments import checked
+from pdmd.arguments import check_prompts, checked
 from pdmd.conformance.conditions import check_conditions, check_decode, check_guidance
 from pdmd.conformance.copies import check_copy, check_parameters, check_state
 from pdmd.conformance.evaluations import (
@@ -70,10 +70,7 @@ def check(
     for name in skip:
         if name not in CHECKS:
             raise ValueError(f"unknown check {name!r} to skip; known are {', '.join(CHECKS)}")
-    if isinstance(prompts, str):
-        raise ValueError(
-            f"expected a sequence of prompts, got the string {prompts!r}; pass [{prompts!r}]"
-        )
+    check_prompts(prompts)
     known = list(teacher.prompts[:BATCH] if prompts is None else prompts)
     if not known:
         raise ValueError("the teacher has no prompts; pass prompts=[...]")

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from pdmd.arguments import checked
+from pdmd.arguments import check_prompts, checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser, Router
 from pdmd.distillation.adapters import adapted_parts, base_digest
@@ -133,6 +133,7 @@ class Student(Teacher):
                 "this student has no prompt encoder; pass a condition from the teacher's "
                 "encode(), or load it with Student.load(folder, teacher=teacher)"
             )
+        check_prompts(prompts)
         return self._encode(prompts)
 
     @property

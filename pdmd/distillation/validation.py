@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pdmd.arguments import describe, describe_error
+from pdmd.arguments import check_prompts, describe, describe_error
 from pdmd.diffusion.checks import inputs_kept
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.modes import evaluation_mode
@@ -70,10 +70,7 @@ def encode(teacher: Teacher, prompts: Sequence[Any] | None) -> Conditions | None
         ValueError: If the prompts are a string rather than a sequence of prompts, or are not
             encoded into one row each.
     """
-    if isinstance(prompts, str):
-        raise ValueError(
-            f"prompts must be a sequence of prompts, got the string {prompts!r}; pass a list"
-        )
+    check_prompts(prompts)
     listed = teacher.prompts if prompts is None else prompts
     with evaluation_mode(teacher), torch.no_grad():
         found = teacher.conditions(listed)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdmd.arguments import checked
+from pdmd.arguments import check_prompts, checked
 from pdmd.diffusion.predictions import Kind, combination
 from pdmd.diffusion.schedules import RectifiedFlow, Schedule
 from pdmd.teachers.base import Teacher
@@ -216,10 +216,11 @@ def encode_labels(prompts: Sequence[Any], classes: int) -> Condition:
         class; ``None`` if ``classes`` is 0.
 
     Raises:
-        ValueError: If a prompt is not a class index.
+        ValueError: If a prompt is not a class index, or the prompts are a string.
     """
     from tensordict import TensorDict
 
+    check_prompts(prompts)
     labels = []
     for prompt in prompts:
         if prompt is None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pdmd.arguments import checked
+from pdmd.arguments import check_prompts, checked
 from pdmd.files import own_digest
 from pdmd.teachers.conditioning.cut_texts import noting_cut_texts
 from pdmd.teachers.conditioning.fingerprints import encoder_fingerprint
@@ -228,8 +228,7 @@ class EncodedText(Prompts):
         folder: str | Path = "",
         how: Mapping[str, Any] | None = None,
     ) -> None:
-        if isinstance(prompts, str):
-            raise ValueError(f"prompts must be a list of texts, got the string {prompts!r}")
+        check_prompts(prompts)
         self._load, self._embed = load, embed
         self._prompts = tuple(prompts)
         self.null, self.batch_size, self.folder = null, batch_size, folder
@@ -279,9 +278,10 @@ class EncodedText(Prompts):
             prompts: The texts; ``None`` is the null prompt.
 
         Raises:
-            ValueError: If there are no prompts, a prompt is neither a text nor ``None``, or an
-                embedding is not finite.
+            ValueError: If there are no prompts, or they are a string, a prompt is neither a text
+                nor ``None``, or an embedding is not finite.
         """
+        check_prompts(prompts)
         if not prompts:
             raise ValueError("no prompts to encode; pass at least one")
         for prompt in prompts:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from pdmd import MixtureTeacher, MlpDenoiser, OdeExpert, PhasePlan, Student
 from pdmd.teachers import PromptEmbeddings
 from pdmd.teachers.conditioning.prompts import EncodedText, prompts_of
 
@@ -124,3 +125,15 @@ def test_embeddings_that_overflow_are_rejected(dtype, message, value):
     assert encoder.encode(["a", "b", None])["pooled"].isfinite().all()
     with pytest.raises(ValueError, match=message):
         encoder.encode(["a", "b", "c", "bad"])
+
+
+def test_a_string_is_no_list_of_prompts():
+    """Its letters would be encoded, each as a prompt."""
+    told = "prompts must be a list of prompts, got the string"
+    teacher = MixtureTeacher.random(dim=2, modes=2, classes=2)
+    network = MlpDenoiser.rectified_flow(dim=2, classes=2, width=8)
+    student = Student([OdeExpert(network, p) for p in PhasePlan.uniform(1)], encode=list)
+    encoder = EncodedText(object, dict, null="")
+    for encode in (teacher.encode, student.encode, encoder.encode):
+        with pytest.raises(ValueError, match=told):
+            encode("01")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pdmd.arguments import check_prompts
 from pdmd.files import local_path
 from pdmd.teachers.conditioning.embeddings.cache import (
     StoredTexts,
@@ -56,8 +57,7 @@ class StoredEmbeddings(Prompts):
         cache: str | Path = "",
         progress: bool = True,
     ) -> None:
-        if isinstance(prompts, str):
-            raise ValueError(f"prompts must be a list of texts, got the string {prompts!r}")
+        check_prompts(prompts)
         self.store = StoreFolder.of(str(url))
         self.index = Index.read(self.store)
         self._chosen = tuple(prompts)
