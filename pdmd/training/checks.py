@@ -10,11 +10,12 @@ from torch import Tensor
 
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.schedules import same_process
+from pdmd.distillation.experts import Expert
 from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Objective
 from pdmd.objectives.loss_checks import check_losses
 
-__all__ = ["check_same_process", "check_update"]
+__all__ = ["check_own_parameters", "check_same_process", "check_update"]
 
 
 def check_same_process(networks: Iterable[Denoiser], teacher: Denoiser) -> None:
@@ -35,6 +36,25 @@ def check_same_process(networks: Iterable[Denoiser], teacher: Denoiser) -> None:
                 f"takes {teacher.latent_shape}; build the network with "
                 "latent_shape=teacher.latent_shape"
             )
+
+
+def check_own_parameters(experts: Iterable[Expert]) -> None:
+    """Checks that experts have no parameters besides those of their networks.
+
+    Networks alone are placed, trained, averaged and saved.
+
+    Raises:
+        ValueError: If one has.
+    """
+    for expert in experts:
+        networks = {id(p) for p in expert.denoiser.parameters()}
+        for name, parameter in expert.named_parameters():
+            if id(parameter) not in networks:
+                raise ValueError(
+                    f"the {type(expert).__name__} has the parameter {name!r} of its own, which "
+                    "would neither be trained nor saved; make it one of the network (a Denoiser "
+                    "around it), which init=... provides"
+                )
 
 
 def check_update(objective: Objective, losses: Any, role: str, phase: Phase) -> dict[str, Tensor]:

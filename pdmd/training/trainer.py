@@ -19,7 +19,7 @@ from pdmd.distillation.buckets import Buckets
 from pdmd.distillation.experts import Expert
 from pdmd.distillation.phases import Phase
 from pdmd.objectives.base import Models, Objective, PhaseContext, Rollout
-from pdmd.training.checks import check_same_process, check_update
+from pdmd.training.checks import check_own_parameters, check_same_process, check_update
 from pdmd.training.conditions import ConditionStream
 from pdmd.training.ema import Ema
 from pdmd.training.expert_training import ExpertTraining
@@ -65,8 +65,9 @@ class PhaseTrainer:
         update: Number of updates of the experts so far.
 
     Raises:
-        ValueError: If the batch size is not divisible by the data ranks, or an expert or fake
-            score has another schedule or latent shape than the teacher.
+        ValueError: If the batch size is not divisible by the data ranks, an expert has parameters
+            of its own, or an expert or fake score has another schedule or latent shape than the
+            teacher.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class PhaseTrainer:
         trained = {id(e.denoiser): e.denoiser for e in self.experts}
         scores = [d for row in self.fakes for d in row]
         check_same_process([*trained.values(), *scores], teacher)
+        check_own_parameters(self.experts)
         generators = nn.ModuleDict({str(i): d for i, d in enumerate(trained.values())})
         self.ema = Ema(
             generators, expert_training.ema
