@@ -20,15 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = [
-    "WrongArgument",
-    "at_least",
-    "check_instance",
-    "check_prompts",
-    "checked",
-    "describe",
-    "describe_error",
-]
+__all__ = ["WrongArgument", "at_least", "check_instance", "checked", "describe", "describe_error"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _FOREIGN: dict[Any, str] = {
@@ -89,18 +81,6 @@ def check_instance(name: str, value: object, kind: type) -> None:
     if not isinstance(value, kind):
         wanted = f"an instance of {kind.__name__}"
         raise WrongArgument(f"{name} takes {wanted}, got {describe(value)}; pass {wanted}")
-
-
-def check_prompts(prompts: object) -> None:
-    """Checks that prompts are not one string, whose letters would be prompts.
-
-    Raises:
-        ValueError: If they are.
-    """
-    if isinstance(prompts, str):
-        raise ValueError(
-            f"prompts must be a list of prompts, got the string {prompts!r:.80}; pass a list"
-        )
 
 
 def describe(value: object) -> str:

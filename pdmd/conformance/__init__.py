@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from pdmd.arguments import check_prompts, checked
+from pdmd.arguments import checked
 from pdmd.conformance.conditions import check_conditions, check_decode, check_guidance
 from pdmd.conformance.copies import check_copy, check_parameters, check_state
 from pdmd.conformance.evaluations import (
@@ -37,6 +37,7 @@ from pdmd.conformance.processes import check_oracle, check_plans, check_samples,
 from pdmd.conformance.scores import check_score
 from pdmd.diffusion.modes import check_gradients_on
 from pdmd.teachers.base import Teacher
+from pdmd.teachers.conditioning.prompts import check_prompts
 
 __all__ = ["CHECKS", "Outcome", "Report", "check"]
 

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from pdmd.arguments import check_prompts, checked
+from pdmd.arguments import checked
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.routers import IntervalRouter, RoutedDenoiser, Router
 from pdmd.distillation.adapters import adapted_parts, base_digest
@@ -54,6 +54,7 @@ from pdmd.distributed.weight_sources import is_outline
 from pdmd.files import local_path, own_digest
 from pdmd.tables import Table
 from pdmd.teachers.base import Teacher
+from pdmd.teachers.conditioning.prompts import check_prompts
 from pdmd.typing import Condition, Latents
 
 __all__ = ["Student"]
@@ -128,12 +129,11 @@ class Student(Teacher):
         Raises:
             ValueError: If the student has no encoder.
         """
+        check_prompts(prompts)
         if self._encode is None:
             raise ValueError(
-                "this student has no prompt encoder; pass a condition from the teacher's "
-                "encode(), or load it with Student.load(folder, teacher=teacher)"
+                "this student has no prompt encoder; load it with Student.load(folder, teacher=)"
             )
-        check_prompts(prompts)
         return self._encode(prompts)
 
     @property

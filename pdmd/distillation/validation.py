@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pdmd.arguments import check_prompts, describe, describe_error
+from pdmd.arguments import describe, describe_error
 from pdmd.diffusion.checks import inputs_kept
 from pdmd.diffusion.denoisers import Denoiser
 from pdmd.diffusion.modes import evaluation_mode
@@ -25,6 +25,7 @@ from pdmd.objectives.base import Objective
 from pdmd.objectives.terms import terms_of
 from pdmd.randomness import randn
 from pdmd.teachers.base import Teacher
+from pdmd.teachers.conditioning.prompts import check_prompts
 from pdmd.teachers.guided import unguided
 from pdmd.training.fake_scores import FakeScores
 from pdmd.training.rollouts import Rollouts

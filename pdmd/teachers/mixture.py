@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdmd.arguments import check_prompts, checked
+from pdmd.arguments import checked
 from pdmd.diffusion.predictions import Kind, combination
 from pdmd.diffusion.schedules import RectifiedFlow, Schedule
 from pdmd.teachers.base import Teacher
+from pdmd.teachers.conditioning.prompts import check_prompts
 from pdmd.typing import Condition, Latents, Times, expand, labels_of
 
 __all__ = ["MixtureTeacher"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pdmd.arguments import check_prompts, checked
+from pdmd.arguments import checked
 from pdmd.files import own_digest
 from pdmd.teachers.conditioning.cut_texts import noting_cut_texts
 from pdmd.teachers.conditioning.fingerprints import encoder_fingerprint
@@ -24,7 +24,14 @@ from pdmd.typing import Conditions, join_conditions
 if TYPE_CHECKING:
     from tensordict import TensorDict
 
-__all__ = ["EncodedText", "PromptEmbeddings", "Prompts", "check_finite", "prompts_of"]
+__all__ = [
+    "EncodedText",
+    "PromptEmbeddings",
+    "Prompts",
+    "check_finite",
+    "check_prompts",
+    "prompts_of",
+]
 
 
 class Prompts(ABC):
@@ -328,6 +335,18 @@ def check_finite(condition: TensorDict, prompts: Sequence[Any]) -> None:
             raise ValueError(
                 f"the encoder's {key!r} of {prompt!r:.80} is not finite in {dtype}; {remedy}"
             )
+
+
+def check_prompts(prompts: object) -> None:
+    """Checks that prompts are not one string, whose letters would be prompts.
+
+    Raises:
+        ValueError: If they are.
+    """
+    if isinstance(prompts, str):
+        raise ValueError(
+            f"prompts must be a list of prompts, got the string {prompts!r:.80}; pass a list"
+        )
 
 
 def prompts_of(embeddings: Prompts | None, encoder: Prompts) -> Prompts:

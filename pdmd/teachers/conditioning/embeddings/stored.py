@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pdmd.arguments import check_prompts
 from pdmd.files import local_path
 from pdmd.teachers.conditioning.embeddings.cache import (
     StoredTexts,
@@ -20,7 +19,7 @@ from pdmd.teachers.conditioning.embeddings.cache import (
 from pdmd.teachers.conditioning.embeddings.index import Index, StoreFolder
 from pdmd.teachers.conditioning.embeddings.packing import unpack
 from pdmd.teachers.conditioning.image_prompts import ImagePrompt, NamedImagePrompts, name_of
-from pdmd.teachers.conditioning.prompts import Prompts
+from pdmd.teachers.conditioning.prompts import Prompts, check_prompts
 from pdmd.teachers.conditioning.text_lengths import trimmed, with_lengths
 from pdmd.typing import LENGTHS, moved
 
