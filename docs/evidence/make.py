@@ -54,6 +54,11 @@ DEFAULT_GUIDANCE = {
     "clips": HeldOutPromptsBenchmark.guidance,
     "fashion": GUIDANCE,
 }
+BY_GUIDANCE = (
+    *("teacher", "teacher_euler_4", "one_step", "vanilla", "sgts", "sgts_ode", "phased"),
+    *("phased_2x2_full", "phased_fast_fake", "phased_shared", "phased_disjoint"),
+)
+"""Methods of the figures by guidance; the tables have all."""
 SEARCHED = ("feature_distance", "vendi", "accuracy", "coverage", "relative_flow", "flow_spread")
 COSTS = {"nfe": "{:.0f}", "forwards": "{:,.0f}", "saved_mib": "{:.2f}"}
 
@@ -351,7 +356,8 @@ def main():
             (HERE / f"{name}.png").write_bytes(png(figure))
         scales = by_guidance(name) if name in GUIDED and results is not None else {}
         if scales:
-            figure = guidance_figure(scales, axes[::-1])
+            drawn = {g: [e for e in s if e["method"] in BY_GUIDANCE] for g, s in scales.items()}
+            figure = guidance_figure(drawn, axes[::-1])
             (HERE / f"{name}_guidance.png").write_bytes(png(figure))
         costs = [summarise(other["rows"]) for other in equal_costs(name)]
         if len(costs) > 1:
