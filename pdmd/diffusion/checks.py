@@ -168,11 +168,9 @@ def inputs_kept(x_t: Latents, t: Tensor, condition: Condition) -> Iterator[None]
     """
     fields = {} if condition is None else dict(condition.items())
     inputs = {"x_t": x_t, "t": t, **{f"condition[{key!r}]": v for key, v in fields.items()}}
-    versions = {name: getattr(value, "_version", 0) for name, value in inputs.items()}
+    versions = {name: _version(value) for name, value in inputs.items()}
     yield
-    changed = [
-        name for name, value in inputs.items() if getattr(value, "_version", 0) != versions[name]
-    ]
+    changed = [name for name, value in inputs.items() if _version(value) != versions[name]]
     now = {} if condition is None else dict(condition.items())
     changed += [f"condition[{key!r}]" for key in now if now[key] is not fields.get(key)]
     if changed:
@@ -180,3 +178,9 @@ def inputs_kept(x_t: Latents, t: Tensor, condition: Condition) -> Iterator[None]
             f"the network modifies its input {changed[0]} in place, which others use after it; "
             "compute a new tensor, or clone the input first"
         )
+
+
+def _version(value: Any) -> int:
+    """Returns how often a tensor was modified, 0 of what does not count it."""
+    counts = isinstance(value, Tensor) and not value.is_inference()
+    return value._version if counts else 0

@@ -5,6 +5,7 @@ import torch
 from tensordict import TensorDict
 
 from pdmd import Guided, MixtureTeacher, PhasePlan, RectifiedFlow
+from pdmd.diffusion.checks import inputs_kept
 from pdmd.distillation.validation import (
     check_discriminators,
     check_same_weights,
@@ -198,3 +199,10 @@ def test_a_network_that_fails_is_named_with_its_inputs():
     with pytest.raises(RuntimeError) as failed:
         check_teacher(teacher, plan, DistributionMatching(), condition)
     assert "at t = 1 on latents of shape (2, 2)" in failed.value.__notes__[0]
+
+
+def test_inputs_that_count_no_changes_pass():
+    with torch.inference_mode():
+        x = torch.zeros(2, 3)
+    with inputs_kept(x, torch.ones(2), None):
+        pass
