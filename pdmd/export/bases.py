@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,12 +148,7 @@ class BasePipeline:
             found += [self.folder / part, *sorted((self.folder / part).rglob("*"))]
         check_links(self.name, self.folder, found)
         kept = [path for path in found if path.is_file() and path.suffix not in CODE]
-        variants = {
-            (self.folder / part, stem): variant
-            for part in self.parts(layout)
-            for stem in STEMS
-            if (variant := variant_of(self.folder, part, stem))
-        }
+        variants = self._variants(self.parts(layout))
         return {
             path: path.relative_to(self.folder).with_name(_plain_name(path, variants))
             for path in kept
@@ -162,8 +157,16 @@ class BasePipeline:
     def variants(self) -> set[str]:
         """Returns the variants of components whose weights are in one alone."""
         parts = [name for name, value in self.index.items() if isinstance(value, list)]
-        found = {variant_of(self.folder, part, stem) for part in parts for stem in STEMS}
-        return {variant for variant in found if variant}
+        return set(self._variants(parts).values())
+
+    def _variants(self, parts: Iterable[str]) -> dict[tuple[Path, str], str]:
+        """Returns the variants by folder and by what the files of weights are called."""
+        return {
+            (self.folder / part, stem): variant
+            for part in parts
+            for stem in STEMS
+            if (variant := variant_of(self.folder, part, stem))
+        }
 
 
 def _plain_name(path: Path, variants: Mapping[tuple[Path, str], str]) -> str:
