@@ -12,7 +12,9 @@ from pdmd.teachers.families.tiny.pipelines import TINY, write_tiny_pipeline
 
 LONG = "a very long story " * 300
 TOLD = "the text encoder takes fewer tokens than 'a very long story"
-FAMILIES = ("wan", "qwen_image", "z_image", "flux2", "sd3", "sana", "kandinsky5_image")
+FAMILIES = [  # of texts alone; the templates of the last are longer than what it takes
+    name for name in TINY if name not in ("wan_i2v", "qwen_image_edit", "kandinsky5")
+]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from pdmd.teachers.families.encoders import check_pretrained, load_encoder
-from tests.helpers.tiny_encoders import t5
+from pdmd.teachers.families.text_pipelines import load_text_encoder
+from tests.helpers.tiny_encoders import flux_text, t5
+from tests.helpers.tiny_flows import FLOWS, flow
 
 
 @pytest.fixture
@@ -144,3 +146,19 @@ def test_positions_and_other_parts_of_a_model_are_no_codes(folder):
     more = {"position_ids": torch.arange(4)[None], "logit_scale": torch.tensor(2.0)}
     rewrite(folder, lambda weights: weights | more)
     assert load(folder).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
+def test_every_text_encoder_has_its_own_variant(tmp_path, part):
+    import torch
+
+    FLOWS["flux"].pipeline(flow("flux"), text=flux_text()).save_pretrained(tmp_path)
+    plain = load_text_encoder("FluxPipeline", tmp_path, dtype="float32")
+    file = tmp_path / part / "model.safetensors"
+    file.rename(file.with_suffix(".fp16.safetensors"))
+    loaded = load_text_encoder("FluxPipeline", tmp_path, dtype="float32")
+    for key, weight in getattr(plain, part).state_dict().items():
+        assert torch.equal(weight, getattr(loaded, part).state_dict()[key])
+    file.with_suffix(".fp16.safetensors").unlink()
+    with pytest.raises(ValueError, match=f"cannot load .*/{part} "):
+        load_text_encoder("FluxPipeline", tmp_path, dtype="float32")

@@ -17,7 +17,7 @@ from pdmd.teachers.families.vaes import load_decoder
 from tests.helpers.exporting import qwen_folder
 from tests.helpers.tiny_discrete import family as discrete_family
 from tests.helpers.tiny_discrete import sd_pipeline
-from tests.helpers.tiny_encoders import clip, flux_text
+from tests.helpers.tiny_encoders import clip
 from tests.helpers.tiny_families import family, noise, qwen_pipeline
 from tests.helpers.tiny_flows import FLOWS, flow
 
@@ -397,17 +397,3 @@ def test_vocabularies_of_bytes_and_of_few_words_are_some(images):
         edit(images / "model_index.json", tokenizer=kind)
         loaded = load_text_encoder("StableDiffusionPipeline", images, dtype="float32")
         assert type(loaded.tokenizer) is type(tokenizer)
-
-
-@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
-def test_every_text_encoder_has_its_own_variant(tmp_path, part):
-    FLOWS["flux"].pipeline(flow("flux"), text=flux_text()).save_pretrained(tmp_path)
-    plain = load_text_encoder("FluxPipeline", tmp_path, dtype="float32")
-    file = tmp_path / part / "model.safetensors"
-    file.rename(file.with_suffix(".fp16.safetensors"))
-    loaded = load_text_encoder("FluxPipeline", tmp_path, dtype="float32")
-    for key, weight in getattr(plain, part).state_dict().items():
-        assert torch.equal(weight, getattr(loaded, part).state_dict()[key])
-    file.with_suffix(".fp16.safetensors").unlink()
-    with pytest.raises(ValueError, match=f"cannot load .*/{part} "):
-        load_text_encoder("FluxPipeline", tmp_path, dtype="float32")
